@@ -1,0 +1,162 @@
+"""The tape: forward builds a graph, ``backward`` walks it and fills the leaves' gradients.
+
+MindSpore's dynamic graph has such a tape under private names; they are used here and nowhere else.
+Two facts shape the interface. The engine accumulates a second gradient into a leaf out of place,
+and wrongly so for transposed gradients on CPU: whoever owns a parameter must take its gradient in
+a post-accumulate hook and clear it (``set_grad(p, None)``). And an exception inside a primitive
+can switch graph building off for the whole process: ``backward`` and ``enable`` switch it on again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, ops
+from mindspore._c_expression import run_backward
+from mindspore.common._grad_function import _Function
+from mindspore.common.api import _pynative_executor
+
+from mindspeed_ms.backend import device  # noqa: F401  (sets the execution mode before any tensor)
+
+__all__ = [
+    "Function",
+    "HookHandle",
+    "backward",
+    "detach",
+    "enable",
+    "enable_grad",
+    "get_grad",
+    "is_grad_enabled",
+    "no_grad",
+    "register_post_accumulate_hook",
+    "requires_grad",
+    "requires_grad_",
+    "set_grad",
+]
+
+Function = _Function
+"""Base of operations with a hand-written gradient.
+
+A subclass defines static ``forward(ctx, *inputs)`` and ``backward(ctx, *output_grads)``; the latter
+returns one gradient (or None) per input of ``forward``. ``ctx.save_for_backward(*tensors)`` and
+``ctx.saved_tensors`` carry tensors, plain attributes of ``ctx`` the rest. State lives in ``ctx``,
+one per call, so several micro-batches can be in flight. Call with ``apply``.
+"""
+
+
+class HookHandle(Protocol):
+    """What a hook registration returns."""
+
+    def remove(self) -> None:
+        """Take the hook away."""
+
+
+def enable() -> None:
+    """Let the process build graphs; cheap, called at the start of every step."""
+    _pynative_executor.set_grad_flag(True)
+
+
+def is_grad_enabled() -> bool:
+    """True when operations are being recorded."""
+    return bool(_pynative_executor.grad_flag()) and bool(_pynative_executor.enable_grad())
+
+
+@contextmanager
+def _grad_mode(recorded: bool) -> Iterator[None]:
+    previous = _pynative_executor.enable_grad()
+    _pynative_executor.set_enable_grad(recorded)
+    try:
+        yield
+    finally:
+        _pynative_executor.set_enable_grad(previous)
+
+
+def no_grad() -> AbstractContextManager[None]:
+    """Context in which nothing is recorded."""
+    return _grad_mode(False)
+
+
+def enable_grad() -> AbstractContextManager[None]:
+    """Context in which operations are recorded, also inside a ``Function``."""
+    enable()
+    return _grad_mode(True)
+
+
+def backward(
+    outputs: Tensor | Sequence[Tensor],
+    grads: Tensor | Sequence[Tensor | None] | None = None,
+    keep_graph: bool = False,
+) -> None:
+    """Run the tape backwards from ``outputs`` and accumulate into the leaves that need a gradient.
+
+    Args:
+        outputs: one tensor or several, all with a recorded graph.
+        grads: gradient of each output, same shapes; None means ones.
+        keep_graph: keep the graph for another backward.
+
+    Raises:
+        RuntimeError: an output has no recorded graph, or its graph was already used.
+    """
+    outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    if grads is None:
+        grads = (None,) * len(outputs)
+    elif isinstance(grads, Tensor):
+        grads = (grads,)
+    seeds = tuple(
+        ms.ops.ones_like(output) if grad is None else grad
+        for output, grad in zip(outputs, grads, strict=True)
+    )
+    enable()
+    run_backward(outputs, seeds, keep_graph, False, ())
+
+
+def detach(tensor: Tensor) -> Tensor:
+    """The same storage without history: a leaf that needs no gradient."""
+    return ops.stop_gradient(tensor)
+
+
+def requires_grad(tensor: Tensor) -> bool:
+    """True when a gradient flows to (a leaf) or through (a result) the tensor."""
+    if isinstance(tensor, Parameter):
+        return tensor.requires_grad
+    return bool(tensor._requires_grad)
+
+
+def requires_grad_(tensor: Tensor, flag: bool = True) -> Tensor:
+    """Mark a leaf as needing a gradient; returns it."""
+    if isinstance(tensor, Parameter):
+        tensor.requires_grad = flag
+    else:
+        tensor.requires_grad_(flag)
+    return tensor
+
+
+def get_grad(tensor: Tensor) -> Tensor | None:
+    """Accumulated gradient of a leaf, or None."""
+    return tensor._grad
+
+
+def set_grad(tensor: Tensor, grad: Tensor | None) -> None:
+    """Replace or (None) clear the accumulated gradient of a leaf."""
+    tensor._grad = grad
+
+
+def register_post_accumulate_hook(
+    parameter: Parameter, hook: Callable[[Parameter], None]
+) -> HookHandle:
+    """Call ``hook(parameter)`` each time the engine has set the parameter's gradient.
+
+    It runs inside ``backward``, in the order the gradients become ready (last layer first). It
+    does not run when the gradient is None, as with an operation that accumulates by itself.
+    """
+
+    def fire(_grad_inputs: tuple, _grad_outputs: tuple) -> None:
+        hook(parameter)
+
+    return parameter._grad_node.register_hook(fire)
+
+
+enable()

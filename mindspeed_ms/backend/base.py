@@ -1,0 +1,181 @@
+"""The communication seam: what every implementation of ``Comm`` offers, and the objects it uses.
+
+Implementations are ``cpu_mpi.MpiComm``, ``ascend.AscendComm`` and ``single.SingleComm``. Callers
+use the functions of ``comm``; those check arguments once, so an implementation may rely on: tensors
+are contiguous, element counts and types agree, the caller is a member of the group, the group has
+more than one rank (``SingleComm`` serves the others), a peer is another rank of the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal, Protocol
+
+from mindspore import Tensor
+
+
+class ReduceOp(Enum):
+    """How a reduction combines the ranks' elements."""
+
+    SUM = "sum"
+    AVG = "avg"
+    """Sum divided by the number of ranks; floating point types only."""
+    MAX = "max"
+    MIN = "min"
+    PROD = "prod"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """An ordered set of ranks that communicate with each other; made by ``comm.new_group``."""
+
+    ranks: tuple[int, ...]
+    """Global ranks, ascending."""
+    rank: int
+    """Position of this process in ``ranks``; -1 if it is not a member."""
+    name: str
+    """Unique within the job, equal on all ranks."""
+    _handle: Any = field(default=None, repr=False)
+    """The implementation's own object (an MPI communicator, an HCCL group name)."""
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return len(self.ranks)
+
+    def rank_of(self, global_rank: int) -> int:
+        """Position of a global rank in this group.
+
+        Raises:
+            ValueError: the rank is not a member.
+        """
+        try:
+            return self.ranks.index(global_rank)
+        except ValueError:
+            raise ValueError(
+                f"rank {global_rank} is not in group {self.name} with ranks {self.ranks}; "
+                "name a global rank of this group"
+            ) from None
+
+
+class Work(Protocol):
+    """A communication in flight. Its buffers stay alive until it is complete."""
+
+    def wait(self) -> None:
+        """Block until the result is in the output tensor; further calls return at once."""
+
+    def is_completed(self) -> bool:
+        """True when ``wait`` would not block; also lets the library make progress."""
+
+
+class CompletedWork:
+    """The handle of a communication that was finished when the call returned."""
+
+    def wait(self) -> None:
+        """Return at once."""
+
+    def is_completed(self) -> bool:
+        """Always true."""
+        return True
+
+
+@dataclass(frozen=True)
+class P2POp:
+    """One transfer of ``comm.batch_isend_irecv``.
+
+    Raises:
+        ValueError: ``op`` is neither a send nor a receive.
+    """
+
+    op: Literal["isend", "irecv"] | Callable[..., Work]
+    """``"isend"`` or ``"irecv"``; the functions ``comm.isend`` and ``comm.irecv`` do as well."""
+    tensor: Tensor
+    peer: int
+    """Global rank of the other side."""
+    group: Group | None = None
+    tag: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("isend", "irecv"):
+            raise ValueError(f"P2POp.op is {self.op!r}; it must be comm.isend or comm.irecv")
+
+    @property
+    def kind(self) -> str:
+        """``"isend"`` or ``"irecv"``."""
+        return self.op if isinstance(self.op, str) else self.op.__name__
+
+
+class Comm(Protocol):
+    """One way to communicate.
+
+    Tensors are changed in place. With ``async_op`` a handle is returned at once, else ``None``
+    after completion. Every member of a group calls the same operations in the same order.
+    """
+
+    @property
+    def rank(self) -> int:
+        """Global rank of this process."""
+
+    @property
+    def world_group(self) -> Group:
+        """The group of all ranks."""
+
+    def new_group(self, ranks: tuple[int, ...], name: str) -> Group:
+        """Create a group of two or more ranks; called by every rank of the world in one order."""
+
+    def all_reduce(self, tensor: Tensor, op: ReduceOp, group: Group, async_op: bool) -> Work | None:
+        """Replace the tensor of every rank by the reduction of all."""
+
+    def all_gather_into_tensor(
+        self, output: Tensor, input: Tensor, group: Group, async_op: bool
+    ) -> Work | None:
+        """Write the inputs of all ranks into ``output``, in rank order."""
+
+    def reduce_scatter_tensor(
+        self, output: Tensor, input: Tensor, op: ReduceOp, group: Group, async_op: bool
+    ) -> Work | None:
+        """Reduce the inputs and leave part ``group.rank`` of the result in ``output``."""
+
+    def all_to_all_single(
+        self,
+        output: Tensor,
+        input: Tensor,
+        splits: tuple[Sequence[int], Sequence[int]],
+        group: Group,
+        async_op: bool,
+    ) -> Work | None:
+        """Exchange parts; ``splits`` holds rows per rank of ``output`` and of ``input``."""
+
+    def broadcast(self, tensor: Tensor, src: int, group: Group, async_op: bool) -> Work | None:
+        """Replace the tensor of every rank by that of global rank ``src``."""
+
+    def reduce(
+        self, tensor: Tensor, dst: int, op: ReduceOp, group: Group, async_op: bool
+    ) -> Work | None:
+        """Leave the reduction in the tensor of global rank ``dst``; the others keep theirs."""
+
+    def isend(self, tensor: Tensor, dst: int, group: Group, tag: int) -> Work:
+        """Start sending to global rank ``dst``."""
+
+    def irecv(self, tensor: Tensor, src: int, group: Group, tag: int) -> Work:
+        """Start receiving from global rank ``src``."""
+
+    def batch_isend_irecv(self, ops: Sequence[P2POp], group: Group) -> list[Work]:
+        """Start several transfers of one group at once; the order of the list does not matter."""
+
+    def barrier(self, group: Group) -> None:
+        """Return when every rank of the group has called it."""
+
+    def all_gather_object(self, obj: object, group: Group) -> list[Any]:
+        """The objects of all ranks, in rank order (pickled)."""
+
+    def broadcast_object(self, obj: object, src: int, group: Group) -> Any:
+        """The object of global rank ``src`` (pickled)."""
+
+    def abort(self, message: str) -> None:
+        """End every process of the job with ``message``; does not return."""
+
+    def destroy(self) -> None:
+        """Release what the implementation holds; no communication afterwards."""

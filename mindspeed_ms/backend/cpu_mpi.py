@@ -1,0 +1,338 @@
+"""Communication between CPU ranks with MPI, on the tensors' own memory.
+
+Nothing is copied on the way in or out, except where the arithmetic needs it: float16 and bfloat16
+are reduced in float32 and rounded once, and a reduce-scatter into its own input goes through a
+buffer of the output's size. Transfers move unsigned integers of the element's width; only
+reductions look at the type.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NoReturn
+
+import numpy as np
+from mindspore import Tensor
+from mindspore.common import dtype as mstype
+
+from mindspeed_ms.backend import env
+from mindspeed_ms.backend.base import Group, P2POp, ReduceOp, Work
+from mindspeed_ms.backend.span import flat_view
+
+_SWEEP_AT = 64
+"""Handles in flight from which on completed ones are looked for."""
+
+
+def load_mpi() -> ModuleType:
+    """Start MPI in this process: ``mpi4py.MPI``, imported for the first time.
+
+    MPI is finalized by ``launch``, which knows whether the other ranks are leaving too.
+
+    Raises:
+        RuntimeError: mpi4py or the MPI library is not installed.
+    """
+    try:
+        rc = importlib.import_module("mpi4py").rc
+        rc.finalize = False
+        return importlib.import_module("mpi4py.MPI")
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(
+            f"several CPU ranks need MPI, which cannot be loaded ({reason}); "
+            'pip install "mindspeed_ms[cpu]"'
+        ) from None
+
+
+def prepare_many_ranks(local_size: int, cores: int) -> None:
+    """Let a waiting rank give its core away at once where ranks outnumber cores.
+
+    MPI reads this when it starts. Eight ranks on two cores answer twenty times faster with it.
+    """
+    if local_size > cores:
+        env.set_default("MPIR_CVAR_POLLS_BEFORE_YIELD", 1)
+
+
+def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
+    """Values of raw bfloat16 bits (uint16)."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Raw bfloat16 bits (uint16) of float32 values, rounded to nearest, ties to even."""
+    bits = values.view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+class MpiWork:
+    """An MPI request, the memory it uses, and what remains to be done after it."""
+
+    def __init__(
+        self, request: Any, keep: tuple[Any, ...], finish: Callable[[], None] | None
+    ) -> None:
+        """Take over a started request.
+
+        Args:
+            request: the ``MPI.Request``.
+            keep: tensors and arrays that must outlive the request.
+            finish: run once, after completion (rounding, copying into the output).
+        """
+        self._request = request
+        self._keep = keep
+        self._finish = finish
+        self._is_done = False
+
+    def wait(self) -> None:
+        """Block until the result is in the output tensor."""
+        if not self._is_done:
+            self._request.Wait()
+            self._complete()
+
+    def is_completed(self) -> bool:
+        """Test the request, which also lets MPI make progress."""
+        if not self._is_done and self._request.Test():
+            self._complete()
+        return self._is_done
+
+    def _complete(self) -> None:
+        self._is_done = True
+        if self._finish is not None:
+            self._finish()
+        self._keep, self._finish = (), None
+
+
+class MpiComm:
+    """``Comm`` over MPI; collectives use one communicator per group."""
+
+    def __init__(self, mpi: ModuleType, end_job: Callable[[str], NoReturn]) -> None:
+        """Wrap a started MPI.
+
+        Args:
+            mpi: the module ``load_mpi`` returned.
+            end_job: ends every process of the job with a message.
+        """
+        self._mpi = mpi
+        self._end_job = end_job
+        world = mpi.COMM_WORLD.Dup()
+        self.rank: int = world.rank
+        self.world_group = Group(tuple(range(world.size)), world.rank, "world", world)
+        self._communicators = [world]
+        self._in_flight: set[MpiWork] = set()
+        self._moved_types = {
+            1: mpi.UINT8_T,
+            2: mpi.UINT16_T,
+            4: mpi.UINT32_T,
+            8: mpi.UINT64_T,
+        }
+        # Named outright: NumPy has two names for int64, and MPI refuses to mix them.
+        self._number_types = {
+            np.dtype(np.float32): mpi.FLOAT,
+            np.dtype(np.float64): mpi.DOUBLE,
+            np.dtype(np.int64): mpi.INT64_T,
+            np.dtype(np.int32): mpi.INT32_T,
+            np.dtype(np.int16): mpi.INT16_T,
+            np.dtype(np.int8): mpi.INT8_T,
+            np.dtype(np.uint16): mpi.UINT16_T,
+            np.dtype(np.uint8): mpi.UINT8_T,
+        }
+        self._operations = {
+            ReduceOp.SUM: mpi.SUM,
+            ReduceOp.AVG: mpi.SUM,
+            ReduceOp.MAX: mpi.MAX,
+            ReduceOp.MIN: mpi.MIN,
+            ReduceOp.PROD: mpi.PROD,
+        }
+
+    def new_group(self, ranks: tuple[int, ...], name: str) -> Group:
+        """Create the communicator; only members take part."""
+        if self.rank not in ranks:
+            return Group(ranks, -1, name)
+        world = self.world_group._handle
+        members = world.group.Incl(ranks)
+        communicator = world.Create_group(members, tag=len(self._communicators) % 32768)
+        members.Free()
+        self._communicators.append(communicator)
+        return Group(ranks, communicator.rank, name, communicator)
+
+    def all_reduce(self, tensor: Tensor, op: ReduceOp, group: Group, async_op: bool) -> Work | None:
+        """Allreduce in place."""
+        array = flat_view(tensor)
+        work = _widen(array, tensor)
+        finish = _finisher(array, work, tensor, op, group.size)
+        arguments = (self._mpi.IN_PLACE, self._numbers(work), self._operations[op])
+        return self._run(group, "Allreduce", arguments, (tensor, array, work), finish, async_op)
+
+    def all_gather_into_tensor(
+        self, output: Tensor, input: Tensor, group: Group, async_op: bool
+    ) -> Work | None:
+        """Allgather; in place when the input is this rank's part of the output."""
+        received, sent = flat_view(output), flat_view(input)
+        own = received[group.rank * sent.size : (group.rank + 1) * sent.size]
+        is_own_part = sent.size > 0 and own.ctypes.data == sent.ctypes.data
+        source = self._mpi.IN_PLACE if is_own_part else self._moved(sent)
+        keep = (output, input, received, sent)
+        arguments = (source, self._moved(received))
+        return self._run(group, "Allgather", arguments, keep, None, async_op)
+
+    def reduce_scatter_tensor(
+        self, output: Tensor, input: Tensor, op: ReduceOp, group: Group, async_op: bool
+    ) -> Work | None:
+        """Reduce_scatter_block; through a buffer where types or memory require one."""
+        result, source = flat_view(output), _widen(flat_view(input), input)
+        overlaps = np.may_share_memory(result, source)
+        is_direct = source.dtype == result.dtype and not overlaps
+        work = result if is_direct else np.empty(result.size, source.dtype)
+        finish = _finisher(result, work, output, op, group.size)
+        keep = (output, input, result, source, work)
+        arguments = (self._numbers(source), self._numbers(work), self._operations[op])
+        return self._run(group, "Reduce_scatter_block", arguments, keep, finish, async_op)
+
+    def all_to_all_single(
+        self,
+        output: Tensor,
+        input: Tensor,
+        splits: tuple[Sequence[int], Sequence[int]],
+        group: Group,
+        async_op: bool,
+    ) -> Work | None:
+        """Alltoallv, counted in elements."""
+        received, sent = flat_view(output), flat_view(input)
+        arguments = (
+            [sent, _element_counts(input, splits[1]), self._moved_types[sent.itemsize]],
+            [received, _element_counts(output, splits[0]), self._moved_types[received.itemsize]],
+        )
+        keep = (output, input, received, sent)
+        return self._run(group, "Alltoallv", arguments, keep, None, async_op)
+
+    def broadcast(self, tensor: Tensor, src: int, group: Group, async_op: bool) -> Work | None:
+        """Bcast in place."""
+        array = flat_view(tensor)
+        arguments = (self._moved(array), group.rank_of(src))
+        return self._run(group, "Bcast", arguments, (tensor, array), None, async_op)
+
+    def reduce(
+        self, tensor: Tensor, dst: int, op: ReduceOp, group: Group, async_op: bool
+    ) -> Work | None:
+        """Reduce, in place on the destination."""
+        array, root = flat_view(tensor), group.rank_of(dst)
+        work = _widen(array, tensor)
+        numbers, operation = self._numbers(work), self._operations[op]
+        if group.rank == root:
+            finish = _finisher(array, work, tensor, op, group.size)
+            arguments: tuple[Any, ...] = (self._mpi.IN_PLACE, numbers, operation, root)
+        else:
+            finish = None
+            arguments = (numbers, None, operation, root)
+        return self._run(group, "Reduce", arguments, (tensor, array, work), finish, async_op)
+
+    def isend(self, tensor: Tensor, dst: int, group: Group, tag: int) -> Work:
+        """Isend to a global rank."""
+        array = flat_view(tensor)
+        request = group._handle.Isend(self._moved(array), group.rank_of(dst), tag)
+        return self._track(MpiWork(request, (tensor, array), None))
+
+    def irecv(self, tensor: Tensor, src: int, group: Group, tag: int) -> Work:
+        """Irecv from a global rank."""
+        array = flat_view(tensor)
+        request = group._handle.Irecv(self._moved(array), group.rank_of(src), tag)
+        return self._track(MpiWork(request, (tensor, array), None))
+
+    def batch_isend_irecv(self, ops: Sequence[P2POp], group: Group) -> list[Work]:
+        """One request per transfer, in the order of the list; none of them blocks."""
+        return [
+            (self.isend if op.kind == "isend" else self.irecv)(op.tensor, op.peer, group, op.tag)
+            for op in ops
+        ]
+
+    def barrier(self, group: Group) -> None:
+        """Barrier."""
+        group._handle.Barrier()
+
+    def all_gather_object(self, obj: object, group: Group) -> list[Any]:
+        """Allgather of pickles."""
+        return group._handle.allgather(obj)
+
+    def broadcast_object(self, obj: object, src: int, group: Group) -> Any:
+        """Bcast of a pickle."""
+        return group._handle.bcast(obj, root=group.rank_of(src))
+
+    def abort(self, message: str) -> NoReturn:
+        """End every process of the job."""
+        self._end_job(message)
+
+    def destroy(self) -> None:
+        """Free the communicators; every rank does."""
+        for communicator in reversed(self._communicators):
+            communicator.Free()
+        self._communicators.clear()
+
+    def _moved(self, array: np.ndarray) -> list[Any]:
+        """A buffer of untyped elements; MPI derives the count, per rank where it must."""
+        return [array, self._moved_types[array.itemsize]]
+
+    def _numbers(self, array: np.ndarray) -> list[Any]:
+        """A buffer of typed elements, for a reduction."""
+        return [array, self._number_types[array.dtype]]
+
+    def _run(
+        self,
+        group: Group,
+        name: str,
+        arguments: tuple[Any, ...],
+        keep: tuple[Any, ...],
+        finish: Callable[[], None] | None,
+        async_op: bool,
+    ) -> Work | None:
+        """Call the blocking (``Bcast``) or the non-blocking (``Ibcast``) form of a collective."""
+        if async_op:
+            request = getattr(group._handle, "I" + name.lower())(*arguments)
+            return self._track(MpiWork(request, keep, finish))
+        getattr(group._handle, name)(*arguments)
+        if finish is not None:
+            finish()
+        return None
+
+    def _track(self, work: MpiWork) -> MpiWork:
+        """Hold a handle until it is complete, even if the caller drops it."""
+        if len(self._in_flight) >= _SWEEP_AT:
+            self._in_flight = {w for w in self._in_flight if not w.is_completed()}
+        self._in_flight.add(work)
+        return work
+
+
+def _widen(array: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """The array a reduction may work on: float32 for 16-bit floats, bytes for bool."""
+    if tensor.dtype == mstype.bfloat16:
+        return bfloat16_to_float32(array)
+    if tensor.dtype == mstype.float16:
+        return array.astype(np.float32)
+    return array.view(np.uint8) if tensor.dtype == mstype.bool_ else array
+
+
+def _finisher(
+    result: np.ndarray, work: np.ndarray, tensor: Tensor, op: ReduceOp, size: int
+) -> Callable[[], None] | None:
+    """What turns the reduced ``work`` into the ``result``; None if it already is."""
+    is_average = op is ReduceOp.AVG
+    is_in_place = work.ctypes.data == result.ctypes.data
+    if is_in_place and not is_average:
+        return None
+
+    def finish() -> None:
+        if is_average:
+            np.divide(work, size, out=work)
+        if tensor.dtype == mstype.bfloat16:
+            result[...] = float32_to_bfloat16(work)
+        elif not is_in_place:
+            values = work.view(np.bool_) if tensor.dtype == mstype.bool_ else work
+            with np.errstate(over="ignore"):  # a float16 sum may exceed the range: infinity
+                result[...] = values
+
+    return finish
+
+
+def _element_counts(tensor: Tensor, rows: Sequence[int]) -> list[int]:
+    per_row = int(np.prod(tensor.shape[1:], dtype=np.int64))
+    return [count * per_row for count in rows]

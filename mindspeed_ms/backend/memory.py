@@ -1,0 +1,141 @@
+"""Tensors and the memory behind them.
+
+On CPU a MindSpore tensor and a NumPy array can share storage. Everything that must write in place
+(communication, gradient accumulation, the optimizer, checkpoint loading) goes through these
+functions, because several of MindSpore's own in-place operators do nothing on CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, mint
+from mindspore.common import dtype as mstype
+
+from mindspeed_ms.backend import device
+
+_NUMPY_OF = {
+    mstype.float32: np.dtype(np.float32),
+    mstype.float16: np.dtype(np.float16),
+    mstype.float64: np.dtype(np.float64),
+    mstype.bfloat16: np.dtype(np.uint16),
+    mstype.int64: np.dtype(np.int64),
+    mstype.int32: np.dtype(np.int32),
+    mstype.int16: np.dtype(np.int16),
+    mstype.int8: np.dtype(np.int8),
+    mstype.uint8: np.dtype(np.uint8),
+    mstype.uint16: np.dtype(np.uint16),
+    mstype.bool_: np.dtype(np.bool_),
+}
+
+
+def numpy_dtype(dtype: mstype.Type) -> np.dtype:
+    """NumPy type with the layout of a MindSpore type (bfloat16: its 16 raw bits as uint16).
+
+    Raises:
+        ValueError: a type that has no NumPy layout.
+    """
+    if dtype not in _NUMPY_OF:
+        names = ", ".join(str(known) for known in _NUMPY_OF)
+        raise ValueError(f"dtype {dtype} has no NumPy layout; use one of {names}")
+    return _NUMPY_OF[dtype]
+
+
+def is_contiguous(tensor: Tensor) -> bool:
+    """True when the elements lie in row-major order without gaps."""
+    return tensor.is_contiguous()
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """The tensor itself if it is contiguous, else a contiguous copy."""
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def address(tensor: Tensor) -> int:
+    """Address of the first element; waits for a pending computation of the tensor."""
+    return tensor.data_ptr()
+
+
+def num_elements(tensor: Tensor) -> int:
+    """Number of elements."""
+    return math.prod(tensor.shape)
+
+
+def num_bytes(tensor: Tensor) -> int:
+    """Bytes of the elements."""
+    return math.prod(tensor.shape) * numpy_dtype(tensor.dtype).itemsize
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    """NumPy view of a contiguous CPU tensor: writable, nothing is copied, the tensor stays alive.
+
+    bfloat16 appears as uint16 bits. On Ascend the result is a copy on the host, for reading only.
+
+    Raises:
+        ValueError: the tensor is not contiguous, so no dense array can alias it.
+    """
+    if not tensor.is_contiguous():
+        raise ValueError(
+            f"tensor of shape {tuple(tensor.shape)} is not contiguous; an in-place view needs "
+            "row-major storage: pass contiguous(tensor)"
+        )
+    dtype = numpy_dtype(tensor.dtype)
+    if device.is_ascend():
+        array = tensor.asnumpy()
+        return array if array.dtype == dtype else array.view(dtype)
+    # By address: asnumpy() of a view that begins inside its base returns a copy.
+    buffer = (ctypes.c_char * num_bytes(tensor)).from_address(tensor.data_ptr())
+    buffer.owner = tensor
+    return np.frombuffer(buffer, dtype).reshape(tensor.shape)
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """Tensor on the array's own memory (CPU); the tensor keeps the array alive."""
+    return Tensor.from_numpy(array)
+
+
+def empty(shape: Sequence[int], dtype: mstype.Type = mstype.float32) -> Tensor:
+    """Tensor with undefined contents."""
+    if device.is_ascend() or dtype == mstype.bfloat16:
+        return mint.empty(tuple(shape), dtype=dtype)
+    return Tensor.from_numpy(np.empty(tuple(shape), _NUMPY_OF[dtype]))
+
+
+def zeros(shape: Sequence[int], dtype: mstype.Type = mstype.float32) -> Tensor:
+    """Tensor of zeros with storage of its own."""
+    if device.is_ascend():
+        return mint.zeros(tuple(shape), dtype=dtype)
+    result = empty(shape, dtype)
+    as_numpy(result)[...] = 0
+    return result
+
+
+def copy_(dst: Tensor, src: Tensor) -> None:
+    """Copy the elements of ``src`` into the storage of ``dst`` (same shape and type).
+
+    Raises:
+        ValueError: shapes or types differ.
+    """
+    if tuple(dst.shape) != tuple(src.shape) or dst.dtype != src.dtype:
+        raise ValueError(
+            f"cannot copy {tuple(src.shape)} {src.dtype} into {tuple(dst.shape)} {dst.dtype}; "
+            "shapes and types must be equal"
+        )
+    if device.is_ascend():
+        dst.copy_(src)
+    else:
+        as_numpy(dst)[...] = as_numpy(contiguous(src))
+
+
+def view_of(flat: Tensor, start: int, shape: Sequence[int]) -> Tensor:
+    """View of ``prod(shape)`` elements of a one-dimensional tensor, beginning at ``start``."""
+    return flat[start : start + math.prod(shape)].view(tuple(shape))
+
+
+def set_data(parameter: ms.Parameter, storage: Tensor) -> None:
+    """Make a parameter use ``storage`` (same shape and type) as its memory, without a copy."""
+    parameter.set_(storage)

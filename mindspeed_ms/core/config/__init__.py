@@ -1,0 +1,48 @@
+"""Configuration dataclasses, one per owner, and the ways to build them."""
+
+from mindspeed_ms.core.config.all_config import SECTION_CLASSES, AllConfig
+from mindspeed_ms.core.config.dataset_config import DatasetConfig
+from mindspeed_ms.core.config.from_args import init_configs_from_args, no_effect_report
+from mindspeed_ms.core.config.global_args import get_args, set_global_args
+from mindspeed_ms.core.config.lora_config import LoraConfig
+from mindspeed_ms.core.config.model_parallel_config import ModelParallelConfig
+from mindspeed_ms.core.config.moe_config import MoEConfig
+from mindspeed_ms.core.config.optimizer_config import OptimizerConfig
+from mindspeed_ms.core.config.support import unsupported_reason
+from mindspeed_ms.core.config.training_config import TrainingConfig
+from mindspeed_ms.core.config.transformer_config import (
+    FlashAttentionConfig,
+    TransformerConfig,
+    default_ffn_hidden_size,
+    padded_vocab_size,
+)
+from mindspeed_ms.core.config.yaml_files import (
+    init_configs_from_dict,
+    init_configs_from_yaml,
+    load_sections,
+    to_yaml,
+)
+
+__all__ = [
+    "SECTION_CLASSES",
+    "AllConfig",
+    "DatasetConfig",
+    "FlashAttentionConfig",
+    "LoraConfig",
+    "ModelParallelConfig",
+    "MoEConfig",
+    "OptimizerConfig",
+    "TrainingConfig",
+    "TransformerConfig",
+    "default_ffn_hidden_size",
+    "get_args",
+    "init_configs_from_args",
+    "init_configs_from_dict",
+    "init_configs_from_yaml",
+    "load_sections",
+    "no_effect_report",
+    "padded_vocab_size",
+    "set_global_args",
+    "to_yaml",
+    "unsupported_reason",
+]

@@ -1,0 +1,291 @@
+"""Flags of the layout over ranks and of mixture of experts, and the flags that are refused."""
+
+from __future__ import annotations
+
+from mindspeed_ms.core.config.flags.row import (
+    Field,
+    Flag,
+    NoEffect,
+    Refused,
+    in_group,
+    number_or_list,
+    off,
+    on,
+    toggle,
+    value,
+    values,
+)
+
+_CHUNKS = Field(
+    "parallel_config.virtual_pipeline_model_parallel_size",
+    also=("parallel_config.overlap_p2p_comm",),
+)
+_CP_ALGO = Field("parallel_config.context_parallel_algo")
+
+LAYOUT = in_group(
+    "distributed",
+    [
+        value(
+            "--tensor-model-parallel-size",
+            int,
+            Field(
+                "parallel_config.tensor_model_parallel_size",
+                also=("parallel_config.sequence_parallel", "model_config.vocab_size"),
+            ),
+            1,
+        ),
+        value(
+            "--pipeline-model-parallel-size",
+            int,
+            Field("parallel_config.pipeline_model_parallel_size"),
+            1,
+        ),
+        value(
+            "--num-layers-per-virtual-pipeline-stage",
+            int,
+            Field(
+                "parallel_config.num_layers_per_virtual_pipeline_stage",
+                also=(
+                    "parallel_config.virtual_pipeline_model_parallel_size",
+                    "parallel_config.overlap_p2p_comm",
+                ),
+            ),
+        ),
+        value("--virtual-pipeline-model-parallel-size", int, _CHUNKS),
+        value("--num-virtual-stages-per-pipeline-rank", int, _CHUNKS),
+        value(
+            "--microbatch-group-size-per-virtual-pipeline-stage",
+            int,
+            Field("parallel_config.microbatch_group_size_per_vp_stage"),
+            dest="microbatch_group_size_per_vp_stage",
+        ),
+        value("--num-layer-list", str, Field("parallel_config.num_layer_list")),
+        value("--noop-layers", str, Field("parallel_config.noop_layers")),
+        value(
+            "--decoder-first-pipeline-num-layers",
+            int,
+            Field("parallel_config.decoder_first_pipeline_num_layers"),
+        ),
+        value(
+            "--decoder-last-pipeline-num-layers",
+            int,
+            Field("parallel_config.decoder_last_pipeline_num_layers"),
+        ),
+        on("--standalone-embedding-stage", Field("parallel_config.standalone_embedding_stage")),
+        off(
+            "--no-overlap-p2p-communication",
+            "overlap_p2p_comm",
+            Field("parallel_config.overlap_p2p_comm"),
+        ),
+        value("--context-parallel-size", int, Field("parallel_config.context_parallel_size"), 1),
+        value(
+            "--context-parallel-algo",
+            str,
+            _CP_ALGO,
+            choices=("ulysses_cp_algo", "megatron_cp_algo", "hybrid_cp_algo"),
+        ),
+        values(
+            "--cp-comm-type",
+            str,
+            _CP_ALGO,
+            arity="some",
+            choices=("p2p", "a2a", "a2a+p2p"),
+            help="Megatron's way to state --context-parallel-algo: ring, all-to-all or both.",
+        ),
+        value("--ulysses-degree-in-cp", int, Field("parallel_config.ulysses_degree_in_cp")),
+        values(
+            "--hierarchical-context-parallel-sizes",
+            int,
+            Field("parallel_config.ulysses_degree_in_cp"),
+            arity="some",
+            help="Ranks of the all-to-all part, then of the ring part.",
+        ),
+        value(
+            "--expert-model-parallel-size",
+            int,
+            Field("parallel_config.expert_model_parallel_size"),
+            1,
+        ),
+        value(
+            "--expert-tensor-parallel-size",
+            int,
+            Field("parallel_config.expert_tensor_parallel_size"),
+        ),
+        on("--sequence-parallel", Field("parallel_config.sequence_parallel")),
+        off(
+            "--no-async-tensor-model-parallel-allreduce",
+            "async_tensor_model_parallel_allreduce",
+            Field("parallel_config.async_tensor_model_parallel_allreduce"),
+            aliases=("--disable-async-tensor-model-parallel-allreduce",),
+        ),
+        on(
+            "--use-tp-pp-dp-mapping",
+            Field("parallel_config.order"),
+            help="Order the axes tp-cp-ep-pp-dp instead of tp-cp-ep-dp-pp.",
+        ),
+        off(
+            "--no-gradient-accumulation-fusion",
+            "gradient_accumulation_fusion",
+            Field("parallel_config.gradient_accumulation_fusion"),
+        ),
+        on("--use-distributed-optimizer", Field("training_config.use_distributed_optimizer")),
+        on("--overlap-grad-reduce", Field("training_config.overlap_grad_reduce")),
+        on("--overlap-param-gather", Field("optimizer_config.overlap_param_gather")),
+        toggle("--delay-grad-reduce", Field("training_config.delay_grad_reduce"), False),
+        value(
+            "--bucket-size",
+            int,
+            Field("training_config.bucket_size"),
+            aliases=("--ddp-bucket-size",),
+        ),
+        on("--ddp-average-in-collective", Field("training_config.ddp_average_in_collective")),
+        toggle("--wrap-with-ddp", Field("training_config.wrap_with_ddp"), True),
+        toggle("--enable-mem-align", Field("training_config.enable_mem_align"), False),
+        on("--deterministic-mode", Field("parallel_config.deterministic_mode")),
+        value(
+            "--nccl-communicator-config-path",
+            str,
+            Field("parallel_config.communicator_config_path"),
+        ),
+        value(
+            "--distributed-timeout-minutes",
+            int,
+            Field("parallel_config.distributed_timeout_minutes"),
+            10,
+        ),
+        value(
+            "--distributed-backend",
+            str,
+            NoEffect("the device decides: HCCL on Ascend, MPI on CPU"),
+            "nccl",
+        ),
+        value("--local-rank", int, NoEffect("the launcher's environment tells the rank")),
+        off(
+            "--no-scatter-gather-tensors-in-pipeline",
+            "scatter_gather_tensors_in_pipeline",
+            NoEffect("stages exchange whole shards"),
+        ),
+        on("--tp-comm-overlap", NoEffect("input-gradient communication overlaps always")),
+    ],
+)
+
+_EXPERTS = "moe_config."
+
+MOE = in_group(
+    "mixture of experts",
+    [
+        value("--num-experts", int, Field(f"{_EXPERTS}num_experts")),
+        value("--moe-router-topk", int, Field(f"{_EXPERTS}moe_router_topk"), 2),
+        value(
+            "--moe-router-load-balancing-type",
+            str,
+            Field(f"{_EXPERTS}moe_router_load_balancing_type"),
+            "aux_loss",
+            choices=("aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"),
+        ),
+        value("--moe-aux-loss-coeff", float, Field(f"{_EXPERTS}moe_aux_loss_coeff"), 0.0),
+        value("--moe-z-loss-coeff", float, Field(f"{_EXPERTS}moe_z_loss_coeff")),
+        value("--moe-input-jitter-eps", float, Field(f"{_EXPERTS}moe_input_jitter_eps")),
+        value(
+            "--moe-token-dispatcher-type",
+            str,
+            Field(f"{_EXPERTS}moe_token_dispatcher_type"),
+            "allgather",
+            choices=("allgather", "alltoall", "alltoall_seq", "flex"),
+        ),
+        on("--moe-grouped-gemm", Field(f"{_EXPERTS}moe_grouped_gemm")),
+        on("--moe-permute-fusion", Field(f"{_EXPERTS}moe_permute_fusion")),
+        value("--moe-ffn-hidden-size", int, Field(f"{_EXPERTS}moe_ffn_hidden_size")),
+        value(
+            "--moe-shared-expert-intermediate-size",
+            int,
+            Field(f"{_EXPERTS}moe_shared_expert_intermediate_size"),
+        ),
+        on("--moe-shared-expert-overlap", Field(f"{_EXPERTS}moe_shared_expert_overlap")),
+        value("--moe-layer-freq", number_or_list, Field(f"{_EXPERTS}moe_layer_freq"), 1),
+        value(
+            "--moe-expert-capacity-factor", float, Field(f"{_EXPERTS}moe_expert_capacity_factor")
+        ),
+        on(
+            "--moe-pad-expert-input-to-capacity",
+            Field(f"{_EXPERTS}moe_pad_expert_input_to_capacity"),
+        ),
+        value(
+            "--moe-token-drop-policy",
+            str,
+            Field(f"{_EXPERTS}moe_token_drop_policy"),
+            "probs",
+            choices=("probs", "position"),
+        ),
+        value(
+            "--moe-router-score-function",
+            str,
+            Field(f"{_EXPERTS}moe_router_score_function"),
+            "softmax",
+            choices=("softmax", "sigmoid"),
+        ),
+        on("--moe-router-pre-softmax", Field(f"{_EXPERTS}moe_router_pre_softmax")),
+        value(
+            "--moe-router-topk-scaling-factor",
+            float,
+            Field(f"{_EXPERTS}moe_router_topk_scaling_factor"),
+        ),
+        on("--moe-router-enable-expert-bias", Field(f"{_EXPERTS}moe_router_enable_expert_bias")),
+        value(
+            "--moe-router-bias-update-rate",
+            float,
+            Field(f"{_EXPERTS}moe_router_bias_update_rate"),
+            1e-3,
+        ),
+        value("--moe-router-num-groups", int, Field(f"{_EXPERTS}moe_router_num_groups")),
+        value("--moe-router-group-topk", int, Field(f"{_EXPERTS}moe_router_group_topk")),
+        value(
+            "--moe-router-dtype",
+            str,
+            Field(f"{_EXPERTS}moe_router_dtype"),
+            choices=("fp32", "fp64"),
+        ),
+    ],
+)
+
+_FP8 = Refused("8-bit training needs hardware this project does not use", "use --bf16")
+_MLA = Refused("multi-latent attention is not available", "use --group-query-attention")
+_FSDP = Refused(
+    "fully sharded data parallelism is not available", "use --use-distributed-optimizer"
+)
+
+REFUSED = in_group(
+    "refused",
+    [
+        value("--fp8-format", str, _FP8),
+        value("--fp8-recipe", str, _FP8),
+        on("--fp8-param-gather", _FP8),
+        on("--multi-latent-attention", _MLA),
+        value("--q-lora-rank", int, _MLA),
+        value("--kv-lora-rank", int, _MLA),
+        value("--qk-head-dim", int, _MLA),
+        value("--qk-pos-emb-head-dim", int, _MLA),
+        value("--v-head-dim", int, _MLA),
+        value(
+            "--mtp-num-layers",
+            int,
+            Refused("multi-token prediction is not available", "leave it out"),
+        ),
+        on("--use-megatron-fsdp", _FSDP),
+        on("--use-custom-fsdp", _FSDP),
+        on("--use-torch-fsdp2", _FSDP),
+        values(
+            "--spec",
+            str,
+            Refused("layer specifications are Python objects of Megatron", "use the model flags"),
+            arity="many",
+        ),
+        value(
+            "--yaml-cfg",
+            str,
+            Refused("Megatron's own YAML layout is not read", "use --yaml with the flat layout"),
+        ),
+    ],
+)
+
+ROWS: tuple[Flag, ...] = (*LAYOUT, *MOE, *REFUSED)

@@ -1,0 +1,104 @@
+"""What a valid configuration may ask for that this version does not do yet.
+
+Lines leave this file as features arrive.
+"""
+
+from __future__ import annotations
+
+from mindspore.common import dtype as mstype
+
+from mindspeed_ms.core.config.all_config import AllConfig
+from mindspeed_ms.core.config.dtypes import dtype_name
+
+
+def unsupported_reason(all_config: AllConfig) -> list[str]:
+    """Return one line per feature that is asked for and not available.
+
+    Each says what, and what to use instead.
+    """
+    return [
+        *_unsupported_layout(all_config),
+        *_unsupported_model(all_config),
+        *_unsupported_training(all_config),
+    ]
+
+
+def _unsupported_layout(all_config: AllConfig) -> list[str]:
+    parallel = all_config.parallel_config
+    reasons = []
+    if parallel.pipeline_model_parallel_size > 1:
+        reasons.append(
+            f"pipeline_model_parallel_size {parallel.pipeline_model_parallel_size}: pipeline "
+            "parallelism is not available "
+            f"yet; use 1 and a larger tensor_model_parallel_size"
+        )
+    if parallel.context_parallel_size > 1:
+        reasons.append(
+            f"context_parallel_size {parallel.context_parallel_size}: context parallelism is not "
+            "available yet; "
+            f"use 1 with sequence_parallel"
+        )
+    if parallel.noop_layers:
+        reasons.append(
+            "noop_layers: pass-through layers come with pipeline parallelism; leave them out of "
+            "num_layers"
+        )
+    if parallel.zero_level is not None:
+        reasons.append(
+            f"zero_level {parallel.zero_level}: sharding over data-parallel ranks is not "
+            "available yet; leave it out"
+        )
+    for name in ("recompute", "select_recompute", "select_comm_recompute"):
+        if getattr(parallel, name):
+            reasons.append(
+                f"{name}: recomputation lists are not available yet; use recompute_granularity full"
+            )
+    return reasons
+
+
+def _unsupported_model(all_config: AllConfig) -> list[str]:
+    model = all_config.model_config
+    reasons = []
+    if all_config.moe_config.is_moe:
+        reasons.append(
+            f"num_experts {all_config.moe_config.num_experts}: mixture of experts is not "
+            "available yet; "
+            f"use a dense model (num_experts 1)"
+        )
+    if all_config.lora_config.use_lora:
+        reasons.append("use_lora: low-rank adapters are not available yet; train all weights")
+    low = [
+        f"{name} {dtype_name(getattr(model, name))}"
+        for name in ("params_dtype", "compute_dtype")
+        if getattr(model, name) != mstype.float32
+    ]
+    if low:
+        reasons.append(
+            f"{', '.join(low)}: 16-bit training is not available yet; set params_dtype and "
+            "compute_dtype to float32"
+        )
+    if model.qk_layernorm:
+        reasons.append(
+            "qk_layernorm: norms on queries and keys are not available yet; leave it out"
+        )
+    if model.gated_linear_unit and model.hidden_act not in ("swiglu", "fused_swiglu"):
+        reasons.append(
+            f"gated_linear_unit with hidden_act {model.hidden_act}: only swiglu is gated so far; "
+            "use hidden_act swiglu"
+        )
+    return reasons
+
+
+def _unsupported_training(all_config: AllConfig) -> list[str]:
+    training, optimizer = all_config.training_config, all_config.optimizer_config
+    reasons = []
+    if training.use_distributed_optimizer:
+        reasons.append(
+            "use_distributed_optimizer: the sharded optimizer is not available yet; leave it out, "
+            "the numbers are the same"
+        )
+    if optimizer.algorithm != "adamw":
+        reasons.append(
+            f"optimizer_type {optimizer.optimizer_type}: only AdamW is available; use adam"
+        )
+    return reasons

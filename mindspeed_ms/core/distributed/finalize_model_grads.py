@@ -1,0 +1,48 @@
+"""What happens to gradients between the last backward and the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mindspeed_ms import ops
+from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.backend.base import Group
+from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
+from mindspeed_ms.core.distributed.param_layout import flat_layout
+from mindspeed_ms.core.parameter import named_parameters, shard_of
+
+
+def finalize_model_grads(models: Sequence[DistributedDataParallel]) -> None:
+    """Average over data parallel ranks, then complete the gradients that are partial sums.
+
+    Source: Megatron-LM ``finalize_model_grads`` (order of the reductions).
+    """
+    for model in models:
+        model.finish_grad_sync()
+    _sum_sequence_parallel_grads(models, parallel_state.get_tensor_model_parallel_group())
+
+
+def _sum_sequence_parallel_grads(models: Sequence[DistributedDataParallel], group: Group) -> None:
+    """Sum the gradients of replicated parameters that saw only a part of the sequence.
+
+    They are small and many, so they travel in one message.
+    """
+    if group.size == 1:
+        return
+    grads = [
+        param.main_grad
+        for model in models
+        for _, param in named_parameters(model.module)
+        if shard_of(param).sequence_parallel
+    ]
+    if not grads:
+        return
+    slots, size = flat_layout([(str(i), tuple(grad.shape)) for i, grad in enumerate(grads)])
+    packed = memory.empty((size,))
+    views = [memory.view_of(packed, slot.start, slot.shape) for slot in slots]
+    for view, grad in zip(views, grads, strict=True):
+        ops.copy_cast_(view, grad)
+    comm.all_reduce(packed, group=group)
+    for view, grad in zip(views, grads, strict=True):
+        ops.copy_cast_(grad, view)

@@ -1,0 +1,141 @@
+"""What a parameter knows about itself: its shard, its place in norms, and where gradients go.
+
+Saving, loading, clipping and gradient reduction read this metadata; nothing is guessed from names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import Parameter, Tensor
+from mindspore.nn import Cell
+from mindspore.common import dtype as mstype
+from mindspore.common.initializer import Initializer, initializer
+
+from mindspeed_ms.backend import memory
+
+InitMethod = Callable[[Sequence[int]], np.ndarray] | Initializer | str
+"""Full (unsharded) shape -> fp32 values; MindSpore initializers and their names work too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardSpec:
+    """How the local tensor relates to the full one."""
+
+    partition_dim: int = -1
+    """Dimension that is split over the tensor parallel group, -1 when every rank holds all of it."""
+
+    partition_stride: int = 1
+    """Number of stacked matrices that are split one by one: 2 for [gate; up], whose rank r holds
+    [gate_r; up_r]."""
+
+    partitions: int = 1
+    """Number of ranks the full tensor is split over."""
+
+    partition_rank: int = 0
+    """Which part this rank holds."""
+
+    sequence_parallel: bool = False
+    """True when each tensor parallel rank sees only its part of the sequence (or of the heads), so
+    the gradient must be summed over the group."""
+
+    is_expert: bool = False
+    """True for parameters that are reduced over the expert data parallel group."""
+
+    shared: bool = False
+    """True for the copy of a tied parameter that norms must not count again."""
+
+    def full_shape(self, local_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the unsharded tensor."""
+        shape = list(local_shape)
+        if self.partition_dim >= 0:
+            shape[self.partition_dim] *= self.partitions
+        return tuple(shape)
+
+    def local_slice(self, full: np.ndarray) -> np.ndarray:
+        """The part of an unsharded array that this rank holds."""
+        if self.partition_dim < 0 or self.partitions == 1:
+            return full
+        blocks = np.split(full, self.partitions * self.partition_stride, axis=self.partition_dim)
+        return np.concatenate(
+            blocks[self.partition_rank :: self.partitions], axis=self.partition_dim
+        )
+
+    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """The unsharded array from the parts of all ranks: the inverse of ``local_slice``."""
+        if self.partition_dim < 0 or self.partitions == 1:
+            return parts[0]
+        blocks = [np.split(part, self.partition_stride, axis=self.partition_dim) for part in parts]
+        return np.concatenate(
+            [block[index] for index in range(self.partition_stride) for block in blocks],
+            axis=self.partition_dim,
+        )
+
+
+@dataclass(slots=True)
+class GradSink:
+    """Where an operation may accumulate a weight gradient by itself.
+
+    ``main_grad`` has the parameter's shape in fp32; ``mark_ready`` must be called after each
+    accumulation, in place of the engine's hook.
+    """
+
+    main_grad: Tensor
+    mark_ready: Callable[[], None]
+
+
+_REPLICATED = ShardSpec()
+
+
+def shard_of(parameter: Parameter) -> ShardSpec:
+    """Metadata of a parameter; one that was made elsewhere counts as replicated."""
+    return getattr(parameter, "shard", _REPLICATED)
+
+
+def grad_sink_of(parameter: Parameter) -> GradSink | None:
+    """Gradient sink of a parameter, None while no buffer is attached."""
+    return getattr(parameter, "grad_sink", None)
+
+
+def initial_values(init_method: InitMethod, shape: Sequence[int]) -> np.ndarray:
+    """Unsharded fp32 values for a shape."""
+    if isinstance(init_method, (Initializer, str)):
+        return initializer(init_method, tuple(shape), mstype.float32).init_data().asnumpy()
+    return init_method(tuple(shape))
+
+
+def create_parameter(
+    local_shape: Sequence[int],
+    init_method: InitMethod,
+    *,
+    dtype: mstype.Type = mstype.float32,
+    name: str = "weight",
+    shard: ShardSpec = _REPLICATED,
+) -> Parameter:
+    """Parameter whose values are this rank's part of the unsharded initial values.
+
+    Every rank draws the full values in the same order, so the weights do not depend on the layout.
+    """
+    full = initial_values(init_method, shard.full_shape(local_shape))
+    values = np.ascontiguousarray(shard.local_slice(full), dtype=np.float32)
+    tensor = memory.from_numpy(values)
+    parameter = Parameter(tensor if dtype == mstype.float32 else tensor.astype(dtype), name=name)
+    parameter.shard = shard
+    return parameter
+
+
+def num_elements(parameter: Parameter) -> int:
+    """Number of local elements."""
+    return math.prod(parameter.shape)
+
+
+def named_parameters(cell: Cell) -> list[tuple[str, Parameter]]:
+    """Trainable parameters with their path names, each once, in construction order."""
+    return [
+        (name, parameter)
+        for name, parameter in cell.parameters_and_names()
+        if parameter.requires_grad
+    ]

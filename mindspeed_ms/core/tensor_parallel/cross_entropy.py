@@ -1,0 +1,118 @@
+"""Cross entropy of logits that are split along the vocabulary.
+
+Legend: s sequence, b batch, v padded vocabulary over all ranks, p ranks in the group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+from mindspore import Tensor
+from mindspore.nn import Cell
+
+from mindspeed_ms import ops
+from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.backend.base import Group, ReduceOp
+from mindspeed_ms.core import parallel_state
+
+
+class _VocabParallelCrossEntropy(autograd.Function):
+    """loss = log(sum exp(x - m)) + m - x_target, each term summed (m: maximised) over the ranks.
+
+    Backward: softmax(x) - onehot(target), times the incoming gradient. Only the logits, the row
+    maximum and the row sum are kept; nothing else of size v is stored between the two passes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, label_smoothing: float, group: Group
+    ) -> Tensor:
+        logits = memory.contiguous(logits)
+        vocab_size = logits.shape[-1] * group.size
+        vocab_start = logits.shape[-1] * group.rank
+        row_max = ops.ce_max(logits)
+        comm.all_reduce(row_max, op=ReduceOp.MAX, group=group)
+        sum_exp, predicted = ops.ce_sum(logits, target, row_max, vocab_start)
+        comm.all_reduce(sum_exp, group=group)
+        comm.all_reduce(predicted, group=group)
+        log_sum = sum_exp.log() + row_max
+        loss = log_sum - predicted
+        smoothing = 0.0
+        if label_smoothing > 0.0:
+            smoothing = label_smoothing * vocab_size / (vocab_size - 1)
+            sum_logits = ops.ce_sum_logits(logits)
+            comm.all_reduce(sum_logits, group=group)
+            loss = (1.0 - smoothing) * loss - smoothing * (sum_logits / vocab_size - log_sum)
+        ctx.save_for_backward(logits, target, row_max, sum_exp)
+        ctx.vocab_start, ctx.smoothing, ctx.vocab_size = vocab_start, smoothing, vocab_size
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, row_max, sum_exp = ctx.saved_tensors
+        dlogits = ops.ce_backward(
+            logits,
+            target,
+            row_max,
+            sum_exp,
+            memory.contiguous(grad),
+            ctx.vocab_start,
+            smoothing=ctx.smoothing,
+            vocab_size=ctx.vocab_size,
+        )
+        return dlogits, None, None, None
+
+
+def vocab_parallel_cross_entropy(
+    vocab_parallel_logits: Tensor,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    tp_group: Group | None = None,
+) -> Tensor:
+    """Loss per token, not reduced.
+
+    Args:
+        vocab_parallel_logits: [..., v/p], this rank's columns.
+        target: token ids [...], counted over the whole vocabulary.
+        label_smoothing: weight taken from the target and spread over all v tokens. The spread
+            covers the whole vocabulary for every group size, so all layouts agree.
+        tp_group: group the vocabulary is split over, default the tensor parallel group.
+
+    Returns:
+        fp32 tensor [...].
+
+    Raises:
+        ValueError: shapes that do not match, or a label_smoothing outside [0, 1).
+    """
+    if tuple(vocab_parallel_logits.shape[:-1]) != tuple(target.shape):
+        raise ValueError(
+            f"logits have shape {tuple(vocab_parallel_logits.shape)} and targets "
+            f"{tuple(target.shape)}; targets must have the shape of the logits without the last "
+            "dimension"
+        )
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
+    group = tp_group or parallel_state.get_tensor_model_parallel_group()
+    return _VocabParallelCrossEntropy.apply(vocab_parallel_logits, target, label_smoothing, group)
+
+
+class VocabParallelCrossEntropy(Cell):
+    """Per-token cross entropy of vocabulary-parallel logits; see the function.
+
+    Call with ``(vocab_parallel_logits, target, label_smoothing=0.0)``.
+    """
+
+    def __init__(self, *, tp_group: Group | None = None) -> None:
+        super().__init__()
+        self.tp_group = tp_group
+
+    def construct(
+        self, vocab_parallel_logits: Tensor, target: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Loss [...] for logits [..., v/p]."""
+        if target.dtype not in (ms.int32, ms.int64):
+            raise ValueError(f"targets have type {target.dtype}; token ids must be int32 or int64")
+        return vocab_parallel_cross_entropy(
+            vocab_parallel_logits, target, label_smoothing, self.tp_group
+        )

@@ -1,0 +1,152 @@
+"""Random streams per parallel region.
+
+Three named streams, as in Megatron: one that is equal on all tensor parallel ranks (dropout of
+replicated activations), one that differs (dropout of sharded activations), one for experts. A
+stream is a counter (``backend.random.Generator``), so a region can be replayed exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from mindspeed_ms.backend.random import Generator, normal_stream
+
+DATA_PARALLEL_RNG = "data-parallel-rng"
+MODEL_PARALLEL_RNG = "model-parallel-rng"
+EXPERT_PARALLEL_RNG = "expert-parallel-rng"
+
+
+class RNGStateTracker:
+    """Named random streams, one of which is current.
+
+    Source: Megatron-LM ``CudaRNGStatesTracker`` (behaviour); a state is (seed, offset).
+    """
+
+    def __init__(self) -> None:
+        self._streams: dict[str, Generator] = {}
+        self._current = DATA_PARALLEL_RNG
+        self.reset()
+
+    def reset(self) -> None:
+        """Only the default stream, seeded with 0."""
+        self._streams = {DATA_PARALLEL_RNG: Generator(0)}
+        self._current = DATA_PARALLEL_RNG
+
+    def add(self, name: str, seed: int) -> None:
+        """Create a stream.
+
+        Raises:
+            RuntimeError: the name exists already.
+        """
+        if name in self._streams:
+            raise RuntimeError(f"random stream {name!r} exists already; reset() the tracker first")
+        self._streams[name] = Generator(seed)
+
+    def seed_default(self, seed: int) -> None:
+        """Restart the default stream."""
+        self._streams[DATA_PARALLEL_RNG] = Generator(seed)
+
+    def current(self) -> Generator:
+        """Stream that draws use now."""
+        return self._streams[self._current]
+
+    @contextmanager
+    def fork(self, name: str = MODEL_PARALLEL_RNG) -> Iterator[Generator]:
+        """Make a stream current for a block.
+
+        Raises:
+            RuntimeError: no stream of that name; seed the streams first.
+        """
+        if name not in self._streams:
+            raise RuntimeError(
+                f"random stream {name!r} does not exist (known: {', '.join(self._streams)}); "
+                "call model_parallel_manual_seed() first"
+            )
+        previous, self._current = self._current, name
+        try:
+            yield self._streams[name]
+        finally:
+            self._current = previous
+
+    def get_states(self) -> dict[str, tuple[int, int]]:
+        """(seed, offset) of every stream."""
+        return {name: stream.get_state() for name, stream in self._streams.items()}
+
+    def set_states(self, states: dict[str, tuple[int, int]]) -> None:
+        """Continue from states that ``get_states`` returned."""
+        self._streams = {}
+        for name, (seed, offset) in states.items():
+            self._streams[name] = Generator(seed, offset)
+
+
+class _InitStream:
+    """Host stream of initial weights, drawn in construction order."""
+
+    def __init__(self) -> None:
+        self.words = normal_stream(0)
+
+
+_TRACKER = RNGStateTracker()
+_INIT = _InitStream()
+
+
+def get_rng_tracker() -> RNGStateTracker:
+    """The tracker of this process."""
+    return _TRACKER
+
+
+get_cuda_rng_tracker = get_rng_tracker
+get_rng_tracer = get_rng_tracker
+RNGStateTracer = RNGStateTracker
+
+
+def model_parallel_manual_seed(
+    seed: int, tensor_rank: int = 0, expert_rank: int = 0, expert_tensor_rank: int = 0
+) -> None:
+    """Seed the three streams of this rank.
+
+    Source: Megatron-LM ``model_parallel_cuda_manual_seed``: default = seed, model parallel = seed
+    + 2718 + tensor rank, expert = seed + 1024 + 100 * expert rank + expert tensor rank.
+    """
+    _TRACKER.reset()
+    _TRACKER.seed_default(seed)
+    _TRACKER.add(MODEL_PARALLEL_RNG, seed + 2718 + tensor_rank)
+    _TRACKER.add(EXPERT_PARALLEL_RNG, seed + 1024 + 100 * expert_rank + expert_tensor_rank)
+
+
+def seed_initialization(seed: int) -> None:
+    """Restart the stream of initial weights."""
+    _INIT.words = normal_stream(seed)
+
+
+def draw_normal(shape: tuple[int, ...], std: float, mean: float = 0.0) -> np.ndarray:
+    """Normal fp32 values from the initialisation stream.
+
+    The values are those of torch's CPU ``normal_`` after ``torch.manual_seed`` (to one unit in the
+    last place): 24-bit uniforms in blocks of 16, Box-Muller between the halves of each block, and
+    for a size that is no multiple of 16 the last 16 values drawn again.
+    """
+    size = int(np.prod(shape, dtype=np.int64))
+    padded = max(size, 16)
+    uniforms = _uniforms(padded)
+    values = np.empty(padded, np.float32)
+    whole = padded // 16 * 16
+    values[:whole] = _box_muller(uniforms[:whole])
+    if padded % 16:
+        values[-16:] = _box_muller(_uniforms(16))
+    return (values[:size] * np.float32(std) + np.float32(mean)).reshape(shape)
+
+
+def _uniforms(count: int) -> np.ndarray:
+    words = _INIT.words.randint(0, 2**32, size=count, dtype=np.uint32)
+    return (words & np.uint32((1 << 24) - 1)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def _box_muller(uniforms: np.ndarray) -> np.ndarray:
+    blocks = uniforms.reshape(-1, 2, 8)
+    radius = np.sqrt(np.float32(-2.0) * np.log(np.float32(1.0) - blocks[:, 0]))
+    angle = np.float32(2.0 * np.pi) * blocks[:, 1]
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)

@@ -1,0 +1,1 @@
+"""Loaders under the path of Megatron's legacy package."""

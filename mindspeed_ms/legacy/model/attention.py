@@ -1,0 +1,153 @@
+"""Self-attention. Legend: S sequence, B batch, H hidden, N query heads, G key/value groups,
+R queries per group, D channels of a head, p tensor parallel ranks. N, G per rank unless stated.
+"""  # noqa: D205 - the legend belongs to the first paragraph
+
+from __future__ import annotations
+
+import enum
+import math
+
+from mindspore import Tensor
+from mindspore.nn import Cell
+
+from mindspeed_ms import ops
+from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from mindspeed_ms.core.tensor_parallel.random import MODEL_PARALLEL_RNG, get_rng_tracker
+from mindspeed_ms.core.tensor_parallel.utils import divide
+from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, as_mask_type
+from mindspeed_ms.legacy.model.initialization import normal, scaled_normal
+from mindspeed_ms.legacy.model.norm import get_norm
+
+RotaryTables = tuple[Tensor, Tensor]
+"""(cos, sin), each fp32 [S, 1, 1, rotated channels]."""
+
+
+class CoreAttention(Cell):
+    """softmax(Q K^T / sqrt(D)) V for the heads of this rank.
+
+    Args:
+        layer_number: global number of the layer, from 1.
+        config: model configuration.
+        attn_mask_type: causal masks need no tensor; an explicit mask replaces them.
+
+    ``apply_query_key_layer_scaling`` moves a factor of layer_number between the product and the
+    softmax to keep fp16 scores in range; scores are held in fp32 here, so it changes nothing.
+    """
+
+    def __init__(
+        self,
+        layer_number: int,
+        config: TransformerConfig,
+        attn_mask_type: enum.Enum = AttnMaskType.padding,
+    ) -> None:
+        super().__init__()
+        self.layer_number = max(1, layer_number)
+        self.attn_mask_type = as_mask_type(attn_mask_type)
+        self.is_causal = self.attn_mask_type in (AttnMaskType.causal, AttnMaskType.padding_causal)
+        self.dropout_rate = config.attention_dropout_rate
+        self.scale = 1.0 / math.sqrt(config.kv_channels)
+
+    def construct(
+        self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, attention_mask: Tensor | None
+    ) -> Tensor:
+        """-> [S, B, N * D]; mask bool [B or 1, 1, S, S] or [B, S, S], True = masked."""
+        if attention_mask is not None and attention_mask.ndim == 3:
+            attention_mask = attention_mask.expand_dims(1)  # [B, 1, S, S]
+        use_mask = attention_mask is not None and self.attn_mask_type != AttnMaskType.no_mask
+        dropout = self.dropout_rate if self.training else 0.0
+        arguments = {
+            "scale": self.scale,
+            "causal": self.is_causal and not use_mask,
+            "mask": attention_mask if use_mask else None,
+        }
+        if dropout == 0.0:
+            return ops.attention(q_SBND, k_SBGD, v_SBGD, **arguments)
+        with get_rng_tracker().fork(MODEL_PARALLEL_RNG) as generator:
+            return ops.attention(
+                q_SBND, k_SBGD, v_SBGD, dropout_p=dropout, generator=generator, **arguments
+            )
+
+
+class ParallelAttention(Cell):
+    """Self-attention with the heads split over the tensor parallel group.
+
+    The rows of ``qkv_proj`` are grouped per key/value group: [R queries, key, value], D rows each.
+
+    Args:
+        config: model configuration.
+        layer_number: global number of the layer, from 1.
+        attention_type: only self-attention.
+        attn_mask_type: see ``CoreAttention``.
+
+    Raises:
+        ValueError: head or group counts that do not divide, or cross attention.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attention_type: enum.Enum = AttnType.self_attn,
+        attn_mask_type: enum.Enum = AttnMaskType.padding,
+    ) -> None:
+        super().__init__()
+        if attention_type.value != AttnType.self_attn.value:
+            raise ValueError(
+                f"attention_type is {attention_type}; decoder-only models have self_attn layers only"
+            )
+        heads, channels = config.num_attention_heads, config.kv_channels
+        groups = config.num_query_groups if config.group_query_attention else heads
+        # Megatron builds the output projection first, and weights are drawn in that order.
+        self.core_attention = CoreAttention(layer_number, config, attn_mask_type)
+        self.out_proj = RowParallelLinear(
+            heads * channels,
+            config.hidden_size,
+            config=config,
+            init_method=scaled_normal(config),
+            bias=config.out_proj_has_bias or config.add_bias_linear,
+            input_is_parallel=True,
+            skip_bias_add=True,
+            param_init_dtype=config.params_dtype,
+            compute_dtype=config.compute_dtype,
+        )
+        self.qkv_proj = ColumnParallelLinear(
+            config.hidden_size,
+            (heads + 2 * groups) * channels,
+            config=config,
+            init_method=normal(config.init_method_std),
+            bias=config.qkv_has_bias or config.add_bias_linear,
+            param_init_dtype=config.params_dtype,
+            compute_dtype=config.compute_dtype,
+        )
+        ranks = self.qkv_proj.plan.group.size
+        self.head_dim = channels
+        self.num_groups_per_partition = divide(groups, ranks, "num_query_groups")
+        self.queries_per_group = divide(heads, groups, "num_attention_heads")
+        self.rotary_interleaved = config.rotary_interleaved
+        self.q_layernorm = self.k_layernorm = None
+        if config.qk_layernorm:
+            self.q_layernorm = get_norm(config, dim=channels, per_head=True)
+            self.k_layernorm = get_norm(config, dim=channels, per_head=True)
+
+    def construct(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_output: None = None,
+        inference_params: None = None,
+        rotary_pos_emb: RotaryTables | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[S, B, H] (sequence parallel: [S/p, B, H]) -> (the same shape, bias not added)."""
+        mixed, _ = self.qkv_proj(hidden_states)  # [S, B, G * (R + 2) * D]
+        q_SBND, k_SBGD, v_SBGD = ops.split_qkv(
+            mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
+        )
+        if self.q_layernorm is not None:
+            q_SBND, k_SBGD = self.q_layernorm(q_SBND), self.k_layernorm(k_SBGD)
+        if rotary_pos_emb is not None:
+            cos, sin = rotary_pos_emb
+            q_SBND = ops.rotary(q_SBND, cos, sin, self.rotary_interleaved)
+            k_SBGD = ops.rotary(k_SBGD, cos, sin, self.rotary_interleaved)
+        context = self.core_attention(q_SBND, k_SBGD, v_SBGD, attention_mask)  # [S, B, N * D]
+        return self.out_proj(context)

@@ -1,0 +1,149 @@
+"""GPT: a decoder-only language model with its loss. Legend: s sequence, b batch, v vocabulary."""
+
+from __future__ import annotations
+
+from mindspore import Parameter, Tensor
+from mindspore.nn import Cell
+from mindspore.common import dtype as mstype
+
+from mindspeed_ms.backend import memory
+from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.core.tensor_parallel import VocabParallelCrossEntropy
+from mindspeed_ms.legacy.model.enums import AttnMaskType
+from mindspeed_ms.legacy.model.eos_mask import EosMask
+from mindspeed_ms.legacy.model.language_model import get_language_model
+from mindspeed_ms.legacy.model.loss import LossWithMask
+from mindspeed_ms.legacy.model.module import Module
+from mindspeed_ms.legacy.model.transformer import ParallelLMLogits
+
+
+def post_language_model_processing(
+    parallel_lm_logits: ParallelLMLogits,
+    loss_fn: Cell,
+    lm_output: Tensor,
+    labels: Tensor | None,
+    logit_weights: Parameter,
+    parallel_output: bool,
+    fp16_lm_cross_entropy: bool,
+    loss_mask: Tensor | None,
+) -> Tensor:
+    """Head and loss: hidden states [s, b, h] -> scalar loss, or logits [b, s, v] without labels.
+
+    Raises:
+        ValueError: fp16_lm_cross_entropy with logits of another type.
+    """
+    output = parallel_lm_logits(lm_output, logit_weights, parallel_output)
+    if labels is None:
+        return memory.contiguous(output.swapaxes(0, 1))
+    if fp16_lm_cross_entropy and output.dtype != mstype.float16:
+        raise ValueError(
+            f"fp16_lm_cross_entropy is True but the logits are {output.dtype}; train with fp16 "
+            "or switch it off"
+        )
+    if not fp16_lm_cross_entropy and output.dtype != mstype.float32:
+        output = output.astype(mstype.float32)
+    # Labels and mask follow the layout of the logits: v times fewer numbers to transpose.
+    labels = memory.contiguous(labels.swapaxes(0, 1))
+    loss_mask = memory.contiguous(loss_mask.swapaxes(0, 1))
+    return loss_fn(output, labels, loss_mask)
+
+
+class GPTModel(Module):
+    """GPT with vocabulary-parallel head and masked mean loss.
+
+    Args:
+        config: model configuration.
+        num_tokentypes: rows of the token type table, 0 for none.
+        parallel_output: keep logits split over the tensor parallel group; the loss needs that.
+        pre_process: this rank holds the embedding.
+        post_process: this rank holds the head.
+        eod: id of the end-of-document token: positions and masks are then made from the tokens
+            when the batch brings none.
+        reset_position_ids: count positions from 0 in each document (with ``eod``).
+
+    Shapes:
+        tokens, position_ids, labels [b, s] integers; loss_mask [b, s];
+        attention_mask [b, s, s] or [b or 1, 1, s, s], True = masked, None = causal.
+        Returns the scalar loss; without labels logits [b, s, v/p]; on a stage without the head
+        hidden states [s(/p), b, h].
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        num_tokentypes: int = 0,
+        parallel_output: bool = True,
+        pre_process: bool = True,
+        post_process: bool = True,
+        *,
+        eod: int | None = None,
+        reset_position_ids: bool = False,
+    ) -> None:
+        super().__init__(
+            config,
+            share_embeddings_and_output_weights=not config.untie_embeddings_and_output_weights,
+        )
+        self.parallel_output = parallel_output
+        self.pre_process, self.post_process = pre_process, post_process
+        self.fp16_lm_cross_entropy = config.fp16_lm_cross_entropy
+        self.eod_mask = None
+        if eod is not None:
+            self.eod_mask = EosMask(
+                config.dataset_config.batch_size, config.seq_length, eod, reset_position_ids
+            )
+        self.language_model, self._language_model_key = get_language_model(
+            config=config,
+            num_tokentypes=num_tokentypes,
+            add_pooler=False,
+            encoder_attn_mask_type=AttnMaskType.causal,
+            pre_process=pre_process,
+            post_process=post_process,
+        )
+        if post_process:
+            self.parallel_lm_logits = ParallelLMLogits(
+                config, bias=False, compute_dtype=config.compute_dtype
+            )
+            self.loss = LossWithMask(VocabParallelCrossEntropy())
+        if self.share_embeddings_and_output_weights:
+            self.initialize_word_embeddings()
+
+    def set_input_tensor(self, input_tensor: Tensor | None) -> None:
+        """Activations from the previous pipeline stage."""
+        self.language_model.set_input_tensor(input_tensor)
+
+    def construct(
+        self,
+        tokens: Tensor,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        loss_mask: Tensor | None = None,
+        retriever_input_ids: None = None,
+        retriever_position_ids: None = None,
+        retriever_attn_mask: None = None,
+        labels: Tensor | None = None,
+        tokentype_ids: Tensor | None = None,
+        inference_params: None = None,
+    ) -> Tensor:  # noqa: PLR0913 - the predecessor's public signature
+        """Loss of a micro-batch; see the class."""
+        if self.eod_mask is not None and (position_ids is None or attention_mask is None):
+            position_ids, attention_mask = self.eod_mask(tokens)
+        lm_output = self.language_model(
+            tokens, position_ids, attention_mask, tokentype_ids=tokentype_ids
+        )
+        if not self.post_process:
+            return lm_output
+        weights = (
+            self.shared_embedding_or_output_weight()
+            if self.share_embeddings_and_output_weights
+            else self.language_model.output_layer.weight
+        )
+        return post_language_model_processing(
+            self.parallel_lm_logits,
+            self.loss,
+            lm_output,
+            labels,
+            weights,
+            self.parallel_output,
+            self.fp16_lm_cross_entropy,
+            loss_mask,
+        )

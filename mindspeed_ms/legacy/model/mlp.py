@@ -1,0 +1,98 @@
+"""Feed-forward block. Legend: s sequence, b batch, h hidden, f inner size, p tensor ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mindspore import Tensor
+from mindspore.nn import Cell
+
+from mindspeed_ms import ops
+from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.core.parameter import InitMethod
+from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from mindspeed_ms.legacy.model.initialization import normal, scaled_normal
+
+Activation = Callable[[Tensor, Tensor | None], Tensor]
+"""(x, bias or None) -> activation(x + bias)."""
+
+
+def get_activation(name: str) -> Activation:
+    """Activation of a ``hidden_act`` name, with the preceding bias fused in.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    activations: dict[str, Activation] = {
+        "gelu": lambda x, bias: ops.gelu(x, bias, approximate="none"),
+        "fast_gelu": lambda x, bias: ops.gelu(x, bias, approximate="tanh"),
+        "swiglu": ops.swiglu,
+        "fused_swiglu": ops.swiglu,
+        "silu": ops.silu,
+        "squared_relu": ops.squared_relu,
+    }
+    if name not in activations:
+        raise ValueError(f"hidden_act is {name!r}; it must be one of {', '.join(activations)}")
+    return activations[name]
+
+
+class ParallelMLP(Cell):
+    """h -> f -> h with the inner size split over the tensor parallel group.
+
+    With a gated activation the first matrix is [gate; up], two stacked matrices split one by one,
+    so the weights do not depend on the number of ranks.
+
+    Args:
+        config: model configuration.
+        is_expert: the block is an expert of a mixture.
+        init_method: values of ``mapping``, default normal(init_method_std).
+        output_layer_init_method: values of ``projection``, default divided by sqrt(2 layers).
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        is_expert: bool = False,
+        *,
+        init_method: InitMethod | None = None,
+        output_layer_init_method: InitMethod | None = None,
+    ) -> None:
+        super().__init__()
+        has_bias = config.mlp_has_bias or config.add_bias_linear
+        gated = config.gated_linear_unit
+        hidden_act = "swiglu" if gated and config.hidden_act == "silu" else config.hidden_act
+        if gated != (hidden_act in ("swiglu", "fused_swiglu")):
+            raise ValueError(
+                f"gated_linear_unit is {gated} with hidden_act {config.hidden_act!r}; a gated unit "
+                "needs hidden_act 'swiglu' and swiglu is always gated"
+            )
+        self.mapping = ColumnParallelLinear(
+            config.hidden_size,
+            config.ffn_hidden_size * (2 if gated else 1),
+            config=config,
+            init_method=init_method or normal(config.init_method_std),
+            bias=has_bias,
+            stride=2 if gated else 1,
+            skip_bias_add=True,
+            is_expert=is_expert,
+            param_init_dtype=config.params_dtype,
+            compute_dtype=config.compute_dtype,
+        )
+        self.activation = get_activation(hidden_act)
+        self.projection = RowParallelLinear(
+            config.ffn_hidden_size,
+            config.hidden_size,
+            config=config,
+            init_method=output_layer_init_method or scaled_normal(config),
+            bias=has_bias,
+            input_is_parallel=True,
+            skip_bias_add=True,
+            is_expert=is_expert,
+            param_init_dtype=config.params_dtype,
+            compute_dtype=config.compute_dtype,
+        )
+
+    def construct(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[s, b, h] -> ([s, b, h], bias that was not added)."""
+        inner, bias = self.mapping(hidden_states)  # [s, b, (2) f/p]
+        return self.projection(self.activation(inner, bias))

@@ -1,0 +1,116 @@
+"""Normalisation layers over the last dimension. Legend: h hidden size."""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor
+from mindspore.nn import Cell
+from mindspore.common import dtype as mstype
+
+from mindspeed_ms import ops
+from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.core.parameter import ShardSpec, create_parameter
+
+
+class LayerNorm(Cell):
+    """y = (x - mean) / sqrt(var + eps) * gamma + beta.
+
+    Args:
+        dim: size of the last dimension.
+        eps: added to the variance.
+        scale: initial value of gamma.
+        sequence_parallel: inputs hold a part of the sequence, so gradients are partial sums.
+        params_dtype: type of gamma and beta.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        eps: float = 1e-5,
+        *,
+        scale: float = 1.0,
+        sequence_parallel: bool = False,
+        params_dtype: mstype.Type = mstype.float32,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        shard = ShardSpec(sequence_parallel=sequence_parallel)
+        self.gamma = create_parameter(
+            (dim,), _constant(scale), dtype=params_dtype, name="gamma", shard=shard
+        )
+        self.beta = create_parameter(
+            (dim,), _constant(0.0), dtype=params_dtype, name="beta", shard=shard
+        )
+
+    def construct(self, x: Tensor) -> Tensor:
+        """[..., h] -> [..., h]."""
+        return ops.layer_norm(x, self.gamma, self.beta, self.eps)
+
+
+class RMSNorm(Cell):
+    """y = x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, 2019).
+
+    Args:
+        dim: size of the last dimension.
+        eps: added to the mean square.
+        scale: initial value of the weight.
+        sequence_parallel: inputs hold a part of the sequence, so gradients are partial sums.
+        params_dtype: type of the weight.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        eps: float = 1e-6,
+        *,
+        scale: float = 1.0,
+        sequence_parallel: bool = False,
+        params_dtype: mstype.Type = mstype.float32,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = create_parameter(
+            (dim,),
+            _constant(scale),
+            dtype=params_dtype,
+            name="weight",
+            shard=ShardSpec(sequence_parallel=sequence_parallel),
+        )
+
+    def construct(self, x: Tensor) -> Tensor:
+        """[..., h] -> [..., h]."""
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+def get_norm(
+    config: TransformerConfig,
+    *,
+    dim: int | None = None,
+    scale: float = 1.0,
+    per_head: bool = False,
+) -> LayerNorm | RMSNorm:
+    """The normalisation a model configuration asks for.
+
+    ``FusedRMSNorm`` is the same layer: which kernel computes it is chosen by ``ops``. ``per_head``
+    says that it is applied to the heads of each rank, so its gradients are partial sums over the
+    tensor parallel group even without sequence parallelism.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    kinds = {"LayerNorm": LayerNorm, "RMSNorm": RMSNorm, "FusedRMSNorm": RMSNorm}
+    if config.normalization not in kinds:
+        raise ValueError(
+            f"normalization is {config.normalization!r}; it must be one of {', '.join(kinds)}"
+        )
+    return kinds[config.normalization](
+        dim or config.hidden_size,
+        config.norm_epsilon,
+        scale=scale,
+        sequence_parallel=config.parallel_config.sequence_parallel or per_head,
+        params_dtype=config.params_dtype,
+    )
+
+
+def _constant(value: float):  # noqa: ANN202 - an InitMethod
+    return lambda shape: np.full(shape, value, np.float32)

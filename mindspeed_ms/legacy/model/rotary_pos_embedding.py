@@ -1,0 +1,62 @@
+"""Rotary position embedding (Su et al., 2021). Legend: s sequence, d rotated channels."""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor
+from mindspore.nn import Cell
+
+from mindspeed_ms.backend import memory
+
+
+class RotaryEmbedding(Cell):
+    """Tables of cosines and sines of the rotation angles.
+
+    Args:
+        kv_channels: channels of a head.
+        rotary_percent: share of the channels that is rotated, from the first on.
+        rotary_interleaved: rotate neighbours (2i, 2i+1) instead of halves (i, i + d/2).
+        seq_len_interpolation_factor: divides the positions, None for 1.
+        rotary_base: base of the angular frequencies base^(-2i/d).
+
+    Source: Megatron-LM ``RotaryEmbedding`` (angles in fp32; position ids are not used).
+    """
+
+    def __init__(
+        self,
+        kv_channels: int,
+        rotary_percent: float = 1.0,
+        rotary_interleaved: bool = False,
+        seq_len_interpolation_factor: float | None = None,
+        rotary_base: float = 10000,
+    ) -> None:
+        super().__init__()
+        dim = int(kv_channels * rotary_percent)
+        if dim < 2 or dim % 2:
+            raise ValueError(
+                f"kv_channels ({kv_channels}) x rotary_percent ({rotary_percent}) = {dim}; the "
+                "number of rotated channels must be even and at least 2"
+            )
+        self.rotary_interleaved = rotary_interleaved
+        self._scale = np.float32(1.0 / (seq_len_interpolation_factor or 1.0))
+        exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+        self._inverse_frequency = np.float32(1.0) / np.float32(rotary_base) ** exponents
+        self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def construct(self, max_seq_len: int, offset: int = 0) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each fp32 [max_seq_len, 1, 1, d], for positions from ``offset`` on."""
+        key = (max_seq_len, offset)
+        if key not in self._tables:
+            positions = np.arange(offset, offset + max_seq_len, dtype=np.float32) * self._scale
+            self._tables[key] = self.tables_for(positions)
+        return self._tables[key]
+
+    def tables_for(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each fp32 [s, 1, 1, d], for any positions [s]."""
+        angles = np.outer(positions.astype(np.float32), self._inverse_frequency)
+        if self.rotary_interleaved:
+            angles = np.repeat(angles, 2, axis=1)
+        else:
+            angles = np.concatenate([angles, angles], axis=1)
+        angles = angles[:, None, None, :]
+        return memory.from_numpy(np.cos(angles)), memory.from_numpy(np.sin(angles))

@@ -1,0 +1,241 @@
+"""Transformer layers, their stack, and the head.
+
+Legend: s sequence, b batch, h hidden, v vocabulary, p tensor parallel ranks. Activations are
+[s, b, h]; with sequence parallelism they hold s/p rows outside attention and MLP.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from mindspore import Parameter, Tensor
+from mindspore.nn import Cell
+from mindspore.common import dtype as mstype
+
+from mindspeed_ms import ops
+from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.core.tensor_parallel import mappings
+from mindspeed_ms.core.tensor_parallel.layers import column_parallel_linear, linear_plan
+from mindspeed_ms.core.tensor_parallel.random import MODEL_PARALLEL_RNG, get_rng_tracker
+from mindspeed_ms.legacy.model.attention import CoreAttention, ParallelAttention, RotaryTables
+from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, LayerType
+from mindspeed_ms.legacy.model.mlp import ParallelMLP
+from mindspeed_ms.legacy.model.norm import get_norm
+
+__all__ = [
+    "CoreAttention",
+    "ParallelAttention",
+    "ParallelLMLogits",
+    "ParallelMLP",
+    "ParallelTransformer",
+    "ParallelTransformerLayer",
+    "residual_dropout_stream",
+]
+
+
+def residual_dropout_stream(sequence_parallel: bool) -> AbstractContextManager:
+    """Random stream for dropout on the residual path.
+
+    With sequence parallelism ranks hold different rows and must drop differently; without it they
+    hold copies and must drop alike.
+    """
+    return get_rng_tracker().fork(MODEL_PARALLEL_RNG) if sequence_parallel else nullcontext()
+
+
+class ParallelTransformerLayer(Cell):
+    """Norm, attention, residual, norm, MLP, residual.
+
+    With ``use_sandwich_norm`` the output of attention and of the MLP is normalised again before it
+    is added; those norms start at ``attn_post_norm_scale`` and ``ffn_post_norm_scale``.
+
+    Args:
+        config: model configuration.
+        layer_number: global number of the layer, from 1.
+        layer_type: only encoder (self-attention) layers.
+        self_attn_mask_type: see ``CoreAttention``.
+        drop_path_rate: only 0.
+
+    Raises:
+        ValueError: a layer type or drop path rate that does not exist here.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        layer_type: enum.Enum = LayerType.encoder,
+        self_attn_mask_type: enum.Enum = AttnMaskType.padding,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if layer_type.value != LayerType.encoder.value or drop_path_rate:
+            raise ValueError(
+                f"layer_type is {layer_type} and drop_path_rate {drop_path_rate}; decoder-only "
+                "models have self-attention layers (LayerType.encoder) with drop_path_rate 0"
+            )
+        self.layer_number = layer_number
+        self.sequence_parallel = config.parallel_config.sequence_parallel
+        self.residual_after_norm = config.apply_residual_connection_post_norm
+        self.hidden_dropout = config.hidden_dropout_rate
+        self.input_norm = get_norm(config)
+        self.attention = ParallelAttention(
+            config, layer_number, AttnType.self_attn, self_attn_mask_type
+        )
+        self.post_attention_norm = get_norm(config)
+        self.mlp = ParallelMLP(config)
+        self.attn_post_norm = self.ffn_post_norm = None
+        if config.use_sandwich_norm:
+            self.attn_post_norm = get_norm(config, scale=config.attn_post_norm_scale)
+            self.ffn_post_norm = get_norm(config, scale=config.ffn_post_norm_scale)
+
+    def construct(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_pos_emb: RotaryTables | None = None,
+    ) -> Tensor:
+        """[s(/p), b, h] -> [s(/p), b, h]."""
+        normed = self.input_norm(hidden_states)
+        output, bias = self.attention(normed, attention_mask, rotary_pos_emb=rotary_pos_emb)
+        residual = normed if self.residual_after_norm else hidden_states
+        hidden_states = self._add(output, bias, residual, self.attn_post_norm)
+        normed = self.post_attention_norm(hidden_states)
+        output, bias = self.mlp(normed)
+        residual = normed if self.residual_after_norm else hidden_states
+        return self._add(output, bias, residual, self.ffn_post_norm)
+
+    def _add(
+        self, output: Tensor, bias: Parameter | None, residual: Tensor, post_norm: Cell | None
+    ) -> Tensor:
+        """residual + dropout(post_norm(output + bias))."""
+        if post_norm is not None:
+            output, bias = post_norm(output if bias is None else output + bias), None
+        rate = self.hidden_dropout if self.training else 0.0
+        if rate == 0.0:
+            return ops.bias_dropout_add(output, bias, residual, 0.0, None)
+        with residual_dropout_stream(self.sequence_parallel):
+            generator = get_rng_tracker().current()
+            return ops.bias_dropout_add(output, bias, residual, rate, generator)
+
+
+class TransformerLayers(Cell):
+    """The layers of this rank, named by their global index from 0."""
+
+    def __init__(self, layers: Sequence[tuple[int, Cell]]) -> None:
+        super().__init__()
+        for index, layer in layers:
+            self.insert_child_to_cell(str(index), layer)
+
+    def __iter__(self):  # noqa: ANN204 - an iterator of cells
+        return iter(self.cells())
+
+    def __len__(self) -> int:
+        return len(self.cells())
+
+
+class ParallelTransformer(Cell):
+    """Stack of layers and the final norm.
+
+    Args:
+        config: model configuration.
+        model_type: kept for the signature; decoder-only stacks are of one kind.
+        layer_type: see ``ParallelTransformerLayer``.
+        self_attn_mask_type: see ``CoreAttention``.
+        post_norm: apply the final norm (where the last layer lives).
+        pre_process: this rank feeds the stack from its own embedding.
+        post_process: this rank holds the last layer.
+        drop_path_rate: only 0.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        model_type: enum.Enum | None = None,
+        layer_type: enum.Enum = LayerType.encoder,
+        self_attn_mask_type: enum.Enum = AttnMaskType.padding,
+        post_norm: bool = True,
+        pre_process: bool = False,
+        post_process: bool = False,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.pre_process, self.post_process = pre_process, post_process
+        self.input_tensor: Tensor | None = None
+        self.layers = TransformerLayers(
+            [
+                (
+                    index,
+                    ParallelTransformerLayer(
+                        config, index + 1, layer_type, self_attn_mask_type, drop_path_rate
+                    ),
+                )
+                for index in range(config.num_layers)
+            ]
+        )
+        self.final_norm = (
+            get_norm(config) if post_process and post_norm and config.use_final_norm else None
+        )
+
+    def set_input_tensor(self, input_tensor: Tensor | None) -> None:
+        """Activations from the previous pipeline stage, used instead of the argument."""
+        self.input_tensor = input_tensor
+
+    def construct(
+        self,
+        hidden_states: Tensor | None,
+        attention_mask: Tensor | None = None,
+        rotary_pos_emb: RotaryTables | None = None,
+    ) -> Tensor:
+        """[s(/p), b, h] -> [s(/p), b, h]."""
+        if not self.pre_process:
+            hidden_states = self.input_tensor
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, rotary_pos_emb)
+        return hidden_states if self.final_norm is None else self.final_norm(hidden_states)
+
+
+class ParallelLMLogits(Cell):
+    """Logits of the vocabulary rows of this rank.
+
+    Args:
+        config: model configuration.
+        bias: the call must pass a bias.
+        compute_dtype: type the input is cast to, default its own.
+
+    Shapes:
+        input [s(/p), b, h], table [v/p, h] -> [s, b, v/p], or [s, b, v] when the call asks for
+        ``parallel_output=False``.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        bias: bool = False,
+        compute_dtype: mstype.Type | None = None,
+    ) -> None:
+        super().__init__()
+        self.has_bias = bias
+        self.compute_dtype = compute_dtype
+        self.plan = linear_plan(config)
+
+    def construct(
+        self,
+        input_: Tensor,
+        word_embedding_table: Parameter,
+        parallel_output: bool = True,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [s, b, v/p] or [s, b, v]."""
+        if self.has_bias != (bias is not None):
+            raise ValueError(
+                f"bias is {'missing' if bias is None else 'given'} but the head was built with "
+                f"bias={self.has_bias}; both must agree"
+            )
+        if self.compute_dtype is not None and input_.dtype != self.compute_dtype:
+            input_ = input_.astype(self.compute_dtype)
+        logits = column_parallel_linear(input_, word_embedding_table, bias, self.plan)
+        if parallel_output:
+            return logits
+        return mappings.gather_from_tensor_model_parallel_region(logits, self.plan.group)

@@ -1,0 +1,186 @@
+"""Argument checks of the public functions, shared by every kernel set.
+
+The native kernels trust the sizes they are given, so a wrong shape must end here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mindspore as ms
+from mindspore import Tensor
+
+_FLOATS = (ms.float32, ms.bfloat16, ms.float16)
+_INTS = (ms.int32, ms.int64)
+
+
+def floating(name: str, *tensors: Tensor) -> None:
+    """All tensors have the same floating type.
+
+    Raises:
+        ValueError: a type the kernels do not store, or two different ones.
+    """
+    dtype = tensors[0].dtype
+    if dtype not in _FLOATS:
+        raise ValueError(f"{name}: type {dtype}; use float32, bfloat16 or float16")
+    for tensor in tensors[1:]:
+        if tensor.dtype != dtype:
+            raise ValueError(
+                f"{name}: types {dtype} and {tensor.dtype} differ; cast the arguments to one type"
+            )
+
+
+def vector(name: str, what: str, tensor: Tensor, size: int) -> None:
+    """``tensor`` is one-dimensional with ``size`` elements."""
+    if tuple(tensor.shape) != (size,):
+        raise ValueError(
+            f"{name}: {what} has shape {tuple(tensor.shape)}; it must be ({size},), the last "
+            "dimension of the input"
+        )
+
+
+def same_shape(name: str, first: Tensor, second: Tensor) -> None:
+    """Both tensors have equal shapes."""
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{name}: shapes {tuple(first.shape)} and {tuple(second.shape)} differ; they must be "
+            "equal"
+        )
+
+
+def leading_shape(name: str, wide: Tensor, rows: Tensor) -> None:
+    """``rows`` has the shape of ``wide`` without its last dimension."""
+    if tuple(wide.shape[:-1]) != tuple(rows.shape):
+        raise ValueError(
+            f"{name}: one value per row is needed, shape {tuple(wide.shape[:-1])}; got "
+            f"{tuple(rows.shape)}"
+        )
+
+
+def integers(name: str, tensor: Tensor) -> None:
+    """``tensor`` holds int32 or int64."""
+    if tensor.dtype not in _INTS:
+        raise ValueError(f"{name}: indices of type {tensor.dtype}; use int32 or int64")
+
+
+def probability(name: str, p: float) -> None:
+    """``p`` is a probability below one."""
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"{name}: drop probability {p}; it must be in [0, 1)")
+
+
+def linear(name: str, x: Tensor, weight: Tensor, dim: int) -> None:
+    """The last dimension of ``x`` is dimension ``dim`` of the 2-D ``weight``."""
+    floating(name, x, weight)
+    if len(weight.shape) != 2 or len(x.shape) < 1 or x.shape[-1] != weight.shape[dim]:
+        raise ValueError(
+            f"{name}: input {tuple(x.shape)} does not fit weight {tuple(weight.shape)}; the "
+            f"input's last dimension must equal dimension {dim} of a 2-D weight [out, in]"
+        )
+
+
+def weight_grad(name: str, dy: Tensor, x: Tensor, main_grad: Tensor | None) -> None:
+    """``dy`` and ``x`` have the same rows, and ``main_grad`` is fp32 [out, in] in one piece."""
+    floating(name, dy, x)
+    if tuple(dy.shape[:-1]) != tuple(x.shape[:-1]):
+        raise ValueError(
+            f"{name}: rows of dy {tuple(dy.shape[:-1])} and x {tuple(x.shape[:-1])} differ; both "
+            "must come from one forward"
+        )
+    if main_grad is not None:
+        accumulator(name, main_grad, (dy.shape[-1], x.shape[-1]))
+
+
+def accumulator(name: str, main_grad: Tensor, shape: tuple[int, int]) -> None:
+    """``main_grad`` can be added to in place."""
+    if tuple(main_grad.shape) != shape or main_grad.dtype != ms.float32:
+        raise ValueError(
+            f"{name}: main_grad is {tuple(main_grad.shape)} {main_grad.dtype}; it must be {shape} "
+            "Float32"
+        )
+    in_place(name, main_grad)
+
+
+def in_place(name: str, *tensors: Tensor) -> None:
+    """Every tensor is contiguous, so that it can be written through its address."""
+    for tensor in tensors:
+        if not tensor.is_contiguous():
+            raise ValueError(
+                f"{name}: a tensor of shape {tuple(tensor.shape)} is written in place but is not "
+                "contiguous; pass a contiguous view of the buffer"
+            )
+
+
+def flat_float32(name: str, *tensors: Tensor) -> None:
+    """Contiguous fp32 tensors with the same number of elements."""
+    size = math.prod(tensors[0].shape)
+    for tensor in tensors:
+        if tensor.dtype != ms.float32 or math.prod(tensor.shape) != size:
+            raise ValueError(
+                f"{name}: got {tuple(tensor.shape)} {tensor.dtype}; all buffers must be Float32 "
+                f"with {size} elements"
+            )
+    in_place(name, *tensors)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+    """Shapes of q [S, B, N, D], k and v [S', B, G, D], mask [B or 1, 1, S, S']."""
+    floating("attention", q, k, v)
+    if len(q.shape) != 4 or len(k.shape) != 4 or k.shape != v.shape:
+        raise ValueError(
+            f"attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; q must be "
+            "[S, B, N, D], k and v equal shapes [S', B, G, D]"
+        )
+    if q.shape[1] != k.shape[1] or q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]:
+        raise ValueError(
+            f"attention: q {tuple(q.shape)} and k {tuple(k.shape)}: batch and head size must be "
+            "equal, and the query heads a multiple of the key heads"
+        )
+    if mask is not None:
+        boolean_mask("attention", mask, (q.shape[1], q.shape[2], q.shape[0], k.shape[0]))
+
+
+def boolean_mask(name: str, mask: Tensor, scores_shape: tuple[int, ...]) -> None:
+    """``mask`` is bool [B or 1, 1, Sq, Sk] for scores [B, N, Sq, Sk], or has their shape."""
+    shape = tuple(mask.shape)
+    batch, *_, rows, columns = (1, 1, *scores_shape)[-4:]
+    if mask.dtype != ms.bool_ or shape not in (
+        (batch, 1, rows, columns),
+        (1, 1, rows, columns),
+        tuple(scores_shape),
+    ):
+        raise ValueError(
+            f"{name}: mask {shape} {mask.dtype}; it must be Bool [{batch} or 1, 1, {rows}, "
+            f"{columns}], True where a key is hidden"
+        )
+
+
+def rotary(t: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Shapes of t [S, B, N, D] and of the fp32 tables [S, B or 1, 1, rot], rot even, <= D."""
+    floating("rotary", t)
+    same_shape("rotary", cos, sin)
+    shape = tuple(cos.shape)
+    fits = (
+        len(t.shape) == 4
+        and len(shape) == 4
+        and shape[0] == t.shape[0]
+        and shape[1] in (1, t.shape[1])
+        and shape[2] == 1
+        and shape[3] % 2 == 0
+        and shape[3] <= t.shape[3]
+    )
+    if not fits or cos.dtype != ms.float32 or sin.dtype != ms.float32:
+        raise ValueError(
+            f"rotary: tables {shape} {cos.dtype} for an input {tuple(t.shape)}; they must be "
+            "Float32 [S, B or 1, 1, rot] with rot even and at most the head size"
+        )
+
+
+def split_qkv(mixed: Tensor, num_groups: int, queries_per_group: int, head_dim: int) -> None:
+    """Check the arguments of ``ops.split_qkv``."""
+    columns = num_groups * (queries_per_group + 2) * head_dim
+    if mixed.ndim != 3 or mixed.shape[-1] != columns:
+        raise ValueError(
+            f"split_qkv: mixed has shape {tuple(mixed.shape)}; {num_groups} groups of "
+            f"{queries_per_group} queries, a key and a value of {head_dim} need [S, B, {columns}]"
+        )

@@ -1,0 +1,214 @@
+// Blocked matrix product and the linear layer's entry points.
+//
+// The right-hand side is packed once per call by all threads together (kCols columns per panel, so
+// that the inner loop streams it), the left-hand side block by block by the thread that uses it.
+#include "gemm.h"
+
+#include "micro.h"
+
+namespace kernels {
+
+namespace {
+
+constexpr int64_t kDepthBlock = 256;              // a panel block of B stays in the first-level cache
+constexpr int64_t kRowBlock = 128;                // a block of A stays in the second-level cache
+constexpr int64_t kSharedFloats = 4 * 1024 * 1024;  // packed B at a time: 16 MiB
+
+// Panel `index` of op(B): columns [index * kCols, ...), full depth.
+template <class T>
+void pack_right(Matrix<T> b, int64_t first, int64_t columns, int64_t depth, float* panel) {
+    const int64_t count = columns - first < kCols ? columns - first : kCols;
+    if (b.transposed) {
+        pack_rows<kCols>(b.data + first * b.stride, b.stride, count, depth, panel);
+    } else {
+        pack_columns<kCols>(b.data + first, b.stride, count, depth, panel);
+    }
+}
+
+// Rows [first, first + count) of op(A) at depth [k, k + depth) as panels [row panel][depth][kRows].
+template <class T>
+void pack_left(Matrix<T> a, int64_t first, int64_t count, int64_t k, int64_t depth, float* packed) {
+    for (int64_t row = 0; row < count; row += kRows, packed += depth * kRows) {
+        const int64_t rows = count - row < kRows ? count - row : kRows;
+        if (a.transposed) {
+            pack_columns<kRows>(a.data + k * a.stride + first + row, a.stride, rows, depth, packed);
+        } else {
+            pack_rows<kRows>(a.data + (first + row) * a.stride + k, a.stride, rows, depth, packed);
+        }
+    }
+}
+
+// Adds (or stores) one register block, cut to its valid rows and columns.
+inline __attribute__((always_inline)) void write_block(vf (&acc)[kRows][kVectors], float* c,
+                                                       int64_t stride, int64_t rows,
+                                                       int64_t columns, bool add) {
+    if (rows >= kRows && columns >= kCols) {
+#pragma GCC unroll 16
+        for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) {
+                float* out = c + row * stride + v * kWidth;
+                store(out, add ? acc[row][v] + load(out) : acc[row][v]);
+            }
+        return;
+    }
+    for (int row = 0; row < kRows && row < rows; ++row)
+        for (int v = 0; v < kVectors; ++v) {
+            const int64_t count = columns - v * kWidth;
+            if (count <= 0) break;
+            float* out = c + row * stride + v * kWidth;
+            store(out, add ? acc[row][v] + load(out, count) : acc[row][v], count);
+        }
+}
+
+// C is far away when a product begins and is wanted when it ends.
+inline __attribute__((always_inline)) void prefetch_block(const float* c, int64_t stride,
+                                                          int64_t rows) {
+    for (int row = 0; row < kRows && row < rows; ++row)
+        for (int i = 0; i < kCols; i += 16) __builtin_prefetch(c + row * stride + i, 1);
+}
+
+struct Task {
+    int64_t row, rows;        // rows of C
+    int64_t column, columns;  // columns of C, relative to the packed part
+};
+
+// C block (fp32, row stride `stride`) of one task; `right` holds the packed columns.
+template <class T>
+void multiply_block(Matrix<T> a, const float* right, Task task, int64_t depth, float* c,
+                    int64_t stride, bool accumulate) {
+    float* left = scratch(kOwnPanels, round_up(task.rows, kRows) * kDepthBlock);
+    for (int64_t k = 0; k < depth; k += kDepthBlock) {
+        const int64_t block = depth - k < kDepthBlock ? depth - k : kDepthBlock;
+        pack_left(a, task.row, task.rows, k, block, left);
+        const bool add = accumulate || k > 0;
+        for (int64_t column = 0; column < task.columns; column += kCols) {
+            const float* panel = right + (task.column + column) * depth + k * kCols;
+            for (int64_t row = 0; row < task.rows; row += kRows) {
+                vf acc[kRows][kVectors];
+                prefetch_block(c + row * stride + column, stride, task.rows - row);
+                multiply<1, kRows>(block, left + row * block, panel, acc);
+                write_block(acc, c + row * stride + column, stride, task.rows - row,
+                            task.columns - column, add);
+            }
+        }
+    }
+}
+
+// Adds the bias of each column and rounds to the storage type of C.
+template <class TC, class TBias>
+void finish(const float* tile, int64_t stride, TC* c, int64_t c_stride, Task task,
+            const TBias* bias) {
+    for (int64_t row = 0; row < task.rows; ++row)
+        vector_loop(task.columns, [&](int64_t i, int64_t count) {
+            vf value = load(tile + row * stride + i, count);
+            if (bias) value += load(bias + i, count);
+            store(c + row * c_stride + i, value, count);
+        });
+}
+
+template <class TA, class TC>
+void run_task(Matrix<TA> a, const float* right, Task task, TC* c, int64_t c_stride, int64_t depth,
+              bool accumulate, const TA* bias) {
+    if constexpr (sizeof(TC) == sizeof(float)) {
+        multiply_block(a, right, task, depth, c, c_stride, accumulate);
+        if (bias) finish(c, c_stride, c, c_stride, task, bias);
+    } else {
+        const int64_t stride = round_up(task.columns, kCols);
+        float* tile = scratch(kTile, task.rows * stride);
+        multiply_block(a, right, task, depth, tile, stride, false);
+        finish(tile, stride, c, c_stride, task, bias);
+    }
+}
+
+}  // namespace
+
+template <class TA, class TB, class TC>
+void gemm(Matrix<TA> a, Matrix<TB> b, TC* c, int64_t rows, int64_t columns, int64_t depth,
+          bool accumulate, const TA* bias) {
+    if (rows <= 0 || columns <= 0) return;
+    const int team = rows * columns * (depth + 1) < 64 * kSerialElements ? 1 : threads();
+    int64_t width = kSharedFloats / (depth + 1) / kCols * kCols;
+    width = width < 256 ? 256 : (width > 2048 ? 2048 : width);
+    width = width < columns ? width : columns;
+    float* right = scratch(kSharedPanels, round_up(width, kCols) * (depth + 1));
+
+    int64_t row_parts = ceil_div(rows, kRowBlock);
+    if (row_parts > 1) row_parts = round_up(row_parts, team);
+    const int64_t row_step = round_up(ceil_div(rows, row_parts), kRows);
+    row_parts = ceil_div(rows, row_step);
+    const int64_t wanted = ceil_div(team, row_parts);
+    const int64_t column_step = round_up(ceil_div(width, wanted), kCols);
+
+#pragma omp parallel num_threads(team) if (team > 1)
+    for (int64_t first = 0; first < columns; first += width) {
+        const int64_t part = columns - first < width ? columns - first : width;
+        const int64_t panels = ceil_div(part, kCols);
+#pragma omp for schedule(static)
+        for (int64_t panel = 0; panel < panels; ++panel)
+            pack_right(b, first + panel * kCols, first + part, depth,
+                       right + panel * kCols * depth);
+        const int64_t column_parts = ceil_div(part, column_step);
+#pragma omp for schedule(dynamic)
+        for (int64_t index = 0; index < row_parts * column_parts; ++index) {
+            Task task;
+            task.row = index / column_parts * row_step;
+            task.rows = rows - task.row < row_step ? rows - task.row : row_step;
+            task.column = index % column_parts * column_step;
+            task.columns = part - task.column < column_step ? part - task.column : column_step;
+            run_task(a, right, task, c + task.row * columns + first + task.column, columns, depth,
+                     accumulate, bias ? bias + first + task.column : nullptr);
+        }
+    }
+    if (depth == 0 && !accumulate && !bias)
+        std::memset(static_cast<void*>(c), 0, static_cast<size_t>(rows * columns) * sizeof(TC));
+}
+
+}  // namespace kernels
+
+using namespace kernels;
+
+// y [rows, out] = x [rows, in] weight[out, in]^T + bias [out]
+EXPORT void linear_forward(int32_t storage, const void* x, const void* weight, const void* bias,
+                           void* y, int64_t rows, int64_t in, int64_t out) {
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        gemm(Matrix<T>{static_cast<const T*>(x), in, false},
+             Matrix<T>{static_cast<const T*>(weight), in, true}, static_cast<T*>(y), rows, out, in,
+             false, static_cast<const T*>(bias));
+    });
+}
+
+// dx [rows, in] = dy [rows, out] weight [out, in]
+EXPORT void linear_dgrad(int32_t storage, const void* dy, const void* weight, void* dx,
+                         int64_t rows, int64_t in, int64_t out) {
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        gemm(Matrix<T>{static_cast<const T*>(dy), out, false},
+             Matrix<T>{static_cast<const T*>(weight), in, false}, static_cast<T*>(dx), rows, in,
+             out, false, static_cast<const T*>(nullptr));
+    });
+}
+
+// dw [out, in] = dy [rows, out]^T x [rows, in], stored in the type of dy
+EXPORT void linear_wgrad(int32_t storage, const void* dy, const void* x, void* dw, int64_t rows,
+                         int64_t in, int64_t out) {
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        gemm(Matrix<T>{static_cast<const T*>(dy), out, true},
+             Matrix<T>{static_cast<const T*>(x), in, false}, static_cast<T*>(dw), out, in, rows,
+             false, static_cast<const T*>(nullptr));
+    });
+}
+
+// main_grad [out, in] (fp32) += dy^T x
+EXPORT void linear_wgrad_accumulate(int32_t storage, const void* dy, const void* x,
+                                    float* main_grad, int64_t rows, int64_t in, int64_t out) {
+    if (rows == 0) return;
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        gemm(Matrix<T>{static_cast<const T*>(dy), out, true},
+             Matrix<T>{static_cast<const T*>(x), in, false}, main_grad, out, in, rows, true,
+             static_cast<const T*>(nullptr));
+    });
+}

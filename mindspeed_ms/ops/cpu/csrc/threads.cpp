@@ -1,0 +1,38 @@
+// Thread count and scratch memory.
+#include "common.h"
+
+namespace kernels {
+
+namespace {
+
+int g_threads = 1;
+
+struct Buffers {
+    float* data[kSlots] = {};
+    int64_t size[kSlots] = {};
+    ~Buffers() {
+        for (float* block : data) std::free(block);
+    }
+};
+
+}  // namespace
+
+int threads() { return g_threads; }
+
+float* scratch(int slot, int64_t floats) {
+    static thread_local Buffers buffers;
+    if (buffers.size[slot] < floats) {
+        std::free(buffers.data[slot]);
+        const int64_t rounded = (floats + floats / 8 + 1023) / 1024 * 1024;
+        buffers.data[slot] =
+            static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(rounded) * 4));
+        buffers.size[slot] = buffers.data[slot] ? rounded : 0;
+        if (!buffers.data[slot]) std::abort();
+    }
+    return buffers.data[slot];
+}
+
+}  // namespace kernels
+
+EXPORT void set_threads(int32_t count) { kernels::g_threads = count < 1 ? 1 : count; }
+EXPORT int32_t get_threads() { return kernels::g_threads; }

@@ -1,0 +1,133 @@
+"""Pointwise activations with an optional bias in front."""
+
+from __future__ import annotations
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from mindspeed_ms.backend import autograd, memory
+from mindspeed_ms.ops.portable.arrays import Array, sum_rows, tensor_of, wide
+
+Context = autograd.Function
+_SQRT_2_OVER_PI = np.float32(math.sqrt(2.0 / math.pi))
+_CUBIC = np.float32(0.044715)
+
+
+def sigmoid(z: Array) -> Array:
+    """``1 / (1 + exp(-z))`` without overflow."""
+    small = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1.0, small) / (1.0 + small)
+
+
+def erf(z: Array) -> Array:
+    """Error function (MindSpore's own, right to 7e-8)."""
+    if z.size == 0:
+        return z
+    return memory.as_numpy(ms.ops.erf(tensor_of(z)))
+
+
+def _gelu_erf(z: Array) -> Array:
+    return 0.5 * z * (1.0 + erf(z * np.float32(math.sqrt(0.5))))
+
+
+def _gelu_erf_slope(z: Array) -> Array:
+    density = np.exp(-0.5 * z * z) * np.float32(1.0 / math.sqrt(2.0 * math.pi))
+    return 0.5 * (1.0 + erf(z * np.float32(math.sqrt(0.5)))) + z * density
+
+
+def _gelu_tanh(z: Array) -> Array:
+    return 0.5 * z * (1.0 + np.tanh(_SQRT_2_OVER_PI * (z + _CUBIC * z * z * z)))
+
+
+def _gelu_tanh_slope(z: Array) -> Array:
+    t = np.tanh(_SQRT_2_OVER_PI * (z + _CUBIC * z * z * z))
+    inner = _SQRT_2_OVER_PI * (1.0 + 3.0 * _CUBIC * z * z)
+    return 0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * inner
+
+
+def _silu(z: Array) -> Array:
+    return z * sigmoid(z)
+
+
+def _silu_slope(z: Array) -> Array:
+    s = sigmoid(z)
+    return s * (1.0 + z * (1.0 - s))
+
+
+def _squared_relu(z: Array) -> Array:
+    return np.square(np.maximum(z, 0))
+
+
+def _squared_relu_slope(z: Array) -> Array:
+    return 2.0 * np.maximum(z, 0)
+
+
+_POINTWISE = {
+    "gelu_none": (_gelu_erf, _gelu_erf_slope),
+    "gelu_tanh": (_gelu_tanh, _gelu_tanh_slope),
+    "silu": (_silu, _silu_slope),
+    "squared_relu": (_squared_relu, _squared_relu_slope),
+}
+
+
+def _biased(x: Tensor, bias: Tensor | None) -> Array:
+    return wide(x) if bias is None else wide(x) + wide(bias)
+
+
+class _Pointwise(autograd.Function):
+    """``y = f(x + bias)``; ``dx = dy * f'(x + bias)``, ``dbias = sum(dx)``."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, bias: Tensor | None, name: str) -> Tensor:
+        ctx.save_for_backward(x, bias)
+        ctx.name = name
+        return tensor_of(_POINTWISE[name][0](_biased(x, bias)), x.dtype)
+
+    @staticmethod
+    def backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, bias = ctx.saved_tensors
+        dx = wide(dy) * _POINTWISE[ctx.name][1](_biased(x, bias))
+        dbias = None if bias is None else tensor_of(sum_rows(dx), bias.dtype)
+        return tensor_of(dx, x.dtype), dbias, None
+
+
+class _Swiglu(autograd.Function):
+    """``y = silu(gate) * up``; ``dgate = dy * up * silu'(gate)``, ``dup = dy * silu(gate)``."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, bias)
+        gate, up = np.split(_biased(x, bias), 2, axis=-1)
+        return tensor_of(_silu(gate) * up, x.dtype)
+
+    @staticmethod
+    def backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, bias = ctx.saved_tensors
+        gate, up = np.split(_biased(x, bias), 2, axis=-1)
+        grad = wide(dy)
+        dx = np.concatenate((grad * up * _silu_slope(gate), grad * _silu(gate)), axis=-1)
+        dbias = None if bias is None else tensor_of(sum_rows(dx), bias.dtype)
+        return tensor_of(dx, x.dtype), dbias
+
+
+def gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    """See ``ops.gelu``."""
+    return _Pointwise.apply(x, bias, f"gelu_{approximate}")
+
+
+def silu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """See ``ops.silu``."""
+    return _Pointwise.apply(x, bias, "silu")
+
+
+def squared_relu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """See ``ops.squared_relu``."""
+    return _Pointwise.apply(x, bias, "squared_relu")
+
+
+def swiglu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """See ``ops.swiglu``."""
+    return _Swiglu.apply(x, bias)

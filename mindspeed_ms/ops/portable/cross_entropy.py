@@ -1,0 +1,60 @@
+"""Pieces of the vocabulary-parallel cross entropy."""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor
+
+from mindspeed_ms.backend import memory
+from mindspeed_ms.ops.portable.arrays import Array, tensor_of, wide
+
+
+def _local_target(target: Tensor, vocab_start: int, size: int) -> tuple[Array, Array]:
+    """(target index in this partition, True where it lies here); foreign indices become 0."""
+    local = memory.as_numpy(memory.contiguous(target)).astype(np.int64) - vocab_start
+    here = (local >= 0) & (local < size)
+    return np.where(here, local, 0), here
+
+
+def ce_max(logits: Tensor) -> Tensor:
+    """See ``ops.ce_max``."""
+    return tensor_of(wide(logits).max(axis=-1))
+
+
+def ce_sum(
+    logits: Tensor, target: Tensor, row_max: Tensor, vocab_start: int
+) -> tuple[Tensor, Tensor]:
+    """See ``ops.ce_sum``."""
+    values = wide(logits)
+    local, here = _local_target(target, vocab_start, values.shape[-1])
+    predicted = np.take_along_axis(values, local[..., None], axis=-1)[..., 0]
+    exponentials = np.exp(values - wide(row_max)[..., None])
+    total = exponentials.sum(axis=-1, dtype=np.float64).astype(np.float32)
+    return tensor_of(total), tensor_of(np.where(here, predicted, np.float32(0)))
+
+
+def ce_sum_logits(logits: Tensor) -> Tensor:
+    """See ``ops.ce_sum_logits``."""
+    return tensor_of(wide(logits).sum(axis=-1, dtype=np.float64).astype(np.float32))
+
+
+def ce_backward(
+    logits: Tensor,
+    target: Tensor,
+    row_max: Tensor,
+    sum_exp: Tensor,
+    dloss: Tensor,
+    vocab_start: int,
+    smoothing: float,
+    vocab_size: int,
+) -> Tensor:
+    """See ``ops.ce_backward``."""
+    values = wide(logits)
+    local, here = _local_target(target, vocab_start, values.shape[-1])
+    grad = np.exp(values - wide(row_max)[..., None]) / wide(sum_exp)[..., None]
+    grad -= np.float32(smoothing / vocab_size)
+    picked = np.take_along_axis(grad, local[..., None], axis=-1)
+    wanted = here[..., None] * np.float32(1.0 - smoothing)
+    np.put_along_axis(grad, local[..., None], picked - wanted, axis=-1)
+    grad *= wide(dloss)[..., None]
+    return tensor_of(grad, logits.dtype)

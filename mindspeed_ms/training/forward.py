@@ -1,0 +1,89 @@
+"""One micro-batch through the model, in Megatron's protocol. Legend: b micro-batch, s sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor
+
+from mindspeed_ms.backend import memory
+from mindspeed_ms.core.pipeline_parallel.schedules import LossFunc
+from mindspeed_ms.training.data import MODEL_INPUTS, get_batch
+
+GetBatch = Callable[[Iterator], Any]
+"""(data iterator) -> model arguments by name, or the five tensors of Megatron's ``get_batch``."""
+
+
+def default_forward_step(
+    get_batch_func: GetBatch | None = None,
+) -> Callable[[Iterator, Any], tuple[Tensor, LossFunc]]:
+    """Forward step of a model that returns its masked mean loss, as ``GPTModel`` does."""
+    read = get_batch_func or get_batch
+
+    def forward_step(data_iterator: Iterator, model: Any) -> tuple[Tensor, LossFunc]:
+        batch = _named(read(data_iterator))
+        tokens = _num_tokens(batch)
+
+        def loss_func(loss: Tensor) -> tuple[Tensor, float, dict[str, tuple[Any, Any]]]:
+            mean = float(memory.as_numpy(loss).item())
+            return loss, tokens, {"lm loss": (mean * tokens, tokens)}
+
+        return model(**batch), loss_func
+
+    return forward_step
+
+
+def megatron_forward_step(
+    user_step: Callable[[Iterator, Any], tuple[Tensor, Callable]],
+) -> Callable[[Iterator, Any], tuple[Tensor, LossFunc]]:
+    """Adapt a Megatron ``forward_step``, whose loss function may return two or three values.
+
+    ``(loss, report)``: a mean over the micro-batch. ``(sum, number of tokens, report)``: the mean
+    is taken here. A reported value is a mean, or a (sum, number of tokens) pair.
+    """
+
+    def forward_step(data_iterator: Iterator, model: Any) -> tuple[Tensor, LossFunc]:
+        output, user_loss = user_step(data_iterator, model)
+
+        def loss_func(output: Tensor) -> tuple[Tensor, float, dict[str, tuple[Any, Any]]]:
+            result = user_loss(output)
+            if len(result) == 2:
+                loss, report = result
+                return loss, 1.0, {name: _pair(value) for name, value in report.items()}
+            total, count, report = result
+            tokens = max(float(_scalar(count)), 1.0)
+            return total / tokens, tokens, {name: _pair(value) for name, value in report.items()}
+
+        return output, loss_func
+
+    return forward_step
+
+
+def _named(batch: Any) -> dict[str, Any]:
+    if isinstance(batch, dict):
+        return batch
+    values = tuple(batch)
+    if len(values) != len(MODEL_INPUTS):
+        raise ValueError(
+            f"get_batch_func returned {len(values)} values; it must return a dict of model "
+            f"arguments, or {len(MODEL_INPUTS)} tensors: {', '.join(MODEL_INPUTS)}"
+        )
+    return dict(zip(MODEL_INPUTS, values, strict=True))
+
+
+def _num_tokens(batch: dict[str, Any]) -> float:
+    mask = batch.get("loss_mask")
+    return 1.0 if mask is None else max(float(memory.as_numpy(mask).sum(dtype=np.float64)), 1.0)
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    if isinstance(value, (tuple, list)):
+        return float(_scalar(value[0])), float(_scalar(value[1]))
+    values = np.atleast_1d(_scalar(value))
+    return (float(values[0]), float(values[1])) if values.size == 2 else (float(values[0]), 1.0)
+
+
+def _scalar(value: Any) -> Any:
+    return value.asnumpy() if isinstance(value, Tensor) else value

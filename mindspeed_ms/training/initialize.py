@@ -1,0 +1,139 @@
+"""From a command line to a run that is ready to build its model."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mindspeed_ms import ops
+from mindspeed_ms.backend import comm
+from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core.config import (
+    AllConfig,
+    get_args,
+    init_configs_from_args,
+    no_effect_report,
+    set_global_args,
+)
+from mindspeed_ms.core.num_microbatches_calculator import (
+    destroy_num_microbatches_calculator,
+    init_num_microbatches_calculator,
+)
+from mindspeed_ms.training.arguments import parse_args, validate_args
+from mindspeed_ms.training.data import set_loader_settings
+from mindspeed_ms.training.entry import user_errors
+from mindspeed_ms.training.global_vars import set_all_config
+from mindspeed_ms.training.output import print_rank_0, set_up_output
+from mindspeed_ms.training.tokenizer import build_tokenizer, vocab_size_with_padding
+from mindspeed_ms.training.utils import set_parallel_context, set_seed
+
+__all__ = ["get_args", "initialize_megatron", "set_up_run"]
+
+logger = logging.getLogger(__name__)
+
+
+def initialize_megatron(
+    extra_args_provider: Callable | None = None,
+    args_defaults: dict[str, Any] | None = None,
+    ignore_unknown_args: bool = False,
+    argv: Sequence[str] | None = None,
+) -> argparse.Namespace:
+    """Parse the command line, start communication, create the groups and seed the run.
+
+    Afterwards ``get_args()`` returns the arguments.
+
+    Args:
+        extra_args_provider: adds the user's own flags to the parser.
+        args_defaults: defaults of this entry point.
+        ignore_unknown_args: leave unknown flags alone.
+        argv: flags to parse instead of the command line.
+
+    Raises:
+        SystemExit: a wrong flag, flags that do not go together or that do not fit the number of
+            ranks; one line has been printed.
+
+    Source: Megatron-LM ``initialize_megatron`` (order of the steps).
+    """
+    args = parse_args(argv, extra_args_provider, args_defaults, ignore_unknown_args)
+    with user_errors():
+        _complete_vocabulary(args)
+        comm.init_process_group()
+        args.rank, args.local_rank = comm.get_rank(), comm.get_local_rank()
+        set_global_args(validate_args(args, comm.get_world_size()))
+        set_up_run(init_configs_from_args(args))
+    _print_arguments(args)
+    return args
+
+
+def _complete_vocabulary(args: argparse.Namespace) -> None:
+    """Pad the tokenizer's vocabulary, unless the padded size was given."""
+    if args.padded_vocab_size is not None or args.tokenizer_type is None:
+        return
+    tokenizer = build_tokenizer(
+        args.tokenizer_type,
+        tokenizer_model=args.tokenizer_model,
+        vocab_file=args.vocab_file,
+        merge_file=args.merge_file,
+        vocab_size=args.vocab_size,
+        vocab_extra_ids=args.vocab_extra_ids,
+    )
+    args.padded_vocab_size = vocab_size_with_padding(
+        tokenizer.vocab_size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size
+    )
+
+
+def set_up_run(all_config: AllConfig) -> None:
+    """Make this process ready for a configuration: groups, seeds, batch sizes, output, kernels.
+
+    Raises:
+        ValueError: the configuration does not fit the number of ranks.
+    """
+    comm.init_process_group()
+    world_size = comm.get_world_size()
+    all_config.validate(world_size)
+    set_all_config(all_config)
+    training, dataset = all_config.training_config, all_config.dataset_config
+    set_up_output(training.logging_level)
+    set_parallel_context(all_config.parallel_config)
+    set_seed(training.seed)
+    set_loader_settings(dataset)
+    destroy_num_microbatches_calculator()
+    init_num_microbatches_calculator(
+        comm.get_rank(),
+        training.rampup_batch_size,
+        all_config.global_batch_size(world_size),
+        dataset.batch_size,
+        parallel_state.get_data_parallel_world_size(),
+        training.decrease_batch_size_if_needed,
+        training.step_batch_size_schedule,
+        all_config.model_config.seq_length,
+    )
+    _report_layout(all_config)
+
+
+def _report_layout(all_config: AllConfig) -> None:
+    parallel = all_config.parallel_config
+    world_size = comm.get_world_size()
+    print_rank_0(
+        f"using world size: {world_size}, "
+        f"data-parallel size: {parallel.data_parallel_size(world_size)}, "
+        f"context-parallel size: {parallel.context_parallel_size}, "
+        f"tensor-model-parallel size: {parallel.tensor_model_parallel_size}, "
+        f"pipeline-model-parallel size: {parallel.pipeline_model_parallel_size}"
+    )
+    for line in ops.report().splitlines():
+        print_rank_0(line)
+
+
+def _print_arguments(args: argparse.Namespace) -> None:
+    """Megatron's sorted table of arguments, and what had no effect."""
+    print_rank_0("------------------------ arguments ------------------------")
+    for name in sorted(vars(args), key=str.lower):
+        if name not in ("given_flags", "yaml_source"):
+            dots = "." * (48 - len(name))
+            print_rank_0(f"  {name} {dots} {getattr(args, name)}")
+    print_rank_0("-------------------- end of arguments ---------------------")
+    for line in no_effect_report(args):
+        print_rank_0(line)

@@ -1,0 +1,77 @@
+"""The lines that tools parse: formats only, no state.
+
+Source: Megatron-LM ``training_log`` and ``evaluate_and_print_results`` (exact formats), and the
+``Epoch: ..., Step: ...`` line of the user guide.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IntervalReport:
+    """What happened since the last line."""
+
+    iteration: int
+    train_iters: int
+    consumed_samples: int
+    seconds_per_iteration: float
+    learning_rate: float
+    global_batch_size: int
+    losses: dict[str, float]
+    """Mean of each loss over the iterations that were not skipped."""
+    loss_scale: float
+    grad_norm: float | None
+    num_zeros: int | None
+    params_norm: float | None
+    tflops_per_rank: float | None
+    skipped_iterations: int
+    nan_iterations: int
+    epoch: int
+    step_in_epoch: int
+
+
+def megatron_line(report: IntervalReport, now: datetime) -> str:
+    """Megatron's line. A loss that is NaN stays in it."""
+    parts = [
+        f" [{now:%Y-%m-%d %H:%M:%S}] iteration {report.iteration:8d}/{report.train_iters:8d}",
+        f"consumed samples: {report.consumed_samples:12d}",
+        f"elapsed time per iteration (ms): {report.seconds_per_iteration * 1000.0:.1f}",
+    ]
+    if report.tflops_per_rank is not None:
+        parts.append(f"throughput per GPU (TFLOP/s/GPU): {report.tflops_per_rank:.1f}")
+    parts.append(f"learning rate: {report.learning_rate:.6E}")
+    parts.append(f"global batch size: {report.global_batch_size:5d}")
+    parts += [f"{name}: {value:.6E}" for name, value in report.losses.items()]
+    parts.append(f"loss scale: {report.loss_scale:.1f}")
+    if report.grad_norm is not None:
+        parts.append(f"grad norm: {report.grad_norm:.3f}")
+    if report.num_zeros is not None:
+        parts.append(f"num zeros: {report.num_zeros}")
+    if report.params_norm is not None:
+        parts.append(f"params norm: {report.params_norm:.3f}")
+    parts.append(f"number of skipped iterations: {report.skipped_iterations:3d}")
+    parts.append(f"number of nan iterations: {report.nan_iterations:3d}")
+    return " | ".join(parts) + " |"
+
+
+def guide_line(report: IntervalReport) -> str:
+    """The user guide's line."""
+    loss = report.losses.get("lm loss", math.nan)
+    return (
+        f"INFO - Epoch: {report.epoch}, Step: {report.step_in_epoch}, Loss: {loss:.16f}, "
+        f"Time: {report.seconds_per_iteration * 1000.0:.2f} ms"
+    )
+
+
+def validation_lines(prefix: str, losses: dict[str, float]) -> list[str]:
+    """Megatron's validation line between two rules of its length plus one."""
+    line = f" validation loss at {prefix} | "
+    for name, value in losses.items():
+        perplexity = math.exp(min(20.0, value))
+        line += f"{name} value: {value:.6E} | {name} PPL: {perplexity:.6E} | "
+    rule = "-" * (len(line) + 1)
+    return [rule, line, rule]

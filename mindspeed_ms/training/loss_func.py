@@ -1,0 +1,5 @@
+"""Losses under the import path of the user guide."""
+
+from mindspeed_ms.legacy.model.loss import LossWithMask
+
+__all__ = ["LossWithMask"]

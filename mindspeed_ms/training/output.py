@@ -1,0 +1,42 @@
+"""What a rank writes to its standard output, through ``logging``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from mindspeed_ms.backend import comm
+
+_LINES = logging.getLogger("mindspeed_ms.lines")
+
+
+def set_up_output(level: int | None = None) -> None:
+    """Send the package's log and the report lines to standard output (idempotent).
+
+    Report lines stand alone, as tools expect them; everything else carries its rank.
+    """
+    package = logging.getLogger("mindspeed_ms")
+    package.setLevel(logging.INFO if level is None else level)
+    package.propagate = False
+    package.handlers = [_handler(f"[rank {comm.get_rank()}] %(levelname)s: %(message)s")]
+    _LINES.setLevel(logging.INFO)
+    _LINES.propagate = False
+    _LINES.handlers = [_handler("%(message)s")]
+
+
+def _handler(form: str) -> logging.Handler:
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter(form))
+    return handler
+
+
+def print_rank_0(line: str) -> None:
+    """A report line from the first rank only."""
+    if comm.get_rank() == 0:
+        _LINES.info(line)
+
+
+def print_rank_last(line: str) -> None:
+    """A report line from the last rank only, where Megatron prints losses."""
+    if comm.get_rank() == comm.get_world_size() - 1:
+        _LINES.info(line)

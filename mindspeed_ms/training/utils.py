@@ -1,0 +1,72 @@
+"""Start-up steps under the import path of the user guide."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from mindspeed_ms.backend import comm
+from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core.config import ModelParallelConfig
+from mindspeed_ms.core.tensor_parallel.random import model_parallel_manual_seed, seed_initialization
+
+DEFAULT_SEED = 1234
+
+
+def set_parallel_context(parallel_config: ModelParallelConfig) -> None:
+    """Start communication if need be and create the process groups of a layout.
+
+    Calling it again with the same layout changes nothing.
+
+    Raises:
+        RuntimeError: the world size does not fit, or groups of another layout exist.
+    """
+    comm.init_process_group()
+    wanted = (
+        parallel_config.tensor_model_parallel_size,
+        parallel_config.pipeline_model_parallel_size,
+        parallel_config.context_parallel_size,
+        parallel_config.expert_model_parallel_size,
+    )
+    if parallel_state.model_parallel_is_initialized():
+        present = (
+            parallel_state.get_tensor_model_parallel_world_size(),
+            parallel_state.get_pipeline_model_parallel_world_size(),
+            parallel_state.get_context_parallel_world_size(),
+            parallel_state.get_expert_model_parallel_world_size(),
+        )
+        if present != wanted:
+            raise RuntimeError(
+                f"groups exist for (tensor, pipeline, context, expert) parallel sizes {present}, "
+                f"but {wanted} are asked for; call destroy_model_parallel() first"
+            )
+        return
+    tensor, pipeline, context, expert = wanted
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        virtual_pipeline_model_parallel_size=parallel_config.virtual_pipeline_model_parallel_size,
+        context_parallel_size=context,
+        expert_model_parallel_size=expert,
+        order=parallel_config.order,
+        expert_tensor_parallel_size=parallel_config.expert_tensor_parallel_size,
+    )
+
+
+def set_seed(seed: int | None) -> None:
+    """Seed initial weights, dropout and the host's generators; None means 1234.
+
+    Source: Megatron-LM ``_set_random_seed``: each pipeline stage adds 100 times its number.
+    """
+    base = DEFAULT_SEED if seed is None else seed
+    tensor_rank = expert_rank = expert_tensor_rank = 0
+    if parallel_state.model_parallel_is_initialized():
+        base += 100 * parallel_state.get_pipeline_model_parallel_rank()
+        tensor_rank = parallel_state.get_tensor_model_parallel_rank()
+        expert_rank = parallel_state.get_expert_model_parallel_rank()
+        expert_tensor_rank = parallel_state.get_expert_tensor_parallel_rank()
+    random.seed(base)
+    np.random.seed(base % 2**32)
+    seed_initialization(base)
+    model_parallel_manual_seed(base, tensor_rank, expert_rank, expert_tensor_rank)

@@ -1,0 +1,28 @@
+"""Pre-train a GPT model: Megatron's flags, or YAML files with ``--yaml``.
+
+    msrun --worker_num 4 --local_worker_num 4 --join True pretrain_gpt.py --yaml configs/tiny_gpt.yaml
+"""
+
+from mindspeed_ms.legacy.model import GPTModel, ModelType
+from mindspeed_ms.training import pretrain
+from mindspeed_ms.training.global_vars import get_all_config
+
+
+def model_provider(pre_process: bool = True, post_process: bool = True) -> GPTModel:
+    """This rank's part of the configured model."""
+    return GPTModel(
+        get_all_config().model_config, pre_process=pre_process, post_process=post_process
+    )
+
+
+def main() -> None:
+    """Train as the command line says."""
+    pretrain(
+        train_valid_test_datasets_provider=None,
+        model_provider_func=model_provider,
+        model_type=ModelType.encoder_or_decoder,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,358 @@
+"""Order of samples over data-parallel ranks, and the loader that reads them."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mindspeed_ms.core.datasets.builder import build_train_valid_test_datasets
+from mindspeed_ms.core.datasets.gpt_dataset import GPTDatasetConfig, TokenizerInfo
+from mindspeed_ms.core.datasets.loader import (
+    LoaderSettings,
+    PretrainingDataLoader,
+    get_loader_defaults,
+    set_loader_defaults,
+)
+from mindspeed_ms.core.datasets.samplers import (
+    MegatronPretrainingRandomSampler,
+    MegatronPretrainingSampler,
+    randperm,
+)
+from mindspeed_ms.legacy.data.data_samplers import build_pretraining_data_loader
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+
+class Numbers:
+    """A dataset whose sample i holds i; fails at one number and counts its reads."""
+
+    def __init__(self, length, failing=None):
+        self._length = length
+        self._failing = failing
+        self.num_reads = 0
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, idx):
+        self.num_reads += 1
+        if idx == self._failing:
+            raise KeyError(f"sample {idx} is broken")
+        return {"number": np.array([idx])}
+
+
+def numbers_of(loader):
+    return [batch["number"].ravel().tolist() for batch in loader]
+
+
+def read_ahead_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "data-read-ahead"]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert read_ahead_threads() == []
+
+
+# ---- against Megatron ----
+
+
+@pytest.fixture(scope="module")
+def reference_dataset(tmp_path_factory):
+    prefix = str(GOLDEN / "corpus_text_document")
+    config = GPTDatasetConfig(
+        random_seed=1234,
+        sequence_length=64,
+        tokenizer=TokenizerInfo(vocab_size=505, eod=502, eos=2, pad=504),
+        blend=([prefix], None),
+        split="100,0,0",
+        path_to_cache=str(tmp_path_factory.mktemp("cache")),
+    )
+    return build_train_valid_test_datasets(config, (160, 0, 0))[0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("data_parallel_size", [1, 2, 4])
+def test_micro_batches_equal_the_reference(reference_dataset, data_parallel_size, num_workers):
+    reference = np.load(GOLDEN / "batches_a_gpt2_rank0.npz")
+    for rank in range(data_parallel_size):
+        settings = LoaderSettings(
+            micro_batch_size=2,
+            data_parallel_rank=rank,
+            data_parallel_size=data_parallel_size,
+            num_workers=num_workers,
+        )
+        loader = build_pretraining_data_loader(reference_dataset, 0, settings=settings)
+        batches = iter(loader)
+        # Micro-batch k of a rank holds samples (k * dp + rank) * 2 and the next one.
+        for step in range(rank, 80, data_parallel_size):
+            batch = next(batches)
+            assert set(batch) == set(reference.files)
+            for name in reference.files:
+                expected = reference[name][step]
+                assert batch[name].dtype == expected.dtype
+                assert batch[name].tobytes() == expected.tobytes(), (name, step)
+        assert loader.consumed_samples == 160
+        batches.close()
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (0, [4, 1, 7, 5, 3, 9, 0, 8, 6, 2]),
+        (1, [5, 6, 1, 2, 0, 8, 9, 3, 7, 4]),
+        (42, [2, 6, 1, 8, 4, 5, 0, 9, 3, 7]),
+    ],
+)
+def test_randperm_equals_torch(seed, expected):
+    assert randperm(10, seed) == expected
+
+
+def test_randperm_of_nothing_and_one():
+    assert randperm(0, 0) == []
+    assert randperm(1, 0) == [0]
+
+
+def test_randperm_too_large_is_refused():
+    with pytest.raises(ValueError, match="--dataloader-type single"):
+        randperm(2**28, 0)
+
+
+# ---- single ----
+
+
+def literal_single(total, consumed, micro, rank, size, drop_last):
+    """Collect samples one by one; a full block gives this rank its slice."""
+    batches, block = [], []
+    for number in range(consumed, total):
+        block.append(number)
+        if len(block) == micro * size:
+            batches.append(block[rank * micro : (rank + 1) * micro])
+            block = []
+    if block and not drop_last:
+        batches.append(block[rank * micro : (rank + 1) * micro])
+    return batches
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_single_sampler_equals_the_literal_rule(data):
+    total = data.draw(st.integers(1, 60))
+    consumed = data.draw(st.integers(0, total - 1))
+    micro, size = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    rank = data.draw(st.integers(0, size - 1))
+    drop_last = data.draw(st.booleans())
+    sampler = MegatronPretrainingSampler(total, consumed, micro, rank, size, drop_last)
+    assert list(sampler) == literal_single(total, consumed, micro, rank, size, drop_last)
+    assert len(sampler) == total
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    stop=st.integers(0, 9), micro=st.integers(1, 3), size=st.integers(1, 4), later=st.integers(1, 4)
+)
+def test_resuming_reads_each_sample_once(stop, micro, size, later):
+    """Also when the number of data-parallel ranks changes at the stop."""
+    total = 10 * micro * size
+    consumed = stop * micro * size
+    before = [MegatronPretrainingSampler(total, 0, micro, r, size) for r in range(size)]
+    after = [MegatronPretrainingSampler(total, consumed, micro, r, later) for r in range(later)]
+    seen = [n for sampler in before for batch in list(sampler)[:stop] for n in batch]
+    seen += [n for sampler in after for batch in sampler for n in batch]
+    rest = (total - consumed) % (micro * later)
+    assert sorted(seen) == list(range(total - rest))
+
+
+# ---- cyclic ----
+
+
+def literal_cyclic(total, consumed, micro, rank, size, data_sharding):
+    """One pass, as megatron.md's rule states it."""
+    active = total - total % (micro * size)
+    epoch, done = consumed // active, consumed % active
+    if data_sharding:
+        bucket = (total // (micro * size)) * micro
+        order = [rank * bucket + x for x in randperm(bucket, epoch)[done // size :]]
+    else:
+        order = randperm((total // micro) * micro, epoch)[done:][rank::size]
+    return [order[i : i + micro] for i in range(0, len(order), micro) if i + micro <= len(order)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_cyclic_sampler_equals_the_literal_rule(data):
+    micro, size = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    total = data.draw(st.integers(micro * size, 80))
+    rank = data.draw(st.integers(0, size - 1))
+    consumed = data.draw(st.integers(0, 30)) * micro * size
+    sharding = data.draw(st.booleans())
+    sampler = MegatronPretrainingRandomSampler(None, total, consumed, micro, rank, size, sharding)
+    expected = literal_cyclic(total, consumed, micro, rank, size, sharding)
+    assert list(sampler) == expected
+    assert sampler.consumed_samples == consumed + len(expected) * micro * size
+    assert len(sampler) == total
+
+
+@pytest.mark.parametrize("sharding", [True, False])
+def test_cyclic_pass_reads_each_sample_at_most_once(sharding):
+    samplers = [MegatronPretrainingRandomSampler(None, 50, 0, 2, r, 4, sharding) for r in range(4)]
+    seen = [number for sampler in samplers for batch in sampler for number in batch]
+    assert len(seen) == len(set(seen)) == 48
+    assert [list(sampler) for sampler in samplers] != [[] for _ in samplers]  # the next pass
+
+
+# ---- bad sizes ----
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((0, 0, 1, 0, 1), "the dataset has 0 samples"),
+        ((8, 0, 0, 0, 1), "micro_batch_size .0."),
+        ((8, 0, 1, 0, 0), "data_parallel_size .0."),
+        ((8, 0, 1, 2, 2), "data_parallel_rank .2."),
+        ((8, 0, 1, -1, 2), "data_parallel_rank .-1."),
+    ],
+)
+def test_bad_sizes_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        MegatronPretrainingSampler(*sizes)
+    with pytest.raises(ValueError, match=message):
+        MegatronPretrainingRandomSampler(None, *sizes, True)
+
+
+def test_nothing_left_is_refused():
+    with pytest.raises(ValueError, match="consumed_samples .8. must be less than the 8"):
+        MegatronPretrainingSampler(8, 8, 1, 0, 1)
+    with pytest.raises(ValueError, match="7 samples are fewer than one micro-batch"):
+        MegatronPretrainingRandomSampler(None, 7, 0, 2, 0, 4, True)
+
+
+def test_a_cyclic_stop_inside_a_block_is_refused():
+    with pytest.raises(ValueError, match="stops inside a block"):
+        MegatronPretrainingRandomSampler(None, 40, 3, 2, 0, 2, True)
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="'batch' is unknown"):
+        LoaderSettings(micro_batch_size=1, dataloader_type="batch")
+    with pytest.raises(ValueError, match="num_workers .-1."):
+        LoaderSettings(micro_batch_size=1, num_workers=-1)
+
+
+# ---- loader ----
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_loader_yields_stacked_batches_and_counts_them(num_workers):
+    sampler = MegatronPretrainingSampler(20, 4, 2, 1, 2)
+    loader = PretrainingDataLoader(Numbers(20), sampler, num_workers)
+    assert loader.consumed_samples == 4
+    batches = iter(loader)
+    assert next(batches)["number"].tolist() == [[6], [7]]
+    assert loader.consumed_samples == 8
+    assert [b["number"].ravel().tolist() for b in batches] == [[10, 11], [14, 15], [18, 19]]
+    assert loader.consumed_samples == 20
+    assert numbers_of(loader)[0] == [6, 7]  # again from the same start
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_cyclic_loader_goes_on_where_it_was_left(num_workers):
+    def make(consumed):
+        sampler = MegatronPretrainingRandomSampler(None, 23, consumed, 2, 0, 2, True)
+        return PretrainingDataLoader(Numbers(23), sampler, num_workers)
+
+    loader = make(0)
+    whole = numbers_of(loader) + numbers_of(loader)
+    assert (len(whole), loader.consumed_samples) == (10, 40)
+    stopped = make(0)
+    batches = iter(stopped)
+    part = [next(batches)["number"].ravel().tolist() for _ in range(3)]
+    batches.close()
+    assert stopped.consumed_samples == 12
+    assert part + numbers_of(stopped) + numbers_of(stopped) == whole
+    assert part + numbers_of(make(12)) == whole[:5]
+
+
+def test_reading_ahead_is_bounded_and_happens_in_the_background():
+    dataset = Numbers(100)
+    loader = PretrainingDataLoader(dataset, MegatronPretrainingSampler(100, 0, 1, 0, 1), 2)
+    batches = iter(loader)
+    next(batches)
+    deadline = time.monotonic() + 5
+    while dataset.num_reads < 6 and time.monotonic() < deadline:
+        threading.Event().wait(0.005)
+    threading.Event().wait(0.05)
+    assert dataset.num_reads == 6  # one delivered, four waiting, one in the thread's hands
+    assert loader.consumed_samples == 1
+    batches.close()
+
+
+def test_an_error_arrives_after_the_batches_before_it_with_its_cause():
+    sampler = MegatronPretrainingSampler(10, 0, 1, 0, 1)
+    batches = iter(PretrainingDataLoader(Numbers(10, failing=2), sampler, 2))
+    assert [next(batches)["number"].item() for _ in range(2)] == [0, 1]
+    with pytest.raises(RuntimeError, match="sample 2 is broken") as caught:
+        next(batches)
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+def test_closing_the_loader_ends_its_threads():
+    loader = PretrainingDataLoader(Numbers(50), MegatronPretrainingSampler(50, 0, 1, 0, 1), 2)
+    first, second = iter(loader), iter(loader)
+    next(first), next(second)
+    assert len(read_ahead_threads()) == 2
+    loader.close()
+    assert read_ahead_threads() == []
+    assert list(first) == []
+
+
+def test_dropping_the_iterator_ends_its_thread():
+    loader = PretrainingDataLoader(Numbers(50), MegatronPretrainingSampler(50, 0, 1, 0, 1), 2)
+    batches = iter(loader)
+    next(batches)
+    del batches
+    assert read_ahead_threads() == []
+
+
+# ---- Megatron's entry ----
+
+
+@pytest.fixture
+def no_defaults():
+    set_loader_defaults(None)
+    yield
+    set_loader_defaults(None)
+
+
+def test_two_argument_call_uses_the_settings_of_the_process(no_defaults):
+    set_loader_defaults(LoaderSettings(micro_batch_size=3, data_parallel_size=2))
+    assert numbers_of(build_pretraining_data_loader(Numbers(12), 6)) == [[6, 7, 8]]
+    assert get_loader_defaults().micro_batch_size == 3
+
+
+def test_without_settings_the_call_says_what_is_missing(no_defaults):
+    with pytest.raises(RuntimeError, match="call set_loader_defaults"):
+        build_pretraining_data_loader(Numbers(12), 0)
+
+
+def test_no_dataset_gives_no_loader(no_defaults):
+    assert build_pretraining_data_loader(None, 0) is None
+
+
+def test_cyclic_and_external_loaders():
+    cyclic = LoaderSettings(micro_batch_size=5, dataloader_type="cyclic")
+    assert numbers_of(build_pretraining_data_loader(Numbers(10), 0, settings=cyclic)) == [
+        [4, 1, 7, 5, 3],
+        [9, 0, 8, 6, 2],
+    ]
+    external = LoaderSettings(micro_batch_size=5, dataloader_type="external")
+    dataset = Numbers(10)
+    assert build_pretraining_data_loader(dataset, 0, settings=external) is dataset

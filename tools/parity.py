@@ -1,0 +1,134 @@
+"""Replay a recorded Megatron run from its weights and data, and print the difference per iteration.
+
+    python tools/parity.py --golden tests/data/golden --case b_llama_hot
+    mpiexec -n 4 python tools/parity.py --golden DIR --case a_gpt2_hot --tensor-model-parallel-size 2
+
+The folder holds ``runs/CASE.json`` (Megatron's command line and its losses and gradient norms),
+``weights_npz/CASE_iter_0000000.npz`` (initial weights) and ``corpus/``. Flags that are not the
+tool's own are added to the recorded command line. The status is 1 when a difference exceeds its
+tolerance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindspeed_ms.backend import comm
+from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.legacy.model.megatron_names import load_megatron_parameters
+from mindspeed_ms.training import initialize_megatron, pretrain, print_rank_0
+from mindspeed_ms.training.global_vars import get_all_config
+from mindspeed_ms.training.train_loop import StepReport
+
+LOSS_TOLERANCE = 1e-5
+"""Absolute, on the loss of an iteration."""
+
+QUIET = ("--log-interval", "1000000")
+"""The comparison prints every iteration; the training log would double it."""
+
+GRAD_NORM_TOLERANCE = 1e-4
+"""Relative, on the gradient norm of an iteration."""
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Collects the steps of a run beside the recorded ones."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    worst_loss: float = 0.0
+    worst_grad_norm: float = 0.0
+    steps: list[StepReport] = field(default_factory=list)
+
+    def add(self, step: StepReport) -> None:
+        """Compare one iteration and print it."""
+        self.steps.append(step)
+        index = step.iteration - 1
+        loss, norm = step.losses["lm loss"], step.grad_norm or 0.0
+        loss_error = abs(loss - self.losses[index])
+        norm_error = abs(norm - self.grad_norms[index]) / self.grad_norms[index]
+        self.worst_loss = _worse(self.worst_loss, loss_error)
+        self.worst_grad_norm = _worse(self.worst_grad_norm, norm_error)
+        print_rank_0(
+            f"{step.iteration:4d}  loss {loss:.8f}  difference {loss_error:8.2e}  "
+            f"grad norm {norm:.6f}  relative difference {norm_error:8.2e}"
+        )
+
+    @property
+    def passed(self) -> bool:
+        """True when every iteration ran and lies within the tolerances."""
+        return (
+            len(self.steps) == len(self.losses)
+            and self.worst_loss <= LOSS_TOLERANCE
+            and self.worst_grad_norm <= GRAD_NORM_TOLERANCE
+        )
+
+
+def _worse(worst: float, error: float) -> float:
+    """Maximum in which NaN wins."""
+    return error if np.isnan(error) or error > worst else worst
+
+
+def recorded_flags(run: dict[str, Any], corpus: Path, output: str) -> list[str]:
+    """Megatron's command line with its folders filled in."""
+    return [
+        word.replace("$CORPUS", str(corpus)).replace("$OUT", output)
+        for word in run["command_line"]
+    ]
+
+
+def replay(golden: Path, case: str, flags: list[str], weights: Path | None = None) -> Comparison:
+    """Run a recorded case with additional flags; collective over all ranks.
+
+    Raises:
+        FileNotFoundError: the case is not in the folder.
+    """
+    run = json.loads((golden / "runs" / f"{case}.json").read_text(encoding="utf-8"))
+    path = weights or golden / "weights_npz" / f"{case}_iter_0000000.npz"
+    comparison = Comparison(run["lm_loss"], run["grad_norm"])
+
+    def model_provider(pre_process: bool, post_process: bool) -> GPTModel:
+        model = GPTModel(
+            get_all_config().model_config, pre_process=pre_process, post_process=post_process
+        )
+        load_megatron_parameters(model, dict(np.load(path)))
+        return model
+
+    comm.init_process_group()
+    with tempfile.TemporaryDirectory() as output:
+        shared = comm.broadcast_object(output, 0)
+        recorded = recorded_flags(run, golden / "corpus", shared)
+        initialize_megatron(argv=[*recorded, *QUIET, *flags])
+        logging.getLogger("mindspeed_ms").setLevel(logging.WARNING)
+        pretrain(None, model_provider, all_config=get_all_config(), on_step=comparison.add)
+        comm.barrier()
+    return comparison
+
+
+def main() -> None:
+    """Replay one case; the status says whether it agrees."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--golden", type=Path, required=True, help="folder of recorded runs")
+    parser.add_argument("--case", required=True, help="name of the run, e.g. b_llama_hot")
+    parser.add_argument("--weights", type=Path, help="initial weights instead of the case's own")
+    arguments, flags = parser.parse_known_args()
+    comparison = replay(arguments.golden, arguments.case, flags, arguments.weights)
+    print_rank_0(
+        f"largest loss difference {comparison.worst_loss:.2e} (tolerance {LOSS_TOLERANCE:.0e}), "
+        f"largest relative grad norm difference {comparison.worst_grad_norm:.2e} "
+        f"(tolerance {GRAD_NORM_TOLERANCE:.0e}): {'PASSED' if comparison.passed else 'FAILED'}"
+    )
+    sys.exit(0 if comparison.passed else 1)
+
+
+if __name__ == "__main__":
+    main()
