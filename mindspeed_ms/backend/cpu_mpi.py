@@ -8,8 +8,11 @@ reductions look at the type.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -26,23 +29,53 @@ _SWEEP_AT = 64
 
 
 def load_mpi() -> ModuleType:
-    """Start MPI in this process: ``mpi4py.MPI``, imported for the first time.
+    """Start MPI in this process and return ``mpi4py.MPI``.
 
     MPI is finalized by ``launch``, which knows whether the other ranks are leaving too.
 
     Raises:
-        RuntimeError: mpi4py or the MPI library is not installed.
+        RuntimeError: mpi4py or the MPI library is not installed, or MPI could not start.
     """
     try:
         rc = importlib.import_module("mpi4py").rc
-        rc.finalize = False
-        return importlib.import_module("mpi4py.MPI")
+        rc.initialize = rc.finalize = False
+        mpi = importlib.import_module("mpi4py.MPI")
     except (ImportError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RuntimeError(
             f"several CPU ranks need MPI, which cannot be loaded ({reason}); "
             'pip install "mindspeed_ms[cpu]"'
         ) from None
+    _initialize(mpi)
+    mpi.COMM_WORLD.Set_errhandler(mpi.ERRORS_RETURN)
+    return mpi
+
+
+def _initialize(mpi: ModuleType) -> None:
+    """Start MPI without holding the interpreter lock.
+
+    MPI's start waits for every rank. mpi4py would keep the lock meanwhile, and with it the thread
+    that ends this process when another rank has died.
+    """
+    library = _mapped_library()
+    if library is None:
+        mpi.Init_thread(mpi.THREAD_MULTIPLE)
+        return
+    provided = ctypes.c_int()
+    status = ctypes.CDLL(library).MPI_Init_thread(
+        None, None, mpi.THREAD_MULTIPLE, ctypes.byref(provided)
+    )
+    if status != 0:
+        raise RuntimeError(f"MPI_Init_thread failed with code {status}; see the messages above")
+
+
+def _mapped_library() -> str | None:
+    """Path of the MPI library mpi4py has loaded, where the system tells."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None
+    found = re.search(r"/.*/libmpi(_abi)?\.so[.\d]*$", maps.read_text(), re.MULTILINE)
+    return found.group(0) if found else None
 
 
 def prepare_many_ranks(local_size: int, cores: int) -> None:

@@ -31,6 +31,8 @@ from typing import Any
 
 from mindspeed_ms.backend.pmi_server import PmiSpace, ProtocolError, parse_line, process_mapping
 
+SHARED_MEMORY = Path("/dev/shm")
+
 _TICK_SECONDS = 0.5
 _LINGER_SECONDS = 3.0
 _MAX_LINE = 1 << 16
@@ -54,7 +56,7 @@ def remove_shared_memory(space_name: str) -> None:
     digest = 0x811C9DC5
     for byte in space_name.encode():
         digest = (digest ^ byte) * 0x01000193 & 0xFFFFFFFF
-    for leftover in Path("/dev/shm").glob(f"mpich_shm_{digest:x}_*"):
+    for leftover in SHARED_MEMORY.glob(f"mpich_shm_{digest:x}_*"):
         leftover.unlink(missing_ok=True)
 
 
@@ -161,9 +163,9 @@ class JobServer:
         """
         try:
             while not self._stopped and self.failure is None and self._is_in_use():
-                self._poll()
                 if self._space is None:
                     self._check_missing(check)
+                self._poll()
             if self.failure is not None:
                 self._broadcast_failure()
             elif self._stopped:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import atexit
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
@@ -143,7 +144,7 @@ class _WorkerWatch:
         launcher = self._me.parent()
         if launcher is None:
             return None
-        alive = _worker_ranks(launcher, self._me.pid)
+        alive = _worker_ranks(launcher)
         joined = server.joined_pids()
         for pid, rank in self._seen.items():
             if pid not in alive and pid not in joined:
@@ -155,18 +156,25 @@ class _WorkerWatch:
         return None
 
 
-def _worker_ranks(launcher: psutil.Process, scheduler_pid: int) -> dict[int, str]:
-    """Rank by process id of the living workers that ``launcher`` has started."""
-    ranks = {}
-    for child in launcher.children():
+def _children(parent: psutil.Process) -> dict[int, dict[str, str]]:
+    """Environment of the living children of a process, by process id."""
+    found = {}
+    for child in parent.children():
         try:
-            variables = child.environ()
-            is_alive = child.status() != psutil.STATUS_ZOMBIE
+            if child.status() != psutil.STATUS_ZOMBIE:
+                found[child.pid] = child.environ()
         except psutil.Error:
             continue
-        if child.pid != scheduler_pid and is_alive and variables.get("MS_ROLE") == "MS_WORKER":
-            ranks[child.pid] = variables.get("MS_NODE_ID", "(unnumbered)")
-    return ranks
+    return found
+
+
+def _worker_ranks(launcher: psutil.Process) -> dict[int, str]:
+    """Rank by process id of the living workers that ``launcher`` has started."""
+    return {
+        pid: variables.get("MS_NODE_ID", "(unnumbered)")
+        for pid, variables in _children(launcher).items()
+        if variables.get("MS_ROLE") == "MS_WORKER"
+    }
 
 
 def _is_msrun(process: psutil.Process) -> bool:
@@ -201,13 +209,17 @@ def _join_mpiexec() -> _Session:
     """A process of ``mpiexec``: MPI knows the rank; the job server only watches over the ranks."""
     local_size = env.get_int("MPI_LOCALNRANKS") or env.get_int("OMPI_COMM_WORLD_LOCAL_SIZE") or 1
     cpu_mpi.prepare_many_ranks(local_size, device.cores())
+    has_started = threading.Event()
+    watch = threading.Thread(target=_watch_siblings, args=(local_size, has_started), daemon=True)
+    watch.start()
     mpi = cpu_mpi.load_mpi()
+    has_started.set()
     world = mpi.COMM_WORLD
     server = None
     address = ("", 0)
     if world.rank == 0:
         host = (
-            socket.gethostbyname(socket.gethostname()) if local_size < world.size else "127.0.0.1"
+            "127.0.0.1" if local_size == world.size else socket.gethostbyname(socket.gethostname())
         )
         server = JobServer(world.size, host)
         server.start_thread()
@@ -217,6 +229,20 @@ def _join_mpiexec() -> _Session:
     session = _Session(client, client.join(world.size, world.rank, None), server, mpi)
     _protect(session)
     return session
+
+
+def _watch_siblings(local_size: int, has_started: threading.Event) -> None:
+    """End this process if another rank of this host ends before MPI has started.
+
+    Hydra lets the remaining ranks wait for it for ever. Ranks are the children of its proxy.
+    """
+    proxy = psutil.Process().parent()
+    while proxy is not None and not has_started.wait(1.0):
+        alive = {variables.get("PMI_RANK") for variables in _children(proxy).values()}
+        if len(alive) < local_size:
+            missing = [str(rank) for rank in range(local_size) if str(rank) not in alive]
+            remove_mapped_segments()
+            end_process(f"rank {', '.join(missing)} ended before MPI had started; see its log")
 
 
 def _protect(session: _Session) -> None:

@@ -124,6 +124,18 @@ class _Parser(argparse.ArgumentParser):
         """Return every flag this parser knows, the user's own included."""
         return sorted(self._option_string_actions)
 
+    def user_defaults(self) -> dict[str, Any]:
+        """Return attribute -> default of the flags that are not from the table."""
+        own = [action for action in self._actions if not isinstance(action, _FlagAction)]
+        return {action.dest: action.default for action in own if action.dest != "help"}
+
+    def yield_to_user(self) -> None:
+        """Let the user's default win where a user's flag sets the same attribute as one of ours."""
+        users = self.user_defaults()
+        for action in self._actions:
+            if isinstance(action, _FlagAction) and action.dest in users:
+                action.default = argparse.SUPPRESS
+
 
 def build_parser(extra_args_provider: ExtraArgsProvider | None = None) -> argparse.ArgumentParser:
     """Return the parser for every row of the flag table and the user's own flags.
@@ -145,6 +157,8 @@ def build_parser(extra_args_provider: ExtraArgsProvider | None = None) -> argpar
         group.add_argument(*row.names, dest=row.dest, action=_FlagAction, row=row)
     if extra_args_provider is not None:
         parser = extra_args_provider(parser) or parser
+    if isinstance(parser, _Parser):
+        parser.yield_to_user()
     return parser
 
 
@@ -177,7 +191,8 @@ def parse_args(
     values.setdefault("given_flags", [])
     try:
         if values["yaml"]:
-            values = _with_yaml(values)
+            users = parser.user_defaults() if isinstance(parser, _Parser) else {}
+            values = _with_yaml(values, users)
         _fill_defaults(values, args_defaults or {})
         values = derive(values)
     except ValueError as error:
@@ -193,10 +208,11 @@ def _fill_defaults(values: dict[str, Any], args_defaults: Mapping[str, Any]) -> 
             values[name] = value
 
 
-def _with_yaml(values: Mapping[str, Any]) -> dict[str, Any]:
+def _with_yaml(values: Mapping[str, Any], user_defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parsed arguments on top of the YAML files they name."""
     sections = load_sections(values["yaml"])
     given = {BY_NAME[name].dest for name in values["given_flags"]}
+    given |= {name for name, default in user_defaults.items() if values.get(name) != default}
     base = values_of_sections(sections)
     own = {name: value for name, value in values.items() if name not in base}
     command_line = {name: values[name] for name in given if name in base}

@@ -22,7 +22,8 @@ from mindspeed_ms.core.config import (
     set_global_args,
     unsupported_reason,
 )
-from mindspeed_ms.core.config.section import field_docs, section_fields
+from mindspeed_ms.core.config.dtypes import parse_dtype
+from mindspeed_ms.core.config.section import field_default, field_docs, section_fields
 
 SIZES = {
     "vocab_size": 512,
@@ -273,6 +274,15 @@ def test_global_args():
     set_global_args(None)
 
 
+def test_names_that_do_not_exist_are_found():
+    with pytest.raises(ValueError, match="has no key 'sed'; did you mean 'seed'"):
+        field_default(TrainingConfig, "sed")
+    with pytest.raises(ValueError, match="vocab_size is missing; it has no default"):
+        TransformerConfig.from_dict({})
+    with pytest.raises(ValueError, match="is not a data type"):
+        parse_dtype("int8")
+
+
 # --- rules inside a section
 
 PP2 = {"pipeline_model_parallel_size": 2}
@@ -281,7 +291,6 @@ WRONG_SECTIONS = [
     (ModelParallelConfig, {"tensor_model_parallel_size": "two"}, "must be a whole number"),
     (ModelParallelConfig, {"order": "tp-xx"}, "must name each of tp, cp"),
     (ModelParallelConfig, {"order": "tp-tp"}, "must name each of tp, cp"),
-    (ModelParallelConfig, {"order": "ep-tp-dp"}, "side by side"),
     (ModelParallelConfig, {"virtual_pipeline_model_parallel_size": 2}, "at least 2, given 1"),
     (ModelParallelConfig, {**PP2, "num_layer_list": [1, 2, 3]}, r"must have shape \(2,\)"),
     (ModelParallelConfig, {**PP2, "num_layer_list": [[1], [1, 2]]}, "uneven rows"),
@@ -513,7 +522,10 @@ def test_uneven_stages_are_split_automatically_in_yaml():
         ({"parallel_config": TP2}, 1, "start 2 ranks"),
         ({}, 0, "must be at least 1"),
         (
-            {"parallel_config": {"expert_model_parallel_size": 4}, "moe_config": {"num_experts": 4}},
+            {
+                "parallel_config": {"expert_model_parallel_size": 4},
+                "moe_config": {"num_experts": 4},
+            },
             2,
             "expert tensor × expert × pipeline",
         ),
@@ -557,6 +569,12 @@ def test_the_basic_configuration_is_supported():
         ({}, {"lora_config": {"use_lora": True}}, "use_lora"),
         ({"compute_dtype": "bf16"}, {}, "compute_dtype bfloat16"),
         ({"qk_layernorm": True}, {}, "qk_layernorm"),
+        ({"layernorm_zero_centered_gamma": True}, {}, "layernorm_zero_centered_gamma"),
+        ({"init_method_xavier_uniform": True}, {}, "init_method_xavier_uniform"),
+        ({}, {"training_config": {"load": "x"}}, "load_checkpoint x"),
+        ({}, {"training_config": {"save_interval": 5}}, "save_interval 5"),
+        ({}, {"training_config": {"profile": True}}, "profile"),
+        ({}, {"training_config": {"loss_reduction": "sum"}}, "calculate_per_token_loss"),
         ({"gated_linear_unit": True}, {}, "gated_linear_unit with hidden_act gelu"),
         (
             {},

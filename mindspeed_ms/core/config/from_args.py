@@ -113,6 +113,12 @@ def _resume_training(values: Values) -> Any:
     return not values.get("finetune")
 
 
+def _use_checkpoint_scheduler(values: Values) -> Any:
+    if values.get("use_checkpoint_opt_param_scheduler") is not None:
+        return values["use_checkpoint_opt_param_scheduler"]
+    return False if values.get("override_opt_param_scheduler") else UNSET
+
+
 def _betas(values: Values) -> Any:
     first, second = values.get("adam_beta1"), values.get("adam_beta2")
     if first is None and second is None:
@@ -203,6 +209,7 @@ TRANSFORMS: Mapping[str, Callable[[Values], Any]] = MappingProxyType(
         "training_config.loss_scale_factor": _hysteresis_as_factor,
         "training_config.loss_scale_growth_factor": _growth_factor,
         "optimizer_config.betas": _betas,
+        "optimizer_config.use_checkpoint_opt_param_scheduler": _use_checkpoint_scheduler,
         "optimizer_config.start_weight_decay": lambda values: _or_unset(
             values.get("start_weight_decay")
         ),
@@ -352,8 +359,8 @@ def _set(sections: Sections, path: str, value: Any) -> None:
     head, _, rest = key.partition(".")
     if rest:
         block = target.get(head)
-        target = target[head] = block.to_dict() if isinstance(block, Section) else dict(block or {})
-        head = rest
+        target[head] = block.to_dict() if isinstance(block, Section) else dict(block or {})
+        target, head = target[head], rest
     if value is UNSET:
         target.pop(head, None)
     else:

@@ -247,11 +247,6 @@ class ModelParallelConfig(Section):
                 "pp at most once, "
                 f"joined by '-'; the usual order is tp-cp-ep-dp-pp"
             )
-        if "ep" in axes and "dp" in axes and abs(axes.index("ep") - axes.index("dp")) != 1:
-            raise ValueError(
-                f"parallel_config.order is {self.order!r}, but ep and dp must stand side by side; "
-                f"the usual order is tp-cp-ep-dp-pp"
-            )
 
     def _check_pipeline(self) -> None:
         stages = self.pipeline_model_parallel_size

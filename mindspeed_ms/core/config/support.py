@@ -77,6 +77,14 @@ def _unsupported_model(all_config: AllConfig) -> list[str]:
             f"{', '.join(low)}: 16-bit training is not available yet; set params_dtype and "
             "compute_dtype to float32"
         )
+    if model.layernorm_zero_centered_gamma:
+        reasons.append(
+            "layernorm_zero_centered_gamma: norm weights are stored as they are; leave it out"
+        )
+    if model.init_method_xavier_uniform:
+        reasons.append(
+            "init_method_xavier_uniform: initial weights are normal; use init_method_std"
+        )
     if model.qk_layernorm:
         reasons.append(
             "qk_layernorm: norms on queries and keys are not available yet; leave it out"
@@ -96,6 +104,23 @@ def _unsupported_training(all_config: AllConfig) -> list[str]:
         reasons.append(
             "use_distributed_optimizer: the sharded optimizer is not available yet; leave it out, "
             "the numbers are the same"
+        )
+    if training.load_checkpoint:
+        reasons.append(
+            f"load_checkpoint {training.load_checkpoint}: loading checkpoints is not available "
+            f"yet; leave it out"
+        )
+    if training.save_checkpoints and training.save_interval is not None:
+        reasons.append(
+            f"save_interval {training.save_interval}: saving checkpoints is not available yet; "
+            f"leave it out, or --save on the command line"
+        )
+    if training.profile:
+        reasons.append("profile: the profiler is not available yet; leave it out")
+    if training.calculate_per_token_loss or training.loss_reduction != "mean":
+        reasons.append(
+            "calculate_per_token_loss, loss_reduction sum: only the mean of the micro-batches' "
+            "means is available; leave them out"
         )
     if optimizer.algorithm != "adamw":
         reasons.append(

@@ -86,7 +86,7 @@ CHECKPOINTS = in_group(
             str,
             Field(
                 "training_config.output_dir",
-                also=("training_config.save_checkpoints", "training_config.profile_save_path"),
+                also=("training_config.save_checkpoints",),
             ),
         ),
         value(

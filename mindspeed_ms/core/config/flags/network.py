@@ -25,7 +25,6 @@ _BIASES = Field(
         "model_config.hidden_act",
     ),
 )
-_QUERY_GROUPS = ("model_config.num_query_groups",)
 _KERNELS = NoEffect("the kernel of each operation is chosen once at start")
 _ONE_MODEL = NoEffect("there is one model; its numbers are those of Megatron's local layers")
 
@@ -39,7 +38,7 @@ SIZE = in_group(
         value("--kv-channels", int, Field("model_config.kv_channels")),
         on(
             "--group-query-attention",
-            Field("model_config.group_query_attention", also=_QUERY_GROUPS),
+            Field("model_config.group_query_attention"),
         ),
         value("--num-query-groups", int, Field("model_config.num_query_groups"), 1),
         value("--max-position-embeddings", int, Field("model_config.max_position_embeddings")),

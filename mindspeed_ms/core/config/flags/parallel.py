@@ -250,6 +250,7 @@ MOE = in_group(
 
 _FP8 = Refused("8-bit training needs hardware this project does not use", "use --bf16")
 _MLA = Refused("multi-latent attention is not available", "use --group-query-attention")
+_MTP = Refused("multi-token prediction is not available", "leave it out")
 _FSDP = Refused(
     "fully sharded data parallelism is not available", "use --use-distributed-optimizer"
 )
@@ -260,20 +261,23 @@ REFUSED = in_group(
         value("--fp8-format", str, _FP8),
         value("--fp8-recipe", str, _FP8),
         on("--fp8-param-gather", _FP8),
+        value("--fp8-amax-history-len", int, _FP8),
+        value("--fp8-amax-compute-algo", str, _FP8),
         on("--multi-latent-attention", _MLA),
         value("--q-lora-rank", int, _MLA),
         value("--kv-lora-rank", int, _MLA),
         value("--qk-head-dim", int, _MLA),
         value("--qk-pos-emb-head-dim", int, _MLA),
         value("--v-head-dim", int, _MLA),
-        value(
-            "--mtp-num-layers",
-            int,
-            Refused("multi-token prediction is not available", "leave it out"),
-        ),
+        value("--mscale", float, _MLA),
+        value("--mscale-all-dim", float, _MLA),
+        value("--rotary-scaling-factor", float, _MLA),
+        value("--mtp-num-layers", int, _MTP),
+        value("--mtp-loss-scaling-factor", float, _MTP),
         on("--use-megatron-fsdp", _FSDP),
         on("--use-custom-fsdp", _FSDP),
         on("--use-torch-fsdp2", _FSDP),
+        value("--data-parallel-sharding-strategy", str, _FSDP),
         values(
             "--spec",
             str,

@@ -174,7 +174,10 @@ LEARNING_RATE = in_group(
         ),
         toggle(
             "--override-opt_param-scheduler",
-            Field("optimizer_config.override_opt_param_scheduler"),
+            Field(
+                "optimizer_config.override_opt_param_scheduler",
+                also=("optimizer_config.use_checkpoint_opt_param_scheduler",),
+            ),
             False,
             aliases=("--override-opt-param-scheduler", "--override-lr-scheduler"),
         ),

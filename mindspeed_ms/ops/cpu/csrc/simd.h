@@ -169,6 +169,21 @@ inline vf fill_tail(vf v, int64_t count, float filler) {
     return load(lanes);
 }
 
+// result[column] = sum of the partial sums of all pieces, in order and in fp64.
+template <class T>
+inline void add_pieces(const float* partial, int64_t pieces, int64_t stride, int64_t columns,
+                       T* result) {
+    vector_loop(columns, [&](int64_t i, int64_t count) {
+        double sums[kWidth] = {};
+        for (int64_t piece = 0; piece < pieces; ++piece)
+            for (int64_t lane = 0; lane < count; ++lane)
+                sums[lane] += partial[piece * stride + i + lane];
+        vf total = vf{};
+        for (int lane = 0; lane < kWidth; ++lane) total[lane] = static_cast<float>(sums[lane]);
+        store(result + i, total, count);
+    });
+}
+
 // ---- elementary functions -----------------------------------------------------------------------
 
 // exp with relative error below 1.5e-7; 0 and infinity outside the range of fp32.
