@@ -1,6 +1,6 @@
 """Pre-train a GPT model: Megatron's flags, or YAML files with ``--yaml``.
 
-    msrun --worker_num 4 --local_worker_num 4 --join True pretrain_gpt.py --yaml configs/tiny_gpt.yaml
+msrun --worker_num 4 --local_worker_num 4 --join True pretrain_gpt.py --yaml configs/tiny_gpt.yaml
 """
 
 from mindspeed_ms.legacy.model import GPTModel, ModelType

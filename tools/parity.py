@@ -1,12 +1,12 @@
 """Replay a recorded Megatron run from its weights and data, and print the difference per iteration.
 
     python tools/parity.py --golden tests/data/golden --case b_llama_hot
-    mpiexec -n 4 python tools/parity.py --golden DIR --case a_gpt2_hot --tensor-model-parallel-size 2
+    mpiexec -n 2 python tools/parity.py --golden DIR --case a_gpt2_hot --sequence-parallel ...
 
 The folder holds ``runs/CASE.json`` (Megatron's command line and its losses and gradient norms),
-``weights_npz/CASE_iter_0000000.npz`` (initial weights) and ``corpus/``. Flags that are not the
-tool's own are added to the recorded command line. The status is 1 when a difference exceeds its
-tolerance.
+``weights_npz/CASE_iter_0000000.npz`` (initial weights) and the token files, in ``corpus/`` or
+beside them. Flags that are not the tool's own are added to the recorded command line. The status is
+1 when a difference exceeds its tolerance.
 """
 
 from __future__ import annotations
@@ -78,11 +78,19 @@ def _worse(worst: float, error: float) -> float:
     return error if np.isnan(error) or error > worst else worst
 
 
+def load_run(golden: Path, case: str) -> dict[str, Any]:
+    """A recorded run.
+
+    Raises:
+        FileNotFoundError: the case is not in the folder.
+    """
+    return json.loads((golden / "runs" / f"{case}.json").read_text(encoding="utf-8"))
+
+
 def recorded_flags(run: dict[str, Any], corpus: Path, output: str) -> list[str]:
     """Megatron's command line with its folders filled in."""
     return [
-        word.replace("$CORPUS", str(corpus)).replace("$OUT", output)
-        for word in run["command_line"]
+        word.replace("$CORPUS", str(corpus)).replace("$OUT", output) for word in run["command_line"]
     ]
 
 
@@ -92,7 +100,7 @@ def replay(golden: Path, case: str, flags: list[str], weights: Path | None = Non
     Raises:
         FileNotFoundError: the case is not in the folder.
     """
-    run = json.loads((golden / "runs" / f"{case}.json").read_text(encoding="utf-8"))
+    run = load_run(golden, case)
     path = weights or golden / "weights_npz" / f"{case}_iter_0000000.npz"
     comparison = Comparison(run["lm_loss"], run["grad_norm"])
 
@@ -106,7 +114,8 @@ def replay(golden: Path, case: str, flags: list[str], weights: Path | None = Non
     comm.init_process_group()
     with tempfile.TemporaryDirectory() as output:
         shared = comm.broadcast_object(output, 0)
-        recorded = recorded_flags(run, golden / "corpus", shared)
+        corpus = golden / "corpus" if (golden / "corpus").is_dir() else golden
+        recorded = recorded_flags(run, corpus, shared)
         initialize_megatron(argv=[*recorded, *QUIET, *flags])
         logging.getLogger("mindspeed_ms").setLevel(logging.WARNING)
         pretrain(None, model_provider, all_config=get_all_config(), on_step=comparison.add)

@@ -1,22 +1,23 @@
-"""Turn a JSON-lines file into the token files (.bin, .idx) that training reads.
+"""Turn JSON-lines files into the token files (.bin, .idx) that training reads.
 
 Example: python tools/preprocess_data.py --input corpus.jsonl --output-prefix corpus
 --tokenizer-type SentencePieceTokenizer --tokenizer-model tok.model --append-eod --workers 2
 writes corpus_text_document.bin and corpus_text_document.idx.
+
+The files equal those of Megatron's tool byte by byte, also with partitions; input files of a glob
+are read in the order of their names.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import BinaryIO, NamedTuple
+from itertools import product
 
 from mindspeed_ms.core.datasets.indexed_dataset import (
     DType,
@@ -24,88 +25,19 @@ from mindspeed_ms.core.datasets.indexed_dataset import (
     get_bin_path,
     get_idx_path,
 )
-from mindspeed_ms.training.tokenizer import (
-    TOKENIZER_TYPES,
-    Tokenizer,
-    build_tokenizer,
+from mindspeed_ms.training.tokenizer import TOKENIZER_TYPES, TokenizerSettings, build_tokenizer
+from mindspeed_ms.training.tokenizer.corpus import (
+    Chunk,
+    EncodedChunk,
+    Encoder,
+    Progress,
+    count_lines,
+    find_inputs,
+    load_splitter,
+    read_chunks,
 )
 
 logger = logging.getLogger("preprocess_data")
-
-_LINES_PER_TASK = 32
-
-
-class EncodedDocument(NamedTuple):
-    """One line of input, encoded."""
-
-    tokens: list[list[int]]
-    """Token ids for each key, its sequences one after the other."""
-
-    lengths: list[list[int]]
-    """Tokens of each sequence for each key."""
-
-    num_bytes: int
-    """Size of the line."""
-
-
-class Encoder:
-    """Encodes lines; built once per worker process.
-
-    Args:
-        tokenizer: gives ids and the end-of-document token.
-        json_keys: keys whose texts are encoded.
-        is_eod_appended: end each document that is not empty with that token.
-    """
-
-    def __init__(
-        self, tokenizer: Tokenizer, json_keys: Sequence[str], is_eod_appended: bool
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._json_keys = json_keys
-        self._is_eod_appended = is_eod_appended
-
-    def encode(self, numbered_line: tuple[int, bytes]) -> EncodedDocument:
-        """Encode one line.
-
-        Raises:
-            ValueError: it is no JSON object in UTF-8, or a key is missing or holds no text.
-        """
-        number, line = numbered_line
-        tokens, lengths = [], []
-        for sentences in self._texts(number, line):
-            parts = [part for part in map(self._tokenizer.tokenize, sentences) if part]
-            if parts and self._is_eod_appended:
-                parts[-1] = [*parts[-1], self._tokenizer.eod]
-            tokens.append([token for part in parts for token in part])
-            lengths.append([len(part) for part in parts])
-        return EncodedDocument(tokens, lengths, len(line))
-
-    def _texts(self, number: int, line: bytes) -> list[list[str]]:
-        try:
-            document = json.loads(line.decode("utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"line {number} is not JSON in UTF-8 ({error}); each line must be one JSON object"
-            ) from error
-        if not isinstance(document, dict):
-            raise ValueError(
-                f"line {number} is a JSON {type(document).__name__}; each line must be one object"
-            )
-        texts = []
-        for key in self._json_keys:
-            if key not in document:
-                raise ValueError(
-                    f"line {number} has no key {key!r}, only {sorted(document)}; set --json-keys"
-                )
-            value = document[key]
-            sentences = value if isinstance(value, list) else [value]
-            if not all(isinstance(sentence, str) for sentence in sentences):
-                raise ValueError(
-                    f"line {number} holds no text under {key!r}; the value must be a string or a "
-                    "list of strings"
-                )
-            texts.append(sentences)
-        return texts
 
 
 class _Worker:
@@ -114,94 +46,97 @@ class _Worker:
     def __init__(self) -> None:
         self.encoder: Encoder | None = None
 
-    def start(self, make_encoder: Callable[[], Encoder]) -> None:
-        self.encoder = make_encoder()
-
-    def encode(self, numbered_line: tuple[int, bytes]) -> EncodedDocument:
-        assert self.encoder is not None, "the pool calls start before encode"
-        return self.encoder.encode(numbered_line)
-
 
 _worker = _Worker()
 
 
-def _start_worker(make_encoder: Callable[[], Encoder]) -> None:
-    _worker.start(make_encoder)
+def _start_worker(args: argparse.Namespace, partition_size: int | None) -> None:
+    _worker.encoder = make_encoder(args, partition_size)
 
 
-def _encode_in_worker(numbered_line: tuple[int, bytes]) -> EncodedDocument:
-    return _worker.encode(numbered_line)
+def _encode_in_worker(chunk: Chunk) -> EncodedChunk:
+    assert _worker.encoder is not None, "the pool calls _start_worker first"
+    return _worker.encoder.encode_chunk(chunk)
 
 
-def _make_encoder(args: argparse.Namespace) -> Encoder:
-    return Encoder(_tokenizer_from(args), args.json_keys, args.append_eod)
-
-
-def _tokenizer_from(args: argparse.Namespace) -> Tokenizer:
-    return build_tokenizer(
-        args.tokenizer_type,
-        tokenizer_model=args.tokenizer_model,
-        vocab_size=args.vocab_size,
-        vocab_extra_ids=args.vocab_extra_ids,
+def make_encoder(args: argparse.Namespace, partition_size: int | None = None) -> Encoder:
+    """Encoder of one process, as the flags say."""
+    tokenizer = build_tokenizer(args)
+    return Encoder(
+        tokenizer,
+        args.json_keys,
+        is_eod_appended=args.append_eod,
+        splitter=load_splitter(args.lang, args.keep_newlines) if args.split_sentences else None,
+        num_partitions=args.partitions,
+        partition_size=partition_size,
     )
 
 
-def encode_lines(args: argparse.Namespace, source: BinaryIO) -> Iterator[EncodedDocument]:
+def encode(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[EncodedChunk]:
     """Encode all lines in order, in this process or in several."""
-    lines = enumerate(source, start=1)
+    size = None
+    if args.keep_sequential_samples and args.partitions > 1:
+        size = -(-sum(count_lines(path) for path in paths) // args.partitions)
+    chunks = read_chunks(paths)
     if args.workers == 1:
-        yield from map(_make_encoder(args).encode, lines)
+        yield from map(make_encoder(args, size).encode_chunk, chunks)
         return
-    make_encoder = partial(_make_encoder, args)
-    with multiprocessing.Pool(args.workers, _start_worker, (make_encoder,)) as pool:
-        yield from pool.imap(_encode_in_worker, lines, _LINES_PER_TASK)
+    start = partial(_start_worker, args, size)
+    with multiprocessing.Pool(args.workers, start) as pool:
+        yield from pool.imap(_encode_in_worker, chunks)
 
 
-def write_documents(args: argparse.Namespace, documents: Iterable[EncodedDocument]) -> int:
-    """Write one dataset per key; return the number of documents."""
-    dtype = DType.optimal_dtype(_tokenizer_from(args).vocab_size)
-    prefixes = [f"{args.output_prefix}_{key}_document" for key in args.json_keys]
+def write(args: argparse.Namespace, paths: Sequence[str]) -> Progress:
+    """Write one dataset per key; return what was read."""
+    dtype = DType.optimal_dtype(build_tokenizer(args).vocab_size)
+    level = "sentence" if args.split_sentences else "document"
+    prefixes = [f"{args.output_prefix}_{key}_{level}" for key in args.json_keys]
+    progress = Progress(paths, args.log_interval, logger)
     with ExitStack() as stack:
-        builders = [
-            stack.enter_context(IndexedDatasetBuilder(get_bin_path(prefix), dtype))
-            for prefix in prefixes
-        ]
-        start, num_bytes, count = time.monotonic(), 0, 0
-        for count, document in enumerate(documents, start=1):  # noqa: B007  (count is returned)
-            num_bytes += document.num_bytes
-            for builder, tokens, lengths in zip(
-                builders, document.tokens, document.lengths, strict=True
-            ):
-                builder.add_document(tokens, lengths)
-            if count % args.log_interval == 0:
-                seconds = max(time.monotonic() - start, 1e-9)
-                logger.info(
-                    "Processed %d documents (%.1f docs/s, %.2f MB/s).",
-                    count,
-                    count / seconds,
-                    num_bytes / seconds / 2**20,
-                )
-        for builder, prefix in zip(builders, prefixes, strict=True):
-            builder.finalize(get_idx_path(prefix))
-    return count
+        builders = {
+            (partition, key): stack.enter_context(
+                IndexedDatasetBuilder(get_bin_path(f"{prefix}.part{partition}"), dtype)
+                if partition
+                else IndexedDatasetBuilder(get_bin_path(prefix), dtype)
+            )
+            for partition, (key, prefix) in product(range(args.partitions), enumerate(prefixes))
+        }
+        for chunk in encode(args, paths):
+            for place, documents in chunk.documents.items():
+                builders[place].add_documents(*documents)
+            progress.add(chunk)
+        progress.end()
+        for key, prefix in enumerate(prefixes):
+            for partition in range(1, args.partitions):
+                builders[0, key].add_builder(builders[partition, key])
+            builders[0, key].finalize(get_idx_path(prefix))
+    return progress
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the flags; their names are Megatron's."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
     add = parser.add_argument
-    add("--input", required=True, help="JSON-lines file")
+    add("--input", required=True, help="JSON-lines file, .gz too, or a pattern of such files")
     add("--output-prefix", required=True, help="path of the output without _<key>_document.bin")
     add("--json-keys", nargs="+", default=["text"], help="keys whose texts are encoded")
-    add("--tokenizer-type", required=True, help=f"one of {', '.join(TOKENIZER_TYPES)}")
-    add("--tokenizer-model", help="SentencePiece model file")
-    add("--vocab-size", type=int, help="number of ids of NullTokenizer")
-    add("--vocab-extra-ids", type=int, default=0, help="sentinel tokens of SentencePieceTokenizer")
     add("--append-eod", action="store_true", help="end each document with the eod token")
+    add("--split-sentences", action="store_true", help="one sequence per sentence, by nltk")
+    add("--keep-newlines", action="store_true", help="keep line ends between split sentences")
+    add("--lang", default="english", help="language of the sentences")
     add("--workers", type=int, default=1, help="processes that encode; 1 encodes in this one")
+    add("--partitions", type=int, default=1, help="parts whose documents follow one another")
+    add(
+        "--keep-sequential-samples",
+        action="store_true",
+        help="partitions are stretches of the input; else every n-th line",
+    )
     add("--log-interval", type=int, default=1000, help="documents between progress lines")
+    _add_tokenizer_flags(parser)
     args = parser.parse_args(argv)
-    for name in ("workers", "log_interval"):
+    for name in ("workers", "log_interval", "partitions"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if len(set(args.json_keys)) < len(args.json_keys):
@@ -209,17 +144,37 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tokenizer-type", required=True, help=f"one of {', '.join(TOKENIZER_TYPES)}")
+    add("--tokenizer-model", help="SentencePiece model, tiktoken file or Hugging Face folder")
+    add("--vocab-file", help="vocab.json of GPT2BPETokenizer")
+    add("--merge-file", help="merges.txt of GPT2BPETokenizer")
+    add("--vocab-size", type=int, help="number of ids of NullTokenizer or TikTokenizer")
+    add("--vocab-extra-ids", type=int, default=0, help="sentinel tokens of SentencePieceTokenizer")
+    add("--tiktoken-pattern", help="v1 or v2")
+    add("--tiktoken-num-special-tokens", type=int, default=1000, help="ids kept for special tokens")
+    add("--tiktoken-special-tokens", nargs="+", help="names of the first special tokens")
+    add("--trust-remote-code", action="store_true", help="run code in a Hugging Face folder")
+    default = TokenizerSettings(tokenizer_type="").sft_tokenizer_prompt_format
+    add("--sft-tokenizer-prompt-format", default=default, help="of SFTTokenizer")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Preprocess one file; bad input ends with one line and status 1."""
+    """Preprocess; bad input ends with one line and status 1."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        _tokenizer_from(args)
-        with open(args.input, "rb") as source:
-            count = write_documents(args, encode_lines(args, source))
-    except (ValueError, OSError) as error:
-        sys.exit(f"preprocess_data: {args.input}: {error}")
-    logger.info("wrote %d documents to %s_*_document", count, args.output_prefix)
+        make_encoder(args)
+        progress = write(args, find_inputs(args.input))
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"preprocess_data: {args.input}: {' '.join(str(error).split())}")
+    logger.info(
+        "wrote %d documents, %d tokens to %s_*",
+        progress.num_documents,
+        progress.num_tokens,
+        args.output_prefix,
+    )
 
 
 if __name__ == "__main__":

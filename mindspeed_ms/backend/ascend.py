@@ -125,7 +125,7 @@ class AscendComm:
         self, tensor: Tensor, dst: int, op: ReduceOp, group: Group, async_op: bool
     ) -> Work | None:
         """``reduce``; always on a copy, because HCCL leaves other ranks' tensors undefined."""
-        work = tensor.astype(mstype.float32) if tensor.dtype in _LOW_PRECISION else tensor.clone()
+        work = tensor.astype(mstype.float32) if tensor.dtype in _LOW_PRECISION else tensor.copy()
         handle = self._dist.reduce(work, dst, op.value, group=group._handle, async_op=async_op)
         finish = _copier(tensor, work) if self.rank == dst else None
         return _finish(handle, (tensor, work), finish, async_op)

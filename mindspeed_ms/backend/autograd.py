@@ -18,6 +18,7 @@ from mindspore import Parameter, Tensor, ops
 from mindspore._c_expression import run_backward
 from mindspore.common._grad_function import _Function
 from mindspore.common.api import _pynative_executor
+from mindspore.graph.api import saved_tensors_hooks
 
 from mindspeed_ms.backend import device  # noqa: F401  (sets the execution mode before any tensor)
 
@@ -34,6 +35,7 @@ __all__ = [
     "register_post_accumulate_hook",
     "requires_grad",
     "requires_grad_",
+    "saved_tensors_hooks",
     "set_grad",
 ]
 

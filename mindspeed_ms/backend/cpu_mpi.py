@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import env
 from mindspeed_ms.backend.base import Group, P2POp, ReduceOp, Work
-from mindspeed_ms.backend.span import flat_view
+from mindspeed_ms.backend.memory import flat_view
 
 _SWEEP_AT = 64
 """Handles in flight from which on completed ones are looked for."""
@@ -99,20 +100,46 @@ def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 
 
+class CallClock:
+    """Knows how long the process has been inside a blocking MPI call."""
+
+    __slots__ = ("_entered",)
+
+    def __init__(self) -> None:
+        self._entered = 0.0
+
+    def __enter__(self) -> None:
+        self._entered = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        self._entered = 0.0
+
+    def seconds(self) -> float:
+        """Time since the call was entered; 0 outside of calls."""
+        entered = self._entered
+        return time.monotonic() - entered if entered else 0.0
+
+
 class MpiWork:
     """An MPI request, the memory it uses, and what remains to be done after it."""
 
     def __init__(
-        self, request: Any, keep: tuple[Any, ...], finish: Callable[[], None] | None
+        self,
+        request: Any,
+        clock: CallClock,
+        keep: tuple[Any, ...],
+        finish: Callable[[], None] | None = None,
     ) -> None:
         """Take over a started request.
 
         Args:
             request: the ``MPI.Request``.
+            clock: runs while ``wait`` is blocked.
             keep: tensors and arrays that must outlive the request.
             finish: run once, after completion (rounding, copying into the output).
         """
         self._request = request
+        self._clock = clock
         self._keep = keep
         self._finish = finish
         self._is_done = False
@@ -120,7 +147,8 @@ class MpiWork:
     def wait(self) -> None:
         """Block until the result is in the output tensor."""
         if not self._is_done:
-            self._request.Wait()
+            with self._clock:
+                self._request.Wait()
             self._complete()
 
     def is_completed(self) -> bool:
@@ -148,10 +176,13 @@ class MpiComm:
         """
         self._mpi = mpi
         self._end_job = end_job
+        self.clock = CallClock()
+        """Runs while this process is blocked in MPI."""
         world = mpi.COMM_WORLD.Dup()
         self.rank: int = world.rank
         self.world_group = Group(tuple(range(world.size)), world.rank, "world", world)
         self._communicators = [world]
+        self._groups_made = 0
         self._in_flight: set[MpiWork] = set()
         self._moved_types = {
             1: mpi.UINT8_T,
@@ -180,11 +211,13 @@ class MpiComm:
 
     def new_group(self, ranks: tuple[int, ...], name: str) -> Group:
         """Create the communicator; only members take part."""
+        self._groups_made += 1  # also where this rank is no member: the tag is equal on all ranks
         if self.rank not in ranks:
             return Group(ranks, -1, name)
         world = self.world_group._handle
         members = world.group.Incl(ranks)
-        communicator = world.Create_group(members, tag=len(self._communicators) % 32768)
+        with self.clock:
+            communicator = world.Create_group(members, tag=self._groups_made % 32768)
         members.Free()
         self._communicators.append(communicator)
         return Group(ranks, communicator.rank, name, communicator)
@@ -264,13 +297,13 @@ class MpiComm:
         """Isend to a global rank."""
         array = flat_view(tensor)
         request = group._handle.Isend(self._moved(array), group.rank_of(dst), tag)
-        return self._track(MpiWork(request, (tensor, array), None))
+        return self._track(MpiWork(request, self.clock, (tensor, array)))
 
     def irecv(self, tensor: Tensor, src: int, group: Group, tag: int) -> Work:
         """Irecv from a global rank."""
         array = flat_view(tensor)
         request = group._handle.Irecv(self._moved(array), group.rank_of(src), tag)
-        return self._track(MpiWork(request, (tensor, array), None))
+        return self._track(MpiWork(request, self.clock, (tensor, array)))
 
     def batch_isend_irecv(self, ops: Sequence[P2POp], group: Group) -> list[Work]:
         """One request per transfer, in the order of the list; none of them blocks."""
@@ -281,15 +314,19 @@ class MpiComm:
 
     def barrier(self, group: Group) -> None:
         """Barrier."""
-        group._handle.Barrier()
+        with self.clock:
+            group._handle.Barrier()
 
     def all_gather_object(self, obj: object, group: Group) -> list[Any]:
         """Allgather of pickles."""
-        return group._handle.allgather(obj)
+        with self.clock:
+            return group._handle.allgather(obj)
 
     def broadcast_object(self, obj: object, src: int, group: Group) -> Any:
         """Bcast of a pickle."""
-        return group._handle.bcast(obj, root=group.rank_of(src))
+        root = group.rank_of(src)
+        with self.clock:
+            return group._handle.bcast(obj, root=root)
 
     def abort(self, message: str) -> NoReturn:
         """End every process of the job."""
@@ -321,8 +358,9 @@ class MpiComm:
         """Call the blocking (``Bcast``) or the non-blocking (``Ibcast``) form of a collective."""
         if async_op:
             request = getattr(group._handle, "I" + name.lower())(*arguments)
-            return self._track(MpiWork(request, keep, finish))
-        getattr(group._handle, name)(*arguments)
+            return self._track(MpiWork(request, self.clock, keep, finish))
+        with self.clock:
+            getattr(group._handle, name)(*arguments)
         if finish is not None:
             finish()
         return None

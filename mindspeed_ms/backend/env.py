@@ -42,11 +42,25 @@ def remove(name: str) -> None:
     os.environ.pop(name, None)
 
 
+def ranks_of_this_host() -> int:
+    """Processes that share this host's cores, as far as the launcher tells before the job starts.
+
+    ``msrun`` tells only the number of workers on all hosts, so with several hosts it is too high.
+    """
+    names = ["MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE"]
+    if get("MS_ROLE"):
+        names.append("MS_WORKER_NUM")
+    return max(1, *(get_int(name) or 1 for name in names))
+
+
 def prepare_import() -> None:
     """Defaults that libraries read while they load, so they must precede ``import mindspore``.
 
-    MindSpore logs deprecations of its own code at its default level; threads of a waiting OpenMP
-    team would spin and starve the other ranks of the host.
+    MindSpore logs deprecations of its own code at its default level. The ranks of a host share its
+    cores; more threads than cores, or threads that spin while they wait, starve the others.
     """
     set_default("GLOG_v", "3")
     set_default("OMP_WAIT_POLICY", "passive")
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks_of_this_host())
+    set_default("OMP_NUM_THREADS", threads)
+    set_default("OPENBLAS_NUM_THREADS", threads)

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 from mindspeed_ms.backend.job_server import enable_keepalive
 
 _RETRY_SECONDS = 0.1
-_LEAVE_SECONDS = 3.0
+_ANSWER_SECONDS = 20.0
 _ABORT_SECONDS = 2.0
 
 
@@ -75,6 +76,9 @@ class JobClient:
         self._is_watched = True
         self._is_aborting = False
         self._assignment: Assignment | None = None
+        self._send_lock = threading.Lock()
+        self.blocked_seconds: Callable[[], float] = float
+        """How long the main thread has been inside one communication call; 0 outside."""
         # A forked child (a data loader) must not keep the connection of a dead parent open.
         os.register_at_fork(after_in_child=self._forget)
 
@@ -111,9 +115,13 @@ class JobClient:
         """
         wish = {"op": "join", "size": size, "rank": rank, "local_rank": local_rank}
         self._send({**wish, "pid": os.getpid()})
+        self._connection.settimeout(_ANSWER_SECONDS)
         answer = self._receive()
+        if answer.get("op") == "wait":  # it is our server: from now on it keeps the time
+            self._connection.settimeout(None)
+            answer = self._receive()
         if answer.get("op") != "start":
-            reason = answer.get("reason", "the connection was closed; see the scheduler's log")
+            reason = answer.get("reason", "no scheduler of this job answers there; see its log")
             raise RuntimeError(f"cannot join the job at {self._where}: {reason}")
         answer.pop("op")
         self._assignment = Assignment(**answer)
@@ -127,15 +135,14 @@ class JobClient:
         self._dismissal.wait(_ABORT_SECONDS)
 
     def leave(self) -> bool:
-        """Announce the end of this rank; waits a moment for the others to end as well.
+        """Announce the end of this rank and wait until all the others end as well.
 
         Returns:
             True if every rank is leaving now, so that MPI may be finalized.
         """
-        for patient in (True, False):
-            self._send({"op": "leave", "patient": patient})
-            if not self._is_watched or self._dismissal.wait(_LEAVE_SECONDS):
-                break
+        self._send({"op": "leave"})
+        if self._is_watched:
+            self._dismissal.wait()
         if not self._may_finalize:
             remove_mapped_segments()
         return self._may_finalize
@@ -143,11 +150,13 @@ class JobClient:
     def _watch(self) -> None:
         """Runs in a thread until the server says good-bye or is gone."""
         operation = None
-        while operation not in ("finalize", "skip", "detach", "stop"):
+        while operation not in ("finalize", "detach", "stop"):
             message = self._receive()
             operation = message.get("op")
             if self._is_aborting and operation in (None, "stop"):
                 break
+            if operation == "status":
+                self._send({"op": "status", "blocked": self.blocked_seconds()})
             if operation == "stop":
                 self._stop(str(message.get("reason")))
             if operation is None:
@@ -163,7 +172,8 @@ class JobClient:
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
-            self._connection.sendall((json.dumps(message) + "\n").encode())
+            with self._send_lock:
+                self._connection.sendall((json.dumps(message) + "\n").encode())
         except OSError:
             return  # the watching thread notices that the server is gone
 

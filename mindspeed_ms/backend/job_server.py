@@ -4,13 +4,16 @@ It listens on one port. Every rank keeps a *control* connection (JSON lines) ope
 and, while MPI starts, a *PMI* connection (see ``pmi_server``). Who is alive is thus known from the
 connections, before, during and after the start of MPI:
 
-    rank -> join {rank?, local_rank?, pid}      start {rank, size, local_rank, ...}  <- server
+    rank -> join {rank?, local_rank?, pid}      wait {}, later                       <- server
+                                                start {rank, size, local_rank, ...}  <- server
     rank -> abort {reason}                      stop {reason}                        <- server
-    rank -> leave {patient}                     finalize {} | skip {}                <- server
+    rank -> leave {}                            finalize {}, when all leave          <- server
+    rank -> status {blocked}                    status {}, while some have left      <- server
                                                 detach {}                            <- server
 
-``finalize`` says that all ranks are leaving, so that MPI's collective finalization cannot hang;
-``skip`` says that some other rank is not; ``detach`` that the server ends before the job does.
+A rank that has ended waits for ``finalize``, so that MPI's collective finalization cannot hang. If
+all the others turn out to be blocked in communication meanwhile, they wait for the one that has
+left, and the job fails. ``detach`` says that the server ends before the job does.
 
 The scheduler process of ``msrun`` runs it, rank 0 under ``mpiexec``, and the parent in the tests.
 """
@@ -35,6 +38,9 @@ SHARED_MEMORY = Path("/dev/shm")
 
 _TICK_SECONDS = 0.5
 _LINGER_SECONDS = 3.0
+_DEADLOCK_SECONDS = 4.0
+"""So long must all remaining ranks be blocked, in one call each, to be given up."""
+
 _MAX_LINE = 1 << 16
 
 
@@ -116,7 +122,9 @@ class JobServer:
         self._control: dict[int, _Peer] = {}
         self._pmi: dict[int, _Peer] = {}
         self._leaving: set[int] = set()
-        self._left: set[int] = set()
+        self._blocked: dict[int, float] = {}
+        self._asked = 0.0
+        self._has_dismissed = False
         self._gone: set[int] = set()
 
     def _listen(self, host: str, port: int) -> socket.socket:
@@ -165,6 +173,8 @@ class JobServer:
             while not self._stopped and self.failure is None and self._is_in_use():
                 if self._space is None:
                     self._check_missing(check)
+                elif self._leaving and not self._has_dismissed:
+                    self._check_deadlock()
                 self._poll()
             if self.failure is not None:
                 self._broadcast_failure()
@@ -232,16 +242,14 @@ class JobServer:
             )
         elif not peer.is_pmi and peer.rank >= 0:
             self._gone.add(peer.rank)
-            if peer.rank not in self._left:
+            if not self._has_dismissed:
                 self._fail(peer.rank, self._obituary(peer, "while the job was running"))
 
     def _obituary(self, peer: _Peer, when: str) -> str:
         rank = peer.wish.get("rank") if peer.rank < 0 else peer.rank
         name = "a rank" if rank is None else f"rank {rank}"
         text = f"{name} (pid {peer.wish.get('pid')} on {peer.host}) died {when}"
-        if self._left:
-            text += f"; already ended before: rank {', '.join(map(str, sorted(self._left)))}"
-        elif self._space is None and self._missing():
+        if self._space is None and self._missing():
             text += f"; {self._missing()} had not connected yet"
         return text
 
@@ -275,7 +283,9 @@ class JobServer:
         elif operation == "abort" and peer.rank >= 0:
             self._fail(peer.rank, f"rank {peer.rank} failed: {message.get('reason')}")
         elif operation == "leave" and peer.rank >= 0:
-            self._leave(peer, bool(message.get("patient")))
+            self._leave(peer.rank)
+        elif operation == "status" and peer.rank >= 0:
+            self._blocked[peer.rank] = float(message.get("blocked", 0.0))
         else:
             raise ProtocolError(f"unexpected message {line[:80]!r}")
 
@@ -286,6 +296,7 @@ class JobServer:
             return
         peer.wish = wish
         self._waiting.append(peer)
+        peer.send(json.dumps({"op": "wait"}) + "\n")
         if len(self._waiting) == self.size:
             self._start()
 
@@ -344,21 +355,24 @@ class JobServer:
         for rank, reply in self._space.handle(peer.rank, line):
             self._pmi[rank].send(reply)
 
-    def _leave(self, peer: _Peer, patient: bool) -> None:
-        """Let a rank go: together with all others, or alone if it no longer waits."""
-        self._leaving.add(peer.rank)
-        if len(self._leaving) == self.size and not self._left:
-            self._dismiss(list(self._leaving), "finalize")
-        elif self._left:
-            self._dismiss(list(self._leaving), "skip")
-        elif not patient:
-            self._dismiss([peer.rank], "skip")
+    def _leave(self, rank: int) -> None:
+        """Let the ranks go when the last one leaves."""
+        self._leaving.add(rank)
+        if len(self._leaving) == self.size:
+            self._has_dismissed = True
+            self._tell_all({"op": "finalize"})
 
-    def _dismiss(self, ranks: list[int], answer: str) -> None:
-        for rank in ranks:
-            if rank not in self._left:
-                self._left.add(rank)
-                self._control[rank].send(json.dumps({"op": answer}) + "\n")
+    def _check_deadlock(self) -> None:
+        """Fail when every remaining rank is blocked: only those that have left could free them."""
+        remaining = [rank for rank in self._control if rank not in self._leaving]
+        if min(self._blocked.get(rank, 0.0) for rank in remaining) > _DEADLOCK_SECONDS:
+            first = min(self._leaving)
+            left, stuck = (", ".join(map(str, sorted(r))) for r in (self._leaving, remaining))
+            self._fail(first, f"rank {left} ended while rank {stuck} waited for communication")
+        elif time.monotonic() - self._asked > _TICK_SECONDS:
+            self._asked = time.monotonic()
+            for rank in remaining:
+                self._control[rank].send(json.dumps({"op": "status"}) + "\n")
 
     def _broadcast_failure(self) -> None:
         """Tell everyone why, and wait until they are gone."""

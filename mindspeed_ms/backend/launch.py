@@ -85,7 +85,11 @@ def start() -> Comm:
         return SingleComm()
     assignment = session.assignment
     _export(assignment.rank, assignment.local_rank, assignment.size)
-    return SingleComm() if session.mpi is None else cpu_mpi.MpiComm(session.mpi, _end_job)
+    if session.mpi is None:
+        return SingleComm()
+    mpi_comm = cpu_mpi.MpiComm(session.mpi, _end_job)
+    session.client.blocked_seconds = mpi_comm.clock.seconds
+    return mpi_comm
 
 
 def _export(rank: int, local_rank: int, size: int) -> None:
@@ -199,10 +203,18 @@ def _join_msrun() -> _Session:
         cpu_mpi.prepare_many_ranks(assignment.local_size, device.cores())
         env.put("PMI_PORT", f"{host}:{port}")
         env.put("PMI_ID", assignment.rank)
-        session.mpi = cpu_mpi.load_mpi()
+        session.mpi = _start_mpi()
         for name in ("PMI_PORT", "PMI_ID"):  # children of this rank are no MPI processes
             env.remove(name)
     return session
+
+
+def _start_mpi() -> ModuleType:
+    """Start MPI; then hide its shared memory, so that no end of the job can leave it behind."""
+    mpi = cpu_mpi.load_mpi()
+    mpi.COMM_WORLD.Barrier()  # every rank of this host has mapped it now
+    remove_mapped_segments()
+    return mpi
 
 
 def _join_mpiexec() -> _Session:
@@ -212,7 +224,7 @@ def _join_mpiexec() -> _Session:
     has_started = threading.Event()
     watch = threading.Thread(target=_watch_siblings, args=(local_size, has_started), daemon=True)
     watch.start()
-    mpi = cpu_mpi.load_mpi()
+    mpi = _start_mpi()
     has_started.set()
     world = mpi.COMM_WORLD
     server = None
@@ -278,9 +290,7 @@ def _fail(session: _Session, reason: str) -> NoReturn:
 
 
 def _leave(session: _Session) -> None:
-    """Runs at exit. MPI's finalization is collective: it is left out if a rank stays behind."""
+    """Runs at exit. MPI's finalization is collective, so all ranks enter it together."""
     may_finalize = session.client.leave()
     if may_finalize and session.mpi is not None:
         session.mpi.Finalize()
-    if session.server is not None and not may_finalize:
-        session.server.stop()

@@ -7,7 +7,6 @@ functions, because several of MindSpore's own in-place operators do nothing on C
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 
@@ -87,10 +86,30 @@ def as_numpy(tensor: Tensor) -> np.ndarray:
     if device.is_ascend():
         array = tensor.asnumpy()
         return array if array.dtype == dtype else array.view(dtype)
+    if num_bytes(tensor) == 0:
+        return np.empty(tuple(tensor.shape), dtype)
     # By address: asnumpy() of a view that begins inside its base returns a copy.
-    buffer = (ctypes.c_char * num_bytes(tensor)).from_address(tensor.data_ptr())
-    buffer.owner = tensor
-    return np.frombuffer(buffer, dtype).reshape(tensor.shape)
+    return np.asarray(_Lender(tensor, dtype))
+
+
+def flat_view(tensor: Tensor) -> np.ndarray:
+    """``as_numpy`` in one dimension."""
+    return as_numpy(tensor).reshape(-1)
+
+
+class _Lender:
+    """What NumPy asks an object that lends it memory; the array keeps it, and so the tensor."""
+
+    __slots__ = ("__array_interface__", "owner")
+
+    def __init__(self, tensor: Tensor, dtype: np.dtype) -> None:
+        self.owner = tensor
+        self.__array_interface__ = {
+            "data": (tensor.data_ptr(), False),
+            "shape": tuple(tensor.shape),
+            "typestr": dtype.str,
+            "version": 3,
+        }
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
@@ -139,3 +158,11 @@ def view_of(flat: Tensor, start: int, shape: Sequence[int]) -> Tensor:
 def set_data(parameter: ms.Parameter, storage: Tensor) -> None:
     """Make a parameter use ``storage`` (same shape and type) as its memory, without a copy."""
     parameter.set_(storage)
+
+
+def zero_(tensor: Tensor) -> None:
+    """Set all elements to 0, whatever they were: NaN times 0 would stay NaN."""
+    if device.is_ascend():
+        tensor.zero_()
+    else:
+        as_numpy(tensor)[...] = 0

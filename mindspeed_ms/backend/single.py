@@ -11,7 +11,7 @@ from mindspore import Tensor
 
 from mindspeed_ms.backend import device
 from mindspeed_ms.backend.base import CompletedWork, Group, P2POp, ReduceOp, Work
-from mindspeed_ms.backend.span import flat_view
+from mindspeed_ms.backend.memory import flat_view
 
 
 def _done(async_op: bool) -> Work | None:

@@ -1,0 +1,1 @@
+"""What training is made of: groups, split layers, optimizer, data, configuration."""

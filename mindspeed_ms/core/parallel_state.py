@@ -136,6 +136,7 @@ def initialize_model_parallel(  # noqa: PLR0913 - Megatron's public signature
     communicator_config_path: str | None = None,
     *,
     expert_tensor_parallel_size: int | None = None,
+    num_distributed_optimizer_instances: int = 1,
 ) -> None:
     """Create all groups of all ranks.
 
@@ -151,10 +152,13 @@ def initialize_model_parallel(  # noqa: PLR0913 - Megatron's public signature
         communicator_config_path: accepted as None only; it configures NCCL.
         expert_tensor_parallel_size: tensor parallel size inside an expert, default
             ``tensor_model_parallel_size``.
+        num_distributed_optimizer_instances: parts of the data parallel group that each shard a
+            whole optimizer state.
 
     Raises:
         RuntimeError: communication is not initialised; the groups exist already; the world size
-            does not fit; the order is invalid; virtual stages without a pipeline.
+            does not fit; the order is invalid; virtual stages without a pipeline; data parallelism
+            does not divide into optimizer instances.
 
     Parallelism: collective over the world, with equal arguments on every rank.
     """
@@ -191,11 +195,31 @@ def initialize_model_parallel(  # noqa: PLR0913 - Megatron's public signature
     # The tied embedding lives on the first and the last stage, position embeddings on the first.
     groups["embedding"] = _create([tuple(dict.fromkeys((p[0], p[-1]))) for p in pipelines])
     groups["position_embedding"] = _create([p[:1] for p in pipelines])
+    groups |= _optimizer_groups(dense.get_ranks("dp-cp"), num_distributed_optimizer_instances)
     _STATE = ParallelState(
         groups=groups,
         virtual_pipeline_rank=0 if virtual_pipeline_model_parallel_size else None,
         virtual_pipeline_size=virtual_pipeline_model_parallel_size,
     )
+
+
+def _optimizer_groups(data_ranks: list[tuple[int, ...]], instances: int) -> dict[str, Group]:
+    """Ranks that share one optimizer state, and ranks that own the same shard of different ones."""
+    size = len(data_ranks[0])
+    if size % instances:
+        raise RuntimeError(
+            f"num_distributed_optimizer_instances is {instances}; it must divide the data x "
+            f"context parallel size {size}"
+        )
+    part = size // instances
+    return {
+        "optimizer": _create(
+            [ranks[i : i + part] for ranks in data_ranks for i in range(0, size, part)]
+        ),
+        "optimizer_replicas": _create(
+            [ranks[i::part] for ranks in data_ranks for i in range(part)]
+        ),
+    }
 
 
 def _create(all_ranks: list[tuple[int, ...]]) -> Group:
@@ -243,6 +267,16 @@ def get_pipeline_model_parallel_group() -> Group:
 def get_data_parallel_group(with_context_parallel: bool = False) -> Group:
     """Ranks with the same parameters and other data (or other parts of the sequence)."""
     return _state().group("dp_cp" if with_context_parallel else "dp")
+
+
+def get_distributed_optimizer_group() -> Group:
+    """Ranks that share one optimizer state: the data x context parallel group or a part of it."""
+    return _state().group("optimizer")
+
+
+def get_distributed_optimizer_replica_group() -> Group:
+    """Ranks that own the same shard in different optimizer instances; often this rank alone."""
+    return _state().group("optimizer_replicas")
 
 
 def get_context_parallel_group() -> Group:

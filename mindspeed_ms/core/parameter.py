@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Parameter, Tensor
-from mindspore.nn import Cell
 from mindspore.common import dtype as mstype
 from mindspore.common.initializer import Initializer, initializer
+from mindspore.nn import Cell
 
 from mindspeed_ms.backend import memory
 
@@ -98,6 +98,17 @@ def shard_of(parameter: Parameter) -> ShardSpec:
 def grad_sink_of(parameter: Parameter) -> GradSink | None:
     """Gradient sink of a parameter, None while no buffer is attached."""
     return getattr(parameter, "grad_sink", None)
+
+
+def make_ready(parameter: Tensor) -> None:
+    """Complete what must happen before a parameter is used, such as gathering its shards.
+
+    Called by operations that take a parameter, in forward and again in backward if they read it
+    there; costs nothing where parameters are whole.
+    """
+    before_use = getattr(parameter, "before_use", None)
+    if before_use is not None:
+        before_use()
 
 
 def initial_values(init_method: InitMethod, shape: Sequence[int]) -> np.ndarray:

@@ -71,9 +71,7 @@ class RankGenerator:
 
     def coordinates(self, rank: int) -> dict[str, int]:
         """Position of a rank on every axis."""
-        return {
-            axis: rank // stride % self.sizes[axis] for axis, stride in self._strides.items()
-        }
+        return {axis: rank // stride % self.sizes[axis] for axis, stride in self._strides.items()}
 
     def _offsets(self, axes: list[str]) -> list[int]:
         """Rank offsets of all positions on some axes, ascending."""

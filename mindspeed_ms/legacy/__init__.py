@@ -1,0 +1,1 @@
+"""The packages of the user guide's import paths: model and data."""

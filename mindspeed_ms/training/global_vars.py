@@ -1,4 +1,4 @@
-"""The configuration of this run, for the entry points whose public signatures have no room for it."""
+"""The configuration of this run, for entry points whose public signatures have no room for it."""
 
 from __future__ import annotations
 

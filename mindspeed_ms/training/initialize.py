@@ -97,7 +97,7 @@ def set_up_run(all_config: AllConfig) -> None:
     training, dataset = all_config.training_config, all_config.dataset_config
     set_up_output(training.logging_level)
     set_parallel_context(all_config.parallel_config)
-    set_seed(training.seed)
+    set_seed(training.seed, all_config.parallel_config.use_cpu_initialization)
     set_loader_settings(dataset)
     destroy_num_microbatches_calculator()
     init_num_microbatches_calculator(

@@ -67,9 +67,12 @@ def guide_line(report: IntervalReport) -> str:
     )
 
 
-def validation_lines(prefix: str, losses: dict[str, float]) -> list[str]:
-    """Megatron's validation line between two rules of its length plus one."""
-    line = f" validation loss at {prefix} | "
+def validation_lines(prefix: str, losses: dict[str, float], suffix: str = "") -> list[str]:
+    """Megatron's validation line between two rules of its length plus one.
+
+    ``suffix`` tells several validation sets apart.
+    """
+    line = f" validation{suffix} loss at {prefix} | "
     for name, value in losses.items():
         perplexity = math.exp(min(20.0, value))
         line += f"{name} value: {value:.6E} | {name} PPL: {perplexity:.6E} | "

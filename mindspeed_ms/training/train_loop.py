@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,11 @@ import numpy as np
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import AllConfig
-from mindspeed_ms.core.distributed import DistributedDataParallel, finalize_model_grads
+from mindspeed_ms.core.distributed import (
+    DistributedDataParallel,
+    finalize_model_grads,
+    refuse_bad_gradients,
+)
 from mindspeed_ms.core.num_microbatches_calculator import (
     get_current_global_batch_size,
     get_num_microbatches,
@@ -22,7 +26,7 @@ from mindspeed_ms.core.num_microbatches_calculator import (
 )
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
 from mindspeed_ms.core.pipeline_parallel import get_forward_backward_func
-from mindspeed_ms.training.data import EndlessLoader
+from mindspeed_ms.training.batches import EndlessLoader, SharedLoader
 from mindspeed_ms.training.flops import tflops_per_rank
 from mindspeed_ms.training.log_lines import (
     IntervalReport,
@@ -31,6 +35,7 @@ from mindspeed_ms.training.log_lines import (
     validation_lines,
 )
 from mindspeed_ms.training.output import print_rank_last
+from mindspeed_ms.training.run_data import EvaluationSet
 
 
 @dataclass(slots=True)
@@ -51,7 +56,10 @@ class StepReport:
     num_zeros: int | None
     learning_rate: float
     skipped: bool
+    """The gradients overflowed: weights, moments and schedules stayed as they were."""
     seconds: float
+    loss_scale: float = 1.0
+    """Factor on the loss after the step."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,7 +77,9 @@ class TrainingSetup:
 
 
 def train(
-    setup: TrainingSetup, data_iterator: EndlessLoader, valid_loader: Iterable | None = None
+    setup: TrainingSetup,
+    data_iterator: EndlessLoader | SharedLoader,
+    valid_sets: Sequence[EvaluationSet] = (),
 ) -> None:
     """Iterate until ``train_iters``, printing and evaluating at the configured intervals."""
     training, state = setup.config.training_config, setup.state
@@ -80,9 +90,8 @@ def train(
         log.add(report, data_iterator)
         if setup.on_step is not None:
             setup.on_step(report)
-        if training.eval_interval and valid_loader is not None and training.eval_iters > 0:
-            if state.iteration % training.eval_interval == 0:
-                evaluate_and_print_results(setup, valid_loader, f"iteration {state.iteration}")
+        if training.eval_interval and state.iteration % training.eval_interval == 0:
+            evaluate_and_print_results(setup, valid_sets, f"iteration {state.iteration}")
         if _must_exit(training, state.iteration, time.monotonic() - started):
             print_rank_last(f"exiting program at iteration {state.iteration}")
             return
@@ -104,6 +113,7 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
     state, training = setup.state, setup.config.training_config
     update_num_microbatches(state.consumed_train_samples)
     batch_size = get_current_global_batch_size()
+    loss_scale = setup.optimizer.loss_scale
     for model in setup.model:
         model.zero_grad_buffer()
     reports = get_forward_backward_func()(
@@ -111,11 +121,14 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
         data_iterator=data_iterator,
         model=setup.model,
         num_microbatches=get_num_microbatches(),
+        loss_scale=loss_scale,
     )
     losses = mean_losses(reports)
     if training.check_for_nan_in_loss_and_grad:
-        _refuse_nan(losses, state.iteration + 1)
+        _refuse_nan(losses, reports, state.iteration + 1)
     finalize_model_grads(setup.model)
+    if training.check_for_nan_in_loss_and_grad:
+        refuse_bad_gradients(setup.model, state.iteration + 1)
     apply_schedule(setup)
     result = setup.optimizer.step()
     if result.success:
@@ -130,6 +143,7 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
         learning_rate=setup.scheduler.get_lr(),
         skipped=not result.success,
         seconds=time.perf_counter() - start,
+        loss_scale=setup.optimizer.loss_scale,
     )
 
 
@@ -143,10 +157,28 @@ def apply_schedule(setup: TrainingSetup) -> None:
 
 
 def mean_losses(reports: Sequence[dict[str, tuple[Any, Any]]]) -> dict[str, float]:
-    """Sum over all micro-batches and data parallel ranks, divided by the sum of the counts."""
+    """Sum over all micro-batches and data parallel ranks, divided by the sum of the counts.
+
+    Only the last pipeline stage has reports; the others get its result.
+
+    Parallelism: collective over the ranks of a pipeline, and of a stage.
+    """
+    pipeline = parallel_state.get_pipeline_model_parallel_group()
+    means: dict[str, float] = {}
+    if pipeline.rank == pipeline.size - 1:
+        means = _mean_of_reports(reports)
+    return (
+        means if pipeline.size == 1 else comm.broadcast_object(means, pipeline.ranks[-1], pipeline)
+    )
+
+
+def _mean_of_reports(reports: Sequence[dict[str, tuple[Any, Any]]]) -> dict[str, float]:
     names = list(reports[0])
     totals = np.array(
-        [[sum(float(report[name][part]) for report in reports) for part in (0, 1)] for name in names],
+        [
+            [sum(float(report[name][part]) for report in reports) for part in (0, 1)]
+            for name in names
+        ],
         np.float32,
     )
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
@@ -154,32 +186,42 @@ def mean_losses(reports: Sequence[dict[str, tuple[Any, Any]]]) -> dict[str, floa
         totals = np.ascontiguousarray(totals)
         comm.all_reduce(memory.from_numpy(totals), group=group)
     return {
-        name: float(total) / float(count) for name, (total, count) in zip(names, totals, strict=True)
+        name: float(total) / float(count)
+        for name, (total, count) in zip(names, totals, strict=True)
     }
 
 
-def _refuse_nan(losses: dict[str, float], iteration: int) -> None:
-    for name, value in losses.items():
-        if not math.isfinite(value):
-            raise RuntimeError(
-                f"{name} is {value} on rank {comm.get_rank()} in iteration {iteration}; lower the "
-                "learning rate, check the data, or pass --no-check-for-nan-in-loss-and-grad"
-            )
+def _refuse_nan(
+    losses: dict[str, float], reports: Sequence[dict[str, tuple[Any, Any]]], iteration: int
+) -> None:
+    """Stop every rank, with one message that names the ranks whose own loss is not a number."""
+    bad = [name for name, value in losses.items() if not math.isfinite(value)]
+    if not bad:
+        return
+    mine = any(not math.isfinite(float(report[name][0])) for report in reports for name in bad)
+    ranks = [rank for rank, is_bad in enumerate(comm.all_gather_object(mine)) if is_bad]
+    raise RuntimeError(
+        f"iteration {iteration}: {bad[0]} is {losses[bad[0]]}, computed on rank "
+        f"{', '.join(map(str, ranks))}; lower the learning rate, check the data, or pass "
+        "--no-check-for-nan-in-loss-and-grad"
+    )
 
 
-def evaluate(setup: TrainingSetup, loader: Iterable) -> dict[str, float]:
-    """Mean losses over ``eval_iters`` global batches, without gradients or dropout."""
-    iterator = EndlessLoader(loader)
+def evaluate(setup: TrainingSetup, data: EvaluationSet) -> dict[str, float]:
+    """Mean losses over the micro-batches of one evaluation, without gradients or dropout."""
     for model in setup.model:
         model.module.set_train(False)
+    per_step = max(1, get_num_microbatches())
+    if len(setup.model) > 1:  # chunks take turns in groups, which have to be complete
+        per_step = data.num_microbatches
     reports: list[dict[str, tuple[Any, Any]]] = []
     with autograd.no_grad():
-        for _ in range(setup.config.training_config.eval_iters):
+        for first in range(0, data.num_microbatches, per_step):
             reports += get_forward_backward_func()(
                 forward_step_func=setup.forward_step,
-                data_iterator=iterator,
+                data_iterator=data.iterator,
                 model=setup.model,
-                num_microbatches=get_num_microbatches(),
+                num_microbatches=min(per_step, data.num_microbatches - first),
                 forward_only=True,
             )
     for model in setup.model:
@@ -187,10 +229,13 @@ def evaluate(setup: TrainingSetup, loader: Iterable) -> dict[str, float]:
     return mean_losses(reports)
 
 
-def evaluate_and_print_results(setup: TrainingSetup, loader: Iterable, prefix: str) -> None:
-    """Evaluate and print Megatron's validation lines on the last rank."""
-    for line in validation_lines(prefix, evaluate(setup, loader)):
-        print_rank_last(line)
+def evaluate_and_print_results(
+    setup: TrainingSetup, sets: Sequence[EvaluationSet], prefix: str
+) -> None:
+    """Evaluate each set and print Megatron's validation lines on the last rank."""
+    for data in sets:
+        for line in validation_lines(prefix, evaluate(setup, data), data.suffix):
+            print_rank_last(line)
 
 
 class IntervalLog:
@@ -201,7 +246,7 @@ class IntervalLog:
         self._interval = setup.config.training_config.log_interval or 1
         self._reports: list[StepReport] = []
 
-    def add(self, report: StepReport, data: EndlessLoader) -> None:
+    def add(self, report: StepReport, data: EndlessLoader | SharedLoader) -> None:
         """Take a report; at the end of an interval print the line on the last rank."""
         self._reports.append(report)
         if report.iteration % self._interval:
@@ -213,7 +258,7 @@ class IntervalLog:
             print_rank_last(megatron_line(line_data, datetime.now()))
         self._reports = []
 
-    def _summary(self, data: EndlessLoader) -> IntervalReport:
+    def _summary(self, data: EndlessLoader | SharedLoader) -> IntervalReport:
         setup, reports = self._setup, self._reports
         training, last = setup.config.training_config, reports[-1]
         seconds = math.fsum(report.seconds for report in reports) / len(reports)
@@ -233,7 +278,7 @@ class IntervalLog:
             learning_rate=last.learning_rate,
             global_batch_size=batch,
             losses=losses,
-            loss_scale=1.0,
+            loss_scale=last.loss_scale,
             grad_norm=last.grad_norm,
             num_zeros=last.num_zeros,
             params_norm=setup.optimizer.params_norm() if training.log_params_norm else None,

@@ -13,16 +13,20 @@ from mindspeed_ms.backend import comm
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import AllConfig, unsupported_reason
 from mindspeed_ms.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from mindspeed_ms.core.layer_placement import layer_placement
 from mindspeed_ms.core.num_microbatches_calculator import get_calculator
-from mindspeed_ms.core.optimizer import OptimizerParamScheduler, get_megatron_optimizer
+from mindspeed_ms.core.optimizer import (
+    OptimizerParamScheduler,
+    get_grad_scaler,
+    get_megatron_optimizer,
+)
 from mindspeed_ms.core.parameter import named_parameters, num_elements
-from mindspeed_ms.legacy.data.data_samplers import build_pretraining_data_loader
-from mindspeed_ms.training import data as training_data
 from mindspeed_ms.training.entry import user_errors
 from mindspeed_ms.training.forward import GetBatch, default_forward_step, megatron_forward_step
 from mindspeed_ms.training.global_vars import get_all_config
 from mindspeed_ms.training.initialize import initialize_megatron, set_up_run
 from mindspeed_ms.training.output import print_rank_0
+from mindspeed_ms.training.run_data import build_run_data
 from mindspeed_ms.training.train_loop import (
     StepReport,
     TrainingSetup,
@@ -99,31 +103,32 @@ def pretrain(
         print_rank_0(
             f"[after model, optimizer, and learning rate scheduler are built] datetime: {now} "
         )
-        train_iterator, valid_loader, test_loader = _build_data(
-            all_config, train_valid_test_datasets_provider, train_data_loader
+        data = build_run_data(
+            all_config,
+            train_valid_test_datasets_provider,
+            train_data_loader,
+            consumed_train_samples=setup.state.consumed_train_samples,
+            consumed_valid_samples=consumed_valid_samples(all_config, setup.state.iteration),
         )
     print_rank_0("training ...")
-    if train_iterator is not None and not all_config.training_config.skip_train:
-        train(setup, train_iterator, valid_loader)
+    if data.train is not None and not all_config.training_config.skip_train:
+        train(setup, data.train, data.valid)
     iteration = setup.state.iteration
-    for loader, split in ((valid_loader, "validation"), (test_loader, "test")):
-        if loader is not None and all_config.training_config.eval_iters > 0:
-            evaluate_and_print_results(setup, loader, f"iteration {iteration} on {split} set")
+    for sets, split in ((data.valid, "validation"), (data.test, "test")):
+        evaluate_and_print_results(setup, sets, f"iteration {iteration} on {split} set")
     return setup.state
 
 
 def get_model(
     model_provider_func: Callable[..., Cell], config: AllConfig
 ) -> list[DistributedDataParallel]:
-    """Build this rank's part of the model and attach its gradient buffers."""
-    module = model_provider_func(
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
-    )
-    module.set_train(True)
-    for name, param in named_parameters(module):
-        param.name = name
-    count = sum(num_elements(param) for _, param in named_parameters(module))
+    """Build this rank's model chunks and attach their gradient buffers."""
+    modules = build_model_chunks(model_provider_func, config)
+    for module in modules:
+        module.set_train(True)
+        for name, param in named_parameters(module):
+            param.name = name
+    count = sum(num_elements(param) for module in modules for _, param in named_parameters(module))
     logger.debug("parameters on this rank: %d", count)
     if parallel_state.get_data_parallel_rank() == 0:
         tensor = parallel_state.get_tensor_model_parallel_rank()
@@ -134,12 +139,60 @@ def get_model(
             pipeline,
             count,
         )
+    ddp_config = data_parallel_config(config, count)
+    is_first_stage = parallel_state.get_pipeline_model_parallel_rank() == 0
+    return [
+        DistributedDataParallel(
+            ddp_config, module, disable_bucketing=not is_first_stage or chunk > 0
+        )
+        for chunk, module in enumerate(modules)
+    ]
+
+
+def data_parallel_config(config: AllConfig, num_parameters: int) -> DistributedDataParallelConfig:
+    """How a configuration reduces gradients on this rank, and what it shards.
+
+    Args:
+        config: the configuration.
+        num_parameters: elements on this rank, for ``ddp_num_buckets``.
+    """
     training = config.training_config
-    ddp_config = DistributedDataParallelConfig(
+    is_first_stage = parallel_state.get_pipeline_model_parallel_rank() == 0
+    is_delayed = training.delay_grad_reduce and not is_first_stage
+    bucket_size = training.bucket_size
+    if training.ddp_num_buckets is not None:
+        bucket_size = max(1, num_parameters // training.ddp_num_buckets)
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=training.accumulate_allreduce_grads_in_fp32,
+        overlap_grad_reduce=training.overlap_grad_reduce and not is_delayed,
+        overlap_param_gather=config.optimizer_config.overlap_param_gather,
+        use_distributed_optimizer=training.use_distributed_optimizer,
+        bucket_size=bucket_size,
         average_in_collective=training.ddp_average_in_collective,
-        mem_align_elements=128 if training.enable_mem_align else 1,
+        pad_buckets_for_high_nccl_busbw=training.ddp_pad_buckets_for_high_nccl_busbw,
+        mem_align_bytes=512 if training.enable_mem_align else 1,
+        check_for_nan_in_grad=training.check_for_nan_in_grad,
+        zero_level=config.parallel_config.zero_level,
     )
-    return [DistributedDataParallel(ddp_config, module)]
+
+
+def build_model_chunks(model_provider_func: Callable[..., Cell], config: AllConfig) -> list[Cell]:
+    """The models of this pipeline stage: one, or one per virtual stage.
+
+    While a chunk is built, ``parallel_state`` names it as the current virtual stage.
+    """
+    chunks = layer_placement(config.model_config, config.parallel_config).num_chunks
+    parallel_state.set_virtual_pipeline_model_parallel_world_size(chunks if chunks > 1 else None)
+    modules = []
+    for chunk in range(chunks):
+        parallel_state.set_virtual_pipeline_model_parallel_rank(chunk if chunks > 1 else None)
+        modules.append(
+            model_provider_func(
+                pre_process=parallel_state.is_pipeline_first_stage(),
+                post_process=parallel_state.is_pipeline_last_stage(),
+            )
+        )
+    return modules
 
 
 def _setup(
@@ -150,7 +203,10 @@ def _setup(
     on_step: Callable[[StepReport], None] | None,
 ) -> TrainingSetup:
     optimizer = get_megatron_optimizer(
-        config.optimizer_config, model, config.training_config.log_num_zeros_in_grad
+        config.optimizer_config,
+        model,
+        config.training_config.log_num_zeros_in_grad,
+        grad_scaler=get_grad_scaler(config.training_config),
     )
     step = (
         default_forward_step(get_batch_func)
@@ -182,18 +238,13 @@ def num_train_iters(config: AllConfig) -> int:
     return get_calculator().iterations_for(training.train_samples)
 
 
-def _build_data(
-    config: AllConfig,
-    datasets_provider: Callable | None,
-    train_data_loader: Iterable | None,
-) -> tuple[training_data.EndlessLoader | None, Iterable | None, Iterable | None]:
-    """(training micro-batches, validation loader, test loader)."""
-    if train_data_loader is not None:
-        return training_data.EndlessLoader(train_data_loader), None, None
-    provider = datasets_provider or training_data.train_valid_test_datasets_provider
-    datasets = provider(training_data.get_train_valid_test_num_samples(config))
-    train_loader, valid_loader, test_loader = (
-        build_pretraining_data_loader(dataset, 0) for dataset in datasets
-    )
-    train_iterator = None if train_loader is None else training_data.EndlessLoader(train_loader)
-    return train_iterator, valid_loader, test_loader
+def consumed_valid_samples(config: AllConfig, iteration: int) -> int:
+    """Samples that evaluations up to an iteration have read.
+
+    Source: Megatron-LM ``build_train_valid_test_data_iterators`` (formula).
+    """
+    training = config.training_config
+    if not training.eval_interval:
+        return 0
+    evaluations = iteration // training.eval_interval
+    return evaluations * training.eval_iters * config.global_batch_size(comm.get_world_size())

@@ -51,15 +51,25 @@ def set_parallel_context(parallel_config: ModelParallelConfig) -> None:
         expert_model_parallel_size=expert,
         order=parallel_config.order,
         expert_tensor_parallel_size=parallel_config.expert_tensor_parallel_size,
+        num_distributed_optimizer_instances=parallel_config.optimizer_instances(
+            comm.get_world_size()
+        ),
     )
 
 
-def set_seed(seed: int | None) -> None:
-    """Seed initial weights, dropout and the host's generators; None means 1234.
+def set_seed(seed: int | None, use_cpu_initialization: bool = False) -> None:
+    """Seed initial weights, dropout and the host's generators.
+
+    Args:
+        seed: None means 1234.
+        use_cpu_initialization: draw the initial weights of every pipeline stage from a stream of
+            its own, as Megatron's flag does. False: the stages share one stream, so the weights
+            do not depend on the layout (see ``StageDraws``).
 
     Source: Megatron-LM ``_set_random_seed``: each pipeline stage adds 100 times its number.
     """
     base = DEFAULT_SEED if seed is None else seed
+    initialization = base
     tensor_rank = expert_rank = expert_tensor_rank = 0
     if parallel_state.model_parallel_is_initialized():
         base += 100 * parallel_state.get_pipeline_model_parallel_rank()
@@ -68,5 +78,5 @@ def set_seed(seed: int | None) -> None:
         expert_tensor_rank = parallel_state.get_expert_tensor_parallel_rank()
     random.seed(base)
     np.random.seed(base % 2**32)
-    seed_initialization(base)
+    seed_initialization(base if use_cpu_initialization else initialization)
     model_parallel_manual_seed(base, tensor_rank, expert_rank, expert_tensor_rank)

@@ -19,7 +19,7 @@ from mindspore.common import dtype as mstype
 from mindspeed_ms.backend import comm, device, env, memory
 from mindspeed_ms.backend.base import P2POp, ReduceOp
 from mindspeed_ms.backend.cpu_mpi import bfloat16_to_float32, float32_to_bfloat16
-from mindspeed_ms.backend.span import flat_view
+from mindspeed_ms.backend.memory import flat_view
 
 WORLDS = (1, 2, 4, 8)
 SHAPE = (6, 5)

@@ -90,9 +90,7 @@ def column_worker(sequence_parallel, fused):
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 def test_column_linear_matches_dense(dist_run, ranks, sequence_parallel, fused):
-    results = dist_run(
-        column_worker, ranks=ranks, sequence_parallel=sequence_parallel, fused=fused
-    )
+    results = dist_run(column_worker, ranks=ranks, sequence_parallel=sequence_parallel, fused=fused)
     weight, bias = _array(1, OUTPUTS, INPUTS), _array(2, OUTPUTS)
     x, dy = _array(3, SEQ, BATCH, INPUTS), _array(4, SEQ, BATCH, OUTPUTS)
     np.testing.assert_allclose(
@@ -226,10 +224,26 @@ def mappings_worker():
     crossings = {
         "copy": (mappings.copy_to_tensor_model_parallel_region, (SEQ, 4), (SEQ, 4)),
         "reduce": (mappings.reduce_from_tensor_model_parallel_region, (SEQ, 4), (SEQ, 4)),
-        "scatter": (mappings.scatter_to_tensor_model_parallel_region, (SEQ, 4), (SEQ, 4 // group.size)),
-        "gather": (mappings.gather_from_tensor_model_parallel_region, (SEQ, 4), (SEQ, 4 * group.size)),
-        "scatter_seq": (mappings.scatter_to_sequence_parallel_region, (SEQ, 4), (SEQ // group.size, 4)),
-        "gather_seq": (mappings.gather_from_sequence_parallel_region, (SEQ, 4), (SEQ * group.size, 4)),
+        "scatter": (
+            mappings.scatter_to_tensor_model_parallel_region,
+            (SEQ, 4),
+            (SEQ, 4 // group.size),
+        ),
+        "gather": (
+            mappings.gather_from_tensor_model_parallel_region,
+            (SEQ, 4),
+            (SEQ, 4 * group.size),
+        ),
+        "scatter_seq": (
+            mappings.scatter_to_sequence_parallel_region,
+            (SEQ, 4),
+            (SEQ // group.size, 4),
+        ),
+        "gather_seq": (
+            mappings.gather_from_sequence_parallel_region,
+            (SEQ, 4),
+            (SEQ * group.size, 4),
+        ),
         "reduce_scatter": (
             mappings.reduce_scatter_to_sequence_parallel_region,
             (SEQ, 4),
@@ -264,7 +278,9 @@ def test_region_crossings_match_their_definition(dist_run, ranks):
         return [r[key] for r in results]
 
     total = sum(all_of("reduce_x"))
-    joined_dy = {name: np.concatenate(all_of(f"{name}_dy")) for name in ("scatter_seq", "reduce_scatter")}
+    joined_dy = {
+        name: np.concatenate(all_of(f"{name}_dy")) for name in ("scatter_seq", "reduce_scatter")
+    }
     for rank, r in enumerate(results):
         close = lambda key, expected, r=r: np.testing.assert_allclose(r[key], expected, **TOLERANCE)  # noqa: E731
         close("copy_y", r["copy_x"])
@@ -296,7 +312,8 @@ def in_flight_worker():
         )
         total = np.zeros(layer.weight.shape, np.float32)
         handle = autograd.register_post_accumulate_hook(
-            layer.weight, lambda p, total=total: (np.add(total, _grad(p), out=total), autograd.set_grad(p, None))
+            layer.weight,
+            lambda p, total=total: (np.add(total, _grad(p), out=total), autograd.set_grad(p, None)),
         )
         outputs = []
         for step in range(3):

@@ -89,14 +89,14 @@ def numeric_grads(function, arrays, dy, step=1e-5):
     return result
 
 
-def assert_close(got, want, tolerance, what=""):
-    """Largest error at most ``tolerance`` times the largest wanted value."""
+def assert_close(got, want, tolerance, what="", floor=1e-30):
+    """Largest error at most ``tolerance`` times the largest wanted value (at least ``floor``)."""
     want = np.asarray(want, np.float64)
     assert got.shape == want.shape, f"{what}: shape {got.shape}, wanted {want.shape}"
     if want.size == 0:
         return
     error = np.max(np.abs(got - want))
-    scale = max(np.max(np.abs(want)), 1e-30)
+    scale = max(np.max(np.abs(want)), floor)
     assert error <= tolerance * scale, f"{what}: error {error / scale:.2e} of {tolerance:.0e}"
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_ms.core.datasets.blended_dataset import (
-    BlendedDataset,
+from mindspeed_ms.core.datasets.blended_dataset import BlendedDataset
+from mindspeed_ms.core.datasets.blending import (
     build_blending_indices,
     build_exhaustive_blending_indices,
 )
@@ -222,27 +222,6 @@ def test_ids_beyond_the_vocabulary_stop_the_build(two_corpora):
         build_train_valid_test_datasets(options, (10, None, None))
     unchecked = dataclasses.replace(options, check_token_ids=False)
     assert build_train_valid_test_datasets(unchecked, (10, None, None))[0] is not None
-
-
-# ---- several ranks ----
-
-
-def test_the_builder_works_before_the_barrier_and_others_after(tmp_path):
-    prefix = write(tmp_path / "data", [20] * 30)
-    options = config(blend=([prefix], None), split="1", path_to_cache=str(tmp_path / "cache"))
-    seen = []
-
-    def barrier():
-        seen.append(len(list((tmp_path / "cache").glob("*.npy"))))
-
-    sizes = (10, None, None)
-    built = build_train_valid_test_datasets(options, sizes, barrier=barrier)
-    read = build_train_valid_test_datasets(options, sizes, barrier=barrier, is_builder=False)
-    none = build_train_valid_test_datasets(options, sizes, barrier=barrier, is_built_on_rank=False)
-    assert seen == [3, 3, 3]
-    np.testing.assert_array_equal(read[0].shuffle_index, built[0].shuffle_index)
-    assert isinstance(read[0].shuffle_index, np.memmap)
-    assert none == (None, None, None)
 
 
 # ---- mock ----

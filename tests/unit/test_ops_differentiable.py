@@ -104,6 +104,20 @@ def test_rotary_matches_float64(interleaved, rot, tables, dtype):
     )
 
 
+@DTYPES
+def test_split_qkv_takes_the_columns_apart_and_puts_gradients_back(dtype):
+    mixed = rounded(RNG.randn(3, 2, 2 * 4 * 5), dtype)
+    leaf = ref.leaf(ref.tensor(mixed, dtype))
+    autograd.enable()
+    parts = ops.split_qkv(leaf, 2, 2, 5)
+    rows = mixed.reshape(3, 2, 2, 4, 5)
+    wanted = [rows[..., :2, :].reshape(3, 2, 4, 5), rows[..., 2, :], rows[..., 3, :]]
+    for part, want in zip(parts, wanted, strict=True):
+        np.testing.assert_array_equal(ref.values(part), want)
+    autograd.backward(parts, [ref.tensor(want, dtype) for want in wanted])
+    np.testing.assert_array_equal(ref.values(autograd.get_grad(leaf)), mixed)
+
+
 def attention_case(sq, sk, b, n, g, d):
     return [RNG.randn(sq, b, n, d), RNG.randn(sk, b, g, d), RNG.randn(sk, b, g, d)]
 

@@ -32,9 +32,7 @@ def test_worked_example_of_sixteen_ranks():
 
 
 def test_worked_example_of_experts():
-    _, experts = rank_generators(
-        16, tensor=2, context=2, pipeline=2, expert=4, expert_tensor=1
-    )
+    _, experts = rank_generators(16, tensor=2, context=2, pipeline=2, expert=4, expert_tensor=1)
     assert experts.get_ranks("ep") == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11), (12, 13, 14, 15)]
     assert experts.get_ranks("dp")[:2] == [(0, 4), (1, 5)]
 
@@ -55,10 +53,19 @@ def _reference_groups(sizes, order, inside):
     return {tuple(sorted(row)) for row in grid.transpose(outer + inner).reshape(-1, size).tolist()}
 
 
-@pytest.mark.parametrize("order", ["tp-cp-ep-dp-pp", "tp-cp-ep-pp-dp", "pp-dp-ep-cp-tp", "dp-tp-pp-cp-ep"])
+@pytest.mark.parametrize(
+    "order", ["tp-cp-ep-dp-pp", "tp-cp-ep-pp-dp", "pp-dp-ep-cp-tp", "dp-tp-pp-cp-ep"]
+)
 @pytest.mark.parametrize(
     "shape",
-    [(1, 1, 1, 1, 1), (2, 1, 1, 2, 2), (2, 2, 2, 2, 2), (8, 1, 1, 16, 4), (8, 2, 4, 8, 8), (4, 4, 4, 8, 8)],
+    [
+        (1, 1, 1, 1, 1),
+        (2, 1, 1, 2, 2),
+        (2, 2, 2, 2, 2),
+        (8, 1, 1, 16, 4),
+        (8, 2, 4, 8, 8),
+        (4, 4, 4, 8, 8),
+    ],
 )
 def test_groups_equal_slices_of_a_numpy_grid(order, shape):
     sizes = dict(zip(("tp", "cp", "ep", "dp", "pp"), shape, strict=True))

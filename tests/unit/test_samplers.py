@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mindspeed_ms.core.datasets import samplers
 from mindspeed_ms.core.datasets.builder import build_train_valid_test_datasets
 from mindspeed_ms.core.datasets.gpt_dataset import GPTDatasetConfig, TokenizerInfo
 from mindspeed_ms.core.datasets.loader import (
@@ -109,16 +110,19 @@ def test_micro_batches_equal_the_reference(reference_dataset, data_parallel_size
         (42, [2, 6, 1, 8, 4, 5, 0, 9, 3, 7]),
     ],
 )
-def test_randperm_equals_torch(seed, expected):
-    assert randperm(10, seed) == expected
+def test_randperm_equals_torch(seed, expected, monkeypatch):
+    assert randperm(10, seed).tolist() == expected
+    monkeypatch.setattr(samplers, "native_indices", lambda: None)
+    assert randperm(10, seed).tolist() == expected
 
 
 def test_randperm_of_nothing_and_one():
-    assert randperm(0, 0) == []
-    assert randperm(1, 0) == [0]
+    assert randperm(0, 0).tolist() == []
+    assert randperm(1, 0).tolist() == [0]
 
 
-def test_randperm_too_large_is_refused():
+def test_a_large_randperm_without_the_compiled_helper_is_refused(monkeypatch):
+    monkeypatch.setattr(samplers, "native_indices", lambda: None)
     with pytest.raises(ValueError, match="--dataloader-type single"):
         randperm(2**28, 0)
 
@@ -177,9 +181,9 @@ def literal_cyclic(total, consumed, micro, rank, size, data_sharding):
     epoch, done = consumed // active, consumed % active
     if data_sharding:
         bucket = (total // (micro * size)) * micro
-        order = [rank * bucket + x for x in randperm(bucket, epoch)[done // size :]]
+        order = [rank * bucket + x for x in randperm(bucket, epoch).tolist()[done // size :]]
     else:
-        order = randperm((total // micro) * micro, epoch)[done:][rank::size]
+        order = randperm((total // micro) * micro, epoch).tolist()[done:][rank::size]
     return [order[i : i + micro] for i in range(0, len(order), micro) if i + micro <= len(order)]
 
 
@@ -200,10 +204,10 @@ def test_cyclic_sampler_equals_the_literal_rule(data):
 
 @pytest.mark.parametrize("sharding", [True, False])
 def test_cyclic_pass_reads_each_sample_at_most_once(sharding):
-    samplers = [MegatronPretrainingRandomSampler(None, 50, 0, 2, r, 4, sharding) for r in range(4)]
-    seen = [number for sampler in samplers for batch in sampler for number in batch]
+    ranks = [MegatronPretrainingRandomSampler(None, 50, 0, 2, r, 4, sharding) for r in range(4)]
+    seen = [number for sampler in ranks for batch in sampler for number in batch]
     assert len(seen) == len(set(seen)) == 48
-    assert [list(sampler) for sampler in samplers] != [[] for _ in samplers]  # the next pass
+    assert [list(sampler) for sampler in ranks] != [[] for _ in ranks]  # the next pass
 
 
 # ---- bad sizes ----
@@ -258,7 +262,7 @@ def test_loader_yields_stacked_batches_and_counts_them(num_workers):
     assert loader.consumed_samples == 8
     assert [b["number"].ravel().tolist() for b in batches] == [[10, 11], [14, 15], [18, 19]]
     assert loader.consumed_samples == 20
-    assert numbers_of(loader)[0] == [6, 7]  # again from the same start
+    assert numbers_of(loader)[0] == [2, 3]  # the next pass is a whole one
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -285,10 +289,10 @@ def test_reading_ahead_is_bounded_and_happens_in_the_background():
     batches = iter(loader)
     next(batches)
     deadline = time.monotonic() + 5
-    while dataset.num_reads < 6 and time.monotonic() < deadline:
+    while dataset.num_reads < 5 and time.monotonic() < deadline:
         threading.Event().wait(0.005)
     threading.Event().wait(0.05)
-    assert dataset.num_reads == 6  # one delivered, four waiting, one in the thread's hands
+    assert dataset.num_reads == 5  # one delivered, and two for each of two threads
     assert loader.consumed_samples == 1
     batches.close()
 
@@ -308,7 +312,7 @@ def test_closing_the_loader_ends_its_threads():
     loader = PretrainingDataLoader(Numbers(50), MegatronPretrainingSampler(50, 0, 1, 0, 1), 2)
     first, second = iter(loader), iter(loader)
     next(first), next(second)
-    assert len(read_ahead_threads()) == 2
+    assert len(read_ahead_threads()) == 4
     loader.close()
     assert read_ahead_threads() == []
     assert list(first) == []
@@ -320,6 +324,115 @@ def test_dropping_the_iterator_ends_its_thread():
     next(batches)
     del batches
     assert read_ahead_threads() == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_results_come_in_order_however_long_each_takes(num_workers):
+    class Uneven(Numbers):
+        def __getitem__(self, idx):
+            threading.Event().wait(0.003 * (idx % 3))
+            return super().__getitem__(idx)
+
+    sampler = MegatronPretrainingSampler(20, 0, 1, 0, 1)
+    loader = PretrainingDataLoader(Uneven(20), sampler, num_workers)
+    assert [batch["number"].item() for batch in loader] == list(range(20))
+
+
+def test_several_threads_read_side_by_side():
+    barrier = threading.Barrier(3, timeout=10)
+
+    class Waiting(Numbers):
+        def __getitem__(self, idx):
+            barrier.wait()  # passes only when three reads are under way at once
+            return super().__getitem__(idx)
+
+    loader = PretrainingDataLoader(Waiting(6), MegatronPretrainingSampler(6, 0, 1, 0, 1), 3)
+    assert [batch["number"].item() for batch in loader] == list(range(6))
+
+
+def test_a_failing_sampler_is_reported_at_the_reader():
+    class Failing(MegatronPretrainingSampler):
+        def batches(self, consumed_samples):
+            yield [0]
+            raise ValueError("no more numbers")
+
+    batches = iter(PretrainingDataLoader(Numbers(4), Failing(4, 0, 1, 0, 1), 2))
+    assert next(batches)["number"].item() == 0
+    with pytest.raises(RuntimeError, match="no more numbers"):
+        next(batches)
+
+
+# ---- stop and resume ----
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_sample_is_skipped_or_seen_twice_when_sizes_change_on_resume(data):
+    """Runs of random length, each with its own sizes, read one pass in order between them."""
+    total = data.draw(st.integers(1, 120))
+    consumed, seen = 0, []
+    while True:
+        micro, size = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+        block = micro * size
+        if consumed + block > total:
+            break
+        steps = data.draw(st.integers(1, (total - consumed) // block))
+        options = [
+            LoaderSettings(
+                micro_batch_size=micro, data_parallel_rank=r, data_parallel_size=size, num_workers=0
+            )
+            for r in range(size)
+        ]
+        loaders = [
+            build_pretraining_data_loader(Numbers(total), consumed, settings=one) for one in options
+        ]
+        readers = [iter(loader) for loader in loaders]
+        for _ in range(steps):
+            for reader in readers:
+                seen += next(reader)["number"].ravel().tolist()
+        consumed += steps * block
+        assert all(loader.consumed_samples == consumed for loader in loaders)
+    assert sorted(seen) == list(range(consumed))
+
+
+@pytest.mark.parametrize("sharding", [True, False])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_cyclic_run_resumes_where_it_stopped(sharding, data):
+    micro, size = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    total = data.draw(st.integers(micro * size, 40))
+    stop = data.draw(st.integers(0, 20))
+    options = LoaderSettings(
+        micro_batch_size=micro,
+        data_parallel_size=size,
+        data_parallel_rank=size - 1,
+        dataloader_type="cyclic",
+        data_sharding=sharding,
+        num_workers=0,
+    )
+
+    def stream(consumed, count):
+        loader = build_pretraining_data_loader(Numbers(total), consumed, settings=options)
+        result = []
+        while len(result) < count:
+            for batch in loader:
+                result.append(batch["number"].ravel().tolist())
+                if len(result) == count:
+                    break
+        return result
+
+    whole = stream(0, stop + 10)
+    assert stream(stop * micro * size, 10) == whole[stop:]
+
+
+def test_a_dataset_shorter_than_the_run_is_read_again_from_its_beginning():
+    options = LoaderSettings(micro_batch_size=2, num_workers=0)
+    loader = build_pretraining_data_loader(Numbers(7), 4, settings=options)
+    assert numbers_of(loader) == [[4, 5]]
+    assert numbers_of(loader) == [[0, 1], [2, 3], [4, 5]]
+    assert loader.consumed_samples == 12
+    resumed = build_pretraining_data_loader(Numbers(7), 12 + 2, settings=options)
+    assert numbers_of(resumed) == [[2, 3], [4, 5]]
 
 
 # ---- Megatron's entry ----

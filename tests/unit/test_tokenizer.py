@@ -1,9 +1,7 @@
 """Tokenizers give Megatron's ids; the preprocessor writes Megatron's bytes."""
 
-import importlib.util
+import argparse
 import json
-import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +9,11 @@ import pytest
 
 from mindspeed_ms.core.datasets.indexed_dataset import IndexedDataset
 from mindspeed_ms.training.tokenizer import (
-    TOKENIZER_TYPES,
     GPTSentencePieceTokenizer,
     Llama2Tokenizer,
     NullTokenizer,
     SentencePieceTokenizer,
+    TokenizerSettings,
     build_tokenizer,
     vocab_size_with_padding,
 )
@@ -25,14 +23,6 @@ GOLDEN = ROOT / "tests" / "data" / "golden"
 MODEL = str(GOLDEN / "tok.model")
 TINY = ROOT / "data" / "tiny"
 TEXT = "Ada finds a red lamp near the harbour."
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # worker processes receive its functions by name
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +121,29 @@ def test_null_tokenizer_reads_numbers():
         NullTokenizer(0)
 
 
-@pytest.mark.parametrize("kind", TOKENIZER_TYPES)
+SENTENCE_PIECE_TYPES = ["SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"]
+
+
+@pytest.mark.parametrize("kind", [*SENTENCE_PIECE_TYPES, "NullTokenizer"])
 def test_every_listed_type_can_be_built(kind):
     built = build_tokenizer(kind, tokenizer_model=MODEL, vocab_size=7)
     assert built.eod < built.vocab_size
     assert built.unique_identifiers["class"] == f"_{kind}"
+
+
+def test_settings_come_from_parsed_arguments_too():
+    args = argparse.Namespace(tokenizer_type="NullTokenizer", vocab_size=7, merge_file=None, x=1)
+    assert build_tokenizer(args).eod == 7
+    assert build_tokenizer(TokenizerSettings(tokenizer_type="NullTokenizer", vocab_size=7)).eod == 7
+    with pytest.raises(ValueError, match="name no tokenizer; set --tokenizer-type"):
+        build_tokenizer(argparse.Namespace(tokenizer_type=None))
+
+
+@pytest.mark.parametrize("kind", SENTENCE_PIECE_TYPES)
+def test_entries_of_the_vocabulary_are_found(kind):
+    built = build_tokenizer(kind, tokenizer_model=MODEL)
+    assert built.token_to_id("</s>") == 2
+    assert built.token_to_id("no such entry") is None
 
 
 @pytest.mark.parametrize(
@@ -145,11 +153,23 @@ def test_every_listed_type_can_be_built(kind):
         ("Llama2Tokenizer", {}, "set --tokenizer-model"),
         ("SentencePieceTokenizer", {"tokenizer_model": "no/such"}, "no/such is not a file"),
         ("BertWordPieceCase", {}, "'BertWordPieceCase' is not available; use one of Sentence"),
+        ("Bert", {"vocab_file": "v.json"}, r"'Bert' \(files \['v.json'\]\) is not available"),
+        ("GPT2BPETokenizer", {}, "set --vocab-file"),
+        ("GPT2BPETokenizer", {"vocab_file": "v.json"}, "set --merge-file"),
         (
             "GPT2BPETokenizer",
             {"vocab_file": "v.json", "merge_file": "m.txt"},
-            r"files \['v.json', 'm.txt'\].*not available",
+            "v.json is not a file; GPT2BPETokenizer needs --vocab-file vocab.json and --merge-file",
         ),
+        ("HuggingFaceTokenizer", {}, "folder .* set --tokenizer-model"),
+        (
+            "HuggingFaceTokenizer",
+            {"tokenizer_model": "no/such"},
+            "no/such not found.*tokenizer.json",
+        ),
+        ("TikTokenizer", {"tokenizer_model": "x"}, "set --tiktoken-pattern"),
+        ("TikTokenizer", {"tokenizer_model": "x", "tiktoken_pattern": "v1"}, "x is not a file"),
+        ("TikTokenizer", {"tokenizer_model": "x", "tiktoken_pattern": "v3"}, "'v3' is unknown"),
     ],
 )
 def test_what_is_missing_is_named(kind, options, message):
@@ -175,123 +195,3 @@ def test_padded_vocabulary(size, divisor, ranks, expected):
 def test_padded_vocabulary_needs_positive_numbers():
     with pytest.raises(ValueError, match="must each be at least 1"):
         vocab_size_with_padding(500, 0, 1)
-
-
-# ---- preprocess_data ----
-
-SENTENCE_PIECE = ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", MODEL]
-
-
-@pytest.fixture(scope="module")
-def preprocess():
-    return load_tool("preprocess_data").main
-
-
-def write_lines(path, lines):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return str(path)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_preprocessed_documents_equal_the_reference(tmp_path, preprocess, tokenizer, workers):
-    reference = IndexedDataset(str(GOLDEN / "corpus_text_document"))
-    texts = [tokenizer.detokenize(reference[i][:-1].tolist()) for i in range(100)]
-    source = write_lines(tmp_path / "in.jsonl", [{"text": text} for text in texts])
-    flags = ["--input", source, "--output-prefix", str(tmp_path / "out"), "--append-eod"]
-    preprocess([*flags, *SENTENCE_PIECE, "--workers", str(workers), "--log-interval", "50"])
-    written = IndexedDataset(str(tmp_path / "out_text_document"))
-    assert written.dtype == np.uint16
-    assert written.document_indices.tolist() == list(range(101))
-    end = int(reference.sequence_lengths[:100].sum()) * 2
-    original = (GOLDEN / "corpus_text_document.bin").read_bytes()[:end]
-    assert (tmp_path / "out_text_document.bin").read_bytes() == original
-
-
-def test_keys_sentences_and_empty_documents(tmp_path, preprocess):
-    lines = [{"a": "1 2", "b": ["3", "4 5"]}, {"a": "6", "b": []}]
-    source = write_lines(tmp_path / "in.jsonl", lines)
-    flags = ["--input", source, "--output-prefix", str(tmp_path / "out"), "--json-keys", "a", "b"]
-    preprocess([*flags, "--tokenizer-type", "NullTokenizer", "--vocab-size", "9", "--append-eod"])
-    first = IndexedDataset(str(tmp_path / "out_a_document"))
-    second = IndexedDataset(str(tmp_path / "out_b_document"))
-    assert [ids.tolist() for ids in first[:]] == [[1, 2, 9], [6, 9]]
-    assert [ids.tolist() for ids in second[:]] == [[3], [4, 5, 9]]
-    assert second.document_indices.tolist() == [0, 2, 2]
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b"{not json", "line 2 is not JSON"),
-        (b"\xff\xfe", "line 2 is not JSON in UTF-8"),
-        (b"[1]", "line 2 is a JSON list"),
-        (b'{"body": "x"}', r"line 2 has no key 'text', only \['body'\]; set --json-keys"),
-        (b'{"text": 5}', "line 2 holds no text under 'text'"),
-        (b'{"text": "word"}', "reads numbers"),
-    ],
-)
-def test_bad_lines_are_named_and_leave_no_file(tmp_path, preprocess, workers, line, message):
-    source = tmp_path / "in.jsonl"
-    source.write_bytes(b'{"text": "1"}\n' + line + b"\n")
-    flags = ["--input", str(source), "--output-prefix", str(tmp_path / "out"), "--workers", workers]
-    with pytest.raises(SystemExit) as caught:
-        preprocess([*flags, "--tokenizer-type", "NullTokenizer", "--vocab-size", "9"])
-    assert re.search(f"in.jsonl: .*{message}", str(caught.value))
-    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--input", "no/such.jsonl", *SENTENCE_PIECE], "No such file"),
-        (["--input", MODEL, "--tokenizer-type", "Llama2Tokenizer"], "set --tokenizer-model"),
-    ],
-)
-def test_missing_input_is_one_line(tmp_path, preprocess, flags, message):
-    with pytest.raises(SystemExit, match=message):
-        preprocess([*flags, "--output-prefix", str(tmp_path / "out")])
-
-
-def test_an_empty_input_leaves_no_file(tmp_path, preprocess):
-    (tmp_path / "in.jsonl").write_text("")
-    flags = ["--input", str(tmp_path / "in.jsonl"), "--output-prefix", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match="no token was added"):
-        preprocess([*flags, *SENTENCE_PIECE])
-    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-
-
-@pytest.mark.parametrize(
-    "flags", [["--workers", "0"], ["--log-interval", "0"], ["--json-keys", "a", "a"]]
-)
-def test_bad_flags_are_refused(preprocess, flags):
-    with pytest.raises(SystemExit, match="2"):
-        preprocess(["--input", "x", "--output-prefix", "y", *SENTENCE_PIECE, *flags])
-
-
-# ---- the corpus that ships ----
-
-
-def test_shipped_corpus_is_what_its_generator_writes(tmp_path, preprocess):
-    tool = load_tool("make_tiny_corpus")
-    tool.write_jsonl(tmp_path / "tiny.jsonl")
-    flags = ["--input", str(tmp_path / "tiny.jsonl"), "--output-prefix", str(tmp_path / "tiny")]
-    kind = ["--tokenizer-type", "SentencePieceTokenizer"]
-    model = ["--tokenizer-model", str(TINY / "tok.model")]
-    preprocess([*flags, *kind, *model, "--append-eod"])
-    for suffix in (".bin", ".idx"):
-        name = f"tiny_text_document{suffix}"
-        assert (tmp_path / name).read_bytes() == (TINY / name).read_bytes()
-
-
-def test_shipped_tokenizer_fits_a_multiple_of_128():
-    shipped = build_tokenizer("SentencePieceTokenizer", tokenizer_model=str(TINY / "tok.model"))
-    assert shipped.vocab_size == 512
-    text = next(load_tool("make_tiny_corpus").texts())
-    assert shipped.detokenize(shipped.tokenize(text)) == text
-
-
-def test_generator_trains_a_tokenizer(tmp_path):
-    load_tool("make_tiny_corpus").main([str(tmp_path / "new")])
-    trained = SentencePieceTokenizer(str(tmp_path / "new" / "tok.model"))
-    assert trained.vocab_size == 512

@@ -90,6 +90,15 @@ class DatasetConfig(Section):
     data_cache_path: str | None = None
     """Folder for the sample index files. None: ``cache/`` beside the data."""
 
+    mid_level_dataset_surplus: float = 0.005
+    """Share of samples each corpus of a weighted blend prepares beyond its target."""
+
+    multiple_validation_sets: bool = False
+    """Evaluate every corpus of valid_data_path by itself. False: blend them."""
+
+    per_dataset_sequences_path: str | None = None
+    """JSON file, prefix -> number of sequences it must have. None: not checked."""
+
     num_dataset_builder_threads: int = 1
     """Threads that build the index files of a blend."""
 
@@ -111,6 +120,21 @@ class DatasetConfig(Section):
 
     tokenizer_use_fast: bool = True
     """Take the compiled implementation of a Hugging Face tokenizer. True: where it exists."""
+
+    trust_remote_code: bool = False
+    """Run Python code that lies in a Hugging Face tokenizer's folder. False: never."""
+
+    tiktoken_pattern: str | None = None
+    """How TikTokenizer cuts a text before merging: v1 or v2. None: the type needs none."""
+
+    tiktoken_num_special_tokens: int = 1000
+    """Token ids at the start of TikTokenizer's vocabulary that no text becomes."""
+
+    tiktoken_special_tokens: tuple[str, ...] | None = None
+    """Names of the first of them. None: <unk>, <s>, </s>."""
+
+    sft_tokenizer_prompt_format: str = "nemotron-h-aligned"
+    """How SFTTokenizer writes a conversation: nemotron-h-aligned, nemotron-nano-v2 or chatml."""
 
     vocab_file: str | None = None
     """Vocabulary file of a BPE or WordPiece tokenizer. None: the type needs none."""
@@ -146,8 +170,50 @@ class DatasetConfig(Section):
     create_attention_mask: bool = True
     """Let the loader build the attention mask tensor. False: the model's causal mask is enough."""
 
+    allow_ambiguous_pad_tokens: bool = False
+    """Treat a padding token that also ends documents as padding. False: as an end of document."""
+
+    # --- other kinds of samples
+    sft: bool = False
+    """Train on conversations: the data paths are JSON-lines files with ``messages``. False: text.
+    """
+
+    fim_data: bool = False
+    """Rearrange parts of documents, so that the model learns to fill gaps. False: leave them."""
+
+    fim_rate: float = 0.5
+    """With fim_data: share of documents that are rearranged."""
+
+    fim_spm_rate: float = 0.5
+    """With fim_data: share of those written suffix first."""
+
+    fim_split_sample: str | None = None
+    """With fim_data: token between parts that are rearranged apart. None: whole documents."""
+
+    fim_fragment_rate: float | None = None
+    """With fim_split_sample: share of parts that are rearranged. None: none given."""
+
+    fim_no_prefix: str | None = None
+    """With fim_data: leave parts that begin with this text. None: no exception."""
+
+    fim_prefix_token: str = "<fim_prefix>"
+    """Token in front of the beginning."""
+
+    fim_middle_token: str = "<fim_middle>"
+    """Token in front of the gap's content."""
+
+    fim_suffix_token: str = "<fim_suffix>"
+    """Token in front of the end."""
+
+    fim_pad_token: str = "<fim_pad>"
+    """Token that fills a rearranged sample that became shorter."""
+
+    fim_eod_token: str = "<|endoftext|>"
+    """Token between documents."""
+
     def _resolve(self) -> None:
-        if self.data_path is not None and not self.mock_data:
+        is_one_source = self.data_path is not None or self.data_args_path is not None
+        if is_one_source and not self.mock_data:
             self._fill("split", DEFAULT_SPLIT)
 
     def _check(self) -> None:
@@ -160,6 +226,10 @@ class DatasetConfig(Section):
             "num_dataset_builder_threads",
         )
         self._require_at_least(0, "num_workers", "vocab_extra_ids", "eos_token_id")
+        if self.sft and self.fim_data:
+            raise ValueError(
+                "dataset_config gives sft and fim_data; conversations are not rearranged, keep one"
+            )
         per_split = (self.train_data_path, self.valid_data_path, self.test_data_path)
         if self.data_path is not None and any(path is not None for path in per_split):
             raise ValueError(

@@ -145,7 +145,13 @@ def _wrap_with_ddp(values: Values) -> Any:
     """Megatron has no such switch: there, flat gradient buffers are always used."""
     if values.get("wrap_with_ddp") is not None:
         return values["wrap_with_ddp"]
-    needing = ("use_distributed_optimizer", "overlap_grad_reduce", "bucket_size")
+    needing = (
+        "use_distributed_optimizer",
+        "overlap_grad_reduce",
+        "bucket_size",
+        "ddp_num_buckets",
+        "zero_level",
+    )
     return True if any(values.get(name) for name in needing) else UNSET
 
 

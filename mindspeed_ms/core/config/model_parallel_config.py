@@ -119,6 +119,18 @@ class ModelParallelConfig(Section):
     decoder_last_pipeline_num_layers: int | None = None
     """Layers of the last stage; the others share the rest. None: not set apart."""
 
+    account_for_embedding_in_pipeline_split: bool = False
+    """Count the embedding as a layer in the even split, so that the first stage gets one less."""
+
+    account_for_loss_in_pipeline_split: bool = False
+    """Count the head as a layer in the even split, so that the last stage gets one less."""
+
+    pipeline_model_parallel_layout: str | None = None
+    """All parts of the model in order, E embedding, t layer, L loss, with | between the parts of
+    stages (and chunks) and ``x*n``, ``(...)*n`` to repeat: ``Ett|(tt|)*2tL``. None: split by the
+    other options.
+    """
+
     standalone_embedding_stage: bool = False
     """Give the embedding a pipeline stage of its own, without layers. False: it shares stage 0."""
 
@@ -145,7 +157,7 @@ class ModelParallelConfig(Section):
 
     # --- recomputation per stage
     recompute: RecomputeList | None = None
-    """Layers recomputed completely in backward, per stage.
+    """Layers recomputed completely in backward, per stage; the first ones of each stage or chunk.
 
     None: recompute_granularity of the model decides.
     """
@@ -154,9 +166,8 @@ class ModelParallelConfig(Section):
     """Layers whose attention core and activation function are recomputed, per stage. None: none."""
 
     select_comm_recompute: RecomputeList | None = None
-    """Layers whose sequence-parallel gather is repeated in backward instead of kept, per stage.
-
-    None: none.
+    """Layers whose sequence-parallel gather is repeated in backward instead of kept, per stage;
+    the others then keep it. None: it is repeated everywhere, as in Megatron.
     """
 
     # --- data parallel
@@ -165,10 +176,20 @@ class ModelParallelConfig(Section):
     nothing.
     """
 
+    zero_shard_size: int | None = None
+    """Ranks that share one optimizer state; a divisor of the data × context parallel size, whose
+    other parts keep equal copies. None: num_distributed_optimizer_instances decides.
+    """
+
+    num_distributed_optimizer_instances: int = 1
+    """Copies of the sharded optimizer state among the data-parallel ranks; another way to state
+    zero_shard_size.
+    """
+
     # --- start
     use_cpu_initialization: bool = False
-    """Draw each whole weight from one stream and slice it, so that weights do not depend on the
-    layout. False: per-rank streams.
+    """Seed the initial weights of each pipeline stage apart, as Megatron's flag does. False: all
+    stages draw from one stream, so that weights do not depend on the layout at all.
     """
 
     deterministic_mode: bool = False
@@ -219,6 +240,25 @@ class ModelParallelConfig(Section):
             )
         return world_size // self.model_parallel_size
 
+    def optimizer_instances(self, world_size: int) -> int:
+        """Return the number of copies of the sharded optimizer state.
+
+        Raises:
+            ValueError: the data-parallel ranks do not divide into whole copies, or the two ways to
+                state the number disagree.
+
+        """
+        ranks = self.data_parallel_size(world_size) * self.context_parallel_size
+        stated, size = self.num_distributed_optimizer_instances, self.zero_shard_size
+        instances = stated if size is None else ranks // size
+        if ranks % (size or stated) or (size is not None and stated not in (1, instances)):
+            raise ValueError(
+                f"zero_shard_size ({size}) and num_distributed_optimizer_instances ({stated}) must "
+                f"cut the {ranks} data × context parallel ranks into equal parts; give one of them, "
+                f"a divisor of {ranks}"
+            )
+        return instances
+
     def _check(self) -> None:
         self._require_at_least(
             1,
@@ -234,6 +274,8 @@ class ModelParallelConfig(Section):
             "decoder_last_pipeline_num_layers",
             "microbatch_group_size_per_vp_stage",
             "distributed_timeout_minutes",
+            "zero_shard_size",
+            "num_distributed_optimizer_instances",
         )
         self._check_order()
         self._check_pipeline()

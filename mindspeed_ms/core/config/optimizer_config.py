@@ -56,6 +56,11 @@ class OptimizerConfig(Section):
     eps: float = 1e-8
     """Adam's addend to the root of the second moment."""
 
+    decoupled_weight_decay: bool = True
+    """Shrink weights beside Adam's step (AdamW). False: add the decay to the gradient (Adam with L2
+    regularisation).
+    """
+
     sgd_momentum: float = 0.9
     """Momentum of SGD."""
 

@@ -14,6 +14,8 @@ from mindspeed_ms.core.config.moe_config import MoEConfig
 from mindspeed_ms.core.config.optimizer_config import OptimizerConfig
 from mindspeed_ms.core.config.training_config import TrainingConfig
 from mindspeed_ms.core.config.transformer_config import TransformerConfig
+from mindspeed_ms.core.layer_placement import layer_placement
+from mindspeed_ms.core.recompute_plan import check_recompute
 
 
 def _require_divisible(name: str, value: int, by: str, divisor: int, fix: str) -> None:
@@ -97,21 +99,22 @@ def check_layers_and_stages(model: TransformerConfig, parallel: ModelParallelCon
                 f"noop_layers names layer {beyond[0]}, but layers are numbered 0 to {layers - 1}; "
                 "remove it"
             )
-    if parallel.num_layer_list is not None:
-        rows = parallel.num_layer_list
-        total = sum(sum(row) if isinstance(row, tuple) else row for row in rows)
-        if total != layers:
-            raise ValueError(
-                f"num_layer_list {rows} holds {total} layers, but num_layers is {layers}; make "
-                "them equal"
-            )
-        return
-    if stages > layers:
+    if parallel.num_layer_list is None and parallel.pipeline_model_parallel_layout is None:
+        _check_split(model, parallel)
+    check_recompute(model, parallel, layer_placement(model, parallel))
+
+
+def _check_split(model: TransformerConfig, parallel: ModelParallelConfig) -> None:
+    """Check a split that no list states; ``layer_placement`` checks the rest."""
+    layers, stages = model.num_layers, parallel.pipeline_model_parallel_size
+    if stages > layers + parallel.standalone_embedding_stage:
         raise ValueError(
             f"pipeline_model_parallel_size ({stages}) must not exceed num_layers ({layers}); use "
             f"at most {layers} stages"
         )
     chunks = num_model_chunks(model, parallel)
+    if _has_uneven_ends(parallel):
+        return
     if chunks > 1:
         _require_divisible(
             "num_layers",
@@ -120,7 +123,7 @@ def check_layers_and_stages(model: TransformerConfig, parallel: ModelParallelCon
             stages * chunks,
             f"use {nearest_multiples(layers, stages * chunks)} layers or give num_layer_list",
         )
-    elif not parallel.allow_uneven_stages and not _has_uneven_ends(parallel):
+    elif not parallel.allow_uneven_stages:
         _require_divisible(
             "num_layers",
             layers,
@@ -134,6 +137,9 @@ def _has_uneven_ends(parallel: ModelParallelConfig) -> bool:
     return (
         parallel.decoder_first_pipeline_num_layers is not None
         or parallel.decoder_last_pipeline_num_layers is not None
+        or parallel.account_for_embedding_in_pipeline_split
+        or parallel.account_for_loss_in_pipeline_split
+        or parallel.standalone_embedding_stage
     )
 
 
@@ -148,7 +154,7 @@ def num_model_chunks(model: TransformerConfig, parallel: ModelParallelConfig) ->
     per_chunk = parallel.num_layers_per_virtual_pipeline_stage
     if per_chunk is None:
         return chunks or 1
-    stages = parallel.pipeline_model_parallel_size
+    stages = parallel.pipeline_model_parallel_size - parallel.standalone_embedding_stage
     _require_divisible(
         "num_layers",
         model.num_layers,
@@ -246,13 +252,32 @@ def check_training_and_optimizer(training: TrainingConfig, optimizer: OptimizerC
             f"{name} ({value}) counts iterations, but the length of training is in samples; "
             f"use {name.replace('iters', 'samples')} or training_iters"
         )
+    _check_sharding(training, optimizer)
+
+
+def _check_sharding(training: TrainingConfig, optimizer: OptimizerConfig) -> None:
+    """Check that what only a distributed optimizer can do comes with one."""
+    parallel = optimizer.parallel_config
+    zero_level = None if parallel is None else parallel.zero_level
+    is_sharded = training.use_distributed_optimizer or zero_level is not None
     if optimizer.overlap_param_gather:
-        for name in ("use_distributed_optimizer", "overlap_grad_reduce"):
-            if not getattr(training, name):
+        for name, is_given in (
+            ("use_distributed_optimizer", is_sharded),
+            ("overlap_grad_reduce", training.overlap_grad_reduce),
+        ):
+            if not is_given:
                 raise ValueError(
                     f"overlap_param_gather needs {name}; set {name}: True or leave "
                     "overlap_param_gather out"
                 )
+    if parallel is None or is_sharded:
+        return
+    if parallel.zero_shard_size is not None or parallel.num_distributed_optimizer_instances > 1:
+        raise ValueError(
+            f"zero_shard_size ({parallel.zero_shard_size}) and num_distributed_optimizer_instances "
+            f"({parallel.num_distributed_optimizer_instances}) cut a sharded optimizer state; set "
+            "use_distributed_optimizer: True or leave them out"
+        )
 
 
 def check_world(parallel: ModelParallelConfig, world_size: int) -> None:
@@ -260,6 +285,7 @@ def check_world(parallel: ModelParallelConfig, world_size: int) -> None:
     if world_size < 1:
         raise ValueError(f"world size ({world_size}) must be at least 1; start at least one rank")
     parallel.data_parallel_size(world_size)
+    parallel.optimizer_instances(world_size)
     expert_ranks = (
         (parallel.expert_tensor_parallel_size or parallel.tensor_model_parallel_size)
         * parallel.expert_model_parallel_size

@@ -5,10 +5,7 @@ Lines leave this file as features arrive.
 
 from __future__ import annotations
 
-from mindspore.common import dtype as mstype
-
 from mindspeed_ms.core.config.all_config import AllConfig
-from mindspeed_ms.core.config.dtypes import dtype_name
 
 
 def unsupported_reason(all_config: AllConfig) -> list[str]:
@@ -26,33 +23,12 @@ def unsupported_reason(all_config: AllConfig) -> list[str]:
 def _unsupported_layout(all_config: AllConfig) -> list[str]:
     parallel = all_config.parallel_config
     reasons = []
-    if parallel.pipeline_model_parallel_size > 1:
-        reasons.append(
-            f"pipeline_model_parallel_size {parallel.pipeline_model_parallel_size}: pipeline "
-            "parallelism is not available "
-            f"yet; use 1 and a larger tensor_model_parallel_size"
-        )
     if parallel.context_parallel_size > 1:
         reasons.append(
             f"context_parallel_size {parallel.context_parallel_size}: context parallelism is not "
             "available yet; "
             f"use 1 with sequence_parallel"
         )
-    if parallel.noop_layers:
-        reasons.append(
-            "noop_layers: pass-through layers come with pipeline parallelism; leave them out of "
-            "num_layers"
-        )
-    if parallel.zero_level is not None:
-        reasons.append(
-            f"zero_level {parallel.zero_level}: sharding over data-parallel ranks is not "
-            "available yet; leave it out"
-        )
-    for name in ("recompute", "select_recompute", "select_comm_recompute"):
-        if getattr(parallel, name):
-            reasons.append(
-                f"{name}: recomputation lists are not available yet; use recompute_granularity full"
-            )
     return reasons
 
 
@@ -67,16 +43,6 @@ def _unsupported_model(all_config: AllConfig) -> list[str]:
         )
     if all_config.lora_config.use_lora:
         reasons.append("use_lora: low-rank adapters are not available yet; train all weights")
-    low = [
-        f"{name} {dtype_name(getattr(model, name))}"
-        for name in ("params_dtype", "compute_dtype")
-        if getattr(model, name) != mstype.float32
-    ]
-    if low:
-        reasons.append(
-            f"{', '.join(low)}: 16-bit training is not available yet; set params_dtype and "
-            "compute_dtype to float32"
-        )
     if model.layernorm_zero_centered_gamma:
         reasons.append(
             "layernorm_zero_centered_gamma: norm weights are stored as they are; leave it out"
@@ -98,13 +64,8 @@ def _unsupported_model(all_config: AllConfig) -> list[str]:
 
 
 def _unsupported_training(all_config: AllConfig) -> list[str]:
-    training, optimizer = all_config.training_config, all_config.optimizer_config
+    training = all_config.training_config
     reasons = []
-    if training.use_distributed_optimizer:
-        reasons.append(
-            "use_distributed_optimizer: the sharded optimizer is not available yet; leave it out, "
-            "the numbers are the same"
-        )
     if training.load_checkpoint:
         reasons.append(
             f"load_checkpoint {training.load_checkpoint}: loading checkpoints is not available "
@@ -121,9 +82,5 @@ def _unsupported_training(all_config: AllConfig) -> list[str]:
         reasons.append(
             "calculate_per_token_loss, loss_reduction sum: only the mean of the micro-batches' "
             "means is available; leave them out"
-        )
-    if optimizer.algorithm != "adamw":
-        reasons.append(
-            f"optimizer_type {optimizer.optimizer_type}: only AdamW is available; use adam"
         )
     return reasons

@@ -108,6 +108,12 @@ class TrainingConfig(Section):
     eval_iters: int = 100
     """Evaluation steps each time. 0: no evaluation."""
 
+    full_validation: bool = False
+    """Evaluate on the whole validation data once each time. False: on eval_iters steps."""
+
+    validation_set_names: tuple[str, ...] | None = None
+    """Names of several validation sets in the log. None: their numbers."""
+
     eval_metric: str | None = None
     """Metric computed at evaluation beside the loss. None: only loss and perplexity."""
 
@@ -285,6 +291,13 @@ class TrainingConfig(Section):
     ddp_average_in_collective: bool = False
     """Average inside the collective. False: scale gradients before a sum."""
 
+    ddp_num_buckets: int | None = None
+    """Buckets with overlap_grad_reduce; another way to state bucket_size. None: bucket_size counts.
+    """
+
+    ddp_pad_buckets_for_high_nccl_busbw: bool = False
+    """Make buckets of the distributed optimizer multiples of 2**16 elements. False: of 128."""
+
     enable_mem_align: bool = False
     """Start every parameter of a buffer on a 512-byte boundary. False: packed."""
 
@@ -375,6 +388,7 @@ class TrainingConfig(Section):
             "loss_scale_window",
             "hysteresis",
             "bucket_size",
+            "ddp_num_buckets",
             "epochs",
             "ckpt_step",
         )
@@ -418,6 +432,11 @@ class TrainingConfig(Section):
                         "wrap_with_ddp: True "
                         f"or leave {name} out"
                     )
+        if self.bucket_size is not None and self.ddp_num_buckets is not None:
+            raise ValueError(
+                f"bucket_size ({self.bucket_size}) and ddp_num_buckets ({self.ddp_num_buckets}) "
+                "both state how gradients are cut; keep one"
+            )
         if self.delay_grad_reduce and not self.overlap_grad_reduce:
             raise ValueError(
                 "delay_grad_reduce needs overlap_grad_reduce; set overlap_grad_reduce: True or "

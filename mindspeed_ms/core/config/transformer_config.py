@@ -300,7 +300,12 @@ class TransformerConfig(Section):
     """
 
     recompute_num_layers: int | None = None
-    """Layers per group (uniform) or per stage (block)."""
+    """Layers per group (uniform) or per stage and model chunk (block)."""
+
+    recompute_modules: tuple[str, ...] | None = None
+    """Parts of every layer to recompute with selective: core_attn, mlp, mlp_act (the activation
+    function), layernorm. None: core_attn.
+    """
 
     # --- implementation
     transformer_impl: Literal["local", "transformer_engine"] = "local"

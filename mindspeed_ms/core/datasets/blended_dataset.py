@@ -11,6 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_ms.core.datasets.blending import (
+    build_blending_indices,
+    build_exhaustive_blending_indices,
+)
 from mindspeed_ms.core.datasets.gpt_dataset import GPTDataset
 from mindspeed_ms.core.datasets.gpt_dataset_config import GPTDatasetConfig
 from mindspeed_ms.core.datasets.index_cache import IndexCache, describe, description_hash
@@ -20,55 +24,6 @@ logger = logging.getLogger(__name__)
 
 _INDEX_NAMES = ("dataset_index", "dataset_sample_index")
 _MAX_DATASETS = 32767
-
-
-def build_blending_indices(
-    weights: Sequence[float], size: int
-) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    """Choose for each sample the corpus that lags most behind its share; ties go to the first.
-
-    Args:
-        weights: shares that sum to 1.
-        size: samples to choose.
-
-    Returns:
-        corpus number and sample number within it, [size] each.
-
-    >>> build_blending_indices([0.3, 0.7], 10)[0].tolist()
-    [1, 0, 1, 1, 0, 1, 1, 0, 1, 1]
-    """
-    return _choose(list(weights), [size] * len(weights), size)
-
-
-def build_exhaustive_blending_indices(
-    sizes: Sequence[int],
-) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    """Choose so that corpus i gives exactly ``sizes[i]`` samples, spread evenly."""
-    total = sum(sizes)
-    return _choose([size / total for size in sizes], list(sizes), total)
-
-
-def _choose(
-    weights: list[float], limits: list[int], size: int
-) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    dataset_index = np.zeros(size, dtype=np.int16)
-    sample_index = np.zeros(size, dtype=np.int64)
-    counts = [0] * len(weights)
-    active = [number for number, limit in enumerate(limits) if limit > 0]
-    for step in range(size):
-        scale = float(max(step, 1))
-        chosen = active[0]
-        largest = weights[chosen] * scale - counts[chosen]
-        for number in active[1:]:
-            error = weights[number] * scale - counts[number]
-            if error > largest:
-                chosen, largest = number, error
-        dataset_index[step] = chosen
-        sample_index[step] = counts[chosen]
-        counts[chosen] += 1
-        if counts[chosen] == limits[chosen]:
-            active.remove(chosen)
-    return dataset_index, sample_index
 
 
 class BlendedDataset:

@@ -6,7 +6,10 @@ Source: Megatron-LM core 0.12 ``core/datasets/blended_megatron_dataset_builder.p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,7 +17,6 @@ from mindspeed_ms.core.datasets.blended_dataset import BlendedDataset
 from mindspeed_ms.core.datasets.gpt_dataset import (
     GPTDataset,
     MockGPTDataset,
-    build_low_level_dataset,
 )
 from mindspeed_ms.core.datasets.gpt_dataset_config import GPTDatasetConfig
 from mindspeed_ms.core.datasets.indexed_dataset import IndexedDataset
@@ -23,55 +25,68 @@ from mindspeed_ms.core.datasets.utils import Blend, Split, SplitRange, normalize
 
 AnyGPTDataset = GPTDataset | BlendedDataset
 Sizes = tuple[int | None, int | None, int | None]
-ThreeDatasets = tuple[AnyGPTDataset | None, AnyGPTDataset | None, AnyGPTDataset | None]
+TopLevelDataset = AnyGPTDataset | list[AnyGPTDataset]
+"""One dataset; a list of several validation sets."""
+
+ThreeDatasets = tuple[TopLevelDataset | None, TopLevelDataset | None, TopLevelDataset | None]
 _SplitMatrix = Sequence[SplitRange | None]
+
+
+class DatasetClass(Protocol):
+    """A class of datasets the builder can make, like ``GPTDataset``."""
+
+    def __call__(self, *args: Any) -> Any:
+        """(low-level dataset, path, indices, number of samples, split, config) -> dataset."""
+        ...
+
+    def numel_low_level_dataset(self, low_level_dataset: Any) -> int:
+        """Units that ``split`` divides."""
+        ...
+
+    def build_low_level_dataset(self, dataset_path: str | None, config: Any) -> Any:
+        """Open what is on disk."""
+        ...
 
 
 def build_train_valid_test_datasets(
     config: GPTDatasetConfig,
     num_samples: Sizes,
     *,
-    barrier: Callable[[], None] | None = None,
-    is_builder: bool = True,
-    is_built_on_rank: bool = True,
+    cls: DatasetClass | None = None,
+    is_checking: bool | None = None,
 ) -> ThreeDatasets:
-    """Build the three datasets; one that its split leaves empty is None.
+    """Build the three datasets in this process; one that its split leaves empty is None.
 
     Args:
         config: options.
         num_samples: samples needed of each split; None for one pass over its data.
-        barrier: called exactly once by every rank that passes one.
-        is_builder: this rank builds the index files and checks the token ids before the barrier;
-            the others wait there and then read the files. One rank per shared file system, one
-            that reads data itself.
-        is_built_on_rank: False on ranks that read no data; they only take part in the barrier.
+        cls: class of the datasets; by default ``GPTDataset``, without a data path
+            ``MockGPTDataset``.
+        is_checking: look for token ids beyond the vocabulary; by default as the config says.
 
     Raises:
         FileNotFoundError: a token file is missing.
         ValueError: malformed or empty data, ids beyond the vocabulary, or a cache that cannot be
             written.
-
-    Parallelism: with a barrier, called by all ranks together. A rank that fails before the barrier
-        must end the job, or the others wait.
     """
-    if not (is_builder and is_built_on_rank):
-        if barrier is not None:
-            barrier()
-        if not is_built_on_rank:
-            return None, None, None
-        return _Builder(config, num_samples, is_checking=False).build()
-    datasets = _Builder(config, num_samples, is_checking=config.check_token_ids).build()
-    if barrier is not None:
-        barrier()
-    return datasets
+    check = config.check_token_ids if is_checking is None else is_checking
+    return _Builder(config, num_samples, cls, is_checking=check).build()
 
 
 class _Builder:
     """Builds the datasets of one config."""
 
-    def __init__(self, config: GPTDatasetConfig, sizes: Sizes, *, is_checking: bool) -> None:
+    def __init__(
+        self,
+        config: GPTDatasetConfig,
+        sizes: Sizes,
+        cls: DatasetClass | None,
+        *,
+        is_checking: bool,
+    ) -> None:
         self._config = config
         self._sizes = sizes
+        self._cls = cls
         self._is_checking = is_checking
 
     def build(self) -> ThreeDatasets:
@@ -93,7 +108,7 @@ class _Builder:
             return self._blend(config.blend, matrix, self._sizes)
         return train, valid, test
 
-    def _one_split(self, blend: Blend | None, split: Split) -> AnyGPTDataset | None:
+    def _one_split(self, blend: Blend | None, split: Split) -> TopLevelDataset | None:
         """Dataset of a split that has its own data paths: all of their content."""
         if blend is None:
             return None
@@ -101,6 +116,9 @@ class _Builder:
         matrix[split.value] = (0.0, 1.0)
         if len(blend[0]) == 1:
             return self._corpus(blend[0][0], matrix, self._sizes)[split.value]
+        if split is Split.valid and self._config.multiple_validation_sets:
+            parts = [self._corpus(prefix, matrix, self._sizes)[split.value] for prefix in blend[0]]
+            return list(_all_present(parts, blend[0], split))
         return self._blend(blend, matrix, self._sizes)[split.value]
 
     def _blend(self, blend: Blend, matrix: _SplitMatrix, sizes: Sizes) -> ThreeDatasets:
@@ -108,10 +126,13 @@ class _Builder:
         weights = None if raw_weights is None else normalize(raw_weights)
         surplus = self._config.mid_level_dataset_surplus
         # parts[corpus][split]
-        parts = [
-            self._corpus(prefix, matrix, self._part_sizes(weights, number, matrix, sizes, surplus))
-            for number, prefix in enumerate(prefixes)
+        part_sizes = [
+            self._part_sizes(weights, number, matrix, sizes, surplus)
+            for number in range(len(prefixes))
         ]
+        with ThreadPoolExecutor(self._config.num_dataset_builder_threads) as pool:
+            corpora = pool.map(self._corpus, prefixes, repeat(matrix), part_sizes)
+            parts = list(corpora)
         blended: list[AnyGPTDataset | None] = []
         for split in Split:
             candidates = [part[split.value] for part in parts]
@@ -158,11 +179,14 @@ class _Builder:
         self, prefix: str | None, matrix: _SplitMatrix, sizes: Sizes
     ) -> list[GPTDataset | None]:
         """Datasets of the splits of one corpus; made-up data without a prefix."""
-        store = build_low_level_dataset(prefix, self._config)
+        kind = self._cls
+        if kind is None:
+            kind = MockGPTDataset if prefix is None else GPTDataset
+        store = kind.build_low_level_dataset(prefix, self._config)
         if self._is_checking and isinstance(store, IndexedDataset):
             check_token_ids(store, self._config.tokenizer.vocab_size)
-        kind = MockGPTDataset if prefix is None else GPTDataset
-        num_units = len(store.sequence_lengths)
+        num_units = kind.numel_low_level_dataset(store)
+        self._check_number_of_sequences(prefix, num_units)
         datasets: list[GPTDataset | None] = []
         for split, span, size in zip(Split, matrix, sizes, strict=True):
             first, last = (0, 0) if span is None else split_bounds(span, num_units)
@@ -178,6 +202,14 @@ class _Builder:
             units = np.arange(first, last, dtype=np.int32)
             datasets.append(kind(store, prefix, units, size, split, self._config))
         return datasets
+
+    def _check_number_of_sequences(self, prefix: str | None, found: int) -> None:
+        expected = (self._config.sequences_per_dataset or {}).get(prefix or "", found)
+        if expected != found:
+            raise ValueError(
+                f"{prefix} has {found} sequences, the list of sequences per dataset says "
+                f"{expected}; correct the list or the path"
+            )
 
 
 def _all_present(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mindspeed_ms.core.datasets.gpt_dataset_config import (
     GPTDatasetConfig,
+    GPTFIMDatasetConfig,
     TokenizerInfo,
     TokenizerLike,
 )
@@ -28,6 +29,7 @@ from mindspeed_ms.core.datasets.utils import Split
 __all__ = [
     "GPTDataset",
     "GPTDatasetConfig",
+    "GPTFIMDatasetConfig",
     "MockGPTDataset",
     "MockGPTLowLevelDataset",
     "TokenizerInfo",
@@ -93,11 +95,25 @@ class GPTDataset:
         self._shared_masks: MasksAndPositionIds | None = None
         self.document_index, self.sample_index, self.shuffle_index = self._load_or_build()
 
+    @staticmethod
+    def numel_low_level_dataset(low_level_dataset: SequenceStore) -> int:
+        """Units that ``split`` divides: sequences, normally one per document."""
+        return len(low_level_dataset.sequence_lengths)
+
+    @staticmethod
+    def build_low_level_dataset(
+        dataset_path: str | None, config: GPTDatasetConfig
+    ) -> SequenceStore:
+        """Open the token file, or make up data when there is no path."""
+        if dataset_path is None:
+            return MockGPTLowLevelDataset(config.tokenizer)
+        return IndexedDataset(dataset_path, mmap=config.mmap_bin_files)
+
     def __len__(self) -> int:
         return len(self.sample_index) - 1
 
     def __getitem__(self, idx: int | np.integer) -> dict[str, NDArray]:
-        text = self._text(int(self.shuffle_index[idx]))
+        text = self._text(int(self.shuffle_index[idx]), int(idx))
         if self._extra:
             tokens, labels = text[:-1].copy(), text[1:].copy()
         else:
@@ -116,8 +132,12 @@ class GPTDataset:
         item["position_ids"] = masks.position_ids
         return item
 
-    def _text(self, row: int) -> NDArray[np.int64]:
-        """Tokens of one row of the sample index, filled up to full length."""
+    def _text(self, row: int, number: int) -> NDArray[np.int64]:
+        """Tokens of one row of the sample index, filled up to full length.
+
+        ``number`` is that of the sample, for subclasses that change its tokens.
+        """
+        del number
         first, offset = (int(value) for value in self.sample_index[row])
         last, last_offset = (int(value) for value in self.sample_index[row + 1])
         parts = []
@@ -261,10 +281,3 @@ class MockGPTLowLevelDataset:
 
 class MockGPTDataset(GPTDataset):
     """Samples of made-up data; nothing is read, and nothing cached without ``path_to_cache``."""
-
-
-def build_low_level_dataset(dataset_path: str | None, config: GPTDatasetConfig) -> SequenceStore:
-    """Open the token file, or make up data when there is no path."""
-    if dataset_path is None:
-        return MockGPTLowLevelDataset(config.tokenizer)
-    return IndexedDataset(dataset_path, mmap=config.mmap_bin_files)

@@ -119,6 +119,36 @@ class GPTDatasetConfig:
     mid_level_dataset_surplus: float = 0.005
     """Share of samples each blended corpus prepares beyond its target, against rounding."""
 
+    multiple_validation_sets: bool = False
+    """Keep the corpora of the validation blend apart: one validation dataset each."""
+
+    full_validation: bool = False
+    """Validation reads its whole corpus once each time; its number of samples must be None."""
+
+    num_dataset_builder_threads: int = 1
+    """Threads that build the indices of a blend's corpora."""
+
+    allow_ambiguous_pad_tokens: bool = False
+    """Fill with the tokenizer's pad id even when it also ends documents; such labels do not count.
+
+    False: a pad id with two meanings is not used, so end-of-document tokens stay in the loss.
+    """
+
+    context_parallel_size: int = 1
+    """Ranks that share a sequence; packed conversations are filled to a multiple of twice this."""
+
+    sequences_per_dataset: Mapping[str, int] | None = None
+    """Number of sequences each prefix must have; None: not checked."""
+
+    object_storage_cache_path: str | None = None
+    """Must be None: data is read from mounted file systems only."""
+
+    fast_cache_load: bool = False
+    """Accepted without effect: index files are always mapped, and built by one rank per host."""
+
+    defer_npy_index_mmap: bool = False
+    """Accepted without effect: mapping an index reads none of it."""
+
     check_token_ids: bool = True
     """Look for ids beyond the vocabulary before training (at most 256 MiB of large files)."""
 
@@ -126,6 +156,21 @@ class GPTDatasetConfig:
         if self.sequence_length < 1:
             raise ValueError(
                 f"sequence_length ({self.sequence_length}) must be at least 1; set --seq-length"
+            )
+        if self.object_storage_cache_path is not None:
+            raise ValueError(
+                f"object_storage_cache_path {self.object_storage_cache_path!r} is given, but data "
+                "is read from mounted file systems only; mount the bucket and leave it out"
+            )
+        if self.num_dataset_builder_threads < 1:
+            raise ValueError(
+                f"num_dataset_builder_threads ({self.num_dataset_builder_threads}) must be at "
+                "least 1"
+            )
+        if self.multiple_validation_sets and self.blend_per_split is None:
+            raise ValueError(
+                "multiple_validation_sets needs the validation corpora by themselves; give them "
+                "with --valid-data-path or --per-split-data-args-path"
             )
         if self.blend is not None and self.blend_per_split is not None:
             raise ValueError(
@@ -170,7 +215,10 @@ class GPTDatasetConfig:
     def pad_id(self) -> int:
         """Id that marks filled places; -1 if the tokenizer has none, or one that ends documents."""
         pad = self.tokenizer.pad
-        return -1 if pad is None or pad in (self.tokenizer.eod, self.tokenizer.eos) else pad
+        if pad is None:
+            return -1
+        is_ambiguous = pad in (self.tokenizer.eod, self.tokenizer.eos)
+        return -1 if is_ambiguous and not self.allow_ambiguous_pad_tokens else pad
 
     def _check_blend_per_split(self) -> None:
         blends = self.blend_per_split or ()
@@ -196,3 +244,56 @@ def _check_blend(blend: Blend) -> None:
             f"blend has {len(prefixes)} prefixes and {len(weights or [])} weights; give at least "
             "one prefix, and one weight each or none at all"
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GPTFIMDatasetConfig(GPTDatasetConfig):
+    """Options of fill-in-the-middle samples: parts of a document change places.
+
+    Raises:
+        ValueError: a rate outside 0 to 1, a missing token, or a fragment rule without its rate.
+    """
+
+    fim_rate: float = 0.5
+    """Share of documents that are rearranged."""
+
+    fim_spm_rate: float = 0.5
+    """Share of those written suffix first; the others are written prefix first."""
+
+    fim_extra_tokens: Mapping[str, str] = field(
+        default_factory=lambda: {
+            "prefix": "<fim_prefix>",
+            "middle": "<fim_middle>",
+            "suffix": "<fim_suffix>",
+            "pad": "<fim_pad>",
+            "eod": "<|endoftext|>",
+        }
+    )
+    """Spelling of the five tokens in the tokenizer's vocabulary."""
+
+    fim_split_sample: str | None = None
+    """Token between the parts of a document, for example files, that are rearranged apart."""
+
+    fim_fragment_rate: float | None = None
+    """Share of those parts that are rearranged; required with ``fim_split_sample``."""
+
+    fim_no_prefix: str | None = None
+    """Parts that begin with this text stay as they are."""
+
+    def __post_init__(self) -> None:
+        # A dataclass with slots is a new class, which the argument-free super() does not know.
+        super(GPTFIMDatasetConfig, self).__post_init__()
+        for name in ("fim_rate", "fim_spm_rate", "fim_fragment_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate <= 1:
+                raise ValueError(f"{name} ({rate}) must be from 0 to 1")
+        missing = {"prefix", "middle", "suffix", "pad", "eod"} - set(self.fim_extra_tokens)
+        if missing:
+            raise ValueError(
+                f"fim_extra_tokens lacks {', '.join(sorted(missing))}; name all five tokens"
+            )
+        if self.fim_split_sample is not None and self.fim_fragment_rate is None:
+            raise ValueError(
+                f"fim_split_sample {self.fim_split_sample!r} is given without a rate; set "
+                "--fim-fragment-rate"
+            )

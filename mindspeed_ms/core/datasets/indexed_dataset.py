@@ -37,6 +37,7 @@ _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _VERSION = 1
 _CHECK_ROWS = 1 << 20
+_COPY_BYTES = 1 << 24
 
 
 class DType(Enum):
@@ -356,12 +357,37 @@ class IndexedDatasetBuilder:
         self._lengths.extend(lengths)
         self.end_document()
 
+    def add_documents(
+        self, tokens: NDArray, lengths: NDArray[np.int32], sequences_per_document: NDArray
+    ) -> None:
+        """Append many documents at once.
+
+        Args:
+            tokens: all their tokens, of the dataset's type.
+            lengths: tokens of each sequence.
+            sequences_per_document: sequences of each document; 0 for an empty one.
+
+        Raises:
+            ValueError: the type differs, or the numbers do not add up.
+        """
+        num_tokens, num_sequences = lengths.sum(dtype=np.int64), sequences_per_document.sum()
+        if tokens.dtype != self.dtype or num_tokens != len(tokens) or num_sequences != len(lengths):
+            raise ValueError(
+                f"{len(tokens)} tokens of type {tokens.dtype.name} with lengths of {num_tokens} in "
+                f"{len(lengths)} sequences, of which documents claim {num_sequences}; give "
+                f"{self.dtype.name} tokens and numbers that add up"
+            )
+        boundaries = np.cumsum(sequences_per_document, dtype=np.int64) + len(self._lengths)
+        self._file.write(tokens.tobytes())
+        self._lengths.frombytes(np.ascontiguousarray(lengths, np.int32).tobytes())
+        self._boundaries.frombytes(boundaries.tobytes())
+
     def end_document(self) -> None:
         """Close the current document."""
         self._boundaries.append(len(self._lengths))
 
-    def add_index(self, path_prefix: str) -> None:
-        """Append a whole dataset.
+    def add_index(self, path_prefix: str) -> int:
+        """Append a whole dataset; return its number of sequences.
 
         Raises:
             FileNotFoundError: it does not exist.
@@ -373,12 +399,31 @@ class IndexedDatasetBuilder:
                 f"{path_prefix} stores {other.dtype.name}, this dataset {self.dtype.name}; "
                 "datasets to merge need one token type: preprocess them with one tokenizer"
             )
+        sizes = other.sequence_lengths.astype(np.int64) * self.dtype.itemsize
+        is_dense = np.array_equal(other.sequence_pointers, np.cumsum(sizes) - sizes)
+        if not is_dense or os.path.getsize(get_bin_path(path_prefix)) != sizes.sum():
+            raise ValueError(
+                f"the sequences of {path_prefix} do not lie one behind the other in its .bin file; "
+                "only such datasets can be appended: preprocess it again"
+            )
         boundaries = other.document_indices[1:] + len(self._lengths)
         self._boundaries.frombytes(boundaries.astype(np.int64).tobytes())
         self._lengths.frombytes(other.sequence_lengths.astype(np.int32).tobytes())
+        count = len(other)
         other.close()
         with open(get_bin_path(path_prefix), "rb") as source:
-            shutil.copyfileobj(source, self._file)
+            shutil.copyfileobj(source, self._file, _COPY_BYTES)
+        return count
+
+    def add_builder(self, other: IndexedDatasetBuilder) -> None:
+        """Append what an unfinished builder of the same token type holds."""
+        assert other.dtype == self.dtype, "parts of one dataset have one token type"
+        boundaries = np.array(other._boundaries[1:], np.int64) + len(self._lengths)
+        self._boundaries.frombytes(boundaries.tobytes())
+        self._lengths.extend(other._lengths)
+        other._file.flush()
+        with open(other._temporary, "rb") as source:
+            shutil.copyfileobj(source, self._file, _COPY_BYTES)
 
     def finalize(self, idx_path: str) -> None:
         """Write the index and give both files their final names.

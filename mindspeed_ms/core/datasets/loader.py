@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -53,7 +52,7 @@ class LoaderSettings:
     """In order once, a new order each pass, or the dataset itself is the loader."""
 
     num_workers: int = 2
-    """0: read when asked; above: one thread reads up to twice as many micro-batches ahead."""
+    """0: read when asked; above: so many threads read up to twice as many micro-batches ahead."""
 
     data_sharding: bool = True
     """With ``cyclic``, each rank keeps to its own part of the data."""
@@ -100,7 +99,11 @@ def get_loader_defaults() -> LoaderSettings:
 def make_sampler(
     total_samples: int, consumed_samples: int, settings: LoaderSettings
 ) -> MegatronPretrainingSampler | MegatronPretrainingRandomSampler:
-    """Sampler of a dataset of this size on this rank."""
+    """Sampler of a dataset of this size on this rank, behind the consumed samples.
+
+    A ``single`` dataset that is shorter than the run is read again from its beginning: consumed
+    samples of complete passes are forgotten.
+    """
     if settings.dataloader_type == "cyclic":
         return MegatronPretrainingRandomSampler(
             None,
@@ -111,6 +114,9 @@ def make_sampler(
             settings.data_parallel_size,
             settings.data_sharding,
         )
+    block = settings.micro_batch_size * settings.data_parallel_size
+    if consumed_samples >= total_samples >= block:
+        consumed_samples %= total_samples // block * block
     return MegatronPretrainingSampler(
         total_samples,
         consumed_samples,
@@ -128,14 +134,14 @@ def collate(samples: Sequence[Mapping[str, NDArray]]) -> Batch:
 class PretrainingDataLoader:
     """Micro-batches of one rank.
 
-    Each iteration is one pass: of a ``cyclic`` sampler the rest of the current pass, then the next
-    ones; of a ``single`` sampler always from the same starting point.
+    Each iteration is one pass: the first one what the sampler has left of its pass, the later ones
+    a whole pass, of a ``cyclic`` sampler in another order.
 
     Args:
         dataset: numbered samples.
         sampler: which of them, in which order.
-        num_workers: 0 reads in the caller's thread; above, one thread reads up to twice as many
-            micro-batches ahead.
+        num_workers: 0 reads in the caller's thread; above, so many threads read up to twice as
+            many micro-batches ahead. They share the dataset, so it must not change when read.
 
     Attributes:
         consumed_samples: samples all data-parallel ranks have received together, those of earlier
@@ -148,16 +154,19 @@ class PretrainingDataLoader:
         self.num_workers = num_workers
         self.consumed_samples = sampler.consumed_samples
         self._is_cyclic = isinstance(sampler, MegatronPretrainingRandomSampler)
+        self._is_begun = False
         self._open: list[_ReadAhead] = []
 
     def __iter__(self) -> Iterator[Batch]:
+        start = self.consumed_samples
         if not self._is_cyclic:
-            self.consumed_samples = self.sampler.consumed_samples
-        batches = self._read(self.sampler.batches(self.consumed_samples))
+            start = 0 if self._is_begun else self.sampler.consumed_samples
+        self._is_begun = True
+        numbers = self.sampler.batches(start)
         if self.num_workers == 0:
-            yield from self._count(batches)
+            yield from self._count(map(self._read, numbers))
             return
-        ahead = _ReadAhead(batches, _PREFETCH_PER_WORKER * self.num_workers)
+        ahead = _ReadAhead(numbers, self._read, self.num_workers)
         self._open.append(ahead)
         try:
             yield from self._count(ahead)
@@ -170,9 +179,8 @@ class PretrainingDataLoader:
         for ahead in list(self._open):
             ahead.close()
 
-    def _read(self, batches: Iterator[list[int]]) -> Iterator[Batch]:
-        for numbers in batches:
-            yield collate([self.dataset[number] for number in numbers])
+    def _read(self, numbers: list[int]) -> Batch:
+        return collate([self.dataset[number] for number in numbers])
 
     def _count(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -181,65 +189,97 @@ class PretrainingDataLoader:
 
 
 class _ReadAhead:
-    """Runs an iterator in a thread, at most ``depth`` items ahead of the reader.
+    """Applies a function to the items of an iterator in threads; gives the results in order.
 
-    An error of the iterator is raised at the reader, after the items before it.
+    At most twice as many results as threads are kept. An error of the iterator or the function is
+    raised at the reader, after the results before it.
     """
 
-    def __init__(self, source: Iterator[Batch], depth: int) -> None:
+    def __init__(
+        self, source: Iterator[list[int]], read: Callable[[list[int]], Batch], num_threads: int
+    ) -> None:
         self._source = source
-        self._depth = depth
-        self._items: deque[Batch] = deque()
-        self._changed = threading.Condition()
+        self._read = read
+        self._depth = _PREFETCH_PER_WORKER * num_threads
+        self._results: dict[int, Batch | BaseException] = {}
+        self._num_taken = 0
+        self._num_given = 0
+        self._is_exhausted = False
         self._is_closed = False
-        self._is_finished = False
-        self._error: BaseException | None = None
-        # A daemon, so that a reader that never closes cannot keep the process alive.
-        self._thread = threading.Thread(target=self._run, name="data-read-ahead", daemon=True)
-        self._thread.start()
+        self._changed = threading.Condition()
+        # Daemons, so that a reader that never closes cannot keep the process alive.
+        self._threads = [
+            threading.Thread(target=self._run, name="data-read-ahead", daemon=True)
+            for _ in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._is_finished or self._is_closed)
-            if self._items and not self._is_closed:
-                self._changed.notify_all()
-                return self._items.popleft()
-            error, self._error = self._error, None
-        if error is not None and not self._is_closed:
-            raise RuntimeError(f"reading the data ahead failed: {error}") from error
-        raise StopIteration
+            self._changed.wait_for(self._is_decided)
+            if self._is_closed or self._num_given not in self._results:
+                raise StopIteration
+            result = self._results.pop(self._num_given)
+            self._num_given += 1
+            self._changed.notify_all()
+        if isinstance(result, BaseException):
+            raise RuntimeError(f"reading the data ahead failed: {result}") from result
+        return result
 
     def close(self) -> None:
-        """Stop the thread and wait for it."""
+        """Stop the threads and wait for them."""
         with self._changed:
             self._is_closed = True
-            self._items.clear()
+            self._results.clear()
             self._changed.notify_all()
-        # The garbage collector may close an abandoned reader from within this very thread.
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        for thread in self._threads:
+            # The garbage collector may close an abandoned reader from within one of them.
+            if threading.current_thread() is not thread:
+                thread.join()
+
+    def _is_decided(self) -> bool:
+        """Whether the next result is there, or will never come."""
+        is_over = self._is_exhausted and self._num_given == self._num_taken
+        return self._is_closed or is_over or self._num_given in self._results
 
     def _run(self) -> None:
-        error: BaseException | None = None
-        try:
-            for item in self._source:
-                if not self._put(item):
-                    break
-        except BaseException as caught:  # noqa: BLE001  (handed to the reader)
-            error = caught
-        with self._changed:
-            self._error = error
-            self._is_finished = True
-            self._changed.notify_all()
-
-    def _put(self, item: Batch) -> bool:
-        """Add an item when there is room; False when the reader closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._items) < self._depth or self._is_closed)
-            if not self._is_closed:
-                self._items.append(item)
+        while (taken := self._take()) is not None:
+            number, item = taken
+            result: Batch | BaseException
+            try:
+                result = item if isinstance(item, BaseException) else self._read(item)
+            except BaseException as error:  # noqa: BLE001  (handed to the reader)
+                result = error
+            with self._changed:
+                if not self._is_closed:
+                    self._results[number] = result
+                self._is_exhausted |= isinstance(result, BaseException)
                 self._changed.notify_all()
-            return not self._is_closed
+
+    def _take(self) -> tuple[int, list[int] | BaseException] | None:
+        """Take the next item of the source when there is room; None when there is no more to do."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._is_closed
+                    or self._is_exhausted
+                    or self._num_taken - self._num_given < self._depth
+                )
+            )
+            if self._is_closed or self._is_exhausted:
+                return None
+            item: list[int] | BaseException | None
+            try:
+                item = next(self._source, None)
+            except Exception as error:  # noqa: BLE001  (handed to the reader)
+                item = error
+            if item is None:
+                self._is_exhausted = True
+                self._changed.notify_all()
+                return None
+            self._num_taken += 1
+            return self._num_taken - 1, item

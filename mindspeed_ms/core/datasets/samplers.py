@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sized
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_ms.core.datasets.native import native_indices
 
 _MAX_PERMUTATION = (2**32 - 1) // 20
 
@@ -91,8 +94,8 @@ class MegatronPretrainingRandomSampler:
         data_sharding: each rank keeps to its own part of the data.
 
     Raises:
-        ValueError: a rank or size out of range, data for less than one micro-batch per rank, or too
-            much of it (214 million samples) for this order to be reproduced.
+        ValueError: a rank or size out of range, data for less than one micro-batch per rank, or
+            214 million samples without the compiled helper.
     """
 
     def __init__(  # noqa: PLR0913  (Megatron's signature)
@@ -138,12 +141,13 @@ class MegatronPretrainingRandomSampler:
         if self.data_sharding:
             bucket = self.total_samples // self.micro_batch_times_data_parallel_size * size
             start = self.data_parallel_rank * bucket
-            order = [start + x for x in randperm(bucket, epoch)[done // self.data_parallel_size :]]
+            order = randperm(bucket, epoch)[done // self.data_parallel_size :]
         else:
+            start = 0
             order = randperm(self.total_samples // size * size, epoch)[done:]
             order = order[self.data_parallel_rank :: self.data_parallel_size]
         for first in range(0, len(order) - size + 1, size):
-            yield order[first : first + size]
+            yield [start + number for number in order[first : first + size].tolist()]
 
     def _check_alignment(self, consumed_samples: int) -> None:
         block = self.micro_batch_times_data_parallel_size
@@ -155,19 +159,23 @@ class MegatronPretrainingRandomSampler:
             )
 
 
-def randperm(length: int, seed: int) -> list[int]:
+def randperm(length: int, seed: int) -> NDArray[np.int64]:
     """The permutation ``torch.randperm`` gives on CPU for a generator with this seed.
 
     Raises:
-        ValueError: 214 million entries or more, where torch draws its numbers differently.
+        ValueError: 214 million entries or more without the compiled helper.
 
-    >>> sorted(randperm(5, 0))
+    >>> sorted(randperm(5, 0).tolist())
     [0, 1, 2, 3, 4]
     """
+    native = native_indices()
+    if native is not None:
+        return native.permutation(length, seed)
     if length >= _MAX_PERMUTATION:
         raise ValueError(
-            f"a random order of {length} samples is above the limit of {_MAX_PERMUTATION - 1}; "
-            "use --dataloader-type single, whose dataset is shuffled already"
+            f"a random order of {length} samples needs the compiled index builder from "
+            f"{_MAX_PERMUTATION} samples on; install with a C++ compiler, or use --dataloader-type "
+            "single, whose dataset is shuffled already"
         )
     order = list(range(length))
     draws = np.random.RandomState(seed).randint(0, 2**32, max(length - 1, 0), dtype=np.uint32)
@@ -175,7 +183,7 @@ def randperm(length: int, seed: int) -> list[int]:
     for first, step in enumerate((draws % remaining).tolist()):
         other = first + step
         order[first], order[other] = order[other], order[first]
-    return order
+    return np.array(order, dtype=np.int64)
 
 
 def _check_sizes(

@@ -1,17 +1,17 @@
 """Data parallelism."""
 
-from mindspeed_ms.core.distributed.distributed_data_parallel import (
-    DistributedDataParallel,
-    GradBuffer,
-)
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.distributed.distributed_data_parallel_config import (
     DistributedDataParallelConfig,
 )
 from mindspeed_ms.core.distributed.finalize_model_grads import finalize_model_grads
+from mindspeed_ms.core.distributed.grad_check import refuse_bad_gradients
+from mindspeed_ms.core.distributed.param_and_grad_buffer import OptimizerShard
 
 __all__ = [
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
-    "GradBuffer",
+    "OptimizerShard",
     "finalize_model_grads",
+    "refuse_bad_gradients",
 ]

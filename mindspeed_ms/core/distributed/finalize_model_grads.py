@@ -21,20 +21,23 @@ def finalize_model_grads(models: Sequence[DistributedDataParallel]) -> None:
     for model in models:
         model.finish_grad_sync()
     _sum_sequence_parallel_grads(models, parallel_state.get_tensor_model_parallel_group())
+    _sum_tied_embedding_grads(models, parallel_state.get_embedding_group())
 
 
 def _sum_sequence_parallel_grads(models: Sequence[DistributedDataParallel], group: Group) -> None:
     """Sum the gradients of replicated parameters that saw only a part of the sequence.
 
-    They are small and many, so they travel in one message.
+    They are small and many, so they travel in one message. With a distributed optimizer only the
+    parts that this rank owns are summed; tensor parallel ranks own the same parts.
     """
     if group.size == 1:
         return
     grads = [
-        param.main_grad
+        grad
         for model in models
-        for _, param in named_parameters(model.module)
+        for name, param in named_parameters(model.module)
         if shard_of(param).sequence_parallel
+        for grad in model.reduced_grads(name)
     ]
     if not grads:
         return
@@ -46,3 +49,17 @@ def _sum_sequence_parallel_grads(models: Sequence[DistributedDataParallel], grou
     comm.all_reduce(packed, group=group)
     for view, grad in zip(views, grads, strict=True):
         ops.copy_cast_(grad, view)
+
+
+def _sum_tied_embedding_grads(models: Sequence[DistributedDataParallel], group: Group) -> None:
+    """Sum the gradients of the two copies of a tied embedding, on the first and the last stage.
+
+    The middle stages have neither and take no part.
+    """
+    if group.rank < 0 or group.size == 1:
+        return
+    for model in models:
+        for name, param in named_parameters(model.module):
+            if getattr(param, "shared_embedding", False):
+                for grad in model.reduced_grads(name):
+                    comm.all_reduce(grad, group=group)

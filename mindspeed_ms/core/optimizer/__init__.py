@@ -1,6 +1,14 @@
 """The optimizer and its schedules."""
 
+from mindspeed_ms.core.optimizer.flat_state import StatePart
+from mindspeed_ms.core.optimizer.grad_scaler import (
+    ConstantGradScaler,
+    DynamicGradScaler,
+    GradScaler,
+    get_grad_scaler,
+)
 from mindspeed_ms.core.optimizer.optimizer import (
+    DistributedOptimizer,
     MegatronOptimizer,
     StepResult,
     get_megatron_optimizer,
@@ -8,8 +16,14 @@ from mindspeed_ms.core.optimizer.optimizer import (
 from mindspeed_ms.core.optimizer.optimizer_param_scheduler import OptimizerParamScheduler
 
 __all__ = [
+    "ConstantGradScaler",
+    "DistributedOptimizer",
+    "DynamicGradScaler",
+    "GradScaler",
     "MegatronOptimizer",
     "OptimizerParamScheduler",
+    "StatePart",
     "StepResult",
+    "get_grad_scaler",
     "get_megatron_optimizer",
 ]

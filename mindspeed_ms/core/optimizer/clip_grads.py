@@ -1,45 +1,26 @@
-"""Norms and zeros of all gradients of the model, over all ranks that hold a part of it."""
+"""Norms and counts over the model, from what each rank holds of it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter
 
-from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, memory
-from mindspeed_ms.backend.base import Group
+from mindspeed_ms.backend.base import Group, ReduceOp
 from mindspeed_ms.core.parameter import shard_of
 
 
-def counted_once(parameters: Iterable[Parameter], tp_group: Group) -> list[Parameter]:
-    """The parameters this rank contributes to a norm over the model.
+def counts_in_norm(parameter: Parameter, tp_group: Group, expert_tp_group: Group) -> bool:
+    """Whether this rank contributes a parameter to a norm over the model.
 
     A tied copy is left out, and a parameter that every tensor parallel rank holds in full counts
     on the first of them only.
 
     Source: Megatron-LM ``get_main_grads_for_grad_norm`` (rules).
     """
-    return [
-        param
-        for param in parameters
-        if not shard_of(param).shared
-        and (shard_of(param).partition_dim >= 0 or tp_group.rank == 0)
-    ]
-
-
-def l2_norm(tensors: Iterable[Tensor], model_parallel_group: Group) -> float:
-    """sqrt of the sum of squares of all tensors of all ranks of the group."""
-    total = math.fsum(ops.l2_norm_squared(tensor) for tensor in tensors)
-    return math.sqrt(_sum(total, model_parallel_group))
-
-
-def num_zeros(tensors: Iterable[Tensor], model_parallel_group: Group) -> int:
-    """Number of elements that are exactly 0, over all ranks of the group."""
-    count = sum(ops.count_zeros(tensor) for tensor in tensors)
-    return int(_sum(count, model_parallel_group))
+    shard = shard_of(parameter)
+    group = expert_tp_group if shard.is_expert else tp_group
+    return not shard.shared and (shard.partition_dim >= 0 or group.rank == 0)
 
 
 def clip_coefficient(norm: float, max_norm: float) -> float:
@@ -51,9 +32,19 @@ def clip_coefficient(norm: float, max_norm: float) -> float:
     return coefficient if coefficient < 1.0 else 1.0
 
 
-def _sum(value: float, group: Group) -> float:
+def sum_over(value: float, group: Group) -> float:
+    """Sum of a number over the ranks of a group, in fp32 between them."""
     if group.size == 1:
         return float(value)
     total = memory.from_numpy(np.array([value], np.float32))
     comm.all_reduce(total, group=group)
     return float(memory.as_numpy(total)[0])
+
+
+def any_over(flag: bool, group: Group) -> bool:
+    """True when the flag is set on any rank of the group."""
+    if group.size == 1:
+        return flag
+    value = memory.from_numpy(np.array([flag], np.float32))
+    comm.all_reduce(value, op=ReduceOp.MAX, group=group)
+    return bool(memory.as_numpy(value)[0])

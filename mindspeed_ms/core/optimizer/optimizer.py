@@ -1,40 +1,36 @@
-"""AdamW on fp32 main parameters."""
+"""The optimizer step: unscale, look for overflow, clip, update, and share what was updated."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mindspore import Parameter, Tensor
-from mindspore.common import dtype as mstype
+from mindspore import Parameter
 
-from mindspeed_ms import ops
-from mindspeed_ms.backend import memory
+from mindspeed_ms.backend import comm
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import OptimizerConfig
-from mindspeed_ms.core.distributed import DistributedDataParallel
+from mindspeed_ms.core.distributed import DistributedDataParallel, OptimizerShard
 from mindspeed_ms.core.optimizer.clip_grads import (
+    any_over,
     clip_coefficient,
-    counted_once,
-    l2_norm,
-    num_zeros,
+    counts_in_norm,
+    sum_over,
 )
+from mindspeed_ms.core.optimizer.flat_state import FlatState, StatePart
+from mindspeed_ms.core.optimizer.grad_scaler import GradScaler
 from mindspeed_ms.core.optimizer.param_groups import ParamGroup, get_param_groups
+from mindspeed_ms.core.optimizer.update_rules import get_update_rule
 from mindspeed_ms.core.parameter import named_parameters
 
-
-@dataclass(slots=True)
-class AdamState:
-    """What the optimizer keeps for one parameter, each of its local shape, fp32."""
-
-    main_param: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Outcome of an optimizer step."""
+    """Outcome of an optimizer step; a skipped one has no norm."""
 
     success: bool
     grad_norm: float | None
@@ -42,39 +38,57 @@ class StepResult:
 
 
 class MegatronOptimizer:
-    """AdamW (Loshchilov and Hutter, 2019) with gradient clipping by the norm over the model.
+    """AdamW, Adam or SGD on flat fp32 main parameters, with clipping by the norm over the model.
 
-    Parameters in fp32 are their own main parameters; others get an fp32 copy that is updated and
-    rounded back after each step.
+    A step whose gradients overflow on any rank is skipped, when there is a loss scale: it changes
+    neither weights nor moments.
 
     Args:
         config: update rule and clipping.
         groups: parameters by learning rate and weight decay.
+        models: the chunks whose buffers hold parameters and gradients.
+        grad_scaler: the loss scale; None for 1, without a check for overflow.
         log_num_zeros: count the zeros of the gradients in each step.
+
+    Parallelism: ``step`` and ``params_norm`` are collective over the world.
     """
 
     def __init__(
-        self, config: OptimizerConfig, groups: Sequence[ParamGroup], log_num_zeros: bool = False
+        self,
+        config: OptimizerConfig,
+        groups: Sequence[ParamGroup],
+        models: Sequence[DistributedDataParallel],
+        grad_scaler: GradScaler | None = None,
+        log_num_zeros: bool = False,
     ) -> None:
-        if config.algorithm != "adamw":
-            raise ValueError(
-                f"optimizer_type is {config.optimizer_type!r}; only AdamW is supported: use 'adam'"
-            )
         self.config = config
         self.param_groups = list(groups)
+        self.models = list(models)
+        self.grad_scaler = grad_scaler
         self.log_num_zeros = log_num_zeros
         self.num_steps = 0
-        self._tp_group = parallel_state.get_tensor_model_parallel_group()
-        self._model_group = parallel_state.get_model_parallel_group()
-        self.state = {
-            name: AdamState(
-                main_param=_main_copy(param),
-                exp_avg=memory.zeros(param.shape),
-                exp_avg_sq=memory.zeros(param.shape),
-            )
-            for group in self.param_groups
-            for name, param in group.parameters
+        """Updates so far; skipped steps do not count."""
+        self._tp_groups = (
+            parallel_state.get_tensor_model_parallel_group(),
+            parallel_state.get_expert_tensor_parallel_group(),
+        )
+        group_of = {
+            id(param): group for group in self.param_groups for _, param in group.parameters
         }
+        rule = get_update_rule(config)
+        self._states = [
+            FlatState(shard, lambda param: group_of[id(param)], rule, self._counts)
+            for model in self.models
+            for shard in model.shards
+        ]
+
+    def _counts(self, param: Parameter) -> bool:
+        return counts_in_norm(param, *self._tp_groups)
+
+    @property
+    def loss_scale(self) -> float:
+        """Factor on the loss of the coming step."""
+        return 1.0 if self.grad_scaler is None else self.grad_scaler.scale
 
     def parameters(self) -> list[Parameter]:
         """All parameters, group by group."""
@@ -88,63 +102,120 @@ class MegatronOptimizer:
             group.weight_decay = weight_decay * group.wd_mult
 
     def step(self) -> StepResult:
-        """Clip and apply the gradients that lie in ``param.main_grad``."""
-        grads = [param.main_grad for param in counted_once(self.parameters(), self._tp_group)]
-        zeros = num_zeros(grads, self._model_group) if self.log_num_zeros else None
-        norm, coefficient = None, 1.0
-        if self.config.clip_grad > 0.0:
-            norm = l2_norm(grads, self._model_group)
+        """Apply the reduced gradients, unless they overflowed."""
+        inverse = 1.0 / self.loss_scale
+        norm = None
+        if self.config.clip_grad > 0.0 or self.grad_scaler is not None:
+            norm, has_overflow = self._grad_norm(inverse)
+            if self.grad_scaler is not None and self._skips(self.grad_scaler, has_overflow):
+                return StepResult(False, None, None)
+        coefficient = 1.0
+        if self.config.clip_grad > 0.0 and norm is not None:
             coefficient = clip_coefficient(norm, self.config.clip_grad)
+        zeros = self._num_zeros() if self.log_num_zeros else None
         self.num_steps += 1
-        for group in self.param_groups:
-            for name, param in group.parameters:
-                self._update(group, param, self.state[name], coefficient)
-        return StepResult(True, norm, zeros)
+        for state in self._states:
+            state.update(self.num_steps, coefficient * inverse)
+        self._share()
+        return StepResult(True, norm if self.config.clip_grad > 0.0 else None, zeros)
+
+    def _skips(self, scaler: GradScaler, has_overflow: bool) -> bool:
+        """Tell the scaler; True when the step must be skipped."""
+        found = any_over(has_overflow, comm.world_group())
+        scale = self.loss_scale
+        scaler.update(found)
+        if has_overflow:
+            name = next(filter(None, (state.first_bad() for state in self._states)), None)
+            logger.warning(
+                "rank %d: gradient overflow with loss scale %g, first in %s; the step is skipped "
+                "and the loss scale is %g now",
+                comm.get_rank(),
+                scale,
+                name,
+                self.loss_scale,
+            )
+        return found
+
+    def _grad_norm(self, factor: float) -> tuple[float, bool]:
+        """Norm of all gradients times ``factor``, and whether one on this rank is not finite."""
+        total, is_bad = 0.0, False
+        for state in self._states:
+            counted, repeated = state.squares(state.shard.grads)
+            is_bad |= not math.isfinite(counted + repeated)
+            total += counted * factor * factor / _copies(state.shard)
+        return math.sqrt(sum_over(total, comm.world_group())), is_bad
+
+    def _num_zeros(self) -> int:
+        zeros = (state.num_zeros() / _copies(state.shard) for state in self._states)
+        return round(sum_over(math.fsum(zeros), comm.world_group()))
 
     def params_norm(self) -> float:
         """L2 norm of all parameters of the model."""
-        params = counted_once(self.parameters(), self._tp_group)
-        return l2_norm(params, self._model_group)
-
-    def _update(
-        self, group: ParamGroup, param: Parameter, state: AdamState, coefficient: float
-    ) -> None:
-        beta1, beta2 = self.config.betas
-        ops.adamw_(
-            state.main_param,
-            param.main_grad,
-            state.exp_avg,
-            state.exp_avg_sq,
-            lr=group.lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=self.config.eps,
-            weight_decay=group.weight_decay,
-            step=self.num_steps,
-            grad_scale=coefficient,
+        squares = (
+            state.squares(state.shard.params)[0] / _copies(state.shard) for state in self._states
         )
-        if state.main_param is not param:
-            ops.copy_cast_(param, state.main_param)
+        return math.sqrt(sum_over(math.fsum(squares), comm.world_group()))
+
+    def _share(self) -> None:
+        """Let other ranks have updated parameters; here they updated the same ones."""
+
+    def refresh_main_params(self) -> None:
+        """Take the main parameters from the model, after weights were loaded into it."""
+        for state in self._states:
+            state.refresh_main()
+
+    def state_parts(self) -> Iterator[StatePart]:
+        """What this rank keeps, parameter by parameter, for checkpoints."""
+        for state in self._states:
+            yield from state.parts()
+
+    def num_bytes(self) -> int:
+        """Memory of main parameters and moments on this rank."""
+        return sum(state.num_bytes for state in self._states)
 
 
-def _main_copy(param: Parameter) -> Tensor:
-    if param.dtype == mstype.float32:
-        return param
-    copy = memory.empty(param.shape)
-    ops.copy_cast_(copy, param)
-    return copy
+class DistributedOptimizer(MegatronOptimizer):
+    """Every rank keeps the state of its shard of each bucket, and updates that.
+
+    The other ranks get the updated parameters at the end of the step, or bucket by bucket when the
+    next forward needs them.
+
+    Source: Rajbhandari et al., 2020 (ZeRO), on Megatron-LM's buckets.
+    """
+
+    def _share(self) -> None:
+        for model in self.models:
+            model.start_param_sync()
+
+
+def _copies(shard: OptimizerShard) -> int:
+    """Ranks of the world that hold (and count) the same elements."""
+    if shard.reduction.is_sharded:
+        return 1 if shard.reduction.replicas is None else shard.reduction.replicas.size
+    return shard.reduction.group.size
 
 
 def get_megatron_optimizer(
     config: OptimizerConfig,
     models: Sequence[DistributedDataParallel],
     log_num_zeros: bool = False,
+    *,
+    grad_scaler: GradScaler | None = None,
 ) -> MegatronOptimizer:
-    """Optimizer of all trainable parameters of the model chunks."""
+    """Optimizer of all trainable parameters of the model chunks.
+
+    Args:
+        config: update rule and clipping.
+        models: the chunks of this rank.
+        log_num_zeros: count the zeros of the gradients in each step.
+        grad_scaler: the loss scale, None for 1.
+    """
     parameters = [item for model in models for item in named_parameters(model.module)]
     groups = get_param_groups(
         parameters,
         config.no_weight_decay_params,
         decoupled_lr=config.decoupled_lr is not None,
     )
-    return MegatronOptimizer(config, groups, log_num_zeros)
+    is_sharded = any(model.config.is_sharded for model in models)
+    kind = DistributedOptimizer if is_sharded else MegatronOptimizer
+    return kind(config, groups, models, grad_scaler, log_num_zeros)

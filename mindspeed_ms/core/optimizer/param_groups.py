@@ -45,7 +45,7 @@ def get_param_groups(
     groups: dict[tuple[bool, bool], ParamGroup] = {}
     for name, param in parameters:
         no_decay = any(_matches(rule, name, param) for rule in no_weight_decay_params)
-        decoupled = decoupled_lr and _is_embedding_or_head(name)
+        decoupled = decoupled_lr and getattr(param, "is_embedding_or_output_parameter", False)
         group = groups.setdefault(
             (no_decay, decoupled),
             ParamGroup(wd_mult=0.0 if no_decay else 1.0, is_decoupled_lr=decoupled),
@@ -58,7 +58,3 @@ def _matches(rule: str, name: str, param: Parameter) -> bool:
     if rule == DEFAULT_NO_DECAY:
         return name.endswith(".bias") or param.ndim == 1
     return re.search(rule, name) is not None
-
-
-def _is_embedding_or_head(name: str) -> bool:
-    return ".word_embeddings." in name or ".output_layer." in name or ".position_embeddings." in name

@@ -10,16 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from mindspore import Parameter, Tensor
-from mindspore.nn import Cell
 from mindspore.common import dtype as mstype
 from mindspore.common.initializer import Zero
+from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import ModelParallelConfig, TransformerConfig
-from mindspeed_ms.core.parameter import InitMethod, ShardSpec, create_parameter, grad_sink_of
+from mindspeed_ms.core.parameter import (
+    InitMethod,
+    ShardSpec,
+    create_parameter,
+    grad_sink_of,
+    make_ready,
+)
 from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.core.tensor_parallel.utils import VocabUtility, divide
 
@@ -40,9 +46,13 @@ class LinearPlan:
     reduce_input_grad: bool = True
     """False when the caller reduces the input gradient itself (experts)."""
 
+    keeps_gathered_input: bool = False
+    """Keep the gathered input of a sequence parallel layer for the weight gradient, p times the
+    memory, instead of gathering it again."""
+
 
 def _weight_grad(grad: Tensor, total: Tensor, weight: Parameter, fused: bool) -> Tensor | None:
-    """dW = dY^T X: accumulated into the gradient sink (result None), or returned."""
+    """DW = dY^T X: accumulated into the gradient sink (result None), or returned."""
     if not weight.requires_grad:
         return None
     sink = grad_sink_of(weight) if fused else None
@@ -65,7 +75,8 @@ class _ColumnLinear(autograd.Function):
     Forward gathers X along the sequence when it is sequence parallel. Backward: dX = sum over ranks
     of dY_r W_r (all-reduce, or reduce-scatter when sequence parallel), dW_r = dY_r^T X,
     db_r = sum dY_r. The reduction of dX travels while dW is computed, and the gather of X for dW
-    travels while dX is computed; only the local part of X is kept between forward and backward.
+    travels while dX is computed; only the local part of X is kept between forward and backward
+    (with ``keeps_gathered_input`` the whole).
     """
 
     @staticmethod
@@ -73,27 +84,31 @@ class _ColumnLinear(autograd.Function):
         ctx: Any, x: Tensor, weight: Parameter, bias: Tensor | None, plan: LinearPlan
     ) -> Tensor:
         x = memory.contiguous(x)
-        ctx.save_for_backward(x)
+        make_ready(weight)
         ctx.weight, ctx.plan, ctx.has_bias = weight, plan, bias is not None
         total = mappings.gathered_first_dim(x, plan.group) if plan.sequence_parallel else x
+        ctx.save_for_backward(total if plan.keeps_gathered_input else x)
         return ops.linear_forward(total, _in_dtype(weight, x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         plan, group = ctx.plan, ctx.plan.group
+        make_ready(ctx.weight)
         grad = memory.contiguous(grad)
         parallel = group.size > 1
         total, gathering = x, None
-        if parallel and plan.sequence_parallel:
+        is_split = parallel and plan.sequence_parallel
+        if is_split and not plan.keeps_gathered_input:
             total = memory.empty((x.shape[0] * group.size, *x.shape[1:]), x.dtype)
             gathering = comm.all_gather_into_tensor(total, x, group=group, async_op=True)
         dx = ops.linear_dgrad(grad, _in_dtype(ctx.weight, grad.dtype))
         if gathering is not None:
             gathering.wait()
         reducing = None
-        if parallel and plan.sequence_parallel:
-            whole, dx = dx, memory.empty(x.shape, x.dtype)
+        if is_split:
+            rows = total.shape[0] // group.size
+            whole, dx = dx, memory.empty((rows, *total.shape[1:]), total.dtype)
             reducing = comm.reduce_scatter_tensor(dx, whole, group=group, async_op=True)
         elif parallel and plan.reduce_input_grad:
             reducing = comm.all_reduce(dx, group=group, async_op=True)
@@ -116,6 +131,7 @@ class _RowLinear(autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Parameter, plan: LinearPlan) -> Tensor:
         x = memory.contiguous(x)
+        make_ready(weight)
         ctx.save_for_backward(x)
         ctx.weight, ctx.plan = weight, plan
         y = ops.linear_forward(x, _in_dtype(weight, x.dtype), None)
@@ -131,12 +147,26 @@ class _RowLinear(autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         plan = ctx.plan
+        make_ready(ctx.weight)
         grad = memory.contiguous(grad)
         if plan.sequence_parallel:
             grad = mappings.gathered_first_dim(grad, plan.group)
         dx = ops.linear_dgrad(grad, _in_dtype(ctx.weight, grad.dtype))
         dw = _weight_grad(grad, x, ctx.weight, plan.gradient_accumulation_fusion)
         return dx, dw, None
+
+
+class _AddBias(autograd.Function):
+    """Y + b over the last dimension; the gradient of b is summed in fp32 for every type."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, bias: Tensor) -> Tensor:
+        ctx.bias_dtype = bias.dtype
+        return y + _in_dtype(bias, y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, _in_dtype(ops.bias_grad(memory.contiguous(grad)), ctx.bias_dtype)
 
 
 class _VocabParallelLookup(autograd.Function):
@@ -149,6 +179,7 @@ class _VocabParallelLookup(autograd.Function):
     def forward(
         ctx: Any, ids: Tensor, weight: Parameter, plan: LinearPlan, vocab_start: int
     ) -> Tensor:
+        make_ready(weight)
         ctx.ids, ctx.weight, ctx.plan, ctx.vocab_start = ids, weight, plan, vocab_start
         rows = ops.embedding(weight, ids, vocab_start)
         if plan.group.size == 1:
@@ -169,10 +200,10 @@ class _VocabParallelLookup(autograd.Function):
         sink = grad_sink_of(weight) if plan.gradient_accumulation_fusion else None
         dw = memory.zeros(weight.shape) if sink is None else sink.main_grad
         ops.embedding_wgrad_accumulate(grad, ctx.ids, dw, ctx.vocab_start)
-        if sink is not None:
-            sink.mark_ready()
-            dw = None
-        return None, dw, None, None
+        if sink is None:
+            return None, _in_dtype(dw, weight.dtype), None, None
+        sink.mark_ready()
+        return None, None, None, None
 
 
 def column_parallel_linear(
@@ -435,7 +466,7 @@ class RowParallelLinear(Cell):
         output = _RowLinear.apply(input_, self.weight, self.plan)
         if self.skip_bias_add or self.bias is None:
             return output, self.bias
-        return output + _in_dtype(self.bias, output.dtype), None
+        return _AddBias.apply(output, self.bias), None
 
 
 class VocabParallelEmbedding(Cell):
@@ -492,6 +523,7 @@ class VocabParallelEmbedding(Cell):
                 partition_dim=0, partitions=group.size, partition_rank=group.rank
             ),
         )
+        self.weight.is_embedding_or_output_parameter = True  # may have its own learning rate
 
     def construct(self, input_: Tensor) -> Tensor:
         """Rows of the table for ids of any shape."""

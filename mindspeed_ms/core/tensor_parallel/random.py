@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from mindspeed_ms.backend.random import Generator, normal_stream
 DATA_PARALLEL_RNG = "data-parallel-rng"
 MODEL_PARALLEL_RNG = "model-parallel-rng"
 EXPERT_PARALLEL_RNG = "expert-parallel-rng"
+
+_SKIP_AT_ONCE = 1 << 22
+"""Words that are drawn and thrown away together."""
 
 
 class RNGStateTracker:
@@ -86,7 +90,24 @@ class _InitStream:
     """Host stream of initial weights, drawn in construction order."""
 
     def __init__(self) -> None:
-        self.words = normal_stream(0)
+        self.counter: DrawCounter | None = None
+        self.restart(0)
+
+    def restart(self, seed: int) -> None:
+        """Begin the stream of a seed."""
+        self.seed, self.words, self.position = seed, normal_stream(seed), 0
+
+    def take(self, count: int) -> np.ndarray:
+        """The next 32-bit words."""
+        self.position += count
+        return self.words.randint(0, 2**32, size=count, dtype=np.uint32)
+
+
+@dataclass(slots=True)
+class DrawCounter:
+    """Words of the initialisation stream that a construction takes."""
+
+    words: int = 0
 
 
 _TRACKER = RNGStateTracker()
@@ -119,7 +140,31 @@ def model_parallel_manual_seed(
 
 def seed_initialization(seed: int) -> None:
     """Restart the stream of initial weights."""
-    _INIT.words = normal_stream(seed)
+    _INIT.restart(seed)
+
+
+def seek_initialization(position: int) -> None:
+    """Continue the stream of initial weights at a number of words from its start."""
+    if position < _INIT.position:
+        _INIT.restart(_INIT.seed)
+    while _INIT.position < position:
+        _INIT.take(min(position - _INIT.position, _SKIP_AT_ONCE))
+
+
+@contextmanager
+def counting_draws() -> Iterator[DrawCounter]:
+    """Count the words that the block's draws would take; the draws return zeros meanwhile."""
+    previous, _INIT.counter = _INIT.counter, DrawCounter()
+    try:
+        yield _INIT.counter
+    finally:
+        _INIT.counter = previous
+
+
+def words_of_normal(shape: tuple[int, ...]) -> int:
+    """Words that ``draw_normal`` takes for a shape."""
+    padded = max(int(np.prod(shape, dtype=np.int64)), 16)
+    return padded + (16 if padded % 16 else 0)
 
 
 def draw_normal(shape: tuple[int, ...], std: float, mean: float = 0.0) -> np.ndarray:
@@ -129,6 +174,9 @@ def draw_normal(shape: tuple[int, ...], std: float, mean: float = 0.0) -> np.nda
     last place): 24-bit uniforms in blocks of 16, Box-Muller between the halves of each block, and
     for a size that is no multiple of 16 the last 16 values drawn again.
     """
+    if _INIT.counter is not None:
+        _INIT.counter.words += words_of_normal(shape)
+        return np.broadcast_to(np.float32(0.0), shape)
     size = int(np.prod(shape, dtype=np.int64))
     padded = max(size, 16)
     uniforms = _uniforms(padded)
@@ -141,7 +189,7 @@ def draw_normal(shape: tuple[int, ...], std: float, mean: float = 0.0) -> np.nda
 
 
 def _uniforms(count: int) -> np.ndarray:
-    words = _INIT.words.randint(0, 2**32, size=count, dtype=np.uint32)
+    words = _INIT.take(count)
     return (words & np.uint32((1 << 24) - 1)).astype(np.float32) * np.float32(2.0**-24)
 
 

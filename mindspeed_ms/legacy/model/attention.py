@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import enum
 import math
+from dataclasses import replace
 
 from mindspore import Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.core.recompute import checkpoint
+from mindspeed_ms.core.recompute_plan import CORE_ATTENTION, NO_RECOMPUTE, LayerRecompute
 from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from mindspeed_ms.core.tensor_parallel.random import MODEL_PARALLEL_RNG, get_rng_tracker
 from mindspeed_ms.core.tensor_parallel.utils import divide
@@ -79,6 +82,7 @@ class ParallelAttention(Cell):
         layer_number: global number of the layer, from 1.
         attention_type: only self-attention.
         attn_mask_type: see ``CoreAttention``.
+        recompute: parts that are computed again in backward.
 
     Raises:
         ValueError: head or group counts that do not divide, or cross attention.
@@ -90,6 +94,8 @@ class ParallelAttention(Cell):
         layer_number: int,
         attention_type: enum.Enum = AttnType.self_attn,
         attn_mask_type: enum.Enum = AttnMaskType.padding,
+        *,
+        recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
         if attention_type.value != AttnType.self_attn.value:
@@ -120,6 +126,10 @@ class ParallelAttention(Cell):
             param_init_dtype=config.params_dtype,
             compute_dtype=config.compute_dtype,
         )
+        self.qkv_proj.plan = replace(
+            self.qkv_proj.plan, keeps_gathered_input=recompute.keeps_gathered
+        )
+        self.attends_again = CORE_ATTENTION in recompute.modules
         ranks = self.qkv_proj.plan.group.size
         self.head_dim = channels
         self.num_groups_per_partition = divide(groups, ranks, "num_query_groups")
@@ -149,5 +159,16 @@ class ParallelAttention(Cell):
             cos, sin = rotary_pos_emb
             q_SBND = ops.rotary(q_SBND, cos, sin, self.rotary_interleaved)
             k_SBGD = ops.rotary(k_SBGD, cos, sin, self.rotary_interleaved)
-        context = self.core_attention(q_SBND, k_SBGD, v_SBGD, attention_mask)  # [S, B, N * D]
-        return self.out_proj(context)
+        return self.out_proj(self._attend(q_SBND, k_SBGD, v_SBGD, attention_mask))
+
+    def _attend(
+        self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, attention_mask: Tensor | None
+    ) -> Tensor:
+        """-> [S, B, N * D]."""
+        if not self.attends_again:
+            return self.core_attention(q_SBND, k_SBGD, v_SBGD, attention_mask)
+
+        def attend(q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor) -> Tensor:
+            return self.core_attention(q_SBND, k_SBGD, v_SBGD, attention_mask)
+
+        return checkpoint(attend, q_SBND, k_SBGD, v_SBGD)

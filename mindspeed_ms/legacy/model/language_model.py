@@ -190,8 +190,10 @@ class TransformerLanguageModel(Cell):
             encoder_attn_mask_type,
             pre_process=pre_process,
             post_process=post_process,
+            num_tokentypes=num_tokentypes,
         )
         if post_process and self.untied:
+            self.encoder.draws.begin_head()
             self.output_layer = ColumnParallelLinear(
                 config.hidden_size,
                 config.vocab_size,
@@ -201,6 +203,7 @@ class TransformerLanguageModel(Cell):
                 param_init_dtype=config.params_dtype,
                 compute_dtype=config.compute_dtype,
             )
+            self.output_layer.weight.is_embedding_or_output_parameter = True
 
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
         """Activations from the previous pipeline stage."""

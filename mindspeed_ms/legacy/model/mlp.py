@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from mindspore import Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
+from mindspeed_ms.backend import autograd
 from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.parameter import InitMethod
+from mindspeed_ms.core.recompute import forgotten
+from mindspeed_ms.core.recompute_plan import MLP_ACTIVATION, NO_RECOMPUTE, LayerRecompute
 from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from mindspeed_ms.legacy.model.initialization import normal, scaled_normal
 
@@ -47,6 +51,7 @@ class ParallelMLP(Cell):
         is_expert: the block is an expert of a mixture.
         init_method: values of ``mapping``, default normal(init_method_std).
         output_layer_init_method: values of ``projection``, default divided by sqrt(2 layers).
+        recompute: parts that are computed again in backward.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class ParallelMLP(Cell):
         *,
         init_method: InitMethod | None = None,
         output_layer_init_method: InitMethod | None = None,
+        recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
         has_bias = config.mlp_has_bias or config.add_bias_linear
@@ -78,7 +84,11 @@ class ParallelMLP(Cell):
             param_init_dtype=config.params_dtype,
             compute_dtype=config.compute_dtype,
         )
+        self.mapping.plan = replace(
+            self.mapping.plan, keeps_gathered_input=recompute.keeps_gathered
+        )
         self.activation = get_activation(hidden_act)
+        self.activates_again = MLP_ACTIVATION in recompute.modules
         self.projection = RowParallelLinear(
             config.ffn_hidden_size,
             config.hidden_size,
@@ -95,4 +105,8 @@ class ParallelMLP(Cell):
     def construct(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
         """[s, b, h] -> ([s, b, h], bias that was not added)."""
         inner, bias = self.mapping(hidden_states)  # [s, b, (2) f/p]
-        return self.projection(self.activation(inner, bias))
+        activated = self.activation(inner, bias)
+        if not self.activates_again or not autograd.is_grad_enabled():
+            return self.projection(activated)
+        with forgotten(activated, self.activation, inner, bias):
+            return self.projection(activated)

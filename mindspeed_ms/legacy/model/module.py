@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 from mindspore import Parameter
 from mindspore.nn import Cell
 
+from mindspeed_ms.backend import comm
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.parameter import named_parameters, shard_of
+from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear
 
 
 class Module(Cell):
@@ -34,16 +39,50 @@ class Module(Cell):
         self.post_process = parallel_state.is_pipeline_last_stage()
 
     def shared_embedding_or_output_weight(self) -> Parameter:
-        """The table that embedding and head share."""
-        return self.language_model.embedding.word_embeddings.weight
+        """The table that embedding and head share: the embedding's, or the head's copy of it."""
+        if self.pre_process:
+            return self.language_model.embedding.word_embeddings.weight
+        return self.language_model.output_layer.weight
 
     def initialize_word_embeddings(self) -> None:
-        """Check that head and embedding can be tied on this rank."""
-        if not (self.pre_process and self.post_process):
+        """Give a tied head on another stage than the embedding its own copy of the table.
+
+        The copy starts from zeros and gets the embedding's values by a sum over both stages. Its
+        gradients are summed alike in every step, so the two stay equal; norms count the embedding
+        only.
+
+        Parallelism: collective over the embedding group (first and last stage).
+
+        Raises:
+            ValueError: embedding and head are apart, but there is only one pipeline stage.
+
+        Source: Megatron-LM ``MegatronModule.initialize_word_embeddings`` (behaviour).
+        """
+        if self.pre_process == self.post_process:
+            return
+        group = parallel_state.get_embedding_group()
+        if group.size == 1:
             raise ValueError(
-                "a tied head needs embedding and head on one pipeline stage; use "
-                "untie_embeddings_and_output_weights=True or one stage"
+                f"pre_process={self.pre_process} and post_process={self.post_process} with one "
+                "pipeline stage; a tied head needs both: set them True or use "
+                "untie_embeddings_and_output_weights"
             )
+        if self.post_process:
+            config = self.config
+            self.language_model.output_layer = ColumnParallelLinear(
+                config.hidden_size,
+                config.vocab_size,
+                config=config,
+                init_method=lambda shape: np.zeros(shape, np.float32),
+                bias=False,
+                param_init_dtype=config.embedding_init_dtype,
+                compute_dtype=config.compute_dtype,
+            )
+            head = self.language_model.output_layer.weight
+            head.shard = replace(shard_of(head), shared=True)
+        table = self.shared_embedding_or_output_weight()
+        table.shared_embedding = True  # both copies get a gradient bucket of their own
+        comm.all_reduce(table, group=group)
 
     @property
     def shared_weight_name_list(self) -> list[str]:

@@ -9,18 +9,33 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 from mindspore import Parameter, Tensor
 from mindspore.nn import Cell
 from mindspore.common import dtype as mstype
 
 from mindspeed_ms import ops
+from mindspeed_ms.backend import autograd
+from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.core.layer_placement import layer_placement
+from mindspeed_ms.core.recompute import checkpoint, forgotten
+from mindspeed_ms.core.recompute_plan import (
+    MLP,
+    NO_RECOMPUTE,
+    NORMS,
+    ChunkRecompute,
+    LayerRecompute,
+    recompute_plan,
+)
 from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.core.tensor_parallel.layers import column_parallel_linear, linear_plan
 from mindspeed_ms.core.tensor_parallel.random import MODEL_PARALLEL_RNG, get_rng_tracker
 from mindspeed_ms.legacy.model.attention import CoreAttention, ParallelAttention, RotaryTables
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, LayerType
+from mindspeed_ms.legacy.model.initialization import StageDraws
 from mindspeed_ms.legacy.model.mlp import ParallelMLP
 from mindspeed_ms.legacy.model.norm import get_norm
 
@@ -56,6 +71,7 @@ class ParallelTransformerLayer(Cell):
         layer_type: only encoder (self-attention) layers.
         self_attn_mask_type: see ``CoreAttention``.
         drop_path_rate: only 0.
+        recompute: parts that are computed again in backward.
 
     Raises:
         ValueError: a layer type or drop path rate that does not exist here.
@@ -68,6 +84,8 @@ class ParallelTransformerLayer(Cell):
         layer_type: enum.Enum = LayerType.encoder,
         self_attn_mask_type: enum.Enum = AttnMaskType.padding,
         drop_path_rate: float = 0.0,
+        *,
+        recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
         if layer_type.value != LayerType.encoder.value or drop_path_rate:
@@ -81,10 +99,15 @@ class ParallelTransformerLayer(Cell):
         self.hidden_dropout = config.hidden_dropout_rate
         self.input_norm = get_norm(config)
         self.attention = ParallelAttention(
-            config, layer_number, AttnType.self_attn, self_attn_mask_type
+            config,
+            layer_number,
+            AttnType.self_attn,
+            self_attn_mask_type,
+            recompute=recompute,
         )
         self.post_attention_norm = get_norm(config)
-        self.mlp = ParallelMLP(config)
+        self.mlp = ParallelMLP(config, recompute=recompute)
+        self.recompute = recompute.modules
         self.attn_post_norm = self.ffn_post_norm = None
         if config.use_sandwich_norm:
             self.attn_post_norm = get_norm(config, scale=config.attn_post_norm_scale)
@@ -98,13 +121,28 @@ class ParallelTransformerLayer(Cell):
     ) -> Tensor:
         """[s(/p), b, h] -> [s(/p), b, h]."""
         normed = self.input_norm(hidden_states)
-        output, bias = self.attention(normed, attention_mask, rotary_pos_emb=rotary_pos_emb)
+        with self._norm_again(self.input_norm, normed, hidden_states):
+            output, bias = self.attention(normed, attention_mask, rotary_pos_emb=rotary_pos_emb)
         residual = normed if self.residual_after_norm else hidden_states
         hidden_states = self._add(output, bias, residual, self.attn_post_norm)
         normed = self.post_attention_norm(hidden_states)
-        output, bias = self.mlp(normed)
+        with self._norm_again(self.post_attention_norm, normed, hidden_states):
+            output, bias = self._feed_forward(normed)
         residual = normed if self.residual_after_norm else hidden_states
         return self._add(output, bias, residual, self.ffn_post_norm)
+
+    def _norm_again(
+        self, norm: Cell, normed: Tensor, hidden_states: Tensor
+    ) -> AbstractContextManager:
+        """Do not keep what a norm returned, if that is asked for."""
+        if NORMS not in self.recompute or not autograd.is_grad_enabled():
+            return nullcontext()
+        return forgotten(normed, norm, hidden_states)
+
+    def _feed_forward(self, normed: Tensor) -> tuple[Tensor, Parameter | None]:
+        if MLP not in self.recompute:
+            return self.mlp(normed)
+        return checkpoint(lambda x: self.mlp(x)[0], normed), self.mlp.projection.bias
 
     def _add(
         self, output: Tensor, bias: Parameter | None, residual: Tensor, post_norm: Cell | None
@@ -118,6 +156,39 @@ class ParallelTransformerLayer(Cell):
         with residual_dropout_stream(self.sequence_parallel):
             generator = get_rng_tracker().current()
             return ops.bias_dropout_add(output, bias, residual, rate, generator)
+
+
+class _Identity(autograd.Function):
+    """The same values in the graph; a stage without layers hands on more than its leaf."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_states: Tensor) -> Tensor:
+        return hidden_states.view(hidden_states.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class NoopTransformerLayer(Cell):
+    """A numbered layer without weights that passes its input through.
+
+    Args:
+        layer_number: global number of the layer, from 1.
+    """
+
+    def __init__(self, layer_number: int) -> None:
+        super().__init__()
+        self.layer_number = layer_number
+
+    def construct(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_pos_emb: RotaryTables | None = None,
+    ) -> Tensor:
+        """[s(/p), b, h] -> the same."""
+        return _Identity.apply(hidden_states)
 
 
 class TransformerLayers(Cell):
@@ -135,11 +206,39 @@ class TransformerLayers(Cell):
         return len(self.cells())
 
 
+@dataclass(slots=True)
+class _StageInput:
+    """Activations from the previous stage; outside the cell, which would keep them."""
+
+    tensor: Tensor | None = None
+
+
+def plan_of_this_chunk(config: TransformerConfig) -> tuple[tuple[int, ...], ChunkRecompute]:
+    """Layers of this rank's (current) model chunk, by global number from 0, and what they recompute.
+
+    Raises:
+        ValueError: the configuration is for another number of stages than there are.
+    """
+    placement = layer_placement(config, config.parallel_config)
+    stages = parallel_state.get_pipeline_model_parallel_world_size()
+    if placement.num_stages != stages:
+        raise ValueError(
+            f"pipeline_model_parallel_size is {placement.num_stages} in the model's configuration, "
+            f"but the groups were made for {stages} stages; use the same configuration for both"
+        )
+    place = (
+        parallel_state.get_pipeline_model_parallel_rank(),
+        parallel_state.get_virtual_pipeline_model_parallel_rank() or 0,
+    )
+    recompute = recompute_plan(config, config.parallel_config, placement, place)
+    return placement.layers_of(*place), recompute
+
+
 class ParallelTransformer(Cell):
-    """Stack of layers and the final norm.
+    """The layers of this rank's pipeline stage (of the current model chunk) and the final norm.
 
     Args:
-        config: model configuration.
+        config: model configuration; ``layer_placement`` tells which layers are here.
         model_type: kept for the signature; decoder-only stacks are of one kind.
         layer_type: see ``ParallelTransformerLayer``.
         self_attn_mask_type: see ``CoreAttention``.
@@ -147,9 +246,10 @@ class ParallelTransformer(Cell):
         pre_process: this rank feeds the stack from its own embedding.
         post_process: this rank holds the last layer.
         drop_path_rate: only 0.
+        num_tokentypes: rows of the embedding's token type table; initial weights depend on it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the predecessor's public signature
         self,
         config: TransformerConfig,
         model_type: enum.Enum | None = None,
@@ -159,28 +259,42 @@ class ParallelTransformer(Cell):
         pre_process: bool = False,
         post_process: bool = False,
         drop_path_rate: float = 0.0,
+        *,
+        num_tokentypes: int = 0,
     ) -> None:
         super().__init__()
         self.pre_process, self.post_process = pre_process, post_process
-        self.input_tensor: Tensor | None = None
-        self.layers = TransformerLayers(
-            [
-                (
-                    index,
-                    ParallelTransformerLayer(
-                        config, index + 1, layer_type, self_attn_mask_type, drop_path_rate
-                    ),
-                )
-                for index in range(config.num_layers)
-            ]
-        )
+        self._stage_input = _StageInput()
+        noop = frozenset(config.parallel_config.noop_layers or ())
+
+        indices, plan = plan_of_this_chunk(config)
+
+        def build(index: int) -> Cell:
+            if index in noop:
+                return NoopTransformerLayer(index + 1)
+            return ParallelTransformerLayer(
+                config,
+                index + 1,
+                layer_type,
+                self_attn_mask_type,
+                drop_path_rate,
+                recompute=plan.layers.get(index, NO_RECOMPUTE),
+            )
+
+        self.draws = StageDraws(config, build, num_tokentypes)
+        layers = []
+        for index in indices:
+            self.draws.begin_layer(index)
+            layers.append((index, build(index)))
+        self.layers = TransformerLayers(layers)
+        self._groups = plan.groups
         self.final_norm = (
             get_norm(config) if post_process and post_norm and config.use_final_norm else None
         )
 
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
         """Activations from the previous pipeline stage, used instead of the argument."""
-        self.input_tensor = input_tensor
+        self._stage_input.tensor = input_tensor
 
     def construct(
         self,
@@ -190,9 +304,17 @@ class ParallelTransformer(Cell):
     ) -> Tensor:
         """[s(/p), b, h] -> [s(/p), b, h]."""
         if not self.pre_process:
-            hidden_states = self.input_tensor
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, rotary_pos_emb)
+            hidden_states = self._stage_input.tensor
+        layers = dict(self.layers.name_cells())
+        for group in self._groups:
+
+            def run(x: Tensor, indices: tuple[int, ...] = group.layers) -> Tensor:
+                for index in indices:
+                    x = layers[str(index)](x, attention_mask, rotary_pos_emb)
+                return x
+
+            again = group.is_recomputed
+            hidden_states = checkpoint(run, hidden_states) if again else run(hidden_states)
         return hidden_states if self.final_norm is None else self.final_norm(hidden_states)
 
 

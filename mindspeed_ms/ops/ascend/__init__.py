@@ -1,8 +1,89 @@
-"""Kernels of the native library (not built yet)."""
+"""Kernels of the Ascend NPU: MindSpore's fused calls, and stock operators around them.
 
-from mindspeed_ms.ops.portable import *  # noqa: F401,F403
+Every fused call is bound against the signature of the installed MindSpore and executed with a
+stand-in in ``tests/unit/test_ops_ascend.py``. Not verified on hardware: speed, numerical agreement,
+and the in-place operators (they do nothing on CPU, so the tests replace them too).
+"""
+
+from __future__ import annotations
+
+from mindspeed_ms.backend import device
+from mindspeed_ms.ops.ascend.attention import attention, softmax
+from mindspeed_ms.ops.ascend.dropout import bias_dropout_add, dropout
+from mindspeed_ms.ops.ascend.flat import (
+    adamw_,
+    axpy_,
+    copy_cast_,
+    count_zeros,
+    l2_norm_squared,
+    scale_,
+)
+from mindspeed_ms.ops.ascend.linear import (
+    bias_grad,
+    embedding,
+    embedding_wgrad_accumulate,
+    linear_dgrad,
+    linear_forward,
+    linear_wgrad,
+    linear_wgrad_accumulate,
+)
+from mindspeed_ms.ops.ascend.loss import ce_backward, ce_max, ce_sum, ce_sum_logits
+from mindspeed_ms.ops.ascend.pointwise import (
+    gelu,
+    layer_norm,
+    rms_norm,
+    rotary,
+    silu,
+    split_qkv,
+    squared_relu,
+    swiglu,
+)
+
+__all__ = [
+    "adamw_",
+    "attention",
+    "axpy_",
+    "bias_dropout_add",
+    "bias_grad",
+    "ce_backward",
+    "ce_max",
+    "ce_sum",
+    "ce_sum_logits",
+    "copy_cast_",
+    "count_zeros",
+    "describe",
+    "dropout",
+    "embedding",
+    "embedding_wgrad_accumulate",
+    "gelu",
+    "l2_norm_squared",
+    "layer_norm",
+    "linear_dgrad",
+    "linear_forward",
+    "linear_wgrad",
+    "linear_wgrad_accumulate",
+    "rms_norm",
+    "rotary",
+    "scale_",
+    "silu",
+    "softmax",
+    "split_qkv",
+    "squared_relu",
+    "swiglu",
+    "unavailable",
+]
 
 
 def unavailable() -> str:
-    """Why the set cannot run."""
-    return "the native library is not built"
+    """Why the set cannot run here; empty on an NPU."""
+    if device.is_ascend():
+        return ""
+    return (
+        f"no Ascend NPU in this process (device is {device.platform()}); run on a host with CANN, "
+        "or select auto"
+    )
+
+
+def describe() -> str:
+    """What computes, for the start-up log."""
+    return "fused CANN kernels through MindSpore"

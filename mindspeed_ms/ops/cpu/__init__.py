@@ -1,8 +1,83 @@
-"""Kernels of the native library (not built yet)."""
+"""Kernels of the native library (``csrc``), called on the tensors' own memory.
 
-from mindspeed_ms.ops.portable import *  # noqa: F401,F403
+fp32, bf16 and fp16 storage, fp32 arithmetic, OpenMP threads. Sums are formed in pieces whose size
+does not depend on the threads, so results repeat bit by bit, also with another thread count.
+"""
+
+from __future__ import annotations
+
+from mindspeed_ms.backend import device
+from mindspeed_ms.ops.cpu import library
+from mindspeed_ms.ops.cpu.activations import gelu, silu, squared_relu, swiglu
+from mindspeed_ms.ops.cpu.attention import attention, softmax
+from mindspeed_ms.ops.cpu.cross_entropy import ce_backward, ce_max, ce_sum, ce_sum_logits
+from mindspeed_ms.ops.cpu.dropout import bias_dropout_add, dropout
+from mindspeed_ms.ops.cpu.embedding import embedding, embedding_wgrad_accumulate
+from mindspeed_ms.ops.cpu.flat import (
+    adamw_,
+    axpy_,
+    copy_cast_,
+    count_zeros,
+    l2_norm_squared,
+    scale_,
+)
+from mindspeed_ms.ops.cpu.linear import (
+    bias_grad,
+    linear_dgrad,
+    linear_forward,
+    linear_wgrad,
+    linear_wgrad_accumulate,
+)
+from mindspeed_ms.ops.cpu.norms import layer_norm, rms_norm
+from mindspeed_ms.ops.cpu.qkv import split_qkv
+from mindspeed_ms.ops.cpu.rotary import rotary
+
+__all__ = [
+    "adamw_",
+    "attention",
+    "axpy_",
+    "bias_dropout_add",
+    "bias_grad",
+    "ce_backward",
+    "ce_max",
+    "ce_sum",
+    "ce_sum_logits",
+    "copy_cast_",
+    "count_zeros",
+    "describe",
+    "dropout",
+    "embedding",
+    "embedding_wgrad_accumulate",
+    "gelu",
+    "l2_norm_squared",
+    "layer_norm",
+    "linear_dgrad",
+    "linear_forward",
+    "linear_wgrad",
+    "linear_wgrad_accumulate",
+    "rms_norm",
+    "rotary",
+    "scale_",
+    "silu",
+    "softmax",
+    "split_qkv",
+    "squared_relu",
+    "swiglu",
+    "unavailable",
+]
 
 
 def unavailable() -> str:
-    """Why the set cannot run."""
-    return "the native library is not built"
+    """Why the set cannot run here, with the fix; empty when it can."""
+    if device.is_ascend():
+        return "tensors live on an Ascend NPU; use the kernel set ascend"
+    return library.loading().reason
+
+
+def describe() -> str:
+    """What computes, for the start-up log."""
+    loaded = library.library()
+    return (
+        f"native library for {loaded.level}, {loaded.get_threads()} thread(s), GEMM: "
+        f"{loaded.products.describe()}"
+    )

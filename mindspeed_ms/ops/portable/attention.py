@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -12,7 +13,7 @@ from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops.portable.arrays import Array, tensor_of, wide
 from mindspeed_ms.ops.portable.dropout import draw, keep_scale
 
-Context = autograd.Function
+Context = Any
 
 
 def hidden_positions(rows: int, columns: int, mask: Tensor | None, causal: bool) -> Array | None:

@@ -10,6 +10,7 @@ Source: Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3".
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -18,7 +19,7 @@ from mindspeed_ms.backend import autograd
 from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops.portable.arrays import Array, sum_rows, tensor_of, wide
 
-Context = autograd.Function
+Context = Any
 
 _LOW = np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd, memory
 
-Context = autograd.Function
+Context = Any
 
 
 class _SplitQKV(autograd.Function):

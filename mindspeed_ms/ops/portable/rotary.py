@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd
 from mindspeed_ms.ops.portable.arrays import Array, tensor_of, wide
 
-Context = autograd.Function
+Context = Any
 
 
 def _turned(t: Array, interleaved: bool, sign: float) -> Array:

@@ -1,23 +1,34 @@
 """Tokenizers, built from Megatron's flags."""
 
-from mindspeed_ms.training.tokenizer.tokenizer import (
-    TOKENIZER_TYPES,
+from mindspeed_ms.training.tokenizer.bpe_tokenizers import GPT2BPETokenizer, HuggingFaceTokenizer
+from mindspeed_ms.training.tokenizer.sentencepiece_tokenizer import (
     GPTSentencePieceTokenizer,
     Llama2Tokenizer,
-    NullTokenizer,
     SentencePieceTokenizer,
+)
+from mindspeed_ms.training.tokenizer.sft_tokenizer import SFTTokenizer
+from mindspeed_ms.training.tokenizer.tiktoken_tokenizer import TikTokenizer
+from mindspeed_ms.training.tokenizer.tokenizer import (
+    TOKENIZER_TYPES,
+    NullTokenizer,
     Tokenizer,
+    TokenizerSettings,
     build_tokenizer,
     vocab_size_with_padding,
 )
 
 __all__ = [
     "TOKENIZER_TYPES",
+    "GPT2BPETokenizer",
     "GPTSentencePieceTokenizer",
+    "HuggingFaceTokenizer",
     "Llama2Tokenizer",
     "NullTokenizer",
+    "SFTTokenizer",
     "SentencePieceTokenizer",
+    "TikTokenizer",
     "Tokenizer",
+    "TokenizerSettings",
     "build_tokenizer",
     "vocab_size_with_padding",
 ]

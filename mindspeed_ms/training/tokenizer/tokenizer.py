@@ -1,27 +1,26 @@
 """Text to token ids and back.
 
 The ids, the special tokens and the identifiers (part of the index cache names) are Megatron's, so
-data and caches made by either framework fit the other.
+data and caches made by either framework fit the other. Everything is read from local files.
 
 Source: Megatron-LM core 0.12 ``training/tokenizer/tokenizer.py`` (behaviour).
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
-from typing import Protocol
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
-import sentencepiece
-
-TOKENIZER_TYPES = (
-    "SentencePieceTokenizer",
-    "GPTSentencePieceTokenizer",
-    "Llama2Tokenizer",
-    "NullTokenizer",
+from mindspeed_ms.training.tokenizer.bpe_tokenizers import GPT2BPETokenizer, HuggingFaceTokenizer
+from mindspeed_ms.training.tokenizer.sentencepiece_tokenizer import (
+    GPTSentencePieceTokenizer,
+    Llama2Tokenizer,
+    SentencePieceTokenizer,
 )
-"""Values of ``--tokenizer-type`` that can be built."""
+from mindspeed_ms.training.tokenizer.sft_tokenizer import DEFAULT_PROMPT_FORMAT, SFTTokenizer
+from mindspeed_ms.training.tokenizer.tiktoken_tokenizer import TikTokenizer
 
 
 class Tokenizer(Protocol):
@@ -58,45 +57,105 @@ class Tokenizer(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerSettings:
+    """What a tokenizer is built from; the names are those of Megatron's flags."""
+
+    tokenizer_type: str
+    """One of ``TOKENIZER_TYPES``."""
+
+    tokenizer_model: str | None = None
+    """SentencePiece model, tiktoken vocabulary, or Hugging Face folder or ``tokenizer.json``."""
+
+    vocab_file: str | None = None
+    """``vocab.json`` of a GPT-2 tokenizer."""
+
+    merge_file: str | None = None
+    """``merges.txt`` of a GPT-2 tokenizer."""
+
+    vocab_size: int | None = None
+    """Ids of ``NullTokenizer`` (its end-of-document id excluded) or of ``TikTokenizer``."""
+
+    vocab_extra_ids: int = 0
+    """Sentinel tokens ``<extra_id_0>`` ... of ``SentencePieceTokenizer``."""
+
+    tiktoken_pattern: str | None = None
+    """How ``TikTokenizer`` cuts a text before merging: v1 or v2."""
+
+    tiktoken_num_special_tokens: int = 1000
+    """Ids at the start of the vocabulary of ``TikTokenizer`` that no text becomes."""
+
+    tiktoken_special_tokens: Sequence[str] | None = None
+    """The first of them. None: ``<unk>``, ``<s>``, ``</s>``."""
+
+    tokenizer_use_fast: bool = True
+    """Let the transformers library take its compiled implementation where it has one."""
+
+    trust_remote_code: bool = False
+    """Let the transformers library run Python code that lies in the tokenizer's folder."""
+
+    sft_tokenizer_prompt_format: str = DEFAULT_PROMPT_FORMAT
+    """How ``SFTTokenizer`` writes a conversation."""
+
+
 def build_tokenizer(
-    tokenizer_type: str,
-    *,
-    tokenizer_model: str | None = None,
-    vocab_file: str | None = None,
-    merge_file: str | None = None,
-    vocab_size: int | None = None,
-    vocab_extra_ids: int = 0,
+    tokenizer_type: str | Namespace | TokenizerSettings, **options: Any
 ) -> Tokenizer:
     """Build the tokenizer that ``--tokenizer-type`` names.
 
     Args:
-        tokenizer_type: one of ``TOKENIZER_TYPES``.
-        tokenizer_model: SentencePiece model file.
-        vocab_file: vocabulary of a GPT-2 tokenizer; none of the available types reads it.
-        merge_file: merges of a GPT-2 tokenizer; none of the available types reads it.
-        vocab_size: number of ids of ``NullTokenizer``, its end-of-document id excluded.
-        vocab_extra_ids: sentinel tokens ``<extra_id_0>`` ... of ``SentencePieceTokenizer``.
+        tokenizer_type: one of ``TOKENIZER_TYPES``; or all settings, as an object or as parsed
+            arguments.
+        **options: fields of ``TokenizerSettings``.
 
     Raises:
         ValueError: an unknown type, or something the type needs is missing or unusable.
+        RuntimeError: a library the type needs is not installed.
     """
-    if tokenizer_type == "NullTokenizer":
-        if vocab_size is None:
-            raise ValueError("NullTokenizer needs the number of token ids; set --vocab-size")
-        return NullTokenizer(vocab_size)
-    if tokenizer_type not in TOKENIZER_TYPES:
-        files = [name for name in (vocab_file, merge_file) if name is not None]
+    settings = _settings(tokenizer_type, options)
+    if settings.tokenizer_type not in _BUILDERS:
+        files = [name for name in (settings.vocab_file, settings.merge_file) if name is not None]
         raise ValueError(
-            f"tokenizer type {tokenizer_type!r}{f' (files {files})' if files else ''} is not "
-            f"available; use one of {', '.join(TOKENIZER_TYPES)}"
+            f"tokenizer type {settings.tokenizer_type!r}{f' (files {files})' if files else ''} is "
+            f"not available; use one of {', '.join(TOKENIZER_TYPES)}"
         )
-    if tokenizer_model is None:
-        raise ValueError(f"{tokenizer_type} needs a SentencePiece model; set --tokenizer-model")
-    if tokenizer_type == "SentencePieceTokenizer":
-        return SentencePieceTokenizer(tokenizer_model, vocab_extra_ids)
-    if tokenizer_type == "GPTSentencePieceTokenizer":
-        return GPTSentencePieceTokenizer(tokenizer_model)
-    return Llama2Tokenizer(tokenizer_model)
+    return _BUILDERS[settings.tokenizer_type](settings)
+
+
+def _settings(
+    source: str | Namespace | TokenizerSettings, options: dict[str, Any]
+) -> TokenizerSettings:
+    if isinstance(source, TokenizerSettings):
+        return source
+    if isinstance(source, str):
+        return TokenizerSettings(tokenizer_type=source, **options)
+    names = {field.name for field in fields(TokenizerSettings)}
+    given = {name: value for name, value in vars(source).items() if name in names}
+    given = {name: value for name, value in given.items() if value is not None} | options
+    if "tokenizer_type" not in given:
+        raise ValueError("the arguments name no tokenizer; set --tokenizer-type")
+    return TokenizerSettings(**given)
+
+
+def _needed(settings: TokenizerSettings, name: str, what: str) -> Any:
+    value = getattr(settings, name)
+    if value is None:
+        raise ValueError(f"{settings.tokenizer_type} needs {what}; set --{name.replace('_', '-')}")
+    return value
+
+
+def _build_tiktoken(settings: TokenizerSettings) -> Tokenizer:
+    return TikTokenizer(
+        _needed(settings, "tokenizer_model", "the .json file of its vocabulary"),
+        _needed(settings, "tiktoken_pattern", "the pattern it cuts a text with, v1 or v2"),
+        vocab_size=settings.vocab_size,
+        num_special_tokens=settings.tiktoken_num_special_tokens,
+        special_tokens=settings.tiktoken_special_tokens,
+    )
+
+
+_SENTENCEPIECE = "a SentencePiece model"
+_FOLDER = "the folder (or tokenizer.json) of a Hugging Face tokenizer"
 
 
 def vocab_size_with_padding(
@@ -118,149 +177,6 @@ def vocab_size_with_padding(
         )
     multiple = make_vocab_size_divisible_by * tensor_model_parallel_size
     return -(-vocab_size // multiple) * multiple
-
-
-def _load_model(path: str) -> sentencepiece.SentencePieceProcessor:
-    if not os.path.isfile(path):
-        raise ValueError(
-            f"tokenizer model {path} is not a file; --tokenizer-model needs the path of a "
-            "SentencePiece .model file"
-        )
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=path)
-    except (RuntimeError, OSError) as error:
-        raise ValueError(
-            f"tokenizer model {path} is not a SentencePiece model ({error}); give the .model file"
-        ) from error
-
-
-class SentencePieceTokenizer:
-    """SentencePiece with Megatron's special tokens added behind the model's own pieces.
-
-    Added when the model lacks them: ``<CLS>``, ``<SEP>``, ``<EOD>``, ``<MASK>``, then ``<PAD>``,
-    ``<BOS>``, ``<EOS>`` (under the model's own names where it has them), then the extra ids. Their
-    spelling in a text becomes their id.
-
-    Args:
-        model_file: SentencePiece model.
-        vocab_extra_ids: number of sentinel tokens ``<extra_id_0>`` ...
-
-    Raises:
-        ValueError: the file is missing or no model.
-    """
-
-    def __init__(self, model_file: str, vocab_extra_ids: int = 0) -> None:
-        self.unique_identifiers: dict[str, object] = {
-            "class": "_SentencePieceTokenizer",
-            "tokenizer_path": [model_file],
-            "vocab_extra_ids": str(vocab_extra_ids),
-        }
-        self._model = _load_model(model_file)
-        model = self._model
-        self.vocab: dict[str, int] = {
-            model.id_to_piece(number): number for number in range(model.get_piece_size())
-        }
-        self._special: dict[str, int] = {}
-        self.cls = self._add_special("<CLS>")
-        self.sep = self._add_special("<SEP>")
-        self.eod = self._add_special("<EOD>")
-        self.mask = self._add_special("<MASK>")
-        self.pad = self._add_special(self._piece_or(model.pad_id(), "<PAD>"))
-        self.bos = self._add_special(self._piece_or(model.bos_id(), "<BOS>"))
-        self.eos = self._add_special(self._piece_or(model.eos_id(), "<EOS>"))
-        for number in range(vocab_extra_ids):
-            self._add_special(f"<extra_id_{number}>")
-        self.inv_vocab = {number: piece for piece, number in self.vocab.items()}
-        self._special_by_id = {number: piece for piece, number in self._special.items()}
-        self._pattern = re.compile("(" + "|".join(map(re.escape, self._special)) + ")")
-
-    @property
-    def vocab_size(self) -> int:
-        """Pieces of the model and the tokens added."""
-        return len(self.vocab)
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text; special tokens spelled out in it become their ids."""
-        ids: list[int] = []
-        for place, part in enumerate(self._pattern.split(text)):
-            if place % 2:
-                ids.append(self._special[part])
-            elif part:
-                ids.extend(self._model.encode_as_ids(part))
-        return ids
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of token ids; special tokens are spelled out between spaces."""
-        ids = [int(number) for number in ids]
-        text, start = "", 0
-        for place, number in enumerate(ids):
-            if number in self._special_by_id:
-                before = self._model.decode_ids(ids[start:place])
-                text += f"{before} {self._special_by_id[number]} "
-                start = place + 1
-        return text + self._model.decode_ids(ids[start:])
-
-    def _piece_or(self, number: int, name: str) -> str:
-        return self._model.id_to_piece(number) if number >= 0 else name
-
-    def _add_special(self, piece: str) -> int:
-        number = self.vocab.setdefault(piece, len(self.vocab))
-        self._special[piece] = number
-        return number
-
-
-class GPTSentencePieceTokenizer:
-    """SentencePiece as it is; documents end with the model's end-of-sentence token.
-
-    Args:
-        model_file: SentencePiece model.
-
-    Raises:
-        ValueError: the file is missing, no model, or a model without end-of-sentence token.
-    """
-
-    _reference_class = "_GPTSentencePieceTokenizer"
-
-    def __init__(self, model_file: str) -> None:
-        self.unique_identifiers: dict[str, object] = {
-            "class": self._reference_class,
-            "tokenizer_path": [model_file],
-            "vocab_extra_ids": "0",
-        }
-        self._model = _load_model(model_file)
-        self.bos: int = self._model.bos_id()
-        self.eos: int = self._model.eos_id()
-        self.eod: int = self.eos
-        self.pad: int | None = self._model.pad_id() if self._model.pad_id() >= 0 else None
-        if self.eos < 0:
-            raise ValueError(
-                f"tokenizer model {model_file} has no end-of-sentence token to end documents with; "
-                "use --tokenizer-type SentencePieceTokenizer, which adds one"
-            )
-
-    @property
-    def vocab_size(self) -> int:
-        """Pieces of the model."""
-        return self._model.get_piece_size()
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        return self._model.encode_as_ids(text)
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of token ids."""
-        return self._model.decode_ids([int(number) for number in ids])
-
-
-class Llama2Tokenizer(GPTSentencePieceTokenizer):
-    """Like ``GPTSentencePieceTokenizer``, each text beginning with the begin-of-sentence token."""
-
-    _reference_class = "_Llama2Tokenizer"
-
-    def tokenize(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
-        """Token ids of a text, by default with the begin and without the end token."""
-        ids = self._model.encode_as_ids(text)
-        return [self.bos] * bos + ids + [self.eos] * eos
 
 
 class NullTokenizer:
@@ -307,3 +223,35 @@ class NullTokenizer:
     def detokenize(self, ids: Sequence[int]) -> str:
         """Write the numbers."""
         return " ".join(str(int(number)) for number in ids)
+
+
+_BUILDERS: dict[str, Callable[[TokenizerSettings], Tokenizer]] = {
+    "SentencePieceTokenizer": lambda settings: SentencePieceTokenizer(
+        _needed(settings, "tokenizer_model", _SENTENCEPIECE), settings.vocab_extra_ids
+    ),
+    "GPTSentencePieceTokenizer": lambda settings: GPTSentencePieceTokenizer(
+        _needed(settings, "tokenizer_model", _SENTENCEPIECE)
+    ),
+    "Llama2Tokenizer": lambda settings: Llama2Tokenizer(
+        _needed(settings, "tokenizer_model", _SENTENCEPIECE)
+    ),
+    "GPT2BPETokenizer": lambda settings: GPT2BPETokenizer(
+        _needed(settings, "vocab_file", "its vocabulary, vocab.json"),
+        _needed(settings, "merge_file", "its merges, merges.txt"),
+    ),
+    "HuggingFaceTokenizer": lambda settings: HuggingFaceTokenizer(
+        _needed(settings, "tokenizer_model", _FOLDER),
+        trust_remote_code=settings.trust_remote_code,
+        use_fast=settings.tokenizer_use_fast,
+    ),
+    "TikTokenizer": _build_tiktoken,
+    "SFTTokenizer": lambda settings: SFTTokenizer(
+        _needed(settings, "tokenizer_model", _FOLDER), settings.sft_tokenizer_prompt_format
+    ),
+    "NullTokenizer": lambda settings: NullTokenizer(
+        _needed(settings, "vocab_size", "the number of token ids")
+    ),
+}
+
+TOKENIZER_TYPES = tuple(_BUILDERS)
+"""Values of ``--tokenizer-type``."""

@@ -6,6 +6,7 @@ from mindspeed_ms.core.config.flags.row import (
     Field,
     Flag,
     NoEffect,
+    Refused,
     in_group,
     off,
     on,
@@ -32,6 +33,30 @@ DATA = in_group(
             Field("dataset_config.num_dataset_builder_threads"),
             1,
         ),
+        value(
+            "--mid-level-dataset-surplus",
+            float,
+            Field("dataset_config.mid_level_dataset_surplus"),
+            0.005,
+        ),
+        value(
+            "--per-dataset-sequences-path", str, Field("dataset_config.per_dataset_sequences_path")
+        ),
+        on(
+            "--dataloader-fast-cache-load",
+            NoEffect("index files are mapped, and built by the first rank of a host only"),
+        ),
+        on(
+            "--dataloader-defer-npy-index-mmap",
+            NoEffect("mapping an index file reads none of it"),
+        ),
+        value(
+            "--object-storage-cache-path",
+            str,
+            Refused("data is read from mounted file systems only", "mount the bucket"),
+            aliases=("--s3-cache-path",),
+        ),
+        on("--allow-ambiguous-pad-tokens", Field("dataset_config.allow_ambiguous_pad_tokens")),
         off("--no-mmap-bin-files", "mmap_bin_files", Field("dataset_config.mmap_bin_files")),
         value(
             "--dataloader-type",
@@ -55,6 +80,30 @@ DATA = in_group(
     ],
 )
 
+SAMPLES = in_group(
+    "kinds of samples",
+    [
+        on("--sft", Field("dataset_config.sft")),
+        value(
+            "--sft-tokenizer-prompt-format",
+            str,
+            Field("dataset_config.sft_tokenizer_prompt_format"),
+            "nemotron-h-aligned",
+        ),
+        on("--fim-data", Field("dataset_config.fim_data")),
+        value("--fim-rate", float, Field("dataset_config.fim_rate"), 0.5),
+        value("--fim-spm-rate", float, Field("dataset_config.fim_spm_rate"), 0.5),
+        value("--fim-split-sample", str, Field("dataset_config.fim_split_sample")),
+        value("--fim-fragment-rate", float, Field("dataset_config.fim_fragment_rate")),
+        value("--fim-no-prefix", str, Field("dataset_config.fim_no_prefix")),
+        value("--fim-prefix-token", str, Field("dataset_config.fim_prefix_token"), "<fim_prefix>"),
+        value("--fim-middle-token", str, Field("dataset_config.fim_middle_token"), "<fim_middle>"),
+        value("--fim-suffix-token", str, Field("dataset_config.fim_suffix_token"), "<fim_suffix>"),
+        value("--fim-pad-token", str, Field("dataset_config.fim_pad_token"), "<fim_pad>"),
+        value("--fim-eod-token", str, Field("dataset_config.fim_eod_token"), "<|endoftext|>"),
+    ],
+)
+
 TOKENIZER = in_group(
     "tokenizer",
     [
@@ -67,6 +116,31 @@ TOKENIZER = in_group(
         ),
         value("--vocab-file", str, Field("dataset_config.vocab_file")),
         value("--merge-file", str, Field("dataset_config.merge_file")),
+        on("--trust-remote-code", Field("dataset_config.trust_remote_code")),
+        off(
+            "--tokenizer-hf-no-use-fast",
+            "tokenizer_use_fast",
+            Field("dataset_config.tokenizer_use_fast"),
+        ),
+        value(
+            "--tiktoken-pattern",
+            str,
+            Field("dataset_config.tiktoken_pattern"),
+            choices=("v1", "v2"),
+        ),
+        value(
+            "--tiktoken-num-special-tokens",
+            int,
+            Field("dataset_config.tiktoken_num_special_tokens"),
+            1000,
+        ),
+        values(
+            "--tiktoken-special-tokens",
+            str,
+            Field("dataset_config.tiktoken_special_tokens"),
+            "some",
+            aliases=("--tokenizer-special-tokens",),
+        ),
         value("--vocab-extra-ids", int, Field("dataset_config.vocab_extra_ids"), 0),
         value(
             "--vocab-size",
@@ -145,4 +219,4 @@ CHECKPOINTS = in_group(
     ],
 )
 
-ROWS: tuple[Flag, ...] = (*DATA, *TOKENIZER, *CHECKPOINTS)
+ROWS: tuple[Flag, ...] = (*DATA, *SAMPLES, *TOKENIZER, *CHECKPOINTS)

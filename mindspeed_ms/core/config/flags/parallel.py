@@ -71,6 +71,19 @@ LAYOUT = in_group(
             int,
             Field("parallel_config.decoder_last_pipeline_num_layers"),
         ),
+        on(
+            "--account-for-embedding-in-pipeline-split",
+            Field("parallel_config.account_for_embedding_in_pipeline_split"),
+        ),
+        on(
+            "--account-for-loss-in-pipeline-split",
+            Field("parallel_config.account_for_loss_in_pipeline_split"),
+        ),
+        value(
+            "--pipeline-model-parallel-layout",
+            str,
+            Field("parallel_config.pipeline_model_parallel_layout"),
+        ),
         on("--standalone-embedding-stage", Field("parallel_config.standalone_embedding_stage")),
         off(
             "--no-overlap-p2p-communication",
@@ -138,7 +151,20 @@ LAYOUT = in_group(
             Field("training_config.bucket_size"),
             aliases=("--ddp-bucket-size",),
         ),
+        value("--ddp-num-buckets", int, Field("training_config.ddp_num_buckets")),
         on("--ddp-average-in-collective", Field("training_config.ddp_average_in_collective")),
+        on(
+            "--ddp-pad-buckets-for-high-nccl-busbw",
+            Field("training_config.ddp_pad_buckets_for_high_nccl_busbw"),
+        ),
+        value(
+            "--num-distributed-optimizer-instances",
+            int,
+            Field("parallel_config.num_distributed_optimizer_instances"),
+            1,
+        ),
+        value("--zero-level", str, Field("parallel_config.zero_level"), choices=("z1", "z2", "z3")),
+        value("--zero-shard-size", int, Field("parallel_config.zero_shard_size")),
         toggle("--wrap-with-ddp", Field("training_config.wrap_with_ddp"), True),
         toggle("--enable-mem-align", Field("training_config.enable_mem_align"), False),
         on("--deterministic-mode", Field("parallel_config.deterministic_mode")),

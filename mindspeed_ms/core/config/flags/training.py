@@ -57,6 +57,7 @@ LENGTH = in_group(
             choices=("uniform", "block"),
         ),
         value("--recompute-num-layers", int, Field("model_config.recompute_num_layers")),
+        values("--recompute-modules", str, Field("model_config.recompute_modules"), arity="some"),
         value("--recompute", str, Field("parallel_config.recompute")),
         value("--select-recompute", str, Field("parallel_config.select_recompute")),
         value("--select-comm-recompute", str, Field("parallel_config.select_comm_recompute")),
@@ -133,6 +134,11 @@ REGULARIZATION = in_group(
         value("--adam-beta1", float, Field("optimizer_config.betas"), 0.9),
         value("--adam-beta2", float, Field("optimizer_config.betas"), 0.999),
         value("--adam-eps", float, Field("optimizer_config.eps"), 1e-8),
+        off(
+            "--no-decoupled-weight-decay",
+            "decoupled_weight_decay",
+            Field("optimizer_config.decoupled_weight_decay"),
+        ),
         value("--sgd-momentum", float, Field("optimizer_config.sgd_momentum"), 0.9),
     ],
 )
@@ -189,6 +195,11 @@ VALIDATION = in_group(
     [
         value("--eval-iters", int, Field("training_config.eval_iters"), 100),
         value("--eval-interval", int, Field("training_config.eval_interval"), 1000),
+        on("--full-validation", Field("training_config.full_validation")),
+        on("--multiple-validation-sets", Field("dataset_config.multiple_validation_sets")),
+        values(
+            "--validation-set-names", str, Field("training_config.validation_set_names"), "some"
+        ),
         on("--test-mode", NoEffect("there are no extra tests inside training")),
     ],
 )

@@ -4,6 +4,8 @@
 // and values of one (batch, group) are packed once and serve all query heads of the group.
 #pragma once
 
+#include <initializer_list>
+
 #include "micro.h"
 #include "philox.h"
 
@@ -46,17 +48,9 @@ inline void block_product(int64_t rows, int64_t columns, int64_t depth, const fl
                           int64_t c_stride, bool add) {
     for (int64_t column = 0; column < columns; column += kCols, panels += panel_step) {
         const float* left = a;
-        for (int64_t row = 0; row < rows; row += kRows, left += a_step) {
-            vf acc[kRows][kVectors];
-            multiply<RowStride, DepthStride>(depth, left, panels, acc);
-#pragma GCC unroll 16
-            for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 4
-                for (int v = 0; v < kVectors; ++v) {
-                    float* out = c + (row + i) * c_stride + column + v * kWidth;
-                    store(out, add ? acc[i][v] + load(out) : acc[i][v]);
-                }
-        }
+        for (int64_t row = 0; row < rows; row += kRows, left += a_step)
+            multiply<RowStride, DepthStride>(depth, left, panels, c + row * c_stride + column,
+                                             c_stride, add);
     }
 }
 

@@ -2,8 +2,7 @@
 //
 // The right-hand side is packed once per call by all threads together (kCols columns per panel, so
 // that the inner loop streams it), the left-hand side block by block by the thread that uses it.
-#include "gemm.h"
-
+#include "external_gemm.h"
 #include "micro.h"
 
 namespace kernels {
@@ -38,34 +37,15 @@ void pack_left(Matrix<T> a, int64_t first, int64_t count, int64_t k, int64_t dep
     }
 }
 
-// Adds (or stores) one register block, cut to its valid rows and columns.
-inline __attribute__((always_inline)) void write_block(vf (&acc)[kRows][kVectors], float* c,
-                                                       int64_t stride, int64_t rows,
-                                                       int64_t columns, bool add) {
-    if (rows >= kRows && columns >= kCols) {
-#pragma GCC unroll 16
-        for (int row = 0; row < kRows; ++row)
-#pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v) {
-                float* out = c + row * stride + v * kWidth;
-                store(out, add ? acc[row][v] + load(out) : acc[row][v]);
-            }
-        return;
-    }
-    for (int row = 0; row < kRows && row < rows; ++row)
-        for (int v = 0; v < kVectors; ++v) {
-            const int64_t count = columns - v * kWidth;
-            if (count <= 0) break;
-            float* out = c + row * stride + v * kWidth;
-            store(out, add ? acc[row][v] + load(out, count) : acc[row][v], count);
-        }
-}
-
-// C is far away when a product begins and is wanted when it ends.
-inline __attribute__((always_inline)) void prefetch_block(const float* c, int64_t stride,
-                                                          int64_t rows) {
-    for (int row = 0; row < kRows && row < rows; ++row)
-        for (int i = 0; i < kCols; i += 16) __builtin_prefetch(c + row * stride + i, 1);
+// Adds (or stores) the valid part of a register block that reaches over the edge of C.
+void write_edge(const float* block, float* c, int64_t stride, int64_t rows, int64_t columns,
+                bool add) {
+    for (int64_t row = 0; row < kRows && row < rows; ++row)
+        vector_loop(columns < kCols ? columns : kCols, [&](int64_t i, int64_t count) {
+            float* out = c + row * stride + i;
+            const vf value = load(block + row * kCols + i);
+            store(out, add ? value + load(out, count) : value, count);
+        });
 }
 
 struct Task {
@@ -85,11 +65,15 @@ void multiply_block(Matrix<T> a, const float* right, Task task, int64_t depth, f
         for (int64_t column = 0; column < task.columns; column += kCols) {
             const float* panel = right + (task.column + column) * depth + k * kCols;
             for (int64_t row = 0; row < task.rows; row += kRows) {
-                vf acc[kRows][kVectors];
-                prefetch_block(c + row * stride + column, stride, task.rows - row);
-                multiply<1, kRows>(block, left + row * block, panel, acc);
-                write_block(acc, c + row * stride + column, stride, task.rows - row,
-                            task.columns - column, add);
+                const float* panel_left = left + row * block;
+                float* out = c + row * stride + column;
+                if (task.rows - row >= kRows && task.columns - column >= kCols) {
+                    multiply<1, kRows>(block, panel_left, panel, out, stride, add);
+                } else {
+                    float edge[kRows * kCols];
+                    multiply<1, kRows>(block, panel_left, panel, edge, kCols, false);
+                    write_edge(edge, out, stride, task.rows - row, task.columns - column, add);
+                }
             }
         }
     }
@@ -127,6 +111,7 @@ template <class TA, class TB, class TC>
 void gemm(Matrix<TA> a, Matrix<TB> b, TC* c, int64_t rows, int64_t columns, int64_t depth,
           bool accumulate, const TA* bias) {
     if (rows <= 0 || columns <= 0) return;
+    if (external_gemm(a, b, c, rows, columns, depth, accumulate, bias)) return;
     const int team = rows * columns * (depth + 1) < 64 * kSerialElements ? 1 : threads();
     int64_t width = kSharedFloats / (depth + 1) / kCols * kCols;
     width = width < 256 ? 256 : (width > 2048 ? 2048 : width);

@@ -20,12 +20,20 @@ constexpr int kRows = 4;
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 inline int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
-// acc[kRows][kVectors] = sum over k of a[row * RowStride + k * DepthStride] * b[k][kCols].
+// C [kRows, kCols] (row stride c_stride) = or += the sum over k of a[row * RowStride +
+// k * DepthStride] * b[k][kCols]. Not inlined, so that the sums stay in registers.
 template <int RowStride, int DepthStride>
-inline __attribute__((always_inline)) void multiply(int64_t depth, const float* a, const float* b,
-                                                    vf (&acc)[kRows][kVectors]) {
-    for (int row = 0; row < kRows; ++row)
-        for (int v = 0; v < kVectors; ++v) acc[row][v] = vf{};
+__attribute__((noinline)) void multiply(int64_t depth, const float* a, const float* b, float* c,
+                                        int64_t c_stride, bool add) {
+    vf sum[kRows][kVectors];
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; ++row) {
+        // C is far away when a product begins and is wanted when it ends.
+        __builtin_prefetch(c + row * c_stride, 1);
+        __builtin_prefetch(c + row * c_stride + kCols - 1, 1);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sum[row][v] = vf{};
+    }
     for (int64_t k = 0; k < depth; ++k) {
         vf column[kVectors];
 #pragma GCC unroll 4
@@ -34,11 +42,18 @@ inline __attribute__((always_inline)) void multiply(int64_t depth, const float* 
         for (int row = 0; row < kRows; ++row) {
             const vf left = splat(a[row * RowStride]);
 #pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v) acc[row][v] += left * column[v];
+            for (int v = 0; v < kVectors; ++v) sum[row][v] += left * column[v];
         }
         a += DepthStride;
         b += kCols;
     }
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+            float* out = c + row * c_stride + v * kWidth;
+            store(out, add ? sum[row][v] + load(out) : sum[row][v]);
+        }
 }
 
 // Transposes kWidth vectors in place.

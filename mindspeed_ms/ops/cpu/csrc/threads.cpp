@@ -1,6 +1,10 @@
 // Thread count and scratch memory.
 #include "common.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 namespace kernels {
 
 namespace {
@@ -36,3 +40,13 @@ float* scratch(int slot, int64_t floats) {
 
 EXPORT void set_threads(int32_t count) { kernels::g_threads = count < 1 ? 1 : count; }
 EXPORT int32_t get_threads() { return kernels::g_threads; }
+
+// A training step frees and allocates the same blocks again and again. Left alone, the allocator
+// gives large ones back to the system each time, and every first touch of a page then costs more
+// than the arithmetic on it.
+EXPORT void keep_freed_memory() {
+#if defined(__GLIBC__)
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 512 << 20);
+#endif
+}

@@ -1,0 +1,167 @@
+"""Optimizer state of one shard: flat, and cut into segments that one call updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mindspore import Parameter, Tensor
+from mindspore.common import dtype as mstype
+
+from mindspeed_ms import ops
+from mindspeed_ms.backend import memory
+from mindspeed_ms.core.distributed import OptimizerShard
+from mindspeed_ms.core.optimizer.param_groups import ParamGroup
+from mindspeed_ms.core.optimizer.update_rules import Hyper, UpdateRule
+
+Mark = TypeVar("Mark")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatePart:
+    """State of consecutive elements of one parameter on this rank, as flat views of its memory."""
+
+    name: str
+    param: Parameter
+    param_start: int
+    """First element, counted in the local (tensor parallel) parameter."""
+    main_param: Tensor
+    state: Mapping[str, Tensor]
+    """By the rule's names, such as ``exp_avg``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Neighbours with equal learning rate and weight decay; padding between them stays 0."""
+
+    group: ParamGroup
+    start: int
+    size: int
+    main: Tensor
+    state: Mapping[str, Tensor]
+
+
+class FlatState:
+    """fp32 main parameters and moments of a shard.
+
+    Parameters in fp32 are their own main parameters; of others an fp32 copy is updated and rounded
+    back after each step.
+
+    Args:
+        shard: what this rank updates.
+        group_of: parameter group of a parameter.
+        rule: the update rule.
+        counts: whether norms count a parameter on this rank.
+    """
+
+    def __init__(
+        self,
+        shard: OptimizerShard,
+        group_of: Callable[[Parameter], ParamGroup],
+        rule: UpdateRule,
+        counts: Callable[[Parameter], bool],
+    ) -> None:
+        self.shard, self._rule = shard, rule
+        size = memory.num_elements(shard.params)
+        self._has_copy = shard.params.dtype != mstype.float32
+        self.main = memory.empty((size,)) if self._has_copy else shard.params
+        self.state = {name: memory.zeros((size,)) for name in rule.state_names}
+        self.refresh_main()
+        groups = [(piece.start, piece.size, group_of(param)) for param, piece in shard.pieces]
+        self._segments = [
+            _Segment(
+                group=group,
+                start=start,
+                size=length,
+                main=memory.view_of(self.main, start, (length,)),
+                state={
+                    name: memory.view_of(tensor, start, (length,))
+                    for name, tensor in self.state.items()
+                },
+            )
+            for start, length, group in _merged(groups)
+        ]
+        marks = [(piece.start, piece.size, counts(param)) for param, piece in shard.pieces]
+        self._counted = [(start, length) for start, length, mark in _merged(marks) if mark]
+        self._repeated = [(start, length) for start, length, mark in _merged(marks) if not mark]
+        self._exactly_counted = [(start, length) for start, length, mark in marks if mark]
+
+    def refresh_main(self) -> None:
+        """Take the main parameters from the model, after weights were loaded into it."""
+        if self._has_copy:
+            ops.copy_cast_(self.main, self.shard.params)
+
+    def squares(self, of: Tensor) -> tuple[float, float]:
+        """Sums of squares of a flat tensor: of what norms count here, and of the rest."""
+        return (
+            sum(ops.l2_norm_squared(_part(of, *item)) for item in self._counted),
+            sum(ops.l2_norm_squared(_part(of, *item)) for item in self._repeated),
+        )
+
+    def num_zeros(self) -> int:
+        """Zeros in the gradients that norms count here."""
+        return sum(
+            ops.count_zeros(_part(self.shard.grads, *item)) for item in self._exactly_counted
+        )
+
+    def update(self, step: int, grad_scale: float) -> None:
+        """Apply the gradients, segment by segment, and round to the type of the model."""
+        grads = self.shard.grads
+        if grads.dtype != mstype.float32:
+            wide = memory.empty(grads.shape)
+            ops.copy_cast_(wide, grads)
+            grads = wide
+        for segment in self._segments:
+            self._rule.apply(
+                segment.main,
+                _part(grads, segment.start, segment.size),
+                segment.state,
+                Hyper(segment.group.lr, segment.group.weight_decay, step, grad_scale),
+            )
+        if self._has_copy:
+            ops.copy_cast_(self.shard.params, self.main)
+
+    def first_bad(self) -> str | None:
+        """Name of the first parameter whose gradient is not finite; None if all are."""
+        for _, piece in self.shard.pieces:
+            total = ops.l2_norm_squared(_part(self.shard.grads, piece.start, piece.size))
+            if total - total != 0.0:
+                return piece.name
+        return None
+
+    def parts(self) -> Iterator[StatePart]:
+        """State by parameter."""
+        for param, piece in self.shard.pieces:
+            yield StatePart(
+                name=piece.name,
+                param=param,
+                param_start=piece.param_start,
+                main_param=_part(self.main, piece.start, piece.size),
+                state={
+                    name: _part(tensor, piece.start, piece.size)
+                    for name, tensor in self.state.items()
+                },
+            )
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory beyond the model's own parameters."""
+        tensors = [*self.state.values(), *([self.main] if self._has_copy else [])]
+        return sum(memory.num_bytes(tensor) for tensor in tensors)
+
+
+def _part(flat: Tensor, start: int, size: int) -> Tensor:
+    return memory.view_of(flat, start, (size,))
+
+
+def _merged(ranges: list[tuple[int, int, Mark]]) -> list[tuple[int, int, Mark]]:
+    """Join neighbours (start, size, mark) with the same mark, and the padding between them."""
+    joined: list[tuple[int, int, Mark]] = []
+    for start, size, mark in ranges:
+        if joined and joined[-1][2] is mark:
+            first = joined[-1][0]
+            joined[-1] = (first, start + size - first, mark)
+        else:
+            joined.append((start, size, mark))
+    return joined

@@ -1,0 +1,96 @@
+"""Update rules on flat fp32 memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from mindspore import Tensor
+
+from mindspeed_ms import ops
+from mindspeed_ms.core.config import OptimizerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Hyper:
+    """Values of one step for one segment."""
+
+    lr: float
+    weight_decay: float
+    step: int
+    """Number of this update, from 1."""
+    grad_scale: float
+    """Factor on the gradient: clipping and the inverse of the loss scale."""
+
+
+class UpdateRule(Protocol):
+    """How gradients change parameters; ``state_names`` are its fp32 tensors per parameter."""
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the state tensors."""
+
+    def apply(self, main: Tensor, grad: Tensor, state: Mapping[str, Tensor], hyper: Hyper) -> None:
+        """Update ``main`` and ``state`` in place; the gradient may be destroyed."""
+
+
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), in one pass over memory.
+
+    With ``decoupled=False`` the decay is added to the gradient: Adam with L2 regularisation.
+    """
+
+    state_names: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, betas: tuple[float, float], eps: float, decoupled: bool = True) -> None:
+        self.betas, self.eps, self.decoupled = betas, eps, decoupled
+
+    def apply(self, main: Tensor, grad: Tensor, state: Mapping[str, Tensor], hyper: Hyper) -> None:
+        """One step."""
+        scale, decay = hyper.grad_scale, hyper.weight_decay
+        if not self.decoupled and decay:
+            ops.scale_(grad, scale)
+            ops.axpy_(grad, main, decay)
+            scale, decay = 1.0, 0.0
+        ops.adamw_(
+            main,
+            grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            lr=hyper.lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.eps,
+            weight_decay=decay,
+            step=hyper.step,
+            grad_scale=scale,
+        )
+
+
+class Sgd:
+    """v = momentum v + (grad + decay w); w = w - lr v."""
+
+    def __init__(self, momentum: float) -> None:
+        self.momentum = momentum
+        self.state_names: tuple[str, ...] = ("momentum_buffer",) if momentum else ()
+
+    def apply(self, main: Tensor, grad: Tensor, state: Mapping[str, Tensor], hyper: Hyper) -> None:
+        """One step."""
+        velocity, scale = grad, hyper.grad_scale
+        if self.momentum:
+            velocity = state["momentum_buffer"]
+            ops.scale_(velocity, self.momentum)
+            ops.axpy_(velocity, grad, scale)
+        else:
+            ops.scale_(velocity, scale)
+        if hyper.weight_decay:
+            ops.axpy_(velocity, main, hyper.weight_decay)
+        ops.axpy_(main, velocity, -hyper.lr)
+
+
+def get_update_rule(config: OptimizerConfig) -> UpdateRule:
+    """The rule of a configuration."""
+    if config.algorithm == "sgd":
+        return Sgd(config.sgd_momentum)
+    return AdamW(config.betas, config.eps, config.decoupled_weight_decay)

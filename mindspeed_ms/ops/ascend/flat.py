@@ -1,0 +1,86 @@
+"""In-place arithmetic on flat buffers."""
+
+from __future__ import annotations
+
+import functools
+
+import mindspore as ms
+from mindspore import Tensor, mint
+from mindspore.ops import auto_generate
+
+from mindspeed_ms.backend import autograd
+
+
+@functools.lru_cache(maxsize=1)
+def _fused_adamw() -> auto_generate.AdamW:
+    return auto_generate.AdamW()
+
+
+def adamw_(  # noqa: PLR0913 - the public signature
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float,
+) -> None:
+    """See ``ops.adamw_``; the kernel is the one behind ``mint.optim.AdamW``.
+
+    That optimizer passes the step as a float tensor and the second moment in place of the unused
+    maximum, and so does this call.
+    """
+    with autograd.no_grad():
+        if grad_scale != 1.0:
+            grad = mint.mul(grad, grad_scale)
+        counted = Tensor(float(step), ms.float32)
+        _fused_adamw()(
+            param,
+            exp_avg,
+            exp_avg_sq,
+            exp_avg_sq,
+            grad,
+            counted,
+            lr,
+            beta1,
+            beta2,
+            weight_decay,
+            eps,
+            False,
+            False,
+        )
+
+
+def axpy_(y: Tensor, x: Tensor, alpha: float) -> None:
+    """See ``ops.axpy_``."""
+    with autograd.no_grad():
+        y.add_(x.astype(ms.float32).reshape(y.shape), alpha=alpha)
+
+
+def scale_(t: Tensor, factor: float) -> None:
+    """See ``ops.scale_``."""
+    with autograd.no_grad():
+        t.mul_(factor)
+
+
+def l2_norm_squared(t: Tensor) -> float:
+    """See ``ops.l2_norm_squared``; accumulated in fp32, since the device has no fast fp64."""
+    with autograd.no_grad():
+        return float(mint.sum(mint.square(t.astype(ms.float32))).item())
+
+
+def count_zeros(t: Tensor) -> int:
+    """See ``ops.count_zeros``."""
+    with autograd.no_grad():
+        return int(mint.sum(mint.eq(t.astype(ms.float32), 0).astype(ms.int32)).item())
+
+
+def copy_cast_(dst: Tensor, src: Tensor) -> None:
+    """See ``ops.copy_cast_``."""
+    with autograd.no_grad():
+        dst.copy_(src.astype(dst.dtype).reshape(dst.shape))

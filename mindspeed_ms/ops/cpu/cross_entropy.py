@@ -1,0 +1,103 @@
+"""Pieces of the vocabulary-parallel cross entropy."""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Tensor
+
+from mindspeed_ms.backend import memory
+from mindspeed_ms.ops.cpu.library import STORAGE, library
+
+
+def int64_of(t: Tensor) -> Tensor:
+    """The indices as contiguous int64, which is what the library reads."""
+    t = memory.contiguous(t)
+    return t if t.dtype == ms.int64 else t.astype(ms.int64)
+
+
+def _float32_of(t: Tensor) -> Tensor:
+    t = memory.contiguous(t)
+    return t if t.dtype == ms.float32 else t.astype(ms.float32)
+
+
+def _rows(logits: Tensor) -> int:
+    return memory.num_elements(logits) // logits.shape[-1] if logits.shape[-1] else 0
+
+
+def ce_max(logits: Tensor) -> Tensor:
+    """See ``ops.ce_max``."""
+    logits = memory.contiguous(logits)
+    result = memory.empty(logits.shape[:-1])
+    library().ce_max(
+        STORAGE[logits.dtype],
+        logits.data_ptr(),
+        result.data_ptr(),
+        _rows(logits),
+        logits.shape[-1],
+    )
+    return result
+
+
+def ce_sum(
+    logits: Tensor, target: Tensor, row_max: Tensor, vocab_start: int
+) -> tuple[Tensor, Tensor]:
+    """See ``ops.ce_sum``."""
+    logits, target, row_max = memory.contiguous(logits), int64_of(target), _float32_of(row_max)
+    sum_exp, predicted = memory.empty(target.shape), memory.empty(target.shape)
+    library().ce_sum(
+        STORAGE[logits.dtype],
+        logits.data_ptr(),
+        target.data_ptr(),
+        row_max.data_ptr(),
+        sum_exp.data_ptr(),
+        predicted.data_ptr(),
+        _rows(logits),
+        logits.shape[-1],
+        vocab_start,
+    )
+    return sum_exp, predicted
+
+
+def ce_sum_logits(logits: Tensor) -> Tensor:
+    """See ``ops.ce_sum_logits``."""
+    logits = memory.contiguous(logits)
+    result = memory.empty(logits.shape[:-1])
+    library().ce_sum_logits(
+        STORAGE[logits.dtype],
+        logits.data_ptr(),
+        result.data_ptr(),
+        _rows(logits),
+        logits.shape[-1],
+    )
+    return result
+
+
+def ce_backward(
+    logits: Tensor,
+    target: Tensor,
+    row_max: Tensor,
+    sum_exp: Tensor,
+    dloss: Tensor,
+    vocab_start: int,
+    smoothing: float,
+    vocab_size: int,
+) -> Tensor:
+    """See ``ops.ce_backward``."""
+    logits, target = memory.contiguous(logits), int64_of(target)
+    row_max, sum_exp, dloss = _float32_of(row_max), _float32_of(sum_exp), _float32_of(dloss)
+    grad = memory.empty(logits.shape, logits.dtype)
+    library().ce_backward(
+        STORAGE[logits.dtype],
+        logits.data_ptr(),
+        target.data_ptr(),
+        row_max.data_ptr(),
+        sum_exp.data_ptr(),
+        dloss.data_ptr(),
+        grad.data_ptr(),
+        _rows(logits),
+        logits.shape[-1],
+        vocab_start,
+        smoothing,
+        smoothing / vocab_size,
+    )
+    return grad

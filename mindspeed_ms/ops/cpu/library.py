@@ -1,0 +1,188 @@
+"""Finds, loads and describes the native library.
+
+The build makes one shared object per instruction set from the same sources; the best one that this
+CPU can run is loaded. No name of the library is visible to other libraries of the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import mindspore as ms
+
+from mindspeed_ms.backend import device, env
+from mindspeed_ms.ops.cpu import products
+
+_LEVELS: dict[str, frozenset[str]] = {
+    "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "f16c"}),
+    "avx2": frozenset({"avx2", "fma", "f16c"}),
+    "generic": frozenset(),
+}
+"""Instruction sets, best first, and the CPU flags each one needs."""
+
+_FIX = (
+    "install a C++17 compiler with OpenMP (g++) and run `pip install .` or "
+    "`python setup.py build_ext --inplace` in the source tree"
+)
+_COST = (
+    "the portable NumPy kernels are used, which take about three times as long per training step"
+)
+
+STORAGE = {ms.float32: 0, ms.bfloat16: 1, ms.float16: 2}
+"""Codes of the storage types, as in csrc/common.h."""
+
+_POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+_KINDS = {
+    "i": _INT,
+    "p": _POINTER,
+    "n": _LONG,
+    "f": _FLOAT,
+    "u": ctypes.c_uint64,
+    "w": ctypes.c_uint32,
+}
+
+_SIGNATURES = {
+    "set_threads": "i",
+    "get_threads": "",
+    "set_external_gemm": "uu",
+    "linear_forward": "ippppnnn",
+    "linear_dgrad": "ipppnnn",
+    "linear_wgrad": "ipppnnn",
+    "linear_wgrad_accumulate": "ipppnnn",
+    "bias_grad": "ippnn",
+    "norm_forward": "ippppppnnf",
+    "norm_backward": "ippppppppnn",
+    "activation_forward": "iipppnn",
+    "activation_backward": "iipppppnn",
+    "rotary": "ippppnnnnnnii",
+    "softmax_forward": "ipppnnnnif",
+    "softmax_backward": "ipppnnf",
+    "dropout": "ippppnnuuwf",
+    "attention_forward": "ippppppp",
+    "attention_backward": "ippppppppppp",
+    "ce_max": "ippnn",
+    "ce_sum": "ippppp" + "nnn",
+    "ce_sum_logits": "ippnn",
+    "ce_backward": "ipppppp" + "nnnff",
+    "embedding_forward": "ipppnnnn",
+    "embedding_accumulate": "ipppnnnn",
+    "adamw": "ppppn" + "f" * 9,
+    "axpy": "ippnf",
+    "scale": "pnf",
+    "l2_norm_squared": "ipn",
+    "count_zeros": "ipn",
+    "copy_cast": "iippn",
+    "split_qkv": "ppppnnnn",
+    "join_qkv": "ppppnnnn",
+    "keep_freed_memory": "",
+}
+"""Argument kinds of every entry point; the result is nothing unless listed below."""
+
+_RESULTS = {
+    "get_threads": _INT,
+    "set_external_gemm": _INT,
+    "l2_norm_squared": ctypes.c_double,
+    "count_zeros": _LONG,
+}
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags of this CPU (empty where the system does not list them)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def candidates(flags: frozenset[str], folder: Path) -> list[tuple[str, Path]]:
+    """(level, file) of every built library that a CPU with ``flags`` can run, best first."""
+    return [
+        (level, path)
+        for level, needed in _LEVELS.items()
+        if needed <= flags
+        for path in sorted(folder.glob(f"_kernels_{level}*.so"))
+    ]
+
+
+class Library:
+    """The loaded native library; its entry points are attributes."""
+
+    def __init__(self, level: str, path: Path) -> None:
+        self.level = level
+        self.path = path
+        self.products = products.OWN
+        loaded = ctypes.CDLL(str(path))
+        for name, kinds in _SIGNATURES.items():
+            function = getattr(loaded, name)
+            function.argtypes = [_KINDS[kind] for kind in kinds]
+            function.restype = _RESULTS.get(name)
+            setattr(self, name, function)
+
+    def use_products(self, chosen: products.Products) -> None:
+        """Take matrix products from the libraries of ``chosen``."""
+        works = self.set_external_gemm(chosen.sgemm, chosen.bgemm)
+        self.products = chosen if works or not chosen.bgemm else replace(chosen, bgemm=0)
+
+
+class _Loading:
+    """What a search for the library gave."""
+
+    def __init__(self, folder: Path) -> None:
+        self.library: Library | None = None
+        self.reason = ""
+        found = candidates(cpu_flags(), folder)
+        if not found:
+            self.reason = (
+                f"no native library for this {platform.machine()} CPU in {folder}; {_COST}; {_FIX}"
+            )
+        for level, path in found:
+            try:
+                self.library = Library(level, path)
+            except (OSError, AttributeError) as error:
+                self.reason = f"native library {path.name} does not load ({error}); {_COST}; {_FIX}"
+            else:
+                self.reason = ""
+                return
+
+
+@functools.lru_cache(maxsize=1)
+def loading() -> _Loading:
+    """The search, done once; a library that loads computes with OMP_NUM_THREADS threads."""
+    result = _Loading(Path(__file__).parent)
+    if result.library is not None:
+        result.library.set_threads(env.get_int("OMP_NUM_THREADS") or device.cores())
+        result.library.keep_freed_memory()
+        result.library.use_products(
+            products.find(env.get("MINDSPEED_MS_GEMM", "auto") or "auto", cpu_flags())
+        )
+    return result
+
+
+def library() -> Library:
+    """The loaded library.
+
+    Raises:
+        RuntimeError: it is missing or does not load; the message says why and what to do.
+    """
+    found = loading()
+    if found.library is None:
+        raise RuntimeError(found.reason)
+    return found.library
+
+
+def set_num_threads(count: int) -> None:
+    """Threads that the kernels use from now on."""
+    library().set_threads(count)
+
+
+def num_threads() -> int:
+    """Threads that the kernels use."""
+    return library().get_threads()

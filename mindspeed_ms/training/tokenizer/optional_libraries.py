@@ -1,0 +1,29 @@
+"""Libraries that only some tokenizers need, loaded when one of them is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+
+def load(library: str, needed_for: str) -> ModuleType:
+    """Import a library.
+
+    Raises:
+        RuntimeError: it is not installed; says what for and how to install it.
+    """
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise RuntimeError(
+            f"{needed_for} needs the library {library.partition('.')[0]}, which is not installed "
+            f"({error}); run: pip install 'mindspeed_ms[tokenizers]'"
+        ) from error
+
+
+def load_if_installed(library: str) -> ModuleType | None:
+    """Import a library; None when it is not installed."""
+    if importlib.util.find_spec(library) is None:
+        return None
+    return importlib.import_module(library)

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Pre-train a GPT model with msrun; flags go to pretrain_gpt.py, by default the tiny example.
+#   bash pretrain_gpt.sh
+#   WORKER_NUM=8 bash pretrain_gpt.sh --yaml configs/38BV3/model_38BV3.yaml
+# The log of every rank is in msrun_log/worker_*.log; the last rank's, with the losses, is shown.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+export HCCL_BUFFSIZE="${HCCL_BUFFSIZE:-200}"         # MiB of shared buffer between two NPUs
+export HCCL_EXEC_TIMEOUT="${HCCL_EXEC_TIMEOUT:-600}" # seconds ranks wait for each other
+WORKER_NUM="${WORKER_NUM:-4}"
+[ $# -gt 0 ] || set -- --yaml configs/tiny_gpt.yaml
+
+exec msrun --worker_num "$WORKER_NUM" --local_worker_num="$WORKER_NUM" \
+  --master_port="${MASTER_PORT:-8848}" --log_dir=msrun_log --join=True --cluster_time_out=300 \
+  --tail_worker_log="$((WORKER_NUM - 1))" pretrain_gpt.py "$@"

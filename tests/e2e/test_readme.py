@@ -1,0 +1,53 @@
+"""What the documents tell a reader to type exists and parses."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mindspeed_ms.core.config import init_configs_from_yaml
+from mindspeed_ms.training.arguments import parse_args
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _commands(path):
+    for block in re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.strip() and not line.lstrip().startswith("#"):
+                yield line.strip()
+
+
+COMMANDS = [(path.name, command) for path in DOCUMENTS for command in _commands(path)]
+
+
+@pytest.mark.parametrize(("document", "command"), COMMANDS)
+def test_commands_name_files_and_flags_that_exist(document, command):
+    for part in re.split(r"&&|;|\|", command):
+        words = shlex.split(part)
+        scripts = [word for word in words if word.endswith((".py", ".sh"))]
+        for script in scripts:
+            assert (ROOT / script).is_file(), f"{document}: {script} does not exist"
+        if "pretrain_gpt.py" in words:
+            parse_args(words[words.index("pretrain_gpt.py") + 1 :])
+
+
+def test_there_are_the_two_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- train-command -->" in text and "<!-- test-command -->" in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_configuration_is_valid(path):
+    parts = ("_4K.yaml", "_accelerate.yaml", "_train.yaml")
+    if path.parent.name == "38BV3" and path.name.endswith(parts):
+        path = path.with_name("model_38BV3.yaml")  # the three are parts of one
+    assert init_configs_from_yaml(str(path)).validate().model_config.num_layers > 0
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"

@@ -1,0 +1,19 @@
+"""One rank without a launcher, for tests that build layers in the test process."""
+
+import pytest
+
+from mindspeed_ms.backend import autograd, comm
+from mindspeed_ms.core import parallel_state
+from mindspeed_ms.training.utils import set_seed
+
+
+@pytest.fixture
+def single_rank():
+    """Groups of size 1 and fresh seeds; taken down afterwards."""
+    comm.init_process_group()
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel()
+    set_seed(1234)
+    autograd.enable()
+    yield
+    parallel_state.destroy_model_parallel()

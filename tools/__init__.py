@@ -1,0 +1,1 @@
+"""Command-line tools; their functions can be imported by tests."""
