@@ -17,7 +17,7 @@ from setuptools.command.build_ext import build_ext
 SOURCES = Path("mindspeed_ms/ops/cpu/csrc")
 COMMON = ["-std=c++17", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"]
 # The kernels spell out their vectors; -O3 takes a third longer to compile and is no faster.
-COMMON += ["-O2", "-ftree-vectorize"]
+COMMON += ["-O2", "-ftree-vectorize", "-g0"]
 LEVELS = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     AVX2 = ["-mavx2", "-mfma", "-mf16c"]

@@ -35,6 +35,7 @@ from mindspeed_ms.training.log_lines import (
     validation_lines,
 )
 from mindspeed_ms.training.output import print_rank_last
+from mindspeed_ms.training.timeline_file import timeline_recorder
 from mindspeed_ms.training.run_data import EvaluationSet
 
 
@@ -122,6 +123,9 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
         model=setup.model,
         num_microbatches=get_num_microbatches(),
         loss_scale=loss_scale,
+        recorder=timeline_recorder(
+            training.pipeline_timeline, state.iteration + 1, setup.train_iters
+        ),
     )
     losses = mean_losses(reports)
     if training.check_for_nan_in_loss_and_grad:

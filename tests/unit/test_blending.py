@@ -93,7 +93,7 @@ def test_lanes_that_never_agree_fall_back_to_the_walk(monkeypatch):
 
 
 def test_a_helper_that_does_not_load_is_reported_and_not_used(tmp_path, monkeypatch, caplog):
-    (tmp_path / "_indices.so").write_bytes(b"no library")
+    (tmp_path / "_kernels_indices.so").write_bytes(b"no library")
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
     assert native.native_indices.__wrapped__() is None
     assert "does not load" in caplog.text

@@ -10,6 +10,7 @@ from mindspeed_ms.training.tokenizer import (
     HuggingFaceTokenizer,
     SFTTokenizer,
     TikTokenizer,
+    bpe_tokenizers,
     build_tokenizer,
     optional_libraries,
     sft_tokenizer,
@@ -67,7 +68,10 @@ def literal_gpt2(vocab_file, merge_file, text):
     for word in regex.findall(pattern, text):
         parts = [symbols[byte] for byte in word.encode()]
         while True:
-            pairs = [(rank.get(pair, 10**9), i) for i, pair in enumerate(zip(parts, parts[1:]))]
+            pairs = [
+                (rank.get(pair, 10**9), i)
+                for i, pair in enumerate(zip(parts, parts[1:], strict=False))
+            ]
             if not pairs or min(pairs)[0] == 10**9:
                 break
             i = min(pairs)[1]
@@ -82,7 +86,7 @@ def test_gpt2_equals_its_literal_rule_and_reads_back(gpt2_files, text):
     ids = tokenizer.tokenize(text)
     assert ids == literal_gpt2(*gpt2_files, text)
     assert tokenizer.detokenize(ids) == text
-    assert tokenizer.tokenize_batch([text, text]) == [ids, ids]
+    assert tokenizer.tokenize(text) == ids  # from memory
 
 
 def test_gpt2_special_token_is_text_when_written_out(gpt2_files):
@@ -97,6 +101,18 @@ def test_gpt2_special_token_is_text_when_written_out(gpt2_files):
         "class": "_GPT2BPETokenizer",
         "tokenizer_path": list(gpt2_files),
     }
+
+
+def test_remembered_words_are_bounded(gpt2_files, monkeypatch):
+    monkeypatch.setattr(bpe_tokenizers, "_MAX_KNOWN_WORDS", 2)
+    tokenizer = GPT2BPETokenizer(*gpt2_files)
+    assert tokenizer.tokenize(TEXTS[0]) == literal_gpt2(*gpt2_files, TEXTS[0])
+    assert len(tokenizer._known) <= 2
+
+
+def test_bytes_that_are_no_text_are_replaced(gpt2_files):
+    tokenizer = GPT2BPETokenizer(*gpt2_files)
+    assert tokenizer.detokenize(tokenizer.tokenize("ü")[:1]) == "\ufffd"
 
 
 def test_bad_gpt2_files_are_named(tmp_path, gpt2_files):

@@ -274,3 +274,68 @@ def test_mock_datasets_need_no_file(tmp_path, monkeypatch):
 def test_contradictory_options_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+# ---- options of this builder ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"object_storage_cache_path": "s3"}, "mount the bucket"),
+        ({"num_dataset_builder_threads": 0}, "num_dataset_builder_threads .0. must be at least 1"),
+        ({"multiple_validation_sets": True}, "give them with --valid-data-path"),
+    ],
+)
+def test_unusable_options_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+def test_a_wrong_number_of_sequences_is_refused(tmp_path):
+    prefix = write(tmp_path / "data", [20] * 30)
+    options = {"blend": ([prefix], None), "split": "1", "path_to_cache": str(tmp_path / "cache")}
+    right = config(**options, sequences_per_dataset={prefix: 30})
+    assert build_train_valid_test_datasets(right, (10, None, None))[0] is not None
+    wrong = config(**options, sequences_per_dataset={prefix: 31})
+    with pytest.raises(ValueError, match="has 30 sequences, the list .* says 31"):
+        build_train_valid_test_datasets(wrong, (10, None, None))
+
+
+def test_a_pad_id_that_ends_documents_counts_when_asked_for():
+    tokenizer = TokenizerInfo(vocab_size=10, eod=3, pad=3)
+    assert config(tokenizer=tokenizer).pad_id == -1
+    assert config(tokenizer=tokenizer, allow_ambiguous_pad_tokens=True).pad_id == 3
+
+
+def test_threads_build_the_same_blend(tmp_path):
+    prefixes = [write(tmp_path / f"d{i}", [20 + i] * 30) for i in range(4)]
+    built = []
+    for threads in (1, 4):
+        options = config(
+            blend=(prefixes, [1.0, 2.0, 3.0, 4.0]),
+            split="1",
+            path_to_cache=str(tmp_path / f"cache{threads}"),
+            num_dataset_builder_threads=threads,
+        )
+        built.append(build_train_valid_test_datasets(options, (50, None, None))[0])
+    np.testing.assert_array_equal(built[0].dataset_index, built[1].dataset_index)
+    assert [one.dataset_path for one in built[1].datasets] == prefixes
+
+
+def test_a_class_of_the_users_own_is_built(tmp_path):
+    class Mine:
+        def __init__(self, *args):
+            self.args = args
+
+        @staticmethod
+        def build_low_level_dataset(path, config):
+            return [path] * 10
+
+        @staticmethod
+        def numel_low_level_dataset(dataset):
+            return len(dataset)
+
+    options = config(blend=(["x"], None), split="1,1")
+    train, valid, test = build_train_valid_test_datasets(options, (5, 5, 0), cls=Mine)
+    assert train.args[2].tolist() == [0, 1, 2, 3, 4] and valid.args[1] == "x" and test is None

@@ -28,7 +28,9 @@ NAMES = {
     "pad": "<fill>",
     "eod": "<eod>",
 }
-IDS = dict(zip([*NAMES.values(), "<split>"], [PREFIX, MIDDLE, SUFFIX, FILL, EOD, SPLIT]))
+IDS = dict(
+    zip([*NAMES.values(), "<split>"], [PREFIX, MIDDLE, SUFFIX, FILL, EOD, SPLIT], strict=True)
+)
 
 
 class Letters:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mindspeed_ms.core.datasets import gpt_indices
 from mindspeed_ms.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, TokenizerInfo
 from mindspeed_ms.core.datasets.gpt_indices import build_gpt_indices, build_sample_index
 from mindspeed_ms.core.datasets.indexed_dataset import (
@@ -168,6 +169,7 @@ def literal_sample_index(lengths, order, sequence_length, extra, drop_last):
     return rows
 
 
+@pytest.mark.parametrize("is_compiled", [True, False])
 @settings(max_examples=300, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 20), min_size=1, max_size=12),
@@ -176,18 +178,23 @@ def literal_sample_index(lengths, order, sequence_length, extra, drop_last):
     extra=st.sampled_from([0, 1]),
     drop_last=st.booleans(),
 )
-def test_sample_index_equals_the_literal_walk(lengths, data, sequence_length, extra, drop_last):
+def test_sample_index_equals_the_literal_walk(
+    is_compiled, lengths, data, sequence_length, extra, drop_last
+):
     lengths.append(data.draw(st.integers(1, 20)))
     order = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=20))
     # The walk is only defined when the last document holds a token.
     order.append(len(lengths) - 1)
-    rows = build_sample_index(
-        np.array(lengths, np.int32),
-        np.array(order, np.int32),
-        sequence_length,
-        extra_token=extra,
-        drop_last_partial=drop_last,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_compiled:
+            patch.setattr(gpt_indices, "native_indices", lambda: None)
+        rows = build_sample_index(
+            np.array(lengths, np.int32),
+            np.array(order, np.int32),
+            sequence_length,
+            extra_token=extra,
+            drop_last_partial=drop_last,
+        )
     expected = literal_sample_index(lengths, order, sequence_length, extra, drop_last)
     assert rows.tolist() == [list(row) for row in expected]
 
@@ -197,6 +204,7 @@ def test_sample_index_does_not_depend_on_the_block_size(monkeypatch):
     lengths = rng.integers(0, 30, 500).astype(np.int32)
     order = rng.permutation(500).astype(np.int32)
     whole = build_sample_index(lengths, order, 7)
+    monkeypatch.setattr(gpt_indices, "native_indices", lambda: None)
     monkeypatch.setattr("mindspeed_ms.core.datasets.gpt_indices._ROWS_PER_BLOCK", 13)
     np.testing.assert_array_equal(build_sample_index(lengths, order, 7), whole)
 

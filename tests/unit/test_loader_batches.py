@@ -247,7 +247,11 @@ def test_a_full_validation_reads_every_sample_once_each_time(run):
             Samples(1),
             r"at least one micro-batch per rank \(2 samples\).*has 1",
         ),
-        (["--full-validation"], iter([]), "has no known number"),
+        (
+            ["--full-validation", "--dataloader-type", "external"],
+            iter([]),
+            "has no known number",
+        ),
         (["--validation-set-names", "a", "b"], Samples(9), "2 names for 1 validation sets"),
     ],
 )

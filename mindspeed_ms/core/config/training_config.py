@@ -127,6 +127,11 @@ class TrainingConfig(Section):
     log_style: Literal["megatron", "guide"] = "megatron"
     """Shape of the log line: Megatron's, or ``Epoch: E, Step: S, Loss: ...``."""
 
+    pipeline_timeline: str | None = None
+    """File to write the measured timeline of the second iteration to, as a Chrome trace: when each
+    pipeline stage computed and waited. None: not written.
+    """
+
     log_throughput: bool = False
     """Add TFLOP/s per device to the log line. False: leave it out."""
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_ms.core.datasets.native import native_indices
+
 _ROWS_PER_BLOCK = 1 << 22
 _SEPARATE_BELOW = 0.80
 
@@ -95,14 +97,22 @@ def build_sample_index(
     Returns:
         [samples + 1, 2], int32, or int64 when a number in it could need that.
     """
+    largest = max(len(document_index), int(sequence_lengths.max(initial=0)))
+    dtype = np.int32 if largest <= np.iinfo(np.int32).max else np.int64
+    native = native_indices()
+    if native is not None and drop_last_partial:
+        lengths = np.ascontiguousarray(sequence_lengths, np.int32)
+        order = np.ascontiguousarray(document_index, np.int32)
+        usable = max(0, native.count_tokens(lengths, order) - extra_token)
+        samples = np.zeros((usable // sequence_length + 1, 2), dtype=dtype)
+        native.sample_rows(samples[1:], lengths, order, sequence_length, extra_token)
+        return samples
     lengths = sequence_lengths[document_index]
     ends = np.cumsum(lengths, dtype=np.int64)
     num_tokens = int(ends[-1]) if len(ends) else 0
     usable = max(0, num_tokens - extra_token)
     num_full = usable // sequence_length
     num_samples = num_full if drop_last_partial else -(-usable // sequence_length)
-    largest = max(len(document_index), int(sequence_lengths.max(initial=0)))
-    dtype = np.int32 if largest <= np.iinfo(np.int32).max else np.int64
     samples = np.zeros((num_samples + 1, 2), dtype=dtype)
     # A document holds as many rows as full samples have their last token in it.
     num_ended = np.maximum(ends - extra_token, 0) // sequence_length

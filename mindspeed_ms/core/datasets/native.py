@@ -33,6 +33,12 @@ class NativeIndices:
         self._permute = library.random_permutation
         self._permute.argtypes = [_POINTER, _LONG, ctypes.c_uint32]
         self._permute.restype = None
+        self._count = library.count_tokens
+        self._count.argtypes = [_POINTER, _POINTER, _LONG]
+        self._count.restype = _LONG
+        self._rows = library.sample_rows
+        self._rows.argtypes = [_POINTER, ctypes.c_int32, _POINTER, _POINTER, *[_LONG] * 4]
+        self._rows.restype = None
 
     def blend(
         self, shares: NDArray[np.float64], limits: NDArray[np.int64] | None, size: int
@@ -49,6 +55,31 @@ class NativeIndices:
         )
         return corpora, places
 
+    def count_tokens(self, lengths: NDArray[np.int32], order: NDArray[np.int32]) -> int:
+        """Tokens of the sequences in ``order``."""
+        return self._count(lengths.ctypes.data, order.ctypes.data, len(order))
+
+    def sample_rows(
+        self,
+        rows: NDArray,
+        lengths: NDArray[np.int32],
+        order: NDArray[np.int32],
+        sequence_length: int,
+        extra_token: int,
+    ) -> None:
+        """Fill the rows of the sample index behind row 0; see ``gpt_indices.py``."""
+        assert rows.flags.c_contiguous, "rows are written one behind the other"
+        self._rows(
+            rows.ctypes.data,
+            int(rows.dtype.itemsize == 8),
+            lengths.ctypes.data,
+            order.ctypes.data,
+            len(order),
+            len(rows),
+            sequence_length,
+            extra_token,
+        )
+
     def permutation(self, size: int, seed: int) -> NDArray[np.int64]:
         """The order ``torch.randperm`` gives on CPU."""
         order = np.empty(size, dtype=np.int64)
@@ -59,7 +90,7 @@ class NativeIndices:
 @functools.lru_cache(maxsize=1)
 def native_indices() -> NativeIndices | None:
     """The compiled functions; None where they were not built."""
-    for path in sorted(Path(__file__).parent.glob("_indices*.so")):
+    for path in sorted(Path(__file__).parent.glob("_kernels_indices*.so")):
         try:
             return NativeIndices(path)
         except (OSError, AttributeError) as error:

@@ -9,6 +9,7 @@ import enum
 
 from mindspore import Tensor
 from mindspore.nn import Cell
+from mindspore.common import dtype as mstype
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
@@ -182,6 +183,7 @@ class TransformerLanguageModel(Cell):
                 config.rotary_interleaved,
                 config.rotary_seq_len_interpolation_factor,
                 config.rotary_base,
+                mstype.float32 if config.apply_rope_fusion else config.compute_dtype,
             )
         self.encoder = ParallelTransformer(
             config,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Tensor
 from mindspore.nn import Cell
+from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import memory
 
@@ -18,6 +19,8 @@ class RotaryEmbedding(Cell):
         rotary_interleaved: rotate neighbours (2i, 2i+1) instead of halves (i, i + d/2).
         seq_len_interpolation_factor: divides the positions, None for 1.
         rotary_base: base of the angular frequencies base^(-2i/d).
+        dtype: type whose values the tables hold. Megatron rounds them to the type of the queries
+            unless rotation is fused; they are stored as fp32 all the same.
 
     Source: Megatron-LM ``RotaryEmbedding`` (angles in fp32; position ids are not used).
     """
@@ -29,6 +32,7 @@ class RotaryEmbedding(Cell):
         rotary_interleaved: bool = False,
         seq_len_interpolation_factor: float | None = None,
         rotary_base: float = 10000,
+        dtype: mstype.Type = mstype.float32,
     ) -> None:
         super().__init__()
         dim = int(kv_channels * rotary_percent)
@@ -38,6 +42,7 @@ class RotaryEmbedding(Cell):
                 "number of rotated channels must be even and at least 2"
             )
         self.rotary_interleaved = rotary_interleaved
+        self._dtype = dtype
         self._scale = np.float32(1.0 / (seq_len_interpolation_factor or 1.0))
         exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
         self._inverse_frequency = np.float32(1.0) / np.float32(rotary_base) ** exponents
@@ -59,4 +64,10 @@ class RotaryEmbedding(Cell):
         else:
             angles = np.concatenate([angles, angles], axis=1)
         angles = angles[:, None, None, :]
-        return memory.from_numpy(np.cos(angles)), memory.from_numpy(np.sin(angles))
+        return self._rounded(np.cos(angles)), self._rounded(np.sin(angles))
+
+    def _rounded(self, table: np.ndarray) -> Tensor:
+        tensor = memory.from_numpy(table)
+        if self._dtype == mstype.float32:
+            return tensor
+        return tensor.astype(self._dtype).astype(mstype.float32)

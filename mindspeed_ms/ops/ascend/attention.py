@@ -35,7 +35,8 @@ def _hidden(rows: int, columns: int, mask: Tensor | None, causal: bool) -> Tenso
 def softmax(scores: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     """See ``ops.softmax``; computed in fp32."""
     wide = mint.mul(scores.astype(ms.float32), scale)
-    hidden = _hidden(*(1, *scores.shape)[-2:], mask, causal)
+    rows, columns = (1, *scores.shape)[-2:]
+    hidden = _hidden(rows, columns, mask, causal)
     if hidden is not None:
         wide = wide.masked_fill(hidden, -3.0e38)
     probs = mint.nn.functional.softmax(wide, -1)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import platform
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 
@@ -125,6 +127,10 @@ class Library:
             function.argtypes = [_KINDS[kind] for kind in kinds]
             function.restype = _RESULTS.get(name)
             setattr(self, name, function)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Entry points are set by the constructor; any other name is a mistake."""
+        raise AttributeError(f"the native library has no entry point {name!r}")
 
     def use_products(self, chosen: products.Products) -> None:
         """Take matrix products from the libraries of ``chosen``."""

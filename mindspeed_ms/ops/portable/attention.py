@@ -52,7 +52,8 @@ class _Softmax(autograd.Function):
     def forward(
         ctx: Context, scores: Tensor, mask: Tensor | None, causal: bool, scale: float
     ) -> Tensor:
-        hidden = hidden_positions(*((1, *scores.shape)[-2:]), mask, causal)
+        rows, columns = (1, *scores.shape)[-2:]
+        hidden = hidden_positions(rows, columns, mask, causal)
         probs = tensor_of(masked_softmax(wide(scores) * np.float32(scale), hidden), scores.dtype)
         ctx.save_for_backward(probs)
         ctx.scale = scale

@@ -1,5 +1,7 @@
 """GPT-2's byte-level BPE and Hugging Face tokenizers, both by Hugging Face's ``tokenizers``.
 
+GPT-2's words are found by ``regex``, as in Megatron: libraries differ in the characters they know.
+
 Source: Megatron-LM core 0.12 ``training/tokenizer/{tokenizer,gpt2_tokenization}.py`` (behaviour).
 """
 
@@ -19,6 +21,17 @@ END_OF_TEXT = "<|endoftext|>"
 _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
+_MAX_KNOWN_WORDS = 1 << 20
+
+
+def _symbols_of_bytes() -> dict[int, str]:
+    """GPT-2's printable character for each byte: itself where it has one, else one from 256 on."""
+    itself = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    symbols = {byte: chr(byte) for byte in itself}
+    others = (byte for byte in range(256) if byte not in symbols)
+    return symbols | {byte: chr(256 + place) for place, byte in enumerate(others)}
+
+
 class GPT2BPETokenizer:
     """Byte-level BPE from ``vocab.json`` and ``merges.txt``.
 
@@ -30,7 +43,7 @@ class GPT2BPETokenizer:
 
     Raises:
         ValueError: a file is missing or is not what it should be.
-        RuntimeError: ``tokenizers`` is not installed.
+        RuntimeError: ``tokenizers`` or ``regex`` is not installed.
     """
 
     def __init__(self, vocab_file: str, merge_file: str) -> None:
@@ -47,19 +60,18 @@ class GPT2BPETokenizer:
             )
         merges = _read_merges(merge_file)
         library = optional_libraries.load("tokenizers", "GPT2BPETokenizer")
+        words = optional_libraries.load("regex", "GPT2BPETokenizer")
         try:
-            model = library.models.BPE(self.vocab, merges, unk_token=self.inv_vocab.get(0))
+            self._model = library.models.BPE(self.vocab, merges, unk_token=self.inv_vocab.get(0))
         except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
             raise ValueError(
                 f"{vocab_file} and {merge_file} do not belong together ({error}); give both files "
                 "of one tokenizer"
             ) from error
-        self._tokenizer = library.Tokenizer(model)
-        steps = library.pre_tokenizers
-        words = steps.Split(library.Regex(_GPT2_PATTERN), behavior="isolated")
-        as_bytes = steps.ByteLevel(add_prefix_space=False, use_regex=False)
-        self._tokenizer.pre_tokenizer = steps.Sequence([words, as_bytes])
-        self._tokenizer.decoder = library.decoders.ByteLevel()
+        self._find_words = words.compile(_GPT2_PATTERN).findall
+        self._known: dict[str, list[int]] = {}
+        self._symbol_of = _symbols_of_bytes()
+        self._byte_of = {symbol: byte for byte, symbol in self._symbol_of.items()}
         self.eod: int = self.vocab[END_OF_TEXT]
         self.eos: int = self.eod
         self.pad: int | None = None
@@ -71,16 +83,26 @@ class GPT2BPETokenizer:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text."""
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [item.ids for item in encoded]
+        ids: list[int] = []
+        known = self._known
+        for word in self._find_words(text):
+            found = known.get(word)
+            ids += self._merge(word) if found is None else found
+        return ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of token ids."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        """Text of token ids; bytes that are no text become the replacement character."""
+        symbols = "".join(self.inv_vocab[int(number)] for number in ids)
+        return bytes(self._byte_of[symbol] for symbol in symbols).decode("utf-8", errors="replace")
+
+    def _merge(self, word: str) -> list[int]:
+        """Token ids of one word, remembered: few words make up most of a text."""
+        symbols = "".join(self._symbol_of[byte] for byte in word.encode("utf-8"))
+        ids = [token.id for token in self._model.tokenize(symbols)]
+        if len(self._known) >= _MAX_KNOWN_WORDS:
+            self._known.clear()
+        self._known[word] = ids
+        return ids
 
     def token_to_id(self, token: str) -> int | None:
         """Id of one entry of the vocabulary; None when there is no such entry."""

@@ -211,6 +211,7 @@ LOGGING = in_group(
     "logging",
     [
         value("--log-interval", int, Field("training_config.log_interval"), 100),
+        value("--pipeline-timeline", str, Field("training_config.pipeline_timeline")),
         value(
             "--log-style",
             str,

@@ -43,7 +43,46 @@ void blend(int16_t* corpora, int64_t* places, const double* weights, const int64
   }
 }
 
+// Row k of the sample index: the first document that reaches the last token of sample k - 1, and in
+// it the offset of the first token of sample k. Sample k starts at token k * sequence_length; its
+// predecessor ends with extra_token tokens of it.
+template <typename T>
+void sample_index(T* rows, const int32_t* lengths, const int32_t* order, int64_t num_documents,
+                  int64_t num_rows, int64_t sequence_length, int64_t extra_token) {
+  int64_t start = 0;
+  int64_t token = sequence_length;
+  T* row = rows;
+  T* const end = rows + 2 * num_rows;
+  for (int64_t place = 0; place < num_documents && row != end; ++place) {
+    const int64_t next = start + lengths[order[place]];
+    for (; row != end && token + extra_token <= next; token += sequence_length) {
+      *row++ = static_cast<T>(place);
+      *row++ = static_cast<T>(token - start);
+    }
+    start = next;
+  }
+}
+
 }  // namespace
+
+EXPORT int64_t count_tokens(const int32_t* lengths, const int32_t* order, int64_t num_documents) {
+  int64_t count = 0;
+  for (int64_t place = 0; place < num_documents; ++place) count += lengths[order[place]];
+  return count;
+}
+
+// rows: [num_rows, 2], the rows behind row 0, of 4 or 8 byte integers.
+EXPORT void sample_rows(void* rows, int32_t is_wide, const int32_t* lengths, const int32_t* order,
+                        int64_t num_documents, int64_t num_rows, int64_t sequence_length,
+                        int64_t extra_token) {
+  if (is_wide) {
+    sample_index(static_cast<int64_t*>(rows), lengths, order, num_documents, num_rows,
+                 sequence_length, extra_token);
+  } else {
+    sample_index(static_cast<int32_t*>(rows), lengths, order, num_documents, num_rows,
+                 sequence_length, extra_token);
+  }
+}
 
 // limits may be null: no corpus ever runs out.
 EXPORT void blending_indices(int16_t* corpora, int64_t* places, const double* weights,

@@ -1,0 +1,180 @@
+"""How fast data is prepared: preprocessing, index building, random orders, reading.
+
+Example: python benchmarks/data.py --samples 100000000
+Prints one line per measurement; memory is the peak of the whole process so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mindspeed_ms.core.datasets.blending import build_blending_indices
+from mindspeed_ms.core.datasets.builder import build_train_valid_test_datasets
+from mindspeed_ms.core.datasets.gpt_dataset_config import GPTDatasetConfig, TokenizerInfo
+from mindspeed_ms.core.datasets.gpt_indices import build_sample_index, build_shuffle_index
+from mindspeed_ms.core.datasets.indexed_dataset import (
+    IndexedDatasetBuilder,
+    get_bin_path,
+    get_idx_path,
+)
+from mindspeed_ms.core.datasets.loader import LoaderSettings
+from mindspeed_ms.core.datasets.native import native_indices
+from mindspeed_ms.core.datasets.samplers import randperm
+from mindspeed_ms.legacy.data.data_samplers import build_pretraining_data_loader
+from mindspeed_ms.training.tokenizer import build_tokenizer
+from mindspeed_ms.training.tokenizer.corpus import Encoder, read_chunks
+
+TINY_MODEL = Path(__file__).parents[1] / "data" / "tiny" / "tok.model"
+WORDS = "the keeper opens the dome and counts meteors before midnight in the north".split()
+
+
+def report(text: str) -> None:
+    """Print a line with the peak memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    sys.stdout.write(f"{text}; peak {peak:.2f} GiB\n")
+    sys.stdout.flush()
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that some work takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def measure_indices(samples: int, sequence_length: int) -> None:
+    """Sample and shuffle index of one corpus with documents of 1 to 2 * sequence_length tokens."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 2 * sequence_length, samples, dtype=np.int32)
+    order = rng.permutation(samples).astype(np.int32)
+    built: list[np.ndarray] = []
+    seconds = timed(lambda: built.append(build_sample_index(lengths, order, sequence_length)))
+    count = len(built[0]) - 1
+    report(f"sample index      {count} samples in {seconds:.1f} s: {count / seconds / 1e6:.1f} M/s")
+    seconds = timed(lambda: build_shuffle_index(count, count, np.random.RandomState(1)))
+    report(f"shuffle index     {count} samples in {seconds:.1f} s: {count / seconds / 1e6:.1f} M/s")
+
+
+def measure_blend(samples: int, corpora: int) -> None:
+    """Order of a blend."""
+    weights = np.random.default_rng(1).random(corpora)
+    shares = (weights / weights.sum()).tolist()
+    seconds = timed(lambda: build_blending_indices(shares, samples))
+    kind = "compiled" if native_indices() is not None else "numpy"
+    report(
+        f"blend of {corpora:3d} ({kind})  {samples} samples in {seconds:.1f} s: "
+        f"{samples / seconds / 1e6:.1f} M/s"
+    )
+
+
+def measure_permutation(samples: int) -> None:
+    """Order of a cyclic pass."""
+    seconds = timed(lambda: randperm(samples, 1))
+    report(
+        f"cyclic order      {samples} samples in {seconds:.1f} s: {samples / seconds / 1e6:.1f} M/s"
+    )
+
+
+def measure_preprocessing(folder: Path, megabytes: float) -> None:
+    """Text to tokens in one process, from a file to arrays."""
+    rng = np.random.default_rng(2)
+    path = folder / "text.jsonl"
+    with open(path, "w", encoding="utf-8") as stream:
+        while stream.tell() < megabytes * 2**20:
+            stream.write(json.dumps({"text": " ".join(rng.choice(WORDS, 200))}) + "\n")
+    tokenizers = {
+        "SentencePiece": build_tokenizer("SentencePieceTokenizer", tokenizer_model=str(TINY_MODEL)),
+    }
+    gpt2 = _gpt2_like(folder)
+    if gpt2 is not None:
+        tokenizers["GPT-2 BPE"] = gpt2
+    for name, tokenizer in tokenizers.items():
+        encoder = Encoder(tokenizer, ["text"], is_eod_appended=True)
+        seconds = timed(lambda: [encoder.encode_chunk(c) for c in read_chunks([str(path)])])  # noqa: B023
+        size = path.stat().st_size / 2**20
+        report(f"preprocessing     {name}: {size / seconds:.2f} MB/s of text on one core")
+
+
+def _gpt2_like(folder: Path) -> object | None:
+    """A byte-level tokenizer with the tiny corpus's words as merges, if the library is there."""
+    try:
+        library = __import__("tokenizers")
+    except ImportError:
+        return None
+    trained = library.ByteLevelBPETokenizer()
+    trained.train_from_iterator(
+        [" ".join(WORDS)], vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    trained.save_model(str(folder))
+    return build_tokenizer(
+        "GPT2BPETokenizer",
+        vocab_file=str(folder / "vocab.json"),
+        merge_file=str(folder / "merges.txt"),
+    )
+
+
+def measure_reading(folder: Path, sequence_length: int, micro_batch: int, step_ms: float) -> None:
+    """Time a step waits for its micro-batch, when it computes for ``step_ms``."""
+    rng = np.random.default_rng(3)
+    prefix = str(folder / "corpus")
+    with IndexedDatasetBuilder(get_bin_path(prefix), np.uint16) as builder:
+        for _ in range(2000):
+            tokens = rng.integers(1, 500, int(rng.integers(10, 4000)))
+            builder.add_document(tokens, [len(tokens)])
+        builder.finalize(get_idx_path(prefix))
+    config = GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=sequence_length,
+        tokenizer=TokenizerInfo(vocab_size=500, eod=0),
+        blend=([prefix], None),
+        split="1",
+        path_to_cache=str(folder / "cache"),
+    )
+    dataset = build_train_valid_test_datasets(config, (200 * micro_batch, None, None))[0]
+    for workers in (0, 2):
+        settings = LoaderSettings(micro_batch_size=micro_batch, num_workers=workers)
+        loader = build_pretraining_data_loader(dataset, 0, settings=settings)
+        assert loader is not None, "a dataset gives a loader"
+        batches = iter(loader)
+        next(batches)
+        waited = 0.0
+        for _ in range(100):
+            time.sleep(step_ms / 1000)
+            waited += timed(lambda: next(batches))  # noqa: B023
+        share = waited * 10 / (step_ms + waited * 10)
+        report(
+            f"reading           {micro_batch} x {sequence_length} tokens, {workers} workers: "
+            f"{waited * 10:.3f} ms waited per step of {step_ms:.0f} ms ({share:.2%})"
+        )
+        batches.close()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all measurements."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--samples", type=int, default=10_000_000)
+    parser.add_argument("--sequence-length", type=int, default=2048)
+    parser.add_argument("--megabytes", type=float, default=8.0)
+    parser.add_argument("--step-ms", type=float, default=20.0)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        measure_preprocessing(Path(name), args.megabytes)
+        measure_reading(Path(name), 64, 2, args.step_ms)
+        measure_reading(Path(name), 4096, 4, args.step_ms)
+    for corpora in (2, 8, 32):
+        measure_blend(args.samples, corpora)
+    measure_permutation(args.samples)
+    measure_indices(args.samples, args.sequence_length)
+
+
+if __name__ == "__main__":
+    main()

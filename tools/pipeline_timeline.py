@@ -1,0 +1,216 @@
+"""Draw what the stages of a pipeline do: from a configuration, from numbers, or as measured.
+
+    python -m tools.pipeline_timeline --yaml configs/llama2_7b.yaml --world-size 16 --output step.svg
+    python -m tools.pipeline_timeline --stages 4 --microbatches 8 --chunks 2 --output step.png
+    python -m tools.pipeline_timeline --measured timeline.json --output step.svg
+
+The ending of ``--output`` chooses the form: ``.svg``, ``.png``, or ``.json`` for a Chrome trace. The
+bubble ratio (idle time over work) and the most micro-batches in flight per stage are printed. A
+training run writes the measured timeline of an iteration with ``--pipeline-timeline FILE.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from mindspeed_ms.core.config import AllConfig, init_configs_from_yaml
+from mindspeed_ms.core.layer_placement import LayerPlacement, layer_placement
+from mindspeed_ms.core.pipeline_parallel.schedule_plan import Forward, Pass, Shape
+from mindspeed_ms.core.pipeline_parallel.timeline import (
+    PASSES,
+    Bar,
+    Timeline,
+    chrome_trace,
+    from_chrome_trace,
+    simulate,
+    theoretical_bubble_ratio,
+)
+
+WIDTH, ROW, LEFT, TOP = 1600, 36, 80, 40
+"""Of the picture, in pixels: its width, a stage's height, space for names and for the title."""
+
+MIN_LABEL_WIDTH = 14
+"""Pixels a bar needs to carry the number of its micro-batch."""
+
+COLOURS = {"forward": (92, 141, 208), "backward": (97, 173, 112), "wait": (235, 235, 235)}
+INK = (40, 40, 40)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A coloured rectangle with a text, in pixels."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    colour: tuple[int, int, int]
+    text: str
+
+
+def shade(bar: Bar) -> tuple[int, int, int]:
+    """Colour of a bar: by kind, lighter with every further chunk."""
+    lighter = min(0.7, 0.22 * bar.chunk)
+    red, green, blue = (round(c + (255 - c) * lighter) for c in COLOURS[bar.kind])
+    return red, green, blue
+
+
+def boxes(timeline: Timeline) -> list[Box]:
+    """The bars of a timeline as rectangles; exchanges are too short to show."""
+    shown = [bar for bar in timeline.bars if bar.kind in COLOURS]
+    first = min(bar.start for bar in shown)
+    scale = (WIDTH - LEFT - 10) / (max(bar.end for bar in shown) - first)
+    result = []
+    for bar in shown:
+        left, right = (LEFT + (moment - first) * scale for moment in (bar.start, bar.end))
+        top = TOP + bar.stage * ROW
+        is_labelled = bar.kind in PASSES and right - left >= MIN_LABEL_WIDTH
+        text = str(bar.microbatch) if is_labelled else ""
+        result.append(Box(left, top + 3, right, top + ROW - 3, shade(bar), text))
+    return result
+
+
+def title(timeline: Timeline) -> str:
+    """One line about a timeline."""
+    peaks = ", ".join(map(str, timeline.peaks))
+    return f"bubble ratio {timeline.bubble_ratio:.1%}, micro-batches in flight: {peaks}"
+
+
+def height(timeline: Timeline) -> int:
+    """Of the picture, in pixels."""
+    return TOP + timeline.stages * ROW + 10
+
+
+def as_svg(timeline: Timeline) -> str:
+    """The picture as SVG."""
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height(timeline)}" '
+        'font-family="sans-serif" font-size="11">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="10" y="22" font-size="14">{title(timeline)}</text>',
+    ]
+    for stage in range(timeline.stages):
+        y = TOP + stage * ROW + ROW / 2 + 4
+        parts.append(f'<text x="10" y="{y:.1f}">stage {stage}</text>')
+    for box in boxes(timeline):
+        width, tall = box.right - box.left, box.bottom - box.top
+        parts.append(
+            f'<rect x="{box.left:.2f}" y="{box.top}" width="{width:.2f}" height="{tall}" '
+            f'fill="rgb{box.colour}" stroke="white" stroke-width="0.5"/>'
+        )
+        if box.text:
+            x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2 + 4
+            parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{box.text}</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def as_image(timeline: Timeline) -> Image.Image:
+    """The picture as pixels."""
+    image = Image.new("RGB", (WIDTH, height(timeline)), "white")
+    draw = ImageDraw.Draw(image)
+    draw.text((10, 12), title(timeline), fill=INK)
+    for stage in range(timeline.stages):
+        draw.text((10, TOP + stage * ROW + ROW / 2 - 6), f"stage {stage}", fill=INK)
+    for box in boxes(timeline):
+        area = (box.left, box.top, max(box.right, box.left + 1), box.bottom)
+        draw.rectangle(area, fill=box.colour, outline="white")
+        if box.text:
+            middle = ((box.left + box.right) / 2, (box.top + box.bottom) / 2)
+            draw.text(middle, box.text, fill=INK, anchor="mm")
+    return image
+
+
+def write(timeline: Timeline, output: Path) -> None:
+    """Write a picture or a trace, by the ending of the name.
+
+    Raises:
+        ValueError: an ending that stands for nothing.
+    """
+    if output.suffix == ".svg":
+        output.write_text(as_svg(timeline), encoding="utf-8")
+    elif output.suffix == ".png":
+        as_image(timeline).save(output)
+    elif output.suffix == ".json":
+        output.write_text(json.dumps(chrome_trace(timeline)), encoding="utf-8")
+    else:
+        raise ValueError(f"--output is {output}; its name must end in .svg, .png or .json")
+
+
+def of_config(config: AllConfig, world_size: int | None, backward: float) -> Timeline:
+    """Simulated step of a configuration; a layer's forward takes one unit of time.
+
+    Embedding and head take none, a backward ``backward`` times its forward, one forward more where
+    layers are recomputed as a whole.
+    """
+    parallel = config.parallel_config
+    placement = layer_placement(config.model_config, parallel)
+    ranks = world_size or parallel.model_parallel_size
+    shape = Shape(
+        placement.num_stages,
+        config.num_micro_batches(ranks),
+        placement.num_chunks,
+        parallel.microbatch_group_size_per_vp_stage,
+    )
+    again = 1.0 if config.model_config.recompute_granularity == "full" else 0.0
+    return simulate(shape, lambda stage, step: _cost(placement, stage, step, backward + again))
+
+
+def _cost(placement: LayerPlacement, stage: int, step: Pass, backward: float) -> float:
+    layers = [
+        layer
+        for layer in placement.layers_of(stage, step.chunk)
+        if layer not in placement.noop_layers
+    ]
+    return len(layers) * (1.0 if isinstance(step, Forward) else backward)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--yaml", type=Path, help="configuration of a run")
+    source.add_argument("--stages", type=int, help="pipeline stages, all alike")
+    source.add_argument("--measured", type=Path, help="file of --pipeline-timeline")
+    parser.add_argument("--world-size", type=int, help="ranks of the run, for the micro-batches")
+    parser.add_argument("--microbatches", type=int, default=8, help="with --stages")
+    parser.add_argument("--chunks", type=int, default=1, help="model chunks, with --stages")
+    parser.add_argument("--group-size", type=int, help="micro-batches of a chunk's turn")
+    parser.add_argument("--backward", type=float, default=2.0, help="time over that of a forward")
+    parser.add_argument("--output", type=Path, required=True, help="FILE.svg, .png or .json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Draw one timeline."""
+    arguments = parse()
+    try:
+        if arguments.measured is not None:
+            trace = json.loads(arguments.measured.read_text(encoding="utf-8"))
+            timeline = from_chrome_trace(trace)
+        elif arguments.yaml is not None:
+            config = init_configs_from_yaml(arguments.yaml)
+            timeline = of_config(config, arguments.world_size, arguments.backward)
+        else:
+            shape = Shape(
+                arguments.stages, arguments.microbatches, arguments.chunks, arguments.group_size
+            )
+            timeline = simulate(
+                shape,
+                lambda _, step: 1.0 if isinstance(step, Forward) else arguments.backward,
+            )
+            theory = theoretical_bubble_ratio(shape)
+            print(f"bubble ratio in theory {theory:.1%}")  # noqa: T201 - the tool's answer
+        write(timeline, arguments.output)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(title(timeline))  # noqa: T201 - the tool's answer
+
+
+if __name__ == "__main__":
+    main()
