@@ -1,7 +1,8 @@
-"""Builds the native CPU kernels: the same sources once per instruction set.
+"""Builds the native CPU kernels, once per instruction set, and the native index builder.
 
-The extensions are optional: without a compiler the installation succeeds and the portable kernels
-are used. They are plain shared objects, loaded with ctypes by ``mindspeed_ms/ops/cpu/library.py``.
+The extensions are optional: without a compiler the installation succeeds and the portable versions
+are used. They are plain shared objects, loaded with ctypes by ``mindspeed_ms/ops/cpu/library.py``
+and ``mindspeed_ms/core/datasets/native.py``.
 """
 
 from __future__ import annotations
@@ -40,18 +41,24 @@ class BuildKernels(build_ext):
         build_ext.build_extension(own, extension)
 
 
-setup(
-    ext_modules=[
-        Extension(
-            f"mindspeed_ms.ops.cpu._kernels_{level}",
-            sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
-            depends=sorted(str(path) for path in SOURCES.glob("*.h")),
-            extra_compile_args=COMMON + flags,
-            extra_link_args=["-fopenmp"],
-            language="c++",
-            optional=True,
-        )
-        for level, flags in LEVELS.items()
-    ],
-    cmdclass={"build_ext": BuildKernels},
+KERNELS = [
+    Extension(
+        f"mindspeed_ms.ops.cpu._kernels_{level}",
+        sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
+        depends=sorted(str(path) for path in SOURCES.glob("*.h")),
+        extra_compile_args=COMMON + flags,
+        extra_link_args=["-fopenmp"],
+        language="c++",
+        optional=True,
+    )
+    for level, flags in LEVELS.items()
+]
+INDICES = Extension(
+    "mindspeed_ms.core.datasets._kernels_indices",
+    sources=["mindspeed_ms/core/datasets/csrc/indices.cpp"],
+    extra_compile_args=["-std=c++17", "-O2", "-g0", "-fvisibility=hidden"],
+    language="c++",
+    optional=True,
 )
+
+setup(ext_modules=[*KERNELS, INDICES], cmdclass={"build_ext": BuildKernels})

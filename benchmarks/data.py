@@ -57,7 +57,12 @@ def measure_indices(samples: int, sequence_length: int) -> None:
     lengths = rng.integers(1, 2 * sequence_length, samples, dtype=np.int32)
     order = rng.permutation(samples).astype(np.int32)
     built: list[np.ndarray] = []
-    seconds = timed(lambda: built.append(build_sample_index(lengths, order, sequence_length)))
+    num_tokens = int(lengths.sum(dtype=np.int64))
+    seconds = timed(
+        lambda: built.append(
+            build_sample_index(lengths, order, sequence_length, num_tokens=num_tokens)
+        )
+    )
     count = len(built[0]) - 1
     report(f"sample index      {count} samples in {seconds:.1f} s: {count / seconds / 1e6:.1f} M/s")
     seconds = timed(lambda: build_shuffle_index(count, count, np.random.RandomState(1)))

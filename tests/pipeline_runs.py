@@ -72,9 +72,7 @@ def train(style, flags):
         def __iter__(self):
             return micro_batches()
 
-    pretrain(
-        None, provider, all_config=config, train_data_loader=Endless(), on_step=steps.append
-    )
+    pretrain(None, provider, all_config=config, train_data_loader=Endless(), on_step=steps.append)
     return [(step.losses["lm loss"], step.grad_norm) for step in steps]
 
 

@@ -1,11 +1,11 @@
 """Draw what the stages of a pipeline do: from a configuration, from numbers, or as measured.
 
-    python -m tools.pipeline_timeline --yaml configs/llama2_7b.yaml --world-size 16 --output step.svg
+    python -m tools.pipeline_timeline --yaml configs/llama2_7b.yaml --world-size 16 --output a.svg
     python -m tools.pipeline_timeline --stages 4 --microbatches 8 --chunks 2 --output step.png
     python -m tools.pipeline_timeline --measured timeline.json --output step.svg
 
-The ending of ``--output`` chooses the form: ``.svg``, ``.png``, or ``.json`` for a Chrome trace. The
-bubble ratio (idle time over work) and the most micro-batches in flight per stage are printed. A
+The ending of ``--output`` chooses the form: ``.svg``, ``.png``, or ``.json`` for a Chrome trace.
+The bubble ratio (idle time over work) and the most micro-batches in flight per stage are printed. A
 training run writes the measured timeline of an iteration with ``--pipeline-timeline FILE.json``.
 """
 

@@ -177,8 +177,7 @@ def _layers_per_stage(num_layers: int, parallel: ModelParallelConfig, chunks: in
                 )
             fixed[stage] = count
     counted = num_layers + sum(
-        getattr(parallel, f"account_for_{what}_in_pipeline_split")
-        for what in ("embedding", "loss")
+        getattr(parallel, f"account_for_{what}_in_pipeline_split") for what in ("embedding", "loss")
     )
     if fixed and counted != num_layers:
         raise ValueError(

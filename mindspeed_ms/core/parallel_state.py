@@ -83,7 +83,10 @@ def rank_generators(
     dense_size, expert_size = tensor * pipeline * context, expert_tensor * expert * pipeline
     for size, formula in (
         (dense_size, f"tensor ({tensor}) x pipeline ({pipeline}) x context ({context})"),
-        (expert_size, f"expert tensor ({expert_tensor}) x expert ({expert}) x pipeline ({pipeline})"),
+        (
+            expert_size,
+            f"expert tensor ({expert_tensor}) x expert ({expert}) x pipeline ({pipeline})",
+        ),
     ):
         if world_size % size:
             raise RuntimeError(

@@ -26,7 +26,7 @@ class ShardSpec:
     """How the local tensor relates to the full one."""
 
     partition_dim: int = -1
-    """Dimension that is split over the tensor parallel group, -1 when every rank holds all of it."""
+    """Dimension split over the tensor parallel group, -1 when every rank holds all of it."""
 
     partition_stride: int = 1
     """Number of stacked matrices that are split one by one: 2 for [gate; up], whose rank r holds

@@ -35,8 +35,8 @@ from mindspeed_ms.training.log_lines import (
     validation_lines,
 )
 from mindspeed_ms.training.output import print_rank_last
-from mindspeed_ms.training.timeline_file import timeline_recorder
 from mindspeed_ms.training.run_data import EvaluationSet
+from mindspeed_ms.training.timeline_file import timeline_recorder
 
 
 @dataclass(slots=True)

@@ -40,7 +40,7 @@ __all__ = ["StepReport", "TrainState", "get_model", "pretrain", "train"]
 logger = logging.getLogger(__name__)
 
 
-def pretrain(
+def pretrain(  # noqa: PLR0913 - Megatron's signature and the guide's keywords
     train_valid_test_datasets_provider: Callable | None,
     model_provider_func: Callable[..., Cell],
     model_type: Any = None,

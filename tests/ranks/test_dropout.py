@@ -1,9 +1,9 @@
 """Dropout: equal masks on copies of an activation, different ones on its parts, from the flags."""
 
 import numpy as np
+import pipeline_runs as runs
 import pytest
 
-import pipeline_runs as runs
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.parameter import named_parameters

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
+import pipeline_runs as runs
 import pytest
 from mindspore.nn import Cell
 
-import pipeline_runs as runs
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import ModelParallelConfig
@@ -57,9 +57,7 @@ LAYOUTS = {
     "pp2-vpp2-dp2": pp(2, *CHUNKS2),
     "pp2-tp2-sp": pp(2, *TP2, "--sequence-parallel"),
     "pp4-vpp2": pp(4, *CHUNKS2),
-    "pp2-groups": pp(
-        2, *TP2, *CHUNKS2, "--microbatch-group-size-per-virtual-pipeline-stage", "3"
-    ),
+    "pp2-groups": pp(2, *TP2, *CHUNKS2, "--microbatch-group-size-per-virtual-pipeline-stage", "3"),
     "pp4-list": pp(4, "--num-layer-list", "[1,3,2,2]"),
     "pp2-vpp2-list": pp(2, *CHUNKS2, "--num-layer-list", "[[1,3],[2,2]]"),
     "pp4-layout": pp(4, "--pipeline-model-parallel-layout", "Et|ttt|tttt|L"),
@@ -170,7 +168,17 @@ def wrong_stages_worker():
         plan_of_this_chunk(config.model_config)
 
 
-@pytest.mark.parametrize("worker", [untied_one_stage_worker, wrong_stages_worker])
+def eod_without_tokens_worker():
+    config = runs.start("llama", pp(2))
+    is_first = parallel_state.is_pipeline_first_stage()
+    model = GPTModel(config.model_config, pre_process=is_first, post_process=not is_first, eod=0)
+    with pytest.raises(ValueError, match="this pipeline stage was given none"):
+        model(None, None, None)
+
+
+@pytest.mark.parametrize(
+    "worker", [untied_one_stage_worker, wrong_stages_worker, eod_without_tokens_worker]
+)
 def test_models_that_do_not_fit_the_groups_are_refused(dist_run, worker):
     dist_run(worker, ranks=2)
 

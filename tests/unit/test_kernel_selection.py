@@ -10,7 +10,7 @@ import pytest
 from mindspeed_ms import ops
 from mindspeed_ms.backend import device
 from mindspeed_ms.ops import ascend, cpu, portable, selection
-from mindspeed_ms.ops.cpu import library
+from mindspeed_ms.ops.cpu import library, products
 
 NOT_OPERATIONS = {"report", "select", "selected"}
 
@@ -62,7 +62,7 @@ def test_the_report_names_the_instruction_set_and_the_threads():
 def test_auto_without_the_library_says_what_that_costs(no_library):
     assert ops.select("auto") == "portable"
     text = ops.report()
-    assert "no native library" in text and "times as long" in text and "pip install" in text
+    assert "no native library" in text and "twice as long" in text and "pip install" in text
     assert text.count("\n") == 1
 
 
@@ -105,3 +105,10 @@ def test_the_best_instruction_set_of_the_cpu_comes_first(tmp_path):
     assert [level for level, _ in library.candidates(avx2, tmp_path)] == ["avx2", "generic"]
     assert [level for level, _ in library.candidates(frozenset(), tmp_path)] == ["generic"]
     assert library.candidates(avx512, Path("/nowhere")) == []
+
+
+def test_products_can_be_kept_to_the_library_and_unknown_choices_are_refused():
+    assert products.find("own", frozenset()) == products.OWN
+    assert products.find("auto", frozenset()).bgemm == 0
+    with pytest.raises(ValueError, match="use auto or own"):
+        products.find("mkl", frozenset())

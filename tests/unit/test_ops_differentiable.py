@@ -128,9 +128,18 @@ def random_mask(b, sq, sk):
     return mask
 
 
-@DTYPES
 @pytest.mark.parametrize("kind", ["causal", "full", "mask", "mask+causal", "shared mask"])
-@pytest.mark.parametrize("sizes", [(5, 5, 2, 4, 2, 6), (3, 7, 1, 3, 1, 4), (9, 9, 1, 2, 2, 5)])
+@pytest.mark.parametrize(
+    "sizes,dtype",
+    [
+        ((4, 4, 2, 4, 2, 4), ms.float32),
+        ((3, 7, 1, 3, 1, 4), ms.float32),
+        ((3, 7, 1, 3, 1, 4), ms.bfloat16),
+        ((3, 7, 1, 3, 1, 4), ms.float16),
+        ((9, 9, 1, 2, 2, 3), ms.float32),
+    ],
+    ids=str,
+)
 def test_attention_matches_float64(kind, sizes, dtype):
     sq, sk, b, *_ = sizes
     mask = random_mask(1 if kind == "shared mask" else b, sq, sk) if "mask" in kind else None
@@ -151,9 +160,9 @@ def test_attention_dropout_is_the_philox_mask():
     check(
         lambda *a: ops.attention(*a, generator=generator, **options),
         lambda *a: ref.attention(*a, seed=2**40 + 5, offset=12, **options),
-        attention_case(6, 6, 2, 4, 2, 5),
+        attention_case(4, 4, 2, 4, 2, 3),
     )
-    assert generator.offset == 12 + 2 * 4 * 6 * 6
+    assert generator.offset == 12 + 2 * 4 * 4 * 4
 
 
 def test_attention_gives_zeros_for_a_query_without_keys():

@@ -36,7 +36,9 @@ def test_bubbles_of_equal_stages_are_those_of_the_theory(shape):
 
 def test_an_uneven_stage_makes_the_others_wait():
     even = simulate(Shape(4, 8), equal_stages)
-    uneven = simulate(Shape(4, 8), lambda stage, step: equal_stages(stage, step) * (1 + (stage == 1)))
+    uneven = simulate(
+        Shape(4, 8), lambda stage, step: equal_stages(stage, step) * (1 + (stage == 1))
+    )
     assert uneven.bubble_ratio > even.bubble_ratio
     assert even.peaks == (4, 3, 2, 1)
 

@@ -254,8 +254,8 @@ class ModelParallelConfig(Section):
         if ranks % (size or stated) or (size is not None and stated not in (1, instances)):
             raise ValueError(
                 f"zero_shard_size ({size}) and num_distributed_optimizer_instances ({stated}) must "
-                f"cut the {ranks} data × context parallel ranks into equal parts; give one of them, "
-                f"a divisor of {ranks}"
+                f"cut the {ranks} data × context parallel ranks into equal parts; give one of "
+                f"them, a divisor of {ranks}"
             )
         return instances
 

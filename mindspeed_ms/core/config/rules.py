@@ -91,7 +91,7 @@ def _check_context_parallel(model: TransformerConfig, parallel: ModelParallelCon
 
 def check_layers_and_stages(model: TransformerConfig, parallel: ModelParallelConfig) -> None:
     """Check that the layers spread over pipeline stages and chunks."""
-    layers, stages = model.num_layers, parallel.pipeline_model_parallel_size
+    layers = model.num_layers
     if parallel.noop_layers is not None:
         beyond = [layer for layer in parallel.noop_layers if not 0 <= layer < layers]
         if beyond:

@@ -87,12 +87,21 @@ def build_sample_index(
     *,
     extra_token: int = 1,
     drop_last_partial: bool = True,
+    num_tokens: int | None = None,
 ) -> NDArray:
     """Cut the documents, in the order of ``document_index``, into samples.
 
     Row k names the document holding the last token of sample k - 1, and in it the offset at which
     sample k starts. With one extra token that is the last token itself, which two neighbours
     share; without, it may be the place just after the end of the document.
+
+    Args:
+        sequence_lengths: tokens of each document.
+        document_index: documents in reading order.
+        sequence_length: tokens of a sample.
+        extra_token: tokens of the next sample that are read with each.
+        drop_last_partial: leave out what does not fill a sample at the end.
+        num_tokens: tokens of all documents in the order; None counts them.
 
     Returns:
         [samples + 1, 2], int32, or int64 when a number in it could need that.
@@ -103,8 +112,10 @@ def build_sample_index(
     if native is not None and drop_last_partial:
         lengths = np.ascontiguousarray(sequence_lengths, np.int32)
         order = np.ascontiguousarray(document_index, np.int32)
-        usable = max(0, native.count_tokens(lengths, order) - extra_token)
-        samples = np.zeros((usable // sequence_length + 1, 2), dtype=dtype)
+        tokens = native.count_tokens(lengths, order) if num_tokens is None else num_tokens
+        usable = max(0, tokens - extra_token)
+        samples = np.empty((usable // sequence_length + 1, 2), dtype=dtype)
+        samples[0] = 0
         native.sample_rows(samples[1:], lengths, order, sequence_length, extra_token)
         return samples
     lengths = sequence_lengths[document_index]
@@ -160,6 +171,7 @@ def build_gpt_indices(
         sequence_length,
         extra_token=extra_token,
         drop_last_partial=drop_last_partial,
+        num_tokens=tokens_per_epoch * plan.num_epochs,
     )
     total = len(sample_index) - 1
     first = plan.num_samples_sans_final_epoch if plan.separate_final_epoch else total

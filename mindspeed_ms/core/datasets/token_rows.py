@@ -43,7 +43,7 @@ def sample_from_row(row: NDArray, config: GPTDatasetConfig) -> dict[str, NDArray
     )
     loss_mask = masks.loss_mask
     loss_mask[labels == config.pad_id] = 0.0
-    item = {"tokens": tokens, "labels": labels}
+    item: dict[str, NDArray] = {"tokens": tokens, "labels": labels}
     if masks.attention_mask is not None:
         item["attention_mask"] = masks.attention_mask
     return item | {"loss_mask": loss_mask, "position_ids": masks.position_ids}
@@ -153,7 +153,7 @@ def _copy_rows(path: str, target: Path) -> None:
         ) from error
     try:
         count, first = reader.len(), None
-        out: NDArray | None = None
+        out: np.memmap | None = None
         for number, record in enumerate(reader.get_next()):
             row = np.asarray(record[COLUMN]).reshape(-1)
             if out is None:

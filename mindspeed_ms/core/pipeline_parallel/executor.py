@@ -244,9 +244,7 @@ class StageExecutor:
         return memory.contiguous(grad)
 
     def _is_last(self, step: Pass) -> bool:
-        return (
-            self.work.stage == self.shape.stages - 1 and step.chunk == self.shape.chunks - 1
-        )
+        return self.work.stage == self.shape.stages - 1 and step.chunk == self.shape.chunks - 1
 
 
 def _recording(is_recorded: bool) -> AbstractContextManager[None]:

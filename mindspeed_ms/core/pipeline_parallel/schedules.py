@@ -105,7 +105,7 @@ def forward_backward_no_pipelining(
     return _run(StageExecutor(shape, work, None), recorder)
 
 
-def forward_backward_pipelining_without_interleaving(
+def forward_backward_pipelining_without_interleaving(  # noqa: PLR0913 - Megatron's signature
     *,
     forward_step_func: ForwardStep,
     data_iterator: Iterator,
@@ -141,7 +141,7 @@ def forward_backward_pipelining_without_interleaving(
     return _run(StageExecutor(shape, work, link), recorder)
 
 
-def forward_backward_pipelining_with_interleaving(
+def forward_backward_pipelining_with_interleaving(  # noqa: PLR0913 - Megatron's signature
     *,
     forward_step_func: ForwardStep,
     data_iterator: Any,

@@ -100,7 +100,7 @@ def simulate(shape: Shape, cost: Cost) -> Timeline:
                 transfer = transfer_of(shape, stage, coming)
                 if transfer is not None:
                     place = (transfer.destination, transfer.destination_chunk, transfer.microbatch)
-                    arrival[kind, *place] = end
+                    arrival[(kind, *place)] = end
     peaks = tuple(peak_in_flight(plan(shape, stage)) for stage in range(shape.stages))
     return Timeline(shape.stages, tuple(bars), peaks)
 
@@ -119,7 +119,13 @@ def measured(records: Sequence[StepRecord]) -> Timeline:
 def chrome_trace(timeline: Timeline) -> dict[str, Any]:
     """Trace for chrome://tracing or Perfetto: a process per pipeline, a thread per stage."""
     events: list[dict[str, Any]] = [
-        {"ph": "M", "name": "thread_name", "pid": 0, "tid": stage, "args": {"name": f"stage {stage}"}}
+        {
+            "ph": "M",
+            "name": "thread_name",
+            "pid": 0,
+            "tid": stage,
+            "args": {"name": f"stage {stage}"},
+        }
         for stage in range(timeline.stages)
     ]
     events += [

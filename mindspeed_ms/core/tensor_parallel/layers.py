@@ -452,9 +452,7 @@ class RowParallelLinear(Cell):
                 bias_init,
                 dtype=dtype,
                 name="bias",
-                shard=ShardSpec(
-                    sequence_parallel=self.plan.sequence_parallel, is_expert=is_expert
-                ),
+                shard=ShardSpec(sequence_parallel=self.plan.sequence_parallel, is_expert=is_expert),
             )
 
     def construct(self, input_: Tensor) -> tuple[Tensor, Parameter | None]:
@@ -519,9 +517,7 @@ class VocabParallelEmbedding(Cell):
             init_method,
             dtype=param_init_dtype or mstype.float32,
             name="weight",
-            shard=ShardSpec(
-                partition_dim=0, partitions=group.size, partition_rank=group.rank
-            ),
+            shard=ShardSpec(partition_dim=0, partitions=group.size, partition_rank=group.rank),
         )
         self.weight.is_embedding_or_output_parameter = True  # may have its own learning rate
 

@@ -100,7 +100,7 @@ class ParallelAttention(Cell):
         super().__init__()
         if attention_type.value != AttnType.self_attn.value:
             raise ValueError(
-                f"attention_type is {attention_type}; decoder-only models have self_attn layers only"
+                f"attention_type is {attention_type}; decoder-only models have self_attn layers"
             )
         heads, channels = config.num_attention_heads, config.kv_channels
         groups = config.num_query_groups if config.group_query_attention else heads

@@ -32,7 +32,7 @@ class EosMask(Cell):
         self._future = np.triu(np.ones((seq_len, seq_len), np.bool_), k=1)
 
     def construct(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """ids [b, s] -> (position ids int32 [b, s], mask bool [b, s, s] with True = blocked).
+        """Ids [b, s] -> (position ids int32 [b, s], mask bool [b, s, s] with True = blocked).
 
         Raises:
             ValueError: ids of another shape than (batch_size, seq_len).

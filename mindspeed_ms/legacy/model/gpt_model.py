@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mindspore import Parameter, Tensor
-from mindspore.nn import Cell
 from mindspore.common import dtype as mstype
+from mindspore.nn import Cell
 
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core.config import TransformerConfig
@@ -111,9 +111,9 @@ class GPTModel(Module):
         """Activations from the previous pipeline stage."""
         self.language_model.set_input_tensor(input_tensor)
 
-    def construct(
+    def construct(  # noqa: PLR0913 - the predecessor's public signature
         self,
-        tokens: Tensor,
+        tokens: Tensor | None,
         position_ids: Tensor | None,
         attention_mask: Tensor | None,
         loss_mask: Tensor | None = None,
@@ -123,9 +123,14 @@ class GPTModel(Module):
         labels: Tensor | None = None,
         tokentype_ids: Tensor | None = None,
         inference_params: None = None,
-    ) -> Tensor:  # noqa: PLR0913 - the predecessor's public signature
+    ) -> Tensor:
         """Loss of a micro-batch; see the class."""
         if self.eod_mask is not None and (position_ids is None or attention_mask is None):
+            if tokens is None:
+                raise ValueError(
+                    "a model with eod makes its attention mask from the tokens, but this pipeline "
+                    "stage was given none; let get_batch_func return tokens on every stage"
+                )
             position_ids, attention_mask = self.eod_mask(tokens)
         lm_output = self.language_model(
             tokens, position_ids, attention_mask, tokentype_ids=tokentype_ids

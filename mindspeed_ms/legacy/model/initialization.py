@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-
 from mindspore.nn import Cell
 
 from mindspeed_ms.core import parallel_state

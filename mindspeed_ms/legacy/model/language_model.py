@@ -8,8 +8,8 @@ from __future__ import annotations
 import enum
 
 from mindspore import Tensor
-from mindspore.nn import Cell
 from mindspore.common import dtype as mstype
+from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
@@ -142,7 +142,7 @@ class TransformerLanguageModel(Cell):
         visual_encoder: must be None.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the predecessor's public signature
         self,
         config: TransformerConfig,
         encoder_attn_mask_type: enum.Enum,
@@ -155,7 +155,7 @@ class TransformerLanguageModel(Cell):
         post_process: bool = True,
         visual_encoder: None = None,
         **kwargs: object,
-    ) -> None:  # noqa: PLR0913 - the predecessor's public signature
+    ) -> None:
         super().__init__(**kwargs)
         if not add_encoder or add_decoder or add_pooler or visual_encoder is not None:
             raise ValueError(
@@ -213,7 +213,7 @@ class TransformerLanguageModel(Cell):
 
     def construct(
         self,
-        enc_input_ids: Tensor,
+        enc_input_ids: Tensor | None,
         enc_position_ids: Tensor | None,
         enc_attn_mask: Tensor | None,
         *,
@@ -223,17 +223,20 @@ class TransformerLanguageModel(Cell):
         retriever_attn_mask: None = None,
         inference_params: None = None,
     ) -> Tensor:
-        """Ids [b, s] -> hidden states [s(/p), b, h] after the final norm (on the last stage)."""
+        """Ids [b, s] -> hidden states [s(/p), b, h] after the final norm (on the last stage).
+
+        Only the first stage reads ids and positions.
+        """
         hidden_states = None
         if self.pre_process:
             hidden_states = self.embedding(enc_input_ids, enc_position_ids, tokentype_ids)
         rotary = None
         if self.rotary_pos_emb is not None:
-            rotary = self.rotary_pos_emb(enc_input_ids.shape[1])
+            rotary = self.rotary_pos_emb(self.encoder.sequence_length(hidden_states))
         return self.encoder(hidden_states, enc_attn_mask, rotary)
 
 
-def get_language_model(
+def get_language_model(  # noqa: PLR0913 - the predecessor's public signature
     config: TransformerConfig,
     num_tokentypes: int,
     add_pooler: bool,
@@ -243,7 +246,7 @@ def get_language_model(
     decoder_attn_mask_type: enum.Enum | None = None,
     pre_process: bool = True,
     post_process: bool = True,
-) -> tuple[TransformerLanguageModel, str]:  # noqa: PLR0913 - the predecessor's public signature
+) -> tuple[TransformerLanguageModel, str]:
     """(language model, its key in checkpoints)."""
     model = TransformerLanguageModel(
         config,

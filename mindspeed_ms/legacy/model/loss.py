@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mindspore import Tensor
-from mindspore.nn import Cell
 from mindspore.common import dtype as mstype
+from mindspore.nn import Cell
 
 from mindspeed_ms.core import parallel_state
 

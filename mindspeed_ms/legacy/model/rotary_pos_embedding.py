@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from mindspore import Tensor
-from mindspore.nn import Cell
 from mindspore.common import dtype as mstype
+from mindspore.nn import Cell
 
 from mindspeed_ms.backend import memory
 

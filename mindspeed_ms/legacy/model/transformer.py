@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mindspore import Parameter, Tensor
-from mindspore.nn import Cell
 from mindspore.common import dtype as mstype
+from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd
@@ -147,7 +147,7 @@ class ParallelTransformerLayer(Cell):
     def _add(
         self, output: Tensor, bias: Parameter | None, residual: Tensor, post_norm: Cell | None
     ) -> Tensor:
-        """residual + dropout(post_norm(output + bias))."""
+        """The sum: residual + dropout(post_norm(output + bias))."""
         if post_norm is not None:
             output, bias = post_norm(output if bias is None else output + bias), None
         rate = self.hidden_dropout if self.training else 0.0
@@ -214,7 +214,7 @@ class _StageInput:
 
 
 def plan_of_this_chunk(config: TransformerConfig) -> tuple[tuple[int, ...], ChunkRecompute]:
-    """Layers of this rank's (current) model chunk, by global number from 0, and what they recompute.
+    """Layers of this rank's model chunk, by global number from 0, and what they recompute.
 
     Raises:
         ValueError: the configuration is for another number of stages than there are.
@@ -265,6 +265,11 @@ class ParallelTransformer(Cell):
         super().__init__()
         self.pre_process, self.post_process = pre_process, post_process
         self._stage_input = _StageInput()
+        self._sequence_parts = (
+            parallel_state.get_tensor_model_parallel_world_size()
+            if config.parallel_config.sequence_parallel
+            else 1
+        )
         noop = frozenset(config.parallel_config.noop_layers or ())
 
         indices, plan = plan_of_this_chunk(config)
@@ -295,6 +300,11 @@ class ParallelTransformer(Cell):
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
         """Activations from the previous pipeline stage, used instead of the argument."""
         self._stage_input.tensor = input_tensor
+
+    def sequence_length(self, hidden_states: Tensor | None) -> int:
+        """Tokens per sequence of what enters the layers: the argument or the stage's input."""
+        entering = hidden_states if self.pre_process else self._stage_input.tensor
+        return entering.shape[0] * self._sequence_parts
 
     def construct(
         self,
