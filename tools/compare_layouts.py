@@ -4,13 +4,13 @@
     mpiexec -n 4 python -m tools.compare_layouts --layouts "tp=4; tp=2,pp=2,sp; pp=2,vpp=2" \
         --steps 5 -- --num-layers 8 --hidden-size 64 ...
 
-All that is not the tool's own is given to the run: a YAML file or Megatron flags. The first layout is
-the one the others are compared with; it is data parallelism over all ranks, unless ``--layouts``
-names others. Without ``--layouts`` a set is chosen that covers every axis the ranks allow. Initial
+All that is not the tool's own is given to the run: a YAML file or Megatron flags. The others are
+compared with the first layout, which is data parallelism over all ranks unless ``--layouts`` names
+another. Without ``--layouts`` a set is chosen that covers every axis the ranks allow. Initial
 weights do not depend on the layout, so after a change of the model this is its self-test: a loss
 that differs in one layout only points to a missing or a doubled reduction, and the table names the
-first tensor, in the order of the model, whose gradient in the first step differs. The status is 1 if
-anything differs by more than the tolerance.
+first tensor, in the order of the model, whose gradient in the first step differs. The status is 1
+if anything differs by more than the tolerance.
 """
 
 from __future__ import annotations

@@ -70,6 +70,15 @@ def _initialize(mpi: ModuleType) -> None:
         raise RuntimeError(f"MPI_Init_thread failed with code {status}; see the messages above")
 
 
+def finalize(mpi: ModuleType) -> None:
+    """End MPI without holding the interpreter lock, which the job server's thread needs."""
+    library = _mapped_library()
+    if library is None:
+        mpi.Finalize()
+    else:
+        ctypes.CDLL(library).MPI_Finalize()
+
+
 def _mapped_library() -> str | None:
     """Path of the MPI library mpi4py has loaded, where the system tells."""
     maps = Path("/proc/self/maps")

@@ -293,4 +293,4 @@ def _leave(session: _Session) -> None:
     """Runs at exit. MPI's finalization is collective, so all ranks enter it together."""
     may_finalize = session.client.leave()
     if may_finalize and session.mpi is not None:
-        session.mpi.Finalize()
+        cpu_mpi.finalize(session.mpi)

@@ -1,4 +1,4 @@
-"""The self-test of layouts: it agrees where they agree, and names what differs where they do not."""
+"""The self-test of layouts: it agrees where they do, and names what differs where they do not."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from mindspeed_ms.core.parameter import ShardSpec
 from tools import compare_layouts as tool
 from tools import parity
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 
@@ -77,7 +77,12 @@ def test_layouts_become_flags():
 
 def test_parts_are_joined_and_copies_left_out():
     halves = [
-        {"w": (np.full((1, 2), rank), ShardSpec(partition_dim=0, partitions=2, partition_rank=rank))}
+        {
+            "w": (
+                np.full((1, 2), rank),
+                ShardSpec(partition_dim=0, partitions=2, partition_rank=rank),
+            )
+        }
         for rank in range(2)
     ]
     halves[0]["copy"] = (np.zeros(1), ShardSpec(shared=True))

@@ -6,7 +6,7 @@ import tiny_training as tiny
 
 from mindspeed_ms.core import parallel_state
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 # Other orders of fp32 sums over micro-batches and ranks, carried through four AdamW steps.
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
 TIMEOUT = 120.0

@@ -8,7 +8,7 @@ import pytest
 
 from mindspeed_ms.training import pretrain
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 TIMEOUT = 180.0
 OVERLAP = ["--overlap-grad-reduce", "--bucket-size", "700"]
 BOTH = ["--use-distributed-optimizer", "--overlap-param-gather", *OVERLAP]

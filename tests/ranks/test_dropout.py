@@ -10,7 +10,7 @@ from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.core.tensor_parallel import get_rng_tracker
 from mindspeed_ms.legacy.model.transformer import residual_dropout_stream
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 TP2 = ["--tensor-model-parallel-size", "2"]
 
 

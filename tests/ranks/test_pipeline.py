@@ -22,7 +22,7 @@ from mindspeed_ms.training.forward import default_forward_step
 from mindspeed_ms.training.train_loop import mean_losses
 from mindspeed_ms.training.training import build_model_chunks, get_model
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 
 def pp(stages, *more):

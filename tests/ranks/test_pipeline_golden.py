@@ -6,7 +6,7 @@ import pytest
 
 from tools import parity
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 

@@ -16,7 +16,7 @@ from mindspeed_ms.core.optimizer import ConstantGradScaler, DynamicGradScaler
 from mindspeed_ms.core.optimizer.grad_scaler import ScalePolicy
 from mindspeed_ms.core.parameter import named_parameters
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 TIMEOUT = 120.0
 FP32_GRADS = {"grad_reduce_in_fp32": True}
 

@@ -1,9 +1,6 @@
 """Timelines: bubbles as the theory has them, and the same after writing and reading."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -19,8 +16,6 @@ from mindspeed_ms.core.pipeline_parallel.timeline import (
 )
 from mindspeed_ms.training.timeline_file import timeline_recorder
 from tools import pipeline_timeline as tool
-
-ROOT = Path(__file__).parents[2]
 
 
 def equal_stages(stage, step):
@@ -90,19 +85,13 @@ def test_an_unknown_ending_is_refused(tmp_path):
         tool.write(simulate(Shape(1, 1), equal_stages), tmp_path / "step.pdf")
 
 
-def run_tool(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "tools.pipeline_timeline", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def run_tool(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["pipeline_timeline", *map(str, arguments)])
+    tool.main()
 
 
-def test_the_command_draws_a_configuration(tmp_path):
-    picture = tmp_path / "step.svg"
-    config = tmp_path / "run.yaml"
+def test_the_command_draws_a_configuration(tmp_path, monkeypatch, capsys):
+    picture, config = tmp_path / "step.svg", tmp_path / "run.yaml"
     config.write_text(
         "training_config: {training_iters: 1, global_batch_size: 8}\n"
         "dataset_config: {batch_size: 1}\n"
@@ -111,14 +100,19 @@ def test_the_command_draws_a_configuration(tmp_path):
         "model_config: {vocab_size: 64, num_layers: 4, num_attention_heads: 2, hidden_size: 16,\n"
         "  seq_length: 16}\n"
     )
-    done = run_tool("--yaml", config, "--output", picture)
-    assert done.returncode == 0, done.stderr
-    assert "micro-batches in flight: 2, 1" in done.stdout and picture.exists()
-    assert run_tool("--stages", 4, "--microbatches", 6, "--chunks", 2, "--output", picture).stderr
+    run_tool(monkeypatch, "--yaml", config, "--output", picture)
+    assert "micro-batches in flight: 2, 1" in capsys.readouterr().out and picture.exists()
 
 
-def test_the_command_draws_what_was_measured(tmp_path):
+def test_the_command_draws_what_was_measured(tmp_path, monkeypatch, capsys):
     trace, picture = tmp_path / "step.json", tmp_path / "step.png"
-    assert run_tool("--stages", 2, "--output", trace).returncode == 0
-    done = run_tool("--measured", trace, "--output", picture)
-    assert done.returncode == 0 and "bubble ratio 12.5%" in done.stdout and picture.exists()
+    run_tool(monkeypatch, "--stages", 2, "--output", trace)
+    assert "bubble ratio in theory 12.5%" in capsys.readouterr().out
+    run_tool(monkeypatch, "--measured", trace, "--output", picture)
+    assert "bubble ratio 12.5%" in capsys.readouterr().out and picture.exists()
+
+
+def test_the_command_explains_what_cannot_be_drawn(tmp_path, monkeypatch):
+    arguments = ("--stages", 4, "--microbatches", 6, "--chunks", 2)
+    with pytest.raises(SystemExit, match="error: 6 micro-batches in groups of 4"):
+        run_tool(monkeypatch, *arguments, "--output", tmp_path / "step.svg")
