@@ -28,6 +28,7 @@ from mindspeed_ms.core.pipeline_parallel import get_forward_backward_func
 from mindspeed_ms.core.pipeline_parallel.executor import StepRecord
 from mindspeed_ms.core.pipeline_parallel.schedule_plan import Shape
 from mindspeed_ms.core.pipeline_parallel.timeline import (
+    PASSES,
     Timeline,
     measured,
     theoretical_bubble_ratio,
@@ -107,7 +108,11 @@ def summary(shape: Shape, steps: list[Timeline]) -> dict[str, Any]:
     busiest = [max(step.work(stage) for stage in stages) for step in steps]
     waits = [
         max(
-            sum(bar.end - bar.start for bar in step.bars if bar.stage == s and bar.kind == "wait")
+            sum(
+                bar.end - bar.start
+                for bar in step.bars
+                if bar.stage == s and bar.kind not in PASSES
+            )
             for s in stages
         )
         for step in steps

@@ -38,7 +38,13 @@ WIDTH, ROW, LEFT, TOP = 1600, 36, 80, 40
 MIN_LABEL_WIDTH = 14
 """Pixels a bar needs to carry the number of its micro-batch."""
 
-COLOURS = {"forward": (92, 141, 208), "backward": (97, 173, 112), "wait": (235, 235, 235)}
+IDLE = (235, 235, 235)
+COLOURS = {
+    "forward": (92, 141, 208),
+    "backward": (97, 173, 112),
+    "wait": IDLE,
+    "exchange": IDLE,
+}
 INK = (40, 40, 40)
 
 
@@ -62,8 +68,8 @@ def shade(bar: Bar) -> tuple[int, int, int]:
 
 
 def boxes(timeline: Timeline) -> list[Box]:
-    """The bars of a timeline as rectangles; exchanges are too short to show."""
-    shown = [bar for bar in timeline.bars if bar.kind in COLOURS]
+    """The bars of a timeline as rectangles."""
+    shown = timeline.bars
     first = min(bar.start for bar in shown)
     scale = (WIDTH - LEFT - 10) / (max(bar.end for bar in shown) - first)
     result = []
