@@ -26,6 +26,7 @@ __all__ = [
     "bias_dropout_add",
     "bias_grad",
     "ce_backward",
+    "ce_loss",
     "ce_max",
     "ce_sum",
     "ce_sum_logits",
@@ -41,6 +42,7 @@ __all__ = [
     "linear_forward",
     "linear_wgrad",
     "linear_wgrad_accumulate",
+    "masked_mean",
     "report",
     "rms_norm",
     "rotary",
@@ -233,6 +235,16 @@ def embedding(weight: Tensor, ids: Tensor, vocab_start: int = 0) -> Tensor:
     return current().embedding(weight, ids, vocab_start)
 
 
+def masked_mean(values: Tensor, weights: Tensor, scale: float = 1.0) -> Tensor:
+    """``scale * sum(values * weights) / max(sum(weights), 1)``, differentiable in ``values``.
+
+    Shapes: values fp32 and weights (any number type) [...], the same; the result is an fp32 scalar.
+    """
+    checks.floating("masked_mean", values)
+    checks.same_shape("masked_mean", values, weights)
+    return current().masked_mean(values, weights, scale)
+
+
 # ---- plain kernels: no graph ---------------------------------------------------------------------
 
 
@@ -297,6 +309,22 @@ def ce_sum_logits(logits: Tensor) -> Tensor:
     """Sum of the logits of each row of this partition, fp32 (label smoothing)."""
     checks.floating("ce_sum_logits", logits)
     return current().ce_sum_logits(logits)
+
+
+def ce_loss(
+    row_max: Tensor,
+    sum_exp: Tensor,
+    predicted: Tensor,
+    sum_logits: Tensor | None = None,
+    smoothing: float = 0.0,
+    vocab_size: int = 1,
+) -> Tensor:
+    """Loss of each row from the global parts: ``log(sum_exp) + row_max - predicted``.
+
+    With ``smoothing`` the uniform distribution over ``vocab_size`` entries takes that part of the
+    target's weight; ``sum_logits`` is needed then. All tensors fp32 [...].
+    """
+    return current().ce_loss(row_max, sum_exp, predicted, sum_logits, smoothing, vocab_size)
 
 
 def ce_backward(

@@ -309,3 +309,20 @@ def test_no_graph_is_built_under_no_grad():
     weight = ref.leaf(ref.tensor(np.ones(4)))
     with autograd.no_grad():
         assert not autograd.requires_grad(ops.rms_norm(ref.tensor(np.ones((2, 4))), weight, 1e-5))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 12])
+@pytest.mark.parametrize("mask_dtype", [np.float32, np.int32, np.bool_], ids=str)
+def test_masked_mean_matches_float64(kept, mask_dtype):
+    weights = (np.arange(12).reshape(3, 4) < kept).astype(mask_dtype)
+
+    def reference(x):
+        return 3.0 * np.array((x * weights).sum() / max(weights.sum(), 1))
+
+    for strided in (False, True):
+        check(
+            lambda x: ops.masked_mean(x, ms.Tensor(weights), 3.0),
+            reference,
+            [RNG.randn(3, 4)],
+            strided=strided,
+        )

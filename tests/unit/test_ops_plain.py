@@ -115,6 +115,21 @@ def test_cross_entropy_pieces_match_float64(dtype, smoothing):
     assert np.array_equal(ref.values(logits), before), "logits must not change"
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_of_whole_rows_matches_float64(smoothing):
+    logits64 = np.float32(RNG.randn(3, 4, 9) * 5).astype("f8")
+    target = RNG.randint(0, 9, (3, 4))
+    shift = logits64.max(-1) + 0.25
+    parts = [shift, np.exp(logits64 - shift[..., None]).sum(-1)]
+    parts += [np.take_along_axis(logits64, target[..., None], -1)[..., 0], logits64.sum(-1)]
+    parts = [ref.tensor(part) for part in parts]
+    got = ops.ce_loss(*(parts if smoothing else parts[:3]), smoothing=smoothing, vocab_size=9)
+    log_probs = logits64 - np.log(np.exp(logits64).sum(-1, keepdims=True))
+    picked = np.take_along_axis(log_probs, target[..., None], -1)[..., 0]
+    want = -(1 - smoothing) * picked - smoothing * log_probs.mean(-1)
+    ref.assert_close(ref.values(got), want, FP32)
+
+
 def test_cross_entropy_pieces_take_strided_and_empty_logits():
     logits = RNG.randn(4, 3, 9)
     target = ms.Tensor(RNG.randint(0, 9, (4, 3)))

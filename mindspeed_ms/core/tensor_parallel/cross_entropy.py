@@ -36,14 +36,12 @@ class _VocabParallelCrossEntropy(autograd.Function):
         sum_exp, predicted = ops.ce_sum(logits, target, row_max, vocab_start)
         comm.all_reduce(sum_exp, group=group)
         comm.all_reduce(predicted, group=group)
-        log_sum = sum_exp.log() + row_max
-        loss = log_sum - predicted
-        smoothing = 0.0
+        smoothing, sum_logits = 0.0, None
         if label_smoothing > 0.0:
             smoothing = label_smoothing * vocab_size / (vocab_size - 1)
             sum_logits = ops.ce_sum_logits(logits)
             comm.all_reduce(sum_logits, group=group)
-            loss = (1.0 - smoothing) * loss - smoothing * (sum_logits / vocab_size - log_sum)
+        loss = ops.ce_loss(row_max, sum_exp, predicted, sum_logits, smoothing, vocab_size)
         ctx.save_for_backward(logits, target, row_max, sum_exp)
         ctx.vocab_start, ctx.smoothing, ctx.vocab_size = vocab_start, smoothing, vocab_size
         return loss

@@ -524,7 +524,7 @@ class VocabParallelEmbedding(Cell):
     def construct(self, input_: Tensor) -> Tensor:
         """Rows of the table for ids of any shape."""
         if self.reduce_scatter_embeddings:
-            input_ = memory.contiguous(input_.swapaxes(0, 1))
+            input_ = memory.transposed(input_)
         return _VocabParallelLookup.apply(input_, self.weight, self.plan, self.vocab_start_index)
 
 

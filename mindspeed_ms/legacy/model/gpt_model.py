@@ -43,9 +43,7 @@ def post_language_model_processing(
     if not fp16_lm_cross_entropy and output.dtype != mstype.float32:
         output = output.astype(mstype.float32)
     # Labels and mask follow the layout of the logits: v times fewer numbers to transpose.
-    labels = memory.contiguous(labels.swapaxes(0, 1))
-    loss_mask = memory.contiguous(loss_mask.swapaxes(0, 1))
-    return loss_fn(output, labels, loss_mask)
+    return loss_fn(output, memory.transposed(labels), memory.transposed(loss_mask))
 
 
 class GPTModel(Module):

@@ -107,11 +107,13 @@ class Embedding(Cell):
             embeddings = self.word_embeddings(input_ids)  # [s/p, b, h]
         else:
             # Transposing ids is free; transposing embeddings would copy h numbers per token.
-            embeddings = self.word_embeddings(_transposed(input_ids))  # [s, b, h]
+            embeddings = self.word_embeddings(memory.transposed(input_ids))  # [s, b, h]
             if self.position_embeddings is not None:
-                embeddings = embeddings + self.position_embeddings(_transposed(position_ids))
+                embeddings = embeddings + self.position_embeddings(memory.transposed(position_ids))
             if self.tokentype_embeddings is not None:
-                embeddings = embeddings + self.tokentype_embeddings(_transposed(tokentype_ids))
+                embeddings = embeddings + self.tokentype_embeddings(
+                    memory.transposed(tokentype_ids)
+                )
             if self.sequence_parallel:
                 embeddings = mappings.scatter_to_sequence_parallel_region(embeddings, self.group)
         if embeddings.dtype != self.compute_dtype:
@@ -120,10 +122,6 @@ class Embedding(Cell):
             with residual_dropout_stream(self.sequence_parallel):
                 embeddings = ops.dropout(embeddings, self.dropout, get_rng_tracker().current())
         return embeddings
-
-
-def _transposed(ids: Tensor) -> Tensor:
-    return memory.contiguous(ids.swapaxes(0, 1))
 
 
 class TransformerLanguageModel(Cell):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mindspore import Tensor
-from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
+from mindspeed_ms import ops
 from mindspeed_ms.core import parallel_state
 
 
@@ -26,7 +26,5 @@ class LossWithMask(Cell):
 
     def construct(self, logits: Tensor, label: Tensor, loss_mask: Tensor) -> Tensor:
         """Logits [x, y, v], labels and mask [x, y] in the same order -> scalar fp32."""
-        losses = self.loss_func(logits, label).view((-1,))
-        weights = loss_mask.reshape((-1,)).astype(mstype.float32)
-        total = weights.sum().clip(1.0, None)
-        return (losses * weights).sum() / total * self.context_parallel_size
+        losses = self.loss_func(logits, label)
+        return ops.masked_mean(losses, loss_mask, self.context_parallel_size)

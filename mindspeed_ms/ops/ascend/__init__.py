@@ -27,7 +27,14 @@ from mindspeed_ms.ops.ascend.linear import (
     linear_wgrad,
     linear_wgrad_accumulate,
 )
-from mindspeed_ms.ops.ascend.loss import ce_backward, ce_max, ce_sum, ce_sum_logits
+from mindspeed_ms.ops.ascend.loss import (
+    ce_backward,
+    ce_loss,
+    ce_max,
+    ce_sum,
+    ce_sum_logits,
+    masked_mean,
+)
 from mindspeed_ms.ops.ascend.pointwise import (
     gelu,
     layer_norm,
@@ -46,6 +53,7 @@ __all__ = [
     "bias_dropout_add",
     "bias_grad",
     "ce_backward",
+    "ce_loss",
     "ce_max",
     "ce_sum",
     "ce_sum_logits",
@@ -62,6 +70,7 @@ __all__ = [
     "linear_forward",
     "linear_wgrad",
     "linear_wgrad_accumulate",
+    "masked_mean",
     "rms_norm",
     "rotary",
     "scale_",

@@ -38,6 +38,31 @@ def ce_sum_logits(logits: Tensor) -> Tensor:
         return mint.sum(logits.astype(ms.float32), -1)
 
 
+def ce_loss(
+    row_max: Tensor,
+    sum_exp: Tensor,
+    predicted: Tensor,
+    sum_logits: Tensor | None,
+    smoothing: float,
+    vocab_size: int,
+) -> Tensor:
+    """See ``ops.ce_loss``."""
+    with autograd.no_grad():
+        log_sum = mint.add(mint.log(sum_exp), row_max)
+        loss = mint.sub(log_sum, predicted)
+        if sum_logits is None:
+            return loss
+        uniform = mint.sub(log_sum, mint.div(sum_logits, vocab_size))
+        return mint.add(mint.mul(loss, 1.0 - smoothing), mint.mul(uniform, smoothing))
+
+
+def masked_mean(values: Tensor, weights: Tensor, scale: float) -> Tensor:
+    """See ``ops.masked_mean``; stock operators, which record themselves."""
+    weights = weights.astype(ms.float32)
+    total = mint.clamp(mint.sum(weights), min=1.0)
+    return mint.mul(mint.div(mint.sum(mint.mul(values, weights)), total), scale)
+
+
 def ce_backward(
     logits: Tensor,
     target: Tensor,

@@ -31,6 +31,7 @@ from mindspeed_ms.ops.cpu.linear import (
 from mindspeed_ms.ops.cpu.norms import layer_norm, rms_norm
 from mindspeed_ms.ops.cpu.qkv import split_qkv
 from mindspeed_ms.ops.cpu.rotary import rotary
+from mindspeed_ms.ops.portable.cross_entropy import ce_loss, masked_mean
 
 __all__ = [
     "adamw_",
@@ -39,6 +40,7 @@ __all__ = [
     "bias_dropout_add",
     "bias_grad",
     "ce_backward",
+    "ce_loss",
     "ce_max",
     "ce_sum",
     "ce_sum_logits",
@@ -55,6 +57,7 @@ __all__ = [
     "linear_forward",
     "linear_wgrad",
     "linear_wgrad_accumulate",
+    "masked_mean",
     "rms_norm",
     "rotary",
     "scale_",

@@ -11,13 +11,11 @@ from mindspeed_ms.ops.cpu.library import STORAGE, library
 
 def int64_of(t: Tensor) -> Tensor:
     """The indices as contiguous int64, which is what the library reads."""
-    t = memory.contiguous(t)
-    return t if t.dtype == ms.int64 else t.astype(ms.int64)
+    return memory.in_dtype(memory.contiguous(t), ms.int64)
 
 
 def _float32_of(t: Tensor) -> Tensor:
-    t = memory.contiguous(t)
-    return t if t.dtype == ms.float32 else t.astype(ms.float32)
+    return memory.in_dtype(memory.contiguous(t), ms.float32)
 
 
 def _rows(logits: Tensor) -> int:

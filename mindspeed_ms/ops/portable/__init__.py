@@ -11,7 +11,14 @@ from __future__ import annotations
 
 from mindspeed_ms.ops.portable.activations import gelu, silu, squared_relu, swiglu
 from mindspeed_ms.ops.portable.attention import attention, softmax
-from mindspeed_ms.ops.portable.cross_entropy import ce_backward, ce_max, ce_sum, ce_sum_logits
+from mindspeed_ms.ops.portable.cross_entropy import (
+    ce_backward,
+    ce_loss,
+    ce_max,
+    ce_sum,
+    ce_sum_logits,
+    masked_mean,
+)
 from mindspeed_ms.ops.portable.dropout import bias_dropout_add, dropout
 from mindspeed_ms.ops.portable.embedding import embedding, embedding_wgrad_accumulate
 from mindspeed_ms.ops.portable.flat import (
@@ -40,6 +47,7 @@ __all__ = [
     "bias_dropout_add",
     "bias_grad",
     "ce_backward",
+    "ce_loss",
     "ce_max",
     "ce_sum",
     "ce_sum_logits",
@@ -56,6 +64,7 @@ __all__ = [
     "linear_forward",
     "linear_wgrad",
     "linear_wgrad_accumulate",
+    "masked_mean",
     "rms_norm",
     "rotary",
     "scale_",

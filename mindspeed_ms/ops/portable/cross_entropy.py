@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor
 
-from mindspeed_ms.backend import memory
+from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.ops.portable.arrays import Array, tensor_of, wide
 
 
@@ -36,6 +38,43 @@ def ce_sum(
 def ce_sum_logits(logits: Tensor) -> Tensor:
     """See ``ops.ce_sum_logits``."""
     return tensor_of(wide(logits).sum(axis=-1, dtype=np.float64).astype(np.float32))
+
+
+def ce_loss(
+    row_max: Tensor,
+    sum_exp: Tensor,
+    predicted: Tensor,
+    sum_logits: Tensor | None,
+    smoothing: float,
+    vocab_size: int,
+) -> Tensor:
+    """See ``ops.ce_loss``."""
+    log_sum = np.log(wide(sum_exp)) + wide(row_max)
+    loss = log_sum - wide(predicted)
+    if sum_logits is not None:
+        uniform = log_sum - wide(sum_logits) / np.float32(vocab_size)
+        loss = np.float32(1.0 - smoothing) * loss + np.float32(smoothing) * uniform
+    return tensor_of(loss)
+
+
+class _MaskedMean(autograd.Function):
+    """mean = scale sum(x w) / max(sum(w), 1); its gradient in x is scale w / max(sum(w), 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weights: Tensor, scale: float) -> Tensor:
+        factors = memory.as_numpy(memory.contiguous(weights)).astype(np.float64)
+        factors *= scale / max(factors.sum(), 1.0)
+        ctx.factors = factors
+        return tensor_of(np.array((wide(values) * factors).sum(), dtype=np.float32))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return tensor_of(ctx.factors * wide(grad)), None, None
+
+
+def masked_mean(values: Tensor, weights: Tensor, scale: float) -> Tensor:
+    """See ``ops.masked_mean``."""
+    return _MaskedMean.apply(values, weights, scale)
 
 
 def ce_backward(
