@@ -221,8 +221,8 @@ _REPEATED = re.compile(r"\(([^()]*)\)\*(\d+)|([Etml|])\*(\d+)")
 def expand_layout(layout: str) -> list[str]:
     """Stages of a layout string, one word of letters each.
 
-    ``E`` embedding, ``t`` transformer layer, ``L`` loss; ``|`` ends a stage, ``x*n`` and
-    ``(...)*n`` repeat, commas and spaces mean nothing.
+    ``E`` embedding, ``t`` transformer layer, ``m`` multi-token prediction, ``L`` loss; ``|`` ends a
+    stage, ``x*n`` and ``(...)*n`` repeat, commas and spaces mean nothing.
 
     >>> expand_layout("Et*2|(tt|)*2tL")
     ['Ett', 'tt', 'tt', 'tL']
@@ -234,11 +234,12 @@ def expand_layout(layout: str) -> list[str]:
     while (match := _REPEATED.search(text)) is not None:
         part, times = (match[1], match[2]) if match[2] else (match[3], match[4])
         text = text[: match.start()] + part * int(times) + text[match.end() :]
-    strange = set(text) - set("EtL|")
+    strange = set(text) - set("EtmL|")
     if strange:
         raise ValueError(
             f"pipeline_model_parallel_layout {layout!r} contains {sorted(strange)[0]!r}; write E "
-            "(embedding), t (layer), L (loss), | between stages, and x*n or (...)*n to repeat"
+            "(embedding), t (layer), m (multi-token prediction), L (loss), | between stages, and "
+            "x*n or (...)*n to repeat"
         )
     return text.split("|")
 
@@ -252,7 +253,7 @@ def _counts_of_layout(layout: str, num_layers: int, stages: int) -> list[list[in
         )
     whole = "".join(words)
     if (
-        whole != "E" + "t" * num_layers + "L"
+        not re.fullmatch(f"Et{{{num_layers}}}m*L", whole)
         or not words[0].startswith("E")
         or not words[-1].endswith("L")
     ):

@@ -23,6 +23,9 @@ NORMS = "layernorm"
 MODULES = (CORE_ATTENTION, MLP, MLP_ACTIVATION, NORMS)
 """Parts of a layer that can be recomputed; all but ``mlp_act`` are Megatron's names."""
 
+MODULES_OF_OTHER_LAYERS = ("moe", "moe_act", "shared_experts", "mla_up_proj")
+"""Megatron's names of parts that a dense layer with plain attention does not have."""
+
 SELECTED = frozenset({CORE_ATTENTION, MLP_ACTIVATION})
 """What ``select_recompute`` stands for."""
 
@@ -156,7 +159,7 @@ def _check_modules(model: TransformerConfig) -> None:
             f"recompute_modules {modules} needs recompute_granularity selective, given "
             f"{model.recompute_granularity}; set it or leave the modules out"
         )
-    unknown = [name for name in modules if name not in MODULES]
+    unknown = [name for name in modules if name not in (*MODULES, *MODULES_OF_OTHER_LAYERS)]
     if unknown:
         raise ValueError(
             f"recompute_modules names {unknown[0]!r}; this model can recompute "

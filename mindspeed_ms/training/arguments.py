@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -16,9 +17,11 @@ from mindspeed_ms.core.config.derived_args import derive
 from mindspeed_ms.core.config.flags import BY_NAME, ROWS, EntryPoint, Flag, Refused
 from mindspeed_ms.core.config.from_args import (
     YamlSource,
+    defaults_of_flags,
     override_by_command_line,
     values_of_sections,
 )
+from mindspeed_ms.core.config.megatron_yaml import flags_of, load_megatron_yaml
 
 REQUIRED = (
     "num_layers",
@@ -80,14 +83,23 @@ class _FlagAction(argparse.Action):
     ) -> None:
         del option_string
         name = self.row.names[0]
-        if isinstance(self.row.state, Refused):
-            parser.error(f"{name} is refused: {self.row.state.reason}; {self.row.state.instead}")
+        namespace.given_flags = [*getattr(namespace, "given_flags", ()), name]
         if self.row.arity in ("on", "off"):
             values = self.row.arity == "on"
-        if isinstance(self.row.state, EntryPoint):
+        refusal = self.row.refusal(values)
+        if refusal is not None:
+            takes_none = isinstance(self.row.state, Refused) and not self.row.state.harmless
+            shown = name if takes_none else f"{name} {_as_typed(values)}"
+            line = f"{shown} is refused: {refusal.advice}"
+            namespace.refusals = [*getattr(namespace, "refusals", ()), line]
+            return
+        if isinstance(self.row.state, EntryPoint) and self.row.arity == "some":
             values = [*(getattr(namespace, self.dest) or ()), *values]
         setattr(namespace, self.dest, values)
-        namespace.given_flags = [*getattr(namespace, "given_flags", ()), name]
+
+
+def _as_typed(values: Any) -> str:
+    return " ".join(map(str, values)) if isinstance(values, list) else str(values)
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -118,6 +130,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line to stderr and leave."""
+        if "'$" in message:
+            message += " (a shell variable that was not expanded?)"
         self.exit(2, f"{self.prog}: error: {message}\n")
 
     def spellings(self) -> list[str]:
@@ -183,16 +197,24 @@ def parse_args(
 
     """
     parser = build_parser(extra_args_provider)
-    parsed, unknown = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    parsed, unknown = parser.parse_known_args(without_brackets(words))
     if unknown and not ignore_unknown_args:
         known = parser.spellings() if isinstance(parser, _Parser) else list(BY_NAME)
         parser.error(unknown_flag_message(unknown[0], known))
     values = vars(parsed)
     values.setdefault("given_flags", [])
+    refusals = values.setdefault("refusals", [])
+    if refusals and not values["dry_run"]:
+        parser.error(refusals[0])
+    users = parser.user_defaults() if isinstance(parser, _Parser) else {}
     try:
+        if values["yaml"] and values["yaml_cfg"]:
+            raise ValueError("--yaml and --yaml-cfg are two layouts of one thing; keep one of them")
         if values["yaml"]:
-            users = parser.user_defaults() if isinstance(parser, _Parser) else {}
             values = _with_yaml(values, users)
+        elif values["yaml_cfg"]:
+            values = _with_megatron_yaml(values, users)
         _fill_defaults(values, args_defaults or {})
         values = derive(values)
     except ValueError as error:
@@ -211,14 +233,59 @@ def _fill_defaults(values: dict[str, Any], args_defaults: Mapping[str, Any]) -> 
 def _with_yaml(values: Mapping[str, Any], user_defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parsed arguments on top of the YAML files they name."""
     sections = load_sections(values["yaml"])
-    given = {BY_NAME[name].dest for name in values["given_flags"]}
-    given |= {name for name, default in user_defaults.items() if values.get(name) != default}
+    given = _given(values, user_defaults)
     base = values_of_sections(sections)
     own = {name: value for name, value in values.items() if name not in base}
     command_line = {name: values[name] for name in given if name in base}
     merged = override_by_command_line(base, command_line)
     source = YamlSource(sections, derive(base), frozenset(given))
     return {**own, **merged, "yaml": values["yaml"], "yaml_source": source}
+
+
+def _with_megatron_yaml(
+    values: Mapping[str, Any], user_defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the parsed arguments on top of a file in Megatron's own layout."""
+    stated = load_megatron_yaml(values["yaml_cfg"])
+    given = _given(values, user_defaults)
+    base = {**defaults_of_flags(), **stated}
+    own = {name: value for name, value in values.items() if name not in base}
+    merged = override_by_command_line(base, {name: values[name] for name in given if name in base})
+    flags = dict.fromkeys((*values["given_flags"], *flags_of(stated)))
+    return {**own, **merged, "yaml_cfg": values["yaml_cfg"], "given_flags": list(flags)}
+
+
+def _given(values: Mapping[str, Any], user_defaults: Mapping[str, Any]) -> set[str]:
+    """Attributes that the command line sets."""
+    given = {BY_NAME[name].dest for name in values["given_flags"]}
+    return given | {name for name, own in user_defaults.items() if values.get(name) != own}
+
+
+def without_brackets(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with bracketed lists taken apart.
+
+    Lists of Megatron's YAML arguments reach a flag that takes several values as one word
+    ``[a b]``, as words ``[a``, ``b]``, or, if they are numbers, as one word ``1 2``.
+
+    >>> without_brackets(["--recompute-modules", "[mlp layernorm]", "--bf16"])
+    ['--recompute-modules', 'mlp', 'layernorm', '--bf16']
+    """
+    result: list[str] = []
+    takes_several = is_number = is_open = False
+    for word in words:
+        if word.startswith("--"):
+            row = BY_NAME.get(word)
+            takes_several = row is not None and row.arity in ("some", "many", "three")
+            is_number, is_open = row is not None and row.type in (int, float), False
+        elif takes_several and (is_open or word.startswith("[")):
+            is_open = not word.endswith("]")
+            result.extend(word.strip("[]").replace(",", " ").split())
+            continue
+        elif takes_several and is_number:
+            result.extend(word.split())
+            continue
+        result.append(word)
+    return result
 
 
 def unknown_flag_message(word: str, known: Iterable[str]) -> str:
@@ -262,6 +329,11 @@ def validate_args(args: Namespace, world_size: int) -> Namespace:
     """
     if not getattr(args, "yaml", None):
         _require_given(args)
+    if getattr(args, "world_size", None) not in (None, world_size):
+        raise ValueError(
+            f"--world-size {args.world_size} is for --dry-run, but {world_size} ranks run; leave "
+            "it out, or start as many ranks"
+        )
     _check_length(args)
     _check_checkpoints(args)
     _check_weight_decay(args)
@@ -297,7 +369,7 @@ def _refuse_together(args: Namespace, first: str, others: Sequence[str]) -> None
 
 
 def _check_length(args: Namespace) -> None:
-    samples = ("train_samples", "lr_decay_samples", "lr_warmup_samples", "rampup_batch_size")
+    samples = ("train_samples", "lr_decay_samples", "lr_warmup_samples")
     _refuse_together(args, "train_iters", samples)
     _refuse_together(args, "train_samples", ("lr_decay_iters", "lr_warmup_iters"))
     _refuse_together(args, "lr_warmup_fraction", ("lr_warmup_iters", "lr_warmup_samples"))

@@ -14,7 +14,6 @@ from mindspeed_ms.core.config import (
     AllConfig,
     get_args,
     init_configs_from_args,
-    no_effect_report,
     set_global_args,
 )
 from mindspeed_ms.core.num_microbatches_calculator import (
@@ -23,9 +22,10 @@ from mindspeed_ms.core.num_microbatches_calculator import (
 )
 from mindspeed_ms.training.arguments import parse_args, validate_args
 from mindspeed_ms.training.data import set_loader_settings
+from mindspeed_ms.training.dry_run import dry_run
 from mindspeed_ms.training.entry import user_errors
 from mindspeed_ms.training.global_vars import set_all_config
-from mindspeed_ms.training.output import print_rank_0, set_up_output
+from mindspeed_ms.training.output import print_arguments, print_rank_0, set_up_output
 from mindspeed_ms.training.tokenizer import build_tokenizer, vocab_size_with_padding
 from mindspeed_ms.training.utils import set_parallel_context, set_seed
 
@@ -52,18 +52,22 @@ def initialize_megatron(
 
     Raises:
         SystemExit: a wrong flag, flags that do not go together or that do not fit the number of
-            ranks; one line has been printed.
+            ranks; one line has been printed. A dry run, which has printed its plan.
 
     Source: Megatron-LM ``initialize_megatron`` (order of the steps).
     """
     args = parse_args(argv, extra_args_provider, args_defaults, ignore_unknown_args)
+    if args.dry_run:
+        with user_errors():
+            status = dry_run(args)
+        raise SystemExit(status)
     with user_errors():
         _complete_vocabulary(args)
         comm.init_process_group()
         args.rank, args.local_rank = comm.get_rank(), comm.get_local_rank()
         set_global_args(validate_args(args, comm.get_world_size()))
         set_up_run(init_configs_from_args(args))
-    _print_arguments(args)
+    print_arguments(args)
     return args
 
 
@@ -71,14 +75,7 @@ def _complete_vocabulary(args: argparse.Namespace) -> None:
     """Pad the tokenizer's vocabulary, unless the padded size was given."""
     if args.padded_vocab_size is not None or args.tokenizer_type is None:
         return
-    tokenizer = build_tokenizer(
-        args.tokenizer_type,
-        tokenizer_model=args.tokenizer_model,
-        vocab_file=args.vocab_file,
-        merge_file=args.merge_file,
-        vocab_size=args.vocab_size,
-        vocab_extra_ids=args.vocab_extra_ids,
-    )
+    tokenizer = build_tokenizer(args)
     args.padded_vocab_size = vocab_size_with_padding(
         tokenizer.vocab_size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size
     )
@@ -124,16 +121,4 @@ def _report_layout(all_config: AllConfig) -> None:
         f"pipeline-model-parallel size: {parallel.pipeline_model_parallel_size}"
     )
     for line in ops.report().splitlines():
-        print_rank_0(line)
-
-
-def _print_arguments(args: argparse.Namespace) -> None:
-    """Megatron's sorted table of arguments, and what had no effect."""
-    print_rank_0("------------------------ arguments ------------------------")
-    for name in sorted(vars(args), key=str.lower):
-        if name not in ("given_flags", "yaml_source"):
-            dots = "." * (48 - len(name))
-            print_rank_0(f"  {name} {dots} {getattr(args, name)}")
-    print_rank_0("-------------------- end of arguments ---------------------")
-    for line in no_effect_report(args):
         print_rank_0(line)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 
 from mindspeed_ms.backend import comm
+from mindspeed_ms.core.config import no_effect_report
 
 _LINES = logging.getLogger("mindspeed_ms.lines")
+
+HIDDEN_ARGUMENTS = frozenset({"given_flags", "refusals", "yaml_source"})
+"""Attributes that are no arguments of the user."""
 
 
 def set_up_output(level: int | None = None) -> None:
@@ -40,3 +45,15 @@ def print_rank_last(line: str) -> None:
     """A report line from the last rank only, where Megatron prints losses."""
     if comm.get_rank() == comm.get_world_size() - 1:
         _LINES.info(line)
+
+
+def print_arguments(args: argparse.Namespace) -> None:
+    """Megatron's sorted table of arguments, and what had no effect."""
+    print_rank_0("------------------------ arguments ------------------------")
+    for name in sorted(vars(args), key=str.lower):
+        if name not in HIDDEN_ARGUMENTS:
+            dots = "." * (48 - len(name))
+            print_rank_0(f"  {name} {dots} {getattr(args, name)}")
+    print_rank_0("-------------------- end of arguments ---------------------")
+    for line in no_effect_report(args):
+        print_rank_0(line)

@@ -10,6 +10,17 @@ from mindspeed_ms.backend import comm
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import ModelParallelConfig
 from mindspeed_ms.core.tensor_parallel.random import model_parallel_manual_seed, seed_initialization
+from mindspeed_ms.training.batches import get_batch_on_this_cp_rank, get_batch_on_this_tp_rank
+from mindspeed_ms.training.data import get_blend_and_blend_per_split
+
+__all__ = [
+    "DEFAULT_SEED",
+    "get_batch_on_this_cp_rank",
+    "get_batch_on_this_tp_rank",
+    "get_blend_and_blend_per_split",
+    "set_parallel_context",
+    "set_seed",
+]
 
 DEFAULT_SEED = 1234
 

@@ -282,8 +282,8 @@ def test_a_layer_recomputed_as_a_whole_has_no_parts():
         ({}, {"recompute_modules": ("mlp",)}, "needs recompute_granularity selective"),
         (
             {},
-            {"recompute_granularity": "selective", "recompute_modules": ("moe_act",)},
-            "names 'moe_act'",
+            {"recompute_granularity": "selective", "recompute_modules": ("embedding",)},
+            "names 'embedding'",
         ),
     ],
 )

@@ -18,6 +18,9 @@ from mindspeed_ms.core.config.transformer_config import (
     padded_vocab_size,
 )
 
+REPLACED_BY_MOCK_DATA = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
+"""Arguments that ``--mock-data`` leaves without effect."""
+
 Values = dict[str, Any]
 """Attribute of the Namespace -> value."""
 
@@ -29,6 +32,7 @@ def derive(given: Mapping[str, Any]) -> Values:
     them.
     """
     values = dict(given)
+    _translate_older(values)
     _derive_sizes(values)
     _derive_precision(values)
     _derive_layout(values)
@@ -38,14 +42,72 @@ def derive(given: Mapping[str, Any]) -> Values:
         if values.get("weight_decay") is not None:
             _fill(values, "start_weight_decay", values["weight_decay"])
             _fill(values, "end_weight_decay", values["weight_decay"])
-    if values.get("recompute_activations"):
-        values["recompute_granularity"] = "selective"
     return values
 
 
 def _fill(values: Values, name: str, value: object) -> None:
     if values.get(name) is None:
         values[name] = value
+
+
+_OTHER_ATTRIBUTES = (
+    ("layernorm_epsilon", "norm_epsilon"),
+    ("layernorm_zero_centered_gamma", "apply_layernorm_1p"),
+    ("encoder_num_layers", "num_layers"),
+)
+"""(attribute of another version of Megatron, attribute here)."""
+
+_ONE_OF_SEVERAL = ("moe_router_load_balancing_type", "moe_aux_loss_coeff")
+"""Arguments that are one value in older versions of Megatron and a list in newer ones."""
+
+_ZERO_LEVELS = {"no_shard": None, "optim": "z1", "optim_grads": "z2", "optim_grads_params": "z3"}
+"""``--data-parallel-sharding-strategy`` -> what ranks shard."""
+
+
+def _translate_older(values: Values) -> None:
+    """Give today's arguments the values that older or other spellings state."""
+    for other, name in _OTHER_ATTRIBUTES:
+        if values.get(other) is not None:
+            _fill(values, name, values[other])
+        if values.get(name) is not None:
+            values[other] = values[name]
+    for name in _ONE_OF_SEVERAL:
+        given = values.get(name)
+        if isinstance(given, list):
+            if len(given) > 1:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} has {len(given)} values, but one is balanced at a "
+                    "time; give one"
+                )
+            values[name] = given[0] if given else None
+    if values.get("recompute_activations"):
+        values["recompute_granularity"] = "selective"
+    method = values.get("activations_checkpoint_method")
+    if values.get("checkpoint_activations") or method:
+        _fill(values, "recompute_granularity", "full")
+        _fill(values, "recompute_method", method or "uniform")
+        _fill(values, "recompute_num_layers", values.get("checkpoint_num_layers") or 1)
+    _translate_recompute_modules(values)
+    if any(values.get(f"use_{name}_fsdp") for name in ("megatron", "custom")):
+        _fill(values, "zero_level", _ZERO_LEVELS[values["data_parallel_sharding_strategy"]])
+    if any(values.get(name) for name in ("use_torch_fsdp2", "enable_zero3", "layerzero")):
+        _fill(values, "zero_level", "z3")
+
+
+def _translate_recompute_modules(values: Values) -> None:
+    """MindSpeed's switches for parts of a layer; a layer that is recomputed whole includes them."""
+    asked = {
+        "mlp_act": values.get("recompute_activation_function"),
+        "layernorm": values.get("recompute_norm"),
+    }
+    names = [name for name, is_asked in asked.items() if is_asked]
+    if not names or values.get("recompute_granularity") == "full":
+        return
+    present = values.get("recompute_modules")
+    if present is None:
+        present = ["core_attn"] if values.get("recompute_granularity") == "selective" else []
+    values["recompute_granularity"] = "selective"
+    values["recompute_modules"] = [*present, *(name for name in names if name not in present)]
 
 
 def _derive_sizes(values: Values) -> None:
@@ -82,7 +144,7 @@ def _derive_vocab(values: Values) -> None:
 def _derive_precision(values: Values) -> None:
     if values.get("bf16"):
         switched = mstype.bfloat16
-        values["accumulate_allreduce_grads_in_fp32"] = True
+        values["accumulate_allreduce_grads_in_fp32"] = not values.get("grad_reduce_in_bf16")
     elif values.get("fp16"):
         switched = mstype.float16
         if values.get("loss_scale") is None:
@@ -117,6 +179,12 @@ def _derive_layout(values: Values) -> None:
 
 
 def _derive_data(values: Values) -> None:
+    if values.get("vocab_file") and values.get("merge_file"):
+        _fill(values, "tokenizer_type", "GPT2BPETokenizer")  # the default of Megatron's entry point
+    if values.get("mock_data"):
+        for name in REPLACED_BY_MOCK_DATA:
+            if name in values:
+                values[name] = None
     if values.get("data_path"):
         _fill(values, "split", DEFAULT_SPLIT)
     if "dataloader_type" in values:

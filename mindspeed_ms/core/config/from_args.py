@@ -10,8 +10,8 @@ from typing import Any, overload
 
 from mindspeed_ms.core.config.all_config import SECTION_CLASSES, AllConfig
 from mindspeed_ms.core.config.build import build_selected, clean_sections, merge_sections
-from mindspeed_ms.core.config.derived_args import Values, derive
-from mindspeed_ms.core.config.flags import BY_NAME, ROWS, Field, NoEffect
+from mindspeed_ms.core.config.derived_args import REPLACED_BY_MOCK_DATA, Values, derive
+from mindspeed_ms.core.config.flags import BY_NAME, ROWS, Field, NoEffect, Refused
 from mindspeed_ms.core.config.legacy_keys import Sections
 from mindspeed_ms.core.config.section import Section, field_default
 from mindspeed_ms.core.config.transformer_config import GATED_ACTIVATIONS
@@ -163,6 +163,25 @@ def _growth_factor(values: Values) -> Any:
     return 2.0 if values.get("hysteresis") is not None else UNSET
 
 
+def _shared_expert_width(values: Values) -> Any:
+    count, width = values.get("n_shared_experts"), values.get("moe_ffn_hidden_size")
+    if count and width:
+        return count * width
+    return _or_unset(values.get("moe_shared_expert_intermediate_size"))
+
+
+def _any_switch(*names: str) -> Callable[[Values], Any]:
+    def transform(values: Values) -> Any:
+        switches = [values[name] for name in names if values.get(name) is not None]
+        return any(switches) if switches else UNSET
+
+    return transform
+
+
+def _same(name: str) -> Callable[[Values], Any]:
+    return lambda values: _or_unset(values.get(name))
+
+
 def _or_unset(value: object) -> Any:
     return UNSET if value is None else value
 
@@ -180,8 +199,19 @@ TRANSFORMS: Mapping[str, Callable[[Values], Any]] = MappingProxyType(
         "model_config.apply_rope_fusion": lambda values: _or_unset(
             values.get("use_fused_rotary_pos_emb") or values.get("apply_rope_fusion")
         ),
-        "model_config.recompute_granularity": lambda values: _or_unset(
-            values.get("recompute_granularity")
+        "model_config.num_layers": _same("num_layers"),
+        "model_config.recompute_granularity": _same("recompute_granularity"),
+        "model_config.recompute_method": _same("recompute_method"),
+        "model_config.recompute_num_layers": _same("recompute_num_layers"),
+        "model_config.recompute_modules": _same("recompute_modules"),
+        "moe_config.moe_shared_expert_intermediate_size": _shared_expert_width,
+        "parallel_config.zero_level": _same("zero_level"),
+        "parallel_config.deterministic_mode": _any_switch(
+            "deterministic_mode", "npu_deterministic"
+        ),
+        "training_config.crc_check": _any_switch("resume_crc_check", "verify_integrity"),
+        "training_config.accumulate_allreduce_grads_in_fp32": _same(
+            "accumulate_allreduce_grads_in_fp32"
         ),
         "model_config.transformer_impl": lambda values: _or_unset(values.get("transformer_impl")),
         "model_config.params_dtype": lambda values: _or_unset(values.get("params_dtype")),
@@ -256,15 +286,37 @@ INVERSES: Mapping[str, Callable[[Callable[[str], Any]], Any]] = MappingProxyType
         "num_experts": lambda field: (
             None if field("moe_config.num_experts") == 1 else field("moe_config.num_experts")
         ),
-        "recompute_activations": lambda field: False,
-        "use_fused_rotary_pos_emb": lambda field: False,
-        "cp_comm_type": lambda field: None,
-        "hierarchical_context_parallel_sizes": lambda field: None,
-        "num_virtual_stages_per_pipeline_rank": lambda field: None,
-        "encoder_seq_length": lambda field: None,
     }
 )
 """Argument -> its value from the configuration's fields, where it is not simply the field."""
+
+OTHER_WAYS = frozenset(
+    {
+        "recompute_activations",
+        "use_fused_rotary_pos_emb",
+        "cp_comm_type",
+        "hierarchical_context_parallel_sizes",
+        "num_virtual_stages_per_pipeline_rank",
+        "encoder_seq_length",
+        "encoder_num_layers",
+        "checkpoint_activations",
+        "activations_checkpoint_method",
+        "checkpoint_num_layers",
+        "recompute_activation_function",
+        "recompute_norm",
+        "grad_reduce_in_bf16",
+        "npu_deterministic",
+        "verify_integrity",
+        "use_megatron_fsdp",
+        "use_custom_fsdp",
+        "use_torch_fsdp2",
+        "enable_zero3",
+        "layerzero",
+        "data_parallel_sharding_strategy",
+        "n_shared_experts",
+    }
+)
+"""Arguments that state in another way what a further argument states: with YAML, not given."""
 
 RESETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -316,6 +368,8 @@ def values_of_sections(sections: Mapping[str, Mapping[str, Any]]) -> Values:
 
     values = defaults_of_flags()
     for row in ROWS:
+        if row.dest in OTHER_WAYS:
+            continue
         if row.dest in INVERSES:
             values[row.dest] = INVERSES[row.dest](field)
         elif isinstance(row.state, Field):
@@ -447,9 +501,14 @@ def no_effect_report(run_args: Namespace) -> list[str]:
     """Return one line for each given flag that changes nothing, with the reason."""
     lines = []
     for name in dict.fromkeys(getattr(run_args, "given_flags", ())):
+        if BY_NAME[name].dest in REPLACED_BY_MOCK_DATA and getattr(run_args, "mock_data", False):
+            lines.append(f"{name} has no effect: --mock-data generates the data")
+            continue
         match BY_NAME[name].state:
             case NoEffect(reason=reason):
                 lines.append(f"{name} has no effect: {reason}")
             case Field(without_effect=str() as reason):
                 lines.append(f"{name} has no effect: {reason}")
+            case Refused():
+                lines.append(f"{name} has no effect: its value asks for what happens anyway")
     return lines

@@ -29,6 +29,11 @@ def _unsupported_layout(all_config: AllConfig) -> list[str]:
             "available yet; "
             f"use 1 with sequence_parallel"
         )
+    if "m" in (parallel.pipeline_model_parallel_layout or ""):
+        reasons.append(
+            f"pipeline_model_parallel_layout {parallel.pipeline_model_parallel_layout}: "
+            "multi-token prediction (m) is not available yet; leave m out"
+        )
     return reasons
 
 

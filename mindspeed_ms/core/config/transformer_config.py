@@ -366,10 +366,14 @@ class TransformerConfig(Section):
             "ffn_hidden_size",
             "kv_channels",
             "num_query_groups",
-            "recompute_num_layers",
         )
         self._require_at_least(
-            0, "init_method_std", "embedding_init_method_std", "norm_epsilon", "rotary_base"
+            0,
+            "recompute_num_layers",
+            "init_method_std",
+            "embedding_init_method_std",
+            "norm_epsilon",
+            "rotary_base",
         )
         self._require_fraction(
             "attention_dropout_rate",
@@ -453,6 +457,11 @@ class TransformerConfig(Section):
                 raise ValueError(
                     f"recompute_method {self.recompute_method} needs recompute_num_layers; "
                     f"give 1 to {self.num_layers}"
+                )
+            if self.recompute_method == "uniform" and self.recompute_num_layers == 0:
+                raise ValueError(
+                    "recompute_method uniform recomputes groups of recompute_num_layers (0) "
+                    "layers; give 1 or more, or use block, which takes 0"
                 )
         if self.recompute_num_layers is not None and self.recompute_num_layers > self.num_layers:
             raise ValueError(

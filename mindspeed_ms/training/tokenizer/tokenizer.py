@@ -253,5 +253,7 @@ _BUILDERS: dict[str, Callable[[TokenizerSettings], Tokenizer]] = {
     ),
 }
 
+_BUILDERS["PretrainedFromHF"] = _BUILDERS["HuggingFaceTokenizer"]  # MindSpeed's name of it
+
 TOKENIZER_TYPES = tuple(_BUILDERS)
 """Values of ``--tokenizer-type``."""

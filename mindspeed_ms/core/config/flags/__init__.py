@@ -5,10 +5,30 @@ Parser, help, mapping to the configuration and reports are all generated from it
 
 from __future__ import annotations
 
-from mindspeed_ms.core.config.flags import data, network, parallel, training
+from mindspeed_ms.core.config.flags import (
+    data,
+    experts,
+    features,
+    hardware,
+    network,
+    other_programs,
+    parallel,
+    spellings,
+    training,
+)
 from mindspeed_ms.core.config.flags.row import EntryPoint, Field, Flag, NoEffect, Refused
 
-ROWS: tuple[Flag, ...] = (*training.ROWS, *network.ROWS, *parallel.ROWS, *data.ROWS)
+ROWS: tuple[Flag, ...] = (
+    *training.ROWS,
+    *network.ROWS,
+    *parallel.ROWS,
+    *experts.ROWS,
+    *data.ROWS,
+    *spellings.ROWS,
+    *hardware.ROWS,
+    *other_programs.ROWS,
+    *features.ROWS,
+)
 """Every flag, in the order of help."""
 
 

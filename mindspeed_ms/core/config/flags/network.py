@@ -6,6 +6,7 @@ from mindspeed_ms.core.config.flags.row import (
     Field,
     Flag,
     NoEffect,
+    Refused,
     dtype,
     in_group,
     off,
@@ -16,6 +17,8 @@ from mindspeed_ms.core.config.flags.row import (
 
 _ACTIVATION = Field("model_config.hidden_act")
 _POSITIONS = Field("model_config.position_embedding_type")
+_OTHER_POSITIONS = ("relative", "alibi", "mrope", "yarn", "nope")
+_NO_POSITIONS = Refused("positions of this kind are not available", "use rope")
 _BIASES = Field(
     "model_config.add_bias_linear",
     also=(
@@ -71,7 +74,8 @@ POSITIONS = in_group(
             str,
             _POSITIONS,
             "learned_absolute",
-            choices=("learned_absolute", "absolute", "rope", "none"),
+            choices=("learned_absolute", "absolute", "rope", "none", *_OTHER_POSITIONS),
+            refuses=tuple((name, _NO_POSITIONS) for name in _OTHER_POSITIONS),
         ),
         on(
             "--use-rotary-position-embeddings",
@@ -168,7 +172,13 @@ LAYERS = in_group(
                 without_effect="there is one implementation of the layers",
             ),
             "transformer_engine",
-            choices=("local", "transformer_engine"),
+            choices=("local", "transformer_engine", "inference_optimized"),
+            refuses=(
+                (
+                    "inference_optimized",
+                    Refused("layers for generation do not train", "use transformer_engine"),
+                ),
+            ),
         ),
         on("--use-mcore-models", _ONE_MODEL, dest="deprecated_use_mcore_models"),
         on("--use-legacy-models", _ONE_MODEL),

@@ -12,6 +12,7 @@ from mindspeed_ms.core.config.flags.row import (
     off,
     on,
     toggle,
+    unescaped,
     value,
     values,
 )
@@ -21,6 +22,8 @@ _CHUNKS = Field(
     also=("parallel_config.overlap_p2p_comm",),
 )
 _CP_ALGO = Field("parallel_config.context_parallel_algo")
+_OTHER_CP_ALGOS = ("adaptive_cp_algo", "hybrid_adaptive_cp_algo", "kvallgather_cp_algo")
+_NO_CP_ALGO = Refused("sequences are not cut in this way", "use megatron_cp_algo")
 
 LAYOUT = in_group(
     "distributed",
@@ -81,7 +84,7 @@ LAYOUT = in_group(
         ),
         value(
             "--pipeline-model-parallel-layout",
-            str,
+            unescaped,
             Field("parallel_config.pipeline_model_parallel_layout"),
         ),
         on("--standalone-embedding-stage", Field("parallel_config.standalone_embedding_stage")),
@@ -95,7 +98,8 @@ LAYOUT = in_group(
             "--context-parallel-algo",
             str,
             _CP_ALGO,
-            choices=("ulysses_cp_algo", "megatron_cp_algo", "hybrid_cp_algo"),
+            choices=("ulysses_cp_algo", "megatron_cp_algo", "hybrid_cp_algo", *_OTHER_CP_ALGOS),
+            refuses=tuple((name, _NO_CP_ALGO) for name in _OTHER_CP_ALGOS),
         ),
         values(
             "--cp-comm-type",
@@ -196,20 +200,36 @@ LAYOUT = in_group(
 )
 
 _EXPERTS = "moe_config."
+_NO_ROUTER = Refused("the router does not do this", "use aux_loss, and softmax or sigmoid scores")
 
 MOE = in_group(
     "mixture of experts",
     [
         value("--num-experts", int, Field(f"{_EXPERTS}num_experts")),
         value("--moe-router-topk", int, Field(f"{_EXPERTS}moe_router_topk"), 2),
-        value(
+        values(
             "--moe-router-load-balancing-type",
             str,
             Field(f"{_EXPERTS}moe_router_load_balancing_type"),
-            "aux_loss",
-            choices=("aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"),
+            arity="some",
+            default="aux_loss",
+            choices=(
+                "aux_loss",
+                "seq_aux_loss",
+                "global_aux_loss",
+                "sinkhorn",
+                "none",
+                "quantile_balancing",
+            ),
+            refuses=(("quantile_balancing", _NO_ROUTER),),
         ),
-        value("--moe-aux-loss-coeff", float, Field(f"{_EXPERTS}moe_aux_loss_coeff"), 0.0),
+        values(
+            "--moe-aux-loss-coeff",
+            float,
+            Field(f"{_EXPERTS}moe_aux_loss_coeff"),
+            arity="some",
+            default=0.0,
+        ),
         value("--moe-z-loss-coeff", float, Field(f"{_EXPERTS}moe_z_loss_coeff")),
         value("--moe-input-jitter-eps", float, Field(f"{_EXPERTS}moe_input_jitter_eps")),
         value(
@@ -248,7 +268,8 @@ MOE = in_group(
             str,
             Field(f"{_EXPERTS}moe_router_score_function"),
             "softmax",
-            choices=("softmax", "sigmoid"),
+            choices=("softmax", "sigmoid", "sqrtsoftplus"),
+            refuses=(("sqrtsoftplus", _NO_ROUTER),),
         ),
         on("--moe-router-pre-softmax", Field(f"{_EXPERTS}moe_router_pre_softmax")),
         value(
@@ -274,21 +295,12 @@ MOE = in_group(
     ],
 )
 
-_FP8 = Refused("8-bit training needs hardware this project does not use", "use --bf16")
 _MLA = Refused("multi-latent attention is not available", "use --group-query-attention")
 _MTP = Refused("multi-token prediction is not available", "leave it out")
-_FSDP = Refused(
-    "fully sharded data parallelism is not available", "use --use-distributed-optimizer"
-)
 
 REFUSED = in_group(
     "refused",
     [
-        value("--fp8-format", str, _FP8),
-        value("--fp8-recipe", str, _FP8),
-        on("--fp8-param-gather", _FP8),
-        value("--fp8-amax-history-len", int, _FP8),
-        value("--fp8-amax-compute-algo", str, _FP8),
         on("--multi-latent-attention", _MLA),
         value("--q-lora-rank", int, _MLA),
         value("--kv-lora-rank", int, _MLA),
@@ -300,20 +312,11 @@ REFUSED = in_group(
         value("--rotary-scaling-factor", float, _MLA),
         value("--mtp-num-layers", int, _MTP),
         value("--mtp-loss-scaling-factor", float, _MTP),
-        on("--use-megatron-fsdp", _FSDP),
-        on("--use-custom-fsdp", _FSDP),
-        on("--use-torch-fsdp2", _FSDP),
-        value("--data-parallel-sharding-strategy", str, _FSDP),
         values(
             "--spec",
             str,
             Refused("layer specifications are Python objects of Megatron", "use the model flags"),
             arity="many",
-        ),
-        value(
-            "--yaml-cfg",
-            str,
-            Refused("Megatron's own YAML layout is not read", "use --yaml with the flat layout"),
         ),
     ],
 )

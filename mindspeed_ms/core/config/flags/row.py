@@ -47,11 +47,18 @@ class Refused:
     Attributes:
         reason: why.
         instead: what to use.
+        harmless: values, as text, that ask for what happens anyway and therefore pass.
 
     """
 
     reason: str
     instead: str
+    harmless: tuple[str, ...] = ()
+
+    @property
+    def advice(self) -> str:
+        """Reason and way out."""
+        return f"{self.reason}; {self.instead}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,8 @@ false or nothing.
 class Flag:
     """A row.
 
-    ``names[0]`` is the spelling shown in help; ``dest`` the attribute of the Namespace.
+    ``names[0]`` is the spelling shown in help; ``dest`` the attribute of the Namespace; ``refuses``
+    holds values, known to Megatron or MindSpeed, that do not exist here.
     """
 
     names: tuple[str, ...]
@@ -87,6 +95,7 @@ class Flag:
     type: Callable[[str], Any] = str
     default: Any = None
     choices: tuple[Any, ...] | None = None
+    refuses: tuple[tuple[str, Refused], ...] = ()
     group: str = ""
     help: str = ""
 
@@ -105,10 +114,18 @@ class Flag:
             case NoEffect():
                 return f"Accepted without effect: {self.state.reason}."
             case Refused():
-                return f"Refused: {self.state.reason}; {self.state.instead}."
+                passing = f" ({', '.join(self.state.harmless)} passes)" * bool(self.state.harmless)
+                return f"Refused{passing}: {self.state.advice}."
             case EntryPoint():
                 return self.state.use
         raise AssertionError(f"{self.names[0]} has no state")
+
+    def refusal(self, given: Any) -> Refused | None:
+        """Return why a given value is refused, None when it passes."""
+        if isinstance(self.state, Refused):
+            return None if str(given) in self.state.harmless else self.state
+        items = given if isinstance(given, list) else [given]
+        return next((why for bad, why in self.refuses if bad in items), None)
 
 
 def field_doc(path: str) -> str:
@@ -205,8 +222,15 @@ def dtype(text: str) -> Any:
     return parse_dtype(text)
 
 
+def unescaped(text: str) -> str:
+    """Return a text without the backslashes and quotes that protected it from a shell."""
+    return text.replace("\\", "").strip("\"'")
+
+
 def number_or_list(text: str) -> int | list[int] | str:
     """Read ``3``, ``[0,1,1]`` or an expression such as ``([0]*3+[1]*58)``.
+
+    A closing bracket at the end that was lost between shells is added.
 
     Raises:
         ValueError: neither a number nor a list expression.
@@ -215,7 +239,7 @@ def number_or_list(text: str) -> int | list[int] | str:
     stripped = text.strip()
     if stripped.lstrip("-").isdigit():
         return int(stripped)
-    return eval_list(stripped)
+    return eval_list(stripped + ")" * max(0, stripped.count("(") - stripped.count(")")))
 
 
 def eval_list(text: str) -> list[int]:

@@ -7,6 +7,7 @@ from mindspeed_ms.core.config.flags.row import (
     Field,
     Flag,
     NoEffect,
+    Refused,
     bool_or_word,
     in_group,
     off,
@@ -83,6 +84,9 @@ LENGTH = in_group(
     ],
 )
 
+_OTHER_OPTIMIZERS = ("muon", "dist_muon", "adaptive_muon", "lion", "soap")
+_NO_OPTIMIZER = Refused("this update rule is not available", "use adam or sgd")
+
 REGULARIZATION = in_group(
     "regularization and optimizer",
     [
@@ -129,7 +133,9 @@ REGULARIZATION = in_group(
                 "SpeedAdamW",
                 "AdamWZeRO",
                 "SGD",
+                *_OTHER_OPTIMIZERS,
             ),
+            refuses=tuple((name, _NO_OPTIMIZER) for name in _OTHER_OPTIMIZERS),
         ),
         value("--adam-beta1", float, Field("optimizer_config.betas"), 0.9),
         value("--adam-beta2", float, Field("optimizer_config.betas"), 0.999),
@@ -333,11 +339,50 @@ CONFIGURATION = in_group(
             aliases=("--config",),
             dest="yaml",
         ),
+        value(
+            "--yaml-cfg",
+            str,
+            EntryPoint("File in Megatron's own YAML layout, in place of flags. Flags win over it."),
+        ),
+    ],
+)
+
+PLANNING = in_group(
+    "dry run",
+    [
+        on(
+            "--dry-run",
+            EntryPoint("Print the resolved configuration and what a run would need; start none."),
+        ),
+        value(
+            "--world-size",
+            int,
+            EntryPoint("With --dry-run: plan for this many ranks. Default: the fewest that fit."),
+        ),
+        on(
+            "--suggest",
+            EntryPoint("With --dry-run: search layouts that fit and rank them by step time."),
+        ),
+        value(
+            "--device-memory",
+            float,
+            EntryPoint("With --dry-run: GiB of memory of one device."),
+        ),
+        value(
+            "--device-tflops",
+            float,
+            EntryPoint("With --dry-run: peak TFLOP/s of one device in the compute type."),
+        ),
+        on(
+            "--scale-down",
+            EntryPoint("Shrink sizes to a laptop's, keep every structural flag, train two steps."),
+        ),
     ],
 )
 
 ROWS: tuple[Flag, ...] = (
     *CONFIGURATION,
+    *PLANNING,
     *LENGTH,
     *REGULARIZATION,
     *LEARNING_RATE,

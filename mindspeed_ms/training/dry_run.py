@@ -1,0 +1,145 @@
+"""``--dry-run``: from a command line to a plan, without another rank, a device or a data file."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from mindspeed_ms.core.config import (
+    AllConfig,
+    init_configs_from_args,
+    padded_vocab_size,
+    to_yaml,
+    unsupported_reason,
+)
+from mindspeed_ms.training.arguments import validate_args
+from mindspeed_ms.training.entry import USER_ERROR_STATUS
+from mindspeed_ms.training.output import print_arguments, print_rank_0, set_up_output
+from mindspeed_ms.training.tokenizer import build_tokenizer
+
+TYPICAL_VOCABULARIES = MappingProxyType(
+    {
+        "GPT2BPETokenizer": 50257,
+        "GPTSentencePieceTokenizer": 32000,
+        "SentencePieceTokenizer": 32000,
+        "Llama2Tokenizer": 32000,
+        "HuggingFaceTokenizer": 128256,
+        "PretrainedFromHF": 128256,
+        "TikTokenizer": 131072,
+        "SFTTokenizer": 131072,
+    }
+)
+"""Tokens of the usual vocabulary of a tokenizer type, for plans without its file."""
+
+
+TYPICAL_SIZES = MappingProxyType(
+    {
+        "num_layers": 12,
+        "hidden_size": 512,
+        "num_attention_heads": 8,
+        "seq_length": 1024,
+        "max_position_embeddings": 1024,
+        "micro_batch_size": 1,
+        "lr": 1e-4,
+    }
+)
+"""Argument -> value that a plan takes when a script, made to be called by another, gives none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A command line that a plan can be made of."""
+
+    config: AllConfig
+    world_size: int
+    assumptions: tuple[str, ...]
+    """What the plan takes for granted, one line each."""
+
+
+def resolve(args: argparse.Namespace) -> Resolved:
+    """Complete the arguments of a dry run and build the configuration.
+
+    Raises:
+        ValueError: settings that a run would refuse.
+    """
+    assumptions = [*_assume_sizes(args), *_assume_vocabulary(args)]
+    world_size = args.world_size
+    if world_size is None:
+        world_size = smallest_world(args)
+        assumptions.append(f"{world_size} ranks, the fewest that fit; give --world-size for others")
+    validate_args(args, world_size)
+    config = init_configs_from_args(args).validate(world_size)
+    return Resolved(config, world_size, tuple(assumptions))
+
+
+def dry_run(args: argparse.Namespace) -> int:
+    """Print the plan of a run; return the exit status: 2 when the run itself would be refused.
+
+    Raises:
+        ValueError: settings that a run would refuse, after the arguments have been printed.
+    """
+    set_up_output(args.logging_level)
+    print_arguments(args)
+    for line in args.refusals:
+        print_rank_0(line)
+    resolved = resolve(args)
+    print_rank_0("----------------- resolved configuration ------------------")
+    print_rank_0(to_yaml(resolved.config).rstrip())
+    print_rank_0("------------- end of resolved configuration ---------------")
+    for line in resolved.assumptions:
+        print_rank_0(f"assumed: {line}")
+    missing = unsupported_reason(resolved.config)
+    for line in missing:
+        print_rank_0(f"refused: {line}")
+    return USER_ERROR_STATUS if args.refusals or missing else 0
+
+
+def smallest_world(args: argparse.Namespace) -> int:
+    """Ranks of one copy of the model, or as many copies as its experts are spread over.
+
+    A global batch that micro-batches of one copy do not divide leaves no more choice either.
+    """
+    tensor = args.tensor_model_parallel_size or 1
+    stages = args.pipeline_model_parallel_size or 1
+    dense = tensor * stages * (args.context_parallel_size or 1)
+    expert_tensor = args.expert_tensor_parallel_size or tensor
+    experts = expert_tensor * (args.expert_model_parallel_size or 1) * stages
+    instances = args.num_distributed_optimizer_instances or 1
+    world = dense * instances
+    while world % experts:
+        world += dense * instances
+    return world
+
+
+def _assume_sizes(args: argparse.Namespace) -> list[str]:
+    """Fill what a script leaves to its caller, so that the rest of it can be planned."""
+    if args.yaml:
+        return []
+    notes = []
+    for name, size in TYPICAL_SIZES.items():
+        if getattr(args, name) is None:
+            setattr(args, name, args.seq_length if name == "max_position_embeddings" else size)
+            notes.append(f"--{name.replace('_', '-')} {getattr(args, name)}, which is not given")
+    return notes
+
+
+def _assume_vocabulary(args: argparse.Namespace) -> list[str]:
+    """Fill the padded vocabulary: the tokenizer's if its files are there, else a usual size."""
+    if args.padded_vocab_size is not None or args.yaml:
+        return []
+    kind = args.tokenizer_type
+    try:
+        tokens, notes = build_tokenizer(args).vocab_size, []
+    except (ValueError, OSError, RuntimeError):
+        tokens = args.vocab_size or TYPICAL_VOCABULARIES.get(kind or "GPT2BPETokenizer")
+        if tokens is None:
+            return []
+        notes = [
+            f"a vocabulary of {tokens} tokens, usual for {kind or 'a GPT'}, because its files "
+            "cannot be read; give --padded-vocab-size for another"
+        ]
+    args.padded_vocab_size = padded_vocab_size(
+        tokens, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size
+    )
+    return notes
