@@ -170,6 +170,27 @@ def copy_(dst: Tensor, src: Tensor) -> None:
         as_numpy(dst)[...] = as_numpy(contiguous(src))
 
 
+def copy_from_host(dst: Tensor, values: np.ndarray) -> None:
+    """Copy host values (bfloat16 as its raw bits) into the storage of ``dst``, of equal size.
+
+    Raises:
+        ValueError: the values have another layout than the tensor.
+    """
+    if values.dtype != numpy_dtype(dst.dtype) or values.size != num_elements(dst):
+        raise ValueError(
+            f"cannot copy {values.size} values of {values.dtype} into a tensor of "
+            f"{num_elements(dst)} elements of {dst.dtype}; sizes and layouts must be equal"
+        )
+    shaped = values.reshape(tuple(dst.shape))
+    if not device.is_ascend():
+        as_numpy(dst)[...] = shaped
+    elif dst.dtype == mstype.bfloat16:
+        wide = (shaped.astype(np.uint32) << 16).view(np.float32)  # exact, and back
+        dst.copy_(Tensor(wide).astype(mstype.bfloat16))
+    else:
+        dst.copy_(Tensor(shaped))
+
+
 def view_of(flat: Tensor, start: int, shape: Sequence[int]) -> Tensor:
     """View of ``prod(shape)`` elements of a one-dimensional tensor, beginning at ``start``."""
     return flat[start : start + math.prod(shape)].view(tuple(shape))

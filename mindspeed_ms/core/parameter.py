@@ -16,6 +16,7 @@ from mindspore.common.initializer import Initializer, initializer
 from mindspore.nn import Cell
 
 from mindspeed_ms.backend import memory
+from mindspeed_ms.core.dist_checkpointing.region import Region
 
 InitMethod = Callable[[Sequence[int]], np.ndarray] | Initializer | str
 """Full (unsharded) shape -> fp32 values; MindSpore initializers and their names work too."""
@@ -54,6 +55,15 @@ class ShardSpec:
         if self.partition_dim >= 0:
             shape[self.partition_dim] *= self.partitions
         return tuple(shape)
+
+    def region(self, local_shape: Sequence[int]) -> Region:
+        """Which global indices the local tensor holds, for checkpoints."""
+        full = self.full_shape(local_shape)
+        if self.partition_dim < 0 or self.partitions == 1:
+            return Region.whole(full)
+        return Region.of_part(
+            full, self.partition_dim, self.partition_rank, self.partitions, self.partition_stride
+        )
 
     def local_slice(self, full: np.ndarray) -> np.ndarray:
         """The part of an unsharded array that this rank holds."""

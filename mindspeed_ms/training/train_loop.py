@@ -35,7 +35,9 @@ from mindspeed_ms.training.log_lines import (
     validation_lines,
 )
 from mindspeed_ms.training.output import print_rank_last
+from mindspeed_ms.training.run_checkpoints import RunCheckpoints
 from mindspeed_ms.training.run_data import EvaluationSet
+from mindspeed_ms.training.stop_conditions import StopConditions
 from mindspeed_ms.training.timeline_file import timeline_recorder
 
 
@@ -75,17 +77,23 @@ class TrainingSetup:
     train_iters: int
     state: TrainState = field(default_factory=TrainState)
     on_step: Callable[[StepReport], None] | None = None
+    checkpoints: RunCheckpoints | None = None
+    """None: the run keeps no checkpoints."""
 
 
 def train(
     setup: TrainingSetup,
     data_iterator: EndlessLoader | SharedLoader,
     valid_sets: Sequence[EvaluationSet] = (),
-) -> None:
-    """Iterate until ``train_iters``, printing and evaluating at the configured intervals."""
+) -> bool:
+    """Iterate until ``train_iters``, printing, evaluating and saving at the configured intervals.
+
+    Returns:
+        Whether the run was ended before ``train_iters``.
+    """
     training, state = setup.config.training_config, setup.state
     log = IntervalLog(setup)
-    started = time.monotonic()
+    stop, reason = StopConditions(training), None
     while state.iteration < setup.train_iters:
         report = train_step(setup, data_iterator)
         log.add(report, data_iterator)
@@ -93,19 +101,15 @@ def train(
             setup.on_step(report)
         if training.eval_interval and state.iteration % training.eval_interval == 0:
             evaluate_and_print_results(setup, valid_sets, f"iteration {state.iteration}")
-        if _must_exit(training, state.iteration, time.monotonic() - started):
-            print_rank_last(f"exiting program at iteration {state.iteration}")
-            return
-
-
-def _must_exit(training: Any, iteration: int, seconds: float) -> bool:
-    if training.exit_interval and iteration % training.exit_interval == 0:
-        return True
-    if training.exit_duration_in_mins is None:
-        return False
-    # Clocks differ between ranks; all must leave in the same iteration.
-    minutes = max(comm.all_gather_object(seconds / 60.0))
-    return minutes > training.exit_duration_in_mins
+        reason = stop.reason(state.iteration)
+        if setup.checkpoints is not None:
+            setup.checkpoints.after_step(setup, must_save=reason is not None)
+        if reason is not None:
+            print_rank_last(reason)
+            break
+    if setup.checkpoints is not None:
+        setup.checkpoints.at_end(setup)
+    return reason is not None
 
 
 def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from mindspore.nn import Cell
@@ -14,18 +15,20 @@ from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import AllConfig, unsupported_reason
 from mindspeed_ms.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from mindspeed_ms.core.layer_placement import layer_placement
-from mindspeed_ms.core.num_microbatches_calculator import get_calculator
+from mindspeed_ms.core.num_microbatches_calculator import get_calculator, update_num_microbatches
 from mindspeed_ms.core.optimizer import (
     OptimizerParamScheduler,
     get_grad_scaler,
     get_megatron_optimizer,
 )
 from mindspeed_ms.core.parameter import named_parameters, num_elements
+from mindspeed_ms.training.checkpointing import load_checkpoint, make_saver, true_vocab_size
 from mindspeed_ms.training.entry import user_errors
 from mindspeed_ms.training.forward import GetBatch, default_forward_step, megatron_forward_step
 from mindspeed_ms.training.global_vars import get_all_config
 from mindspeed_ms.training.initialize import initialize_megatron, set_up_run
 from mindspeed_ms.training.output import print_rank_0
+from mindspeed_ms.training.run_checkpoints import RunCheckpoints
 from mindspeed_ms.training.run_data import build_run_data
 from mindspeed_ms.training.train_loop import (
     StepReport,
@@ -99,6 +102,7 @@ def pretrain(  # noqa: PLR0913 - Megatron's signature and the guide's keywords
             get_batch_func,
             on_step,
         )
+        _load(setup)
         now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
         print_rank_0(
             f"[after model, optimizer, and learning rate scheduler are built] datetime: {now} "
@@ -112,7 +116,8 @@ def pretrain(  # noqa: PLR0913 - Megatron's signature and the guide's keywords
         )
     print_rank_0("training ...")
     if data.train is not None and not all_config.training_config.skip_train:
-        train(setup, data.train, data.valid)
+        if train(setup, data.train, data.valid):
+            return setup.state
     iteration = setup.state.iteration
     for sets, split in ((data.valid, "validation"), (data.test, "test")):
         evaluate_and_print_results(setup, sets, f"iteration {iteration} on {split} set")
@@ -225,6 +230,21 @@ def _setup(
         train_iters=num_train_iters(config),
         on_step=on_step,
     )
+
+
+def _load(setup: TrainingSetup) -> None:
+    """Continue from a checkpoint if the configuration names one, and prepare saving."""
+    config, state = setup.config, setup.state
+    saver = make_saver(config)
+    progress = load_checkpoint(config, setup.model, setup.optimizer, setup.scheduler)
+    state.iteration = progress.iteration
+    state.consumed_train_samples = progress.consumed_train_samples
+    update_num_microbatches(state.consumed_train_samples, consistency_check=False)
+    if saver is not None:
+        training = config.training_config
+        is_same = Path(training.load_checkpoint) == Path(training.output_dir)
+        loaded = state.iteration if is_same else None
+        setup.checkpoints = RunCheckpoints(saver, loaded, true_vocab_size(config))
 
 
 def num_train_iters(config: AllConfig) -> int:

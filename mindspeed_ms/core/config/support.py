@@ -71,16 +71,6 @@ def _unsupported_model(all_config: AllConfig) -> list[str]:
 def _unsupported_training(all_config: AllConfig) -> list[str]:
     training = all_config.training_config
     reasons = []
-    if training.load_checkpoint:
-        reasons.append(
-            f"load_checkpoint {training.load_checkpoint}: loading checkpoints is not available "
-            f"yet; leave it out"
-        )
-    if training.save_checkpoints and training.save_interval is not None:
-        reasons.append(
-            f"save_interval {training.save_interval}: saving checkpoints is not available yet; "
-            f"leave it out, or --save on the command line"
-        )
     if training.profile:
         reasons.append("profile: the profiler is not available yet; leave it out")
     if training.calculate_per_token_loss or training.loss_reduction != "mean":

@@ -175,8 +175,8 @@ class TrainingConfig(Section):
     None: keep_checkpoint_max decides.
     """
 
-    keep_checkpoint_max: int = 5
-    """Checkpoints kept; older ones are removed after a new one is complete."""
+    keep_checkpoint_max: int | None = 5
+    """Checkpoints kept; older ones are removed after a new one is complete. None: all."""
 
     no_save_optim: bool = False
     """Leave the optimizer state out of checkpoints. False: save it."""
@@ -199,8 +199,11 @@ class TrainingConfig(Section):
     ckpt_step: int | None = None
     """Iteration to load. None: the newest."""
 
-    exit_on_missing_checkpoint: bool = False
-    """Stop when load_checkpoint holds none. False: start from initial weights."""
+    exit_on_missing_checkpoint: bool | None = None
+    """Stop when load_checkpoint holds none. False: start from initial weights and say so; Megatron
+    flags without this one mean that. None: stop, unless load_checkpoint is output_dir itself, which
+    holds none before the first save.
+    """
 
     use_checkpoint_args: bool = False
     """Take the model's sizes from the checkpoint.
@@ -214,13 +217,19 @@ class TrainingConfig(Section):
     ckpt_format: Literal[
         "ckpt", "safetensors", "torch", "torch_dist", "torch_dcp", "zarr", "fsdp_dtensor"
     ] = "ckpt"
-    """File format of checkpoints."""
+    """Kind of the ranks' files: ``ckpt`` MindSpore's, everything else safetensors. Other formats
+    are made from these by ``tools/convert_ckpt``. What is loaded tells its format by itself.
+    """
 
     prefix: str = "network"
-    """Start of checkpoint file names."""
+    """Start of the names of files that tools/convert_ckpt writes for MindSpore. Checkpoints of a
+    run are named by iteration and rank.
+    """
 
     crc_check: bool = False
-    """Store a checksum with each file and verify it on load. False: no checksum."""
+    """Compare the checksum of every file after writing and before loading. False: checksums are
+    stored, but only sizes and the digests of what was loaded are compared.
+    """
 
     # --- precision
     fp16: bool = False
@@ -406,11 +415,6 @@ class TrainingConfig(Section):
                 f"profile_step_end ({self.profile_step_end}) must not be smaller than "
                 "profile_step_start "
                 f"({self.profile_step_start}); exchange them or raise the end"
-            )
-        if self.crc_check and self.ckpt_format == "safetensors":
-            raise ValueError(
-                "crc_check does not work with ckpt_format safetensors; use ckpt_format ckpt or "
-                "leave crc_check off"
             )
 
     def _check_precision(self) -> None:

@@ -1,0 +1,1 @@
+"""Checkpoints: saved in shards, loaded into any layout."""

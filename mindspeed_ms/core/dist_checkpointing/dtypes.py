@@ -1,0 +1,72 @@
+"""Types of stored numbers: names in files, widths, and conversion without a framework."""
+
+from __future__ import annotations
+
+import numpy as np
+
+NUMPY = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "I16": np.dtype("<i2"),
+    "U16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I32": np.dtype("<i4"),
+    "U32": np.dtype("<u4"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+    "U64": np.dtype("<u8"),
+}
+"""safetensors' name -> NumPy type of the same layout; bfloat16 is its 16 raw bits."""
+
+FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+def width(dtype: str) -> int:
+    """Bytes of one number."""
+    return NUMPY[dtype].itemsize
+
+
+def name_of(array: np.ndarray) -> str:
+    """Name of an array's type; arrays of raw bfloat16 bits must be named by the caller.
+
+    Raises:
+        ValueError: a type that files do not hold.
+    """
+    for name, dtype in NUMPY.items():
+        if dtype == array.dtype and name != "BF16":
+            return name
+    raise ValueError(
+        f"an array of {array.dtype} cannot be stored; use one of {', '.join(sorted(NUMPY))}"
+    )
+
+
+def convert(array: np.ndarray, source: str, target: str) -> np.ndarray:
+    """The array in another type, rounded to the nearest, ties to even; itself if equal.
+
+    Raises:
+        ValueError: a conversion between a float and another kind.
+    """
+    if source == target:
+        return array
+    if source not in FLOATS or target not in FLOATS:
+        raise ValueError(
+            f"cannot convert {source} to {target}; only {', '.join(FLOATS)} convert into each other"
+        )
+    if source == "BF16":
+        wide = (array.astype(np.uint32) << 16).view(np.float32)
+        return convert(wide, "F32", target)
+    if target == "BF16":
+        return _to_bfloat16(array.astype(np.float32, copy=False))
+    return array.astype(NUMPY[target])
+
+
+def _to_bfloat16(values: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
+    nan = np.isnan(values)
+    if nan.any():
+        rounded = np.where(nan, (bits >> 16) | np.uint32(0x40), rounded)
+    return rounded.astype(np.uint16).reshape(values.shape)

@@ -1,0 +1,1 @@
+"""Checkpoints of any format, read as catalogs. Needs NumPy only."""

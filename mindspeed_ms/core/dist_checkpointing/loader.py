@@ -1,0 +1,291 @@
+"""Loading: every rank reads the parts of tensors that it owns, whoever wrote them.
+
+Nothing is executed that a checkpoint contains. What the model needs and what the checkpoint holds
+are compared by name and shape before anything is changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mindspeed_ms.backend import comm, device, memory
+from mindspeed_ms.core.dist_checkpointing import dtypes
+from mindspeed_ms.core.dist_checkpointing.catalog import Catalog, StoredTensor, TensorReader
+from mindspeed_ms.core.dist_checkpointing.digest import digest_part, text_of
+from mindspeed_ms.core.dist_checkpointing.live_state import MAIN, WEIGHTS, LiveTensor, stored_name
+from mindspeed_ms.core.dist_checkpointing.region import Region, Span
+from mindspeed_ms.core.dist_checkpointing.save_plan import owned_by_this_rank
+from mindspeed_ms.core.distributed import DistributedDataParallel
+from mindspeed_ms.core.optimizer import MegatronOptimizer
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 8
+"""Names listed of what does not fit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadOptions:
+    """What fits together."""
+
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Parameter -> the one whose values it takes if the checkpoint has none of its name: a head
+    that is tied there, or a copy of the embedding on another stage."""
+    vocab_size: int | None = None
+    """Tokens in use; rows behind them are padding and may be left behind. None: unknown."""
+    ignored: tuple[str, ...] = ()
+    """Tensors of the checkpoint that the model may lack."""
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """What loading did beyond copying."""
+
+    notes: list[str] = field(default_factory=list)
+    num_bytes: int = 0
+    """Read by this rank."""
+    verified: int = 0
+    """Tensors whose digest was compared, on all ranks."""
+
+
+def load_tensors(
+    catalog: Catalog,
+    models: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer | None,
+    tensors: Sequence[LiveTensor],
+    options: LoadOptions,
+) -> LoadReport:
+    """Fill the run's tensors from a checkpoint of any layout.
+
+    Args:
+        catalog: the checkpoint.
+        models: the chunks of this rank.
+        optimizer: the optimizer, whose main parameters follow the weights if ``tensors`` does not
+            hold its state.
+        tensors: what to fill, from ``live_tensors``.
+        options: what fits together.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape, or a file is damaged.
+        RuntimeError: what was loaded is not what was saved.
+
+    Parallelism: collective over the world.
+    """
+    report = LoadReport()
+    sources = {tensor.key: _source_of(tensor, catalog, options) for tensor in tensors}
+    _compare(catalog, tensors, sources, options)
+    problem = None
+    try:
+        with TensorReader() as reader:
+            for tensor in tensors:
+                source = sources[tensor.key]
+                assert source is not None, "missing tensors were reported"
+                _fill(tensor, catalog.tensors[source], reader)
+            report.num_bytes = reader.bytes_read
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    _raise_together(problem, ValueError)
+    for model in models:
+        model.start_param_sync()
+        model.finish_param_sync()
+    has_main = any(tensor.kind == MAIN for tensor in tensors)
+    if optimizer is not None and not has_main:
+        optimizer.refresh_main_params()
+    report.verified = _verify(catalog, tensors, sources)
+    report.notes += _notes(catalog, tensors, sources)
+    return report
+
+
+def _source_of(tensor: LiveTensor, catalog: Catalog, options: LoadOptions) -> str | None:
+    """Name of the stored tensor that fills one of the run."""
+    names = [] if tensor.is_shared else [tensor.name]
+    if tensor.name in options.aliases:
+        names.append(options.aliases[tensor.name])
+    for name in names:
+        plain, main = stored_name(name, WEIGHTS), stored_name(name, MAIN)
+        candidates = [stored_name(name, tensor.kind)]
+        if tensor.kind == MAIN:
+            candidates.append(plain)  # of a run in fp32, or weights alone
+        elif tensor.kind == WEIGHTS and tensor.dtype == "F32":
+            stored = catalog.tensors.get(plain)
+            if stored is not None and stored.dtype != "F32":
+                candidates.insert(0, main)  # the more exact of the two
+        for candidate in candidates:
+            if candidate in catalog.tensors:
+                return candidate
+    return None
+
+
+def _compare(
+    catalog: Catalog,
+    tensors: Sequence[LiveTensor],
+    sources: Mapping[str, str | None],
+    options: LoadOptions,
+) -> None:
+    """Refuse what does not correspond, with every difference named, on all ranks together."""
+    missing = {key for key, source in sources.items() if source is None}
+    used = {source for source in sources.values() if source is not None}
+    wrong = set()
+    for tensor in tensors:
+        source = sources[tensor.key]
+        if source is None:
+            continue
+        shape = catalog.tensors[source].shape
+        if shape != tensor.shape and not _is_repadding(tensor, shape, options.vocab_size):
+            wrong.add(f"{tensor.key} {list(shape)} instead of {list(tensor.shape)}")
+    mine = (missing, used, wrong)
+    everyones = comm.all_gather_object(mine) if comm.get_world_size() > 1 else [mine]
+    missing, used, wrong = (set().union(*(item[part] for item in everyones)) for part in range(3))
+    kinds = {tensor.kind for tensor in tensors}
+    unexpected = {
+        name
+        for name in catalog.tensors
+        if name not in used
+        and _kind_of(name) in kinds
+        and name not in options.ignored
+        # 16-bit weights whose exact values were taken instead, or the other way round
+        and name.removeprefix(f"{MAIN}.") not in used
+        and stored_name(name, MAIN) not in used
+    }
+    parts = [
+        f"{what}: {_listed(names)}"
+        for what, names in (
+            ("missing in it", missing),
+            ("not in the model", unexpected),
+            ("of another shape", wrong),
+        )
+        if names
+    ]
+    if parts:
+        raise ValueError(
+            f"{catalog.source} does not fit the model; {'; '.join(parts)}. Check the model's "
+            "sizes, or take them from it with --use-checkpoint-args; without the optimizer's "
+            "tensors use --no-load-optim"
+        )
+
+
+def _listed(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:SHOWN])
+    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _kind_of(name: str) -> str:
+    """Kind of a stored tensor; parameters' own names never begin with a kind."""
+    head, _, _ = name.partition(".")
+    return head if head in KINDS else WEIGHTS
+
+
+KINDS = (MAIN, "exp_avg", "exp_avg_sq", "momentum_buffer")
+"""Prefixes of the optimizer's tensors."""
+
+
+def _is_repadding(tensor: LiveTensor, stored: tuple[int, ...], vocab_size: int | None) -> bool:
+    """Whether only the padding of the vocabulary differs, and no token in use would be lost."""
+    if not tensor.is_vocabulary or stored[1:] != tensor.shape[1:]:
+        return False
+    return stored[0] < tensor.shape[0] or (vocab_size is not None and tensor.shape[0] >= vocab_size)
+
+
+def _fill(tensor: LiveTensor, stored: StoredTensor, reader: TensorReader) -> None:
+    if stored.shape != tensor.shape:
+        array = _repadded(tensor, stored, reader)
+    elif not device.is_ascend() and memory.num_elements(tensor.tensor):
+        reader.read_span(stored, tensor.span, tensor.dtype, memory.flat_view(tensor.tensor))
+        return
+    else:
+        array = reader.read_span(stored, tensor.span, tensor.dtype)
+    memory.copy_from_host(tensor.tensor, array)
+
+
+def _repadded(tensor: LiveTensor, stored: StoredTensor, reader: TensorReader) -> np.ndarray:
+    """The span of a vocabulary table with another number of rows.
+
+    New rows of weights repeat the last stored one, new optimizer state is zero.
+
+    Source: Megatron-LM ``tools/checkpoint`` (the last row is repeated).
+    """
+    region = tensor.span.region
+    rows = np.concatenate([np.arange(start, start + length) for start, length in region.runs[0]])
+    local = np.zeros(region.shape, dtypes.NUMPY[tensor.dtype])
+    known = int((rows < stored.shape[0]).sum())
+    if known:
+        part = region.select(0, 0, known)
+        local[:known] = reader.read_span(stored, Span.all_of(part), tensor.dtype).reshape(
+            part.shape
+        )
+    if known < len(rows) and tensor.kind in (WEIGHTS, MAIN):
+        last = Region(region.runs).with_runs(0, [(stored.shape[0] - 1, 1)])
+        local[known:] = reader.read_span(stored, Span.all_of(last), tensor.dtype).reshape(
+            last.shape
+        )
+    return local.reshape(-1)[tensor.span.start : tensor.span.stop]
+
+
+def _verify(
+    catalog: Catalog, tensors: Sequence[LiveTensor], sources: Mapping[str, str | None]
+) -> int:
+    """Compare what memory holds now with the digests that were saved.
+
+    Only tensors that were taken over as they are can be compared.
+
+    Raises:
+        RuntimeError: one differs.
+    """
+    comparable = [
+        tensor
+        for tensor in tensors
+        if (stored := catalog.tensors[sources[tensor.key] or ""]).digest is not None
+        and sources[tensor.key] == tensor.key
+        and (stored.shape, stored.dtype) == (tensor.shape, tensor.dtype)
+    ]
+    sums: dict[str, int] = {}
+    for tensor in owned_by_this_rank(comparable):
+        part = digest_part(memory.flat_view(tensor.tensor), tensor.span, tensor.shape)
+        sums[tensor.key] = sums.get(tensor.key, 0) + part
+    everyones = comm.all_gather_object(sums) if comm.get_world_size() > 1 else [sums]
+    totals: dict[str, int] = {}
+    for one in everyones:
+        for key, value in one.items():
+            totals[key] = totals.get(key, 0) + value
+    wrong = [key for key, value in totals.items() if text_of(value) != catalog.tensors[key].digest]
+    if wrong:
+        paths = sorted({str(piece.path) for piece in catalog.tensors[wrong[0]].pieces})
+        raise RuntimeError(
+            f"{wrong[0]}{f' and {len(wrong) - 1} more tensors' if wrong[1:] else ''} of "
+            f"{catalog.source} differ from what was saved (digest); damaged is one of "
+            f"{', '.join(paths[:SHOWN])}: choose another checkpoint with --ckpt-step"
+        )
+    return len(totals)
+
+
+def _notes(
+    catalog: Catalog, tensors: Sequence[LiveTensor], sources: Mapping[str, str | None]
+) -> list[str]:
+    """What was not simply copied, in words."""
+    notes: dict[str, None] = {}
+    for tensor in tensors:
+        source = sources[tensor.key] or ""
+        stored = catalog.tensors[source]
+        if stored.shape != tensor.shape:
+            notes[
+                f"{tensor.key}: {stored.shape[0]} rows became {tensor.shape[0]} "
+                "(padding of the vocabulary)"
+            ] = None
+        if stored.dtype != tensor.dtype and not tensor.is_shared:
+            notes[f"tensors were converted from {stored.dtype} to {tensor.dtype}"] = None
+        if source != tensor.key and not tensor.is_shared and tensor.kind == WEIGHTS:
+            notes[f"{tensor.key} was taken from {source}"] = None
+    gathered = comm.all_gather_object(list(notes)) if comm.get_world_size() > 1 else [list(notes)]
+    return list(dict.fromkeys(note for one in gathered for note in one))
+
+
+def _raise_together(problem: str | None, kind: type[Exception]) -> None:
+    """Raise on every rank what happened on one, so that none waits for the others."""
+    everyones = comm.all_gather_object(problem) if comm.get_world_size() > 1 else [problem]
+    for rank, text in enumerate(everyones):
+        if text:
+            raise kind(text if len(everyones) == 1 else f"rank {rank}: {text}")

@@ -1,0 +1,305 @@
+"""Saving: every rank writes its share, then the first one declares the checkpoint complete.
+
+In the background only the writing runs; what must be agreed upon between ranks happens in the
+training loop, between two iterations. Training waits for the copy of the state into host memory,
+and for the previous checkpoint if that is still being written.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.core.dist_checkpointing import dtypes, mindspore_file, own_format, storage
+from mindspeed_ms.core.dist_checkpointing import safetensors_file as safetensors
+from mindspeed_ms.core.dist_checkpointing.digest import digest_part
+from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor
+from mindspeed_ms.core.dist_checkpointing.own_format import WrittenFile, WrittenPiece
+from mindspeed_ms.core.dist_checkpointing.region import Span
+from mindspeed_ms.core.dist_checkpointing.save_plan import owned_by_this_rank
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaveSettings:
+    """How checkpoints are written and kept."""
+
+    root: Path
+    """Folder of all checkpoints of the run."""
+    container: Literal["safetensors", "ckpt"] = "safetensors"
+    """Kind of the ranks' files."""
+    keep: int | None = None
+    """Checkpoints kept; None: all."""
+    retain_interval: int | None = None
+    """Iterations this divides are kept for ever."""
+    crc_check: bool = False
+    """Read every file again after writing and compare its checksum."""
+    is_async: bool = False
+    """Write in the background."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """What belongs to a checkpoint beside tensors."""
+
+    iteration: int
+    common: dict[str, Any]
+    """For the index; equal on all ranks."""
+    rank_state: dict[str, Any]
+    """This rank's random states."""
+    config: str
+    """The resolved configuration, as YAML."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A tensor and the array that is written."""
+
+    tensor: LiveTensor
+    array: np.ndarray
+
+
+class _Pending:
+    """A checkpoint that is being written by this rank."""
+
+    def __init__(self, snapshot: Snapshot, folder: Path, generation: str) -> None:
+        self.snapshot, self.folder, self.generation = snapshot, folder, generation
+        self.file: WrittenFile | None = None
+        self.error: str | None = "the writer ended without a result"
+        self.thread: threading.Thread | None = None
+
+    def run(self, work: Callable[[], WrittenFile | None]) -> None:
+        """Do the writing and note how it ended."""
+        try:
+            self.file = work()
+            self.error = None
+        except (OSError, ValueError, RuntimeError, MemoryError) as error:
+            self.error = f"{type(error).__name__}: {error}"
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank has done its part, or failed."""
+        return self.thread is None or not self.thread.is_alive()
+
+
+class CheckpointSaver:
+    """Writes the checkpoints of a run.
+
+    Args:
+        settings: where and how.
+
+    Parallelism: all methods are collective over the world.
+    """
+
+    def __init__(self, settings: SaveSettings) -> None:
+        self.settings = settings
+        self.last_saved: int | None = None
+        self.stall_seconds = 0.0
+        """How long training stood still for the last save."""
+        self._pending: _Pending | None = None
+        self._owned: list[LiveTensor] | None = None
+        self._described: int | None = None
+        self._copies: list[np.ndarray] = []
+
+    def save(self, tensors: Sequence[LiveTensor], snapshot: Snapshot) -> None:
+        """Write a checkpoint; in the background if the settings say so.
+
+        Raises:
+            RuntimeError: this or the previous checkpoint could not be written, on any rank.
+        """
+        started = time.monotonic()
+        self.finish()
+        owned = self._plan(tensors)
+        folder = storage.iteration_folder(self.settings.root, snapshot.iteration)
+        pending = _Pending(snapshot, folder, self._open_folder(folder))
+        items = [_Item(tensor, memory.flat_view(tensor.tensor)) for tensor in owned]
+        if self.settings.is_async:
+            items = self._copied(items)
+            thread = threading.Thread(
+                target=pending.run, args=(lambda: self._write(pending, items),), name="save"
+            )
+            pending.thread = thread
+            thread.start()
+            self._pending = pending
+        else:
+            pending.run(lambda: self._write(pending, items))
+            self._complete(pending)
+        self.stall_seconds = time.monotonic() - started
+
+    def poll(self) -> None:
+        """Complete a checkpoint whose files all ranks have written; return at once otherwise.
+
+        Raises:
+            RuntimeError: a rank could not write its file.
+        """
+        if self._pending is None:
+            return
+        if all(comm.all_gather_object(self._pending.is_written)):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for a checkpoint that is being written, and complete it.
+
+        Raises:
+            RuntimeError: a rank could not write its file.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        if pending.thread is not None:
+            pending.thread.join()
+        self._complete(pending)
+
+    def _plan(self, tensors: Sequence[LiveTensor]) -> list[LiveTensor]:
+        """What this rank writes: agreed upon once, as long as the tensors stay the same."""
+        described = hash(tuple((t.key, t.span, t.dtype, memory.address(t.tensor)) for t in tensors))
+        changed = comm.all_gather_object(described != self._described)
+        if self._owned is None or any(changed):
+            self._owned = owned_by_this_rank(tensors)
+            self._described = described
+        return self._owned
+
+    def _open_folder(self, folder: Path) -> str:
+        """Make the folder; return what this save adds to its files' names."""
+        answer: tuple[str, str | None] = ("", None)
+        if comm.get_rank() == 0:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                answer = (storage.next_generation(folder), None)
+            except OSError as error:
+                answer = ("", str(error))
+        if comm.get_world_size() > 1:
+            answer = comm.broadcast_object(answer, 0)
+        generation, problem = answer
+        if problem is not None:
+            raise RuntimeError(
+                f"the checkpoint folder {folder} cannot be made ({problem}); give --save a folder "
+                "that can be written"
+            )
+        return generation
+
+    def _copied(self, items: list[_Item]) -> list[_Item]:
+        """Copies of the arrays, in memory that is used again by the next save."""
+        if [copy.shape for copy in self._copies] != [item.array.shape for item in items]:
+            self._copies = [np.empty_like(item.array) for item in items]
+        for copy, item in zip(self._copies, items, strict=True):
+            np.copyto(copy, item.array)
+        return [_Item(item.tensor, copy) for copy, item in zip(self._copies, items, strict=True)]
+
+    def _write(self, pending: _Pending, items: list[_Item]) -> WrittenFile | None:
+        """Write and verify this rank's file; None if it has nothing to write."""
+        if not items:
+            return None
+        settings = self.settings
+        name = f"rank_{comm.get_rank():05d}{pending.generation}.{settings.container}"
+        partial = pending.folder / (name + storage.PARTIAL)
+        entries = [
+            safetensors.Entry(_key(item), item.tensor.dtype, _shape_in_file(item), item.array)
+            for item in items
+        ]
+        if settings.container == "ckpt":
+            record, stretches = mindspore_file.write_file(partial, entries, settings.crc_check)
+            mindspore_file.read_index(partial)
+        else:
+            record, stretches = safetensors.write_file(partial, entries)
+            safetensors.read_header(partial)
+        own_format.verify_file(partial, record, settings.crc_check)
+        storage.put_in_place(partial, pending.folder / name)
+        pieces = [
+            piece
+            for item, places in zip(items, stretches, strict=True)
+            for piece in _pieces(item, places)
+        ]
+        return WrittenFile(name, record, tuple(pieces))
+
+    def _complete(self, pending: _Pending) -> None:
+        """Write the index when every rank has written its file; then move the marker."""
+        report = (pending.error, pending.file, pending.snapshot.rank_state)
+        reports = comm.all_gather_object(report) if comm.get_world_size() > 1 else [report]
+        errors = [f"rank {rank}: {item[0]}" for rank, item in enumerate(reports) if item[0]]
+        if not errors:
+            error = self._declare(pending, reports) if comm.get_rank() == 0 else None
+            if comm.get_world_size() > 1:
+                error = comm.broadcast_object(error, 0)
+            errors = [f"rank 0: {error}"] if error else []
+        iteration = pending.snapshot.iteration
+        if errors:
+            raise RuntimeError(
+                f"the checkpoint of iteration {iteration} could not be written ({'; '.join(errors)}"
+                f"); the newest complete one is {self._newest_complete()}: make room or repair the "
+                "disk, then resume from there"
+            )
+        self.last_saved = iteration
+
+    def _declare(self, pending: _Pending, reports: Sequence[tuple]) -> str | None:
+        """On the first rank: index, marker, removal of old checkpoints. Returns a problem."""
+        settings, snapshot = self.settings, pending.snapshot
+        try:
+            files = [file for _, file, _ in reports if file is not None]
+            config = f"config{pending.generation}.yaml"
+            storage.write_text(pending.folder / config, snapshot.config)
+            common = {
+                **snapshot.common,
+                "config_file": config,
+                "rng": [state for _, _, state in reports],
+            }
+            own_format.write_index(pending.folder, own_format.build_index(files, common))
+            storage.sync_folder(settings.root)
+            storage.set_latest(settings.root, snapshot.iteration)
+            kept = {storage.INDEX, config, *(file.name for file in files)}
+            storage.remove_leftovers(pending.folder, kept)
+            if settings.keep is not None:
+                storage.prune(
+                    settings.root, snapshot.iteration, settings.keep, settings.retain_interval
+                )
+        except (OSError, RuntimeError) as error:
+            return str(error)
+        return None
+
+    def _newest_complete(self) -> str:
+        complete = storage.complete_iterations(self.settings.root)
+        return f"iteration {complete[-1]}" if complete else "none"
+
+
+def _key(item: _Item) -> str:
+    tensor = item.tensor
+    if tensor.span.is_complete:
+        return tensor.key
+    return f"{tensor.key}[{tensor.span.start}:{tensor.span.stop}]"
+
+
+def _shape_in_file(item: _Item) -> tuple[int, ...]:
+    span = item.tensor.span
+    return span.region.shape if span.is_complete else (span.stop - span.start,)
+
+
+def _pieces(item: _Item, places: Sequence[safetensors.Stretch]) -> list[WrittenPiece]:
+    """The pieces of a tensor: one, or several where the file cuts it."""
+    tensor, pieces = item.tensor, []
+    position = tensor.span.start
+    for place in places:
+        count = place.num_bytes // dtypes.width(tensor.dtype)
+        span = Span(tensor.span.region, position, position + count)
+        first = position - tensor.span.start
+        pieces.append(
+            WrittenPiece(
+                name=tensor.key,
+                shape=tensor.shape,
+                dtype=tensor.dtype,
+                key=_key(item),
+                span=span,
+                offset=place.offset,
+                digest=digest_part(item.array[first : first + count], span, tensor.shape),
+            )
+        )
+        position += count
+    return pieces

@@ -1,0 +1,154 @@
+"""Checkpoint folders: names, atomic writes, which ones are complete, which may go.
+
+    <save>/latest_checkpointed_iteration.txt      the iteration to resume from
+    <save>/iter_0000100/index.json                written last: a folder without it is incomplete
+    <save>/iter_0000100/config.yaml               the resolved configuration
+    <save>/iter_0000100/rank_00000.safetensors    what rank 0 has written, and so on
+
+Every file is written under another name, brought to the disk and renamed. The rename of
+``index.json`` is the moment at which a checkpoint exists; the marker moves after that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+LATEST = "latest_checkpointed_iteration.txt"
+RELEASE = "release"
+INDEX = "index.json"
+CONFIG = "config.yaml"
+PARTIAL = ".partial"
+"""End of the names of files that are being written."""
+
+_ITERATION = re.compile(r"iter_(\d{7,})")
+_OWN_FILE = re.compile(
+    r"(rank_\d+(-\d+)?\.(safetensors|ckpt)|index\.json|config(-\d+)?\.yaml)(\.partial)?"
+)
+
+
+def iteration_folder(root: Path, iteration: int) -> Path:
+    """Folder of an iteration, under Megatron's name."""
+    return root / f"iter_{iteration:07d}"
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring renames within a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """Rename a complete file and bring that to the disk."""
+    os.replace(partial, final)
+    sync_folder(final.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that it is there as a whole or not at all."""
+    partial = path.with_name(path.name + PARTIAL)
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    put_in_place(partial, path)
+
+
+def set_latest(root: Path, iteration: int) -> None:
+    """Move the marker."""
+    write_text(root / LATEST, str(iteration))
+
+
+def read_latest(root: Path) -> int | str | None:
+    """What the marker says: an iteration, ``release``, or None where there is no marker.
+
+    Raises:
+        ValueError: the marker holds something else.
+    """
+    path = root / LATEST
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    if text == RELEASE:
+        return RELEASE
+    if not text.isdigit():
+        raise ValueError(
+            f"{path} holds {text[:40]!r}, but must hold an iteration or 'release'; correct it, or "
+            "name an iteration with --ckpt-step"
+        )
+    return int(text)
+
+
+def iterations_in(root: Path) -> list[int]:
+    """Iterations that have a folder, of whatever format, ascending."""
+    if not root.is_dir():
+        return []
+    found = (_ITERATION.fullmatch(item.name) for item in root.iterdir() if item.is_dir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def complete_iterations(root: Path) -> list[int]:
+    """Iterations with a complete checkpoint of this project, ascending."""
+    return [i for i in iterations_in(root) if (iteration_folder(root, i) / INDEX).is_file()]
+
+
+def next_generation(folder: Path) -> str:
+    """What to add to file names, so that files of an earlier save of this iteration stay whole."""
+    if not (folder / INDEX).is_file():
+        return ""
+    taken = {item.name for item in folder.iterdir()}
+    number = 2
+    while any(f"-{number}." in name for name in taken):
+        number += 1
+    return f"-{number}"
+
+
+def remove_leftovers(folder: Path, keep: set[str]) -> None:
+    """Remove this project's files in a folder that are not among ``keep``."""
+    for item in folder.iterdir():
+        if item.name not in keep and _OWN_FILE.fullmatch(item.name):
+            item.unlink()
+
+
+def prune(root: Path, newest: int, keep: int, retain_interval: int | None = None) -> list[int]:
+    """Remove checkpoints that are more than ``keep`` saves old, and torn ones of killed runs.
+
+    Checkpoints of other formats are never touched, nor iterations that ``retain_interval`` divides,
+    nor any after ``newest``.
+
+    Returns:
+        The iterations removed.
+    """
+    complete = [i for i in complete_iterations(root) if i <= newest]
+    old = complete[:-keep]
+    if retain_interval:
+        old = [i for i in old if i % retain_interval]
+    torn = [i for i in iterations_in(root) if i < newest and _is_torn(iteration_folder(root, i))]
+    for iteration in old:
+        folder = iteration_folder(root, iteration)
+        (folder / INDEX).unlink()  # first: half a folder must not look complete
+        sync_folder(folder)
+    for iteration in (*old, *torn):
+        folder = iteration_folder(root, iteration)
+        remove_leftovers(folder, set())
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return old
+
+
+def _is_torn(folder: Path) -> bool:
+    names = [item.name for item in folder.iterdir()]
+    return INDEX not in names and bool(names) and all(_OWN_FILE.fullmatch(name) for name in names)
+
+
+def free_bytes(folder: Path) -> int:
+    """Space left on the disk of a folder."""
+    return shutil.disk_usage(folder).free

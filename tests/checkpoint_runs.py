@@ -1,0 +1,83 @@
+"""Short runs of small models that save, stop, and go on, for tests of checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+from pathlib import Path
+
+from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.core.distributed import DistributedDataParallel
+from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.training import initialize_megatron, pretrain
+from mindspeed_ms.training.global_vars import get_all_config
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+
+COMMON = (
+    "--num-layers 4 --hidden-size 32 --num-attention-heads 4 --seq-length 32 "
+    "--max-position-embeddings 32 --micro-batch-size 1 --global-batch-size 8 --lr 5e-3 "
+    "--min-lr 1e-4 --lr-decay-style cosine --lr-warmup-iters 2 --weight-decay 0.1 --clip-grad 1.0 "
+    "--init-method-std 0.1 --seed 1234 --eval-iters 0 --split 100,0,0 --train-iters 8 "
+    "--tokenizer-type SentencePieceTokenizer --log-interval 1 --num-workers 0"
+).split()
+
+MODELS = {
+    "gpt2": "--position-embedding-type learned_absolute --normalization LayerNorm".split(),
+    "llama": (
+        "--position-embedding-type rope --normalization RMSNorm --swiglu --disable-bias-linear "
+        "--group-query-attention --num-query-groups 2 --ffn-hidden-size 48 "
+        "--untie-embeddings-and-output-weights"
+    ).split(),
+}
+
+NO_DROPOUT = "--attention-dropout 0 --hidden-dropout 0".split()
+
+
+def provider(pre_process, post_process):
+    return GPTModel(
+        get_all_config().model_config, pre_process=pre_process, post_process=post_process
+    )
+
+
+def run(model, flags, data_cache):
+    """Losses by iteration, and what was printed, of a run with these flags."""
+    comm.init_process_group()
+    steps = {}
+    words = [
+        *COMMON,
+        *MODELS[model],
+        *("--data-path", str(GOLDEN / "corpus_text_document")),
+        *("--tokenizer-model", str(GOLDEN / "tok.model")),
+        *("--data-cache-path", str(data_cache)),
+        *flags,
+    ]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        initialize_megatron(argv=words)
+        pretrain(
+            None,
+            provider,
+            all_config=get_all_config(),
+            on_step=lambda step: steps.update({step.iteration: step}),
+        )
+        for handler in logging.getLogger("mindspeed_ms.lines").handlers:
+            handler.flush()
+    logging.getLogger("mindspeed_ms.lines").handlers = [logging.StreamHandler(sys.stdout)]
+    return {
+        "loss": {number: step.losses["lm loss"] for number, step in steps.items()},
+        "norm": {number: step.grad_norm for number, step in steps.items()},
+        "lr": {number: step.learning_rate for number, step in steps.items()},
+        "output": output.getvalue(),
+    }
+
+
+def whole_weights(models: list[DistributedDataParallel]) -> dict:
+    """Whole local parameters by name, as raw arrays."""
+    return {
+        name: memory.as_numpy(param).copy()
+        for model in models
+        for name, param in model.gathered_parameters()
+    }
