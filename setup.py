@@ -1,8 +1,8 @@
-"""Builds the native CPU kernels, once per instruction set, and the native index builder.
+"""Builds the native CPU kernels, once per instruction set, the index builder and the digest sums.
 
 The extensions are optional: without a compiler the installation succeeds and the portable versions
-are used. They are plain shared objects, loaded with ctypes by ``mindspeed_ms/ops/cpu/library.py``
-and ``mindspeed_ms/core/datasets/native.py``.
+are used. They are plain shared objects, loaded with ctypes by ``mindspeed_ms/ops/cpu/library.py``,
+``mindspeed_ms/core/datasets/native.py`` and ``mindspeed_ms/core/dist_checkpointing/digest.py``.
 """
 
 from __future__ import annotations
@@ -60,5 +60,12 @@ INDICES = Extension(
     language="c++",
     optional=True,
 )
+DIGEST = Extension(
+    "mindspeed_ms.core.dist_checkpointing._kernels_digest",
+    sources=["mindspeed_ms/core/dist_checkpointing/csrc/digest.cpp"],
+    extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"],
+    language="c++",
+    optional=True,
+)
 
-setup(ext_modules=[*KERNELS, INDICES], cmdclass={"build_ext": BuildKernels})
+setup(ext_modules=[*KERNELS, INDICES, DIGEST], cmdclass={"build_ext": BuildKernels})

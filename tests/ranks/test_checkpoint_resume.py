@@ -1,7 +1,6 @@
 """A run that is stopped and goes on computes what the uninterrupted run computes."""
 
 import pytest
-
 from checkpoint_runs import run
 
 

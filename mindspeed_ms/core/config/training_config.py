@@ -175,8 +175,8 @@ class TrainingConfig(Section):
     None: keep_checkpoint_max decides.
     """
 
-    keep_checkpoint_max: int | None = 5
-    """Checkpoints kept; older ones are removed after a new one is complete. None: all."""
+    keep_checkpoint_max: int = 5
+    """Checkpoints kept; older ones are removed after a new one is complete."""
 
     no_save_optim: bool = False
     """Leave the optimizer state out of checkpoints. False: save it."""

@@ -146,7 +146,7 @@ def prune(root: Path, newest: int, keep: int, retain_interval: int | None = None
 
 def _is_torn(folder: Path) -> bool:
     names = [item.name for item in folder.iterdir()]
-    return INDEX not in names and bool(names) and all(_OWN_FILE.fullmatch(name) for name in names)
+    return INDEX not in names and all(_OWN_FILE.fullmatch(name) for name in names)
 
 
 def free_bytes(folder: Path) -> int:
