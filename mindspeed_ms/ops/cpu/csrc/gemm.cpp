@@ -9,8 +9,10 @@ namespace kernels {
 
 namespace {
 
-constexpr int64_t kDepthBlock = 256;              // a panel block of B stays in the first-level cache
-constexpr int64_t kRowBlock = 128;                // a block of A stays in the second-level cache
+// Deep blocks write C seldom; tall register blocks read a panel of B seldom, so that it may come from
+// the second-level cache, where the block of A (280 KiB) stays too.
+constexpr int64_t kDepthBlock = 512;
+constexpr int64_t kRowBlock = 140;
 constexpr int64_t kSharedFloats = 4 * 1024 * 1024;  // packed B at a time: 16 MiB
 
 // Panel `index` of op(B): columns [index * kCols, ...), full depth.
@@ -24,15 +26,15 @@ void pack_right(Matrix<T> b, int64_t first, int64_t columns, int64_t depth, floa
     }
 }
 
-// Rows [first, first + count) of op(A) at depth [k, k + depth) as panels [row panel][depth][kRows].
+// Rows [first, first + count) of op(A) at depth [k, k + depth) as panels [row panel][depth][kTallRows].
 template <class T>
 void pack_left(Matrix<T> a, int64_t first, int64_t count, int64_t k, int64_t depth, float* packed) {
-    for (int64_t row = 0; row < count; row += kRows, packed += depth * kRows) {
-        const int64_t rows = count - row < kRows ? count - row : kRows;
+    for (int64_t row = 0; row < count; row += kTallRows, packed += depth * kTallRows) {
+        const int64_t rows = count - row < kTallRows ? count - row : kTallRows;
         if (a.transposed) {
-            pack_columns<kRows>(a.data + k * a.stride + first + row, a.stride, rows, depth, packed);
+            pack_columns<kTallRows>(a.data + k * a.stride + first + row, a.stride, rows, depth, packed);
         } else {
-            pack_rows<kRows>(a.data + (first + row) * a.stride + k, a.stride, rows, depth, packed);
+            pack_rows<kTallRows>(a.data + (first + row) * a.stride + k, a.stride, rows, depth, packed);
         }
     }
 }
@@ -40,7 +42,7 @@ void pack_left(Matrix<T> a, int64_t first, int64_t count, int64_t k, int64_t dep
 // Adds (or stores) the valid part of a register block that reaches over the edge of C.
 void write_edge(const float* block, float* c, int64_t stride, int64_t rows, int64_t columns,
                 bool add) {
-    for (int64_t row = 0; row < kRows && row < rows; ++row)
+    for (int64_t row = 0; row < kTallRows && row < rows; ++row)
         vector_loop(columns < kCols ? columns : kCols, [&](int64_t i, int64_t count) {
             float* out = c + row * stride + i;
             const vf value = load(block + row * kCols + i);
@@ -57,21 +59,21 @@ struct Task {
 template <class T>
 void multiply_block(Matrix<T> a, const float* right, Task task, int64_t depth, float* c,
                     int64_t stride, bool accumulate) {
-    float* left = scratch(kOwnPanels, round_up(task.rows, kRows) * kDepthBlock);
+    float* left = scratch(kOwnPanels, round_up(task.rows, kTallRows) * kDepthBlock);
     for (int64_t k = 0; k < depth; k += kDepthBlock) {
         const int64_t block = depth - k < kDepthBlock ? depth - k : kDepthBlock;
         pack_left(a, task.row, task.rows, k, block, left);
         const bool add = accumulate || k > 0;
         for (int64_t column = 0; column < task.columns; column += kCols) {
             const float* panel = right + (task.column + column) * depth + k * kCols;
-            for (int64_t row = 0; row < task.rows; row += kRows) {
+            for (int64_t row = 0; row < task.rows; row += kTallRows) {
                 const float* panel_left = left + row * block;
                 float* out = c + row * stride + column;
-                if (task.rows - row >= kRows && task.columns - column >= kCols) {
-                    multiply<1, kRows>(block, panel_left, panel, out, stride, add);
+                if (task.rows - row >= kTallRows && task.columns - column >= kCols) {
+                    multiply<1, kTallRows, kTallRows>(block, panel_left, panel, out, stride, add);
                 } else {
-                    float edge[kRows * kCols];
-                    multiply<1, kRows>(block, panel_left, panel, edge, kCols, false);
+                    float edge[kTallRows * kCols];
+                    multiply<1, kTallRows, kTallRows>(block, panel_left, panel, edge, kCols, false);
                     write_edge(edge, out, stride, task.rows - row, task.columns - column, add);
                 }
             }
@@ -120,8 +122,8 @@ void gemm(Matrix<TA> a, Matrix<TB> b, TC* c, int64_t rows, int64_t columns, int6
 
     int64_t row_parts = ceil_div(rows, kRowBlock);
     if (row_parts > 1) row_parts = round_up(row_parts, team);
-    const int64_t row_step = round_up(ceil_div(rows, row_parts), kRows);
-    row_parts = ceil_div(rows, row_step);
+    const int64_t row_panels = ceil_div(rows, kTallRows);
+    row_parts = row_parts < row_panels ? row_parts : row_panels;
     const int64_t wanted = ceil_div(team, row_parts);
     const int64_t column_step = round_up(ceil_div(width, wanted), kCols);
 
@@ -137,8 +139,10 @@ void gemm(Matrix<TA> a, Matrix<TB> b, TC* c, int64_t rows, int64_t columns, int6
 #pragma omp for schedule(dynamic)
         for (int64_t index = 0; index < row_parts * column_parts; ++index) {
             Task task;
-            task.row = index / column_parts * row_step;
-            task.rows = rows - task.row < row_step ? rows - task.row : row_step;
+            const int64_t part_row = index / column_parts;
+            task.row = row_panels * part_row / row_parts * kTallRows;
+            const int64_t end = row_panels * (part_row + 1) / row_parts * kTallRows;
+            task.rows = (end < rows ? end : rows) - task.row;
             task.column = index % column_parts * column_step;
             task.columns = part - task.column < column_step ? part - task.column : column_step;
             run_task(a, right, task, c + task.row * columns + first + task.column, columns, depth,

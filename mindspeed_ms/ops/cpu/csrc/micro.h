@@ -13,21 +13,23 @@ constexpr int kVectors = 2;                    // vectors of one result row held
 constexpr int kCols = kVectors * kWidth;       // columns of a panel
 #if defined(__AVX512F__)
 constexpr int kRows = 8;
+constexpr int kTallRows = 14;  // with two vectors a row, all 32 registers
 #else
 constexpr int kRows = 4;
+constexpr int kTallRows = 4;
 #endif
 
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 inline int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
-// C [kRows, kCols] (row stride c_stride) = or += the sum over k of a[row * RowStride +
+// C [Rows, kCols] (row stride c_stride) = or += the sum over k of a[row * RowStride +
 // k * DepthStride] * b[k][kCols]. Not inlined, so that the sums stay in registers.
-template <int RowStride, int DepthStride>
+template <int RowStride, int DepthStride, int Rows = kRows>
 __attribute__((noinline)) void multiply(int64_t depth, const float* a, const float* b, float* c,
                                         int64_t c_stride, bool add) {
-    vf sum[kRows][kVectors];
+    vf sum[Rows][kVectors];
 #pragma GCC unroll 16
-    for (int row = 0; row < kRows; ++row) {
+    for (int row = 0; row < Rows; ++row) {
         // C is far away when a product begins and is wanted when it ends.
         __builtin_prefetch(c + row * c_stride, 1);
         __builtin_prefetch(c + row * c_stride + kCols - 1, 1);
@@ -39,7 +41,7 @@ __attribute__((noinline)) void multiply(int64_t depth, const float* a, const flo
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) column[v] = load(b + v * kWidth);
 #pragma GCC unroll 16
-        for (int row = 0; row < kRows; ++row) {
+        for (int row = 0; row < Rows; ++row) {
             const vf left = splat(a[row * RowStride]);
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) sum[row][v] += left * column[v];
@@ -48,7 +50,7 @@ __attribute__((noinline)) void multiply(int64_t depth, const float* a, const flo
         b += kCols;
     }
 #pragma GCC unroll 16
-    for (int row = 0; row < kRows; ++row)
+    for (int row = 0; row < Rows; ++row)
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
             float* out = c + row * c_stride + v * kWidth;
@@ -88,7 +90,7 @@ inline void transpose(vf (&rows)[kWidth]) {
 // the items lie far apart, k is contiguous.
 template <int Size, class T>
 inline void pack_rows(const T* source, int64_t stride, int64_t count, int64_t depth, float* panel) {
-    static_assert(Size % kWidth == 0 || kWidth % Size == 0, "whole vectors");
+    static_assert(Size % kWidth == 0 || Size < kWidth, "whole vectors, or a part of one");
     for (int first = 0; first < Size; first += kWidth) {
         const int lanes = Size - first < kWidth ? Size - first : kWidth;
         const int64_t items = count - first < lanes ? count - first : lanes;
