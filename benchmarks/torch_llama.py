@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def rotary_tables(sequence: int, dim: int) -> tuple[Tensor, Tensor]:
@@ -40,10 +40,10 @@ class Block(nn.Module):
         qkv = self.qkv(self.norm1(x)).view(b, s, sum(sizes), self.dim).transpose(1, 2)
         q, k, v = qkv.split(sizes, dim=1)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         x = x + self.out(y.transpose(1, 2).reshape(b, s, -1))
         gate, up = self.up(self.norm2(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        return x + self.down(functional.silu(gate) * up)
 
 
 class Llama(nn.Module):

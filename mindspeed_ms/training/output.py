@@ -15,24 +15,30 @@ HIDDEN_ARGUMENTS = frozenset({"given_flags", "refusals", "yaml_source"})
 """Attributes that are no arguments of the user."""
 
 
+class _Output(logging.StreamHandler):
+    """Our own handler, told from those that a user has added."""
+
+
 def set_up_output(level: int | None = None) -> None:
     """Send the package's log and the report lines to standard output (idempotent).
 
-    Report lines stand alone, as tools expect them; everything else carries its rank.
+    Report lines stand alone, as tools expect them; everything else carries its rank. Handlers that
+    the user has added stay.
     """
     package = logging.getLogger("mindspeed_ms")
     package.setLevel(logging.INFO if level is None else level)
     package.propagate = False
-    package.handlers = [_handler(f"[rank {comm.get_rank()}] %(levelname)s: %(message)s")]
+    _write_to_output(package, f"[rank {comm.get_rank()}] %(levelname)s: %(message)s")
     _LINES.setLevel(logging.INFO)
     _LINES.propagate = False
-    _LINES.handlers = [_handler("%(message)s")]
+    _write_to_output(_LINES, "%(message)s")
 
 
-def _handler(form: str) -> logging.Handler:
-    handler = logging.StreamHandler(sys.stdout)
+def _write_to_output(logger: logging.Logger, form: str) -> None:
+    handler = _Output(sys.stdout)
     handler.setFormatter(logging.Formatter(form))
-    return handler
+    others = [one for one in logger.handlers if not isinstance(one, _Output)]
+    logger.handlers = [*others, handler]
 
 
 def print_rank_0(line: str) -> None:

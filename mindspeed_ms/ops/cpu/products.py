@@ -1,10 +1,10 @@
 """Matrix products of libraries that are in the process anyway, found without linking to them.
 
-Measured on two AVX-512 threads in fp32 (all products of a step of the reference model, best of five,
-in alternation): our own loops 0.92 s, NumPy's OpenBLAS 1.12 s. On one thread they are equal. So fp32
-stays here with AVX-512, and goes to OpenBLAS on other CPUs when NumPy ships it: our loops are tuned
-for 32 vector registers. bf16 goes to oneDNN where the CPU multiplies bf16 itself (1.6 to 3 times the
-speed of fp32). Everything else, and every CPU or NumPy without them, uses our own loops.
+Measured on two AVX-512 threads in fp32 (all products of a step of the reference model, best of five
+in alternation): our own loops 0.92 s, NumPy's OpenBLAS 1.12 s; on one thread they are equal. So
+fp32 stays here with AVX-512 (the loops are tuned for 32 vector registers) and goes to OpenBLAS on
+other CPUs when NumPy ships it. bf16 goes to oneDNN where the CPU multiplies bf16 itself (1.6 to 3
+times the speed of fp32). Everything else, and every CPU or NumPy without them, uses our own loops.
 """
 
 from __future__ import annotations
