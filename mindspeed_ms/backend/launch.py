@@ -6,6 +6,7 @@ started by                  what happens
 ``python script``           one rank, no library
 ``msrun`` on CPU            the scheduler process runs ``JobServer``; workers join it, start MPI
 ``mpiexec -n N`` on CPU     MPI starts first; rank 0 then runs the ``JobServer`` in a thread
+``srun -n N``               task 0 starts a scheduler process; from there on as under ``msrun``
 Ascend                      ``mindspore.mint.distributed`` does it all
 ==========================  =====================================================================
 
@@ -26,7 +27,7 @@ from typing import NoReturn
 
 import psutil
 
-from mindspeed_ms.backend import cpu_mpi, device, env
+from mindspeed_ms.backend import cpu_mpi, device, env, slurm
 from mindspeed_ms.backend.ascend import AscendComm
 from mindspeed_ms.backend.base import Comm
 from mindspeed_ms.backend.job_client import (
@@ -67,6 +68,7 @@ def start() -> Comm:
     Raises:
         RuntimeError: the scheduler or MPI cannot be reached.
     """
+    slurm.prepare()
     if device.is_ascend():
         comm: Comm = AscendComm()
         _export(comm.rank, env.get_int("DEVICE_ID", 0) or 0, comm.world_group.size)

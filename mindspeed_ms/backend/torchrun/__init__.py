@@ -1,0 +1,1 @@
+"""``torchrun`` for MindSpore: torch's launcher commands translated to ``msrun``."""

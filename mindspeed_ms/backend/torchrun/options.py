@@ -1,0 +1,223 @@
+"""The command lines of torch's launchers, read into one request."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+DEFAULT_PORT = 29500
+_IGNORED_VALUES = (
+    "--rdzv-backend",
+    "--rdzv-id",
+    "--rdzv-conf",
+    "--max-restarts",
+    "--monitor-interval",
+    "--start-method",
+    "--event-log-handler",
+    "--logs-specs",
+    "--local-addr",
+    "--numa-binding",
+    "--role",
+    "--redirects",
+    "--tee",
+    "--signals-to-handle",
+    "--duplicate-stdout-filters",
+    "--duplicate-stderr-filters",
+    "--fault-tol-cfg-path",
+)
+"""Options with a value that changes nothing here: a failed job ends, and every rank has a log."""
+_SHORT = {"--redirects": "-r", "--tee": "-t"}
+_IGNORED_SWITCHES = (
+    "--use-env",
+    "--virtual-local-rank",
+    "--no-use-env",
+    "--ignore-missing-fault-tol-cfg",
+    "--ignore-missing-cfg",
+)
+
+
+class LaunchError(ValueError):
+    """A launcher command line that cannot be followed: given, rule, fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a launcher is asked to do."""
+
+    nodes: int
+    ranks_per_node: int
+    node_rank: int | None
+    master_addr: str
+    master_port: int
+    script: str
+    script_args: tuple[str, ...]
+    is_module: bool = False
+    log_dir: str = "msrun_log"
+    is_local: bool = True
+    """All ranks run on this host, so the port may be replaced by a free one (``--standalone``)."""
+    picks_port: bool = False
+    ignored: tuple[str, ...] = ()
+    """Given options that change nothing."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks on all hosts."""
+        return self.nodes * self.ranks_per_node
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Raise instead of leaving, so that the caller prints one line."""
+        raise LaunchError(message)
+
+
+def _both(name: str) -> list[str]:
+    """A long option with dashes and with underscores."""
+    return list(dict.fromkeys((name, "--" + name[2:].replace("-", "_"))))
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The options of ``torchrun``, ``torch.distributed.launch`` and ``ft_launcher``."""
+    parser = _Parser(
+        prog=prog,
+        allow_abbrev=False,
+        description="Start a training script on several ranks with msrun, in torchrun's words.",
+    )
+    parser.add_argument("--nnodes", default=None, help="hosts (a range is refused)")
+    parser.add_argument(*_both("--nproc-per-node"), default=None, help="ranks per host, or auto")
+    parser.add_argument(*_both("--node-rank"), default=None, help="number of this host")
+    parser.add_argument(*_both("--master-addr"), default=None, help="host of rank 0")
+    parser.add_argument(*_both("--master-port"), default=None, help="a free port there")
+    parser.add_argument(*_both("--rdzv-endpoint"), default=None, help="host:port of rank 0")
+    parser.add_argument("--standalone", action="store_true", help="this host only, any port")
+    parser.add_argument("-m", "--module", action="store_true", help="the script is a module")
+    parser.add_argument(*_both("--no-python"), action="store_true", help="refused")
+    parser.add_argument(*_both("--run-path"), action="store_true", help="same as without")
+    parser.add_argument(*_both("--log-dir"), default=None, help="folder of the ranks' logs")
+    parser.add_argument(*_both("--local-ranks-filter"), default=None, help="ranks to show")
+    for name in _IGNORED_VALUES:
+        short = [_SHORT[name]] if name in _SHORT else []
+        parser.add_argument(*short, *_both(name), default=None, help="accepted, changes nothing")
+    for name in _IGNORED_SWITCHES:
+        parser.add_argument(*_both(name), action="store_true", help="accepted, changes nothing")
+    parser.add_argument("script", help="the training script, or a module with -m")
+    parser.add_argument("script_args", nargs=argparse.REMAINDER, help="its own arguments")
+    return parser
+
+
+def read(prog: str, words: Sequence[str], environment: Mapping[str, str]) -> Request:
+    """Read a launcher's command line.
+
+    Args:
+        prog: name of the launcher, for messages.
+        words: its arguments.
+        environment: variables; ``PET_*`` are torchrun's defaults of options.
+
+    Raises:
+        LaunchError: an option that has no meaning here, or a value that is no number.
+    """
+    own, rest = _without_fault_options(words)
+    given = build_parser(prog).parse_args(own)
+    if given.no_python:
+        raise LaunchError("--no-python is refused: ranks are Python processes; name the script")
+    nodes = _number("--nnodes", given.nnodes or environment.get("PET_NNODES"), 1)
+    per_node = given.nproc_per_node or environment.get("PET_NPROC_PER_NODE") or "1"
+    node_rank = given.node_rank or environment.get("PET_NODE_RANK")
+    address, port = _endpoint(given, environment)
+    return Request(
+        nodes=nodes,
+        ranks_per_node=_ranks_per_node(per_node, environment),
+        node_rank=None if node_rank is None else _number("--node-rank", node_rank, 0, minimum=0),
+        master_addr="127.0.0.1" if nodes == 1 and given.standalone else address,
+        master_port=port,
+        script=given.script,
+        script_args=tuple(given.script_args),
+        is_module=given.module,
+        log_dir=given.log_dir or environment.get("PET_LOG_DIR") or "msrun_log",
+        is_local=nodes == 1,
+        picks_port=nodes == 1 and (given.standalone or port == 0),
+        ignored=tuple(_ignored(given)) + tuple(rest),
+    )
+
+
+def _without_fault_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take ``--ft-...`` options of ``ft_launcher`` out, up to the script."""
+    own: list[str] = []
+    taken: list[str] = []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        if not word.startswith("-") and (not own or not _takes_value(own[-1])):
+            return [*own, *words[position:]], taken
+        if word.startswith(("--ft-", "--ft_")):
+            taken.append(word.partition("=")[0])
+            follows = position + 1 < len(words) and not words[position + 1].startswith("-")
+            if "=" not in word and follows and not words[position + 1].endswith(".py"):
+                position += 1
+        else:
+            own.append(word)
+        position += 1
+    return own, taken
+
+
+_SWITCHES = {"--standalone", "-m", "--module", "--no-python", "--run-path", *_IGNORED_SWITCHES}
+
+
+def _takes_value(word: str) -> bool:
+    is_option = word.startswith("-") and "=" not in word
+    return is_option and "--" * word.startswith("--") + word.lstrip("-").replace("_", "-") not in (
+        _SWITCHES | {"m"}
+    )
+
+
+def _ignored(given: argparse.Namespace) -> list[str]:
+    names = [*_IGNORED_VALUES, *_IGNORED_SWITCHES]
+    return [
+        name for name in names if getattr(given, name[2:].replace("-", "_")) not in (None, False)
+    ]
+
+
+def _number(name: str, text: str | None, default: int, minimum: int = 1) -> int:
+    if text is None or text == "":
+        return default
+    if ":" in text:
+        first, _, last = text.partition(":")
+        if first != last:
+            raise LaunchError(
+                f"{name} {text} is a range, but the number of hosts is fixed; give one number"
+            )
+        text = first
+    if not text.isdigit() or int(text) < minimum:
+        raise LaunchError(f"{name} is {text!r}, but must be a number of at least {minimum}")
+    return int(text)
+
+
+def _ranks_per_node(text: str, environment: Mapping[str, str]) -> int:
+    if text not in ("auto", "gpu", "npu", "cpu"):
+        return _number("--nproc-per-node", text, 1)
+    visible = environment.get("ASCEND_RT_VISIBLE_DEVICES")
+    devices = len(visible.split(",")) if visible else len(glob.glob("/dev/davinci[0-9]*"))
+    if text == "cpu" or (text == "auto" and not devices):
+        return int(environment.get("SLURM_CPUS_ON_NODE") or 1)
+    if not devices:
+        raise LaunchError(
+            f"--nproc-per-node {text} counts this host's accelerators, but there are none; give a "
+            "number"
+        )
+    return devices
+
+
+def _endpoint(given: argparse.Namespace, environment: Mapping[str, str]) -> tuple[str, int]:
+    """Address and port of rank 0: the rendezvous endpoint, or the master's options."""
+    address = given.master_addr or environment.get("PET_MASTER_ADDR")
+    port = given.master_port or environment.get("PET_MASTER_PORT")
+    endpoint = given.rdzv_endpoint or environment.get("PET_RDZV_ENDPOINT") or ""
+    if endpoint:
+        host, _, text = endpoint.rpartition(":") if ":" in endpoint else (endpoint, "", "")
+        address, port = address or host.strip("[]"), port or text
+    number = _number("--master-port", port, DEFAULT_PORT, minimum=0)
+    if number and not 1024 <= number <= 65535:
+        raise LaunchError(f"--master-port {number} must lie between 1024 and 65535; 29500 is usual")
+    return address or "127.0.0.1", number
