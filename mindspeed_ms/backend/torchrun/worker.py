@@ -53,18 +53,11 @@ def run_script(words: list[str]) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
-def serve() -> None:
-    """The scheduler's process: hold the job together until it ends."""
-    sys.path.pop(0)
-    from mindspeed_ms.backend import launch
-
-    launch.start()
-
-
 def main() -> None:
     """Run the script named on the command line as one rank."""
     if os.environ.get("MS_ROLE") == "MS_SCHED":
-        serve()
+        sys.path.pop(0)  # this folder, which the script's ranks do not search either
+        runpy.run_module("mindspeed_ms.backend.torchrun.scheduler", run_name="__main__")
         return
     rank = set_variables()
     try:

@@ -1,0 +1,8 @@
+"""The scheduler's process of a job: holds it together until it ends. Run as a module."""
+
+from __future__ import annotations
+
+from mindspeed_ms.backend import launch
+
+if __name__ == "__main__":
+    launch.start()
