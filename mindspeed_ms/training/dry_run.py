@@ -10,12 +10,22 @@ from mindspeed_ms.core.config import (
     AllConfig,
     init_configs_from_args,
     padded_vocab_size,
-    to_yaml,
     unsupported_reason,
 )
+from mindspeed_ms.core.planner.plan import make_plan
+from mindspeed_ms.core.planner.report import plan_lines
+from mindspeed_ms.core.planner.suggest import suggest, suggestion_lines, with_memory
+from mindspeed_ms.core.planner.timing import Device
 from mindspeed_ms.training.arguments import validate_args
 from mindspeed_ms.training.entry import USER_ERROR_STATUS
-from mindspeed_ms.training.output import print_arguments, print_rank_0, set_up_output
+from mindspeed_ms.training.output import (
+    config_lines,
+    dotted,
+    print_arguments,
+    print_rank_0,
+    set_up_output,
+)
+from mindspeed_ms.training.scale_down import scale_down
 from mindspeed_ms.training.tokenizer import build_tokenizer
 
 TYPICAL_VOCABULARIES = MappingProxyType(
@@ -63,8 +73,12 @@ def resolve(args: argparse.Namespace) -> Resolved:
     Raises:
         ValueError: settings that a run would refuse.
     """
-    assumptions = [*_assume_sizes(args), *_assume_vocabulary(args)]
+    assumptions = _assume_sizes(args)
     world_size = args.world_size
+    if args.scale_down:
+        world_size = world_size or 1
+        assumptions += scale_down(args, world_size)
+    assumptions += _assume_vocabulary(args)
     if world_size is None:
         world_size = smallest_world(args)
         assumptions.append(f"{world_size} ranks, the fewest that fit; give --world-size for others")
@@ -84,12 +98,20 @@ def dry_run(args: argparse.Namespace) -> int:
     for line in args.refusals:
         print_rank_0(line)
     resolved = resolve(args)
+    config, world_size = resolved.config, resolved.world_size
     print_rank_0("----------------- resolved configuration ------------------")
-    print_rank_0(to_yaml(resolved.config).rstrip())
+    for name, value in config_lines(config):
+        print_rank_0(dotted(name, value))
     print_rank_0("------------- end of resolved configuration ---------------")
     for line in resolved.assumptions:
         print_rank_0(f"assumed: {line}")
-    missing = unsupported_reason(resolved.config)
+    device = with_memory(Device(), args.device_memory, args.device_tflops)
+    for line in plan_lines(make_plan(config, world_size, device)):
+        print_rank_0(line)
+    if args.suggest:
+        for line in suggestion_lines(suggest(config, world_size, device)):
+            print_rank_0(line)
+    missing = unsupported_reason(config)
     for line in missing:
         print_rank_0(f"refused: {line}")
     return USER_ERROR_STATUS if args.refusals or missing else 0

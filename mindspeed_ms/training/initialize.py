@@ -26,6 +26,7 @@ from mindspeed_ms.training.dry_run import dry_run
 from mindspeed_ms.training.entry import user_errors
 from mindspeed_ms.training.global_vars import set_all_config
 from mindspeed_ms.training.output import print_arguments, print_rank_0, set_up_output
+from mindspeed_ms.training.scale_down import scale_down
 from mindspeed_ms.training.tokenizer import build_tokenizer, vocab_size_with_padding
 from mindspeed_ms.training.utils import set_parallel_context, set_seed
 
@@ -62,12 +63,15 @@ def initialize_megatron(
             status = dry_run(args)
         raise SystemExit(status)
     with user_errors():
-        _complete_vocabulary(args)
         comm.init_process_group()
+        changes = scale_down(args, comm.get_world_size()) if args.scale_down else []
+        _complete_vocabulary(args)
         args.rank, args.local_rank = comm.get_rank(), comm.get_local_rank()
         set_global_args(validate_args(args, comm.get_world_size()))
         set_up_run(init_configs_from_args(args))
     print_arguments(args)
+    for line in changes:
+        print_rank_0(line)
     return args
 
 

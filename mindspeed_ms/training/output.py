@@ -7,7 +7,7 @@ import logging
 import sys
 
 from mindspeed_ms.backend import comm
-from mindspeed_ms.core.config import no_effect_report
+from mindspeed_ms.core.config import AllConfig, no_effect_report
 
 _LINES = logging.getLogger("mindspeed_ms.lines")
 
@@ -53,13 +53,26 @@ def print_rank_last(line: str) -> None:
         _LINES.info(line)
 
 
+def dotted(name: str, value: object) -> str:
+    """A name and its value in Megatron's shape."""
+    return f"  {name} {'.' * (48 - len(name))} {value}"
+
+
+def config_lines(config: AllConfig) -> list[tuple[str, object]]:
+    """(section.field, value) of a whole configuration, in its order."""
+    return [
+        (f"{section}.{key}", value)
+        for section, values in config.to_dict().items()
+        for key, value in values.items()
+    ]
+
+
 def print_arguments(args: argparse.Namespace) -> None:
     """Megatron's sorted table of arguments, and what had no effect."""
     print_rank_0("------------------------ arguments ------------------------")
     for name in sorted(vars(args), key=str.lower):
         if name not in HIDDEN_ARGUMENTS:
-            dots = "." * (48 - len(name))
-            print_rank_0(f"  {name} {dots} {getattr(args, name)}")
+            print_rank_0(dotted(name, getattr(args, name)))
     print_rank_0("-------------------- end of arguments ---------------------")
     for line in no_effect_report(args):
         print_rank_0(line)
