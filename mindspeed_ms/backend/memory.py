@@ -191,6 +191,16 @@ def copy_from_host(dst: Tensor, values: np.ndarray) -> None:
         dst.copy_(Tensor(shaped))
 
 
+def permuted(tensor: Tensor, dims: Sequence[int]) -> Tensor:
+    """Contiguous copy with the dimensions in another order; no graph is built."""
+    if device.is_ascend():
+        return mint.permute(tensor, tuple(dims)).contiguous()
+    source = as_numpy(contiguous(tensor)).transpose(dims)
+    result = empty(source.shape, tensor.dtype)
+    as_numpy(result)[...] = source
+    return result
+
+
 def view_of(flat: Tensor, start: int, shape: Sequence[int]) -> Tensor:
     """View of ``prod(shape)`` elements of a one-dimensional tensor, beginning at ``start``."""
     return flat[start : start + math.prod(shape)].view(tuple(shape))

@@ -8,7 +8,7 @@ them while a model computes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mindspeed_ms.backend import comm
@@ -140,6 +140,7 @@ def initialize_model_parallel(  # noqa: PLR0913 - Megatron's public signature
     *,
     expert_tensor_parallel_size: int | None = None,
     num_distributed_optimizer_instances: int = 1,
+    hierarchical_context_parallel_sizes: Sequence[int] | None = None,
 ) -> None:
     """Create all groups of all ranks.
 
@@ -157,6 +158,8 @@ def initialize_model_parallel(  # noqa: PLR0913 - Megatron's public signature
             ``tensor_model_parallel_size``.
         num_distributed_optimizer_instances: parts of the data parallel group that each shard a
             whole optimizer state.
+        hierarchical_context_parallel_sizes: (neighbouring ranks that exchange heads, ranks of a
+            ring), whose product is ``context_parallel_size``; None for a ring of all.
 
     Raises:
         RuntimeError: communication is not initialised; the groups exist already; the world size
@@ -198,6 +201,9 @@ def initialize_model_parallel(  # noqa: PLR0913 - Megatron's public signature
     # The tied embedding lives on the first and the last stage, position embeddings on the first.
     groups["embedding"] = _create([tuple(dict.fromkeys((p[0], p[-1]))) for p in pipelines])
     groups["position_embedding"] = _create([p[:1] for p in pipelines])
+    groups |= _context_groups(
+        dense.get_ranks("cp"), hierarchical_context_parallel_sizes or (1, context_parallel_size)
+    )
     groups |= _optimizer_groups(dense.get_ranks("dp-cp"), num_distributed_optimizer_instances)
     _STATE = ParallelState(
         groups=groups,
@@ -222,6 +228,23 @@ def _optimizer_groups(data_ranks: list[tuple[int, ...]], instances: int) -> dict
         "optimizer_replicas": _create(
             [ranks[i::part] for ranks in data_ranks for i in range(part)]
         ),
+    }
+
+
+def _context_groups(context_ranks: list[tuple[int, ...]], sizes: Sequence[int]) -> dict[str, Group]:
+    """Neighbours that exchange heads, and ranks that hold the same place among their neighbours."""
+    size = len(context_ranks[0])
+    if len(sizes) != 2 or min(sizes) < 1 or sizes[0] * sizes[1] != size:
+        raise RuntimeError(
+            f"hierarchical_context_parallel_sizes is {tuple(sizes)}; it must hold two sizes, of "
+            f"all-to-all and of ring, whose product is the context parallel size {size}"
+        )
+    inner = sizes[0]
+    return {
+        "cp_ulysses": _create(
+            [ranks[i : i + inner] for ranks in context_ranks for i in range(0, size, inner)]
+        ),
+        "cp_ring": _create([ranks[i::inner] for ranks in context_ranks for i in range(inner)]),
     }
 
 
@@ -285,6 +308,11 @@ def get_distributed_optimizer_replica_group() -> Group:
 def get_context_parallel_group() -> Group:
     """Ranks that share each sequence."""
     return _state().group("cp")
+
+
+def get_hierarchical_context_parallel_groups() -> tuple[Group, Group]:
+    """(Ranks that exchange heads, ranks of a ring); their product is the context parallel group."""
+    return _state().group("cp_ulysses"), _state().group("cp_ring")
 
 
 def get_embedding_group() -> Group:

@@ -10,6 +10,8 @@ import math
 import mindspore as ms
 from mindspore import Tensor
 
+from mindspeed_ms.ops.attention_call import Documents
+
 _FLOATS = (ms.float32, ms.bfloat16, ms.float16)
 _INTS = (ms.int32, ms.int64)
 
@@ -123,13 +125,15 @@ def flat_float32(name: str, *tensors: Tensor) -> None:
     in_place(name, *tensors)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
-    """Shapes of q [S, B, N, D], k and v [S', B, G, D], mask [B or 1, 1, S, S']."""
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, documents: Documents | None = None
+) -> None:
+    """Shapes of q [S, B, N, D], k [S', B, G, D], v [S', B, G, E], mask [B or 1, 1, S, S']."""
     floating("attention", q, k, v)
-    if len(q.shape) != 4 or len(k.shape) != 4 or k.shape != v.shape:
+    if len(q.shape) != 4 or len(k.shape) != 4 or k.shape[:3] != v.shape[:3]:
         raise ValueError(
             f"attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; q must be "
-            "[S, B, N, D], k and v equal shapes [S', B, G, D]"
+            "[S, B, N, D], k [S', B, G, D] and v [S', B, G, E]"
         )
     if q.shape[1] != k.shape[1] or q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]:
         raise ValueError(
@@ -138,6 +142,26 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
         )
     if mask is not None:
         boolean_mask("attention", mask, (q.shape[1], q.shape[2], q.shape[0], k.shape[0]))
+    if documents is not None:
+        rows = (1, q.shape[1])
+        found = documents.queries.shape, documents.keys.shape
+        if found not in [((b, q.shape[0]), (b, k.shape[0])) for b in rows]:
+            raise ValueError(
+                f"attention: document numbers {found[0]} and {found[1]} for q {tuple(q.shape)} and "
+                f"k {tuple(k.shape)}; they must be [B or 1, S] and [B or 1, S']"
+            )
+
+
+def attention_sums(q: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
+    """``out`` [S, B, N * E] and fp32 ``lse`` [S, B, N] of one attention."""
+    s, b, n, _ = q.shape
+    if tuple(out.shape) != (s, b, n * v.shape[3]) or tuple(lse.shape) != (s, b, n):
+        raise ValueError(
+            f"attention: out {tuple(out.shape)} and lse {tuple(lse.shape)} for q {tuple(q.shape)} "
+            f"and v {tuple(v.shape)}; they must be {(s, b, n * v.shape[3])} and {(s, b, n)}"
+        )
+    if lse.dtype != ms.float32:
+        raise ValueError(f"attention: lse is {lse.dtype}; it must be Float32")
 
 
 def boolean_mask(name: str, mask: Tensor, scores_shape: tuple[int, ...]) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 from mindspore import Tensor
 from numpy.typing import NDArray
 
+from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import AllConfig
+from mindspeed_ms.core.context_parallel import context_parallel
 from mindspeed_ms.core.datasets.loader import Batch, collate
 from mindspeed_ms.core.datasets.masks import get_ltor_masks_and_position_ids
-from mindspeed_ms.core.datasets.sequence_slices import positions_on_cp_rank
 from mindspeed_ms.training.global_vars import get_all_config
 
 MODEL_INPUTS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
@@ -26,8 +27,8 @@ MODEL_INPUTS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids
 ROWS = "input_ids"
 """Name of fixed-length rows, [b, s + 1], in the batches of a user's own loader."""
 
-_SEQUENCE_AXIS = {"attention_mask": 2}
-"""Axis that context parallelism slices; 1 for all others."""
+DOCUMENTS = "document_ids"
+"""Name of the documents' numbers, [b, s], in a batch; they are whole on every context rank."""
 
 
 def is_first_or_last_pipeline_stage() -> bool:
@@ -40,10 +41,12 @@ def is_first_or_last_pipeline_stage() -> bool:
 def is_data_needed_on_rank(config: AllConfig) -> bool:
     """Whether the model part of this rank takes anything from a batch.
 
-    Middle stages need a dense attention mask, if there is one.
+    Middle stages need what hides keys, unless that is the same for all batches.
     """
     dataset = config.dataset_config
-    return is_first_or_last_pipeline_stage() or dataset.reset_attention_mask or dataset.sft
+    is_hidden_by_data = config.parallel_config.attention_mask_type == "general"
+    has_documents = dataset.reset_attention_mask or dataset.sft
+    return is_first_or_last_pipeline_stage() or has_documents or is_hidden_by_data
 
 
 def is_dataset_built_on_rank(config: AllConfig | None = None) -> bool:
@@ -198,15 +201,20 @@ def _num_words(shape: tuple[int, ...], dtype: str) -> int:
     return -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 4)
 
 
-def get_batch(data_iterator: Iterator[Batch]) -> dict[str, Tensor | None]:
+def get_batch(data_iterator: Iterator[Batch]) -> dict[str, Tensor | ops.Documents | None]:
     """The next micro-batch as tensors: the arguments of ``GPTModel``.
 
-    tokens, labels, position_ids int32 [b, s]; loss_mask fp32 [b, s]; attention_mask bool
-    [b, 1, s, s] or None for causal. With context parallelism, this rank's part of s; on pipeline
-    stages that take nothing from a batch, all None.
+    tokens, labels, position_ids int32 [b, s]; loss_mask fp32 [b, s]; attention_mask the documents
+    of packed sequences, bool [b, 1, s, s], or None for causal. With context parallelism, this
+    rank's part of s; on pipeline stages that take nothing from a batch, all None.
     """
     batch = get_batch_on_this_cp_rank(get_batch_on_this_tp_rank(data_iterator))
-    return {name: _as_tensor(batch.get(name)) for name in MODEL_INPUTS}
+    inputs = {name: _as_tensor(batch.get(name)) for name in MODEL_INPUTS}
+    numbers = batch.get(DOCUMENTS)
+    if numbers is not None and inputs["attention_mask"] is None:
+        numbers = memory.as_numpy(numbers) if isinstance(numbers, Tensor) else numbers
+        inputs["attention_mask"] = ops.Documents(numbers, numbers)
+    return inputs
 
 
 def get_batch_on_this_tp_rank(data_iterator: Iterator[Batch]) -> Batch:
@@ -219,35 +227,35 @@ def get_batch_on_this_tp_rank(data_iterator: Iterator[Batch]) -> Batch:
 
 
 def get_batch_on_this_cp_rank(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """This rank's part of every sequence: a dict like the one given, of arrays or tensors."""
+    """This rank's part of every sequence: a dict like the one given, of arrays or tensors.
+
+    Of a dense attention mask, the rows of the queries whose attention is computed here: with
+    ulysses those of all ranks that exchange heads.
+    """
     if not parallel_state.model_parallel_is_initialized():
         return dict(batch)
-    group = parallel_state.get_context_parallel_group()
-    if group.size == 1:
+    if parallel_state.get_context_parallel_world_size() == 1:
         return dict(batch)
-    parallel = get_all_config().parallel_config
+    context = context_parallel(get_all_config().parallel_config)
+    assert context is not None, "several ranks share a sequence"
     sliced: dict[str, Any] = {}
     for name, value in batch.items():
         if value is None or name not in MODEL_INPUTS:
             sliced[name] = value
             continue
         array = memory.as_numpy(value) if isinstance(value, Tensor) else value
-        axis = _SEQUENCE_AXIS.get(name, 1)
-        places = positions_on_cp_rank(
-            array.shape[axis],
-            group.size,
-            group.rank,
-            parallel.context_parallel_algo,
-            parallel.ulysses_degree_in_cp,
-        )
-        part = np.take(array, places, axis=axis)
+        if name == "attention_mask":
+            part = np.take(array, context.ring_positions(array.shape[-1]), axis=-2)
+        else:
+            part = np.take(array, context.positions(array.shape[1]), axis=1)
         sliced[name] = memory.from_numpy(part) if isinstance(value, Tensor) else part
     return sliced
 
 
 def batch_from_rows(rows: NDArray | Tensor) -> Batch:
     """Tokens, labels, masks and positions of rows of s + 1 tokens, [b, s + 1]."""
-    dataset = get_all_config().dataset_config
+    config = get_all_config()
+    dataset = config.dataset_config
     ids = _narrow(rows).astype(np.int64)
     samples = []
     for row in ids:
@@ -258,7 +266,7 @@ def batch_from_rows(rows: NDArray | Tensor) -> Batch:
             reset_position_ids=dataset.reset_position_ids,
             reset_attention_mask=dataset.reset_attention_mask,
             eod_mask_loss=dataset.eod_mask_loss,
-            create_attention_mask=dataset.reset_attention_mask,
+            create_attention_mask=config.parallel_config.attention_mask_type == "general",
         )
         sample = {"tokens": tokens, "labels": labels, "position_ids": masks.position_ids}
         loss_mask = masks.loss_mask
@@ -267,6 +275,8 @@ def batch_from_rows(rows: NDArray | Tensor) -> Batch:
         sample["loss_mask"] = loss_mask
         if masks.attention_mask is not None:
             sample["attention_mask"] = masks.attention_mask
+        if masks.document_ids is not None:
+            sample[DOCUMENTS] = masks.document_ids
         samples.append(sample)
     return collate(samples)
 

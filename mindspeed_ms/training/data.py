@@ -224,8 +224,8 @@ def gpt_dataset_config(config: AllConfig) -> GPTDatasetConfig:
         "reset_position_ids": dataset.reset_position_ids,
         "reset_attention_mask": dataset.reset_attention_mask,
         "eod_mask_loss": dataset.eod_mask_loss,
-        # A plain causal mask is a property of the attention kernel; only document masks are data.
-        "create_attention_mask": dataset.reset_attention_mask,
+        # Causal masks and documents are options of the attention kernel, not dense masks.
+        "create_attention_mask": config.parallel_config.attention_mask_type == "general",
         "mid_level_dataset_surplus": dataset.mid_level_dataset_surplus,
         "allow_ambiguous_pad_tokens": dataset.allow_ambiguous_pad_tokens,
         "context_parallel_size": config.parallel_config.context_parallel_size,

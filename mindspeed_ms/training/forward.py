@@ -75,7 +75,7 @@ def _named(batch: Any) -> dict[str, Any]:
 
 def _num_tokens(batch: dict[str, Any]) -> float:
     mask = batch.get("loss_mask")
-    return 1.0 if mask is None else max(float(memory.as_numpy(mask).sum(dtype=np.float64)), 1.0)
+    return 1.0 if mask is None else float(memory.as_numpy(mask).sum(dtype=np.float64))
 
 
 def _pair(value: Any) -> tuple[float, float]:

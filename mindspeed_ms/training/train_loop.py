@@ -194,7 +194,7 @@ def _mean_of_reports(reports: Sequence[dict[str, tuple[Any, Any]]]) -> dict[str,
         totals = np.ascontiguousarray(totals)
         comm.all_reduce(memory.from_numpy(totals), group=group)
     return {
-        name: float(total) / float(count)
+        name: float(total) / max(float(count), 1.0)
         for name, (total, count) in zip(names, totals, strict=True)
     }
 

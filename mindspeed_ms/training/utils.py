@@ -40,6 +40,7 @@ def set_parallel_context(parallel_config: ModelParallelConfig) -> None:
         parallel_config.context_parallel_size,
         parallel_config.expert_model_parallel_size,
     )
+    shares = parallel_config.hierarchical_context_parallel_sizes
     if parallel_state.model_parallel_is_initialized():
         present = (
             parallel_state.get_tensor_model_parallel_world_size(),
@@ -52,6 +53,13 @@ def set_parallel_context(parallel_config: ModelParallelConfig) -> None:
                 f"groups exist for (tensor, pipeline, context, expert) parallel sizes {present}, "
                 f"but {wanted} are asked for; call destroy_model_parallel() first"
             )
+        groups = parallel_state.get_hierarchical_context_parallel_groups()
+        if tuple(group.size for group in groups) != shares:
+            raise RuntimeError(
+                f"context parallel groups exist for (all-to-all, ring) sizes "
+                f"{tuple(group.size for group in groups)}, but {shares} are asked for; call "
+                "destroy_model_parallel() first"
+            )
         return
     tensor, pipeline, context, expert = wanted
     parallel_state.initialize_model_parallel(
@@ -61,6 +69,7 @@ def set_parallel_context(parallel_config: ModelParallelConfig) -> None:
         context_parallel_size=context,
         expert_model_parallel_size=expert,
         order=parallel_config.order,
+        hierarchical_context_parallel_sizes=shares,
         expert_tensor_parallel_size=parallel_config.expert_tensor_parallel_size,
         num_distributed_optimizer_instances=parallel_config.optimizer_instances(
             comm.get_world_size()

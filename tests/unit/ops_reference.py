@@ -100,6 +100,17 @@ def assert_close(got, want, tolerance, what="", floor=1e-30):
     assert error <= tolerance * scale, f"{what}: error {error / scale:.2e} of {tolerance:.0e}"
 
 
+def attention_of(module):
+    """``ops.attention`` computed by a named kernel set."""
+
+    def attention(q, k, v, *, mask=None, dropout_p=0.0, generator=None, places=None, **options):
+        shape = (q.shape[1], q.shape[2], q.shape[0], k.shape[0])
+        dropout = ops.draw_dropout(dropout_p, generator, shape, places)
+        return module.attention(q, k, v, mask, ops.AttentionCall(dropout=dropout, **options))
+
+    return attention
+
+
 def layer_norm(x, weight, bias, eps=1e-5):
     centred = x - x.mean(-1, keepdims=True)
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * weight + bias
@@ -160,11 +171,16 @@ def softmax(scores, mask=None, causal=False, scale=1.0):
     return weights / np.where(total == 0, 1, total)
 
 
+def document_mask(documents):
+    """[B, 1, S, S'], True where query and key are of different documents."""
+    return documents.queries[:, None, :, None] != documents.keys[:, None, None, :]
+
+
 def attention(q, k, v, *, scale, causal=True, mask=None, dropout_p=0.0, seed=0, offset=0):
-    s, b, n, d = q.shape
+    s, b, n, _ = q.shape
     k, v = (np.repeat(t, n // t.shape[2], axis=2) for t in (k, v))
     scores = np.einsum("ibnd,jbnd->bnij", q, k)
     probs = softmax(scores, mask, causal, scale)
     if dropout_p:
         probs = probs * keep_scale(dropout_p, seed, offset, probs.shape)
-    return np.einsum("bnij,jbnd->ibnd", probs, v).reshape(s, b, n * d)
+    return np.einsum("bnij,jbnd->ibnd", probs, v).reshape(s, b, n * v.shape[3])

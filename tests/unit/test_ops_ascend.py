@@ -8,6 +8,7 @@ compared.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 
 import mindspore as ms
@@ -16,6 +17,7 @@ import ops_reference as ref
 import pytest
 from mindspore import Tensor, mint
 
+from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops import ascend, portable
@@ -23,8 +25,10 @@ from mindspeed_ms.ops.ascend import flat as ascend_flat
 from mindspeed_ms.ops.ascend.dropout import philox_words as device_words
 from mindspeed_ms.ops.portable.arrays import store, tensor_of, wide
 from mindspeed_ms.ops.portable.attention import masked_softmax
-from mindspeed_ms.ops.portable.dropout import philox_words
+from mindspeed_ms.ops.portable.dropout import keep_scale_of_words, philox_words
 
+# The package exports the function of this name.
+ascend_attention = importlib.import_module("mindspeed_ms.ops.ascend.attention")
 RNG = np.random.RandomState(3)
 # MindSpore's CPU exp, sums and tanh, which the composed parts use here, are right to 1e-5.
 STOCK = 3e-5
@@ -53,7 +57,9 @@ def documented(text):
 
 
 def flash(query, key, value, head_num, drop_mask, attn_mask, keep_prob, scalar_value, **rest):
-    """The documented meaning of FlashAttentionScore in layout SBH."""
+    """The documented meaning of FlashAttentionScore in layouts SBH and TND."""
+    if rest["input_layout"] == "TND":
+        return flash_of_lengths(query, key, value, head_num, attn_mask, scalar_value, **rest)
     assert rest["input_layout"] == "SBH"
     assert query.dtype in (ms.float16, ms.bfloat16), "the kernel takes no fp32"
     s, b, h = query.shape
@@ -80,6 +86,60 @@ def flash(query, key, value, head_num, drop_mask, attn_mask, keep_prob, scalar_v
     else:
         assert keep_prob == 1.0
     return tensor_of(np.einsum("bnij,jbnd->ibnd", probs, v).reshape(s, b, h), query.dtype)
+
+
+def flash_of_lengths(query, key, value, head_num, attn_mask, scalar_value, **rest):
+    """Layout TND: sequences of given lengths one after the other, causal inside with mode 3."""
+    assert rest["sparse_mode"] == (0 if attn_mask is None else 3)
+    assert rest["actual_seq_qlen"] == rest["actual_seq_kvlen"]
+    assert rest["actual_seq_qlen"][-1] == query.shape[0] and query.shape[1] == head_num
+    parts, start = [], 0
+    for end in rest["actual_seq_qlen"]:
+        tensors = [tensor_of(wide(t)[start:end, None]) for t in (query, key, value)]
+        call = ops.AttentionCall(scale=scalar_value, causal=attn_mask is not None)
+        parts.append(wide(portable.attention(*tensors, None, call)))
+        start = end
+    return tensor_of(np.concatenate(parts).reshape(query.shape), query.dtype)
+
+
+def flash_statistics(options, query, key, value, drop_mask, attn_mask, **rest):
+    """The four outputs of the operator; the third one is not used."""
+    heads, keep, scale, mode = options
+    layout = {"input_layout": "SBH", "sparse_mode": mode}
+    out = flash(query, key, value, heads, drop_mask, attn_mask, keep, scale, **layout)
+    q, k, v = (by_head(t) for t in (query, key, value))
+    sums = (memory.zeros((*q.shape[:2], q.shape[2] * 16)), tensor_of(np.full(q.shape[:3], -np.inf)))
+    mask, call = hiding(attn_mask, mode, scale)
+    portable.attention_accumulate(q, k, v, mask, *sums, call)
+    lse = wide(sums[1]).transpose(1, 2, 0)[..., None]
+    top = np.floor(lse)
+    copies = [np.repeat(a, 8, axis=-1) for a in (top, np.exp(lse - top))]
+    return *map(tensor_of, copies), None, out
+
+
+def by_head(t):
+    """[S, B, H] -> [S, B, N or G, 16] in fp32."""
+    return tensor_of(wide(t).reshape(*t.shape[:2], -1, 16))
+
+
+def hiding(attn_mask, mode, scale):
+    """The portable definition's mask and options for those of the fused kernel."""
+    return attn_mask if mode == 1 else None, ops.AttentionCall(scale=scale, causal=mode == 3)
+
+
+def flash_grad(options, query, key, value, dy, **rest):
+    """dq, dk, dv of the documented operator, from the statistics it is given."""
+    _, keep, scale, mode = options
+    assert rest["softmax_max"].shape == rest["softmax_sum"].shape
+    assert np.all(wide(rest["softmax_sum"]) == 1) and rest["softmax_max"].shape[3] == 8
+    assert rest["drop_mask"] is None and keep == 1.0
+    q, k, v, out, dout = (by_head(t) for t in (query, key, value, rest["attention_in"], dy))
+    lse = tensor_of(wide(rest["softmax_max"])[..., 0].transpose(2, 0, 1))
+    grads = tuple(memory.zeros(t.shape) for t in (q, k, v))
+    mask, call = hiding(rest["atten_mask"], mode, scale)
+    portable.attention_backward_accumulate(q, k, v, mask, out, lse, dout, grads, call)
+    shapes = zip(grads, (query, key, value), strict=True)
+    return *(tensor_of(wide(g).reshape(t.shape), t.dtype) for g, t in shapes), None
 
 
 def fused_rotary(x, cos, sin, mode):
@@ -148,6 +208,21 @@ def recorders(monkeypatch):
     parameters = list(call.parameters.values())[1:]
     made["adamw"] = Recorder(None, fused_adamw, call.replace(parameters=parameters))
     monkeypatch.setattr(ascend_flat, "_fused_adamw", lambda: made["adamw"])
+    for name, maker, kind, stand_in in (
+        ("flash_part", "_flash", "FlashAttentionScore", flash_statistics),
+        ("flash_gradient", "_flash_grad", "FlashAttentionScoreGrad", flash_grad),
+    ):
+        real = getattr(ascend_attention.auto_generate, kind)
+        parameters = list(inspect.signature(real.__call__).parameters.values())[1:]
+        made[name] = Recorder(None, None, inspect.Signature(parameters))
+        construction = inspect.signature(real.__init__)
+
+        def make(*options, recorder=made[name], compute=stand_in, construction=construction):
+            construction.bind(None, *options, input_layout="SBH", sparse_mode=options[3])
+            recorder.stand_in = lambda **tensors: compute(options, **tensors)
+            return recorder
+
+        monkeypatch.setattr(ascend_attention, maker, make)
     monkeypatch.setattr(Tensor, "add_", in_place(lambda a, b, alpha: a + np.float32(alpha) * b))
     monkeypatch.setattr(Tensor, "mul_", in_place(lambda a, b, _: a * np.float32(b)))
     monkeypatch.setattr(Tensor, "copy_", in_place(lambda a, b, _: b))
@@ -164,7 +239,8 @@ def compare(name, arrays, *args, dtype=ms.float32, tolerance=STOCK, grads=True, 
         autograd.enable()
         # Not leaves themselves: the gradient of a sum of two leaves needs a kernel absent on CPU.
         inputs = [None if one is None else mint.mul(one, 1.0) for one in leaves]
-        y = getattr(module, name)(*inputs, *extra, **rest)
+        op = ref.attention_of(module) if name == "attention" else getattr(module, name)
+        y = op(*inputs, *extra, **rest)
         outputs = [y]
         if grads:
             dy = ref.tensor(np.cos(np.arange(y.size)).reshape(y.shape), dtype)
@@ -236,18 +312,75 @@ def test_attention_matches_the_definition(kind, dtype, recorders):
     assert bool(recorders["flash_attention_score"].calls) == (dtype == ms.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16], ids=str)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+def test_documents_go_to_the_kernel_as_lengths(causal, dtype, recorders):
+    ids = np.array([[0, 0, 1, 1, 1, 1, 4, 4], [0, 1, 1, 2, 2, 2, 2, 2]], np.int32)
+    compare(
+        "attention",
+        [RNG.randn(8, 2, n, 16) for n in (4, 2, 2)],
+        dtype=dtype,
+        tolerance=2**-8 if dtype == ms.bfloat16 else STOCK,
+        grads=dtype == ms.float32,
+        scale=0.25,
+        causal=causal,
+        documents=ops.Documents(ids, ids),
+    )
+    calls = recorders["flash_attention_score"].calls
+    assert bool(calls) == (dtype == ms.bfloat16)
+    for call in calls:
+        assert call["actual_seq_qlen"] == [2, 6, 8, 9, 11, 16]
+
+
+@pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["causal", "full", "documents", "mask"])
+def test_accumulated_attention_matches_the_definition(kind, dtype, recorders):
+    s, keys, b, n, g, d = 8, 16, 2, 4, 2, 16
+    parts = [[RNG.randn(*shape) for shape in [(keys, b, g, d)] * 2] for _ in range(2)]
+    q, dy = RNG.randn(s, b, n, d), RNG.randn(s, b, n * d)
+    documents = mask = None
+    if kind == "documents":
+        numbers = [np.sort(RNG.randint(0, 3, (b, size)), axis=1) for size in (s, keys)]
+        documents = ops.Documents(*numbers)
+        documents.keys[:, -1] = documents.queries[:, -1] = 3  # nobody is left without a key
+    if kind == "mask":
+        hidden = RNG.rand(1, 1, s, keys) < 0.4
+        hidden[..., 0] = False
+        mask = Tensor(hidden)
+    call = ops.AttentionCall(scale=0.25, causal=kind == "causal", documents=documents)
+    results = []
+    for module in (portable, ascend):
+        out, lse = memory.zeros((s, b, n * d)), memory.zeros((s, b, n))
+        store(lse, np.full((s, b, n), -np.inf, np.float32))
+        query = ref.tensor(q, dtype)
+        for k, v in parts:
+            tensors = (ref.tensor(k, dtype), ref.tensor(v, dtype))
+            module.attention_accumulate(query, *tensors, mask, out, lse, call)
+        rounded = ref.tensor(ref.values(out), dtype)
+        grads = tuple(memory.zeros(shape) for shape in [q.shape, *[parts[0][0].shape] * 2])
+        for k, v in parts:
+            tensors = (query, ref.tensor(k, dtype), ref.tensor(v, dtype), mask)
+            dout = ref.tensor(dy, dtype)
+            module.attention_backward_accumulate(*tensors, rounded, lse, dout, grads, call)
+        results.append([ref.values(t) for t in (out, *grads)])
+    for want, got in zip(*results, strict=True):
+        ref.assert_close(got, want, 2**-6 if dtype == ms.bfloat16 else STOCK, kind)
+    assert bool(recorders["flash_part"].calls) == (dtype == ms.bfloat16)
+    assert bool(recorders["flash_gradient"].calls) == (dtype == ms.bfloat16)
+
+
+def test_dropout_words_by_place_are_drawn_on_the_device():
+    words = RNG.randint(0, 2**40, 50)
+    got = ascend_attention.kept_words(0.4, 2**60 + 3, words).asnumpy()
+    want = keep_scale_of_words(0.4, 2**60 + 3, words)
+    assert np.array_equal(got, want > 0)
+
+
 def test_attention_dropout_needs_whole_bytes_of_mask_bits():
     q, k, v = (ref.tensor(RNG.randn(4, 1, 2, 16), ms.bfloat16) for _ in range(3))
     with pytest.raises(ValueError, match="multiple of 8"):
-        ascend.attention(
-            q,
-            k,
-            v,
-            scale=1.0,
-            causal=True,
-            mask=None,
-            dropout_p=0.5,
-            generator=Generator(1),
+        ref.attention_of(ascend)(
+            q, k, v, scale=1.0, causal=True, dropout_p=0.5, generator=Generator(1)
         )
 
 
@@ -339,5 +472,7 @@ def test_every_fused_call_was_bound(recorders):
         "swiglu",
         "rotary_position_embedding",
         "flash_attention_score",
+        "flash_part",
+        "flash_gradient",
         "adamw",
     }

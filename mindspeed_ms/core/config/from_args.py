@@ -33,6 +33,8 @@ _CP_ALGO_OF_COMM_TYPE = {
     "p2p": "megatron_cp_algo",
     "a2a": "ulysses_cp_algo",
     "a2a+p2p": "hybrid_cp_algo",
+    "allgather": "kvallgather_cp_algo",
+    "all_gather": "kvallgather_cp_algo",
 }
 
 
@@ -132,7 +134,13 @@ def _context_parallel_algo(values: Values) -> Any:
     kinds = values.get("cp_comm_type")
     if not kinds:
         return UNSET
-    kind = kinds if isinstance(kinds, str) else kinds[0]
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    if len(set(kinds)) > 1:
+        raise ValueError(
+            f"--cp-comm-type {' '.join(kinds)} names a kind per layer; all layers exchange in one "
+            f"way here: give one kind, for example --cp-comm-type {kinds[0]}"
+        )
+    kind = kinds[0]
     return _CP_ALGO_OF_COMM_TYPE.get(kind, kind)
 
 

@@ -53,15 +53,21 @@ class ModelParallelConfig(Section):
     context_parallel_size: int = 1
     """Ranks that share each sequence. 1: every rank sees whole sequences."""
 
-    context_parallel_algo: Literal["ulysses_cp_algo", "megatron_cp_algo", "hybrid_cp_algo"] = (
-        "ulysses_cp_algo"
-    )
-    """How attention crosses the sequence shards: all-to-all over heads, ring over chunks, or both.
+    context_parallel_algo: Literal[
+        "ulysses_cp_algo", "megatron_cp_algo", "hybrid_cp_algo", "kvallgather_cp_algo"
+    ] = "ulysses_cp_algo"
+    """How attention crosses the sequence shards: all-to-all over heads, ring over chunks, both, or
+    keys and values gathered.
     """
 
     ulysses_degree_in_cp: int | None = None
     """With ``hybrid_cp_algo``: ranks of the all-to-all part; must divide context_parallel_size.
     None elsewhere.
+    """
+
+    attention_mask_type: Literal["causal", "full", "general"] = "causal"
+    """What hides keys: later tokens (and, with reset_attention_mask, other documents), nothing, or
+    the dense attention_mask of each micro-batch.
     """
 
     expert_model_parallel_size: int = 1
@@ -220,6 +226,17 @@ class ModelParallelConfig(Section):
             * self.pipeline_model_parallel_size
             * self.context_parallel_size
         )
+
+    @property
+    def hierarchical_context_parallel_sizes(self) -> tuple[int, int]:
+        """Context-parallel ranks that exchange heads, and ranks of a ring."""
+        size = self.context_parallel_size
+        if self.context_parallel_algo == "ulysses_cp_algo":
+            return size, 1
+        degree = self.ulysses_degree_in_cp or 1
+        if self.context_parallel_algo != "hybrid_cp_algo" or size == 1:
+            degree = 1
+        return degree, size // degree
 
     def data_parallel_size(self, world_size: int) -> int:
         """Return the number of model copies in a world.

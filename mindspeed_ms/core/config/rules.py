@@ -74,12 +74,17 @@ def _check_context_parallel(model: TransformerConfig, parallel: ModelParallelCon
         pieces,
         f"use {nearest_multiples(model.seq_length, pieces)}",
     )
-    degree = {
-        "megatron_cp_algo": 1,
-        "ulysses_cp_algo": size,
-        "hybrid_cp_algo": parallel.ulysses_degree_in_cp or 1,
-    }[parallel.context_parallel_algo]
-    heads = model.num_attention_heads // parallel.tensor_model_parallel_size
+    ranks = parallel.tensor_model_parallel_size
+    if parallel.sequence_parallel:
+        _require_divisible(
+            "seq_length",
+            model.seq_length,
+            "context_parallel_size × tensor_model_parallel_size with sequence_parallel",
+            size * ranks,
+            f"use {nearest_multiples(model.seq_length, pieces * ranks)}",
+        )
+    degree = parallel.hierarchical_context_parallel_sizes[0]
+    heads = model.num_attention_heads // ranks
     _require_divisible(
         "num_attention_heads per tensor-parallel rank",
         heads,
@@ -87,6 +92,13 @@ def _check_context_parallel(model: TransformerConfig, parallel: ModelParallelCon
         degree,
         "lower it, or use megatron_cp_algo, which exchanges chunks instead of heads",
     )
+    groups = model.num_query_groups // ranks if model.group_query_attention else heads
+    if groups % degree and degree % groups:
+        raise ValueError(
+            f"num_query_groups per tensor-parallel rank ({groups}) must divide the ranks of the "
+            f"all-to-all part of context parallelism ({degree}) or be a multiple of them; change "
+            "one of them, or use megatron_cp_algo"
+        )
 
 
 def check_layers_and_stages(model: TransformerConfig, parallel: ModelParallelConfig) -> None:

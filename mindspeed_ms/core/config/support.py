@@ -23,12 +23,6 @@ def unsupported_reason(all_config: AllConfig) -> list[str]:
 def _unsupported_layout(all_config: AllConfig) -> list[str]:
     parallel = all_config.parallel_config
     reasons = []
-    if parallel.context_parallel_size > 1:
-        reasons.append(
-            f"context_parallel_size {parallel.context_parallel_size}: context parallelism is not "
-            "available yet; "
-            f"use 1 with sequence_parallel"
-        )
     if "m" in (parallel.pipeline_model_parallel_layout or ""):
         reasons.append(
             f"pipeline_model_parallel_layout {parallel.pipeline_model_parallel_layout}: "

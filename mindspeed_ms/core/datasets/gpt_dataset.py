@@ -57,8 +57,9 @@ class GPTDataset:
     """Samples of ``sequence_length`` tokens from one corpus.
 
     Each item is a dict of ``tokens`` and ``labels`` (int64 [s]), ``loss_mask`` (float32 [s]),
-    ``position_ids`` (int64 [s]) and, when asked for, ``attention_mask`` (bool [1, s, s], True =
-    masked). Arrays that are equal for all items are shared and read-only.
+    ``position_ids`` (int64 [s]) and, when asked for, ``document_ids`` (int32 [s]) and
+    ``attention_mask`` (bool [1, s, s], True = masked). Arrays that are equal for all items are
+    shared and read-only.
 
     Args:
         indexed_dataset: the token file.
@@ -130,6 +131,8 @@ class GPTDataset:
             item["attention_mask"] = masks.attention_mask
         item["loss_mask"] = loss_mask
         item["position_ids"] = masks.position_ids
+        if masks.document_ids is not None:
+            item["document_ids"] = masks.document_ids
         return item
 
     def _text(self, row: int, number: int) -> NDArray[np.int64]:

@@ -102,7 +102,7 @@ class GPTDatasetConfig:
     """Count positions from 0 again after each end-of-document token."""
 
     reset_attention_mask: bool = False
-    """Hide earlier documents of a sample; needs ``create_attention_mask``."""
+    """Hide earlier documents of a sample: add ``document_ids`` [s] to it."""
 
     eod_mask_loss: bool = False
     """Leave positions whose input is the end-of-document token out of the loss."""
@@ -187,11 +187,6 @@ class GPTDatasetConfig:
                     "example 949,50,1"
                 )
             parse_and_normalize_split(self.split)
-        if self.reset_attention_mask and not self.create_attention_mask:
-            raise ValueError(
-                "reset_attention_mask is on but create_attention_mask is off, so it would have no "
-                "effect; switch both on or both off"
-            )
 
     @property
     def mock(self) -> bool:

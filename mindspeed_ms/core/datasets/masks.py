@@ -20,6 +20,9 @@ class MasksAndPositionIds(NamedTuple):
     position_ids: NDArray[np.int64]
     """[s]."""
 
+    document_ids: NDArray[np.int32] | None = None
+    """[s], the number of each token's document; None: attention crosses documents."""
+
 
 def get_ltor_masks_and_position_ids(
     tokens: NDArray[np.int64],
@@ -42,14 +45,16 @@ def get_ltor_masks_and_position_ids(
     loss_mask = np.ones(length, dtype=np.float32)
     if eod_mask_loss:
         loss_mask[is_eod] = 0.0
+    document_ids = None
+    if reset_attention_mask:
+        document_ids = (np.cumsum(is_eod) - is_eod).astype(np.int32)
     attention_mask = None
     if create_attention_mask:
         attention_mask = position_ids[None, :] > position_ids[:, None]
-        if reset_attention_mask:
-            document = np.cumsum(is_eod) - is_eod
-            attention_mask |= document[None, :] != document[:, None]
+        if document_ids is not None:
+            attention_mask |= document_ids[None, :] != document_ids[:, None]
         attention_mask = attention_mask[None]
     if reset_position_ids:
         starts = np.where(np.concatenate(([True], is_eod[:-1])), position_ids, 0)
         position_ids = position_ids - np.maximum.accumulate(starts)
-    return MasksAndPositionIds(attention_mask, loss_mask, position_ids)
+    return MasksAndPositionIds(attention_mask, loss_mask, position_ids, document_ids)

@@ -7,7 +7,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-ContextParallelAlgo = Literal["ulysses_cp_algo", "megatron_cp_algo", "hybrid_cp_algo"]
+ContextParallelAlgo = Literal[
+    "ulysses_cp_algo", "megatron_cp_algo", "hybrid_cp_algo", "kvallgather_cp_algo"
+]
+
+_STRETCHES_OF_ONE = ("megatron_cp_algo", "kvallgather_cp_algo")
 
 
 def positions_on_cp_rank(
@@ -20,7 +24,8 @@ def positions_on_cp_rank(
     """Places in the whole sequence of the tokens of one rank, in the order the rank holds them.
 
     ``megatron_cp_algo``: of 2 x cp_size chunks, rank r holds r and 2 x cp_size - 1 - r, so that all
-    ranks have equal work under a causal mask. ``ulysses_cp_algo``: one stretch per rank.
+    ranks have equal work under a causal mask; ``kvallgather_cp_algo`` likewise.
+    ``ulysses_cp_algo``: one stretch per rank, so that no token has to move inside a sequence.
     ``hybrid_cp_algo``: chunks as for a ring of cp_size / ulysses_degree ranks, each cut into
     stretches for the neighbouring ranks that exchange heads.
 
@@ -34,14 +39,20 @@ def positions_on_cp_rank(
     Raises:
         ValueError: the length cannot be shared evenly.
 
-    Source: Megatron-LM core 0.12 ``get_batch_on_this_cp_rank`` (chunks of the ring).
+    Source: Megatron-LM core 0.12 ``get_batch_on_this_cp_rank`` (chunks of the ring), which cuts so
+    for every kind of attention; MindSpeed (stretches for ulysses). Losses and gradients do not
+    depend on it.
 
     >>> positions_on_cp_rank(8, 2, 1).tolist()
     [2, 3, 4, 5]
     >>> positions_on_cp_rank(8, 2, 1, "ulysses_cp_algo").tolist()
     [4, 5, 6, 7]
     """
-    stretch = {"ulysses_cp_algo": cp_size, "megatron_cp_algo": 1}.get(algo, ulysses_degree or 1)
+    stretch = ulysses_degree or 1
+    if algo == "ulysses_cp_algo":
+        stretch = cp_size
+    elif algo in _STRETCHES_OF_ONE:
+        stretch = 1
     ring = cp_size // stretch
     chunks = 2 * ring if ring > 1 else 1
     if ring * stretch != cp_size or seq_length % (chunks * stretch):

@@ -1,8 +1,7 @@
 """Instruction data: conversations from JSON lines, packed into samples of equal length.
 
 Source: Megatron-LM core 0.16 ``training/datasets/sft_dataset.py`` (behaviour). Deliberate
-differences: no further library reads the file; and where a pack holds several conversations, each
-sees itself only through a dense mask (Megatron's kernels read ``cu_seqlens``, which is given too).
+difference: no further library reads the file.
 """
 
 from __future__ import annotations
@@ -103,8 +102,9 @@ class SFTDataset:
 
     Each item holds ``tokens``, ``labels`` and ``position_ids`` (int64 [s], positions from 0 in each
     conversation), ``loss_mask`` (float32 [s], 1 where the assistant is to learn the label),
-    ``attention_mask`` (bool [1, s, s], True = masked) and ``cu_seqlens`` (int32 [s + 1], where
-    conversations begin and the last one ends, filled up with s).
+    ``document_ids`` (int32 [s], the number of each token's conversation, which sees itself only),
+    ``cu_seqlens`` (int32 [s + 1], where conversations begin and the last one ends, filled up with
+    s) and, when asked for, ``attention_mask`` (bool [1, s, s], True = masked).
 
     Args:
         dataset: the lines.
@@ -182,18 +182,19 @@ class SFTDataset:
         cu_seqlens = np.full(length + 1, length, dtype=np.int32)
         cu_seqlens[: len(starts)] = starts
         conversation = np.searchsorted(np.array(starts[1:]), np.arange(length), side="right")
-        places = np.arange(length)
-        mask = places[None, :] > places[:, None]
-        mask |= conversation[None, :] != conversation[:, None]
-        return {
+        item = {
             "tokens": tokens[:-1].copy(),
             # The embedding and the loss read these ids, though nothing is learned from them.
             "labels": np.where(labels == IGNORE_INDEX, 0, labels),
-            "attention_mask": mask[None],
             "loss_mask": loss_mask,
             "position_ids": positions[:-1].copy(),
+            "document_ids": conversation.astype(np.int32),
             "cu_seqlens": cu_seqlens,
         }
+        if self.config.create_attention_mask:
+            mask = np.triu(np.ones((length, length), np.bool_), 1)
+            item["attention_mask"] = (mask | (conversation != conversation[:, None]))[None]
+        return item
 
     def _pack(
         self, messages: Sequence[Mapping[str, str]]

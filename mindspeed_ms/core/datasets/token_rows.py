@@ -46,6 +46,8 @@ def sample_from_row(row: NDArray, config: GPTDatasetConfig) -> dict[str, NDArray
     item: dict[str, NDArray] = {"tokens": tokens, "labels": labels}
     if masks.attention_mask is not None:
         item["attention_mask"] = masks.attention_mask
+    if masks.document_ids is not None:
+        item["document_ids"] = masks.document_ids
     return item | {"loss_mask": loss_mask, "position_ids": masks.position_ids}
 
 

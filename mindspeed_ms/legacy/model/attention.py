@@ -7,12 +7,14 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import replace
+from typing import Any
 
 from mindspore import Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.core.context_parallel import context_parallel, context_parallel_attention
 from mindspeed_ms.core.recompute import checkpoint
 from mindspeed_ms.core.recompute_plan import CORE_ATTENTION, NO_RECOMPUTE, LayerRecompute
 from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
@@ -25,14 +27,23 @@ from mindspeed_ms.legacy.model.norm import get_norm
 RotaryTables = tuple[Tensor, Tensor]
 """(cos, sin), each fp32 [S, 1, 1, rotated channels]."""
 
+AttentionMask = Tensor | ops.Documents | None
+"""Dense, bool [B or 1, 1, S, S] or [B, S, S] with True = masked; or the documents of packed
+sequences, which stay causal inside; or None. With context parallelism documents number the whole
+sequence, and a dense mask has the rows of ``ContextParallel.ring_positions``."""
+
 
 class CoreAttention(Cell):
     """softmax(Q K^T / sqrt(D)) V for the heads of this rank.
 
+    With context parallelism S is this rank's share of the sequence, and the queries see the keys of
+    all shares.
+
     Args:
         layer_number: global number of the layer, from 1.
         config: model configuration.
-        attn_mask_type: causal masks need no tensor; an explicit mask replaces them.
+        attn_mask_type: causal masks need no tensor; a dense mask replaces them. The configuration's
+            ``attention_mask_type`` full makes causal attention see everything.
 
     ``apply_query_key_layer_scaling`` moves a factor of layer_number between the product and the
     softmax to keep fp16 scores in range; scores are held in fp32 here, so it changes nothing.
@@ -47,29 +58,43 @@ class CoreAttention(Cell):
         super().__init__()
         self.layer_number = max(1, layer_number)
         self.attn_mask_type = as_mask_type(attn_mask_type)
-        self.is_causal = self.attn_mask_type in (AttnMaskType.causal, AttnMaskType.padding_causal)
+        self.is_causal = (
+            self.attn_mask_type in (AttnMaskType.causal, AttnMaskType.padding_causal)
+            and config.parallel_config.attention_mask_type != "full"
+        )
+        self.context = context_parallel(config.parallel_config)
         self.dropout_rate = config.attention_dropout_rate
         self.scale = 1.0 / math.sqrt(config.kv_channels)
 
     def construct(
-        self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, attention_mask: Tensor | None
+        self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, attention_mask: AttentionMask
     ) -> Tensor:
-        """-> [S, B, N * D]; mask bool [B or 1, 1, S, S] or [B, S, S], True = masked."""
-        if attention_mask is not None and attention_mask.ndim == 3:
-            attention_mask = attention_mask.expand_dims(1)  # [B, 1, S, S]
-        use_mask = attention_mask is not None and self.attn_mask_type != AttnMaskType.no_mask
-        dropout = self.dropout_rate if self.training else 0.0
+        """-> [S, B, N * D]; mask: see ``AttentionMask``."""
+        if self.attn_mask_type == AttnMaskType.no_mask:
+            attention_mask = None
+        has_documents = isinstance(attention_mask, ops.Documents)
+        documents = attention_mask if has_documents else None
+        mask = None if has_documents else attention_mask
+        if mask is not None and mask.ndim == 3:
+            mask = mask.expand_dims(1)  # [B, 1, S, S]
         arguments = {
             "scale": self.scale,
-            "causal": self.is_causal and not use_mask,
-            "mask": attention_mask if use_mask else None,
+            "causal": self.is_causal and mask is None,
+            "mask": mask,
+            "documents": documents,
         }
+        dropout = self.dropout_rate if self.training else 0.0
         if dropout == 0.0:
-            return ops.attention(q_SBND, k_SBGD, v_SBGD, **arguments)
+            return self._attend(q_SBND, k_SBGD, v_SBGD, **arguments)
         with get_rng_tracker().fork(MODEL_PARALLEL_RNG) as generator:
-            return ops.attention(
+            return self._attend(
                 q_SBND, k_SBGD, v_SBGD, dropout_p=dropout, generator=generator, **arguments
             )
+
+    def _attend(self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, **arguments: Any) -> Tensor:
+        if self.context is None:
+            return ops.attention(q_SBND, k_SBGD, v_SBGD, **arguments)
+        return context_parallel_attention(q_SBND, k_SBGD, v_SBGD, self.context, **arguments)
 
 
 class ParallelAttention(Cell):
@@ -143,7 +168,7 @@ class ParallelAttention(Cell):
     def construct(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: AttentionMask = None,
         encoder_output: None = None,
         inference_params: None = None,
         rotary_pos_emb: RotaryTables | None = None,
@@ -162,7 +187,7 @@ class ParallelAttention(Cell):
         return self.out_proj(self._attend(q_SBND, k_SBGD, v_SBGD, attention_mask))
 
     def _attend(
-        self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, attention_mask: Tensor | None
+        self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, attention_mask: AttentionMask
     ) -> Tensor:
         """-> [S, B, N * D]."""
         if not self.attends_again:

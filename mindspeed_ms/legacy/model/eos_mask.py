@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Tensor
 from mindspore.nn import Cell
+from numpy.typing import NDArray
 
 from mindspeed_ms.backend import memory
 
@@ -29,7 +30,6 @@ class EosMask(Cell):
         self.shape = (batch_size, seq_len)
         self.eod_token_id = eod_token_id
         self.reset_position_ids = reset_position_ids
-        self._future = np.triu(np.ones((seq_len, seq_len), np.bool_), k=1)
 
     def construct(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids [b, s] -> (position ids int32 [b, s], mask bool [b, s, s] with True = blocked).
@@ -37,17 +37,28 @@ class EosMask(Cell):
         Raises:
             ValueError: ids of another shape than (batch_size, seq_len).
         """
-        if tuple(input_ids.shape) != self.shape:
+        ids = memory.as_numpy(memory.contiguous(input_ids))
+        positions, document = self.documents(ids)
+        future = np.triu(np.ones((self.shape[1], self.shape[1]), np.bool_), k=1)
+        mask = future | (document[:, :, None] != document[:, None, :])
+        return memory.from_numpy(np.ascontiguousarray(positions)), memory.from_numpy(mask)
+
+    def documents(self, ids: NDArray) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Ids [b, s] -> (position ids, numbers of the documents), both [b, s].
+
+        Raises:
+            ValueError: ids of another shape than (batch_size, seq_len).
+        """
+        if ids.shape != self.shape:
             raise ValueError(
-                f"input_ids have shape {tuple(input_ids.shape)}; the mask was built for "
+                f"input_ids have shape {ids.shape}; the mask was built for "
                 f"(batch_size, seq_len) = {self.shape}"
             )
-        ends = memory.as_numpy(memory.contiguous(input_ids)) == self.eod_token_id
-        document = np.cumsum(ends, axis=1) - ends
+        ends = ids == self.eod_token_id
+        document = (np.cumsum(ends, axis=1) - ends).astype(np.int32)
         positions = np.broadcast_to(np.arange(self.shape[1], dtype=np.int32), self.shape)
         if self.reset_position_ids:
             starts = np.zeros(self.shape, np.int32)
             starts[:, 1:] = np.where(ends[:, :-1], positions[:, 1:], 0)
             positions = positions - np.maximum.accumulate(starts, axis=1)
-        mask = self._future | (document[:, :, None] != document[:, None, :])
-        return memory.from_numpy(np.ascontiguousarray(positions)), memory.from_numpy(mask)
+        return positions, document

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
+from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.core.context_parallel import context_parallel, gather_tokens
 from mindspeed_ms.core.tensor_parallel import VocabParallelCrossEntropy
+from mindspeed_ms.legacy.model.attention import AttentionMask
 from mindspeed_ms.legacy.model.enums import AttnMaskType
 from mindspeed_ms.legacy.model.eos_mask import EosMask
 from mindspeed_ms.legacy.model.language_model import get_language_model
@@ -60,8 +64,8 @@ class GPTModel(Module):
         reset_position_ids: count positions from 0 in each document (with ``eod``).
 
     Shapes:
-        tokens, position_ids, labels [b, s] integers; loss_mask [b, s];
-        attention_mask [b, s, s] or [b or 1, 1, s, s], True = masked, None = causal.
+        tokens, position_ids, labels [b, s] integers; loss_mask [b, s]; with context parallelism
+        this rank's share of s. attention_mask: see ``AttentionMask``; None = causal.
         Returns the scalar loss; without labels logits [b, s, v/p]; on a stage without the head
         hidden states [s(/p), b, h].
     """
@@ -84,6 +88,7 @@ class GPTModel(Module):
         self.parallel_output = parallel_output
         self.pre_process, self.post_process = pre_process, post_process
         self.fp16_lm_cross_entropy = config.fp16_lm_cross_entropy
+        self.context = context_parallel(config.parallel_config)
         self.eod_mask = None
         if eod is not None:
             self.eod_mask = EosMask(
@@ -113,7 +118,7 @@ class GPTModel(Module):
         self,
         tokens: Tensor | None,
         position_ids: Tensor | None,
-        attention_mask: Tensor | None,
+        attention_mask: AttentionMask,
         loss_mask: Tensor | None = None,
         retriever_input_ids: None = None,
         retriever_position_ids: None = None,
@@ -129,7 +134,7 @@ class GPTModel(Module):
                     "a model with eod makes its attention mask from the tokens, but this pipeline "
                     "stage was given none; let get_batch_func return tokens on every stage"
                 )
-            position_ids, attention_mask = self.eod_mask(tokens)
+            position_ids, attention_mask = self._documents_of(tokens)
         lm_output = self.language_model(
             tokens, position_ids, attention_mask, tokentype_ids=tokentype_ids
         )
@@ -150,3 +155,15 @@ class GPTModel(Module):
             self.fp16_lm_cross_entropy,
             loss_mask,
         )
+
+    def _documents_of(self, tokens: Tensor) -> tuple[Tensor, ops.Documents]:
+        """Position ids of these tokens [b, s], and the documents of the whole sequences."""
+        assert self.eod_mask is not None, "asked of a model with eod"
+        if self.context is None:
+            ids = memory.as_numpy(memory.contiguous(tokens))
+        else:
+            ids = gather_tokens(tokens, self.context)
+        positions, documents = self.eod_mask.documents(ids)
+        if self.context is not None:
+            positions = positions[:, self.context.positions(ids.shape[1])]
+        return memory.from_numpy(np.array(positions)), ops.Documents(documents, documents)

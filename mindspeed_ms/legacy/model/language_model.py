@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 
+import numpy as np
 from mindspore import Tensor
 from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
@@ -14,6 +15,7 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.core.context_parallel import context_parallel
 from mindspeed_ms.core.parameter import create_parameter
 from mindspeed_ms.core.tensor_parallel import (
     ColumnParallelLinear,
@@ -173,6 +175,8 @@ class TransformerLanguageModel(Cell):
                 config,
                 num_tokentypes,
             )
+        self.context = context_parallel(config.parallel_config)
+        self._local_tables: dict[int, tuple[Tensor, ...]] = {}
         self.rotary_pos_emb = None
         if config.position_embedding_type == "rope":
             self.rotary_pos_emb = RotaryEmbedding(
@@ -230,8 +234,21 @@ class TransformerLanguageModel(Cell):
             hidden_states = self.embedding(enc_input_ids, enc_position_ids, tokentype_ids)
         rotary = None
         if self.rotary_pos_emb is not None:
-            rotary = self.rotary_pos_emb(self.encoder.sequence_length(hidden_states))
+            rotary = self._rotary_tables(self.encoder.sequence_length(hidden_states))
         return self.encoder(hidden_states, enc_attn_mask, rotary)
+
+    def _rotary_tables(self, length: int) -> tuple[Tensor, ...]:
+        """Rotary tables of the tokens in the layers: of this rank's share of the sequence."""
+        if self.context is None:
+            return self.rotary_pos_emb(length)
+        if length not in self._local_tables:
+            whole = length * self.context.size
+            places = self.context.positions(whole)
+            self._local_tables[length] = tuple(
+                memory.from_numpy(np.ascontiguousarray(memory.as_numpy(table)[places]))
+                for table in self.rotary_pos_emb(whole)
+            )
+        return self._local_tables[length]
 
 
 def get_language_model(  # noqa: PLR0913 - the predecessor's public signature

@@ -8,7 +8,12 @@ and the in-place operators (they do nothing on CPU, so the tests replace them to
 from __future__ import annotations
 
 from mindspeed_ms.backend import device
-from mindspeed_ms.ops.ascend.attention import attention, softmax
+from mindspeed_ms.ops.ascend.attention import (
+    attention,
+    attention_accumulate,
+    attention_backward_accumulate,
+    softmax,
+)
 from mindspeed_ms.ops.ascend.dropout import bias_dropout_add, dropout
 from mindspeed_ms.ops.ascend.flat import (
     adamw_,
@@ -49,6 +54,8 @@ from mindspeed_ms.ops.ascend.pointwise import (
 __all__ = [
     "adamw_",
     "attention",
+    "attention_accumulate",
+    "attention_backward_accumulate",
     "axpy_",
     "bias_dropout_add",
     "bias_grad",

@@ -9,7 +9,12 @@ from __future__ import annotations
 from mindspeed_ms.backend import device
 from mindspeed_ms.ops.cpu import library
 from mindspeed_ms.ops.cpu.activations import gelu, silu, squared_relu, swiglu
-from mindspeed_ms.ops.cpu.attention import attention, softmax
+from mindspeed_ms.ops.cpu.attention import (
+    attention,
+    attention_accumulate,
+    attention_backward_accumulate,
+    softmax,
+)
 from mindspeed_ms.ops.cpu.cross_entropy import ce_backward, ce_max, ce_sum, ce_sum_logits
 from mindspeed_ms.ops.cpu.dropout import bias_dropout_add, dropout
 from mindspeed_ms.ops.cpu.embedding import embedding, embedding_wgrad_accumulate
@@ -36,6 +41,8 @@ from mindspeed_ms.ops.portable.cross_entropy import ce_loss, masked_mean
 __all__ = [
     "adamw_",
     "attention",
+    "attention_accumulate",
+    "attention_backward_accumulate",
     "axpy_",
     "bias_dropout_add",
     "bias_grad",

@@ -6,11 +6,13 @@ import ctypes
 from typing import Any
 
 from mindspore import Tensor
+from numpy.typing import NDArray
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.backend.random import Generator
-from mindspeed_ms.ops.cpu.dropout import Draw, draw_words
+from mindspeed_ms.ops.attention_call import AttentionCall, ScoreDropout
+from mindspeed_ms.ops.cpu.dropout import NO_DROPOUT, Draw
 from mindspeed_ms.ops.cpu.library import STORAGE, library
+from mindspeed_ms.ops.portable.dropout import threshold
 
 Context = Any
 
@@ -25,6 +27,7 @@ class _Sizes(ctypes.Structure):
         ("heads", ctypes.c_int64),
         ("groups", ctypes.c_int64),
         ("dim", ctypes.c_int64),
+        ("value_dim", ctypes.c_int64),
         ("mask_batch", ctypes.c_int64),
         ("causal", ctypes.c_bool),
         ("scale", ctypes.c_float),
@@ -32,7 +35,58 @@ class _Sizes(ctypes.Structure):
         ("offset", ctypes.c_uint64),
         ("threshold", ctypes.c_uint32),
         ("keep_scale", ctypes.c_float),
+        ("query_documents", ctypes.c_void_p),
+        ("key_documents", ctypes.c_void_p),
+        ("document_batch", ctypes.c_int64),
+        ("whole_heads", ctypes.c_int64),
+        ("first_head", ctypes.c_int64),
+        ("whole_queries", ctypes.c_int64),
+        ("whole_keys", ctypes.c_int64),
+        ("query_places", ctypes.c_void_p),
+        ("key_places", ctypes.c_void_p),
     )
+
+
+def _sizes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: AttentionCall) -> _Sizes:
+    """What the kernels are told; ``call`` must outlive the result, which points into it."""
+    seq, batch, heads, dim = q.shape
+    keys, _, groups, value_dim = v.shape
+    if mask is not None and mask.shape[1] != 1:
+        raise ValueError(
+            f"attention: mask {tuple(mask.shape)} differs between heads; it must be "
+            f"[{batch} or 1, 1, {seq}, {keys}]"
+        )
+    mask_batch = 1 if mask is None else mask.shape[0]
+    sizes = _Sizes(seq, keys, batch, heads, groups, dim, value_dim, mask_batch)
+    sizes.causal, sizes.scale = call.causal, call.scale
+    sizes.seed, sizes.offset, sizes.threshold, sizes.keep_scale = _draw(call.dropout)
+    if call.documents is not None:
+        sizes.query_documents = _pointer(call.documents.queries)
+        sizes.key_documents = _pointer(call.documents.keys)
+        sizes.document_batch = len(call.documents.queries)
+    places = None if call.dropout is None else call.dropout.places
+    sizes.whole_heads, sizes.whole_queries, sizes.whole_keys = heads, seq, keys
+    if places is not None:
+        sizes.whole_heads, sizes.first_head = places.heads, places.first_head
+        sizes.whole_queries, sizes.whole_keys = places.num_queries, places.num_keys
+        sizes.query_places = _pointer(places.queries)
+        sizes.key_places = _pointer(places.keys)
+    return sizes
+
+
+def _pointer(array: NDArray | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def _draw(dropout: ScoreDropout | None) -> Draw:
+    if dropout is None:
+        return NO_DROPOUT
+    p = dropout.probability
+    return dropout.seed, dropout.offset, threshold(p), 1.0 / (1.0 - p)
+
+
+def _addresses(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 class _Attention(autograd.Function):
@@ -40,73 +94,77 @@ class _Attention(autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Context, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sizes: _Sizes
+        ctx: Context, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: AttentionCall
     ) -> Tensor:
         q, k, v = memory.contiguous(q), memory.contiguous(k), memory.contiguous(v)
         if mask is not None:
             mask = memory.contiguous(mask)
-        seq, batch, heads, dim = q.shape
-        out = memory.empty((seq, batch, heads * dim), q.dtype)
-        lse = memory.empty((batch, heads, seq))
+        seq, batch, heads, _ = q.shape
+        out = memory.empty((seq, batch, heads * v.shape[3]), q.dtype)
+        lse = memory.empty((seq, batch, heads))
+        sizes = _sizes(q, k, v, mask, call)
         library().attention_forward(
-            STORAGE[q.dtype],
-            q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            None if mask is None else mask.data_ptr(),
-            out.data_ptr(),
-            lse.data_ptr(),
-            ctypes.addressof(sizes),
+            STORAGE[q.dtype], *_addresses(q, k, v, mask, out, lse), ctypes.addressof(sizes)
         )
         ctx.save_for_backward(q, k, v, mask, out, lse)
-        ctx.sizes = sizes
+        ctx.call = call
         return out
 
     @staticmethod
     def backward(ctx: Context, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask, out, lse = ctx.saved_tensors
         dout = memory.contiguous(dout)
-        dq, dk, dv = (memory.empty(t.shape, t.dtype) for t in (q, k, v))
+        grads = tuple(memory.empty(t.shape, t.dtype) for t in (q, k, v))
+        sizes = _sizes(q, k, v, mask, ctx.call)
         library().attention_backward(
             STORAGE[q.dtype],
-            q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            None if mask is None else mask.data_ptr(),
-            out.data_ptr(),
-            lse.data_ptr(),
-            dout.data_ptr(),
-            dq.data_ptr(),
-            dk.data_ptr(),
-            dv.data_ptr(),
-            ctypes.addressof(ctx.sizes),
+            *_addresses(q, k, v, mask, out, lse, dout, *grads),
+            False,
+            ctypes.addressof(sizes),
         )
-        return dq, dk, dv, None, None
+        return *grads, None, None
 
 
-def attention(  # noqa: PLR0913 - the public signature
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: AttentionCall) -> Tensor:
+    """See ``ops.attention``."""
+    return _Attention.apply(q, k, v, mask, call)
+
+
+def attention_accumulate(  # noqa: PLR0913 - one argument per tensor
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    *,
-    scale: float,
-    causal: bool,
     mask: Tensor | None,
-    dropout_p: float,
-    generator: Generator | None,
-) -> Tensor:
-    """See ``ops.attention``."""
-    seq, batch, heads, dim = q.shape
-    keys, _, groups, _ = k.shape
-    if mask is not None and mask.shape[1] != 1:
-        raise ValueError(
-            f"attention: mask {tuple(mask.shape)} differs between heads; it must be "
-            f"[{batch} or 1, 1, {seq}, {keys}]"
-        )
-    mask_batch = 1 if mask is None else mask.shape[0]
-    words: Draw = draw_words(dropout_p, generator, batch * heads * seq * keys)
-    sizes = _Sizes(seq, keys, batch, heads, groups, dim, mask_batch, causal, scale, *words)
-    return _Attention.apply(q, k, v, mask, sizes)
+    out: Tensor,
+    lse: Tensor,
+    call: AttentionCall,
+) -> None:
+    """See ``ops.attention_accumulate``."""
+    sizes = _sizes(q, k, v, mask, call)
+    library().attention_accumulate(
+        STORAGE[q.dtype], *_addresses(q, k, v, mask, out, lse), ctypes.addressof(sizes)
+    )
+
+
+def attention_backward_accumulate(  # noqa: PLR0913 - one argument per tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    dout: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    call: AttentionCall,
+) -> None:
+    """See ``ops.attention_backward_accumulate``."""
+    sizes = _sizes(q, k, v, mask, call)
+    library().attention_backward(
+        STORAGE[q.dtype],
+        *_addresses(q, k, v, mask, out, lse, dout, *grads),
+        True,
+        ctypes.addressof(sizes),
+    )
 
 
 class _Softmax(autograd.Function):

@@ -9,7 +9,8 @@ from mindspore import Tensor
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops.cpu.library import STORAGE, library
-from mindspeed_ms.ops.portable.dropout import draw, threshold
+from mindspeed_ms.ops.dropout_words import draw
+from mindspeed_ms.ops.portable.dropout import threshold
 
 Context = Any
 

@@ -10,7 +10,12 @@ computes on the host: slow, and right, which is what an oracle is for.
 from __future__ import annotations
 
 from mindspeed_ms.ops.portable.activations import gelu, silu, squared_relu, swiglu
-from mindspeed_ms.ops.portable.attention import attention, softmax
+from mindspeed_ms.ops.portable.attention import (
+    attention,
+    attention_accumulate,
+    attention_backward_accumulate,
+    softmax,
+)
 from mindspeed_ms.ops.portable.cross_entropy import (
     ce_backward,
     ce_loss,
@@ -43,6 +48,8 @@ from mindspeed_ms.ops.portable.rotary import rotary
 __all__ = [
     "adamw_",
     "attention",
+    "attention_accumulate",
+    "attention_backward_accumulate",
     "axpy_",
     "bias_dropout_add",
     "bias_grad",

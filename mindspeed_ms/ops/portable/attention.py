@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.backend.random import Generator
-from mindspeed_ms.ops.portable.arrays import Array, tensor_of, wide
-from mindspeed_ms.ops.portable.dropout import draw, keep_scale
+from mindspeed_ms.ops.attention_call import AttentionCall
+from mindspeed_ms.ops.portable.arrays import Array, store, tensor_of, wide
+from mindspeed_ms.ops.portable.dropout import keep_scale, keep_scale_of_words
 
 Context = Any
 
@@ -66,36 +65,8 @@ class _Softmax(autograd.Function):
         return tensor_of(dscores, dprobs.dtype), None, None, None
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionCall:
-    """What one attention call is given besides its tensors; dropout replays from (seed, offset)."""
-
-    scale: float
-    causal: bool
-    dropout_p: float
-    seed: int
-    offset: int
-
-
-def attention_call(
-    q: Tensor, k: Tensor, scale: float, causal: bool, dropout_p: float, generator: Generator | None
-) -> AttentionCall:
-    """Reserve the dropout words of one call, one per position in [B, N, S, S']."""
-    seed = offset = 0
-    if dropout_p > 0.0 and generator is not None:
-        seed, offset = draw(generator, q.shape[0] * q.shape[1] * q.shape[2] * k.shape[0])
-    return AttentionCall(scale, causal, dropout_p, seed, offset)
-
-
 class _Attention(autograd.Function):
-    """``o = (p * keep) v`` with ``p = softmax(scale * q k^T)``, per head.
-
-    ``dv = (p * keep)^T do``, ``dp = (do v^T) * keep``, ``ds = scale * p * (dp - sum(p * dp))``,
-    ``dq = ds k``, ``dk = ds^T q``; dk and dv add over the query heads of a group.
-
-    Shapes: inside, q is [B, G, R * S, D] for R query heads per group, so that the products need
-    no repeated keys; p is [B, G, R * S, S'].
-    """
+    """``o = (p * keep) v`` with ``p = softmax(scale * q k^T)``, per head; keeps q, k, v only."""
 
     @staticmethod
     def forward(
@@ -103,38 +74,70 @@ class _Attention(autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(q, k, v, mask)
         ctx.call = call
-        probs, keep = _probabilities(q, k, mask, call)
-        weights = probs if keep is None else probs * keep
-        return tensor_of(_ungrouped(weights @ _grouped(v, v.shape[2]), q).reshape(_out(q)), q.dtype)
+        scores = _scores(q, k, mask, call)
+        return tensor_of(_weighted(_probabilities(scores), _keep(q, k, call), q, v), q.dtype)
 
     @staticmethod
     def backward(ctx: Context, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask = ctx.saved_tensors
-        groups, call = k.shape[2], ctx.call
-        probs, keep = _probabilities(q, k, mask, call)
-        grad = _grouped(dout, groups, q.shape)
-        weights = probs if keep is None else probs * keep
-        dv = weights.swapaxes(-1, -2) @ grad
-        dprobs = grad @ _grouped(v, groups).swapaxes(-1, -2)
-        dscores = _softmax_grad(probs, dprobs if keep is None else dprobs * keep)
-        dscores = dscores * np.float32(call.scale)
-        dq = _ungrouped(dscores @ _grouped(k, groups), q)
-        dk = dscores.swapaxes(-1, -2) @ _grouped(q, groups)
-        return (
-            tensor_of(dq, q.dtype),
-            tensor_of(_ungrouped(dk, k), k.dtype),
-            tensor_of(_ungrouped(dv, v), v.dtype),
-            None,
-            None,
-        )
+        probs = _probabilities(_scores(q, k, mask, ctx.call))
+        grads = _gradients(q, k, v, dout, probs, None, ctx.call)
+        return (*(tensor_of(g, t.dtype) for g, t in zip(grads, (q, k, v), strict=True)), None, None)
 
 
-def _out(q: Tensor) -> tuple[int, int, int]:
-    return q.shape[0], q.shape[1], q.shape[2] * q.shape[3]
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: AttentionCall) -> Tensor:
+    """See ``ops.attention``."""
+    return _Attention.apply(q, k, v, mask, call)
+
+
+def attention_accumulate(  # noqa: PLR0913 - one argument per tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    call: AttentionCall,
+) -> None:
+    """See ``ops.attention_accumulate``: both results weighted by their sums of exponentials."""
+    scores = _scores(q, k, mask, call)
+    part = _weighted(_probabilities(scores), _keep(q, k, call), q, v)
+    part_lse = _log_sum_exp(scores)
+    before = wide(lse)
+    after = np.logaddexp(before, part_lse)
+    known = np.where(np.isneginf(after), np.float32(0), after)
+    shares = [np.exp(one - known)[..., None] for one in (before, part_lse)]
+    split = (*lse.shape, v.shape[3])
+    merged = wide(out).reshape(split) * shares[0] + part.reshape(split) * shares[1]
+    store(out, merged.astype(np.float32))
+    store(lse, after.astype(np.float32))
+
+
+def attention_backward_accumulate(  # noqa: PLR0913 - one argument per tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    dout: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    call: AttentionCall,
+) -> None:
+    """See ``ops.attention_backward_accumulate``."""
+    scores = _scores(q, k, mask, call)
+    seen = wide(lse).transpose(1, 2, 0)[..., None]
+    probs = np.exp(scores - np.where(np.isneginf(seen), np.float32(np.inf), seen))
+    for grad, part in zip(grads, _gradients(q, k, v, dout, probs, out, call), strict=True):
+        store(grad, wide(grad) + part)
+
+
+def _out(q: Tensor, v: Tensor) -> tuple[int, int, int]:
+    return q.shape[0], q.shape[1], q.shape[2] * v.shape[3]
 
 
 def _grouped(t: Tensor, groups: int, shape: tuple[int, ...] | None = None) -> Array:
-    """[S, B, N, D] -> [B, G, R * S, D]."""
+    """[S, B, N, D] -> [B, G, R * S, D] for R query heads per group: keys need no repetition."""
     s, b, n, d = t.shape if shape is None else shape
     split = wide(t).reshape(s, b, groups, n // groups, d)
     return np.ascontiguousarray(split.transpose(1, 2, 3, 0, 4)).reshape(
@@ -142,46 +145,105 @@ def _grouped(t: Tensor, groups: int, shape: tuple[int, ...] | None = None) -> Ar
     )
 
 
-def _ungrouped(grouped: Array, like: Tensor) -> Array:
-    """[B, G, R * S, D] -> [S, B, N, D] with the sizes of ``like``."""
-    s, b, n, d = like.shape
+def _ungrouped(grouped: Array, shape: tuple[int, ...]) -> Array:
+    """[B, G, R * S, D] -> [S, B, N, D], the shape given."""
+    s, b, n, d = shape
     groups = grouped.shape[1]
     split = grouped.reshape(b, groups, n // groups, s, d).transpose(3, 0, 1, 2, 4)
     return split.reshape(s, b, n, d)
 
 
-def _probabilities(
-    q: Tensor, k: Tensor, mask: Tensor | None, call: AttentionCall
-) -> tuple[Array, Array | None]:
-    """(softmax [B, G, R * S, S'], dropout factors of the same shape or None)."""
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None, call: AttentionCall) -> Array:
+    """Scaled scores [B, N, S, S'], -infinity where a key is hidden."""
     rows, batch, heads, _ = q.shape
     columns, _, groups, _ = k.shape
     scores = _grouped(q, groups) @ _grouped(k, groups).swapaxes(-1, -2) * np.float32(call.scale)
-    by_head = scores.reshape(batch, heads, rows, columns)
-    probs = masked_softmax(by_head, hidden_positions(rows, columns, mask, call.causal))
-    keep = None
-    if call.dropout_p > 0.0:
-        keep = keep_scale(call.dropout_p, call.seed, call.offset, probs.shape)
-        keep = keep.reshape(scores.shape)
-    return probs.reshape(scores.shape), keep
+    scores = scores.reshape(batch, heads, rows, columns)
+    hidden = hidden_positions(rows, columns, mask, call.causal)
+    if call.documents is not None:
+        others = call.documents.hidden()
+        hidden = others if hidden is None else hidden | others
+    return scores if hidden is None else np.where(hidden, np.float32(-np.inf), scores)
+
+
+def _probabilities(scores: Array) -> Array:
+    """Softmax [B, N, S, S']."""
+    return masked_softmax(scores, None)
+
+
+def _log_sum_exp(scores: Array) -> Array:
+    """[S, B, N]; -infinity for a query that sees no key."""
+    if scores.shape[-1] == 0:
+        return np.full((scores.shape[2], *scores.shape[:2]), -np.inf, np.float32)
+    top = scores.max(axis=-1)
+    safe = np.where(np.isneginf(top), np.float32(0), top)
+    with np.errstate(divide="ignore"):
+        lse = np.log(np.exp(scores - safe[..., None]).sum(axis=-1)) + safe
+    return lse.transpose(2, 0, 1)
+
+
+def _keep(q: Tensor, k: Tensor, call: AttentionCall) -> Array | None:
+    """Dropout factors [B, N, S, S']; None: nothing is dropped."""
+    if call.dropout is None:
+        return None
+    drop, (rows, batch, heads, _) = call.dropout, q.shape
+    if drop.places is None:
+        shape = (batch, heads, rows, k.shape[0])
+        return keep_scale(drop.probability, drop.seed, drop.offset, shape)
+    words = drop.offset + drop.places.words(batch, heads)
+    return keep_scale_of_words(drop.probability, drop.seed, words)
+
+
+def _weighted(probs: Array, keep: Array | None, q: Tensor, v: Tensor) -> Array:
+    """Values by weight, [S, B, N * E]."""
+    groups = v.shape[2]
+    weights = _by_group(probs if keep is None else probs * keep, groups)
+    s, b, width = _out(q, v)
+    return _ungrouped(weights @ _grouped(v, groups), (*q.shape[:3], v.shape[3])).reshape(
+        s, b, width
+    )
+
+
+def _by_group(scores: Array, groups: int) -> Array:
+    """[B, N, S, S'] -> [B, G, R * S, S']."""
+    batch, heads, rows, columns = scores.shape
+    return scores.reshape(batch, groups, heads // groups * rows, columns)
+
+
+def _gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor,
+    probs: Array,
+    out: Tensor | None,
+    call: AttentionCall,
+) -> tuple[Array, Array, Array]:
+    """``dv = (p * keep)^T do``, ``dp = (do v^T) * keep``, ``ds = scale * p * (dp - do . o)``,
+    ``dq = ds k``, ``dk = ds^T q``; dk and dv add over the query heads of a group.
+
+    The product of a row of do and o is the sum of p * dp over the row; o (of all keys) is given
+    where p is only a part of the row.
+    """  # noqa: D205 - the formulas are the summary
+    groups = k.shape[2]
+    keep = _keep(q, k, call)
+    wide_shape = (*q.shape[:3], v.shape[3])
+    grad = _grouped(dout, groups, wide_shape)
+    weights = _by_group(probs if keep is None else probs * keep, groups)
+    dv = weights.swapaxes(-1, -2) @ grad
+    dprobs = (grad @ _grouped(v, groups).swapaxes(-1, -2)).reshape(probs.shape)
+    dprobs = dprobs if keep is None else dprobs * keep
+    if out is None:
+        dscores = _softmax_grad(probs, dprobs)
+    else:
+        delta = (wide(out) * wide(dout)).reshape(wide_shape).sum(axis=-1)  # [S, B, N]
+        dscores = probs * (dprobs - delta.transpose(1, 2, 0)[..., None])
+    dscores = _by_group(dscores * np.float32(call.scale), groups)
+    dq = _ungrouped(dscores @ _grouped(k, groups), q.shape)
+    dk = _ungrouped(dscores.swapaxes(-1, -2) @ _grouped(q, groups), k.shape)
+    return dq, dk, _ungrouped(dv, v.shape)
 
 
 def softmax(scores: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     """See ``ops.softmax``."""
     return _Softmax.apply(scores, mask, causal, scale)
-
-
-def attention(  # noqa: PLR0913 - the public signature
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    causal: bool,
-    mask: Tensor | None,
-    dropout_p: float,
-    generator: Generator | None,
-) -> Tensor:
-    """See ``ops.attention``."""
-    call = attention_call(q, k, scale, causal, dropout_p, generator)
-    return _Attention.apply(q, k, v, mask, call)

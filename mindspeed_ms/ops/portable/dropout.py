@@ -17,6 +17,7 @@ from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd
 from mindspeed_ms.backend.random import Generator
+from mindspeed_ms.ops.dropout_words import BLOCK, draw
 from mindspeed_ms.ops.portable.arrays import Array, sum_rows, tensor_of, wide
 
 Context = Any
@@ -25,15 +26,20 @@ _LOW = np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_BLOCK = 4
 
 
 def philox_words(seed: int, offset: int, count: int) -> Array:
     """Words ``offset .. offset + count - 1`` of the stream of ``seed``, as uint32."""
-    first, last = offset // _BLOCK, (offset + count + _BLOCK - 1) // _BLOCK
-    counter = np.arange(last - first, dtype=np.uint64) + np.uint64(first)
-    x0, x1 = counter & _LOW, counter >> np.uint64(32)
-    x2, x3 = np.zeros_like(counter), np.zeros_like(counter)
+    first, last = offset // BLOCK, (offset + count + BLOCK - 1) // BLOCK
+    blocks = np.arange(last - first, dtype=np.uint64) + np.uint64(first)
+    start = offset - first * BLOCK
+    return _philox_blocks(seed, blocks).reshape(-1)[start : start + count]
+
+
+def _philox_blocks(seed: int, blocks: Array) -> Array:
+    """The four words of each block, uint32 [..., 4]."""
+    x0, x1 = blocks & _LOW, blocks >> np.uint64(32)
+    x2, x3 = np.zeros_like(blocks), np.zeros_like(blocks)
     key0, key1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
     for _ in range(_ROUNDS):
         product0, product1 = x0 * _MULTIPLIERS[0], x2 * _MULTIPLIERS[1]
@@ -44,14 +50,7 @@ def philox_words(seed: int, offset: int, count: int) -> Array:
             product0 & _LOW,
         )
         key0, key1 = (key0 + _WEYL[0]) & 0xFFFFFFFF, (key1 + _WEYL[1]) & 0xFFFFFFFF
-    words = np.stack((x0, x1, x2, x3), axis=-1).astype(np.uint32).reshape(-1)
-    start = offset - first * _BLOCK
-    return words[start : start + count]
-
-
-def draw(generator: Generator, count: int) -> tuple[int, int]:
-    """Reserve ``count`` words, rounded up to whole blocks so that the next draw starts aligned."""
-    return generator.reserve((count + _BLOCK - 1) // _BLOCK * _BLOCK)
+    return np.stack((x0, x1, x2, x3), axis=-1).astype(np.uint32)
 
 
 def threshold(p: float) -> int:
@@ -64,6 +63,14 @@ def keep_scale(p: float, seed: int, offset: int, shape: tuple[int, ...]) -> Arra
     words = philox_words(seed, offset, math.prod(shape))
     kept = words >= np.uint32(threshold(p))
     return (kept * np.float32(1.0 / (1.0 - p))).reshape(shape)
+
+
+def keep_scale_of_words(p: float, seed: int, words: Array) -> Array:
+    """``keep_scale`` of elements whose words have the given numbers (int64)."""
+    blocks, lanes = np.divmod(words, BLOCK)
+    drawn = _philox_blocks(seed, blocks.astype(np.uint64))
+    kept = np.take_along_axis(drawn, lanes[..., None], axis=-1)[..., 0] >= np.uint32(threshold(p))
+    return kept * np.float32(1.0 / (1.0 - p))
 
 
 class _Dropout(autograd.Function):

@@ -49,7 +49,6 @@ ROWS: tuple[Flag, ...] = (
 --encoder-tensor-model-parallel-size int=0 !0
 --encoder-pipeline-model-parallel-size int=0 !0
 --decoder-num-layers int
---attention-mask-type str=causal !causal
 --square-alibi-mask
 --fill-neg-inf
 --alibi-diagonal-opposite

@@ -22,7 +22,7 @@ _CHUNKS = Field(
     also=("parallel_config.overlap_p2p_comm",),
 )
 _CP_ALGO = Field("parallel_config.context_parallel_algo")
-_OTHER_CP_ALGOS = ("adaptive_cp_algo", "hybrid_adaptive_cp_algo", "kvallgather_cp_algo")
+_OTHER_CP_ALGOS = ("adaptive_cp_algo", "hybrid_adaptive_cp_algo")
 _NO_CP_ALGO = Refused("sequences are not cut in this way", "use megatron_cp_algo")
 
 LAYOUT = in_group(
@@ -98,7 +98,13 @@ LAYOUT = in_group(
             "--context-parallel-algo",
             str,
             _CP_ALGO,
-            choices=("ulysses_cp_algo", "megatron_cp_algo", "hybrid_cp_algo", *_OTHER_CP_ALGOS),
+            choices=(
+                "ulysses_cp_algo",
+                "megatron_cp_algo",
+                "hybrid_cp_algo",
+                "kvallgather_cp_algo",
+                *_OTHER_CP_ALGOS,
+            ),
             refuses=tuple((name, _NO_CP_ALGO) for name in _OTHER_CP_ALGOS),
         ),
         values(
@@ -106,8 +112,8 @@ LAYOUT = in_group(
             str,
             _CP_ALGO,
             arity="some",
-            choices=("p2p", "a2a", "a2a+p2p"),
-            help="Megatron's way to state --context-parallel-algo: ring, all-to-all or both.",
+            choices=("p2p", "a2a", "a2a+p2p", "allgather", "all_gather"),
+            help="Megatron's way to state --context-parallel-algo: ring, all-to-all, both, gather.",
         ),
         value("--ulysses-degree-in-cp", int, Field("parallel_config.ulysses_degree_in_cp")),
         values(
@@ -116,6 +122,14 @@ LAYOUT = in_group(
             Field("parallel_config.ulysses_degree_in_cp"),
             arity="some",
             help="Ranks of the all-to-all part, then of the ring part.",
+        ),
+        value(
+            "--attention-mask-type",
+            str,
+            Field("parallel_config.attention_mask_type"),
+            "causal",
+            choices=("causal", "full", "general"),
+            aliases=("--cp-attention-mask-type",),
         ),
         value(
             "--expert-model-parallel-size",

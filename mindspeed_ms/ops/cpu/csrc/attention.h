@@ -15,18 +15,44 @@ constexpr int64_t kBlock = 64;
 constexpr int64_t kLine = kBlock + 16;  // row stride of a block of scores: rows spread over cache sets
 static_assert(kBlock % kCols == 0 && kBlock % kRows == 0, "blocks hold whole register blocks");
 
+// Where the scores lie in those of a whole attention [B, heads, queries, keys], of which this call
+// computes a part; it names the dropout words.
+struct ScorePlaces {
+    int64_t heads, first_head, queries, keys;
+    const int64_t *query_places, *key_places;  // null: 0, 1, 2, ...
+};
+
 struct AttentionSizes {
-    int64_t queries, keys, batch, heads, groups, dim;
+    int64_t queries, keys, batch, heads, groups, dim, value_dim;
     int64_t mask_batch;  // 1 or batch
     bool causal;
     float scale;
     Dropout dropout;  // dropout.scale == 0: none
+    // Numbers of documents [document_batch, queries] and [document_batch, keys], never decreasing
+    // along a row; null: one document.
+    const int32_t *query_documents, *key_documents;
+    int64_t document_batch;  // 1 or batch
+    ScorePlaces places;
 
     int64_t padded_dim() const { return round_up(dim, kCols); }
+    int64_t padded_value_dim() const { return round_up(value_dim, kCols); }
     int64_t padded_keys() const { return round_up(keys, kBlock); }
     int64_t heads_per_group() const { return heads / groups; }
     int64_t query_stride() const { return batch * heads * dim; }
+    int64_t out_stride() const { return batch * heads * value_dim; }
     int64_t key_stride() const { return batch * groups * dim; }
+    int64_t value_stride() const { return batch * groups * value_dim; }
+    // Beginning of the queries of a head, of its results, of the keys and the values of a group.
+    int64_t query_at(int64_t b, int64_t head) const { return (b * heads + head) * dim; }
+    int64_t out_at(int64_t b, int64_t head) const { return (b * heads + head) * value_dim; }
+    int64_t key_at(int64_t b, int64_t group) const { return (b * groups + group) * dim; }
+    int64_t value_at(int64_t b, int64_t group) const { return (b * groups + group) * value_dim; }
+    const int32_t* documents_of_queries(int64_t b) const {
+        return query_documents + (document_batch == 1 ? 0 : b) * queries;
+    }
+    const int32_t* documents_of_keys(int64_t b) const {
+        return key_documents + (document_batch == 1 ? 0 : b) * keys;
+    }
     // Keys that the queries before `query_end` can see.
     int64_t keys_before(int64_t query_end) const {
         if (!causal) return keys;
@@ -82,6 +108,14 @@ inline void pack_block_right(const T* rows, int64_t stride, int64_t count, int64
                             out);
 }
 
+// Whether some query of a block can see a key of [key, key + count): their documents overlap.
+inline bool shares_document(const AttentionSizes& n, QueryBlock block, int64_t key, int64_t count) {
+    if (!n.query_documents) return true;
+    const int32_t* queries = n.documents_of_queries(block.batch) + block.first;
+    const int32_t* keys = n.documents_of_keys(block.batch) + key;
+    return queries[0] <= keys[count - 1] && keys[0] <= queries[block.count - 1];
+}
+
 // Scales one line of kBlock scores and hides keys; `query` and `key` are the position of its start.
 inline void hide_line(const AttentionSizes& n, const uint8_t* mask, int64_t batch, int64_t query,
                       int64_t key, float* line) {
@@ -95,12 +129,38 @@ inline void hide_line(const AttentionSizes& n, const uint8_t* mask, int64_t batc
         const uint8_t* hidden = mask + (at * n.queries + query) * n.keys + key;
         for (int64_t i = 0; i < visible; ++i) line[i] = hidden[i] ? -INFINITY : line[i];
     }
+    if (n.query_documents && visible > 0) {
+        const int32_t own = n.documents_of_queries(batch)[query];
+        const int32_t* documents = n.documents_of_keys(batch) + key;
+        if (documents[0] != own || documents[visible - 1] != own)
+            for (int64_t i = 0; i < visible; ++i)
+                line[i] = documents[i] == own ? line[i] : -INFINITY;
+    }
 }
 
-// Number of the score (query, key) in [B, N, S, S'], which names its dropout word.
-inline uint64_t score_index(const AttentionSizes& n, int64_t batch, int64_t head, int64_t query,
-                            int64_t key) {
-    return static_cast<uint64_t>(((batch * n.heads + head) * n.queries + query) * n.keys + key);
+// Dropout factors of the scores of one query with `count` keys.
+inline void keep_line(const AttentionSizes& n, int64_t batch, int64_t head, int64_t query,
+                      int64_t key, int64_t count, float* keep) {
+    const ScorePlaces& p = n.places;
+    const int64_t place = p.query_places ? p.query_places[query] : query;
+    const uint64_t row = static_cast<uint64_t>(
+        ((batch * p.heads + p.first_head + head) * p.queries + place) * p.keys);
+    if (!p.key_places) {
+        keep_factors(n.dropout, row + static_cast<uint64_t>(key), count, keep);
+        return;
+    }
+    for (int64_t done = 0; done < count;) {
+        const int64_t* places = p.key_places + key + done;
+        int64_t run = 1;
+        while (done + run < count && places[run] == places[0] + run) ++run;
+        keep_factors(n.dropout, row + static_cast<uint64_t>(places[0]), run, keep + done);
+        done += run;
+    }
+}
+
+// Index of the log-sum-exp of a query in [S, B, N].
+inline int64_t lse_index(const AttentionSizes& n, QueryBlock block, int64_t row) {
+    return ((block.first + row) * n.batch + block.batch) * n.heads + block.head;
 }
 
 }  // namespace kernels

@@ -15,25 +15,36 @@ struct Workspace {
     float *weights, *dscores, *dropped;                       // of one block of scores
 
     Workspace(const AttentionSizes& n) {
-        const int64_t dim = n.padded_dim(), long_side = n.padded_keys() * dim;
-        const int64_t short_side = kBlock * dim, square = kBlock * kLine;
-        float* next = scratch(kAttention, 5 * (long_side + short_side) + 3 * square);
-        for (float** buffer : {&keys_t, &values_t, &keys, &dkeys, &dvalues})
-            *buffer = next, next += long_side;
-        for (float** buffer : {&query, &query_right, &grad, &grad_right, &dquery})
-            *buffer = next, next += short_side;
-        for (float** buffer : {&weights, &dscores, &dropped}) *buffer = next, next += square;
-        for (float* sums : {dkeys, dvalues})
-            std::memset(sums, 0, static_cast<size_t>(long_side) * sizeof(float));
+        const int64_t dim = n.padded_dim(), value_dim = n.padded_value_dim();
+        const int64_t rows = n.padded_keys() + kBlock, square = kBlock * kLine;
+        float* next = scratch(kAttention, rows * (3 * dim + 2 * value_dim) + 3 * square);
+        const auto take = [&next](int64_t count) { return (next += count) - count; };
+        for (float** buffer : {&keys_t, &keys, &dkeys}) *buffer = take(n.padded_keys() * dim);
+        for (float** buffer : {&values_t, &dvalues}) *buffer = take(n.padded_keys() * value_dim);
+        for (float** buffer : {&query, &query_right, &dquery}) *buffer = take(kBlock * dim);
+        for (float** buffer : {&grad, &grad_right}) *buffer = take(kBlock * value_dim);
+        for (float** buffer : {&weights, &dscores, &dropped}) *buffer = take(square);
+        const size_t keys_size = static_cast<size_t>(n.padded_keys()) * sizeof(float);
+        std::memset(dkeys, 0, keys_size * static_cast<size_t>(dim));
+        std::memset(dvalues, 0, keys_size * static_cast<size_t>(value_dim));
     }
 };
 
-template <class T>
+// Gradients are written in the storage type, or added to fp32 ones.
+template <class T, class Grad>
 struct Tensors {
     const T *q, *k, *v, *out, *dout;
     const uint8_t* mask;
     const float* lse;
-    T *dq, *dk, *dv;
+    Grad *dq, *dk, *dv;
+    bool adds;
+
+    void put(Grad* to, const float* from, int64_t size) const {
+        vector_loop(size, [&](int64_t i, int64_t lanes) {
+            const vf value = load(from + i, lanes);
+            store(to + i, adds ? value + load(to + i, lanes) : value, lanes);
+        });
+    }
 };
 
 // One line of scores -> P (weights), W = P * keep (dropped) and dS (dscores holds dP on entry).
@@ -47,8 +58,7 @@ void line_gradient(const AttentionSizes& n, const uint8_t* mask, QueryBlock bloc
     if (drops) {
         const int64_t count = n.keys - key < kBlock ? n.keys - key : kBlock;
         std::memset(keep, 0, sizeof keep);
-        keep_factors(n.dropout, score_index(n, block.batch, block.head, block.first + row, key),
-                     count, keep);
+        keep_line(n, block.batch, block.head, block.first + row, key, count, keep);
     }
     for (int64_t i = 0; i < kBlock; i += kWidth) {
         const vf weight = vexp(load(weights + i) - lse);
@@ -70,56 +80,66 @@ float row_dot(const T* a, const T* b, int64_t size) {
     return sum_of(sum);
 }
 
-template <class T>
-void query_block(const Tensors<T>& t, const AttentionSizes& n, QueryBlock block,
+template <class T, class Grad>
+void query_block(const Tensors<T, Grad>& t, const AttentionSizes& n, QueryBlock block,
                  const Workspace& space) {
-    const int64_t dim = n.padded_dim(), stride = n.query_stride();
-    const int64_t at = block.first * stride + (block.batch * n.heads + block.head) * n.dim;
+    const int64_t dim = n.padded_dim(), value_dim = n.padded_value_dim();
+    const int64_t stride = n.query_stride(), out_stride = n.out_stride();
+    const int64_t at = n.query_at(block.batch, block.head) + block.first * stride;
+    const int64_t out_at = n.out_at(block.batch, block.head) + block.first * out_stride;
     pack_block_left(t.q + at, stride, block.count, n.dim, space.query);
-    pack_block_left(t.dout + at, stride, block.count, n.dim, space.grad);
+    pack_block_left(t.dout + out_at, out_stride, block.count, n.value_dim, space.grad);
     pack_block_right(t.q + at, stride, block.count, n.dim, space.query_right);
-    pack_block_right(t.dout + at, stride, block.count, n.dim, space.grad_right);
-    float delta[kBlock];
-    for (int64_t row = 0; row < block.count; ++row)
-        delta[row] = row_dot(t.out + at + row * stride, t.dout + at + row * stride, n.dim);
-    const float* lse = t.lse + (block.batch * n.heads + block.head) * n.queries + block.first;
+    pack_block_right(t.dout + out_at, out_stride, block.count, n.value_dim, space.grad_right);
+    float delta[kBlock], lse[kBlock];
+    for (int64_t row = 0; row < block.count; ++row) {
+        const int64_t from = out_at + row * out_stride;
+        delta[row] = row_dot(t.out + from, t.dout + from, n.value_dim);
+        lse[row] = t.lse[lse_index(n, block, row)];
+        if (lse[row] == -INFINITY) lse[row] = INFINITY;  // no key is seen: all weights are 0
+    }
     const float* dropped = n.dropout.scale != 0.0f ? space.dropped : space.weights;
-    const int64_t rows = round_up(block.count, kRows), step = n.dim * kRows;
+    const int64_t rows = round_up(block.count, kRows);
     const int64_t keys = n.keys_before(block.first + block.count);
+    bool started = false;
     for (int64_t key = 0; key < keys; key += kBlock) {
         const int64_t count = keys - key < kBlock ? keys - key : kBlock;
-        block_product<1, kRows>(rows, kBlock, n.dim, space.query, step,
+        if (!shares_document(n, block, key, count)) continue;
+        block_product<1, kRows>(rows, kBlock, n.dim, space.query, n.dim * kRows,
                                 space.keys_t + key * n.dim, n.dim * kCols, space.weights, kLine,
                                 false);
-        block_product<1, kRows>(rows, kBlock, n.dim, space.grad, step,
-                                space.values_t + key * n.dim, n.dim * kCols, space.dscores, kLine,
-                                false);
+        block_product<1, kRows>(rows, kBlock, n.value_dim, space.grad, n.value_dim * kRows,
+                                space.values_t + key * n.value_dim, n.value_dim * kCols,
+                                space.dscores, kLine, false);
         for (int64_t row = 0; row < block.count; ++row)
             line_gradient(n, t.mask, block, row, key, lse[row], delta[row], space);
         const int64_t key_rows = round_up(count, kRows);
-        block_product<1, kLine>(key_rows, dim, block.count, dropped, kRows, space.grad_right,
-                                kBlock * kCols, space.dvalues + key * dim, dim, true);
+        block_product<1, kLine>(key_rows, value_dim, block.count, dropped, kRows,
+                                space.grad_right, kBlock * kCols, space.dvalues + key * value_dim,
+                                value_dim, true);
         block_product<1, kLine>(key_rows, dim, block.count, space.dscores, kRows,
                                 space.query_right, kBlock * kCols, space.dkeys + key * dim, dim,
                                 true);
         block_product<kLine, 1>(rows, dim, count, space.dscores, kRows * kLine,
                                 space.keys + key * dim, kBlock * kCols, space.dquery, dim,
-                                key > 0);
+                                started);
+        started = true;
     }
+    if (!started) std::memset(space.dquery, 0, static_cast<size_t>(rows * dim) * sizeof(float));
     for (int64_t row = 0; row < block.count; ++row)
-        vector_loop(n.dim, [&](int64_t i, int64_t lanes) {
-            const vf value = keys > 0 ? load(space.dquery + row * dim + i, lanes) : vf{};
-            store(t.dq + at + row * stride + i, value, lanes);
-        });
+        t.put(t.dq + at + row * stride, space.dquery + row * dim, n.dim);
 }
 
-template <class T>
-void group_gradient(const Tensors<T>& t, const AttentionSizes& n, int64_t batch, int64_t group) {
+template <class T, class Grad>
+void group_gradient(const Tensors<T, Grad>& t, const AttentionSizes& n, int64_t batch,
+                    int64_t group) {
     const Workspace space(n);
-    const int64_t dim = n.padded_dim(), stride = n.key_stride();
-    const int64_t at = (batch * n.groups + group) * n.dim;
+    const int64_t dim = n.padded_dim(), value_dim = n.padded_value_dim();
+    const int64_t at = n.key_at(batch, group), stride = n.key_stride();
+    const int64_t value_at = n.value_at(batch, group), value_stride = n.value_stride();
     pack_transposed(t.k + at, stride, n.keys, n.padded_keys(), n.dim, space.keys_t);
-    pack_transposed(t.v + at, stride, n.keys, n.padded_keys(), n.dim, space.values_t);
+    pack_transposed(t.v + value_at, value_stride, n.keys, n.padded_keys(), n.value_dim,
+                    space.values_t);
     for (int64_t key = 0; key < n.keys; key += kBlock)
         pack_block_right(t.k + at + key * stride, stride,
                          n.keys - key < kBlock ? n.keys - key : kBlock, n.dim,
@@ -130,11 +150,18 @@ void group_gradient(const Tensors<T>& t, const AttentionSizes& n, int64_t batch,
             const int64_t left = n.queries - first;
             query_block(t, n, QueryBlock{batch, head, first, left < kBlock ? left : kBlock}, space);
         }
-    for (int64_t key = 0; key < n.keys; ++key)
-        vector_loop(n.dim, [&](int64_t i, int64_t lanes) {
-            store(t.dk + at + key * stride + i, load(space.dkeys + key * dim + i, lanes), lanes);
-            store(t.dv + at + key * stride + i, load(space.dvalues + key * dim + i, lanes), lanes);
-        });
+    for (int64_t key = 0; key < n.keys; ++key) {
+        t.put(t.dk + at + key * stride, space.dkeys + key * dim, n.dim);
+        t.put(t.dv + value_at + key * value_stride, space.dvalues + key * value_dim, n.value_dim);
+    }
+}
+
+template <class T, class Grad>
+void backward(const Tensors<T, Grad>& t, const AttentionSizes& n) {
+    const int team = threads_for(n.batch * n.heads * n.queries * n.keys);
+#pragma omp parallel for schedule(dynamic) num_threads(team) if (team > 1)
+    for (int64_t pair = 0; pair < n.batch * n.groups; ++pair)
+        group_gradient(t, n, pair / n.groups, pair % n.groups);
 }
 
 }  // namespace
@@ -143,22 +170,25 @@ void group_gradient(const Tensors<T>& t, const AttentionSizes& n, int64_t batch,
 
 using namespace kernels;
 
+// Tensors as in attention_forward; dq, dk, dv like q, k, v, or fp32 ones that are added to.
 EXPORT void attention_backward(int32_t storage, const void* q, const void* k, const void* v,
                                const uint8_t* mask, const void* out, const float* lse,
-                               const void* dout, void* dq, void* dk, void* dv,
+                               const void* dout, void* dq, void* dk, void* dv, int32_t adds,
                                const AttentionSizes* sizes) {
     const AttentionSizes n = *sizes;
     if (n.keys == 0 || n.batch == 0 || n.groups == 0) return;
     with_storage(storage, [&](auto type) {
         using T = decltype(type);
-        const Tensors<T> t{static_cast<const T*>(q),    static_cast<const T*>(k),
-                           static_cast<const T*>(v),    static_cast<const T*>(out),
-                           static_cast<const T*>(dout), mask,
-                           lse,                         static_cast<T*>(dq),
-                           static_cast<T*>(dk),         static_cast<T*>(dv)};
-        const int team = threads_for(n.batch * n.heads * n.queries * n.keys);
-#pragma omp parallel for schedule(dynamic) num_threads(team) if (team > 1)
-        for (int64_t pair = 0; pair < n.batch * n.groups; ++pair)
-            group_gradient(t, n, pair / n.groups, pair % n.groups);
+        const auto run = [&](auto gradient) {
+            using Grad = decltype(gradient);
+            backward(Tensors<T, Grad>{static_cast<const T*>(q), static_cast<const T*>(k),
+                                      static_cast<const T*>(v), static_cast<const T*>(out),
+                                      static_cast<const T*>(dout), mask, lse,
+                                      static_cast<Grad*>(dq), static_cast<Grad*>(dk),
+                                      static_cast<Grad*>(dv), adds != 0},
+                     n);
+        };
+        if (adds) run(float{});
+        else run(T{});
     });
 }

@@ -11,11 +11,11 @@ struct Workspace {
     float *key_panels, *value_panels, *query, *scores, *out;
 
     Workspace(const AttentionSizes& n) {
-        const int64_t dim = n.padded_dim(), keys = n.padded_keys();
-        float* next = scratch(kAttention, 2 * keys * dim + kBlock * (2 * dim + kLine));
-        key_panels = next;
+        const int64_t dim = n.padded_dim(), value_dim = n.padded_value_dim();
+        const int64_t keys = n.padded_keys();
+        key_panels = scratch(kAttention, (keys + kBlock) * (dim + value_dim) + kBlock * kLine);
         value_panels = key_panels + keys * dim;
-        query = value_panels + keys * dim;
+        query = value_panels + keys * value_dim;
         scores = query + kBlock * dim;
         out = scores + kBlock * kLine;
     }
@@ -52,60 +52,86 @@ struct Running {
 template <class T>
 void pack_keys(const T* k, const T* v, const AttentionSizes& n, int64_t batch, int64_t group,
                const Workspace& space) {
-    const int64_t at = (batch * n.groups + group) * n.dim, stride = n.key_stride();
-    pack_transposed(k + at, stride, n.keys, n.padded_keys(), n.dim, space.key_panels);
+    pack_transposed(k + n.key_at(batch, group), n.key_stride(), n.keys, n.padded_keys(), n.dim,
+                    space.key_panels);
+    const T* values = v + n.value_at(batch, group);
     for (int64_t key = 0; key < n.keys; key += kBlock)
-        pack_block_right(v + at + key * stride, stride,
-                         n.keys - key < kBlock ? n.keys - key : kBlock, n.dim,
-                         space.value_panels + key * n.padded_dim());
+        pack_block_right(values + key * n.value_stride(), n.value_stride(),
+                         n.keys - key < kBlock ? n.keys - key : kBlock, n.value_dim,
+                         space.value_panels + key * n.padded_value_dim());
 }
 
-template <class T>
-void query_block(const T* q, const uint8_t* mask, T* out, float* lse, const AttentionSizes& n,
+// Continues from an earlier result: its weights have the sum 1 after a shift by the log-sum-exp.
+void take_up(const AttentionSizes& n, QueryBlock block, const float* out, const float* lse,
+             Running& running, float* sums) {
+    const int64_t dim = n.padded_value_dim();
+    std::memset(sums, 0, static_cast<size_t>(kBlock * dim) * sizeof(float));
+    for (int64_t row = 0; row < block.count; ++row) {
+        const float top = lse[lse_index(n, block, row)];
+        if (top == -INFINITY) continue;
+        running.top[row] = top;
+        running.sum[row] = 1.0f;
+        std::memcpy(sums + row * dim, out + row * n.out_stride(),
+                    static_cast<size_t>(n.value_dim) * sizeof(float));
+    }
+}
+
+template <class Out>
+void put_results(const AttentionSizes& n, QueryBlock block, const Running& running,
+                 const float* sums, Out* out, float* lse) {
+    for (int64_t row = 0; row < block.count; ++row) {
+        const float sum = running.sum[row];
+        const vf inverse = splat(sum > 0.0f ? 1.0f / sum : 0.0f);
+        const float* from = sums + row * n.padded_value_dim();
+        Out* to = out + row * n.out_stride();
+        vector_loop(n.value_dim, [&](int64_t i, int64_t lanes) {
+            const vf value = sum > 0.0f ? load(from + i, lanes) * inverse : vf{};
+            store(to + i, value, lanes);
+        });
+        lse[lse_index(n, block, row)] =
+            sum > 0.0f ? running.top[row] + std::log(sum) : -INFINITY;
+    }
+}
+
+template <bool Continues, class T, class Out>
+void query_block(const T* q, const uint8_t* mask, Out* out, float* lse, const AttentionSizes& n,
                  QueryBlock block, const Workspace& space) {
-    const int64_t dim = n.padded_dim(), stride = n.query_stride();
-    const int64_t at = block.first * stride + (block.batch * n.heads + block.head) * n.dim;
-    pack_block_left(q + at, stride, block.count, n.dim, space.query);
+    const int64_t dim = n.padded_value_dim(), stride = n.query_stride();
+    const int64_t keys = n.keys_before(block.first + block.count);
+    pack_block_left(q + n.query_at(block.batch, block.head) + block.first * stride, stride,
+                    block.count, n.dim, space.query);
+    Out* results = out + n.out_at(block.batch, block.head) + block.first * n.out_stride();
     Running running;
     for (int64_t row = 0; row < kBlock; ++row) running.top[row] = -INFINITY, running.sum[row] = 0;
+    if constexpr (Continues) take_up(n, block, results, lse, running, space.out);
+    bool started = Continues;
     const int64_t rows = round_up(block.count, kRows);
-    const int64_t keys = n.keys_before(block.first + block.count);
     for (int64_t key = 0; key < keys; key += kBlock) {
         const int64_t count = keys - key < kBlock ? keys - key : kBlock;
+        if (!shares_document(n, block, key, count)) continue;
         block_product<1, kRows>(rows, kBlock, n.dim, space.query, n.dim * kRows,
                                 space.key_panels + key * n.dim, n.dim * kCols, space.scores, kLine,
                                 false);
         for (int64_t row = 0; row < block.count; ++row) {
             float* line = space.scores + row * kLine;
             hide_line(n, mask, block.batch, block.first + row, key, line);
-            running.add_line(row, line, key ? space.out : nullptr, dim);
+            running.add_line(row, line, started ? space.out : nullptr, dim);
             if (n.dropout.scale == 0.0f) continue;
             float keep[kBlock] = {};
-            keep_factors(n.dropout,
-                         score_index(n, block.batch, block.head, block.first + row, key), count,
-                         keep);
+            keep_line(n, block.batch, block.head, block.first + row, key, count, keep);
             for (int64_t i = 0; i < kBlock; i += kWidth)
                 store(line + i, load(line + i) * load(keep + i));
         }
         block_product<kLine, 1>(rows, dim, count, space.scores, kRows * kLine,
                                 space.value_panels + key * dim, kBlock * kCols, space.out, dim,
-                                key > 0);
+                                started);
+        started = true;
     }
-    for (int64_t row = 0; row < block.count; ++row) {
-        const float sum = running.sum[row];
-        const vf inverse = splat(sum > 0.0f ? 1.0f / sum : 0.0f);
-        T* to = out + at + row * stride;
-        vector_loop(n.dim, [&](int64_t i, int64_t lanes) {
-            const vf value = sum > 0.0f ? load(space.out + row * dim + i, lanes) * inverse : vf{};
-            store(to + i, value, lanes);
-        });
-        lse[(block.batch * n.heads + block.head) * n.queries + block.first + row] =
-            sum > 0.0f ? running.top[row] + std::log(sum) : INFINITY;
-    }
+    put_results(n, block, running, space.out, results, lse);
 }
 
-template <class T>
-void forward(const T* q, const T* k, const T* v, const uint8_t* mask, T* out, float* lse,
+template <bool Continues, class T, class Out>
+void forward(const T* q, const T* k, const T* v, const uint8_t* mask, Out* out, float* lse,
              const AttentionSizes& n) {
     const int64_t blocks = ceil_div(n.queries, kBlock), per_group = n.heads_per_group() * blocks;
     const int64_t pairs = n.batch * n.groups;
@@ -120,12 +146,21 @@ void forward(const T* q, const T* k, const T* v, const uint8_t* mask, T* out, fl
         for (int64_t index = task % parts; index < per_group; index += parts) {
             const int64_t first = index % blocks * kBlock;
             const int64_t left = n.queries - first;
-            query_block(q, mask, out, lse, n,
-                        QueryBlock{batch, group * n.heads_per_group() + index / blocks, first,
-                                   left < kBlock ? left : kBlock},
-                        space);
+            query_block<Continues>(
+                q, mask, out, lse, n,
+                QueryBlock{batch, group * n.heads_per_group() + index / blocks, first,
+                           left < kBlock ? left : kBlock},
+                space);
         }
     }
+}
+
+template <bool Continues, class T, class Out>
+void run(const void* q, const void* k, const void* v, const uint8_t* mask, Out* out, float* lse,
+         const AttentionSizes& n) {
+    if (n.queries == 0 || n.batch == 0 || n.heads == 0) return;
+    forward<Continues>(static_cast<const T*>(q), static_cast<const T*>(k),
+                       static_cast<const T*>(v), mask, out, lse, n);
 }
 
 }  // namespace
@@ -134,14 +169,22 @@ void forward(const T* q, const T* k, const T* v, const uint8_t* mask, T* out, fl
 
 using namespace kernels;
 
-// q, out [S, B, N, D]; k, v [S', B, G, D]; mask [mask_batch, S, S'] or null; lse fp32 [B, N, S]
+// q [S, B, N, D]; k [S', B, G, D], v [S', B, G, E]; mask [mask_batch, S, S'] or null;
+// out [S, B, N, E]; lse fp32 [S, B, N], -infinity for a query that sees no key
 EXPORT void attention_forward(int32_t storage, const void* q, const void* k, const void* v,
                               const uint8_t* mask, void* out, float* lse,
                               const AttentionSizes* sizes) {
-    if (sizes->queries == 0 || sizes->batch == 0 || sizes->heads == 0) return;
     with_storage(storage, [&](auto type) {
         using T = decltype(type);
-        forward(static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v), mask,
-                static_cast<T*>(out), lse, *sizes);
+        run<false, T>(q, k, v, mask, static_cast<T*>(out), lse, *sizes);
+    });
+}
+
+// The same over further keys: out (fp32) and lse hold the result over earlier ones.
+EXPORT void attention_accumulate(int32_t storage, const void* q, const void* k, const void* v,
+                                 const uint8_t* mask, float* out, float* lse,
+                                 const AttentionSizes* sizes) {
+    with_storage(storage, [&](auto type) {
+        run<true, decltype(type)>(q, k, v, mask, out, lse, *sizes);
     });
 }

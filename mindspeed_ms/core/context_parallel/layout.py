@@ -1,0 +1,67 @@
+"""Which tokens a rank holds, and with whom it exchanges what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_ms.backend.base import Group
+from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core.config import ModelParallelConfig
+from mindspeed_ms.core.datasets.sequence_slices import ContextParallelAlgo, positions_on_cp_rank
+
+
+@dataclass(frozen=True, slots=True)
+class ContextParallel:
+    """This rank's place among those that share a sequence.
+
+    The ranks form a grid: ``ulysses`` ranks exchange heads, so that together they hold what one
+    rank of a plain ring would hold, and ``ring`` ranks exchange keys and values. With one kind of
+    exchange only, the other group has this rank alone.
+    """
+
+    algo: ContextParallelAlgo
+    group: Group
+    """All ranks that share a sequence."""
+    ulysses: Group
+    ring: Group
+
+    @property
+    def size(self) -> int:
+        """Ranks that share a sequence."""
+        return self.group.size
+
+    def positions(self, seq_length: int) -> NDArray[np.int64]:
+        """Places in the whole sequence of this rank's tokens, in the order it holds them.
+
+        Args:
+            seq_length: tokens of the whole sequence.
+        """
+        return positions_on_cp_rank(
+            seq_length, self.size, self.group.rank, self.algo, self.ulysses.size
+        )
+
+    def ring_positions(self, seq_length: int, rank: int | None = None) -> NDArray[np.int64]:
+        """Places of the tokens that a rank of the ring holds together with its ulysses group.
+
+        Args:
+            seq_length: tokens of the whole sequence.
+            rank: in the ring; None: this one.
+        """
+        rank = self.ring.rank if rank is None else rank
+        if self.ring.size == 1:
+            return np.arange(seq_length)
+        return positions_on_cp_rank(seq_length, self.ring.size, rank)
+
+
+def context_parallel(parallel: ModelParallelConfig) -> ContextParallel | None:
+    """This rank's place; None when every rank holds whole sequences."""
+    if not parallel_state.model_parallel_is_initialized():
+        return None
+    group = parallel_state.get_context_parallel_group()
+    if group.size == 1:
+        return None
+    ulysses, ring = parallel_state.get_hierarchical_context_parallel_groups()
+    return ContextParallel(parallel.context_parallel_algo, group, ulysses, ring)
