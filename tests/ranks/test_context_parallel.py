@@ -1,0 +1,203 @@
+"""Attention over ranks that share a sequence: the oracle is the attention on one rank."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from mindspeed_ms import ops
+from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.backend.random import Generator
+from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core.config import ModelParallelConfig
+from mindspeed_ms.core.context_parallel import (
+    context_parallel,
+    context_parallel_attention,
+    gather_tokens,
+    sum_over_sequence,
+)
+from mindspeed_ms.core.datasets.sequence_slices import positions_on_cp_rank
+
+BATCH, HEADS, DIM, VALUE_DIM = 2, 4, 8, 6
+FP32 = 2e-6
+"""Sums of at most 64 products in another order."""
+
+KINDS = {
+    "causal": {},
+    "full": {"causal": False},
+    "documents": {"documents": True},
+    "mask": {"causal": False, "mask": True},
+    "dropout": {"dropout_p": 0.3},
+    "documents+dropout": {"documents": True, "dropout_p": 0.3},
+}
+
+
+def layout(size, algo, degree=None):
+    comm.init_process_group()
+    config = ModelParallelConfig(
+        context_parallel_size=size, context_parallel_algo=algo, ulysses_degree_in_cp=degree
+    )
+    parallel_state.initialize_model_parallel(
+        context_parallel_size=size,
+        hierarchical_context_parallel_sizes=config.hierarchical_context_parallel_sizes,
+    )
+    return context_parallel(config)
+
+
+def problem(length, groups, kind):
+    """q, k, v, dout of the whole, and what hides keys."""
+    rng = np.random.default_rng(5)
+    shapes = [(HEADS, DIM), (groups, DIM), (groups, VALUE_DIM), (HEADS, VALUE_DIM)]
+    arrays = [rng.standard_normal((length, BATCH, *shape)).astype(np.float32) for shape in shapes]
+    arrays[3] = arrays[3].reshape(length, BATCH, -1)
+    options = {"scale": 0.35, "causal": True, **KINDS[kind]}
+    if options.get("documents"):
+        numbers = np.sort(rng.integers(0, 5, (BATCH, length)), axis=1).astype(np.int32)
+        options["documents"] = ops.Documents(numbers, numbers)
+    if options.get("mask"):
+        hidden = rng.random((1, 1, length, length)) < 0.4
+        hidden[..., 0] = False
+        options["mask"] = hidden
+    return arrays, options
+
+
+def run(function, arrays, dtype):
+    """Result and gradients, as fp32 arrays."""
+    tensors = [ms.Tensor(np.ascontiguousarray(a)).astype(dtype) for a in arrays]
+    leaves = [autograd.requires_grad_(tensor) for tensor in tensors[:3]]
+    autograd.enable()
+    out = function(*leaves)
+    autograd.backward(out, tensors[3])
+    results = [out, *(autograd.get_grad(leaf) for leaf in leaves)]
+    return [memory.contiguous(t).astype(ms.float32).asnumpy() for t in results]
+
+
+def attention_worker(size, algo, degree, kind, groups=2, length=16, dtype="float32"):
+    """Largest error of result, dq, dk and dv, relative to the largest wanted value."""
+    context = layout(size, algo, degree)
+    arrays, options = problem(length, groups, kind)
+    mask = options.pop("mask", None)
+    places = context.positions(length)
+    dtype = getattr(ms, dtype)
+
+    def generator():
+        return Generator(11, 8) if "dropout_p" in options else None
+
+    def whole(q, k, v):
+        full = None if mask is None else ms.Tensor(mask)
+        return ops.attention(q, k, v, mask=full, generator=generator(), **options)
+
+    def shared(q, k, v):
+        rows = None
+        if mask is not None:
+            rows = ms.Tensor(np.ascontiguousarray(mask[:, :, context.ring_positions(length)]))
+        return context_parallel_attention(
+            q, k, v, context, mask=rows, generator=generator(), **options
+        )
+
+    wanted = run(whole, arrays, dtype)
+    results = run(shared, [a[places] for a in arrays], dtype)
+    return [
+        float(np.abs(got - want[places]).max() / np.abs(want).max())
+        for got, want in zip(results, wanted, strict=True)
+    ]
+
+
+ALGORITHMS = [
+    (2, "ulysses_cp_algo", None),
+    (2, "megatron_cp_algo", None),
+    (2, "kvallgather_cp_algo", None),
+    (4, "ulysses_cp_algo", None),
+    (4, "megatron_cp_algo", None),
+    (4, "kvallgather_cp_algo", None),
+    (4, "hybrid_cp_algo", 2),
+]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize(("ranks", "algo", "degree"), ALGORITHMS)
+def test_shared_attention_is_the_attention_of_one_rank(dist_run, ranks, algo, degree, kind):
+    for errors in dist_run(
+        attention_worker, ranks=ranks, size=ranks, algo=algo, degree=degree, kind=kind
+    ):
+        assert max(errors) < FP32, errors
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(("ranks", "algo", "degree"), [ALGORITHMS[index] for index in (1, 3, 5, 6)])
+def test_any_number_of_key_groups_is_shared(dist_run, ranks, algo, degree, groups):
+    """One group for all heads is sent to every rank of an all-to-all."""
+    for errors in dist_run(
+        attention_worker,
+        ranks=ranks,
+        size=ranks,
+        algo=algo,
+        degree=degree,
+        kind="causal",
+        groups=groups,
+    ):
+        assert max(errors) < FP32, errors
+
+
+@pytest.mark.parametrize("algo", ["megatron_cp_algo", "ulysses_cp_algo", "kvallgather_cp_algo"])
+def test_bf16_gradients_are_summed_in_fp32(dist_run, algo):
+    """Two roundings of the storage type, as on one rank; not one per rank of the ring."""
+    for errors in dist_run(
+        attention_worker, ranks=4, size=4, algo=algo, degree=None, kind="causal", dtype="bfloat16"
+    ):
+        assert max(errors) < 2**-6, errors
+
+
+def blocks_worker(length):
+    """Long enough for many blocks of the kernel, with a chunk that is no multiple of them."""
+    return attention_worker(2, "megatron_cp_algo", None, "documents", length=length)
+
+
+def test_chunks_need_not_be_whole_blocks(dist_run):
+    for errors in dist_run(blocks_worker, ranks=2, length=4 * 75):
+        assert max(errors) < 2 * FP32, errors
+
+
+def exchange_worker():
+    context = layout(2, "megatron_cp_algo")
+    tokens = np.arange(16, dtype=np.int32).reshape(2, 8)
+    own = ms.Tensor(np.ascontiguousarray(tokens[:, context.positions(8)]))
+    leaf = autograd.requires_grad_(ms.Tensor(np.float32(comm.get_rank() + 1.0)))
+    autograd.enable()
+    total = sum_over_sequence(leaf * 3.0, context.group)
+    autograd.backward(total)
+    return (
+        gather_tokens(own, context),
+        float(total.asnumpy()),
+        float(autograd.get_grad(leaf).asnumpy()),
+    )
+
+
+def test_tokens_are_gathered_in_order_and_losses_add_up(dist_run):
+    for tokens, total, grad in dist_run(exchange_worker, ranks=2):
+        np.testing.assert_array_equal(tokens, np.arange(16).reshape(2, 8))
+        assert total == 9.0 and grad == 6.0
+
+
+def groups_worker():
+    comm.init_process_group()
+    parallel_state.initialize_model_parallel(
+        context_parallel_size=4, hierarchical_context_parallel_sizes=(2, 2)
+    )
+    ulysses, ring = parallel_state.get_hierarchical_context_parallel_groups()
+    parallel_state.destroy_model_parallel()
+    with pytest.raises(RuntimeError, match="whose product is the context parallel size 4"):
+        parallel_state.initialize_model_parallel(
+            context_parallel_size=4, hierarchical_context_parallel_sizes=(2, 4)
+        )
+    return ulysses.ranks, ring.ranks
+
+
+def test_neighbours_exchange_heads(dist_run):
+    for rank, groups in enumerate(dist_run(groups_worker, ranks=4)):
+        first = rank // 2 * 2
+        assert groups == ((first, first + 1), (rank % 2, rank % 2 + 2))
+        held = positions_on_cp_rank(16, 4, rank, "hybrid_cp_algo", 2)
+        ring = positions_on_cp_rank(16, 2, rank // 2)
+        np.testing.assert_array_equal(held, np.split(ring, 2)[rank % 2])
