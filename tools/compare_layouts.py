@@ -39,9 +39,28 @@ FLAGS = {
     "vpp": "--num-virtual-stages-per-pipeline-rank",
     "cp": "--context-parallel-size",
     "ep": "--expert-model-parallel-size",
+    "ulysses": "--ulysses-degree-in-cp",
 }
-SWITCHES = {"sp": "--sequence-parallel", "zero1": "--use-distributed-optimizer"}
-COVERING = ("", "tp=2", "tp=2,sp", "pp=2", "pp=2,vpp=2", "tp=2,pp=2,sp", "pp=4", "zero1")
+SWITCHES = {
+    "sp": "--sequence-parallel",
+    "zero1": "--use-distributed-optimizer",
+    "ring": "--context-parallel-algo=megatron_cp_algo",
+    "gather": "--context-parallel-algo=kvallgather_cp_algo",
+    "hybrid": "--context-parallel-algo=hybrid_cp_algo",
+}
+COVERING = (
+    "",
+    "tp=2",
+    "tp=2,sp",
+    "pp=2",
+    "pp=2,vpp=2",
+    "tp=2,pp=2,sp",
+    "pp=4",
+    "zero1",
+    "cp=2",
+    "cp=2,ring",
+    "tp=2,cp=2,sp,ring",
+)
 """Layouts to choose from; data parallelism takes the ranks that are left."""
 
 QUIET = ("--log-interval", "1000000", "--eval-iters", "0", "--logging-level", "30")

@@ -623,6 +623,19 @@ def test_megatrons_defaults_apply_without_yaml():
         ("--tensor-model-parallel-size 2", PARALLEL + "expert_tensor_parallel_size", 2),
         ("--use-tp-pp-dp-mapping", PARALLEL + "order", "tp-cp-ep-pp-dp"),
         (f"{CP2} --cp-comm-type p2p", PARALLEL + "context_parallel_algo", "megatron_cp_algo"),
+        (f"{CP2} --cp-comm-type a2a a2a", PARALLEL + "context_parallel_algo", "ulysses_cp_algo"),
+        (
+            f"{CP2} --cp-comm-type allgather",
+            PARALLEL + "context_parallel_algo",
+            "kvallgather_cp_algo",
+        ),
+        (
+            f"{CP2} --cp-comm-type all_gather",
+            PARALLEL + "context_parallel_algo",
+            "kvallgather_cp_algo",
+        ),
+        ("--attention-mask-type general", PARALLEL + "attention_mask_type", "general"),
+        ("--cp-attention-mask-type full", PARALLEL + "attention_mask_type", "full"),
         (
             f"{CP2} --cp-comm-type a2a+p2p --hierarchical-context-parallel-sizes 2 2",
             PARALLEL + "ulysses_degree_in_cp",
@@ -657,6 +670,11 @@ def test_megatrons_defaults_apply_without_yaml():
 )
 def test_derived_and_joined_values(words, path, expected):
     assert read(config_of(*words.split()), path) == expected
+
+
+def test_layers_exchange_in_one_way():
+    with pytest.raises(ValueError, match="names a kind per layer"):
+        config_of(*CP2.split(), "--cp-comm-type", "p2p", "a2a")
 
 
 def test_the_vocabulary_is_padded_when_its_size_is_given():

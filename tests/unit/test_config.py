@@ -434,6 +434,28 @@ WRONG_PAIRS = [
         {"parallel_config": {"context_parallel_size": 4}},
         "use megatron_cp_algo",
     ),
+    (
+        {
+            "num_attention_heads": 12,
+            "hidden_size": 48,
+            "group_query_attention": True,
+            "num_query_groups": 6,
+        },
+        {"parallel_config": {"context_parallel_size": 4}},
+        "num_query_groups per tensor-parallel rank .6. must divide",
+    ),
+    (
+        {"seq_length": 12},
+        {
+            "parallel_config": {
+                "context_parallel_size": 2,
+                "context_parallel_algo": "kvallgather_cp_algo",
+                "tensor_model_parallel_size": 4,
+                "sequence_parallel": True,
+            }
+        },
+        "context_parallel_size × tensor_model_parallel_size with sequence_parallel .8.",
+    ),
     ({}, {"parallel_config": {"noop_layers": [4]}}, "layers are numbered 0 to 3"),
     ({}, {"parallel_config": {**PP2, "num_layer_list": [1, 2]}}, "holds 3 layers"),
     ({}, {"parallel_config": {"pipeline_model_parallel_size": 8}}, "use at most 4 stages"),
@@ -578,7 +600,6 @@ def test_the_basic_configuration_is_supported():
 @pytest.mark.parametrize(
     ("model_changes", "sections", "start"),
     [
-        ({}, {"parallel_config": {"context_parallel_size": 2}}, "context_parallel_size 2"),
         ({}, {"moe_config": {"num_experts": 2}}, "num_experts 2"),
         ({}, {"lora_config": {"use_lora": True}}, "use_lora"),
         ({"qk_layernorm": True}, {}, "qk_layernorm"),

@@ -268,7 +268,6 @@ def test_mock_datasets_need_no_file(tmp_path, monkeypatch):
         ({"blend_per_split": ((["a"], None), None, None), "split": "1"}, "remove --split"),
         ({"blend_per_split": (None, None, None)}, "at least one of them"),
         ({"blend_per_split": ((["a"], [1.0, 2.0]), None, None)}, "1 prefixes and 2 weights"),
-        ({"reset_attention_mask": True}, "create_attention_mask is off"),
     ],
 )
 def test_contradictory_options_are_refused(changes, message):

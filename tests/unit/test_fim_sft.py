@@ -224,15 +224,18 @@ def test_one_conversation_is_padded_and_only_answers_count(tmp_path):
     assert item["loss_mask"].tolist() == [0, 1, 1, 1, 0, 0, 0, 0]
     assert item["position_ids"].tolist() == list(range(8))
     assert item["cu_seqlens"].tolist() == [0, *[8] * 8]
-    np.testing.assert_array_equal(item["attention_mask"][0], ~np.tri(8, dtype=bool))
+    assert item["document_ids"].tolist() == [0] * 8 and "attention_mask" not in item
+    dense = sft(tmp_path, [ONE], create_attention_mask=True)[0]["attention_mask"]
+    np.testing.assert_array_equal(dense[0], ~np.tri(8, dtype=bool))
 
 
 def test_several_conversations_do_not_see_each_other(tmp_path):
-    item = sft(tmp_path, [ONE + TWO], length=10)[0]
+    item = sft(tmp_path, [ONE + TWO], length=10, create_attention_mask=True)[0]
     assert item["tokens"].tolist() == [1, 2, 3, 4, 9, 5, 6, 7, 9, PAD]
     assert item["position_ids"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
     assert item["loss_mask"].tolist() == [0, 1, 1, 1, 0, 0, 1, 1, 0, 0]
     assert item["cu_seqlens"][:3].tolist() == [0, 5, 10]
+    assert item["document_ids"].tolist() == [0] * 5 + [1] * 5
     seen = ~item["attention_mask"][0]
     assert seen[5:, :5].sum() == 0 and seen[7].tolist() == [0] * 5 + [1] * 3 + [0] * 2
 

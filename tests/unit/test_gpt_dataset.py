@@ -337,9 +337,16 @@ def test_masks_equal_the_literal_rule(tokens, eod, switches):
         eod_mask_loss=loss,
         create_attention_mask=True,
     )
-    for array, expected in zip(masks, literal_masks(tokens, eod, *switches), strict=True):
+    *arrays, documents = masks
+    for array, expected in zip(arrays, literal_masks(tokens, eod, *switches), strict=True):
         np.testing.assert_array_equal(array, expected)
-    assert [array.dtype for array in masks] == [bool, np.float32, np.int64]
+    assert [array.dtype for array in arrays] == [bool, np.float32, np.int64]
+    assert (documents is not None) == attention
+    if attention:  # the numbers say the same as the dense mask
+        hidden = np.triu(np.ones((len(tokens), len(tokens)), bool), 1)
+        hidden |= documents[:, None] != documents
+        np.testing.assert_array_equal(masks.attention_mask[0], hidden)
+        assert documents.dtype == np.int32
 
 
 def test_end_of_document_with_id_zero_is_honoured(tmp_path):
@@ -357,6 +364,7 @@ def test_end_of_document_with_id_zero_is_honoured(tmp_path):
     assert item["position_ids"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
     assert item["loss_mask"].tolist() == [1, 1, 0, 1, 1, 0, 1, 1]
     assert (~item["attention_mask"][0]).sum(axis=1).tolist() == [1, 2, 3, 1, 2, 3, 1, 2]
+    assert item["document_ids"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
 # ---- cache ----

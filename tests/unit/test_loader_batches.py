@@ -47,6 +47,7 @@ def run(single_rank):
         ("megatron_cp_algo", 1, None),
         ("megatron_cp_algo", 4, None),
         ("ulysses_cp_algo", 4, None),
+        ("kvallgather_cp_algo", 4, None),
         ("hybrid_cp_algo", 4, 2),
         ("hybrid_cp_algo", 8, 2),
         ("hybrid_cp_algo", 8, 4),
@@ -174,6 +175,10 @@ def test_fixed_rows_become_a_batch(run):
 
 def test_document_masks_of_fixed_rows(run):
     run("--reset-attention-mask", "--eos-token-id", "9")
+    batch = batches.get_batch(iter([{"input_ids": np.array([[1, 9, 3, 4, 5]])}]))
+    documents = batch["attention_mask"]
+    assert documents.queries.tolist() == documents.keys.tolist() == [[0, 0, 1, 1]]
+    run("--attention-mask-type", "general", "--eos-token-id", "9")
     batch = batches.get_batch(iter([{"input_ids": np.array([[1, 9, 3, 4, 5]])}]))
     assert batch["attention_mask"].shape == (1, 1, 4, 4)
 

@@ -1,0 +1,158 @@
+"""Training with shared sequences: losses and gradients are those of whole sequences.
+
+The runs start from the weights and data of Megatron-LM's recorded runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tools import compare_layouts as tool
+from tools import parity
+
+pytestmark = pytest.mark.ranks
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+LOSS, GRADIENT = 1e-5, 1e-4
+"""Absolute on losses; on gradients relative to the largest of the tensor."""
+
+PACKED = ("--reset-attention-mask", "--reset-position-ids", "--eod-mask-loss")
+"""Documents that share a row do not see each other; not every token counts."""
+
+_WHOLE: dict[tuple, dict] = {}
+"""Runs on whole sequences, by their arguments."""
+
+
+def training_worker(case, layout, flags, steps, output):
+    """Losses, gradient norms and first gradients; rank 0 has the gradients."""
+    recorded = parity.recorded_flags(parity.load_run(GOLDEN, case), GOLDEN, output)
+    # With Megatron's flag the weights of pipeline stages would come from streams of their own.
+    recorded = [flag for flag in recorded if flag != "--use-cpu-initialization"]
+    run = tool.train(layout, [*recorded, *flags], steps)
+    assert not run.refusal
+    return {"losses": run.losses, "norms": run.grad_norms, "gradients": run.gradients}
+
+
+def whole(dist_run, case, flags, steps, output):
+    key = (case, tuple(flags), steps)
+    if key not in _WHOLE:
+        arguments = {"case": case, "flags": flags, "steps": steps, "output": output}
+        _WHOLE[key] = dist_run(training_worker, ranks=1, timeout=300.0, layout="", **arguments)[0]
+    return _WHOLE[key]
+
+
+def check(results, reference, steps):
+    for result in results:
+        assert len(result["losses"]) == steps
+        np.testing.assert_allclose(result["losses"], reference["losses"], rtol=0, atol=LOSS)
+        np.testing.assert_allclose(result["norms"], reference["norms"], rtol=GRADIENT)
+    for name, grad in results[0]["gradients"].items():
+        want = reference["gradients"][name]
+        error = np.abs(grad - want).max() / np.abs(want).max()
+        assert error <= GRADIENT, (name, error)
+
+
+QUICK = {
+    "ring": "cp=2,ring",
+    "ulysses": "cp=2",
+}
+
+
+@pytest.mark.parametrize("layout", list(QUICK.values()), ids=list(QUICK))
+def test_packed_documents_train_the_same_on_shared_sequences(dist_run, tmp_path, layout):
+    arguments = ("b_llama_hot", PACKED, 3)
+    reference = whole(dist_run, *arguments, str(tmp_path))
+    results = dist_run(
+        training_worker,
+        ranks=2,
+        timeout=120.0,
+        layout=layout,
+        **dict(zip(("case", "flags", "steps"), arguments, strict=True)),
+        output=str(tmp_path),
+    )
+    check(results, reference, 3)
+    assert set(results[0]["gradients"]) == set(reference["gradients"])
+
+
+def test_documents_change_the_loss(dist_run, tmp_path):
+    """The comparison above would not notice documents that nobody keeps apart."""
+    packed = whole(dist_run, "b_llama_hot", PACKED, 3, str(tmp_path))
+    mixed = whole(dist_run, "b_llama_hot", PACKED[1:], 3, str(tmp_path))
+    assert abs(packed["losses"][0] - mixed["losses"][0]) > 10 * LOSS
+
+
+STEPS = 40
+LAYOUTS = {
+    "cp2-ring": (2, "cp=2,ring"),
+    "cp2-ulysses": (2, "cp=2"),
+    "cp2-gather": (2, "cp=2,gather"),
+    "cp4-ring": (4, "cp=4,ring"),
+    "cp4-ulysses": (4, "cp=4"),
+    "cp4-gather": (4, "cp=4,gather"),
+    "cp4-hybrid": (4, "cp=4,hybrid,ulysses=2"),
+    "tp2-cp2-ring": (4, "tp=2,cp=2,ring"),
+    "tp2-sp-cp2-ring": (4, "tp=2,sp,cp=2,ring"),
+    "tp2-sp-cp2-ulysses": (4, "tp=2,sp,cp=2"),
+    "pp2-cp2-ring": (4, "pp=2,cp=2,ring"),
+    "pp2-vpp2-cp2-ulysses": (4, "pp=2,vpp=2,cp=2"),
+    "cp2-dp2-distopt-ring": (4, "cp=2,zero1,ring"),
+    "cp2-dp2-distopt-ulysses": (4, "cp=2,zero1"),
+}
+FLAGS = {
+    "plain": (),
+    "packed": PACKED,
+    "recompute": ("--recompute-granularity", "full", "--recompute-method", "uniform")
+    + ("--recompute-num-layers", "1"),
+    "core-attention": ("--recompute-granularity", "selective"),
+    "dropout": ("--attention-dropout", "0.2"),
+    "general": (*PACKED, "--attention-mask-type", "general"),
+}
+RUNS = [
+    *(("b_llama_hot", name, "packed") for name in LAYOUTS),
+    *(("b_llama_hot", name, "plain") for name in ("cp4-ring", "cp4-hybrid", "tp2-cp2-ring")),
+    *(("a_gpt2_hot", name, "packed") for name in ("cp2-ring", "cp4-hybrid", "pp2-cp2-ring")),
+    ("b_llama_hot", "cp2-ring", "recompute"),
+    ("b_llama_hot", "cp2-ulysses", "core-attention"),
+    ("b_llama_hot", "cp4-ring", "dropout"),
+    ("b_llama_hot", "cp4-hybrid", "dropout"),
+    ("b_llama_hot", "cp4-gather", "general"),
+    ("b_llama_hot", "cp4-hybrid", "general"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "layout", "flags"), RUNS, ids=lambda value: value)
+def test_forty_iterations_follow_whole_sequences(dist_run, tmp_path, case, layout, flags):
+    ranks, words = LAYOUTS[layout]
+    more = FLAGS[flags]
+    arguments = {"case": case, "flags": more, "steps": STEPS, "output": str(tmp_path)}
+    # Recomputation and dense masks must not change anything, so whole runs do without.
+    plain = {"recompute": (), "core-attention": (), "general": PACKED}.get(flags, more)
+    reference = whole(dist_run, case, plain, STEPS, str(tmp_path))
+    results = dist_run(training_worker, ranks=ranks, timeout=300.0, layout=words, **arguments)
+    check(results, reference, STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["a_gpt2_hot", "b_llama_hot"])
+@pytest.mark.parametrize("layout", ["cp2-ring", "cp4-hybrid"])
+def test_forty_iterations_follow_megatron(dist_run, tmp_path, case, layout):
+    ranks, words = LAYOUTS[layout]
+    recorded = parity.load_run(GOLDEN, case)
+    reference = {"losses": recorded["lm_loss"], "norms": recorded["grad_norm"]}
+    results = dist_run(
+        training_worker,
+        ranks=ranks,
+        timeout=300.0,
+        case=case,
+        layout=words,
+        flags=(),
+        steps=STEPS,
+        output=str(tmp_path),
+    )
+    for result in results:
+        result["gradients"] = {}
+    check(results, reference, STEPS)
