@@ -15,6 +15,7 @@ from mindspeed_ms.core.context_parallel import (
     context_parallel,
     context_parallel_attention,
     gather_tokens,
+    share_of_draws,
     sum_over_sequence,
 )
 from mindspeed_ms.core.datasets.sequence_slices import positions_on_cp_rank
@@ -178,6 +179,22 @@ def test_tokens_are_gathered_in_order_and_losses_add_up(dist_run):
     for tokens, total, grad in dist_run(exchange_worker, ranks=2):
         np.testing.assert_array_equal(tokens, np.arange(16).reshape(2, 8))
         assert total == 9.0 and grad == 6.0
+
+
+def draws_worker():
+    context = layout(2, "megatron_cp_algo")
+    generator = Generator(4, 8)
+    ones = ms.Tensor(np.ones((64, 8), np.float32))
+    first, second = (ops.dropout(ones, 0.5, share_of_draws(generator, context)) for _ in range(2))
+    return first.asnumpy(), second.asnumpy(), generator.get_state()
+
+
+def test_ranks_drop_different_activations_in_lockstep(dist_run):
+    whole = ops.dropout(ms.Tensor(np.ones((128, 8), np.float32)), 0.5, Generator(4, 8)).asnumpy()
+    results = dist_run(draws_worker, ranks=2)
+    np.testing.assert_array_equal(np.concatenate([first for first, _, _ in results]), whole)
+    for first, second, state in results:
+        assert not np.array_equal(first, second) and state == (4, 8 + 2 * 1024)
 
 
 def groups_worker():

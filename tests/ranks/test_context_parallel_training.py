@@ -108,6 +108,7 @@ FLAGS = {
     + ("--recompute-num-layers", "1"),
     "core-attention": ("--recompute-granularity", "selective"),
     "dropout": ("--attention-dropout", "0.2"),
+    "all-dropout": ("--attention-dropout", "0.2", "--hidden-dropout", "0.1"),
     "general": (*PACKED, "--attention-mask-type", "general"),
 }
 RUNS = [
@@ -118,6 +119,7 @@ RUNS = [
     ("b_llama_hot", "cp2-ulysses", "core-attention"),
     ("b_llama_hot", "cp4-ring", "dropout"),
     ("b_llama_hot", "cp4-hybrid", "dropout"),
+    ("b_llama_hot", "cp2-ulysses", "all-dropout"),  # consecutive tokens: the very same draws
     ("b_llama_hot", "cp4-gather", "general"),
     ("b_llama_hot", "cp4-hybrid", "general"),
 ]

@@ -13,6 +13,7 @@ from mindspeed_ms.core.context_parallel.exchange import (
     sum_over_sequence,
 )
 from mindspeed_ms.core.context_parallel.layout import ContextParallel, context_parallel
+from mindspeed_ms.core.context_parallel.random import share_of_draws
 
 __all__ = [
     "ContextParallel",
@@ -20,5 +21,6 @@ __all__ = [
     "context_parallel_attention",
     "count_over_sequence",
     "gather_tokens",
+    "share_of_draws",
     "sum_over_sequence",
 ]

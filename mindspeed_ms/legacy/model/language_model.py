@@ -15,7 +15,7 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core.config import TransformerConfig
-from mindspeed_ms.core.context_parallel import context_parallel
+from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
 from mindspeed_ms.core.parameter import create_parameter
 from mindspeed_ms.core.tensor_parallel import (
     ColumnParallelLinear,
@@ -75,6 +75,7 @@ class Embedding(Cell):
         super().__init__(**kwargs)
         std = config.embedding_init_method_std or config.init_method_std
         self.dropout = embedding_dropout_prob
+        self.context = context_parallel(config.parallel_config)
         self.compute_dtype = config.compute_dtype
         self.sequence_parallel = config.parallel_config.sequence_parallel
         self.has_positions = config.position_embedding_type in LEARNED_POSITIONS
@@ -122,7 +123,8 @@ class Embedding(Cell):
             embeddings = embeddings.astype(self.compute_dtype)
         if self.dropout and self.training:
             with residual_dropout_stream(self.sequence_parallel):
-                embeddings = ops.dropout(embeddings, self.dropout, get_rng_tracker().current())
+                generator = share_of_draws(get_rng_tracker().current(), self.context)
+                embeddings = ops.dropout(embeddings, self.dropout, generator)
         return embeddings
 
 

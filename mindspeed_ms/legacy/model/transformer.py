@@ -20,6 +20,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
 from mindspeed_ms.core.layer_placement import layer_placement
 from mindspeed_ms.core.recompute import checkpoint, forgotten
 from mindspeed_ms.core.recompute_plan import (
@@ -97,6 +98,7 @@ class ParallelTransformerLayer(Cell):
         self.sequence_parallel = config.parallel_config.sequence_parallel
         self.residual_after_norm = config.apply_residual_connection_post_norm
         self.hidden_dropout = config.hidden_dropout_rate
+        self.context = context_parallel(config.parallel_config)
         self.input_norm = get_norm(config)
         self.attention = ParallelAttention(
             config,
@@ -154,7 +156,7 @@ class ParallelTransformerLayer(Cell):
         if rate == 0.0:
             return ops.bias_dropout_add(output, bias, residual, 0.0, None)
         with residual_dropout_stream(self.sequence_parallel):
-            generator = get_rng_tracker().current()
+            generator = share_of_draws(get_rng_tracker().current(), self.context)
             return ops.bias_dropout_add(output, bias, residual, rate, generator)
 
 
