@@ -1,6 +1,7 @@
 """Saves checkpoints in child processes and kills each at another point: see the test that runs it.
 
-Usage: python checkpoint_killer.py FOLDER CONTAINER. Prints one JSON line with the number of points.
+Usage: python checkpoint_killer.py FOLDER CONTAINER EVERY. Prints one JSON line: the number of points
+and what the newest checkpoint held after each kill. Every n-th point is tried.
 """
 
 from __future__ import annotations
@@ -92,14 +93,14 @@ def child(folder, container, point):
 
 
 def main():
-    root, container = Path(sys.argv[1]), sys.argv[2]
+    root, container, every = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     comm.init_process_group()
     start = root / "start"
     save(start, container, 1, 1)
     save(start, container, 2, 2)
-    seen, point = [], 0
+    seen, point = [], 1 - every
     while True:
-        point += 1
+        point += every
         folder = root / "run"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(start, folder)

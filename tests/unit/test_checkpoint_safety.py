@@ -37,11 +37,18 @@ def fast_folder(tmp_path):
         yield Path(name)
 
 
-@pytest.mark.parametrize("container", ["safetensors", pytest.param("ckpt", marks=pytest.mark.slow)])
-def test_kill_at_every_point_leaves_a_loadable_checkpoint(fast_folder, container):
+@pytest.mark.parametrize(
+    ("container", "every"),
+    [
+        ("safetensors", 9),
+        pytest.param("safetensors", 1, marks=pytest.mark.slow),
+        pytest.param("ckpt", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_kill_at_every_point_leaves_a_loadable_checkpoint(fast_folder, container, every):
     script = Path(killer.__file__)
     result = subprocess.run(
-        [sys.executable, str(script), str(fast_folder), container],
+        [sys.executable, str(script), str(fast_folder), container, str(every)],
         capture_output=True,
         text=True,
         timeout=200,
