@@ -23,7 +23,7 @@ from mindspeed_ms.core.distributed.param_and_grad_buffer import (
     OptimizerShard,
     ParamAndGradBuffer,
 )
-from mindspeed_ms.core.distributed.param_layout import (
+from mindspeed_ms.core.param_layout import (
     PARAM_ALIGNMENT,
     LayoutRules,
     default_bucket_size,

@@ -9,7 +9,7 @@ from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
-from mindspeed_ms.core.distributed.param_layout import flat_layout
+from mindspeed_ms.core.param_layout import flat_layout
 from mindspeed_ms.core.parameter import named_parameters, shard_of
 
 

@@ -12,7 +12,7 @@ from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.core.distributed.bucket import Bucket, BucketState, Reduction, add_
-from mindspeed_ms.core.distributed.param_layout import BufferLayout
+from mindspeed_ms.core.param_layout import BufferLayout
 from mindspeed_ms.core.parameter import GradSink
 
 

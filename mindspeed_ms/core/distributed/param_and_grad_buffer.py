@@ -12,15 +12,15 @@ from mindspeed_ms.backend import memory
 from mindspeed_ms.core.distributed.bucket import Reduction
 from mindspeed_ms.core.distributed.grad_buffer import GradBuffer, Gradients, GradPlan
 from mindspeed_ms.core.distributed.param_buffer import ParamBuffer, ParamStore
-from mindspeed_ms.core.distributed.param_layout import (
+from mindspeed_ms.core.distributed.sharded_grads import ShardedGradBuffer
+from mindspeed_ms.core.distributed.sharded_params import ShardedParams
+from mindspeed_ms.core.param_layout import (
     BucketSpan,
     LayoutRules,
     Piece,
     buffer_layout,
     pieces_in,
 )
-from mindspeed_ms.core.distributed.sharded_grads import ShardedGradBuffer
-from mindspeed_ms.core.distributed.sharded_params import ShardedParams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from mindspeed_ms.core.dist_checkpointing import own_format, storage
 from mindspeed_ms.core.dist_checkpointing.catalog import Catalog
+from mindspeed_ms.core.dist_checkpointing.formats import megatron
 
 Format = Literal["mindspeed_ms", "torch", "torch_dist", "huggingface", "mindspore"]
 
@@ -94,4 +95,6 @@ def open_checkpoint(found: Found) -> Catalog:
     """
     if found.kind == "mindspeed_ms":
         return own_format.read_catalog(found.folder)
+    if found.kind == "torch":
+        return megatron.read_catalog(found.folder)
     raise ValueError(f"{found.folder} is of format {found.kind}, which is not read")

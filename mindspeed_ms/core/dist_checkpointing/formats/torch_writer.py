@@ -1,0 +1,222 @@
+"""``torch.save`` files written without torch, one tensor after another."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import zipfile
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindspeed_ms.core.dist_checkpointing import dtypes
+from mindspeed_ms.core.dist_checkpointing.formats.torch_file import STORAGE_OF, TorchDtype
+
+_STEM = "archive"
+_ZIP64_FROM = 1 << 31
+
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+"""Names of types in files -> in torch."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor to write; its numbers are asked for when their turn comes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: Callable[[], Iterable[np.ndarray]]
+    """The elements in order, in one array or several."""
+
+    @classmethod
+    def of(cls, array: np.ndarray, dtype: str | None = None) -> TensorSpec:
+        """A tensor that is in memory."""
+        return cls(dtype or dtypes.name_of(array), array.shape, lambda: [array])
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """Something that a pickle names."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a pickle calls, and the state it gives the result."""
+
+    function: Global
+    args: tuple
+    state: Any = None
+
+
+class _Pickle:
+    """Protocol 2, as far as it is needed: trees of plain data, tensors and types."""
+
+    def __init__(self) -> None:
+        self.out = bytearray(pickle.PROTO + b"\x02")
+        self.storages: list[TensorSpec] = []
+
+    def finish(self, value: Any) -> bytes:
+        """The pickle of a value."""
+        self.add(value)
+        self.out += pickle.STOP
+        return bytes(self.out)
+
+    def add(self, value: Any) -> None:
+        """Append a value.
+
+        Raises:
+            ValueError: a type that has no place in a checkpoint.
+        """
+        for kinds, method in self._METHODS:
+            if isinstance(value, kinds):
+                method(self, value)
+                return
+        raise ValueError(f"{type(value).__name__} cannot be written to a torch file")
+
+    def _constant(self, value: bool | None) -> None:
+        self.out += {None: pickle.NONE, True: pickle.NEWTRUE, False: pickle.NEWFALSE}[value]
+
+    def _int(self, value: int) -> None:
+        if -(1 << 31) <= value < 1 << 31:
+            self.out += pickle.BININT + struct.pack("<i", value)
+            return
+        data = pickle.encode_long(value)
+        self.out += pickle.LONG1 + bytes([len(data)]) + data
+
+    def _float(self, value: float) -> None:
+        self.out += pickle.BINFLOAT + struct.pack(">d", value)
+
+    def _str(self, value: str) -> None:
+        data = value.encode()
+        self.out += pickle.BINUNICODE + struct.pack("<I", len(data)) + data
+
+    def _tuple(self, value: tuple) -> None:
+        self.out += pickle.MARK
+        for item in value:
+            self.add(item)
+        self.out += pickle.TUPLE
+
+    def _list(self, value: list) -> None:
+        self.out += pickle.EMPTY_LIST + pickle.MARK
+        for item in value:
+            self.add(item)
+        self.out += pickle.APPENDS
+
+    def _dict(self, value: Mapping) -> None:
+        if isinstance(value, OrderedDict):
+            self.add(Call(Global("collections", "OrderedDict"), ()))
+        else:
+            self.out += pickle.EMPTY_DICT
+        self.out += pickle.MARK
+        for key, item in value.items():
+            self.add(key)
+            self.add(item)
+        self.out += pickle.SETITEMS
+
+    def _global(self, value: Global) -> None:
+        self.out += pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode()
+
+    def _call(self, value: Call) -> None:
+        self.add(value.function)
+        self.add(value.args)
+        self.out += pickle.REDUCE
+        if value.state is not None:
+            self.add(value.state)
+            self.out += pickle.BUILD
+
+    def _namespace(self, value: Namespace) -> None:
+        self.add(Call(Global("argparse", "Namespace"), (), dict(vars(value))))
+
+    def _dtype(self, value: TorchDtype) -> None:
+        self.add(Global("torch", value.name))
+
+    def _tensor(self, value: TensorSpec) -> None:
+        self.add(Global("torch._utils", "_rebuild_tensor_v2"))
+        self.out += pickle.MARK
+        storage = Global("torch", STORAGE_OF[value.dtype])
+        size = int(np.prod(value.shape, dtype=np.int64))
+        self.add(("storage", storage, str(len(self.storages)), "cpu", size))
+        self.out += pickle.BINPERSID
+        self.storages.append(value)
+        strides, step = [], 1
+        for extent in reversed(value.shape):
+            strides.append(step)
+            step *= extent
+        for item in (0, value.shape, tuple(reversed(strides)), False, OrderedDict()):
+            self.add(item)
+        self.out += pickle.TUPLE + pickle.REDUCE
+
+    def _array(self, value: np.ndarray) -> None:
+        code = {"uint32": "u4", "uint8": "u1"}[value.dtype.name]
+        dtype = Call(
+            Global("numpy", "dtype"), (code, False, True), (3, "<", None, None, None, -1, -1, 0)
+        )
+        text = Call(Global("_codecs", "encode"), (value.tobytes().decode("latin1"), "latin1"))
+        self.add(
+            Call(
+                Global("numpy.core.multiarray", "_reconstruct"),
+                (
+                    Global("numpy", "ndarray"),
+                    (0,),
+                    Call(Global("_codecs", "encode"), ("b", "latin1")),
+                ),
+                (1, tuple(value.shape), dtype, False, text),
+            )
+        )
+
+    _METHODS = (
+        ((type(None), bool), _constant),
+        (int, _int),
+        (float, _float),
+        (str, _str),
+        (tuple, _tuple),
+        (list, _list),
+        (Namespace, _namespace),
+        (Mapping, _dict),
+        (Global, _global),
+        (Call, _call),
+        (TorchDtype, _dtype),
+        (TensorSpec, _tensor),
+        (np.ndarray, _array),
+    )
+
+
+def write_file(path: Path, content: Any) -> int:
+    """Write a file and bring it to the disk; return its bytes."""
+    pickled = _Pickle()
+    data = pickled.finish(content)
+    with path.open("wb") as raw:
+        with zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            _entry(archive, "data.pkl", [data], len(data))
+            _entry(archive, "byteorder", [b"little"], 6)
+            for number, tensor in enumerate(pickled.storages):
+                size = int(np.prod(tensor.shape, dtype=np.int64)) * dtypes.width(tensor.dtype)
+                arrays = (np.ascontiguousarray(part) for part in tensor.values())
+                views = (memoryview(part.reshape(-1).view(np.uint8)) for part in arrays)
+                _entry(archive, f"data/{number}", views, size)
+            _entry(archive, "version", [b"3\n"], 2)
+        raw.flush()
+        os.fsync(raw.fileno())
+    return path.stat().st_size
+
+
+def _entry(
+    archive: zipfile.ZipFile, name: str, parts: Iterable[bytes | memoryview], size: int
+) -> None:
+    info = zipfile.ZipInfo(f"{_STEM}/{name}")
+    written = 0
+    with archive.open(info, "w", force_zip64=size >= _ZIP64_FROM) as entry:
+        for part in parts:
+            entry.write(part)
+            written += len(part)
+    if written != size:
+        raise ValueError(f"{name} has {written} bytes instead of {size}; the source is incomplete")
