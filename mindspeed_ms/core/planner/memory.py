@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mindspeed_ms.core.config import AllConfig
-from mindspeed_ms.core.distributed.param_layout import (
+from mindspeed_ms.core.layer_placement import layer_placement
+from mindspeed_ms.core.param_layout import (
     PARAM_ALIGNMENT,
     BufferLayout,
     LayoutRules,
@@ -18,7 +19,6 @@ from mindspeed_ms.core.distributed.param_layout import (
     default_bucket_size,
     sharded_alignment,
 )
-from mindspeed_ms.core.layer_placement import layer_placement
 from mindspeed_ms.core.planner.parameters import ParameterSpec, chunk_parameters, dtype_bytes
 
 ADAM_MOMENTS, SGD_MOMENTS = 2, 1
