@@ -1,9 +1,9 @@
-"""Milliseconds per operation of every kernel set that runs here.
+"""Milliseconds per operation of every kernel set that runs here, and of torch when installed.
 
 Shapes are those of one layer of the reference model: batch 4, sequence 256, hidden 512, ffn 1376,
 8 heads of 64, 4 groups, vocabulary 8192. The sets take turns, so that noise of the machine hits all
 of them, and the best of the rounds counts. Run it as ``python benchmarks/ops.py --json out.json``;
-``OMP_NUM_THREADS`` sets the threads.
+``OMP_NUM_THREADS`` sets the threads, ``--torch`` adds torch, ``--png`` draws a picture.
 """
 
 from __future__ import annotations
@@ -162,13 +162,41 @@ def measure(
     best: dict[str, dict[str, float]] = {name: {} for name in sets}
     for _ in range(rounds):
         for name in sets:
-            ops.select(name)
-            for label, run in zip(("fwd", "fwd+bwd"), _runs(case), strict=True):
+            if name == "torch":
+                from torch_ops import runs as torch_runs
+
+                found = torch_runs(case.name, case.shapes, case.differentiable) or (None, None)
+            else:
+                ops.select(name)
+                found = _runs(case)
+            for label, run in zip(("fwd", "fwd+bwd"), found, strict=True):
                 if run is not None:
                     run()
                     took = min(_milliseconds(run, clock) for _ in range(3))
                     best[name][label] = min(took, best[name].get(label, took))
     return best
+
+
+def draw(results: dict[str, dict[str, dict[str, float]]], sets: list[str], path: Path) -> None:
+    """Milliseconds of the longest label of each case, one bar per set, on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(10, 0.42 * len(results) + 1.5), layout="constrained")
+    height = 0.8 / len(sets)
+    for index, name in enumerate(sets):
+        values = [
+            best[name].get("fwd+bwd", best[name].get("fwd", 0.0)) for best in results.values()
+        ]
+        axis.barh([y + index * height for y in range(len(results))], values, height, label=name)
+    axis.set_yticks([y + 0.4 - height / 2 for y in range(len(results))], list(results))
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xlabel("milliseconds (forward and backward where there is one)")
+    axis.legend()
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -183,9 +211,17 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="operations whose name contains this text")
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--png", type=Path, help="file for a picture (needs matplotlib)")
+    parser.add_argument("--torch", action="store_true", help="measure torch's operations too")
     arguments = parser.parse_args()
     sets = ["portable"] if cpu.unavailable() else ["portable", "cpu"]
-    ops.select(sets[-1])
+    native = sets[-1]
+    ops.select(native)
+    if arguments.torch:
+        import torch
+
+        torch.set_num_threads(cpu.library.num_threads())
+        sets.append("torch")
     out = sys.stdout
     out.write(ops.report() + "\n")
     out.write(f"{'ms (fwd / fwd+bwd)':40}" + "".join(f"{name:>20}" for name in sets) + "    GF/s\n")
@@ -195,9 +231,11 @@ def main() -> None:
             continue
         results[case.name] = best = measure(case, sets, arguments.rounds, CLOCKS[arguments.clock])
         cells = [" / ".join(f"{value:.2f}" for value in best[name].values()) for name in sets]
-        speed = f"{case.gigaflops / best[sets[-1]]['fwd'] * 1e3:8.0f}" if case.gigaflops else ""
+        speed = f"{case.gigaflops / best[native]['fwd'] * 1e3:8.0f}" if case.gigaflops else ""
         out.write(f"{case.name:40}" + "".join(f"{cell:>20}" for cell in cells) + speed + "\n")
         out.flush()
+    if arguments.png:
+        draw(results, sets, arguments.png)
     if arguments.json:
         arguments.json.write_text(json.dumps({"report": ops.report(), "ms": results}, indent=1))
 
