@@ -4,8 +4,8 @@
     mpiexec -n 2 python tools/parity.py --golden DIR --case a_gpt2_hot --sequence-parallel ...
 
 The folder holds ``runs/CASE.json`` (Megatron's command line and its losses and gradient norms),
-``weights_npz/CASE_iter_0000000.npz`` (initial weights) and the token files, in ``corpus/`` or
-beside them. Flags that are not the tool's own are added to the recorded command line. The status is
+``weights_npz/CASE_iter_0000000.npz`` (initial weights on one rank, here or of a case that differs in
+layout only) and the token files, in ``corpus/`` or beside them. Flags that are not the tool's own are added to the recorded command line. The status is
 1 when a difference exceeds its tolerance.
 """
 
@@ -87,6 +87,45 @@ def load_run(golden: Path, case: str) -> dict[str, Any]:
     return json.loads((golden / "runs" / f"{case}.json").read_text(encoding="utf-8"))
 
 
+INITIAL_WEIGHTS_DEPEND_ON = (
+    "seed",
+    "init_method_std",
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "swiglu",
+    "normalization",
+    "position_embedding_type",
+    "untie_embeddings_and_output_weights",
+    "add_bias_linear",
+    "num_experts",
+    "padded_vocab_size",
+)
+"""Of Megatron's arguments."""
+
+
+def initial_weights(golden: Path, case: str) -> Path:
+    """One-rank initial weights of a case: its own file, or that of a case that starts alike.
+
+    Raises:
+        FileNotFoundError: the folder has neither.
+    """
+    own = golden / "weights_npz" / f"{case}_iter_0000000.npz"
+    if own.is_file():
+        return own
+    wanted = load_run(golden, case)["args"]
+    for path in sorted(own.parent.glob("*_iter_0000000.npz")):
+        args = load_run(golden, path.name.removesuffix("_iter_0000000.npz"))["args"]
+        if all(args.get(name) == wanted.get(name) for name in INITIAL_WEIGHTS_DEPEND_ON):
+            return path
+    raise FileNotFoundError(
+        f"{own} is missing and no other case of {golden} starts from the same weights; name a "
+        "file with --weights"
+    )
+
+
 def recorded_flags(run: dict[str, Any], corpus: Path, output: str) -> list[str]:
     """Megatron's command line with its folders filled in."""
     return [
@@ -101,7 +140,7 @@ def replay(golden: Path, case: str, flags: list[str], weights: Path | None = Non
         FileNotFoundError: the case is not in the folder.
     """
     run = load_run(golden, case)
-    path = weights or golden / "weights_npz" / f"{case}_iter_0000000.npz"
+    path = weights or initial_weights(golden, case)
     comparison = Comparison(run["lm_loss"], run["grad_norm"])
 
     def model_provider(pre_process: bool, post_process: bool) -> GPTModel:
