@@ -4,9 +4,10 @@
     mpiexec -n 2 python tools/parity.py --golden DIR --case a_gpt2_hot --sequence-parallel ...
 
 The folder holds ``runs/CASE.json`` (Megatron's command line and its losses and gradient norms),
-``weights_npz/CASE_iter_0000000.npz`` (initial weights on one rank, here or of a case that differs in
-layout only) and the token files, in ``corpus/`` or beside them. Flags that are not the tool's own are added to the recorded command line. The status is
-1 when a difference exceeds its tolerance.
+``weights_npz/CASE_iter_0000000.npz`` (initial weights on one rank, of this case or of one that
+differs in layout only) and the token files, in ``corpus/`` or beside them. Flags that are not the
+tool's own are added to the recorded command line. The status is 1 when a difference exceeds its
+tolerance.
 """
 
 from __future__ import annotations
