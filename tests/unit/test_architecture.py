@@ -119,8 +119,8 @@ def test_no_global_statement_and_no_print(path):
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_no_import_inside_functions(path):
-    """Except Ascend-only packages and MPI, which exist only where they are used, and what benchmarks
-    compare with or draw with when it is installed."""
+    """Except Ascend-only packages and MPI, which exist only where they are used, and what the
+    benchmarks compare with or draw with when it is installed."""
     if path.parent.name in ("ascend", "benchmarks") or path.name in ("ascend.py", "cpu_mpi.py"):
         return
     for function in ast.walk(_tree(path)):
