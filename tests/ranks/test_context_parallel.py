@@ -10,7 +10,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import ModelParallelConfig
+from mindspeed_ms.core.config import ModelParallelConfig, init_configs_from_dict
 from mindspeed_ms.core.context_parallel import (
     context_parallel,
     context_parallel_attention,
@@ -19,6 +19,7 @@ from mindspeed_ms.core.context_parallel import (
     sum_over_sequence,
 )
 from mindspeed_ms.core.datasets.sequence_slices import positions_on_cp_rank
+from mindspeed_ms.core.planner.communication import context_bytes_of_layer
 
 BATCH, HEADS, DIM, VALUE_DIM = 2, 4, 8, 6
 FP32 = 2e-6
@@ -46,10 +47,10 @@ def layout(size, algo, degree=None):
     return context_parallel(config)
 
 
-def problem(length, groups, kind):
+def problem(length, groups, kind, value_dim=VALUE_DIM):
     """q, k, v, dout of the whole, and what hides keys."""
     rng = np.random.default_rng(5)
-    shapes = [(HEADS, DIM), (groups, DIM), (groups, VALUE_DIM), (HEADS, VALUE_DIM)]
+    shapes = [(HEADS, DIM), (groups, DIM), (groups, value_dim), (HEADS, value_dim)]
     arrays = [rng.standard_normal((length, BATCH, *shape)).astype(np.float32) for shape in shapes]
     arrays[3] = arrays[3].reshape(length, BATCH, -1)
     options = {"scale": 0.35, "causal": True, **KINDS[kind]}
@@ -74,10 +75,12 @@ def run(function, arrays, dtype):
     return [memory.contiguous(t).astype(ms.float32).asnumpy() for t in results]
 
 
-def attention_worker(size, algo, degree, kind, groups=2, length=16, dtype="float32"):
+def attention_worker(  # noqa: PLR0913 - one argument per choice
+    size, algo, degree, kind, groups=2, length=16, dtype="float32", value_dim=VALUE_DIM
+):
     """Largest error of result, dq, dk and dv, relative to the largest wanted value."""
     context = layout(size, algo, degree)
-    arrays, options = problem(length, groups, kind)
+    arrays, options = problem(length, groups, kind, value_dim)
     mask = options.pop("mask", None)
     places = context.positions(length)
     dtype = getattr(ms, dtype)
@@ -148,6 +151,71 @@ def test_bf16_gradients_are_summed_in_fp32(dist_run, algo):
         attention_worker, ranks=4, size=4, algo=algo, degree=None, kind="causal", dtype="bfloat16"
     ):
         assert max(errors) < 2**-6, errors
+
+
+def traffic_worker(size, algo, degree, groups):
+    """Bytes this rank hands over for others in one attention, and what the planner expects."""
+    counted = []
+
+    def counting(name, bytes_sent):
+        original = getattr(comm, name)
+
+        def call(*args, **kwargs):
+            counted.append(bytes_sent(*args))
+            return original(*args, **kwargs)
+
+        return name, call, original
+
+    others = (size if degree is None else degree) - 1
+    patches = [
+        counting(
+            "batch_isend_irecv",
+            lambda ops: sum(memory.num_bytes(op.tensor) for op in ops if op.kind == "isend"),
+        ),
+        counting("all_gather_into_tensor", lambda out, sent, _: memory.num_bytes(sent) * others),
+        counting("reduce_scatter_tensor", lambda own, _: memory.num_bytes(own) * others),
+        counting(
+            "all_to_all_single",
+            lambda out, sent: memory.num_bytes(sent) * others // (others + 1),
+        ),
+    ]
+    try:
+        for name, call, _ in patches:
+            setattr(comm, name, call)
+        attention_worker(size, algo, degree, "causal", groups, value_dim=DIM)
+    finally:
+        for name, _, original in patches:
+            setattr(comm, name, original)
+    config = init_configs_from_dict(
+        {
+            "model_config": {
+                "vocab_size": 16,
+                "num_layers": 1,
+                "hidden_size": HEADS * DIM,
+                "num_attention_heads": HEADS,
+                "num_query_groups": groups,
+                "group_query_attention": True,
+                "seq_length": 16,
+                "compute_dtype": "float32",
+            },
+            "dataset_config": {"batch_size": BATCH},
+            "parallel_config": {
+                "context_parallel_size": size,
+                "context_parallel_algo": algo,
+                "ulysses_degree_in_cp": degree,
+            },
+        }
+    )
+    return sum(counted), context_bytes_of_layer(config)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("ranks", "algo", "degree"), ALGORITHMS)
+def test_the_planner_knows_the_traffic(dist_run, ranks, algo, degree, groups):
+    for sent, planned in dist_run(
+        traffic_worker, ranks=ranks, size=ranks, algo=algo, degree=degree, groups=groups
+    ):
+        assert sent == planned
 
 
 def blocks_worker(length):

@@ -52,7 +52,7 @@ class _AllGatherAttention(autograd.Function):
         keys = _gathered(group, k, v)
         out, lse = begin_result(q, v)
         for owner in range(group.size):
-            add_block(shared, owner, q, *(_part(t, owner, length) for t in keys), out, lse)
+            add_block(shared, owner, q, [_part(t, owner, length) for t in keys], out, lse)
         out = stored(out, q)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.shared, ctx.group = shared, group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,19 +116,22 @@ def rows_of(tensor: Tensor, rows: slice) -> Tensor:
     return mint.narrow(tensor, 0, rows.start, rows.stop - rows.start)
 
 
-def add_block(  # noqa: PLR0913 - one argument per tensor
+def add_block(
     shared: SharedAttention,
     owner: int,
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    keys: Sequence[Tensor],
     out: Tensor,
     lse: Tensor,
 ) -> None:
-    """Let this rank's queries see the keys of ``owner``: ``out`` and ``lse`` change in place."""
+    """Let this rank's queries see the keys of ``owner`` (its k and v): ``out`` and ``lse`` change.
+
+    Shapes: q [s, B, N, D]; k [s, B, G, D]; v [s, B, G, E]; out fp32 [s, B, N * E]; lse [s, B, N].
+    """
     block = shared.block(owner)
     if block is None:
         return
+    k, v = keys
     ops.attention_accumulate(
         rows_of(q, block.rows),
         rows_of(k, block.columns),
@@ -142,7 +146,7 @@ def add_block(  # noqa: PLR0913 - one argument per tensor
 def add_block_gradients(
     shared: SharedAttention,
     owner: int,
-    keys: tuple[Tensor, Tensor],
+    keys: Sequence[Tensor],
     saved: tuple[Tensor, Tensor, Tensor],
     dout: Tensor,
     grads: tuple[Tensor, Tensor, Tensor],

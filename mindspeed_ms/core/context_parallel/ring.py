@@ -63,7 +63,7 @@ class _RingAttention(autograd.Function):
         keys: tuple[Tensor, ...] = (k, v)
         for step in range(group.size):
             passing = _Passing(group, *keys) if step < group.size - 1 else None
-            add_block(shared, (group.rank - step) % group.size, q, *keys, out, lse)
+            add_block(shared, (group.rank - step) % group.size, q, keys, out, lse)
             if passing is not None:
                 keys = passing.wait()
         out = stored(out, q)

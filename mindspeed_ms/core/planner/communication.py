@@ -68,24 +68,43 @@ def tensor_bytes_of_chunk(config: AllConfig, stage: int, chunk: int) -> float:
     return units * unit
 
 
+def context_bytes_of_layer(config: AllConfig) -> float:
+    """Context-parallel bytes of one layer and micro-batch, forward and backward.
+
+    An all-to-all moves queries, keys, values and the result, and their gradients. A ring or a
+    gather moves keys and values in forward and again in backward, where their gradients travel in
+    fp32: in a ring once more than there are other ranks, because they come home.
+    """
+    model, parallel = config.model_config, config.parallel_config
+    exchanging, ring = parallel.hierarchical_context_parallel_sizes
+    width = dtype_bytes(model.compute_dtype)
+    ranks = parallel.tensor_model_parallel_size
+    tokens = config.dataset_config.batch_size * model.seq_length // parallel.context_parallel_size
+    channels = tokens * (model.kv_channels or 0)
+    queries = channels * (model.num_attention_heads // ranks)
+    keys = 2 * channels * max(1, model.num_kv_groups // ranks)
+    copied = max(keys, 2 * channels * exchanging) if exchanging > 1 else keys
+    total = 2.0 * (2 * queries + copied) * width * share(exchanging)
+    if ring == 1:
+        return total
+    is_gathered = parallel.context_parallel_algo == "kvallgather_cp_algo"
+    hops = ring - 1 if is_gathered else ring
+    return total + 2 * (ring - 1) * copied * width + hops * copied * 4
+
+
 def stage_traffic(config: AllConfig, world_size: int, stage: int, microbatches: int) -> Traffic:
     """Bytes a rank of a stage sends in a step."""
     model, parallel, training = config.model_config, config.parallel_config, config.training_config
     placement = layer_placement(model, parallel)
     chunks = range(placement.num_chunks)
     tensor = sum(tensor_bytes_of_chunk(config, stage, chunk) for chunk in chunks) * microbatches
-    width = dtype_bytes(model.compute_dtype)
     tokens = config.dataset_config.batch_size * model.seq_length // parallel.context_parallel_size
+    width = dtype_bytes(model.compute_dtype)
     cut = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
     layers = [
         layer for layer in placement.layers_of_stage(stage) if layer not in placement.noop_layers
     ]
-    context = 0.0
-    if parallel.context_parallel_size > 1:
-        groups = model.num_kv_groups * (model.kv_channels or 0)
-        groups //= parallel.tensor_model_parallel_size
-        ring = 2 * tokens * groups * width * (parallel.context_parallel_size - 1)
-        context = 3.0 * ring * len(layers) * microbatches  # keys and values; twice in backward
+    context = context_bytes_of_layer(config) * len(layers) * microbatches
     expert = 0.0
     if parallel.expert_model_parallel_size > 1:
         copies = tokens // cut * config.moe_config.moe_router_topk
