@@ -153,6 +153,15 @@ def zeros(shape: Sequence[int], dtype: mstype.Type = mstype.float32) -> Tensor:
     return result
 
 
+def full(shape: Sequence[int], value: float, dtype: mstype.Type = mstype.float32) -> Tensor:
+    """Tensor of one value (float32 or float16) with storage of its own."""
+    if device.is_ascend():
+        return mint.full(tuple(shape), value, dtype=dtype)
+    result = empty(shape, dtype)
+    as_numpy(result)[...] = value
+    return result
+
+
 def copy_(dst: Tensor, src: Tensor) -> None:
     """Copy the elements of ``src`` into the storage of ``dst`` (same shape and type).
 

@@ -99,10 +99,11 @@ class ScorePlaces:
 
     def words(self, batch: int, heads: int) -> Places:
         """Number of the dropout word of every score, [B, N, S, S']."""
-        assert self.queries is not None and self.keys is not None, "words of known places"
+        queries = np.arange(self.num_queries) if self.queries is None else self.queries
+        keys = np.arange(self.num_keys) if self.keys is None else self.keys
         matrices = np.arange(batch)[:, None] * self.heads + self.first_head + np.arange(heads)
-        rows = matrices[..., None] * self.num_queries + self.queries
-        return rows[..., None] * self.num_keys + self.keys
+        rows = matrices[..., None] * self.num_queries + queries
+        return rows[..., None] * self.num_keys + keys
 
 
 @dataclass(frozen=True, slots=True, eq=False)

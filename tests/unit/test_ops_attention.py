@@ -184,6 +184,22 @@ def test_dropout_words_are_named_by_the_place_in_the_whole(keys):
     assert generator.offset == 20 + 2 * 4 * keys * keys
 
 
+def test_some_heads_of_all_queries_drop_what_the_whole_drops():
+    q, k, v = case(6, 2, 4, 4, 4)
+    dy = RNG.randn(6, 2, 16)
+    options = {"scale": 0.4, "causal": True, "dropout_p": 0.4}
+    whole, _ = ref.run(
+        lambda *a: ops.attention(*a, generator=Generator(5), **options), [q, k, v], dy
+    )
+    places = ScorePlaces(4, 1, 6, 6)
+    part, _ = ref.run(
+        lambda *a: ops.attention(*a, generator=Generator(5), places=places, **options),
+        [a[:, :, 1:3] for a in (q, k, v)],
+        dy[..., 4:12],
+    )
+    ref.assert_close(part, whole[..., 4:12], FP32)
+
+
 def test_dropout_in_blocks_is_that_of_the_whole():
     arrays = case(9, 2, 4, 2, 4)
     dy = RNG.randn(9, 2, 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -187,8 +188,7 @@ def add_block_gradients(
 def begin_result(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Result and log-sum-exp before any key was seen: fp32 zeros and -infinity."""
     s, b, n, _ = q.shape
-    lse = memory.from_numpy(np.full((s, b, n), -np.inf, np.float32))
-    return memory.zeros((s, b, n * v.shape[3])), lse
+    return memory.zeros((s, b, n * v.shape[3])), memory.full((s, b, n), -math.inf)
 
 
 def stored(tensor: Tensor, like: Tensor) -> Tensor:
