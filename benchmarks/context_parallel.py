@@ -3,12 +3,13 @@
     python benchmarks/context_parallel.py --output memory.json
     mpiexec -n 4 python benchmarks/context_parallel.py --algo megatron_cp_algo --output memory.json
 
-Every rank of the job shares the sequence. The growth of the process's resident memory is read
-twice: around one attention (its inputs exist before; forward and backward) and around a small
-Llama-like model (after forward, when all that backward needs is held, and at its highest until the
-end of backward). The largest of the ranks is appended to a JSON list, beside the sizes of the
-tensors that attention must hold. Start one process per layout: memory that an earlier pass has
-freed would hide the growth of a later one.
+Every rank of the job shares the sequence. Two things are measured, around one attention and around
+a small Llama-like model: the bytes of the tensors that forward keeps for backward (counted as the
+tape saves them, each piece of memory once, parameters not at all), and the growth of the process's
+resident memory, after forward and at its highest until the end of backward (of the attention, the
+inputs exist before). The largest of the ranks is appended to a JSON list, beside what one matrix of
+all scores would take. Start one process per layout: memory that an earlier pass has freed would
+hide the growth of a later one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import gc
 import json
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from mindspore import Tensor
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.core.context_parallel import context_parallel, context_parallel_attention
+from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron
 from mindspeed_ms.training.data import get_batch_on_this_cp_rank
@@ -60,6 +63,25 @@ def forget_highest() -> int:
     return resident()
 
 
+class KeptTensors:
+    """Counts the bytes that the tape keeps for backward in a block."""
+
+    def __init__(self, ignored: Iterable[Tensor] = ()) -> None:
+        self._sizes = {memory.address(tensor): 0 for tensor in ignored}
+        self.hooks = autograd.saved_tensors_hooks(self._pack, lambda saved: saved)
+
+    def _pack(self, saved: Tensor) -> Tensor:
+        where = memory.address(saved)
+        if self._sizes.get(where) != 0:
+            self._sizes[where] = max(memory.num_bytes(saved), self._sizes.get(where, 0))
+        return saved
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes kept so far."""
+        return sum(self._sizes.values())
+
+
 def random_tensor(*shape: int) -> Tensor:
     """Small normal numbers."""
     return memory.from_numpy(np.random.default_rng(0).standard_normal(shape, np.float32))
@@ -76,17 +98,18 @@ def measure_attention(arguments: argparse.Namespace) -> dict[str, int]:
         for count in (heads, groups, groups)
     ]
     grad = random_tensor(rows, 1, heads * dim)
-    before = forget_highest()
-    if context is None:
-        out = ops.attention(*leaves, scale=dim**-0.5)
-    else:
-        out = context_parallel_attention(*leaves, context, scale=dim**-0.5, causal=True)
-    held = resident() - before
+    kept, before = KeptTensors(), forget_highest()
+    with kept.hooks:
+        if context is None:
+            out = ops.attention(*leaves, scale=dim**-0.5)
+        else:
+            out = context_parallel_attention(*leaves, context, scale=dim**-0.5, causal=True)
+    grown = resident() - before
     autograd.backward(out, grad)
     return {
-        "held_after_forward": held,
-        "highest": resident("VmHWM") - before,
-        "tensors": 4 * rows * (2 * heads * dim + 2 * groups * dim + heads),
+        "kept_for_backward": kept.num_bytes,
+        "resident_after_forward": grown,
+        "resident_highest": resident("VmHWM") - before,
         "all_scores": 4 * heads * arguments.seq_length**2,
     }
 
@@ -106,11 +129,17 @@ def measure_model(arguments: argparse.Namespace) -> dict[str, int]:
         name: memory.from_numpy(np.ascontiguousarray(value))
         for name, value in get_batch_on_this_cp_rank(whole).items()
     }
+    kept = KeptTensors(param for _, param in named_parameters(model.module))
     before = forget_highest()
-    loss = model(attention_mask=None, **batch)
-    held = resident() - before
+    with kept.hooks:
+        loss = model(attention_mask=None, **batch)
+    grown = resident() - before
     autograd.backward(loss)
-    return {"held_after_forward": held, "highest": resident("VmHWM") - before}
+    return {
+        "kept_for_backward": kept.num_bytes,
+        "resident_after_forward": grown,
+        "resident_highest": resident("VmHWM") - before,
+    }
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
