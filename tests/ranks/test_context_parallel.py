@@ -20,6 +20,7 @@ from mindspeed_ms.core.context_parallel import (
 )
 from mindspeed_ms.core.datasets.sequence_slices import positions_on_cp_rank
 from mindspeed_ms.core.planner.communication import context_bytes_of_layer
+from mindspeed_ms.training.utils import set_parallel_context
 
 BATCH, HEADS, DIM, VALUE_DIM = 2, 4, 8, 6
 FP32 = 2e-6
@@ -218,6 +219,38 @@ def test_the_planner_knows_the_traffic(dist_run, ranks, algo, degree, groups):
         assert sent == planned
 
 
+def kept_worker(size, algo, degree):
+    """Bytes that this rank keeps of one attention for backward."""
+    context = layout(size, algo, degree)
+    arrays, options = problem(64, 2, "causal")
+    sizes = {}
+
+    def pack(saved):
+        sizes[memory.address(saved)] = memory.num_bytes(saved)
+        return saved
+
+    places = np.arange(64) if context is None else context.positions(64)
+    q, k, v = (autograd.requires_grad_(ms.Tensor(a[places])) for a in arrays[:3])
+    autograd.enable()
+    with autograd.saved_tensors_hooks(pack, lambda saved: saved):
+        if context is None:
+            out = ops.attention(q, k, v, **options)
+        else:
+            out = context_parallel_attention(q, k, v, context, **options)
+    assert out.shape[0] == len(places)
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize(("ranks", "algo", "degree"), ALGORITHMS)
+def test_a_rank_keeps_its_share_only(dist_run, ranks, algo, degree):
+    """Queries, keys, values, the result and a number per query and head; no scores, no masks."""
+    per_token = BATCH * (HEADS * (DIM + VALUE_DIM) + 2 * (DIM + VALUE_DIM) + HEADS) * 4
+    for kept in dist_run(kept_worker, ranks=ranks, size=ranks, algo=algo, degree=degree):
+        copies = 2 if algo == "ulysses_cp_algo" and ranks == 4 else 1  # of 2 groups for 4 ranks
+        keys = BATCH * 2 * (DIM + VALUE_DIM) * 4
+        assert kept == 64 // ranks * (per_token + (copies - 1) * keys)
+
+
 def blocks_worker(length):
     """Long enough for many blocks of the kernel, with a chunk that is no multiple of them."""
     return attention_worker(2, "megatron_cp_algo", None, "documents", length=length)
@@ -271,6 +304,9 @@ def groups_worker():
         context_parallel_size=4, hierarchical_context_parallel_sizes=(2, 2)
     )
     ulysses, ring = parallel_state.get_hierarchical_context_parallel_groups()
+    other = ModelParallelConfig(context_parallel_size=4, context_parallel_algo="megatron_cp_algo")
+    with pytest.raises(RuntimeError, match="sizes .2, 2., but .1, 4. are asked for"):
+        set_parallel_context(other)
     parallel_state.destroy_model_parallel()
     with pytest.raises(RuntimeError, match="whose product is the context parallel size 4"):
         parallel_state.initialize_model_parallel(
