@@ -219,6 +219,51 @@ def test_the_planner_knows_the_traffic(dist_run, ranks, algo, degree, groups):
         assert sent == planned
 
 
+def order_worker():
+    """What this rank does, in order: a posted batch, a wait for it, a block of scores."""
+    events = []
+
+    class Watched:
+        def __init__(self, works):
+            self.works = works
+
+        def wait(self):
+            events.append("wait")
+            for work in self.works:
+                work.wait()
+
+    def watched(original, event):
+        def call(*args, **kwargs):
+            events.append(event)
+            result = original(*args, **kwargs)
+            return [Watched(result)] if event == "post" else result
+
+        return call
+
+    patched = [
+        (comm, "batch_isend_irecv", "post"),
+        (ops, "attention_accumulate", "forward"),
+        (ops, "attention_backward_accumulate", "backward"),
+    ]
+    originals = [getattr(module, name) for module, name, _ in patched]
+    try:
+        for (module, name, event), original in zip(patched, originals, strict=True):
+            setattr(module, name, watched(original, event))
+        attention_worker(2, "megatron_cp_algo", None, "causal")
+    finally:
+        for (module, name, _), original in zip(patched, originals, strict=True):
+            setattr(module, name, original)
+    return events
+
+
+def test_keys_travel_while_the_ring_computes(dist_run):
+    forward = ["post", "forward", "wait", "forward"]
+    # Keys; then gradients of the first step; then these go home.
+    backward = ["post", "backward", "wait", "post", "backward", "wait", "post", "wait"]
+    for events in dist_run(order_worker, ranks=2):
+        assert events == forward + backward
+
+
 def kept_worker(size, algo, degree):
     """Bytes that this rank keeps of one attention for backward."""
     context = layout(size, algo, degree)

@@ -8,8 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pipeline_runs
 import pytest
 
+from mindspeed_ms.backend import memory
+from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.training.data import get_batch_on_this_cp_rank
 from tools import compare_layouts as tool
 from tools import parity
 
@@ -82,6 +86,29 @@ def test_documents_change_the_loss(dist_run, tmp_path):
     packed = whole(dist_run, "b_llama_hot", PACKED, 3, str(tmp_path))
     mixed = whole(dist_run, "b_llama_hot", PACKED[1:], 3, str(tmp_path))
     assert abs(packed["losses"][0] - mixed["losses"][0]) > 10 * LOSS
+
+
+def eod_worker(style, flags):
+    """Loss of a model that finds the documents in its tokens itself."""
+    config = pipeline_runs.start(style, ["--global-batch-size", "1", *flags])
+    model = GPTModel(config.model_config, eod=3, reset_position_ids=True)
+    sample = pipeline_runs.sample(2)
+    sample["tokens"][[4, 9]] = 3
+    whole = {name: value[None] for name, value in sample.items()}
+    batch = {
+        name: memory.from_numpy(np.ascontiguousarray(value))
+        for name, value in get_batch_on_this_cp_rank(whole).items()
+    }
+    return float(model(attention_mask=None, **batch).asnumpy())
+
+
+@pytest.mark.parametrize("style", ["llama", "gpt2"])
+@pytest.mark.parametrize("algo", ["megatron_cp_algo", "ulysses_cp_algo"])
+def test_a_model_with_eod_finds_documents_of_shared_sequences(dist_run, style, algo):
+    (expected,) = dist_run(eod_worker, ranks=1, style=style, flags=[])
+    flags = ["--context-parallel-size", "2", "--context-parallel-algo", algo]
+    for loss in dist_run(eod_worker, ranks=2, style=style, flags=flags):
+        assert abs(loss - expected) < LOSS
 
 
 STEPS = 40
