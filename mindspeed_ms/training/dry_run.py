@@ -25,7 +25,7 @@ from mindspeed_ms.training.output import (
     print_rank_0,
     set_up_output,
 )
-from mindspeed_ms.training.scale_down import scale_down
+from mindspeed_ms.training.scale_down import assume_sizes, scale_down
 from mindspeed_ms.training.tokenizer import build_tokenizer
 
 TYPICAL_VOCABULARIES = MappingProxyType(
@@ -41,20 +41,6 @@ TYPICAL_VOCABULARIES = MappingProxyType(
     }
 )
 """Tokens of the usual vocabulary of a tokenizer type, for plans without its file."""
-
-
-TYPICAL_SIZES = MappingProxyType(
-    {
-        "num_layers": 12,
-        "hidden_size": 512,
-        "num_attention_heads": 8,
-        "seq_length": 1024,
-        "max_position_embeddings": 1024,
-        "micro_batch_size": 1,
-        "lr": 1e-4,
-    }
-)
-"""Argument -> value that a plan takes when a script, made to be called by another, gives none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +59,7 @@ def resolve(args: argparse.Namespace) -> Resolved:
     Raises:
         ValueError: settings that a run would refuse.
     """
-    assumptions = _assume_sizes(args)
+    assumptions = assume_sizes(args)
     world_size = args.world_size
     if args.scale_down:
         world_size = world_size or 1
@@ -132,18 +118,6 @@ def smallest_world(args: argparse.Namespace) -> int:
     while world % experts:
         world += dense * instances
     return world
-
-
-def _assume_sizes(args: argparse.Namespace) -> list[str]:
-    """Fill what a script leaves to its caller, so that the rest of it can be planned."""
-    if args.yaml:
-        return []
-    notes = []
-    for name, size in TYPICAL_SIZES.items():
-        if getattr(args, name) is None:
-            setattr(args, name, args.seq_length if name == "max_position_embeddings" else size)
-            notes.append(f"--{name.replace('_', '-')} {getattr(args, name)}, which is not given")
-    return notes
 
 
 def _assume_vocabulary(args: argparse.Namespace) -> list[str]:

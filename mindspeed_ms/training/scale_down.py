@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from types import MappingProxyType
 from typing import Any
 
 HEAD_WIDTH = 16
@@ -47,6 +48,32 @@ _LENGTHS_OF_SCHEDULES = (
 """Arguments that lose their value: they name files, or count what has become too short."""
 
 
+TYPICAL_SIZES = MappingProxyType(
+    {
+        "num_layers": 12,
+        "hidden_size": 512,
+        "num_attention_heads": 8,
+        "seq_length": 1024,
+        "max_position_embeddings": 1024,
+        "micro_batch_size": 1,
+        "lr": 1e-4,
+    }
+)
+"""Argument -> value that a plan takes when a script, made to be called by another, gives none."""
+
+
+def assume_sizes(args: argparse.Namespace) -> list[str]:
+    """Fill what a script leaves to its caller, so that the rest of it can be planned."""
+    if args.yaml:
+        return []
+    notes = []
+    for name, size in TYPICAL_SIZES.items():
+        if getattr(args, name) is None:
+            setattr(args, name, args.seq_length if name == "max_position_embeddings" else size)
+            notes.append(f"--{name.replace('_', '-')} {getattr(args, name)}, which is not given")
+    return notes
+
+
 def scale_down(args: argparse.Namespace, world_size: int) -> list[str]:
     """Shrink the arguments of a script in place.
 
@@ -58,6 +85,7 @@ def scale_down(args: argparse.Namespace, world_size: int) -> list[str]:
         One line for each argument that changed.
     """
     before = dict(vars(args))
+    assume_sizes(args)
     _shrink_layout(args, world_size)
     _shrink_layers(args)
     _shrink_widths(args)

@@ -134,15 +134,15 @@ def _data_bytes(config: AllConfig, world_size: int, stage: int) -> float:
         for chunk in range(placement.num_chunks)
         for spec in chunk_parameters(config, stage, chunk)
     ]
-    grad_width = 4 if training.accumulate_allreduce_grads_in_fp32 else 2
+    in_fp32 = training.accumulate_allreduce_grads_in_fp32
     total = 0.0
     for is_expert in (False, True):
         mine = [spec for spec in specs if spec.is_expert == is_expert]
         size = expert_data_parallel_size(config, world_size) if is_expert else ranks
-        elements = sum(spec.size for spec in mine)
+        grads = sum(spec.size * (4 if in_fp32 else dtype_bytes(spec.dtype)) for spec in mine)
         weights = sum(spec.size * dtype_bytes(spec.dtype) for spec in mine)
         if training.use_distributed_optimizer or parallel.zero_level is not None:
-            total += (elements * grad_width + weights) * share(max(size, 1))
+            total += (grads + weights) * share(max(size, 1))
         else:
-            total += 2 * elements * grad_width * share(max(size, 1))
+            total += 2 * grads * share(max(size, 1))
     return total

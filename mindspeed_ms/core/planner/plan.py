@@ -76,6 +76,22 @@ class Plan:
         return self.operations / (self.step_seconds * peak)
 
 
+def schedule_of(config: AllConfig, world_size: int) -> Shape:
+    """What determines the order of passes.
+
+    Raises:
+        ValueError: no schedule exists for these counts.
+    """
+    parallel = config.parallel_config
+    placement = layer_placement(config.model_config, parallel)
+    return Shape(
+        placement.num_stages,
+        config.num_micro_batches(world_size),
+        placement.num_chunks,
+        parallel.microbatch_group_size_per_vp_stage,
+    )
+
+
 def make_plan(config: AllConfig, world_size: int, device: Device | None = None) -> Plan:
     """Work out the plan.
 
@@ -92,12 +108,7 @@ def make_plan(config: AllConfig, world_size: int, device: Device | None = None) 
     parallel = config.parallel_config
     placement = layer_placement(config.model_config, parallel)
     microbatches = config.num_micro_batches(world_size)
-    shape = Shape(
-        placement.num_stages,
-        microbatches,
-        placement.num_chunks,
-        parallel.microbatch_group_size_per_vp_stage,
-    )
+    shape = schedule_of(config, world_size)
     stages = tuple(
         _stage_plan(config, world_size, device, placement, microbatches, stage)
         for stage in range(placement.num_stages)

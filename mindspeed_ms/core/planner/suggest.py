@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mindspeed_ms.core.config import AllConfig, init_configs_from_dict
-from mindspeed_ms.core.planner.plan import Plan, make_plan
+from mindspeed_ms.core.planner.activations import stage_activations
+from mindspeed_ms.core.planner.memory import stage_state
+from mindspeed_ms.core.planner.plan import Plan, make_plan, schedule_of
 from mindspeed_ms.core.planner.timing import Device
 
 RECOMPUTES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -100,22 +103,26 @@ def suggest(
     """
     device = device or Device()
     found: list[Candidate] = []
-    smallest: Plan | None = None
+    least = math.inf
     for change in _layouts(config, world_size, device):
         for name, recompute in RECOMPUTES:
-            plan = _plan_of(config, world_size, device, change, recompute)
-            if plan is None:
+            changed = _changed(config, world_size, change, recompute)
+            if changed is None:
                 break
-            if smallest is None or plan.bytes_at_peak < smallest.bytes_at_peak:
-                smallest = plan
+            needed = _first_stage_bytes(changed, world_size)
+            if needed > device.memory_bytes:
+                least = min(least, needed)
+                continue
+            plan = make_plan(changed, world_size, device)
             if plan.fits:
                 found.append(Candidate(plan, name))
                 break  # more recomputation only makes it slower
+            least = min(least, plan.bytes_at_peak)
     if not found:
-        least = "no legal layout" if smallest is None else f"{smallest.bytes_at_peak / 2**30:.1f}"
         raise ValueError(
             f"no layout on {world_size} ranks fits into {device.memory_bytes / 2**30:.0f} GiB; the "
-            f"smallest needs {least} GiB, use more ranks or more memory (--device-memory)"
+            f"smallest needs {least / 2**30:.1f} GiB, use more ranks or more memory "
+            "(--device-memory)"
         )
     found.sort(key=lambda candidate: candidate.plan.step_seconds)
     return found[:count]
@@ -134,7 +141,7 @@ def _layouts(config: AllConfig, world_size: int, device: Device) -> Iterator[dic
             for micro in (1, 2, 4, 8):
                 if total % (micro * data):
                     continue
-                for chunks in (None, 2, 3, 4, 6, 8):
+                for chunks in (None, 2, 3, 4, 8):
                     if chunks is None or (stages > 1 and model.num_layers % (stages * chunks) == 0):
                         yield {
                             "tensor_model_parallel_size": tensor,
@@ -145,14 +152,17 @@ def _layouts(config: AllConfig, world_size: int, device: Device) -> Iterator[dic
                         }
 
 
-def _plan_of(
-    config: AllConfig,
-    world_size: int,
-    device: Device,
-    change: Mapping[str, Any],
-    recompute: Mapping[str, Any],
-) -> Plan | None:
-    """The plan of a changed configuration; None when the change is not legal."""
+def _first_stage_bytes(config: AllConfig, world_size: int) -> int:
+    """Bytes at the peak of the first stage, usually the fullest: what a quick look costs."""
+    microbatches = config.num_micro_batches(world_size)
+    state = stage_state(config, world_size, 0)
+    return state.total + stage_activations(config, 0, microbatches).peak
+
+
+def _changed(
+    config: AllConfig, world_size: int, change: Mapping[str, Any], recompute: Mapping[str, Any]
+) -> AllConfig | None:
+    """The configuration with another layout; None when that is not legal."""
     sections = {name: dict(values) for name, values in config.to_dict().items()}
     parallel = sections["parallel_config"]
     for name in _STATED_ELSEWHERE:
@@ -170,9 +180,11 @@ def _plan_of(
         model.pop(name, None)
     model |= recompute
     try:
-        return make_plan(init_configs_from_dict(sections), world_size, device)
+        changed = init_configs_from_dict(sections).validate(world_size)
+        schedule_of(changed, world_size)
     except ValueError:
         return None
+    return changed
 
 
 def suggestion_lines(candidates: list[Candidate]) -> list[str]:

@@ -1,0 +1,69 @@
+"""Launch scripts of Megatron and MindSpeed, shrunk with ``--scale-down``, train two steps."""
+
+import math
+import sys
+from pathlib import Path
+
+import pipeline_runs
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from test_flag_table import SCRIPTS, expanded  # noqa: E402 (found by the line above)
+
+from mindspeed_ms.backend import comm
+from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core.config import unsupported_reason
+from mindspeed_ms.training import initialize_megatron, pretrain
+from mindspeed_ms.training.arguments import parse_args
+from mindspeed_ms.training.global_vars import get_all_config
+
+pytestmark = pytest.mark.ranks
+
+
+def run_worker(names):
+    """Script -> two losses, or None when a feature is missing. Losses are the last stage's."""
+    found = {}
+    for name in names:
+        words = [*expanded(SCRIPTS[name]), "--scale-down"]
+        if parse_args([*words, "--dry-run"]).refusals:
+            found[name] = None
+            continue
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
+        initialize_megatron(argv=[*words, "--logging-level", "40"])
+        if unsupported_reason(get_all_config()):
+            found[name] = None
+            continue
+        steps = []
+        pretrain(None, pipeline_runs.provider, all_config=get_all_config(), on_step=steps.append)
+        found[name] = [step.losses["lm loss"] for step in steps]
+    return found, comm.get_rank()
+
+
+def check(results, least):
+    found, _ = results[-1]
+    trained = {name: losses for name, losses in found.items() if losses is not None}
+    assert len(trained) >= least
+    for name, losses in trained.items():
+        assert len(losses) == 2, name
+        assert all(math.isfinite(loss) for loss in losses), name
+
+
+def every(count, first=0):
+    return list(SCRIPTS)[first::count]
+
+
+def test_some_scripts_train_on_one_rank(dist_run):
+    check(dist_run(run_worker, ranks=1, timeout=180.0, names=every(64)), 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(8))
+def test_all_scripts_train_on_one_rank(dist_run, part):
+    check(dist_run(run_worker, ranks=1, timeout=280.0, names=every(8, part)), 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_some_scripts_train_on_several_ranks(dist_run, ranks):
+    check(dist_run(run_worker, ranks=ranks, timeout=280.0, names=every(24, 5)), 8)
