@@ -58,6 +58,8 @@ def build_run_data(
         datasets_provider: numbers of samples -> (train, valid, test) datasets, None on ranks that
             read nothing; None for the configured data.
         train_data_loader: training micro-batches of this rank instead; nothing is evaluated then.
+            Either every rank of a tensor-parallel group has one, or the first alone, whose
+            micro-batches the others then get; ranks that need no data need none.
         consumed_train_samples: samples all ranks trained on in earlier runs; ``new_dataset``
             forgets them.
         consumed_valid_samples: samples all ranks evaluated in earlier runs.
@@ -67,8 +69,9 @@ def build_run_data(
 
     Parallelism: called by every rank together.
     """
-    if train_data_loader is not None:
-        return RunData(train=EndlessLoader(train_data_loader))
+    given = _who_has(train_data_loader)
+    if any(given):
+        return RunData(train=_given_loader(config, train_data_loader, given))
     provider = datasets_provider or train_valid_test_datasets_provider
     datasets = provider(get_train_valid_test_num_samples(config))
     # [split][set]
@@ -102,6 +105,34 @@ def build_run_data(
         microbatches = num_evaluation_microbatches(config, lengths[2][0], is_full=False)
         data.test.append(EvaluationSet(_shared(config, _get(sets[2], 0), 0), microbatches))
     return data
+
+
+def _who_has(loader: Iterable | None) -> list[bool]:
+    """For each rank of the world, whether it was given a loader."""
+    has_one = loader is not None
+    return comm.all_gather_object(has_one) if comm.get_world_size() > 1 else [has_one]
+
+
+def _given_loader(
+    config: AllConfig, loader: Iterable | None, given: Sequence[bool]
+) -> EndlessLoader | SharedLoader:
+    """The user's own loader on this rank, or that of the first rank of the tensor-parallel group.
+
+    Raises:
+        RuntimeError: this rank needs data, but the first rank of its group was given none.
+    """
+    group = parallel_state.get_tensor_model_parallel_group()
+    if loader is not None and all(given[rank] for rank in group.ranks):
+        return EndlessLoader(loader)
+    is_needed = is_data_needed_on_rank(config)
+    if is_needed and not given[group.ranks[0]]:
+        raise RuntimeError(
+            f"rank {comm.get_rank()} needs training data, but rank {group.ranks[0]}, the first of "
+            "its tensor-parallel group, was given no train_data_loader; build one on every first "
+            "tensor-parallel rank of the first and last pipeline stage"
+        )
+    is_reader = comm.get_rank() == group.ranks[0]
+    return SharedLoader(loader if is_reader else None, is_needed)
 
 
 def num_evaluation_microbatches(config: AllConfig, length: int, *, is_full: bool) -> int:
