@@ -181,7 +181,7 @@ def test_operations_are_those_megatron_counts():
     config = config_of(f"{LLAMA} --group-query-attention --num-query-groups 2")
     hidden, ffn, layers, length, vocabulary = 64, 128, 8, 32, 512
     inner = 1 + 2 / 4 + length / hidden + ffn / hidden * 1.5 + vocabulary / (2 * layers * hidden)
-    assert step_operations(config, 64) == pytest.approx(
+    assert step_operations(config.model_config, 64) == pytest.approx(
         12.0 * 64 * length * layers * hidden**2 * inner
     )
 

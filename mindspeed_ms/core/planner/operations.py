@@ -50,12 +50,11 @@ def head_operations(model: TransformerConfig) -> float:
     return 2.0 * model.hidden_size * model.vocab_size
 
 
-def step_operations(config: AllConfig, sequences: int) -> float:
+def step_operations(model: TransformerConfig, sequences: int) -> float:
     """Forward and backward of one step over all ranks, without recomputation."""
-    model = config.model_config
-    noop = set(config.parallel_config.noop_layers or ())
+    noop = set(model.parallel_config.noop_layers or ())
     forward = head_operations(model) + sum(
-        layer_operations(model, config.moe_config, layer)
+        layer_operations(model, model.moe_config, layer)
         for layer in range(model.num_layers)
         if layer not in noop
     )

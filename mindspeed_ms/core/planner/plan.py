@@ -120,7 +120,7 @@ def make_plan(config: AllConfig, world_size: int, device: Device | None = None) 
         placement=placement,
         microbatches=microbatches,
         parameters=total_parameters(config),
-        operations=step_operations(config, config.global_batch_size(world_size)),
+        operations=step_operations(config.model_config, config.global_batch_size(world_size)),
         stages=stages,
         timeline=play_long(
             shape, [stage.passes for stage in stages], _transfer_seconds(config, device)
