@@ -72,6 +72,7 @@ def set_loader_settings(dataset: DatasetConfig) -> None:
             dataloader_type=dataset.dataloader_type,
             num_workers=dataset.num_workers,
             data_sharding=dataset.data_sharding,
+            drop_remainder=dataset.drop_remainder,
         )
     )
 

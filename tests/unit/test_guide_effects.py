@@ -20,6 +20,7 @@ from mindspeed_ms.core.optimizer import (
 )
 from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.core.recompute_plan import recompute_plan
+from mindspeed_ms.legacy.data.data_samplers import build_pretraining_data_loader
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training.arguments import parse_args, validate_args
 from mindspeed_ms.training.initialize import set_up_run
@@ -312,6 +313,14 @@ EFFECTS = [
 )
 def test_a_flag_of_the_guide_has_its_effect(words, effect, expected):
     assert effect(Run(words)) == expected
+
+
+@pytest.mark.parametrize(("value", "sizes"), [("True", [2, 2]), ("False", [2, 2, 1])])
+def test_the_remainder_of_the_data_is_dropped_or_not(value, sizes):
+    Run(f"--drop_remainder {value} --num-workers 0")
+    samples = [{"tokens": np.full(4, index)} for index in range(5)]
+    batches = list(build_pretraining_data_loader(samples, 0))
+    assert [len(batch["tokens"]) for batch in batches] == sizes
 
 
 def test_the_seed_decides_the_weights():

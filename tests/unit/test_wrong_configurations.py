@@ -151,6 +151,10 @@ FLAGS = [
         "differ from weight_decay (0.01) although weight_decay_incr_style is constant",
     ),
     ("--data-path a --train-data-path b", "keep either data_path or the per-split paths"),
+    (
+        "--drop-remainder False --world-size 2",
+        "drop_remainder False would give the 2 ranks micro-batches of different sizes",
+    ),
     ("--bucket-size 100 --ddp-num-buckets 2", "both state how gradients are cut; keep one"),
     (
         "--use-checkpoint-opt_param-scheduler --override-opt_param-scheduler",

@@ -106,6 +106,7 @@ class AllConfig:
         rules.check_training_and_optimizer(self.training_config, self.optimizer_config)
         if world_size is not None:
             rules.check_world(self.parallel_config, world_size)
+            rules.check_remainder(self.dataset_config, world_size)
             self.num_micro_batches(world_size)
         return self
 

@@ -312,6 +312,15 @@ def check_world(parallel: ModelParallelConfig, world_size: int) -> None:
     )
 
 
+def check_remainder(dataset: DatasetConfig, world_size: int) -> None:
+    """Check that a short micro-batch at the end of the data reaches no other rank."""
+    if not dataset.drop_remainder and world_size > 1:
+        raise ValueError(
+            f"drop_remainder False would give the {world_size} ranks micro-batches of different "
+            "sizes at the end of the data; use one rank or drop_remainder: True"
+        )
+
+
 def num_micro_batches(
     training: TrainingConfig, dataset: DatasetConfig, data_parallel_size: int
 ) -> int:

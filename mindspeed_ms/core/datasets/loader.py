@@ -57,6 +57,9 @@ class LoaderSettings:
     data_sharding: bool = True
     """With ``cyclic``, each rank keeps to its own part of the data."""
 
+    drop_remainder: bool = True
+    """With ``single``, leave out the samples at the end that do not fill a micro-batch."""
+
     def __post_init__(self) -> None:
         if self.dataloader_type not in ("single", "cyclic", "external"):
             raise ValueError(
@@ -123,6 +126,7 @@ def make_sampler(
         settings.micro_batch_size,
         settings.data_parallel_rank,
         settings.data_parallel_size,
+        drop_last=settings.drop_remainder,
     )
 
 
