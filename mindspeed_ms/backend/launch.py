@@ -94,6 +94,26 @@ def start() -> Comm:
     return mpi_comm
 
 
+def told_by_launcher() -> tuple[int, int] | None:
+    """(rank, ranks) as the launcher's variables state them, without joining the job.
+
+    None without a launcher; rank -1 for the scheduler of ``msrun``.
+    """
+    role = env.get("MS_ROLE")
+    if role is not None:
+        rank = -1 if role == "MS_SCHED" else env.get_int("MS_NODE_ID") or 0
+        return rank, _num_workers()
+    for size_name, rank_name in (
+        ("PMI_SIZE", "PMI_RANK"),
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ):
+        if (env.get_int(size_name) or 1) > 1:
+            return env.get_int(rank_name) or 0, env.get_int(size_name) or 1
+    if slurm.num_tasks() > 1:
+        return env.get_int("SLURM_PROCID") or 0, slurm.num_tasks()
+    return None
+
+
 def _export(rank: int, local_rank: int, size: int) -> None:
     """Publish the rank under the names scripts and libraries look for."""
     for name, value in (("RANK", rank), ("LOCAL_RANK", local_rank), ("WORLD_SIZE", size)):

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from mindspeed_ms.backend import launch
 from mindspeed_ms.core.config import (
     AllConfig,
     init_configs_from_args,
@@ -76,9 +77,17 @@ def resolve(args: argparse.Namespace) -> Resolved:
 def dry_run(args: argparse.Namespace) -> int:
     """Print the plan of a run; return the exit status: 2 when the run itself would be refused.
 
+    Under a launcher its first process prints, and plans for as many ranks as it started.
+
     Raises:
         ValueError: settings that a run would refuse, after the arguments have been printed.
     """
+    told = launch.told_by_launcher()
+    if told is not None:
+        rank, size = told
+        if rank != 0:
+            return 0  # one process prints the plan
+        args.world_size = args.world_size or size
     set_up_output(args.logging_level)
     print_arguments(args)
     for line in args.refusals:

@@ -234,7 +234,7 @@ def _shrink_run(args: argparse.Namespace, world_size: int) -> None:
     args.global_batch_size = batch
     if args.rampup_batch_size:
         args.rampup_batch_size = [batch // 2, batch // 2, batch]
-    args.step_batch_size_schedule = None
+    args.step_batch_size_schedule, args.skip_train = None, False
     _shrink_schedule(args, batch)
     args.eval_iters, args.log_interval, args.num_workers = 0, 1, 0
 

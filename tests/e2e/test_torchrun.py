@@ -1,6 +1,7 @@
 """The launcher in torchrun's words, and tasks of ``srun``: how ranks start, print, fail, stop."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -130,3 +131,44 @@ def test_tasks_of_srun_find_each_other(script, tmp_path):
     outputs = [task.communicate(timeout=90) for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], outputs
     assert all(f"rank {rank} before None sum 3.0" in outputs[rank][0] for rank in range(2))
+
+
+LAUNCH_SCRIPT = """#!/bin/bash
+# The shape of Megatron's own launch scripts, with sizes for a test.
+export CUDA_DEVICE_MAX_CONNECTIONS=1
+GPUS_PER_NODE=2
+NUM_NODES=1
+DISTRIBUTED_ARGS=(
+    --nproc_per_node $GPUS_PER_NODE --nnodes $NUM_NODES
+    --master_addr localhost --master_port PORT
+)
+GPT_MODEL_ARGS=(
+    --num-layers 2 --hidden-size 32 --num-attention-heads 4 --seq-length 32
+    --max-position-embeddings 32 --attention-backend auto
+)
+TRAINING_ARGS=(
+    --micro-batch-size 1 --global-batch-size 4 --train-iters 3 --weight-decay 0.1
+    --adam-beta1 0.9 --adam-beta2 0.95 --init-method-std 0.006 --clip-grad 1.0 --bf16
+    --lr 6.0e-5 --lr-decay-style cosine --min-lr 6.0e-6 --lr-warmup-fraction .001
+    --lr-decay-iters 430000
+)
+MODEL_PARALLEL_ARGS=(--tensor-model-parallel-size 2 --sequence-parallel)
+DATA_ARGS=(--mock-data --tokenizer-type NullTokenizer --vocab-size 127 --split 949,50,1)
+LOGGING_ARGS=(
+    --log-interval 1 --eval-interval 1000 --eval-iters 1 --tensorboard-dir FOLDER/logs
+    --distributed-backend nccl --manual-gc --use-mcore-models --transformer-impl local
+)
+torchrun ${DISTRIBUTED_ARGS[@]} SCRIPT ${GPT_MODEL_ARGS[@]} ${TRAINING_ARGS[@]} \\
+    ${MODEL_PARALLEL_ARGS[@]} ${DATA_ARGS[@]} ${LOGGING_ARGS[@]}
+"""
+
+
+def test_a_launch_script_of_megatrons_shape_trains(tmp_path):
+    text = LAUNCH_SCRIPT.replace("PORT", str(free_port())).replace("FOLDER", str(tmp_path))
+    path = tmp_path / "train.sh"
+    path.write_text(text.replace("SCRIPT", str(ROOT / "pretrain_gpt.py")))
+    out, err = start(["bash", str(path)], tmp_path).communicate(timeout=150)
+    lines = re.findall(r"iteration +(\d)/ +3 \|.* lm loss: (\S+) \|", out)
+    assert [number for number, _ in lines] == ["1", "2", "3"], out[-3000:] + err[-3000:]
+    assert "--manual-gc has no effect: " in out
+    assert "--tensorboard-dir has no effect: " in out
