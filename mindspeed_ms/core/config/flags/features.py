@@ -32,6 +32,20 @@ ROWS: tuple[Flag, ...] = (
 --qk-clip-alpha float=0.5 !0.5
 --qk-clip-threshold float=100 !100.0
 --quick-geglu
+--geglu
+--embed-layernorm
+--add-rmsnorm-offset
+--input-embeds-norm
+--post-norm
+--sliding-window int
+--interleave-sliding-window int
+--attn-logit-softcapping float
+--output-logit-softcapping float
+--query-pre-attn-scalar int
+--scale-emb float
+--scale-depth float
+--dim-model-base float
+--output-multiplier-scale float
 --activation-func-clamp-value float
 --glu-linear-offset float=0.0 !0.0
 --enable-mhc-connections

@@ -115,6 +115,8 @@ ROWS: tuple[Flag, ...] = (
 --alibi-fusion-attn-type int
 --megatron-cp-in-bnsd
 --attention-mask-on-cpu
+--mla-mm-split
+--mla-fa-without-pad
 --op-cal-tflops
 """,
     ),
@@ -297,6 +299,8 @@ ROWS: tuple[Flag, ...] = (
 --enable-recompute-layers-per-pp-rank
 --recompute-activation-function-num-layers int
 --recompute-norm-num-layers int
+--recompute-mtp-layer
+--recompute-mtp-norm
 --context-parallel-cache-interval int=0
 --context-parallel-kv-cache-policy str
 """,
@@ -367,6 +371,8 @@ ROWS: tuple[Flag, ...] = (
 --expert-interval int=1
 --skip-bias-add off >skip_bias_add
 --use-multiparameter-pipeline-model-parallel
+--share-mtp-embedding-and-output-weight
+--no-shared-storage off >shared_storage
 """,
     ),
 )

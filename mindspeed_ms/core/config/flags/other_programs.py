@@ -337,6 +337,7 @@ ROWS: tuple[Flag, ...] = (
 --inprocess-progress-watchdog-interval float=1.0
 --inprocess-soft-timeout float=60
 --inprocess-termination-grace-time float=1
+--enable-high-availability
 --ttp-enabled
 --ttp-dump-dir str=ttp_dump
 --ttp-dump-timeout-seconds int=60
