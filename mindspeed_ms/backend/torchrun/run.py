@@ -258,8 +258,8 @@ class _Job:
         if named and not any(rank == int(named[1]) for _, rank, _ in ends):
             return int(named[1]), status
         if ends:
-            _, rank, code = min(ends)
-            return rank, code
+            _, first, status = min(ends)
+            return first, status
         return None, status
 
 

@@ -35,7 +35,11 @@ def flags_document() -> str:
 
 
 def _summary() -> str:
-    kinds = {"implemented": (Field, EntryPoint), "no effect": NoEffect, "refused": Refused}
+    kinds: dict[str, tuple[type, ...]] = {
+        "implemented": (Field, EntryPoint),
+        "no effect": (NoEffect,),
+        "refused": (Refused,),
+    }
     counts = {
         name: sum(isinstance(row.state, kind) for row in ROWS) for name, kind in kinds.items()
     }
