@@ -1,5 +1,6 @@
 """Configuration dataclasses, one per owner, and the ways to build them."""
 
+import mindspeed_ms.backend  # noqa: F401 - quiets MindSpore, which must not be loaded before
 from mindspeed_ms.core.config.all_config import SECTION_CLASSES, AllConfig
 from mindspeed_ms.core.config.dataset_config import DatasetConfig
 from mindspeed_ms.core.config.from_args import init_configs_from_args, no_effect_report

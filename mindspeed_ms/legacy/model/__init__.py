@@ -1,5 +1,6 @@
 """GPT models under the import paths of the user guide."""
 
+import mindspeed_ms.backend  # noqa: F401 - quiets MindSpore, which must not be loaded before
 from mindspeed_ms.legacy.model.attention import CoreAttention, ParallelAttention
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, LayerType, ModelType
 from mindspeed_ms.legacy.model.eos_mask import EosMask
