@@ -31,6 +31,16 @@ MODELS = {
         "--group-query-attention --num-query-groups 2 --ffn-hidden-size 48 "
         "--untie-embeddings-and-output-weights"
     ).split(),
+    "experts": (
+        "--position-embedding-type rope --normalization RMSNorm --swiglu --disable-bias-linear "
+        "--ffn-hidden-size 48 --untie-embeddings-and-output-weights --multi-latent-attention "
+        "--qk-layernorm --q-lora-rank 12 --kv-lora-rank 8 --qk-head-dim 8 --qk-pos-emb-head-dim 4 "
+        "--v-head-dim 8 --mtp-num-layers 1 --num-experts 4 --moe-ffn-hidden-size 24 "
+        "--moe-layer-freq [0,1,1,1] --moe-shared-expert-intermediate-size 16 --moe-grouped-gemm "
+        "--moe-token-dispatcher-type alltoall --moe-router-score-function sigmoid "
+        "--moe-router-enable-expert-bias --moe-router-load-balancing-type seq_aux_loss "
+        "--moe-aux-loss-coeff 1e-2"
+    ).split(),
 }
 
 NO_DROPOUT = "--attention-dropout 0 --hidden-dropout 0".split()

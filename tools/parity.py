@@ -39,6 +39,9 @@ QUIET = ("--log-interval", "1000000")
 GRAD_NORM_TOLERANCE = 1e-4
 """Relative, on the gradient norm of an iteration."""
 
+LAYER_LOSS = "load_balancing_loss"
+"""Loss of MoE layers; a recorded run has its sum over micro-batches for each layer."""
+
 
 @dataclass(slots=True)
 class Comparison:
@@ -46,8 +49,11 @@ class Comparison:
 
     losses: list[float]
     grad_norms: list[float]
+    layer_losses: np.ndarray | None = None
+    """Balance loss of every layer, [iterations, layers], means over micro-batches."""
     worst_loss: float = 0.0
     worst_grad_norm: float = 0.0
+    worst_layer_loss: float = 0.0
     steps: list[StepReport] = field(default_factory=list)
 
     def add(self, step: StepReport) -> None:
@@ -59,10 +65,16 @@ class Comparison:
         norm_error = abs(norm - self.grad_norms[index]) / self.grad_norms[index]
         self.worst_loss = _worse(self.worst_loss, loss_error)
         self.worst_grad_norm = _worse(self.worst_grad_norm, norm_error)
-        print_rank_0(
+        line = (
             f"{step.iteration:4d}  loss {loss:.8f}  difference {loss_error:8.2e}  "
             f"grad norm {norm:.6f}  relative difference {norm_error:8.2e}"
         )
+        if self.layer_losses is not None:
+            layers = step.layer_losses[LAYER_LOSS]
+            layer_error = float(np.abs(layers - self.layer_losses[index]).max())
+            self.worst_layer_loss = _worse(self.worst_layer_loss, layer_error)
+            line += f"  balance loss {layers.mean():.7f}  difference {layer_error:8.2e}"
+        print_rank_0(line)
 
     @property
     def passed(self) -> bool:
@@ -71,6 +83,7 @@ class Comparison:
             len(self.steps) == len(self.losses)
             and self.worst_loss <= LOSS_TOLERANCE
             and self.worst_grad_norm <= GRAD_NORM_TOLERANCE
+            and self.worst_layer_loss <= LOSS_TOLERANCE
         )
 
 
@@ -107,8 +120,11 @@ INITIAL_WEIGHTS_DEPEND_ON = (
 """Of Megatron's arguments."""
 
 
-def initial_weights(golden: Path, case: str) -> Path:
+def initial_weights(golden: Path, case: str) -> Path | None:
     """One-rank initial weights of a case: its own file, or that of a case that starts alike.
+
+    None when the folder keeps no arguments of the case and Megatron drew the weights with
+    ``--use-cpu-initialization``: then the model draws the same.
 
     Raises:
         FileNotFoundError: the folder has neither.
@@ -116,7 +132,10 @@ def initial_weights(golden: Path, case: str) -> Path:
     own = golden / "weights_npz" / f"{case}_iter_0000000.npz"
     if own.is_file():
         return own
-    wanted = load_run(golden, case)["args"]
+    run = load_run(golden, case)
+    if "args" not in run and "--use-cpu-initialization" in run["command_line"]:
+        return None
+    wanted = run["args"]
     for path in sorted(own.parent.glob("*_iter_0000000.npz")):
         args = load_run(golden, path.name.removesuffix("_iter_0000000.npz"))["args"]
         if all(args.get(name) == wanted.get(name) for name in INITIAL_WEIGHTS_DEPEND_ON):
@@ -125,6 +144,18 @@ def initial_weights(golden: Path, case: str) -> Path:
         f"{own} is missing and no other case of {golden} starts from the same weights; name a "
         "file with --weights"
     )
+
+
+def recorded_layer_losses(run: dict[str, Any]) -> np.ndarray | None:
+    """Balance losses of a run on one rank, [iterations, layers]; None if it has none."""
+    found = [values for name, values in run.get("other_losses", {}).items() if LAYER_LOSS in name]
+    if not found or run["world_size"] != 1:
+        return None
+    words = run["command_line"]
+    sizes = [
+        int(words[words.index(flag) + 1]) for flag in ("--global-batch-size", "--micro-batch-size")
+    ]
+    return np.array(found[0], np.float64) / (sizes[0] // sizes[1])
 
 
 def recorded_flags(run: dict[str, Any], corpus: Path, output: str) -> list[str]:
@@ -142,13 +173,14 @@ def replay(golden: Path, case: str, flags: list[str], weights: Path | None = Non
     """
     run = load_run(golden, case)
     path = weights or initial_weights(golden, case)
-    comparison = Comparison(run["lm_loss"], run["grad_norm"])
+    comparison = Comparison(run["lm_loss"], run["grad_norm"], recorded_layer_losses(run))
 
     def model_provider(pre_process: bool, post_process: bool) -> GPTModel:
         model = GPTModel(
             get_all_config().model_config, pre_process=pre_process, post_process=post_process
         )
-        load_megatron_parameters(model, dict(np.load(path)))
+        if path is not None:
+            load_megatron_parameters(model, dict(np.load(path)))
         return model
 
     comm.init_process_group()
@@ -174,7 +206,8 @@ def main() -> None:
     print_rank_0(
         f"largest loss difference {comparison.worst_loss:.2e} (tolerance {LOSS_TOLERANCE:.0e}), "
         f"largest relative grad norm difference {comparison.worst_grad_norm:.2e} "
-        f"(tolerance {GRAD_NORM_TOLERANCE:.0e}): {'PASSED' if comparison.passed else 'FAILED'}"
+        f"(tolerance {GRAD_NORM_TOLERANCE:.0e}), largest balance loss difference "
+        f"{comparison.worst_layer_loss:.2e}: {'PASSED' if comparison.passed else 'FAILED'}"
     )
     sys.exit(0 if comparison.passed else 1)
 

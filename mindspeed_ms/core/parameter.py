@@ -160,3 +160,12 @@ def named_parameters(cell: Cell) -> list[tuple[str, Parameter]]:
         for name, parameter in cell.parameters_and_names()
         if parameter.requires_grad
     ]
+
+
+def named_buffers(cell: Cell) -> list[tuple[str, Parameter]]:
+    """State that is not trained but belongs into checkpoints, with path names."""
+    return [
+        (name, parameter)
+        for name, parameter in cell.parameters_and_names()
+        if not parameter.requires_grad
+    ]

@@ -20,13 +20,23 @@ CORE_ATTENTION = "core_attn"
 MLP = "mlp"
 MLP_ACTIVATION = "mlp_act"
 NORMS = "layernorm"
-MODULES = (CORE_ATTENTION, MLP, MLP_ACTIVATION, NORMS)
+MOE = "moe"
+MOE_ACTIVATION = "moe_act"
+SHARED_EXPERTS = "shared_experts"
+MLA_UP_PROJECTION = "mla_up_proj"
+MODULES = (
+    CORE_ATTENTION,
+    MLP,
+    MLP_ACTIVATION,
+    NORMS,
+    MOE,
+    MOE_ACTIVATION,
+    SHARED_EXPERTS,
+    MLA_UP_PROJECTION,
+)
 """Parts of a layer that can be recomputed; all but ``mlp_act`` are Megatron's names."""
 
-MODULES_OF_OTHER_LAYERS = ("moe", "moe_act", "shared_experts", "mla_up_proj")
-"""Megatron's names of parts that a dense layer with plain attention does not have."""
-
-SELECTED = frozenset({CORE_ATTENTION, MLP_ACTIVATION})
+SELECTED = frozenset({CORE_ATTENTION, MLP_ACTIVATION, MOE_ACTIVATION})
 """What ``select_recompute`` stands for."""
 
 
@@ -90,6 +100,8 @@ def recompute_plan(
             parallel.select_comm_recompute, placement, place, "select_comm_recompute"
         )
     everywhere = frozenset(_modules_of(model))
+    if model.moe_config.moe_layer_recompute:
+        everywhere |= {MOE}
     details = {
         layer: LayerRecompute(
             modules=everywhere | (SELECTED if index < num_selected else frozenset()),
@@ -159,7 +171,7 @@ def _check_modules(model: TransformerConfig) -> None:
             f"recompute_modules {modules} needs recompute_granularity selective, given "
             f"{model.recompute_granularity}; set it or leave the modules out"
         )
-    unknown = [name for name in modules if name not in (*MODULES, *MODULES_OF_OTHER_LAYERS)]
+    unknown = [name for name in modules if name not in MODULES]
     if unknown:
         raise ValueError(
             f"recompute_modules names {unknown[0]!r}; this model can recompute "

@@ -7,8 +7,11 @@ Source: Megatron-LM ``training_log`` and ``evaluate_and_print_results`` (exact f
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+
+import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +68,16 @@ def guide_line(report: IntervalReport) -> str:
         f"INFO - Epoch: {report.epoch}, Step: {report.step_in_epoch}, Loss: {loss:.16f}, "
         f"Time: {report.seconds_per_iteration * 1000.0:.2f} ms"
     )
+
+
+def layer_loss_lines(iteration: int, losses: Mapping[str, np.ndarray]) -> list[str]:
+    """One line per loss that layers add, with a value for every layer."""
+    return [
+        f" {name} of each layer at iteration {iteration} | "
+        + " | ".join(f"layer {layer}: {value:.6E}" for layer, value in enumerate(values, 1))
+        + " |"
+        for name, values in losses.items()
+    ]
 
 
 def validation_lines(prefix: str, losses: dict[str, float], suffix: str = "") -> list[str]:

@@ -28,9 +28,11 @@ from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamSchedul
 from mindspeed_ms.core.pipeline_parallel import get_forward_backward_func
 from mindspeed_ms.training.batches import EndlessLoader, SharedLoader
 from mindspeed_ms.training.flops import tflops_per_rank
+from mindspeed_ms.training.layer_losses import collect_layer_losses, mean_layer_losses
 from mindspeed_ms.training.log_lines import (
     IntervalReport,
     guide_line,
+    layer_loss_lines,
     megatron_line,
     validation_lines,
 )
@@ -63,6 +65,9 @@ class StepReport:
     seconds: float
     loss_scale: float = 1.0
     """Factor on the loss after the step."""
+    layer_losses: dict[str, np.ndarray] = field(default_factory=dict)
+    """Losses that layers add to the main one, each [layers], not weighed by their coefficients;
+    means over micro-batches and data parallel ranks."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -132,6 +137,7 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
         ),
     )
     losses = mean_losses(reports)
+    layer_losses = collect_layer_losses(setup.config.model_config, get_num_microbatches())
     if training.check_for_nan_in_loss_and_grad:
         _refuse_nan(losses, reports, state.iteration + 1)
     finalize_model_grads(setup.model)
@@ -145,13 +151,14 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
     state.consumed_train_samples += batch_size
     return StepReport(
         iteration=state.iteration,
-        losses=losses,
+        losses=losses | mean_layer_losses(setup.config.model_config, layer_losses),
         grad_norm=result.grad_norm,
         num_zeros=result.num_zeros_in_grad,
         learning_rate=setup.scheduler.get_lr(),
         skipped=not result.success,
         seconds=time.perf_counter() - start,
         loss_scale=setup.optimizer.loss_scale,
+        layer_losses=layer_losses,
     )
 
 
@@ -264,6 +271,9 @@ class IntervalLog:
             print_rank_last(guide_line(line_data))
         else:
             print_rank_last(megatron_line(line_data, datetime.now()))
+        if self._setup.config.moe_config.moe_per_layer_logging:
+            for line in layer_loss_lines(report.iteration, report.layer_losses):
+                print_rank_last(line)
         self._reports = []
 
     def _summary(self, data: EndlessLoader | SharedLoader) -> IntervalReport:

@@ -876,7 +876,6 @@ def test_a_provider_may_return_nothing():
         ("--moe-layer-freq [1,x]", "invalid number_or_list value"),
         ("--rampup-batch-size 1 2", "expected 3 arguments"),
         ("--tp-2d", "--tp-2d is refused: ranks are not laid out .*; use tensor, pipeline"),
-        ("--multi-latent-attention", "--multi-latent-attention is refused"),
         ("--yaml none.yaml", "there is no configuration file none.yaml"),
     ],
 )

@@ -511,6 +511,18 @@ WRONG_PAIRS = [
     ),
     (
         {},
+        {"parallel_config": {"tensor_model_parallel_size": 2}, "moe_config": {"num_experts": 2}},
+        "with experts needs sequence_parallel",
+    ),
+    (
+        {"multi_latent_attention": True, "group_query_attention": True, "num_query_groups": 2},
+        {},
+        "keys and values for every head",
+    ),
+    ({"mtp_num_layers": 1}, {}, "needs position_embedding_type rope or none"),
+    ({"mla_config": {"qk_pos_emb_head_dim": 3}}, {}, "must be even"),
+    (
+        {},
         {"optimizer_config": {"lr_decay_samples": 9}, "training_config": {"training_iters": 9}},
         "use lr_decay_iters or train_samples",
     ),
@@ -600,7 +612,6 @@ def test_the_basic_configuration_is_supported():
 @pytest.mark.parametrize(
     ("model_changes", "sections", "start"),
     [
-        ({}, {"moe_config": {"num_experts": 2}}, "num_experts 2"),
         ({}, {"lora_config": {"use_lora": True}}, "use_lora"),
         ({"qk_layernorm": True}, {}, "qk_layernorm"),
         ({"layernorm_zero_centered_gamma": True}, {}, "layernorm_zero_centered_gamma"),

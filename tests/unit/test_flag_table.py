@@ -35,6 +35,10 @@ RENAMED = {
     "--profile-with-memory": "the guide's name",
     "--fp8-format": "the newest name",
     "--moe-intermediate-size": "Megatron's name",
+    "--multi-head-latent-attention": "Megatron's name",
+    "--qk-nope-head-dim": "Megatron's name",
+    "--qk-rope-head-dim": "Megatron's name",
+    "--num-nextn-predict-layers": "Megatron's name",
 }
 """Flag -> why its attribute has another name than in the version that was read."""
 

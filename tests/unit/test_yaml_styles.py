@@ -35,7 +35,17 @@ def reload(config):
 
 @pytest.mark.parametrize(
     ("path", "world_size"),
-    [("tiny_gpt.yaml", 4), ("llama2_7b.yaml", 8), ("38BV3/model_38BV3.yaml", 128)],
+    [
+        ("tiny_gpt.yaml", 4),
+        ("llama2_7b.yaml", 8),
+        ("38BV3/model_38BV3.yaml", 128),
+        ("mixtral_8x7b.yaml", 32),
+        ("deepseek_v3.yaml", 1024),
+        ("qwen2_moe.yaml", 16),
+        ("tiny_mixtral.yaml", 2),
+        ("tiny_deepseek_v3.yaml", 2),
+        ("tiny_qwen2_moe.yaml", 2),
+    ],
 )
 def test_shipped_configs_validate_and_go_round(path, world_size):
     config = init_configs_from_yaml(CONFIGS / path)
@@ -48,8 +58,9 @@ def test_every_shipped_file_is_read():
         assert load_sections(path), path
 
 
-def test_the_tiny_config_needs_nothing_that_is_missing():
-    assert unsupported_reason(init_configs_from_yaml("tiny_gpt.yaml")) == []
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_need_nothing_that_is_missing(path):
+    assert unsupported_reason(init_configs_from_yaml(path)) == []
 
 
 # --- the 38BV3 style

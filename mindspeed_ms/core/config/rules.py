@@ -238,6 +238,11 @@ def check_model_and_experts(
             f"{model.num_layers}; "
             f"give one 0 or 1 per layer"
         )
+    if parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
+        raise ValueError(
+            f"tensor_model_parallel_size ({parallel.tensor_model_parallel_size}) with experts "
+            "needs sequence_parallel, or every rank would send the same tokens; set it to True"
+        )
 
 
 def check_training_and_optimizer(training: TrainingConfig, optimizer: OptimizerConfig) -> None:

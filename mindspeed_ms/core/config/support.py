@@ -6,6 +6,7 @@ Lines leave this file as features arrive.
 from __future__ import annotations
 
 from mindspeed_ms.core.config.all_config import AllConfig
+from mindspeed_ms.core.layer_placement import expand_layout
 
 
 def unsupported_reason(all_config: AllConfig) -> list[str]:
@@ -21,12 +22,12 @@ def unsupported_reason(all_config: AllConfig) -> list[str]:
 
 
 def _unsupported_layout(all_config: AllConfig) -> list[str]:
-    parallel = all_config.parallel_config
+    layout = all_config.parallel_config.pipeline_model_parallel_layout
     reasons = []
-    if "m" in (parallel.pipeline_model_parallel_layout or ""):
+    if layout is not None and "m" in "".join(expand_layout(layout)[:-1]):
         reasons.append(
-            f"pipeline_model_parallel_layout {parallel.pipeline_model_parallel_layout}: "
-            "multi-token prediction (m) is not available yet; leave m out"
+            f"pipeline_model_parallel_layout {layout}: layers for further tokens (m) are on the "
+            "stage of the loss; put every m before L"
         )
     return reasons
 
@@ -34,12 +35,6 @@ def _unsupported_layout(all_config: AllConfig) -> list[str]:
 def _unsupported_model(all_config: AllConfig) -> list[str]:
     model = all_config.model_config
     reasons = []
-    if all_config.moe_config.is_moe:
-        reasons.append(
-            f"num_experts {all_config.moe_config.num_experts}: mixture of experts is not "
-            "available yet; "
-            f"use a dense model (num_experts 1)"
-        )
     if all_config.lora_config.use_lora:
         reasons.append("use_lora: low-rank adapters are not available yet; train all weights")
     if model.layernorm_zero_centered_gamma:
@@ -50,7 +45,7 @@ def _unsupported_model(all_config: AllConfig) -> list[str]:
         reasons.append(
             "init_method_xavier_uniform: initial weights are normal; use init_method_std"
         )
-    if model.qk_layernorm:
+    if model.qk_layernorm and not model.multi_latent_attention:
         reasons.append(
             "qk_layernorm: norms on queries and keys are not available yet; leave it out"
         )

@@ -11,6 +11,7 @@ from mindspore.common import dtype as mstype
 
 from mindspeed_ms.core.config.dataset_config import DatasetConfig
 from mindspeed_ms.core.config.dtypes import DType, dtype_name
+from mindspeed_ms.core.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.core.config.lora_config import LoraConfig
 from mindspeed_ms.core.config.model_parallel_config import ModelParallelConfig
 from mindspeed_ms.core.config.moe_config import MoEConfig
@@ -191,7 +192,17 @@ class TransformerConfig(Section):
     """
 
     qk_layernorm: bool = False
-    """Normalize queries and keys per head. False: off."""
+    """Normalize queries and keys per head; with multi_latent_attention, the narrow vectors they are
+    made from. False: off.
+    """
+
+    multi_latent_attention: bool = False
+    """Make queries, keys and values from narrow vectors, as mla_config says; these projections have
+    no biases, and rotate a part of the heads whatever position_embedding_type is. False: directly.
+    """
+
+    mla_config: LatentAttentionConfig = field(default_factory=LatentAttentionConfig)
+    """Sizes and positions of multi-latent attention."""
 
     # --- feed-forward
     hidden_act: Literal["gelu", "fast_gelu", "swiglu", "fused_swiglu", "silu", "squared_relu"] = (
@@ -256,6 +267,12 @@ class TransformerConfig(Section):
     fp16_lm_cross_entropy: bool = False
     """Compute the loss on float16 logits. False: on float32 logits."""
 
+    mtp_num_layers: int | None = None
+    """Layers behind the model that each predict one token further ahead. None: none."""
+
+    mtp_loss_scaling_factor: float = 0.1
+    """Weight of the mean of their losses beside the main loss."""
+
     # --- initial weights
     init_method_std: float = 0.01
     """Standard deviation of initial weights; matrices before a residual use it divided by sqrt(2 ×
@@ -304,7 +321,7 @@ class TransformerConfig(Section):
 
     recompute_modules: tuple[str, ...] | None = None
     """Parts of every layer to recompute with selective: core_attn, mlp, mlp_act (the activation
-    function), layernorm. None: core_attn.
+    function), layernorm, moe, moe_act, shared_experts, mla_up_proj. None: core_attn.
     """
 
     # --- implementation
@@ -334,6 +351,10 @@ class TransformerConfig(Section):
         """
         return self.num_query_groups if self.group_query_attention else self.num_attention_heads
 
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, is a MoE layer; those behind the last are like it."""
+        return self.moe_config.moe_layers(self.num_layers)[min(layer, self.num_layers - 1)]
+
     @property
     def has_learned_positions(self) -> bool:
         """Whether the model owns a position table."""
@@ -350,6 +371,8 @@ class TransformerConfig(Section):
         self._fill("max_position_embeddings", self.seq_length)
         if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
             self._fill("kv_channels", self.hidden_size // self.num_attention_heads)
+        if self.multi_latent_attention:
+            self._fill("kv_channels", self.mla_config.query_dim)
         self._fill("gated_linear_unit", is_swiglu)
         self._fill("embedding_init_method_std", self.init_method_std)
         residual = mstype.float32 if self.fp32_residual_connection else self.compute_dtype
@@ -366,6 +389,7 @@ class TransformerConfig(Section):
             "ffn_hidden_size",
             "kv_channels",
             "num_query_groups",
+            "mtp_num_layers",
         )
         self._require_at_least(
             0,
@@ -384,6 +408,7 @@ class TransformerConfig(Section):
         )
         self._check_attention()
         self._check_feed_forward()
+        self._check_further_tokens()
         self._check_precision()
         self._check_recompute()
 
@@ -408,7 +433,9 @@ class TransformerConfig(Section):
                 "seq_length "
                 f"({self.seq_length}); raise it or shorten the sequence"
             )
-        if self.position_embedding_type == "rope":
+        if self.multi_latent_attention:
+            self._check_latent_attention()
+        elif self.position_embedding_type == "rope":
             rotated = int(self.kv_channels * self.rotary_percent)
             if rotated % 2 or rotated == 0:
                 raise ValueError(
@@ -417,6 +444,13 @@ class TransformerConfig(Section):
                     f"{self.rotary_percent}), but needs an even number above 0; change "
                     "kv_channels or rotary_percent"
                 )
+
+    def _check_latent_attention(self) -> None:
+        if self.group_query_attention:
+            raise ValueError(
+                "multi_latent_attention makes keys and values for every head, given "
+                "group_query_attention; keep one of them"
+            )
 
     def _check_feed_forward(self) -> None:
         if self.hidden_act in GATED_ACTIVATIONS and not self.gated_linear_unit:
@@ -431,6 +465,13 @@ class TransformerConfig(Section):
                         f"add_bias_linear puts a bias on every linear layer, but {name} is False; "
                         f"set add_bias_linear: False or {name}: True"
                     )
+
+    def _check_further_tokens(self) -> None:
+        if self.mtp_num_layers is not None and self.has_learned_positions:
+            raise ValueError(
+                f"mtp_num_layers ({self.mtp_num_layers}) needs position_embedding_type rope or "
+                f"none, given {self.position_embedding_type}; change it or leave the layers out"
+            )
 
     def _check_precision(self) -> None:
         residual = self.residual_connection_dtype

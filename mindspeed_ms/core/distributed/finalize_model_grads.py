@@ -9,6 +9,7 @@ from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
+from mindspeed_ms.core.expert_bias import update_expert_biases
 from mindspeed_ms.core.param_layout import flat_layout
 from mindspeed_ms.core.parameter import named_parameters, shard_of
 
@@ -16,12 +17,15 @@ from mindspeed_ms.core.parameter import named_parameters, shard_of
 def finalize_model_grads(models: Sequence[DistributedDataParallel]) -> None:
     """Average over data parallel ranks, then complete the gradients that are partial sums.
 
+    Also adjusts the biases that balance experts.
+
     Source: Megatron-LM ``finalize_model_grads`` (order of the reductions).
     """
     for model in models:
         model.finish_grad_sync()
     _sum_sequence_parallel_grads(models, parallel_state.get_tensor_model_parallel_group())
     _sum_tied_embedding_grads(models, parallel_state.get_embedding_group())
+    update_expert_biases([model.module for model in models])
 
 
 def _sum_sequence_parallel_grads(models: Sequence[DistributedDataParallel], group: Group) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core import aux_losses, parallel_state
 from mindspeed_ms.core.pipeline_parallel.p2p_communication import StageLink
 from mindspeed_ms.core.pipeline_parallel.schedule_plan import (
     Backward,
@@ -147,6 +147,7 @@ class StageExecutor:
     def run(self) -> list[Report]:
         """Carry out the plan; reports of the micro-batches on the last virtual stage, else []."""
         autograd.enable()
+        aux_losses.begin_step(self.work.loss_scale / self.shape.microbatches)
         for step in plan(self.shape, self.work.stage):
             self._run(step)
         if self.link is not None:

@@ -17,11 +17,23 @@ BACKWARD = 2.0
 
 def attention_operations(model: TransformerConfig) -> tuple[float, float]:
     """Forward operations per token: (projections, scores and weighted values)."""
+    if model.multi_latent_attention:
+        return _latent_attention_operations(model)
     channels = model.kv_channels or 0
     heads = model.num_attention_heads * channels
     groups = model.num_kv_groups * channels
     projections = 2.0 * model.hidden_size * (2 * heads + 2 * groups)
     return projections, 4.0 * model.seq_length * heads
+
+
+def _latent_attention_operations(model: TransformerConfig) -> tuple[float, float]:
+    latent, hidden, heads = model.mla_config, model.hidden_size, model.num_attention_heads
+    query, value, narrow = latent.query_dim, latent.v_head_dim, latent.q_lora_rank
+    queries = hidden * heads * query if narrow is None else narrow * (hidden + heads * query)
+    keys = hidden * (latent.kv_lora_rank + latent.qk_pos_emb_head_dim)
+    keys += latent.kv_lora_rank * heads * (latent.qk_head_dim + value)
+    projections = 2.0 * (queries + keys + heads * value * hidden)
+    return projections, 2.0 * model.seq_length * heads * (query + value)
 
 
 def feed_forward_operations(model: TransformerConfig, width: int) -> float:
@@ -50,10 +62,18 @@ def head_operations(model: TransformerConfig) -> float:
     return 2.0 * model.hidden_size * model.vocab_size
 
 
+def further_operations(model: TransformerConfig) -> float:
+    """Forward operations per token of the layers that predict further tokens."""
+    layer = layer_operations(model, model.moe_config, model.num_layers - 1)
+    join = 2.0 * model.hidden_size * 2 * model.hidden_size
+    return (model.mtp_num_layers or 0) * (layer + join + head_operations(model))
+
+
 def step_operations(model: TransformerConfig, sequences: int) -> float:
     """Forward and backward of one step over all ranks, without recomputation."""
     noop = set(model.parallel_config.noop_layers or ())
-    forward = head_operations(model) + sum(
+    forward = head_operations(model) + further_operations(model)
+    forward += sum(
         layer_operations(model, model.moe_config, layer)
         for layer in range(model.num_layers)
         if layer not in noop
@@ -82,7 +102,7 @@ def chunk_operations(config: AllConfig, stage: int, chunk: int) -> tuple[float, 
                 if MLP in modules:
                     again += feed_forward_of_layer(model, config.moe_config, layer)
     if stage == placement.num_stages - 1 and chunk == placement.num_chunks - 1:
-        forward += head_operations(model)
+        forward += head_operations(model) + further_operations(model)
     tokens = config.dataset_config.batch_size * model.seq_length
     share = tokens / (parallel.tensor_model_parallel_size * parallel.context_parallel_size)
     return forward * share, (BACKWARD * forward + again) * share

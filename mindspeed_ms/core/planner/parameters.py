@@ -46,11 +46,7 @@ def is_moe_layer(moe: MoEConfig, layer: int) -> bool:
 
     Source: Megatron-LM core 0.12 ``moe_layer_freq`` (a number n: every n-th layer from the first).
     """
-    if not moe.is_moe:
-        return False
-    if isinstance(moe.moe_layer_freq, tuple):
-        return bool(moe.moe_layer_freq[layer])
-    return layer % moe.moe_layer_freq == 0
+    return moe.moe_layers(layer + 1)[layer]
 
 
 def chunk_parameters(config: AllConfig, stage: int, chunk: int) -> list[ParameterSpec]:
@@ -68,16 +64,33 @@ def chunk_parameters(config: AllConfig, stage: int, chunk: int) -> list[Paramete
     if is_last:
         if model.use_final_norm:
             found += _norm(model, "encoder.final_norm", model.hidden_size)
+        found += _further_layers(config)
         if model.untie_embeddings_and_output_weights:
             found.append(_table(config, "output_layer.weight", model.params_dtype))
-        elif not is_first:
+        if not is_first and _is_tied_over_stages(config):
             name = "embedding.word_embeddings.weight"
             found.append(_table(config, name, model.embedding_init_dtype, is_tied=True))
     return found
 
 
+def _further_layers(config: AllConfig) -> list[ParameterSpec]:
+    """Parameters of the layers that predict further tokens."""
+    model, ranks = config.model_config, config.parallel_config.tensor_model_parallel_size
+    found: list[ParameterSpec] = []
+    for depth in range(model.mtp_num_layers or 0):
+        start = f"mtp.layers.{depth}"
+        for name in ("enorm", "hnorm", "final_norm"):
+            found += _norm(model, f"{start}.{name}", model.hidden_size)
+        shape = (model.hidden_size // ranks, 2 * model.hidden_size)
+        found += _linear(model, f"{start}.eh_proj", shape, None)
+        found += layer_parameters(config, model.num_layers - 1, f"{start}.transformer_layer")
+    return found
+
+
 def _is_tied_over_stages(config: AllConfig) -> bool:
-    tied = not config.model_config.untie_embeddings_and_output_weights
+    """Whether the last stage has a copy of the first one's embedding."""
+    model = config.model_config
+    tied = not model.untie_embeddings_and_output_weights or model.mtp_num_layers is not None
     return tied and config.parallel_config.pipeline_model_parallel_size > 1
 
 
@@ -103,12 +116,17 @@ def _norm(model: TransformerConfig, name: str, width: int) -> list[ParameterSpec
     return [ParameterSpec(f"{name}.{part}", (width,), model.params_dtype) for part in names]
 
 
-def layer_parameters(config: AllConfig, layer: int) -> list[ParameterSpec]:
-    """Parameters of one layer on one rank."""
+def layer_parameters(
+    config: AllConfig, layer: int, start: str | None = None
+) -> list[ParameterSpec]:
+    """Parameters of one layer on one rank, under its own name or that of a layer like it."""
     model = config.model_config
-    start = f"encoder.layers.{layer}"
+    start = f"encoder.layers.{layer}" if start is None else start
     found = _norm(model, f"{start}.input_norm", model.hidden_size)
-    found += _attention(config, f"{start}.attention")
+    if model.multi_latent_attention:
+        found += _latent_attention(config, f"{start}.attention")
+    else:
+        found += _attention(config, f"{start}.attention")
     found += _norm(model, f"{start}.post_attention_norm", model.hidden_size)
     if is_moe_layer(config.moe_config, layer):
         found += _experts(config, f"{start}.mlp")
@@ -151,11 +169,46 @@ def _attention(config: AllConfig, name: str) -> list[ParameterSpec]:
     return found
 
 
+def _latent_attention(config: AllConfig, name: str) -> list[ParameterSpec]:
+    model, ranks = config.model_config, config.parallel_config.tensor_model_parallel_size
+    latent, hidden = model.mla_config, model.hidden_size
+    heads = model.num_attention_heads // ranks
+    has_bias = model.out_proj_has_bias or model.add_bias_linear
+    found = _linear(
+        model, f"{name}.out_proj", (hidden, heads * latent.v_head_dim), hidden if has_bias else None
+    )
+    queries = heads * latent.query_dim
+    if latent.q_lora_rank is None:
+        found += _linear(model, f"{name}.q_proj", (queries, hidden), None)
+    else:
+        found += _whole(model, f"{name}.q_down_proj", (latent.q_lora_rank, hidden))
+        found += _linear(model, f"{name}.q_up_proj", (queries, latent.q_lora_rank), None)
+    narrow = latent.kv_lora_rank
+    found += _whole(model, f"{name}.kv_down_proj", (narrow + latent.qk_pos_emb_head_dim, hidden))
+    rows = heads * (latent.qk_head_dim + latent.v_head_dim)
+    found += _linear(model, f"{name}.kv_up_proj", (rows, narrow), None)
+    if model.qk_layernorm:
+        if latent.q_lora_rank is not None:
+            found += _norm(model, f"{name}.q_layernorm", latent.q_lora_rank)
+        found += _norm(model, f"{name}.kv_layernorm", narrow)
+    return found
+
+
+def _whole(model: TransformerConfig, name: str, shape: tuple[int, int]) -> list[ParameterSpec]:
+    """A matrix that every tensor parallel rank holds in full."""
+    return [ParameterSpec(f"{name}.weight", shape, model.params_dtype)]
+
+
 def _feed_forward(
-    model: TransformerConfig, name: str, width: int, is_expert: bool = False
+    model: TransformerConfig,
+    name: str,
+    width: int,
+    is_expert: bool = False,
+    has_bias: bool | None = None,
 ) -> list[ParameterSpec]:
-    rows = width * (2 if model.gated_linear_unit else 1)
-    hidden, has_bias = model.hidden_size, model.mlp_has_bias or model.add_bias_linear
+    rows, hidden = width * (2 if model.gated_linear_unit else 1), model.hidden_size
+    if has_bias is None:
+        has_bias = model.mlp_has_bias or model.add_bias_linear
     found = _linear(model, f"{name}.mapping", (rows, hidden), rows if has_bias else None, is_expert)
     found += _linear(
         model, f"{name}.projection", (hidden, width), hidden if has_bias else None, is_expert
@@ -174,7 +227,10 @@ def _experts(config: AllConfig, name: str) -> list[ParameterSpec]:
     shared = moe.moe_shared_expert_intermediate_size
     if shared:
         ranks = parallel.tensor_model_parallel_size
-        found += _feed_forward(model, f"{name}.shared_experts", shared // ranks)
+        shared_name = f"{name}.shared_experts"
+        found += _feed_forward(model, f"{shared_name}.mlp", shared // ranks, has_bias=False)
+        if moe.moe_shared_expert_gate:
+            found += _whole(model, f"{shared_name}.gate", (1, model.hidden_size))
     return found
 
 

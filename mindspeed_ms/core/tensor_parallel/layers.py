@@ -44,7 +44,8 @@ class LinearPlan:
     """Accumulate the weight gradient straight into the main gradient buffer when there is one."""
 
     reduce_input_grad: bool = True
-    """False when the caller reduces the input gradient itself (experts)."""
+    """False when the caller sums over the group (experts): a column layer's input gradient, a row
+    layer's output."""
 
     keeps_gathered_input: bool = False
     """Keep the gathered input of a sequence parallel layer for the weight gradient, p times the
@@ -230,7 +231,11 @@ def linear_plan(
     group: Group | None = None,
     reduce_input_grad: bool = True,
 ) -> LinearPlan:
-    """Plan of a layer, from the config and the (default) tensor parallel group."""
+    """Plan of a layer, from the config and the (default) tensor parallel group.
+
+    Experts leave all sums over their group to the dispatcher, which combines them with the way of
+    the tokens.
+    """
     parallel = parallel_config_of(config)
     if group is None:
         group = (
@@ -242,7 +247,7 @@ def linear_plan(
         group=group,
         sequence_parallel=parallel.sequence_parallel and group.size > 1 and not is_expert,
         gradient_accumulation_fusion=parallel.gradient_accumulation_fusion,
-        reduce_input_grad=reduce_input_grad,
+        reduce_input_grad=reduce_input_grad and not is_expert,
     )
 
 

@@ -161,6 +161,14 @@ def counting_draws() -> Iterator[DrawCounter]:
         _INIT.counter = previous
 
 
+def skip_initialization(words: int) -> None:
+    """Leave out as many words of the stream of initial weights as parts elsewhere take."""
+    if _INIT.counter is not None:
+        _INIT.counter.words += words
+    else:
+        seek_initialization(_INIT.position + words)
+
+
 def words_of_normal(shape: tuple[int, ...]) -> int:
     """Words that ``draw_normal`` takes for a shape."""
     padded = max(int(np.prod(shape, dtype=np.int64)), 16)

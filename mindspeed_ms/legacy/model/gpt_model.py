@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
-from mindspeed_ms.backend import memory
+from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, gather_tokens
 from mindspeed_ms.core.tensor_parallel import VocabParallelCrossEntropy
@@ -18,6 +20,7 @@ from mindspeed_ms.legacy.model.eos_mask import EosMask
 from mindspeed_ms.legacy.model.language_model import get_language_model
 from mindspeed_ms.legacy.model.loss import LossWithMask
 from mindspeed_ms.legacy.model.module import Module
+from mindspeed_ms.legacy.model.multi_token_prediction import moved_ahead, with_further_losses
 from mindspeed_ms.legacy.model.transformer import ParallelLMLogits
 
 
@@ -107,7 +110,7 @@ class GPTModel(Module):
                 config, bias=False, compute_dtype=config.compute_dtype
             )
             self.loss = LossWithMask(VocabParallelCrossEntropy())
-        if self.share_embeddings_and_output_weights:
+        if self.share_embeddings_and_output_weights or config.mtp_num_layers is not None:
             self.initialize_word_embeddings()
 
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
@@ -145,16 +148,51 @@ class GPTModel(Module):
             if self.share_embeddings_and_output_weights
             else self.language_model.output_layer.weight
         )
-        return post_language_model_processing(
-            self.parallel_lm_logits,
-            self.loss,
-            lm_output,
-            labels,
-            weights,
-            self.parallel_output,
-            self.fp16_lm_cross_entropy,
-            loss_mask,
+
+        def head(hidden: Tensor, labels: Tensor | None, loss_mask: Tensor | None) -> Tensor:
+            return post_language_model_processing(
+                self.parallel_lm_logits,
+                self.loss,
+                hidden,
+                labels,
+                weights,
+                self.parallel_output,
+                self.fp16_lm_cross_entropy,
+                loss_mask,
+            )
+
+        loss = head(lm_output, labels, loss_mask)
+        predicts_further = self.language_model.mtp is not None and labels is not None
+        if not (predicts_further and self.training and autograd.is_grad_enabled()):
+            return loss
+        further = self._further_losses(
+            head, lm_output, (tokens, labels, loss_mask), position_ids, attention_mask
         )
+        return with_further_losses(loss, further, self.config.mtp_loss_scaling_factor)
+
+    def _further_losses(
+        self,
+        head: Callable[[Tensor, Tensor, Tensor], Tensor],
+        lm_output: Tensor,
+        batch: tuple[Tensor, Tensor, Tensor],
+        position_ids: Tensor | None,
+        attention_mask: AttentionMask,
+    ) -> list[Tensor]:
+        """Losses of the tokens 2, 3, ... ahead; ``batch`` is tokens, labels and loss mask.
+
+        The last places have no such tokens: the mask leaves them out.
+        """
+        ahead = []
+        for _ in range(self.config.mtp_num_layers):
+            batch = tuple(moved_ahead(values, self.context) for values in batch)
+            ahead.append(batch)
+        hidden = self.language_model.further_hidden_states(
+            lm_output, [tokens for tokens, _, _ in ahead], position_ids, attention_mask
+        )
+        return [
+            head(states, labels, loss_mask)
+            for states, (_, labels, loss_mask) in zip(hidden, ahead, strict=True)
+        ]
 
     def _documents_of(self, tokens: Tensor) -> tuple[Tensor, ops.Documents]:
         """Position ids of these tokens [b, s], and the documents of the whole sequences."""

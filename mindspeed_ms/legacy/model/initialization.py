@@ -45,6 +45,11 @@ def normal_after_default(std: float) -> Callable[[Sequence[int]], np.ndarray]:
     return init_method
 
 
+def zeros(shape: Sequence[int]) -> np.ndarray:
+    """Zeros, for values that come from elsewhere; nothing is drawn."""
+    return np.zeros(tuple(shape), np.float32)
+
+
 def embedding_draws(config: TransformerConfig, num_tokentypes: int = 0) -> int:
     """Words of the initialisation stream that an embedding takes."""
     words = words_of_normal((config.vocab_size, config.hidden_size))
@@ -79,20 +84,27 @@ class StageDraws:
         if not self.is_active:
             return
         noop = frozenset(config.parallel_config.noop_layers or ())
-        drawing = [index for index in range(config.num_layers) if index not in noop]
-        with counting_draws() as count:
-            if drawing:
-                build_layer(drawing[0])
+        words: dict[bool, int] = {}
         self._starts = [embedding_draws(config, num_tokentypes)]
         for index in range(config.num_layers):
-            self._starts.append(self._starts[-1] + (0 if index in noop else count.words))
+            kind = config.has_experts(index)
+            if index not in noop and kind not in words:
+                with counting_draws() as count:
+                    build_layer(index)
+                words[kind] = count.words
+            self._starts.append(self._starts[-1] + (0 if index in noop else words[kind]))
 
     def begin_layer(self, index: int) -> None:
         """Move to the weights of a layer, counted over the whole model."""
         if self.is_active:
             seek_initialization(self._starts[index])
 
-    def begin_head(self) -> None:
+    def begin_further_layers(self) -> None:
         """Move to the weights behind the last layer."""
         if self.is_active:
             seek_initialization(self._starts[-1])
+
+    def begin_head(self, words_before: int = 0) -> None:
+        """Move to the weights of the head, ``words_before`` behind the last layer."""
+        if self.is_active:
+            seek_initialization(self._starts[-1] + words_before)

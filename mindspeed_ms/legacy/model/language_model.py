@@ -6,6 +6,7 @@ Legend: s sequence, b batch, h hidden, v vocabulary, p tensor parallel ranks.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 import numpy as np
 from mindspore import Tensor
@@ -23,8 +24,12 @@ from mindspeed_ms.core.tensor_parallel import (
     get_rng_tracker,
     mappings,
 )
+from mindspeed_ms.core.tensor_parallel.random import counting_draws
+from mindspeed_ms.legacy.model.attention import AttentionMask
 from mindspeed_ms.legacy.model.enums import AttnMaskType, LayerType, ModelType
-from mindspeed_ms.legacy.model.initialization import normal, normal_after_default
+from mindspeed_ms.legacy.model.initialization import normal, normal_after_default, zeros
+from mindspeed_ms.legacy.model.multi_latent_attention import latent_rotary
+from mindspeed_ms.legacy.model.multi_token_prediction import MultiTokenPredictionBlock
 from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding
 from mindspeed_ms.legacy.model.transformer import ParallelTransformer, residual_dropout_stream
 
@@ -57,6 +62,7 @@ class Embedding(Cell):
         embedding_dropout_prob: dropout on the sum.
         config: model configuration.
         num_tokentypes: rows of the token type table, 0 for none.
+        is_copy: the tables belong to another stage; they start from zeros and are filled later.
 
     Shapes:
         ids and position ids [b, s] -> [s, b, h]; with sequence parallelism [s/p, b, h].
@@ -70,6 +76,8 @@ class Embedding(Cell):
         embedding_dropout_prob: float,
         config: TransformerConfig,
         num_tokentypes: int = 0,
+        *,
+        is_copy: bool = False,
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
@@ -84,7 +92,7 @@ class Embedding(Cell):
         self.word_embeddings = VocabParallelEmbedding(
             vocab_size,
             hidden_size,
-            init_method=normal(std),
+            init_method=zeros if is_copy else normal(std),
             reduce_scatter_embeddings=scatter_in_lookup,
             config=config,
             param_init_dtype=config.embedding_init_dtype,
@@ -168,7 +176,8 @@ class TransformerLanguageModel(Cell):
         self.pre_process, self.post_process = pre_process, post_process
         self.untied = config.untie_embeddings_and_output_weights
         self.seq_length = config.seq_length
-        if pre_process:
+        predicts_further = post_process and config.mtp_num_layers is not None
+        if pre_process or predicts_further:
             self.embedding = Embedding(
                 config.hidden_size,
                 config.vocab_size,
@@ -176,11 +185,14 @@ class TransformerLanguageModel(Cell):
                 config.hidden_dropout_rate,
                 config,
                 num_tokentypes,
+                is_copy=not pre_process,
             )
         self.context = context_parallel(config.parallel_config)
         self._local_tables: dict[int, tuple[Tensor, ...]] = {}
         self.rotary_pos_emb = None
-        if config.position_embedding_type == "rope":
+        if config.multi_latent_attention:
+            self.rotary_pos_emb = latent_rotary(config)
+        elif config.position_embedding_type == "rope":
             self.rotary_pos_emb = RotaryEmbedding(
                 config.kv_channels,
                 config.rotary_percent,
@@ -198,8 +210,12 @@ class TransformerLanguageModel(Cell):
             post_process=post_process,
             num_tokentypes=num_tokentypes,
         )
+        self.mtp = None
+        if predicts_further:
+            self.encoder.draws.begin_further_layers()
+            self.mtp = MultiTokenPredictionBlock(config, self.encoder.build_layer)
         if post_process and self.untied:
-            self.encoder.draws.begin_head()
+            self.encoder.draws.begin_head(self._count_further_draws(config))
             self.output_layer = ColumnParallelLinear(
                 config.hidden_size,
                 config.vocab_size,
@@ -210,6 +226,36 @@ class TransformerLanguageModel(Cell):
                 compute_dtype=config.compute_dtype,
             )
             self.output_layer.weight.is_embedding_or_output_parameter = True
+
+    def _count_further_draws(self, config: TransformerConfig) -> int:
+        """Words of the initialisation stream that the layers behind the model take."""
+        if self.mtp is None or not self.encoder.draws.is_active:
+            return 0
+        with counting_draws() as count:
+            MultiTokenPredictionBlock(config, self.encoder.build_layer)
+        return count.words
+
+    def further_hidden_states(
+        self,
+        hidden_states: Tensor,
+        ids_ahead: Sequence[Tensor],
+        position_ids: Tensor | None,
+        attention_mask: AttentionMask,
+    ) -> list[Tensor]:
+        """Hidden states [s(/p), b, h] that predict the tokens 2, 3, ... ahead.
+
+        Args:
+            hidden_states: the model's own, normalized.
+            ids_ahead: ids [b, s] of the tokens 1, 2, ... ahead of each place.
+            position_ids: as for the model.
+            attention_mask: as for the model.
+        """
+        assert self.mtp is not None, "asked of a model with layers for further tokens"
+        embeddings = [self.embedding(ids, position_ids) for ids in ids_ahead]
+        rotary = None
+        if self.rotary_pos_emb is not None:
+            rotary = self._rotary_tables(ids_ahead[0].shape[1])
+        return self.mtp(embeddings, hidden_states, attention_mask, rotary)
 
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
         """Activations from the previous pipeline stage."""

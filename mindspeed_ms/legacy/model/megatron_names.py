@@ -14,7 +14,8 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
-from mindspeed_ms.core.parameter import named_parameters, shard_of
+from mindspeed_ms.core.parameter import named_buffers, named_parameters, shard_of
+from mindspeed_ms.legacy.model.moe.experts import local_experts
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 
@@ -22,6 +23,7 @@ _SUBSTITUTIONS = (
     (r"^language_model\.embedding\.", "embedding."),
     (r"^language_model\.encoder\.", "decoder."),
     (r"^language_model\.output_layer\.", "output_layer."),
+    (r"^language_model\.mtp\.", "mtp."),
     (r"\.input_norm\.", ".input_layernorm."),
     (r"\.post_attention_norm\.", ".pre_mlp_layernorm."),
     (r"\.final_norm\.", ".final_layernorm."),
@@ -29,19 +31,26 @@ _SUBSTITUTIONS = (
     (r"\.ffn_post_norm\.", ".post_mlp_layernorm."),
     (r"\.attention\.qkv_proj\.", ".self_attention.linear_qkv."),
     (r"\.attention\.out_proj\.", ".self_attention.linear_proj."),
-    (r"\.attention\.(q|k)_layernorm\.", r".self_attention.\1_layernorm."),
-    (r"\.mlp\.mapping\.", ".mlp.linear_fc1."),
-    (r"\.mlp\.projection\.", ".mlp.linear_fc2."),
+    (r"\.attention\.(q|kv|q_down|q_up|kv_down|kv_up)_proj\.", r".self_attention.linear_\1_proj."),
+    (r"\.attention\.(q|k|kv)_layernorm\.", r".self_attention.\1_layernorm."),
+    (r"\.shared_experts\.mlp\.", ".shared_experts."),
+    (r"\.shared_experts\.gate\.weight$", ".shared_experts.gate_weight"),
+    (r"\.(mlp|shared_experts|local_experts\.\d+)\.mapping\.", r".\1.linear_fc1."),
+    (r"\.(mlp|shared_experts|local_experts\.\d+)\.projection\.", r".\1.linear_fc2."),
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
 )
 
 
 def megatron_name(name: str) -> str:
-    """Name of a parameter in Megatron-core (layers counted over the whole model).
+    """Name of a parameter in Megatron-core (layers and experts counted over the whole model).
+
+    Megatron counts experts from 0 on every expert parallel rank.
 
     >>> megatron_name("language_model.encoder.layers.3.attention.qkv_proj.weight")
     'decoder.layers.3.self_attention.linear_qkv.weight'
+    >>> megatron_name("language_model.encoder.layers.0.mlp.experts.local_experts.5.mapping.weight")
+    'decoder.layers.0.mlp.experts.local_experts.5.linear_fc1.weight'
     """
     for pattern, replacement in _SUBSTITUTIONS:
         name = re.sub(pattern, replacement, name)
@@ -51,13 +60,16 @@ def megatron_name(name: str) -> str:
 def load_megatron_parameters(model: Cell, arrays: Mapping[str, np.ndarray]) -> None:
     """Fill a model from unsharded arrays under Megatron-core's names; each rank takes its part.
 
-    The model may be one chunk of a pipeline stage: arrays of layers, embedding or head that lie
+    The model may be one chunk of a pipeline stage with some of the experts: arrays of what lies
     elsewhere are left alone. The head's copy of a tied embedding gets the embedding's values.
+    Experts may be named as single blocks or as grouped ones, whichever the model has.
 
     Raises:
         ValueError: names that do not correspond one to one, or a shape that differs.
     """
-    parameters = {megatron_name(name): param for name, param in named_parameters(model)}
+    held = [*named_parameters(model), *named_buffers(model)]
+    parameters = {_single_expert_name(megatron_name(name)): param for name, param in held}
+    arrays = {_single_expert_name(name): values for name, values in arrays.items()}
     sources = {
         name: _EMBEDDING if shard_of(param).shared else name for name, param in parameters.items()
     }
@@ -80,8 +92,21 @@ def load_megatron_parameters(model: Cell, arrays: Mapping[str, np.ndarray]) -> N
         ops.copy_cast_(param, memory.from_numpy(np.ascontiguousarray(part)))
 
 
+def _single_expert_name(name: str) -> str:
+    """Name of an expert's matrix in a block of its own, for one among grouped ones too."""
+    return re.sub(
+        r"\.experts\.(linear_fc[12])\.weight(\d+)$", r".experts.local_experts.\2.\1.weight", name
+    )
+
+
 def _belongs_to(name: str, model: Cell) -> bool:
     """Whether an array of the whole model is for this chunk, or for no chunk at all."""
+    expert = re.search(r"\.local_experts\.(\d+)\.", name)
+    if expert is not None:
+        index = int(expert[1])
+        is_known = index < model.config.moe_config.num_experts
+        if is_known and index not in local_experts(model.config):
+            return False
     layer = re.match(r"decoder\.layers\.(\d+)\.", name)
     if layer is not None:
         index = int(layer[1])
@@ -89,7 +114,7 @@ def _belongs_to(name: str, model: Cell) -> bool:
         return not is_known or index in layers_in(model)
     if name.startswith("embedding."):
         return model.pre_process
-    if name.startswith(("decoder.final_layernorm.", "output_layer.")):
+    if name.startswith(("decoder.final_layernorm.", "output_layer.", "mtp.")):
         return model.post_process
     return True
 

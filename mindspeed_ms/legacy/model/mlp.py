@@ -13,7 +13,12 @@ from mindspeed_ms.backend import autograd
 from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.parameter import InitMethod
 from mindspeed_ms.core.recompute import forgotten
-from mindspeed_ms.core.recompute_plan import MLP_ACTIVATION, NO_RECOMPUTE, LayerRecompute
+from mindspeed_ms.core.recompute_plan import (
+    MLP_ACTIVATION,
+    MOE_ACTIVATION,
+    NO_RECOMPUTE,
+    LayerRecompute,
+)
 from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from mindspeed_ms.legacy.model.initialization import normal, scaled_normal
 
@@ -40,6 +45,22 @@ def get_activation(name: str) -> Activation:
     return activations[name]
 
 
+def hidden_activation(config: TransformerConfig) -> str:
+    """Name of the activation between the two matrices.
+
+    Raises:
+        ValueError: gated_linear_unit and hidden_act contradict each other.
+    """
+    gated = config.gated_linear_unit
+    hidden_act = "swiglu" if gated and config.hidden_act == "silu" else config.hidden_act
+    if gated != (hidden_act in ("swiglu", "fused_swiglu")):
+        raise ValueError(
+            f"gated_linear_unit is {gated} with hidden_act {config.hidden_act!r}; a gated unit "
+            "needs hidden_act 'swiglu' and swiglu is always gated"
+        )
+    return hidden_act
+
+
 class ParallelMLP(Cell):
     """h -> f -> h with the inner size split over the tensor parallel group.
 
@@ -48,7 +69,10 @@ class ParallelMLP(Cell):
 
     Args:
         config: model configuration.
-        is_expert: the block is an expert of a mixture.
+        is_expert: the block is an expert of a mixture: whoever calls it sums the parts of the
+            expert tensor parallel ranks.
+        ffn_hidden_size: f, default the configured one.
+        has_bias: whether the two matrices have biases, default as configured.
         init_method: values of ``mapping``, default normal(init_method_std).
         output_layer_init_method: values of ``projection``, default divided by sqrt(2 layers).
         recompute: parts that are computed again in backward.
@@ -59,22 +83,20 @@ class ParallelMLP(Cell):
         config: TransformerConfig,
         is_expert: bool = False,
         *,
+        ffn_hidden_size: int | None = None,
+        has_bias: bool | None = None,
         init_method: InitMethod | None = None,
         output_layer_init_method: InitMethod | None = None,
         recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
-        has_bias = config.mlp_has_bias or config.add_bias_linear
-        gated = config.gated_linear_unit
-        hidden_act = "swiglu" if gated and config.hidden_act == "silu" else config.hidden_act
-        if gated != (hidden_act in ("swiglu", "fused_swiglu")):
-            raise ValueError(
-                f"gated_linear_unit is {gated} with hidden_act {config.hidden_act!r}; a gated unit "
-                "needs hidden_act 'swiglu' and swiglu is always gated"
-            )
+        hidden_act, gated = hidden_activation(config), config.gated_linear_unit
+        if has_bias is None:
+            has_bias = config.mlp_has_bias or config.add_bias_linear
+        width = ffn_hidden_size or config.ffn_hidden_size
         self.mapping = ColumnParallelLinear(
             config.hidden_size,
-            config.ffn_hidden_size * (2 if gated else 1),
+            width * (2 if gated else 1),
             config=config,
             init_method=init_method or normal(config.init_method_std),
             bias=has_bias,
@@ -88,9 +110,10 @@ class ParallelMLP(Cell):
             self.mapping.plan, keeps_gathered_input=recompute.keeps_gathered
         )
         self.activation = get_activation(hidden_act)
-        self.activates_again = MLP_ACTIVATION in recompute.modules
+        activation = MOE_ACTIVATION if is_expert else MLP_ACTIVATION
+        self.activates_again = activation in recompute.modules
         self.projection = RowParallelLinear(
-            config.ffn_hidden_size,
+            width,
             config.hidden_size,
             config=config,
             init_method=output_layer_init_method or scaled_normal(config),

@@ -18,7 +18,7 @@ from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear
 class Module(Cell):
     """A model that may be one stage of a pipeline and may tie its head to its embedding.
 
-    A subclass sets ``language_model`` and, when the head is tied, calls
+    A subclass sets ``language_model`` and, when the last stage uses the embedding's table, calls
     ``initialize_word_embeddings`` at the end of its constructor.
 
     Args:
@@ -39,13 +39,20 @@ class Module(Cell):
         self.post_process = parallel_state.is_pipeline_last_stage()
 
     def shared_embedding_or_output_weight(self) -> Parameter:
-        """The table that embedding and head share: the embedding's, or the head's copy of it."""
-        if self.pre_process:
+        """The table that embedding and head share: the embedding's, or this stage's copy of it."""
+        if self.pre_process or self._has_embedding_copy:
             return self.language_model.embedding.word_embeddings.weight
         return self.language_model.output_layer.weight
 
+    @property
+    def _has_embedding_copy(self) -> bool:
+        """Whether the last stage embeds tokens, to predict further ones."""
+        return self.post_process and self.config.mtp_num_layers is not None
+
     def initialize_word_embeddings(self) -> None:
-        """Give a tied head on another stage than the embedding its own copy of the table.
+        """Give the last stage its own copy of the embedding's table, if it needs one.
+
+        A tied head does, and so do layers that predict further tokens.
 
         The copy starts from zeros and gets the embedding's values by a sum over both stages. Its
         gradients are summed alike in every step, so the two stay equal; norms count the embedding
@@ -67,7 +74,7 @@ class Module(Cell):
                 "pipeline stage; a tied head needs both: set them True or use "
                 "untie_embeddings_and_output_weights"
             )
-        if self.post_process:
+        if self.post_process and not self._has_embedding_copy:
             config = self.config
             self.language_model.output_layer = ColumnParallelLinear(
                 config.hidden_size,
@@ -78,9 +85,9 @@ class Module(Cell):
                 param_init_dtype=config.embedding_init_dtype,
                 compute_dtype=config.compute_dtype,
             )
-            head = self.language_model.output_layer.weight
-            head.shard = replace(shard_of(head), shared=True)
         table = self.shared_embedding_or_output_weight()
+        if self.post_process:
+            table.shard = replace(shard_of(table), shared=True)
         table.shared_embedding = True  # both copies get a gradient bucket of their own
         comm.all_reduce(table, group=group)
 

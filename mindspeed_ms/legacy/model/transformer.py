@@ -25,6 +25,7 @@ from mindspeed_ms.core.layer_placement import layer_placement
 from mindspeed_ms.core.recompute import checkpoint, forgotten
 from mindspeed_ms.core.recompute_plan import (
     MLP,
+    MOE,
     NO_RECOMPUTE,
     NORMS,
     ChunkRecompute,
@@ -38,6 +39,8 @@ from mindspeed_ms.legacy.model.attention import CoreAttention, ParallelAttention
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, LayerType
 from mindspeed_ms.legacy.model.initialization import StageDraws
 from mindspeed_ms.legacy.model.mlp import ParallelMLP
+from mindspeed_ms.legacy.model.moe.moe_layer import MoELayer
+from mindspeed_ms.legacy.model.multi_latent_attention import MultiLatentAttention
 from mindspeed_ms.legacy.model.norm import get_norm
 
 __all__ = [
@@ -61,7 +64,7 @@ def residual_dropout_stream(sequence_parallel: bool) -> AbstractContextManager:
 
 
 class ParallelTransformerLayer(Cell):
-    """Norm, attention, residual, norm, MLP, residual.
+    """Norm, attention, residual, norm, MLP (or experts), residual.
 
     With ``use_sandwich_norm`` the output of attention and of the MLP is normalised again before it
     is added; those norms start at ``attn_post_norm_scale`` and ``ffn_post_norm_scale``.
@@ -100,7 +103,8 @@ class ParallelTransformerLayer(Cell):
         self.hidden_dropout = config.hidden_dropout_rate
         self.context = context_parallel(config.parallel_config)
         self.input_norm = get_norm(config)
-        self.attention = ParallelAttention(
+        kind = MultiLatentAttention if config.multi_latent_attention else ParallelAttention
+        self.attention = kind(
             config,
             layer_number,
             AttnType.self_attn,
@@ -108,7 +112,12 @@ class ParallelTransformerLayer(Cell):
             recompute=recompute,
         )
         self.post_attention_norm = get_norm(config)
-        self.mlp = ParallelMLP(config, recompute=recompute)
+        if config.has_experts(layer_number - 1):
+            self.mlp = MoELayer(config, layer_number=layer_number, recompute=recompute)
+            self.feeds_forward_again = MOE in recompute.modules
+        else:
+            self.mlp = ParallelMLP(config, recompute=recompute)
+            self.feeds_forward_again = MLP in recompute.modules
         self.recompute = recompute.modules
         self.attn_post_norm = self.ffn_post_norm = None
         if config.use_sandwich_norm:
@@ -142,9 +151,10 @@ class ParallelTransformerLayer(Cell):
         return forgotten(normed, norm, hidden_states)
 
     def _feed_forward(self, normed: Tensor) -> tuple[Tensor, Parameter | None]:
-        if MLP not in self.recompute:
+        if not self.feeds_forward_again:
             return self.mlp(normed)
-        return checkpoint(lambda x: self.mlp(x)[0], normed), self.mlp.projection.bias
+        bias = self.mlp.projection.bias if isinstance(self.mlp, ParallelMLP) else None
+        return checkpoint(lambda x: self.mlp(x)[0], normed), bias
 
     def _add(
         self, output: Tensor, bias: Parameter | None, residual: Tensor, post_norm: Cell | None
@@ -288,6 +298,7 @@ class ParallelTransformer(Cell):
                 recompute=plan.layers.get(index, NO_RECOMPUTE),
             )
 
+        self.build_layer = build
         self.draws = StageDraws(config, build, num_tokentypes)
         layers = []
         for index in indices:

@@ -18,6 +18,21 @@ from mindspeed_ms.ops.cpu.attention import (
 from mindspeed_ms.ops.cpu.cross_entropy import ce_backward, ce_max, ce_sum, ce_sum_logits
 from mindspeed_ms.ops.cpu.dropout import bias_dropout_add, dropout
 from mindspeed_ms.ops.cpu.embedding import embedding, embedding_wgrad_accumulate
+from mindspeed_ms.ops.cpu.experts import (
+    combine_rows,
+    grouped_linear_dgrad,
+    grouped_linear_forward,
+    grouped_linear_wgrad_accumulate,
+    largest_columns,
+    normalized_rows,
+    product_fp64,
+    random_normal,
+    random_uniform,
+    router_scores,
+    squared_logsumexp,
+    take_columns,
+    weighted_total,
+)
 from mindspeed_ms.ops.cpu.flat import (
     adamw_,
     axpy_,
@@ -36,6 +51,7 @@ from mindspeed_ms.ops.cpu.linear import (
 from mindspeed_ms.ops.cpu.norms import layer_norm, rms_norm
 from mindspeed_ms.ops.cpu.qkv import split_qkv
 from mindspeed_ms.ops.cpu.rotary import rotary
+from mindspeed_ms.ops.portable.columns import join_columns, split_columns
 from mindspeed_ms.ops.portable.cross_entropy import ce_loss, masked_mean
 
 __all__ = [
@@ -51,6 +67,7 @@ __all__ = [
     "ce_max",
     "ce_sum",
     "ce_sum_logits",
+    "combine_rows",
     "copy_cast_",
     "count_zeros",
     "describe",
@@ -58,22 +75,36 @@ __all__ = [
     "embedding",
     "embedding_wgrad_accumulate",
     "gelu",
+    "grouped_linear_dgrad",
+    "grouped_linear_forward",
+    "grouped_linear_wgrad_accumulate",
+    "join_columns",
     "l2_norm_squared",
+    "largest_columns",
     "layer_norm",
     "linear_dgrad",
     "linear_forward",
     "linear_wgrad",
     "linear_wgrad_accumulate",
     "masked_mean",
+    "normalized_rows",
+    "product_fp64",
+    "random_normal",
+    "random_uniform",
     "rms_norm",
     "rotary",
+    "router_scores",
     "scale_",
     "silu",
     "softmax",
+    "split_columns",
     "split_qkv",
+    "squared_logsumexp",
     "squared_relu",
     "swiglu",
+    "take_columns",
     "unavailable",
+    "weighted_total",
 ]
 
 

@@ -16,6 +16,7 @@ from mindspeed_ms.ops.portable.attention import (
     attention_backward_accumulate,
     softmax,
 )
+from mindspeed_ms.ops.portable.columns import join_columns, split_columns
 from mindspeed_ms.ops.portable.cross_entropy import (
     ce_backward,
     ce_loss,
@@ -26,6 +27,21 @@ from mindspeed_ms.ops.portable.cross_entropy import (
 )
 from mindspeed_ms.ops.portable.dropout import bias_dropout_add, dropout
 from mindspeed_ms.ops.portable.embedding import embedding, embedding_wgrad_accumulate
+from mindspeed_ms.ops.portable.experts import (
+    combine_rows,
+    grouped_linear_dgrad,
+    grouped_linear_forward,
+    grouped_linear_wgrad_accumulate,
+    largest_columns,
+    normalized_rows,
+    product_fp64,
+    random_normal,
+    random_uniform,
+    router_scores,
+    squared_logsumexp,
+    take_columns,
+    weighted_total,
+)
 from mindspeed_ms.ops.portable.flat import (
     adamw_,
     axpy_,
@@ -58,6 +74,7 @@ __all__ = [
     "ce_max",
     "ce_sum",
     "ce_sum_logits",
+    "combine_rows",
     "copy_cast_",
     "count_zeros",
     "describe",
@@ -65,22 +82,36 @@ __all__ = [
     "embedding",
     "embedding_wgrad_accumulate",
     "gelu",
+    "grouped_linear_dgrad",
+    "grouped_linear_forward",
+    "grouped_linear_wgrad_accumulate",
+    "join_columns",
     "l2_norm_squared",
+    "largest_columns",
     "layer_norm",
     "linear_dgrad",
     "linear_forward",
     "linear_wgrad",
     "linear_wgrad_accumulate",
     "masked_mean",
+    "normalized_rows",
+    "product_fp64",
+    "random_normal",
+    "random_uniform",
     "rms_norm",
     "rotary",
+    "router_scores",
     "scale_",
     "silu",
     "softmax",
+    "split_columns",
     "split_qkv",
+    "squared_logsumexp",
     "squared_relu",
     "swiglu",
+    "take_columns",
     "unavailable",
+    "weighted_total",
 ]
 
 

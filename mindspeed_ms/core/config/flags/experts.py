@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from mindspeed_ms.core.config.flags.compact import compact
-from mindspeed_ms.core.config.flags.row import Field, Flag, NoEffect, Refused, in_group, value
+from mindspeed_ms.core.config.flags.row import Field, Flag, NoEffect, Refused, in_group, on, value
 
 _EXPERTS = "moe_config."
+_LATENT = "model_config.mla_config."
 
 OTHER_NAMES = in_group(
     "mixture of experts",
@@ -48,18 +49,44 @@ OTHER_NAMES = in_group(
     ],
 )
 
+OTHER_NAMES_OF_LAYERS = in_group(
+    "multi-latent attention",
+    [
+        on(
+            "--multi-head-latent-attention",
+            Field("model_config.multi_latent_attention"),
+            dest="multi_latent_attention",
+            help="Same as --multi-latent-attention.",
+        ),
+        value(
+            "--qk-nope-head-dim",
+            int,
+            Field(f"{_LATENT}qk_head_dim"),
+            128,
+            dest="qk_head_dim",
+            help="Same as --qk-head-dim.",
+        ),
+        value(
+            "--qk-rope-head-dim",
+            int,
+            Field(f"{_LATENT}qk_pos_emb_head_dim"),
+            64,
+            dest="qk_pos_emb_head_dim",
+            help="Same as --qk-pos-emb-head-dim.",
+        ),
+        value(
+            "--num-nextn-predict-layers",
+            int,
+            Field("model_config.mtp_num_layers"),
+            dest="mtp_num_layers",
+            help="Same as --mtp-num-layers.",
+        ),
+    ],
+)
+
 ROWS: tuple[Flag, ...] = (
     *OTHER_NAMES,
-    *compact(
-        "mixture of experts",
-        NoEffect("recomputation is chosen by --recompute-granularity and --recompute-modules"),
-        "--moe-layer-recompute",
-    ),
-    *compact(
-        "mixture of experts",
-        NoEffect("the loss of each layer is not logged apart"),
-        "--moe-per-layer-logging",
-    ),
+    *OTHER_NAMES_OF_LAYERS,
     *compact(
         "mixture of experts",
         NoEffect("no token is dropped unless --moe-expert-capacity-factor is given"),
@@ -85,12 +112,10 @@ ROWS: tuple[Flag, ...] = (
         """
 --moe-use-sinkhorn
 --moe-token-dropping
---moe-router-force-load-balancing
 --moe-router-force-biased float
 --moe-router-quantile-balancing-ema float=0.0 !0.0
 --moe-expert-rank-capacity-factor float
 --moe-apply-probs-on-input
---moe-shared-expert-gate
 --seq-aux
 --norm-topk-prob
 --router-gating-in-fp32
@@ -104,22 +129,9 @@ ROWS: tuple[Flag, ...] = (
         "--first-k-dense-replace int",
     ),
     *compact(
-        "latent attention",
-        Refused(
-            "the names of this layer are Megatron's",
-            "use --multi-latent-attention, --qk-head-dim and --qk-pos-emb-head-dim",
-        ),
-        """
---multi-head-latent-attention
---qk-nope-head-dim int
---qk-rope-head-dim int
-""",
-    ),
-    *compact(
         "multi-token prediction",
         Refused("multi-token prediction has one form", "use --mtp-num-layers"),
         """
---num-nextn-predict-layers int
 --mtp-detach-heads
 --mtp-hsm
 --mtp-standalone

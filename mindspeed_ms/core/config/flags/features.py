@@ -75,7 +75,6 @@ ROWS: tuple[Flag, ...] = (
         """
 --use-rope-scaling
 --rope-scaling-factor float=8.0 !8.0
---rope-type str !rope
 --rope-scaling-type str
 --rope-scaling-mscale float=1.0 !1.0
 --rope-scaling-mscale-all-dim float=0.0 !0.0
@@ -83,9 +82,6 @@ ROWS: tuple[Flag, ...] = (
 --rope-scaling-beta-slow int=1 !1
 --rope-scaling-original-max-position-embeddings int
 --yarn-scaling-factor float=1.0 !1.0
---yarn-beta-fast float
---yarn-beta-slow float
---yarn-original-max-position-embeddings int
 --yarn-correction-range-round-to-int
 --no-yarn-correction-range-round-to-int off=false >yarn_correction_range_round_to_int
 """,

@@ -262,6 +262,9 @@ MOE = in_group(
             Field(f"{_EXPERTS}moe_shared_expert_intermediate_size"),
         ),
         on("--moe-shared-expert-overlap", Field(f"{_EXPERTS}moe_shared_expert_overlap")),
+        on("--moe-shared-expert-gate", Field(f"{_EXPERTS}moe_shared_expert_gate")),
+        on("--moe-layer-recompute", Field(f"{_EXPERTS}moe_layer_recompute")),
+        on("--moe-per-layer-logging", Field(f"{_EXPERTS}moe_per_layer_logging")),
         value("--moe-layer-freq", number_or_list, Field(f"{_EXPERTS}moe_layer_freq"), 1),
         value(
             "--moe-expert-capacity-factor", float, Field(f"{_EXPERTS}moe_expert_capacity_factor")
@@ -306,26 +309,52 @@ MOE = in_group(
             Field(f"{_EXPERTS}moe_router_dtype"),
             choices=("fp32", "fp64"),
         ),
+        on(
+            "--moe-router-force-load-balancing",
+            Field(f"{_EXPERTS}moe_router_force_load_balancing"),
+        ),
     ],
 )
 
-_MLA = Refused("multi-latent attention is not available", "use --group-query-attention")
-_MTP = Refused("multi-token prediction is not available", "leave it out")
+_LATENT = "model_config.mla_config."
+
+LATENT_ATTENTION = in_group(
+    "multi-latent attention",
+    [
+        on("--multi-latent-attention", Field("model_config.multi_latent_attention")),
+        value("--q-lora-rank", int, Field(f"{_LATENT}q_lora_rank")),
+        value("--kv-lora-rank", int, Field(f"{_LATENT}kv_lora_rank"), 32),
+        value("--qk-head-dim", int, Field(f"{_LATENT}qk_head_dim"), 128),
+        value("--qk-pos-emb-head-dim", int, Field(f"{_LATENT}qk_pos_emb_head_dim"), 64),
+        value("--v-head-dim", int, Field(f"{_LATENT}v_head_dim"), 128),
+        value("--rope-type", str, Field(f"{_LATENT}rope_type"), choices=("rope", "yarn")),
+        value("--rotary-scaling-factor", float, Field(f"{_LATENT}rotary_scaling_factor"), 1.0),
+        value(
+            "--yarn-original-max-position-embeddings",
+            int,
+            Field(f"{_LATENT}original_max_position_embeddings"),
+        ),
+        value("--yarn-beta-fast", float, Field(f"{_LATENT}beta_fast")),
+        value("--yarn-beta-slow", float, Field(f"{_LATENT}beta_slow")),
+        value("--mscale", float, Field(f"{_LATENT}mscale"), 1.0),
+        value("--mscale-all-dim", float, Field(f"{_LATENT}mscale_all_dim"), 0.0),
+    ],
+)
+
+FURTHER_TOKENS = in_group(
+    "multi-token prediction",
+    [
+        value("--mtp-num-layers", int, Field("model_config.mtp_num_layers")),
+        value(
+            "--mtp-loss-scaling-factor", float, Field("model_config.mtp_loss_scaling_factor"), 0.1
+        ),
+    ],
+)
+
 
 REFUSED = in_group(
     "refused",
     [
-        on("--multi-latent-attention", _MLA),
-        value("--q-lora-rank", int, _MLA),
-        value("--kv-lora-rank", int, _MLA),
-        value("--qk-head-dim", int, _MLA),
-        value("--qk-pos-emb-head-dim", int, _MLA),
-        value("--v-head-dim", int, _MLA),
-        value("--mscale", float, _MLA),
-        value("--mscale-all-dim", float, _MLA),
-        value("--rotary-scaling-factor", float, _MLA),
-        value("--mtp-num-layers", int, _MTP),
-        value("--mtp-loss-scaling-factor", float, _MTP),
         values(
             "--spec",
             str,
@@ -335,4 +364,4 @@ REFUSED = in_group(
     ],
 )
 
-ROWS: tuple[Flag, ...] = (*LAYOUT, *MOE, *REFUSED)
+ROWS: tuple[Flag, ...] = (*LAYOUT, *MOE, *LATENT_ATTENTION, *FURTHER_TOKENS, *REFUSED)

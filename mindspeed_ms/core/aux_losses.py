@@ -1,0 +1,116 @@
+"""Losses beside the main one: how they reach the gradients, and what is logged of them.
+
+A layer in the middle of the model cannot return a loss: other stages of the pipeline follow. So an
+auxiliary loss is attached to an activation. In backward the activation's gradient passes through
+unchanged, and the loss gets the gradient that the main loss of the same micro-batch started with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from mindspore import Tensor
+from mindspore.common import dtype as mstype
+
+from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.core import parallel_state
+
+Kind = Literal["part", "mean"]
+"""What a rank records over the ranks that share a sequence: a part of a sum, or its own mean."""
+
+
+@dataclass(slots=True)
+class _State:
+    """The one record of this process."""
+
+    scale: float = 1.0
+    step: int = 0
+    recorded: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
+
+
+_STATE = _State()
+
+
+def begin_step(scale: float) -> None:
+    """Begin a run over micro-batches, whose attached losses start with the gradient ``scale``.
+
+    The schedules set it: loss scale / micro-batches, like the seed of the main loss. Like the main
+    loss it is multiplied by the context parallel size, because gradients are averaged over data x
+    context parallel ranks while each of them holds a part of the loss of a sequence.
+    """
+    _STATE.scale = scale * parallel_state.get_context_parallel_world_size()
+    _STATE.step += 1
+
+
+def current_step() -> int:
+    """Number of the run over micro-batches that is going on."""
+    return _STATE.step
+
+
+class _Attached(autograd.Function):
+    """The activation; the loss only takes part in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: Tensor, loss: Tensor) -> Tensor:
+        ctx.shape = tuple(loss.shape)
+        return activation.view(activation.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, Tensor(np.full(ctx.shape, _STATE.scale, np.float32), mstype.float32)
+
+
+def attach(activation: Tensor, loss: Tensor) -> Tensor:
+    """The activation, whose backward also starts the backward of a scalar fp32 loss.
+
+    Source: Megatron-LM ``MoEAuxLossAutoScaler`` (behaviour).
+    """
+    return _Attached.apply(activation, loss)
+
+
+def record(name: str, layer_number: int, value: Tensor) -> None:
+    """Note a scalar of this micro-batch for the log.
+
+    Args:
+        name: of the loss.
+        layer_number: global number of the layer, from 1.
+        value: scalar; it is read when the step is over.
+    """
+    _STATE.recorded.setdefault((name, layer_number), []).append(autograd.detach(value))
+
+
+def collect(kinds: Mapping[str, Kind], num_layers: int, num_microbatches: int) -> dict[str, Any]:
+    """What was recorded since the last call, as means over micro-batches and data parallel ranks.
+
+    Args:
+        kinds: the losses that the model has, in the same order on every rank.
+        num_layers: layers that are numbered.
+        num_microbatches: micro-batches since the last call.
+
+    Returns:
+        name -> fp32 array [num_layers], 0 where a layer has no such loss.
+
+    Parallelism: collective over the ranks of a pipeline, of a sequence, and data parallel ranks.
+    """
+    values = np.zeros((len(kinds), num_layers), np.float32)
+    sharing = parallel_state.get_tensor_and_context_parallel_group()
+    for row, (name, kind) in enumerate(kinds.items()):
+        for layer in range(num_layers):
+            for value in _STATE.recorded.get((name, layer + 1), ()):
+                values[row, layer] += float(memory.as_numpy(value))
+        if kind == "mean":
+            values[row] /= sharing.size
+    _STATE.recorded.clear()
+    values /= num_microbatches * parallel_state.get_data_parallel_world_size()
+    total = memory.from_numpy(values)
+    for group in (
+        sharing,
+        parallel_state.get_data_parallel_group(),
+        parallel_state.get_pipeline_model_parallel_group(),
+    ):
+        if group.size > 1:
+            comm.all_reduce(total, group=group)
+    return dict(zip(kinds, memory.as_numpy(total).copy(), strict=True))

@@ -1,0 +1,132 @@
+"""Losses that keep experts evenly used. Legend: T tokens of a rank, S of a sequence, B sequences,
+E experts, K choices per token.
+
+f_i is the share of all choices that expert i gets, P_i its mean probability; the loss is
+E * sum over i of f_i * P_i, which is 1 for an even load. f has no gradient. Ranks that share
+sequences each add the part of their own tokens to the sum.
+"""  # noqa: D205 - the legend belongs to the first paragraph
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import Tensor
+
+from mindspeed_ms import ops
+from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.backend.base import Group
+
+LOSS_NAMES = {
+    "aux_loss": "load_balancing_loss",
+    "seq_aux_loss": "seq_load_balancing_loss",
+    "global_aux_loss": "global_load_balancing_loss",
+}
+"""Load balancing type -> name in the log."""
+
+Z_LOSS = "z_loss"
+"""Name of the router's z-loss in the log."""
+
+
+def summed_counts(experts: np.ndarray, num_experts: int, group: Group) -> np.ndarray:
+    """Choices per expert [E], over the ranks of a group."""
+    counts = np.bincount(experts.reshape(-1), minlength=num_experts).astype(np.float32)
+    return _sum(counts, group)
+
+
+def _sum(counts: np.ndarray, group: Group) -> np.ndarray:
+    if group.size == 1:
+        return counts
+    total = memory.from_numpy(np.ascontiguousarray(counts))
+    comm.all_reduce(total, group=group)
+    return memory.as_numpy(total)
+
+
+def batch_loss(probs: Tensor, counts: np.ndarray, num_tokens: int, topk: int, ranks: int) -> Tensor:
+    """This rank's part of the loss of a micro-batch; fp32 scalar.
+
+    Args:
+        probs: probabilities of this rank's tokens over all experts [T, E].
+        counts: choices per expert [E], over as many tokens as ``num_tokens``.
+        num_tokens: tokens that were counted.
+        topk: K.
+        ranks: number of ranks that share the sequences; their parts sum to the loss.
+
+    Source: Fedus et al., 2021; Megatron-LM ``switch_load_balancing_loss_func`` (formula).
+    """
+    tokens, experts = probs.shape
+    share = counts / np.float32(num_tokens * topk)
+    weights = share * np.float32(experts / (tokens * ranks))
+    return ops.weighted_total(probs, _broadcast(weights, (tokens, experts)))
+
+
+def sequence_loss(
+    probs: Tensor, experts: np.ndarray, batch_size: int, topk: int, group: Group
+) -> Tensor:
+    """This rank's part of the mean over sequences of the loss of each; fp32 scalar.
+
+    Args:
+        probs: [S * B, E], sequence first.
+        experts: chosen experts [S * B, K].
+        batch_size: B.
+        topk: K.
+        group: ranks that share the sequences.
+
+    Source: DeepSeek-AI, 2024 (V2, V3); Megatron-LM ``_apply_seq_aux_loss`` (formula).
+    """
+    tokens, num_experts = probs.shape
+    length = tokens // batch_size
+    sequence = np.arange(tokens) % batch_size
+    flat = sequence[:, None] * num_experts + experts
+    counts = np.bincount(flat.reshape(-1), minlength=batch_size * num_experts).astype(np.float32)
+    counts = _sum(counts, group).reshape(batch_size, num_experts)
+    whole = length * group.size
+    weights = counts * np.float32(num_experts / (whole * topk * whole * batch_size))
+    full = np.broadcast_to(weights, (length, batch_size, num_experts)).reshape(tokens, num_experts)
+    return ops.weighted_total(probs, memory.from_numpy(np.ascontiguousarray(full)))
+
+
+@dataclass(slots=True)
+class RunningCounts:
+    """Choices per expert, averaged over the micro-batches of a step so far."""
+
+    total: np.ndarray
+    num_microbatches: int = 0
+    step: int = -1
+
+    def mean_with(self, counts: np.ndarray, step: int) -> np.ndarray:
+        """Add the counts of a micro-batch; returns the mean. A new step begins anew."""
+        if step != self.step:
+            self.total[:] = 0.0
+            self.num_microbatches, self.step = 0, step
+        self.total += counts
+        self.num_microbatches += 1
+        return (self.total / self.num_microbatches).astype(np.float32)
+
+
+def _broadcast(row: np.ndarray, shape: tuple[int, int]) -> Tensor:
+    return memory.from_numpy(np.ascontiguousarray(np.broadcast_to(row, shape), np.float32))
+
+
+def sinkhorn(logits: np.ndarray, tolerance: float = 1e-4, limit: int = 1000) -> np.ndarray:
+    """Scale exp(logits) [T, E] until its columns have equal sums, and its rows.
+
+    Args:
+        logits: fp32.
+        tolerance: mean change of the column factors at which to stop.
+        limit: rounds at most.
+
+    Source: Clark et al., 2022 (S-BASE); Megatron-LM ``sinkhorn`` (order of the steps).
+    """
+    cost = np.exp(logits.astype(np.float32))
+    tokens, experts = cost.shape
+    column = np.ones(experts, np.float32)
+    row = np.ones(tokens, np.float32)
+    for _ in range(limit):
+        row = np.float32(1.0 / tokens) / ((column * cost).sum(axis=1) + np.float32(1e-8))
+        new = np.float32(1.0 / experts) / ((row[:, None] * cost).sum(axis=0) + np.float32(1e-8))
+        change = np.abs(new - column).mean()
+        column = new
+        if change <= tolerance:
+            break
+    return column * cost * row[:, None]

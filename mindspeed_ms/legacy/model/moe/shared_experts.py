@@ -1,0 +1,65 @@
+"""The expert that every token passes. Legend: s sequence, b batch, h hidden, p tensor ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor
+from mindspore.common import dtype as mstype
+from mindspore.nn import Cell
+
+from mindspeed_ms import ops
+from mindspeed_ms.backend import memory
+from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.core.recompute import checkpoint
+from mindspeed_ms.core.recompute_plan import NO_RECOMPUTE, SHARED_EXPERTS, LayerRecompute
+from mindspeed_ms.core.tensor_parallel.replicated import ReplicatedLinear
+from mindspeed_ms.legacy.model.initialization import normal
+from mindspeed_ms.legacy.model.mlp import ParallelMLP
+
+
+class SharedExpertMLP(Cell):
+    """A dense block beside the experts, split over the tensor parallel group.
+
+    Args:
+        config: model configuration; the width is ``moe_shared_expert_intermediate_size``, and with
+            ``moe_shared_expert_gate`` each token's output is weighed by the sigmoid of a score.
+        recompute: parts that are computed again in backward.
+
+    Source: Megatron-LM ``SharedExpertMLP`` (behaviour).
+    """
+
+    def __init__(
+        self, config: TransformerConfig, *, recompute: LayerRecompute = NO_RECOMPUTE
+    ) -> None:
+        super().__init__()
+        self.mlp = ParallelMLP(
+            config,
+            ffn_hidden_size=config.moe_config.moe_shared_expert_intermediate_size,
+            has_bias=False,
+            recompute=recompute,
+        )
+        self.gate = None
+        if config.moe_config.moe_shared_expert_gate:
+            self.gate = ReplicatedLinear(
+                config.hidden_size, 1, config=config, init_method=normal(config.init_method_std)
+            )
+        self.computes_again = SHARED_EXPERTS in recompute.modules
+
+    def construct(self, hidden_states: Tensor) -> Tensor:
+        """[s(/p), b, h] -> [s(/p), b, h]."""
+        if self.computes_again:
+            return checkpoint(self._compute, hidden_states)
+        return self._compute(hidden_states)
+
+    def _compute(self, hidden_states: Tensor) -> Tensor:
+        output, _ = self.mlp(hidden_states)
+        if self.gate is None:
+            return output
+        logits = self.gate(hidden_states).reshape((-1, 1)).astype(mstype.float32)
+        every = np.arange(logits.shape[0], dtype=np.int32)[:, None]
+        weighed = ops.combine_rows(
+            output.reshape((-1, output.shape[-1])),
+            ops.router_scores(logits, "sigmoid"),
+            memory.from_numpy(every),
+        )
+        return weighed.reshape(output.shape)

@@ -1,0 +1,288 @@
+"""Attention whose queries, keys and values come from narrow vectors (DeepSeek-AI, 2024).
+
+Legend: S sequence, B batch, H hidden, N heads of this rank, D channels of a query or key head, of
+which R are rotated, V channels of a value head, p tensor parallel ranks.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+
+import numpy as np
+from mindspore import Tensor
+from mindspore.common import dtype as mstype
+from mindspore.nn import Cell
+
+from mindspeed_ms import ops
+from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.core.config.latent_attention_config import LatentAttentionConfig
+from mindspeed_ms.core.recompute import checkpoint
+from mindspeed_ms.core.recompute_plan import (
+    CORE_ATTENTION,
+    MLA_UP_PROJECTION,
+    NO_RECOMPUTE,
+    LayerRecompute,
+)
+from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, mappings
+from mindspeed_ms.core.tensor_parallel.replicated import ReplicatedLinear
+from mindspeed_ms.core.tensor_parallel.utils import divide
+from mindspeed_ms.legacy.model.attention import AttentionMask, CoreAttention, RotaryTables
+from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType
+from mindspeed_ms.legacy.model.initialization import normal, scaled_normal
+from mindspeed_ms.legacy.model.norm import get_norm
+from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding
+
+
+def yarn_growth(factor: float, weight: float) -> float:
+    """Growth of attention scores (or of their factors) when sequences get ``factor`` times longer.
+
+    Source: Peng et al., 2023 (YaRN), equation 22, with the weight of DeepSeek-V2.
+    """
+    return 1.0 if factor <= 1.0 else 0.1 * weight * math.log(factor) + 1.0
+
+
+class YarnRotaryEmbedding(RotaryEmbedding):
+    """Rotary tables for sequences longer than those of the first training.
+
+    Channels that turn often keep their angles, channels that turn rarely are slowed down by the
+    scaling factor, those in between are mixed. The tables are multiplied by the growth of the
+    rotated channels.
+
+    Args:
+        channels: R.
+        rotary_base: base of the angular frequencies.
+        config: factor, ranges and growth.
+        original_length: tokens per sequence of the first training.
+        dtype: type whose values the tables hold.
+
+    Source: Peng et al., 2023; Megatron-LM ``YarnRotaryEmbedding`` (rounding of the ranges).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rotary_base: float,
+        config: LatentAttentionConfig,
+        original_length: int,
+        dtype: mstype.Type = mstype.float32,
+    ) -> None:
+        super().__init__(channels, 1.0, True, None, rotary_base, dtype)
+
+        def channel_turning(turns: float) -> float:
+            """The (real) pair of channels that turns so often over the original length."""
+            wave = original_length / (turns * 2.0 * math.pi)
+            return channels * math.log(wave) / (2.0 * math.log(rotary_base))
+
+        low = max(math.floor(channel_turning(config.beta_fast)), 0)
+        high = min(math.ceil(channel_turning(config.beta_slow)), channels - 1)
+        width = (high - low) if high != low else 1e-3
+        pairs = np.arange(channels // 2, dtype=np.float32)
+        slowed = np.clip((pairs - np.float32(low)) / np.float32(width), 0.0, 1.0)
+        plain = self._inverse_frequency
+        slow = plain / np.float32(config.rotary_scaling_factor)
+        self._inverse_frequency = slow * slowed + plain * (np.float32(1.0) - slowed)
+        self._growth = np.float32(
+            yarn_growth(config.rotary_scaling_factor, config.mscale)
+            / yarn_growth(config.rotary_scaling_factor, config.mscale_all_dim)
+        )
+
+    def _rounded(self, table: np.ndarray) -> Tensor:
+        return super()._rounded(table * self._growth)
+
+
+def latent_rotary(config: TransformerConfig) -> RotaryEmbedding:
+    """Rotary tables of multi-latent attention: neighbouring channels are rotated as pairs.
+
+    Megatron sorts even and odd channels apart before it rotates halves; queries and keys alike, so
+    the scores are the same.
+    """
+    latent = config.mla_config
+    dtype = mstype.float32 if config.apply_rope_fusion else config.compute_dtype
+    if latent.rope_type == "rope":
+        return RotaryEmbedding(
+            latent.qk_pos_emb_head_dim, config.rotary_percent, True, None, config.rotary_base, dtype
+        )
+    length = latent.original_max_position_embeddings or config.max_position_embeddings
+    assert length is not None, "max_position_embeddings is filled when the section is built"
+    return YarnRotaryEmbedding(
+        latent.qk_pos_emb_head_dim, config.rotary_base, latent, length, dtype
+    )
+
+
+class MultiLatentAttention(Cell):
+    """Self-attention with heads split over the tensor parallel group, from vectors that are not.
+
+    The narrow projections are whole on every rank and see this rank's part of the sequence. The
+    rotated channels of the keys are one vector per token, shared by all heads.
+
+    Args:
+        config: model configuration with its ``mla_config``.
+        layer_number: global number of the layer, from 1.
+        attention_type: only self-attention.
+        attn_mask_type: see ``CoreAttention``.
+        recompute: parts that are computed again in backward; ``mla_up_proj`` repeats the attention
+            core, too.
+
+    Raises:
+        ValueError: a number of heads that does not divide, or cross attention.
+
+    Source: Megatron-LM ``MLASelfAttention`` (order of operations, norms with ``qk_layernorm``).
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attention_type: enum.Enum = AttnType.self_attn,
+        attn_mask_type: enum.Enum = AttnMaskType.padding,
+        *,
+        recompute: LayerRecompute = NO_RECOMPUTE,
+    ) -> None:
+        super().__init__()
+        if attention_type.value != AttnType.self_attn.value:
+            raise ValueError(
+                f"attention_type is {attention_type}; decoder-only models have self_attn layers"
+            )
+        latent, heads = config.mla_config, config.num_attention_heads
+        self.latent = latent
+        self.core_attention = CoreAttention(layer_number, config, attn_mask_type)
+        growth = yarn_growth(latent.rotary_scaling_factor, latent.mscale_all_dim)
+        self.core_attention.scale = growth * growth / math.sqrt(latent.query_dim)
+        # Megatron builds the output projection first, and weights are drawn in that order.
+        self.out_proj = RowParallelLinear(
+            heads * latent.v_head_dim,
+            config.hidden_size,
+            config=config,
+            init_method=scaled_normal(config),
+            bias=config.out_proj_has_bias or config.add_bias_linear,
+            input_is_parallel=True,
+            skip_bias_add=True,
+            param_init_dtype=config.params_dtype,
+            compute_dtype=config.compute_dtype,
+        )
+        self.q_proj = self.q_down_proj = self.q_up_proj = None
+        queries = heads * latent.query_dim
+        if latent.q_lora_rank is None:
+            self.q_proj = _column(config, config.hidden_size, queries)
+        else:
+            self.q_down_proj = _replicated(config, latent.q_lora_rank)
+            self.q_up_proj = _column(config, latent.q_lora_rank, queries)
+        self.kv_down_proj = _replicated(config, latent.kv_lora_rank + latent.qk_pos_emb_head_dim)
+        self.kv_up_proj = _column(
+            config, latent.kv_lora_rank, heads * (latent.qk_head_dim + latent.v_head_dim)
+        )
+        self.q_layernorm = self.kv_layernorm = None
+        if config.qk_layernorm:
+            if latent.q_lora_rank is not None:
+                self.q_layernorm = get_norm(config, dim=latent.q_lora_rank)
+            self.kv_layernorm = get_norm(config, dim=latent.kv_lora_rank)
+        self.group = self.kv_up_proj.plan.group
+        self.sequence_parallel = self.kv_up_proj.plan.sequence_parallel
+        self.num_heads_per_partition = divide(heads, self.group.size, "num_attention_heads")
+        self.attends_again = CORE_ATTENTION in recompute.modules
+        self.projects_again = MLA_UP_PROJECTION in recompute.modules
+
+    def construct(
+        self,
+        hidden_states: Tensor,
+        attention_mask: AttentionMask = None,
+        encoder_output: None = None,
+        inference_params: None = None,
+        rotary_pos_emb: RotaryTables | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[S, B, H] (sequence parallel: [S/p, B, H]) -> (the same shape, bias not added)."""
+        narrow_q = hidden_states
+        if self.q_down_proj is not None:
+            narrow_q = self.q_down_proj(hidden_states)
+            if self.q_layernorm is not None:
+                narrow_q = self.q_layernorm(narrow_q)
+        narrow_kv, turned = ops.split_columns(
+            self.kv_down_proj(hidden_states),
+            (self.latent.kv_lora_rank, self.latent.qk_pos_emb_head_dim),
+        )
+        if self.kv_layernorm is not None:
+            narrow_kv = self.kv_layernorm(narrow_kv)
+        if self.sequence_parallel:
+            turned = mappings.gather_from_sequence_parallel_region(turned, group=self.group)
+        else:  # each rank's heads give a part of its gradient
+            turned = mappings.copy_to_tensor_model_parallel_region(turned, self.group)
+
+        def attend(narrow_q: Tensor, narrow_kv: Tensor, turned: Tensor) -> Tensor:
+            heads = self._heads(narrow_q, narrow_kv, turned, rotary_pos_emb)
+            return self._attend(*heads, attention_mask)
+
+        if self.projects_again:
+            context = checkpoint(attend, narrow_q, narrow_kv, turned)
+        else:
+            context = attend(narrow_q, narrow_kv, turned)
+        return self.out_proj(context)
+
+    def _heads(
+        self,
+        narrow_q: Tensor,
+        narrow_kv: Tensor,
+        turned: Tensor,
+        rotary_pos_emb: RotaryTables | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys [S, B, N, D], values [S, B, N, V]."""
+        latent, heads = self.latent, self.num_heads_per_partition
+        up = self.q_proj if self.q_up_proj is None else self.q_up_proj
+        assert up is not None, "queries have a projection of one kind"
+        mixed, _ = up(narrow_q)
+        sequence, batch = mixed.shape[:2]
+        q_SBND = mixed.reshape((sequence, batch, heads, latent.query_dim))
+        mixed, _ = self.kv_up_proj(narrow_kv)
+        kv_SBNE = mixed.reshape((sequence, batch, heads, latent.qk_head_dim + latent.v_head_dim))
+        k_SBND, v_SBNV = ops.split_columns(kv_SBNE, (latent.qk_head_dim, latent.v_head_dim))
+        turned_SB1R = turned.reshape((sequence, batch, 1, latent.qk_pos_emb_head_dim))
+        if rotary_pos_emb is not None:
+            cos, sin = rotary_pos_emb
+            plain, rotated = ops.split_columns(
+                q_SBND, (latent.qk_head_dim, latent.qk_pos_emb_head_dim)
+            )
+            q_SBND = ops.join_columns((plain, ops.rotary(rotated, cos, sin, True)))
+            turned_SB1R = ops.rotary(turned_SB1R, cos, sin, True)
+        return q_SBND, ops.join_columns((k_SBND, turned_SB1R)), v_SBNV
+
+    def _attend(
+        self, q_SBND: Tensor, k_SBND: Tensor, v_SBNV: Tensor, attention_mask: AttentionMask
+    ) -> Tensor:
+        """-> [S, B, N * V]. The kernels want equal heads: zeros fill the narrower ones."""
+        query_dim, value_dim = q_SBND.shape[-1], v_SBNV.shape[-1]
+        if value_dim < query_dim:
+            v_SBNV = ops.join_columns((v_SBNV,), query_dim - value_dim)
+        elif value_dim > query_dim:
+            q_SBND = ops.join_columns((q_SBND,), value_dim - query_dim)
+            k_SBND = ops.join_columns((k_SBND,), value_dim - query_dim)
+
+        def attend(q_SBND: Tensor, k_SBND: Tensor, v_SBNV: Tensor) -> Tensor:
+            return self.core_attention(q_SBND, k_SBND, v_SBNV, attention_mask)
+
+        if self.attends_again and not self.projects_again:
+            context = checkpoint(attend, q_SBND, k_SBND, v_SBNV)
+        else:
+            context = attend(q_SBND, k_SBND, v_SBNV)
+        if value_dim >= query_dim:
+            return context
+        shape = (*context.shape[:2], self.num_heads_per_partition, query_dim)
+        values, _ = ops.split_columns(context.reshape(shape), (value_dim, query_dim - value_dim))
+        return values.reshape((*context.shape[:2], self.num_heads_per_partition * value_dim))
+
+
+def _column(config: TransformerConfig, inputs: int, outputs: int) -> ColumnParallelLinear:
+    return ColumnParallelLinear(
+        inputs,
+        outputs,
+        config=config,
+        init_method=normal(config.init_method_std),
+        bias=False,
+        param_init_dtype=config.params_dtype,
+        compute_dtype=config.compute_dtype,
+    )
+
+
+def _replicated(config: TransformerConfig, outputs: int) -> ReplicatedLinear:
+    return ReplicatedLinear(
+        config.hidden_size, outputs, config=config, init_method=normal(config.init_method_std)
+    )
