@@ -1,6 +1,6 @@
 """Saves checkpoints in child processes and kills each at another point: see the test that runs it.
 
-Usage: python checkpoint_killer.py FOLDER CONTAINER EVERY. Prints one JSON line: the number of points
+Usage: python checkpoint_killer.py FOLDER CONTAINER EVERY. Prints one JSON line: how many points,
 and what the newest checkpoint held after each kill. Every n-th point is tried.
 """
 

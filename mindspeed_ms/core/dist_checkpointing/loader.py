@@ -10,14 +10,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from mindspeed_ms.backend import comm, device, memory
-from mindspeed_ms.core.dist_checkpointing import dtypes
 from mindspeed_ms.core.dist_checkpointing.catalog import Catalog, StoredTensor, TensorReader
 from mindspeed_ms.core.dist_checkpointing.digest import digest_part, text_of
 from mindspeed_ms.core.dist_checkpointing.live_state import MAIN, WEIGHTS, LiveTensor, stored_name
-from mindspeed_ms.core.dist_checkpointing.region import Region, Span
+from mindspeed_ms.core.dist_checkpointing.padding import read_repadded
 from mindspeed_ms.core.dist_checkpointing.save_plan import owned_by_this_rank
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer
@@ -192,37 +189,14 @@ def _is_repadding(tensor: LiveTensor, stored: tuple[int, ...], vocab_size: int |
 
 def _fill(tensor: LiveTensor, stored: StoredTensor, reader: TensorReader) -> None:
     if stored.shape != tensor.shape:
-        array = _repadded(tensor, stored, reader)
+        is_weight = tensor.kind in (WEIGHTS, MAIN)
+        array = read_repadded(reader, stored, tensor.span, tensor.dtype, is_weight)
     elif not device.is_ascend() and memory.num_elements(tensor.tensor):
         reader.read_span(stored, tensor.span, tensor.dtype, memory.flat_view(tensor.tensor))
         return
     else:
         array = reader.read_span(stored, tensor.span, tensor.dtype)
     memory.copy_from_host(tensor.tensor, array)
-
-
-def _repadded(tensor: LiveTensor, stored: StoredTensor, reader: TensorReader) -> np.ndarray:
-    """The span of a vocabulary table with another number of rows.
-
-    New rows of weights repeat the last stored one, new optimizer state is zero.
-
-    Source: Megatron-LM ``tools/checkpoint`` (the last row is repeated).
-    """
-    region = tensor.span.region
-    rows = np.concatenate([np.arange(start, start + length) for start, length in region.runs[0]])
-    local = np.zeros(region.shape, dtypes.NUMPY[tensor.dtype])
-    known = int((rows < stored.shape[0]).sum())
-    if known:
-        part = region.select(0, 0, known)
-        local[:known] = reader.read_span(stored, Span.all_of(part), tensor.dtype).reshape(
-            part.shape
-        )
-    if known < len(rows) and tensor.kind in (WEIGHTS, MAIN):
-        last = Region(region.runs).with_runs(0, [(stored.shape[0] - 1, 1)])
-        local[known:] = reader.read_span(stored, Span.all_of(last), tensor.dtype).reshape(
-            last.shape
-        )
-    return local.reshape(-1)[tensor.span.start : tensor.span.stop]
 
 
 def _verify(

@@ -106,7 +106,7 @@ def write_file(
 
 def write_entry(file: ChecksumFile, entry: Entry) -> list[Stretch]:
     """Append a tensor, cut into slices if it is large."""
-    flat = np.ascontiguousarray(entry.array).reshape(-1)
+    flat = np.ascontiguousarray(entry.load()).reshape(-1)
     step = SLICE_BYTES // dtypes.width(entry.dtype)
     stretches = []
     for first in range(0, max(flat.size, 1), step):

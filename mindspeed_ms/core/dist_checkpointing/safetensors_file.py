@@ -12,7 +12,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,12 @@ class Entry:
     key: str
     dtype: str
     shape: tuple[int, ...]
-    array: np.ndarray
-    """Contiguous; any shape of the same number of elements."""
+    array: np.ndarray | Callable[[], np.ndarray]
+    """Contiguous, any shape of as many elements; or what makes it when it is its turn."""
+
+    def load(self) -> np.ndarray:
+        """The numbers."""
+        return self.array() if callable(self.array) else self.array
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +135,9 @@ def write_file(
     try:
         file.write(header_of([(e.key, e.dtype, e.shape) for e in entries], metadata))
         for entry in entries:
-            stretches.append([Stretch(file.num_bytes, entry.array.nbytes)])
-            file.write_array(entry.array)
+            array = entry.load()
+            stretches.append([Stretch(file.num_bytes, array.nbytes)])
+            file.write_array(array)
     except BaseException:
         file.abandon()
         raise

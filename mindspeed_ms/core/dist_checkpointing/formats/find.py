@@ -8,7 +8,11 @@ from typing import Literal
 
 from mindspeed_ms.core.dist_checkpointing import own_format, storage
 from mindspeed_ms.core.dist_checkpointing.catalog import Catalog
-from mindspeed_ms.core.dist_checkpointing.formats import megatron
+from mindspeed_ms.core.dist_checkpointing.formats import (
+    huggingface,
+    megatron,
+    mindspore_dirs,
+)
 
 Format = Literal["mindspeed_ms", "torch", "torch_dist", "huggingface", "mindspore"]
 
@@ -37,7 +41,8 @@ def kind_of(folder: Path) -> Format | None:
         return "torch"
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         return "huggingface"
-    if any(folder.glob("*.ckpt")) or any(folder.glob("rank_*/*.ckpt")):
+    patterns = ("*.ckpt", "rank_*/*.ckpt", "rank_*/*.safetensors")
+    if any(any(folder.glob(pattern)) for pattern in patterns):
         return "mindspore"
     return None
 
@@ -97,4 +102,8 @@ def open_checkpoint(found: Found) -> Catalog:
         return own_format.read_catalog(found.folder)
     if found.kind == "torch":
         return megatron.read_catalog(found.folder)
+    if found.kind == "huggingface":
+        return huggingface.read_catalog(found.folder)
+    if found.kind == "mindspore":
+        return mindspore_dirs.read_catalog(found.folder)
     raise ValueError(f"{found.folder} is of format {found.kind}, which is not read")

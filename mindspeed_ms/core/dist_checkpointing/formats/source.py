@@ -1,0 +1,77 @@
+"""What a converter reads from: a checkpoint of any format, seen as the target needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mindspeed_ms.core.dist_checkpointing import dtypes
+from mindspeed_ms.core.dist_checkpointing.catalog import Catalog, StoredTensor, TensorReader
+from mindspeed_ms.core.dist_checkpointing.formats import names
+from mindspeed_ms.core.dist_checkpointing.padding import read_repadded
+from mindspeed_ms.core.dist_checkpointing.region import Region, Span
+
+OPTIMIZER_KINDS = ("main", "exp_avg", "exp_avg_sq", "momentum_buffer")
+
+
+class Source:
+    """Tensors of a checkpoint with a chosen number of vocabulary rows and type of weights.
+
+    Args:
+        catalog: the checkpoint.
+        rows: rows of vocabulary tables, None for the stored ones.
+        dtype: type of floating-point weights, None for the stored one.
+    """
+
+    def __init__(self, catalog: Catalog, rows: int | None = None, dtype: str | None = None) -> None:
+        self.catalog, self.rows, self._dtype = catalog, rows, dtype
+        self.reader = TensorReader()
+        self.weights = [name for name in catalog.tensors if kind_of(name) == ""]
+
+    def kinds(self, name: str) -> list[str]:
+        """Kinds of optimizer tensors there are of a parameter."""
+        return [kind for kind in OPTIMIZER_KINDS if f"{kind}.{name}" in self.catalog.tensors]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Global shape of a parameter."""
+        shape = self.catalog.tensors[name].shape
+        if self.rows is not None and name in names.VOCABULARY:
+            return (self.rows, *shape[1:])
+        return shape
+
+    def dtype(self, name: str, kind: str = "") -> str:
+        """Type in which a tensor is written."""
+        if kind:
+            return "F32"
+        stored = self.catalog.tensors[name].dtype
+        return self._dtype if self._dtype and stored in dtypes.FLOATS else stored
+
+    def read(self, name: str, kind: str = "", span: Span | None = None) -> np.ndarray:
+        """A tensor, or a span of it, flat; fp32 weights come from the weights if need be."""
+        stored = self._stored(name, kind)
+        span = span or Span.all_of(Region.whole(self.shape(name)))
+        dtype = self.dtype(name, kind)
+        if stored.shape != self.shape(name):
+            is_weight = kind in ("", "main")
+            return read_repadded(self.reader, stored, span, dtype, is_weight)
+        return self.reader.read_span(stored, span, dtype)
+
+    def _stored(self, name: str, kind: str) -> StoredTensor:
+        key = f"{kind}.{name}" if kind else name
+        if kind == "main" and key not in self.catalog.tensors:
+            key = name
+        return self.catalog.tensor(key)
+
+    def all_tensors(self, with_optimizer: bool) -> Iterator[tuple[str, str]]:
+        """(name, kind) of everything there is."""
+        for name in self.weights:
+            yield name, ""
+            for kind in self.kinds(name) if with_optimizer else ():
+                yield name, kind
+
+
+def kind_of(key: str) -> str:
+    """Kind of a stored tensor, empty for weights."""
+    head = key.partition(".")[0]
+    return head if head in OPTIMIZER_KINDS else ""

@@ -1,0 +1,51 @@
+"""Vocabulary tables with another number of rows than are stored: the padding differs by layout."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mindspeed_ms.core.dist_checkpointing import dtypes
+from mindspeed_ms.core.dist_checkpointing.catalog import StoredTensor, TensorReader
+from mindspeed_ms.core.dist_checkpointing.region import Span
+
+
+def read_repadded(
+    reader: TensorReader, stored: StoredTensor, span: Span, dtype: str, repeats_last: bool
+) -> np.ndarray:
+    """A span of a table, flat; rows behind the stored ones are new padding.
+
+    Args:
+        reader: reads the table.
+        stored: the table as it is stored.
+        span: what is wanted, in the table's new shape.
+        dtype: type of the result.
+        repeats_last: new rows repeat the last stored one (weights); else they are zero (moments).
+
+    Source: Megatron-LM ``tools/checkpoint`` (the last row is repeated).
+    """
+    region = span.region
+    rows = np.concatenate([np.arange(start, start + length) for start, length in region.runs[0]])
+    local = np.zeros(region.shape, dtypes.NUMPY[dtype])
+    known = int((rows < stored.shape[0]).sum())
+    if known:
+        part = region.select(0, 0, known)
+        local[:known] = reader.read_span(stored, Span.all_of(part), dtype).reshape(part.shape)
+    if known < len(rows) and repeats_last:
+        last = region.with_runs(0, [(stored.shape[0] - 1, 1)])
+        local[known:] = reader.read_span(stored, Span.all_of(last), dtype).reshape(last.shape)
+    return local.reshape(-1)[span.start : span.stop]
+
+
+def padded_rows(vocab_size: int | None, stored_rows: int, divisor: int, parts: int) -> int:
+    """Rows of a table that is to be cut into equal parts.
+
+    Args:
+        vocab_size: tokens in use, None if unknown: then no row is left behind.
+        stored_rows: rows there are.
+        divisor: each part has a multiple of this many rows.
+        parts: tensor parallel size.
+    """
+    if stored_rows % parts == 0 and vocab_size is None:
+        return stored_rows
+    multiple = divisor * parts
+    return -(-(vocab_size or stored_rows) // multiple) * multiple

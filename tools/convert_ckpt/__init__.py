@@ -1,0 +1,1 @@
+"""Checkpoints of other systems, and of this one, converted, inspected and compared."""

@@ -1,0 +1,245 @@
+"""Convert, inspect and compare checkpoints of any format and layout.
+
+    python tools/convert_ckpt convert SOURCE TARGET --to megatron --tensor-model-parallel-size 2
+    python tools/convert_ckpt inspect FOLDER
+    python tools/convert_ckpt diff FIRST SECOND
+
+Formats are told apart by what lies in the folder: this project's, Megatron-LM's ``torch`` and
+``torch_dist``, Hugging Face safetensors, MindSpore ``.ckpt``. Neither torch nor MindSpore is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mindspeed_ms.core.dist_checkpointing.catalog import Catalog
+from mindspeed_ms.core.dist_checkpointing.formats import convert as engine
+from mindspeed_ms.core.dist_checkpointing.formats.find import find_checkpoint
+
+BAR_WIDTH = 30
+REDRAW_SECONDS = 0.2
+DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+
+
+def say(line: str) -> None:
+    """A line on standard output."""
+    sys.stdout.write(f"{line}\n")
+
+
+class ProgressBar:
+    """One line on standard error that is drawn again and again."""
+
+    def __init__(self, stream: Any = sys.stderr) -> None:
+        self._stream = stream
+        self._started = self._drawn = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show bytes done of all."""
+        now = time.monotonic()
+        if done < total and now - self._drawn < REDRAW_SECONDS:
+            return
+        self._drawn = now
+        share = done / total if total else 1.0
+        filled = round(share * BAR_WIDTH)
+        speed = done / 1e6 / max(now - self._started, 1e-9)
+        self._stream.write(
+            f"\r[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {100 * share:5.1f} %  "
+            f"{done / 1e6:.0f} of {total / 1e6:.0f} MB  {speed:.0f} MB/s"
+        )
+        if done >= total:
+            self._stream.write("\n")
+        self._stream.flush()
+
+
+def add_convert_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that describe what is written."""
+    add = parser.add_argument
+    add("source", type=Path, help="folder of a run, of one checkpoint or of a model, or a file")
+    add("target", type=Path, help="folder of the result")
+    add("--to", choices=engine.TARGETS, default="mindspeed_ms", help="format of the result")
+    add("--tensor-model-parallel-size", type=int, default=1)
+    add("--pipeline-model-parallel-size", type=int, default=1)
+    add("--virtual-pipeline-model-parallel-size", type=int)
+    add("--num-layer-list", help="layers per stage, 4,4,6 or [[2,2],[2,2]] with virtual stages")
+    add("--expert-model-parallel-size", type=int, default=1)
+    add("--data-parallel-size", type=int, default=1, help="for rank numbers and bucket layouts")
+    add("--names", choices=("local", "te", "legacy"), default="local", help="Megatron's naming")
+    add(
+        "--use-distributed-optimizer",
+        action=argparse.BooleanOptionalAction,
+        help="write distrib_optim.pt; default as in the source",
+    )
+    add("--no-optimizer", action="store_true", help="weights only")
+    add("--dtype", choices=sorted(DTYPES), help="type of the weights; default that of the source")
+    add("--vocab-size", type=int, help="tokens in use; rows behind them are padding")
+    add("--make-vocab-size-divisible-by", type=int, default=128)
+    add("--container", choices=("safetensors", "ckpt"), help="kind of the written files")
+    add("--ckpt-prefix", default="network", help="names of MindSpore files")
+    add("--all-data-parallel-copies", action="store_true", help="MindSpore: files of all ranks")
+    add("--hf-model-type", help="kind of Hugging Face model to write, where several fit")
+    add_source_flags(parser)
+
+
+def add_source_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say what the source does not say itself."""
+    add = parser.add_argument
+    add("--ckpt-step", type=int, help="iteration to read; default the newest")
+    add("--source-tensor-model-parallel-size", type=int, help="of MindSpore files")
+    add("--model-config", type=Path, help="YAML or config.json that describes the model")
+
+
+def options_of(arguments: argparse.Namespace) -> engine.ConvertOptions:
+    """Options of a conversion from the command line."""
+    rows = arguments.num_layer_list
+    return engine.ConvertOptions(
+        to=arguments.to,
+        tensor=arguments.tensor_model_parallel_size,
+        pipeline=arguments.pipeline_model_parallel_size,
+        virtual_pipeline=arguments.virtual_pipeline_model_parallel_size,
+        num_layer_list=None if rows is None else layer_list(rows),
+        expert=arguments.expert_model_parallel_size,
+        data_parallel=arguments.data_parallel_size,
+        naming=arguments.names,
+        distributed_optimizer=arguments.use_distributed_optimizer,
+        with_optimizer=not arguments.no_optimizer,
+        dtype=DTYPES.get(arguments.dtype),
+        vocab_size=arguments.vocab_size,
+        make_vocab_size_divisible_by=arguments.make_vocab_size_divisible_by,
+        container=arguments.container,
+        prefix=arguments.ckpt_prefix,
+        all_copies=arguments.all_data_parallel_copies,
+        model_type=arguments.hf_model_type,
+        **source_options(arguments),
+    )
+
+
+def source_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says about the source."""
+    return {
+        "step": arguments.ckpt_step,
+        "source_tensor": arguments.source_tensor_model_parallel_size,
+        "model_config": arguments.model_config,
+    }
+
+
+def layer_list(text: str) -> tuple:
+    """Layers per stage, and per chunk if there are virtual stages.
+
+    >>> layer_list("[[2,2],[1,3]]")
+    ((2, 2), (1, 3))
+    """
+    rows = [
+        tuple(int(word) for word in row.replace("[", "").split(",") if word.strip())
+        for row in text.strip().strip("[]").split("]")
+        if row.strip(" ,[")
+    ]
+    return rows[0] if len(rows) == 1 else tuple(rows)
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Convert; print what was done."""
+    report = engine.convert(
+        arguments.source, arguments.target, options_of(arguments), ProgressBar()
+    )
+    say(f"{report.num_tensors} weights, {report.num_bytes / 1e6:.1f} MB -> {report.folder}")
+    for note in report.notes:
+        say(f"  {note}")
+    return 0
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    """Print what a checkpoint holds, from its indices and headers only."""
+    options = engine.ConvertOptions(**source_options(arguments))
+    catalog = engine.open_source(arguments.source, options)
+    found = find_checkpoint(arguments.source, arguments.ckpt_step)
+    say(f"{catalog.source}, format {found.kind if found else 'unknown'}")
+    for key, value in engine.describe(catalog).items():
+        say(f"  {key}: {value}")
+    for line in tensor_lines(catalog, arguments.pieces):
+        say(line)
+    files = {piece.path for tensor in catalog.tensors.values() for piece in tensor.pieces}
+    count = sum(tensor.num_bytes for tensor in catalog.tensors.values())
+    say(f"{len(catalog.tensors)} tensors, {count / 1e6:.1f} MB in {len(files)} files")
+    return 0
+
+
+def tensor_lines(catalog: Catalog, with_pieces: bool) -> list[str]:
+    """A line for every tensor: type, shape, pieces, digest."""
+    lines = []
+    for name, tensor in sorted(catalog.tensors.items()):
+        lines.append(
+            f"  {tensor.dtype:>5} {str(list(tensor.shape)):>16} {tensor.num_bytes:>12} B  "
+            f"{len(tensor.pieces):>3} x  {tensor.digest or '-':>16}  {name}"
+        )
+        for piece in tensor.pieces if with_pieces else ():
+            span = piece.span
+            lines.append(
+                f"          {piece.path} +{piece.offset}: {span.region.to_json()} "
+                f"[{span.start}:{span.stop}]"
+            )
+    return lines
+
+
+def run_diff(arguments: argparse.Namespace) -> int:
+    """Print where two checkpoints differ; status 1 if they do."""
+    options = engine.ConvertOptions(**source_options(arguments))
+    first = engine.open_source(arguments.source, options)
+    second = engine.open_source(arguments.second, engine.ConvertOptions())
+    if arguments.weights_only:
+        for catalog in (first, second):
+            catalog.tensors = {
+                name: tensor for name, tensor in catalog.tensors.items() if not engine.kind_of(name)
+            }
+    found = engine.diff(first, second, with_values=not arguments.metadata_only)
+    for item in found:
+        say(f"  {item.name}: {item.what}")
+    if found:
+        say(f"{len(found)} differences")
+        return 1
+    say(f"equal: {len(first.tensors)} tensors")
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="convert_ckpt", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_convert_flags(commands.add_parser("convert", help="convert a checkpoint"))
+    show = commands.add_parser("inspect", help="list tensors, layout and digests")
+    show.add_argument("source", type=Path)
+    show.add_argument("--pieces", action="store_true", help="say where every piece lies")
+    add_source_flags(show)
+    compare = commands.add_parser("diff", help="compare two checkpoints")
+    compare.add_argument("source", type=Path)
+    compare.add_argument("second", type=Path)
+    compare.add_argument("--weights-only", action="store_true")
+    compare.add_argument("--metadata-only", action="store_true", help="names, shapes and types")
+    add_source_flags(compare)
+    return parser
+
+
+def in_one_line(work: Callable[[], int]) -> int:
+    """Run; an error about input becomes one line and status 2."""
+    try:
+        return work()
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its status."""
+    arguments = make_parser().parse_args(argv)
+    commands = {"convert": run_convert, "inspect": run_inspect, "diff": run_diff}
+    return in_one_line(lambda: commands[arguments.command](arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
