@@ -5,7 +5,8 @@
     python tools/convert_ckpt diff FIRST SECOND
 
 Formats are told apart by what lies in the folder: this project's, Megatron-LM's ``torch`` and
-``torch_dist``, Hugging Face safetensors, MindSpore ``.ckpt``. Neither torch nor MindSpore is needed.
+``torch_dist``, Hugging Face safetensors, MindSpore ``.ckpt``. Neither torch nor MindSpore is
+needed.
 """
 
 from __future__ import annotations
