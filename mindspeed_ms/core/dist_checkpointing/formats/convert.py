@@ -60,6 +60,10 @@ class ConvertOptions:
     """Description of the model, where the source has none."""
     model_type: str | None = None
     """Kind of Hugging Face model to write."""
+    noop_layers: tuple[int, ...] = ()
+    """Numbers that identity layers take in the target."""
+    num_layers: int | None = None
+    """Layers of the target, identity layers included; None: those of the source."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Megatron arguments to write beside those that follow."""
 
@@ -136,6 +140,8 @@ def convert(
         options.tensor,
     )
     _check_complete(catalog, facts)
+    if options.noop_layers:
+        catalog = _with_noop_layers(catalog, facts, options)
     source = Source(catalog, rows, options.dtype)
     total = _total_bytes(source, options)
     done = 0
@@ -149,6 +155,23 @@ def convert(
         folder = _write(source, facts, target_path, options, advance)
     notes = _notes(catalog, source, facts, options)
     return ConvertReport(folder, len(source.weights), done, tuple(notes))
+
+
+def _with_noop_layers(catalog: Catalog, facts: ModelFacts, options: ConvertOptions) -> Catalog:
+    """The catalog with its layers moved apart to make room for identity layers."""
+    total = options.num_layers or facts.num_layers + len(options.noop_layers)
+    free = [layer for layer in range(total) if layer not in options.noop_layers]
+    if len(free) != facts.num_layers:
+        raise ValueError(
+            f"{total} layers without {len(options.noop_layers)} identity layers are {len(free)}, "
+            f"but the source has {facts.num_layers}; correct num_layers or the list"
+        )
+    facts.num_layers = total
+    moved = {}
+    for name, tensor in catalog.tensors.items():
+        layer = names.layer_of(name)
+        moved[name if layer is None else names.with_layer(name, free[layer])] = tensor
+    return Catalog(moved, catalog.common, catalog.source)
 
 
 def _write(

@@ -62,7 +62,7 @@ def facts_of(catalog: Catalog) -> ModelFacts:
     common = catalog.common
     if "config" in common:
         found = _from_own(common["config"])
-    elif "megatron_args" in common:
+    elif "num_layers" in common.get("megatron_args", {}):
         found = _from_megatron(common["megatron_args"])
     elif "facts" in common:
         known = {item.name for item in fields(ModelFacts)}

@@ -12,6 +12,7 @@ from mindspeed_ms.core.dist_checkpointing.formats import (
     huggingface,
     megatron,
     mindspore_dirs,
+    torch_dist,
 )
 
 Format = Literal["mindspeed_ms", "torch", "torch_dist", "huggingface", "mindspore"]
@@ -106,4 +107,4 @@ def open_checkpoint(found: Found) -> Catalog:
         return huggingface.read_catalog(found.folder)
     if found.kind == "mindspore":
         return mindspore_dirs.read_catalog(found.folder)
-    raise ValueError(f"{found.folder} is of format {found.kind}, which is not read")
+    return torch_dist.read_catalog(found.folder)

@@ -7,9 +7,10 @@ optimizer's tensors carry the prefixes ``exp_avg.`` and ``exp_avg_sq.``.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from mindspeed_ms.core.dist_checkpointing.formats.facts import ModelFacts
 from mindspeed_ms.core.dist_checkpointing.formats.source import Source, kind_of
 from mindspeed_ms.core.dist_checkpointing.region import Region, Span
 from mindspeed_ms.core.layer_placement import LayerPlacement
+
+DESCRIPTION = "description.json"
+"""What the converter knew of the run beside its tensors."""
 
 _RANK = re.compile(r"rank_(\d+)")
 _SHARD_KEYS = re.compile(r"(.*\.)?buffer_\d+_bucket_\d+$")
@@ -55,6 +59,9 @@ def read_catalog(path: Path, tensor_parallel: int | None = None) -> Catalog:
     parts = tensor_parallel or _tensor_parallel(files)
     is_gated = _is_gated(files)
     catalog = Catalog({}, {"iteration": _iteration(files[0])}, f"MindSpore checkpoint {path}")
+    description = path / DESCRIPTION
+    if description.is_file():
+        catalog.common.update(json.loads(description.read_text(encoding="utf-8")))
     for file in files:
         for key, tensor in file.tensors.items():
             if _is_state(key):
@@ -69,14 +76,14 @@ def _is_state(key: str) -> bool:
 
 def _open(path: Path) -> list[_RankFile]:
     if path.is_file():
-        return [_RankFile(0, path, _tensors_in(path))]
+        return [_RankFile(0, path, tensors_in(path))]
     found = []
     for folder in sorted(path.glob("rank_*")):
         match = _RANK.fullmatch(folder.name)
         files = [*folder.glob("*.ckpt"), *folder.glob("*.safetensors")]
         if match and files:
             newest = max(files, key=lambda item: (item.stat().st_mtime, item.name))
-            found.append(_RankFile(int(match[1]), newest, _tensors_in(newest)))
+            found.append(_RankFile(int(match[1]), newest, tensors_in(newest)))
     if not found:
         single = sorted(path.glob("*.ckpt"))
         if len(single) != 1:
@@ -87,7 +94,8 @@ def _open(path: Path) -> list[_RankFile]:
     return found
 
 
-def _tensors_in(path: Path) -> dict[str, mindspore_file.CkptTensor]:
+def tensors_in(path: Path) -> dict[str, mindspore_file.CkptTensor]:
+    """Tensors of a ``.ckpt`` or safetensors file."""
     if path.suffix == ".ckpt":
         return mindspore_file.read_index(path)[0]
     tensors = {}
@@ -195,7 +203,15 @@ def write(
             for copy in copies:
                 number = rank + target.tensor * (copy + target.data_parallel * stage)
                 _put(root / f"rank_{number}", target, entries)
+    _describe(source, facts, root)
     return root
+
+
+def _describe(source: Source, facts: ModelFacts, root: Path) -> None:
+    kept = ("iteration", "consumed_train_samples", "scheduler", "optimizer", "megatron_args")
+    common = {key: source.catalog.common.get(key) for key in kept if source.catalog.common.get(key)}
+    text = json.dumps({**common, "vocab_size": facts.vocab_size, "facts": asdict(facts)}, indent=1)
+    storage.write_text(root / DESCRIPTION, text)
 
 
 def _put(folder: Path, target: MindSporeTarget, entries: list[safetensors.Entry]) -> None:
