@@ -2,7 +2,7 @@
 
     python benchmarks/checkpoint_conversion.py --megabytes 600
 
-Makes a random Llama-shaped checkpoint in a temporary folder, then copies it and converts it in turns.
+Makes a random Llama-shaped checkpoint in a temporary folder, then copies and converts it in turns.
 Every conversion runs in a process of its own, whose peak memory is reported.
 """
 
@@ -127,8 +127,9 @@ def main() -> None:
         sys.stdout.write(f"copy          {size / copy:7.0f} MB/s\n")
         for label, (seconds, peak) in best.items():
             sys.stdout.write(
-                f"{label:13} {size / seconds:7.0f} MB/s  {100 * copy / seconds:5.0f} % of the copy  "
-                f"peak {peak:.0f} MB (allowed {2 * largest + 300:.0f})\n"
+                f"{label:13} {size / seconds:7.0f} MB/s  "
+                f"{100 * copy / seconds:5.0f} % of the copy  peak {peak:.0f} MB "
+                f"(allowed {2 * largest + 300:.0f})\n"
             )
 
 
