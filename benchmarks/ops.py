@@ -60,6 +60,27 @@ def _linear(out: int, width: int) -> list[Case]:
     ]
 
 
+def _packed_cases(tokens: int = 2048, documents: int = 16) -> list[Case]:
+    """A long row of documents: told apart by their numbers, by a dense mask, or not at all."""
+    numbers = np.repeat(np.arange(documents), tokens // documents)[None].astype(np.int32)
+    packed = ops.Documents(numbers, numbers)
+    hidden = Tensor(packed.hidden() | np.triu(np.ones((tokens, tokens), np.bool_), 1))
+    key = (tokens, 1, GROUPS, DIM)
+    options = {
+        "causal": {},
+        "documents": {"documents": packed},
+        "dense mask": {"mask": hidden, "causal": False},
+    }
+    return [
+        Case(
+            f"attention {tokens} {name}",
+            ((tokens, 1, HEADS, DIM), key, key),
+            lambda *a, more=more: ops.attention(*a, scale=0.125, **more),
+        )
+        for name, more in options.items()
+    ]
+
+
 def _cases() -> list[Case]:
     rng = np.random.RandomState(0)
     target = Tensor(rng.randint(0, VOCAB, TOKENS))
@@ -118,6 +139,7 @@ def _cases() -> list[Case]:
         Case("adamw_ 8M", (flat,) * 4, lambda *a: ops.adamw_(*a, **adam), False),
         Case("axpy_ 8M", (flat, flat), ops.axpy_, False),
         Case("l2_norm_squared 8M", (flat,), ops.l2_norm_squared, False),
+        *_packed_cases(),
     ]
 
 

@@ -135,7 +135,7 @@ def get_model(
             param.name = name
     count = sum(num_elements(param) for module in modules for _, param in named_parameters(module))
     logger.debug("parameters on this rank: %d", count)
-    if parallel_state.get_data_parallel_rank() == 0:
+    if parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0:
         tensor = parallel_state.get_tensor_model_parallel_rank()
         pipeline = parallel_state.get_pipeline_model_parallel_rank()
         logger.info(
