@@ -57,11 +57,22 @@ class ContextParallel:
 
 
 def context_parallel(parallel: ModelParallelConfig) -> ContextParallel | None:
-    """This rank's place; None when every rank holds whole sequences."""
+    """This rank's place; None when every rank holds whole sequences.
+
+    Raises:
+        RuntimeError: the groups were made for another way to share sequences.
+    """
     if not parallel_state.model_parallel_is_initialized():
         return None
     group = parallel_state.get_context_parallel_group()
     if group.size == 1:
         return None
     ulysses, ring = parallel_state.get_hierarchical_context_parallel_groups()
+    wanted, present = parallel.hierarchical_context_parallel_sizes, (ulysses.size, ring.size)
+    if present != wanted:
+        raise RuntimeError(
+            f"context parallel groups exist for (all-to-all, ring) sizes {present}, but the "
+            f"configuration ({parallel.context_parallel_algo}) asks for {wanted}; give "
+            f"hierarchical_context_parallel_sizes={wanted} to initialize_model_parallel"
+        )
     return ContextParallel(parallel.context_parallel_algo, group, ulysses, ring)
