@@ -613,8 +613,6 @@ def test_the_basic_configuration_is_supported():
     ("model_changes", "sections", "start"),
     [
         ({}, {"lora_config": {"use_lora": True}}, "use_lora"),
-        ({"qk_layernorm": True}, {}, "qk_layernorm"),
-        ({"layernorm_zero_centered_gamma": True}, {}, "layernorm_zero_centered_gamma"),
         ({"init_method_xavier_uniform": True}, {}, "init_method_xavier_uniform"),
         ({}, {"training_config": {"profile": True}}, "profile"),
         ({}, {"training_config": {"loss_reduction": "sum"}}, "calculate_per_token_loss"),

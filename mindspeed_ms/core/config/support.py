@@ -37,17 +37,9 @@ def _unsupported_model(all_config: AllConfig) -> list[str]:
     reasons = []
     if all_config.lora_config.use_lora:
         reasons.append("use_lora: low-rank adapters are not available yet; train all weights")
-    if model.layernorm_zero_centered_gamma:
-        reasons.append(
-            "layernorm_zero_centered_gamma: norm weights are stored as they are; leave it out"
-        )
     if model.init_method_xavier_uniform:
         reasons.append(
             "init_method_xavier_uniform: initial weights are normal; use init_method_std"
-        )
-    if model.qk_layernorm and not model.multi_latent_attention:
-        reasons.append(
-            "qk_layernorm: norms on queries and keys are not available yet; leave it out"
         )
     if model.gated_linear_unit and model.hidden_act not in ("swiglu", "fused_swiglu"):
         reasons.append(

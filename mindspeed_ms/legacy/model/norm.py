@@ -19,6 +19,7 @@ class LayerNorm(Cell):
         dim: size of the last dimension.
         eps: added to the variance.
         scale: initial value of gamma.
+        zero_centered: keep gamma - 1 as the parameter.
         sequence_parallel: inputs hold a part of the sequence, so gradients are partial sums.
         params_dtype: type of gamma and beta.
     """
@@ -29,14 +30,15 @@ class LayerNorm(Cell):
         eps: float = 1e-5,
         *,
         scale: float = 1.0,
+        zero_centered: bool = False,
         sequence_parallel: bool = False,
         params_dtype: mstype.Type = mstype.float32,
     ) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.zero_centered = eps, zero_centered
         shard = ShardSpec(sequence_parallel=sequence_parallel)
         self.gamma = create_parameter(
-            (dim,), _constant(scale), dtype=params_dtype, name="gamma", shard=shard
+            (dim,), _constant(scale - zero_centered), dtype=params_dtype, name="gamma", shard=shard
         )
         self.beta = create_parameter(
             (dim,), _constant(0.0), dtype=params_dtype, name="beta", shard=shard
@@ -44,7 +46,8 @@ class LayerNorm(Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
-        return ops.layer_norm(x, self.gamma, self.beta, self.eps)
+        gamma = self.gamma + 1 if self.zero_centered else self.gamma
+        return ops.layer_norm(x, gamma, self.beta, self.eps)
 
 
 class RMSNorm(Cell):
@@ -54,6 +57,7 @@ class RMSNorm(Cell):
         dim: size of the last dimension.
         eps: added to the mean square.
         scale: initial value of the weight.
+        zero_centered: keep the weight - 1 as the parameter.
         sequence_parallel: inputs hold a part of the sequence, so gradients are partial sums.
         params_dtype: type of the weight.
     """
@@ -64,14 +68,15 @@ class RMSNorm(Cell):
         eps: float = 1e-6,
         *,
         scale: float = 1.0,
+        zero_centered: bool = False,
         sequence_parallel: bool = False,
         params_dtype: mstype.Type = mstype.float32,
     ) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.zero_centered = eps, zero_centered
         self.weight = create_parameter(
             (dim,),
-            _constant(scale),
+            _constant(scale - zero_centered),
             dtype=params_dtype,
             name="weight",
             shard=ShardSpec(sequence_parallel=sequence_parallel),
@@ -79,7 +84,7 @@ class RMSNorm(Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
-        return ops.rms_norm(x, self.weight, self.eps)
+        return ops.rms_norm(x, self.weight + 1 if self.zero_centered else self.weight, self.eps)
 
 
 def get_norm(
@@ -107,6 +112,7 @@ def get_norm(
         dim or config.hidden_size,
         config.norm_epsilon,
         scale=scale,
+        zero_centered=config.layernorm_zero_centered_gamma,
         sequence_parallel=config.parallel_config.sequence_parallel or per_head,
         params_dtype=config.params_dtype,
     )
