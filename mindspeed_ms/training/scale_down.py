@@ -196,6 +196,12 @@ def _shrink_widths(args: argparse.Namespace) -> None:
     args.ffn_hidden_size = 64 * tensor
     args.seq_length = max(32, 4 * unit)
     args.max_position_embeddings = args.seq_length
+    if args.multi_latent_attention:
+        args.kv_lora_rank = args.qk_head_dim = args.v_head_dim = HEAD_WIDTH
+        args.q_lora_rank = HEAD_WIDTH if args.q_lora_rank else None
+        args.qk_pos_emb_head_dim = HEAD_WIDTH // 2
+    if args.mtp_num_layers:
+        args.mtp_num_layers = 1
     if args.pre_tockens is not None:
         args.pre_tockens = args.seq_length
 

@@ -23,6 +23,11 @@ SIZES = "--hidden-size 64 --ffn-hidden-size 192 --num-attention-heads 4 --micro-
 LLAMA = " ".join(pipeline_runs.LLAMA)
 TP2, PP2 = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
 SHARDED = "--use-distributed-optimizer"
+EXPERTS = f"{LLAMA} --num-experts 4 --moe-ffn-hidden-size 48 --moe-layer-freq 2"
+LATENT = (
+    f"{LLAMA} --multi-latent-attention --q-lora-rank 24 --kv-lora-rank 16 --qk-head-dim 16 "
+    "--qk-pos-emb-head-dim 8 --v-head-dim 16 --qk-layernorm --mtp-num-layers 1"
+)
 FOUR = [
     "",
     f"{TP2} --sequence-parallel {LLAMA} --bf16 {SHARDED}",
@@ -32,6 +37,9 @@ FOUR = [
     f"{LLAMA} --zero-level z3",
     f"{SHARDED} --num-distributed-optimizer-instances 2 --qk-layernorm",
     "--pipeline-model-parallel-size 4 --bf16 --grad-reduce-in-bf16 --optimizer sgd",
+    f"{EXPERTS} --expert-model-parallel-size 2 {SHARDED}",
+    f"{EXPERTS} {TP2} --sequence-parallel --moe-shared-expert-intermediate-size 64",
+    f"{LATENT} {PP2} {SHARDED}",
 ]
 EIGHT = [
     f"{TP2} {PP2} {SHARDED} --bf16 {LLAMA}",

@@ -70,7 +70,8 @@ def test_experts_are_counted_once_over_all_ranks():
     alone = total_parameters(config_of(f"{LLAMA} {moe}"))
     dense = 4 * (3 * 64 * 128) + 8 * (4 * 64 * 64 + 128) + 2 * 512 * 64 + 64
     assert alone == dense + 4 * (4 * 3 * 64 * 32 + 4 * 64)
-    for layout in ("--expert-model-parallel-size 4", f"{TP2} --expert-model-parallel-size 2"):
+    both = f"{TP2} --sequence-parallel --expert-model-parallel-size 2"
+    for layout in ("--expert-model-parallel-size 4", both):
         assert total_parameters(config_of(f"{LLAMA} {moe} {layout}")) == alone
 
 

@@ -27,11 +27,13 @@ from dataclasses import dataclass
 from mindspeed_ms.core.config import AllConfig
 from mindspeed_ms.core.layer_placement import layer_placement
 from mindspeed_ms.core.pipeline_parallel.schedule_plan import Backward, Shape, compute_order
-from mindspeed_ms.core.planner.parameters import dtype_bytes, is_moe_layer
+from mindspeed_ms.core.planner.parameters import dtype_bytes
 from mindspeed_ms.core.recompute_plan import (
     CORE_ATTENTION,
+    MLA_UP_PROJECTION,
     MLP,
     MLP_ACTIVATION,
+    MOE,
     NO_RECOMPUTE,
     NORMS,
     LayerRecompute,
@@ -102,7 +104,9 @@ def layer_bytes(config: AllConfig, layer: int, recompute: LayerRecompute = NO_RE
     total += _attention_bytes(config, sizes, recompute)
     if MLP in recompute.modules:
         return total
-    if is_moe_layer(config.moe_config, layer):
+    if model.has_experts(layer):
+        if MOE in recompute.modules:
+            return total
         return total + _expert_bytes(config, sizes)
     ranks = config.parallel_config.tensor_model_parallel_size
     inner = sizes.tokens * (model.ffn_hidden_size or 0) // ranks * sizes.width
@@ -119,8 +123,26 @@ def _linear_inputs(config: AllConfig, sizes: _Sizes, recompute: LayerRecompute) 
 def _attention_bytes(config: AllConfig, sizes: _Sizes, recompute: LayerRecompute) -> int:
     model, ranks = config.model_config, config.parallel_config.tensor_model_parallel_size
     heads = model.num_attention_heads // ranks
+    if model.multi_latent_attention:
+        return _latent_bytes(config, sizes, recompute)
     groups = max(1, model.num_kv_groups // ranks)
     kept = sizes.tokens * sizes.width * 2 * (heads + groups) * (model.kv_channels or 0)
+    return kept if CORE_ATTENTION in recompute.modules else kept + 4 * sizes.tokens * heads
+
+
+def _latent_bytes(config: AllConfig, sizes: _Sizes, recompute: LayerRecompute) -> int:
+    """Narrow vectors (twice where they are normalized), and heads of equal width."""
+    model, latent = config.model_config, config.model_config.mla_config
+    heads = model.num_attention_heads // config.parallel_config.tensor_model_parallel_size
+    narrow = latent.kv_lora_rank + (latent.q_lora_rank or 0)
+    kept = sizes.rows * sizes.width * narrow * (2 if model.qk_layernorm else 1)
+    output = sizes.tokens * sizes.width * heads * latent.v_head_dim
+    if MLA_UP_PROJECTION in recompute.modules:
+        return kept + output
+    width = max(latent.query_dim, latent.v_head_dim)
+    if width > latent.v_head_dim:  # the kernel's output is wider than what the projection keeps
+        output += sizes.tokens * sizes.width * heads * width
+    kept += output + sizes.tokens * sizes.width * 3 * heads * width
     return kept if CORE_ATTENTION in recompute.modules else kept + 4 * sizes.tokens * heads
 
 
@@ -147,8 +169,13 @@ def head_bytes(config: AllConfig) -> int:
     model, sizes = config.model_config, _Sizes.of(config)
     norm = sizes.stream + sizes.rows * _STATISTICS if model.use_final_norm else 0
     ranks = config.parallel_config.tensor_model_parallel_size
-    logits = 4 if not model.fp16_lm_cross_entropy else 2
-    return norm + sizes.normed + sizes.tokens * model.vocab_size // ranks * logits
+    width = 4 if not model.fp16_lm_cross_entropy else 2
+    head = sizes.normed + sizes.tokens * model.vocab_size // ranks * width
+    total = norm + head
+    for depth in range(model.mtp_num_layers or 0):
+        total += head + 3 * norm + 2 * sizes.normed
+        total += layer_bytes(config, model.num_layers + depth)
+    return total
 
 
 def chunk_bytes(config: AllConfig, stage: int, chunk: int) -> int:

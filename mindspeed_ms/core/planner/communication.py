@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mindspeed_ms.core.config import AllConfig
 from mindspeed_ms.core.layer_placement import layer_placement
 from mindspeed_ms.core.planner.memory import expert_data_parallel_size
-from mindspeed_ms.core.planner.parameters import chunk_parameters, dtype_bytes, is_moe_layer
+from mindspeed_ms.core.planner.parameters import chunk_parameters, dtype_bytes
 from mindspeed_ms.core.recompute_plan import recompute_plan
 
 
@@ -109,7 +109,7 @@ def stage_traffic(config: AllConfig, world_size: int, stage: int, microbatches: 
     if parallel.expert_model_parallel_size > 1:
         copies = tokens // cut * config.moe_config.moe_router_topk
         moved = copies * model.hidden_size * width * share(parallel.expert_model_parallel_size)
-        with_experts = sum(is_moe_layer(config.moe_config, layer) for layer in layers)
+        with_experts = sum(model.has_experts(layer) for layer in layers)
         expert = 4.0 * moved * with_experts * microbatches  # there and back, forward and backward
     passes = sum(
         (not (stage == 0 and chunk == 0))
