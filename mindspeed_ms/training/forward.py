@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from mindspore import Tensor
 
-from mindspeed_ms.backend import memory
+from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.pipeline_parallel.schedules import LossFunc
 from mindspeed_ms.training.data import MODEL_INPUTS, get_batch
 
@@ -16,8 +18,40 @@ GetBatch = Callable[[Iterator], Any]
 """(data iterator) -> model arguments by name, or the five tensors of Megatron's ``get_batch``."""
 
 
+@dataclass(slots=True)
+class TokenWeights:
+    """Weighs micro-batches by their tokens, for ``--calculate-per-token-loss``.
+
+    Every loss is divided by the most tokens a micro-batch can have. After the step the gradients
+    are multiplied by ``factor``, which puts the tokens there were in its place.
+    """
+
+    most: int
+    """Tokens of a micro-batch without masked ones."""
+    seen: float = 0.0
+    """Tokens whose loss this rank took in the step so far."""
+
+    def share(self, tokens: float) -> float:
+        """Weight of a micro-batch's mean; its tokens are counted."""
+        self.seen += tokens
+        return tokens / self.most
+
+    def factor(self, microbatches: int) -> float:
+        """What completes the gradients of a step.
+
+        Parallelism: collective over the world. Only the last stage has seen tokens, and ranks of a
+        tensor-parallel group have seen the same.
+        """
+        total = memory.from_numpy(np.array([self.seen], np.float32))
+        comm.all_reduce(total)
+        copies = parallel_state.get_tensor_model_parallel_world_size()
+        tokens = float(memory.as_numpy(total)[0]) / copies
+        ranks = parallel_state.get_data_parallel_world_size()
+        return self.most * microbatches * ranks / max(tokens, 1.0)
+
+
 def default_forward_step(
-    get_batch_func: GetBatch | None = None,
+    get_batch_func: GetBatch | None = None, weights: TokenWeights | None = None
 ) -> Callable[[Iterator, Any], tuple[Tensor, LossFunc]]:
     """Forward step of a model that returns its masked mean loss, as ``GPTModel`` does."""
     read = get_batch_func or get_batch
@@ -28,6 +62,8 @@ def default_forward_step(
 
         def loss_func(loss: Tensor) -> tuple[Tensor, float, dict[str, tuple[Any, Any]]]:
             mean = float(memory.as_numpy(loss).item())
+            if weights is not None:
+                loss = loss * weights.share(tokens)
             return loss, tokens, {"lm loss": (mean * tokens, tokens)}
 
         return model(**batch), loss_func
@@ -37,6 +73,7 @@ def default_forward_step(
 
 def megatron_forward_step(
     user_step: Callable[[Iterator, Any], tuple[Tensor, Callable]],
+    weights: TokenWeights | None = None,
 ) -> Callable[[Iterator, Any], tuple[Tensor, LossFunc]]:
     """Adapt a Megatron ``forward_step``, whose loss function may return two or three values.
 
@@ -50,11 +87,19 @@ def megatron_forward_step(
         def loss_func(output: Tensor) -> tuple[Tensor, float, dict[str, tuple[Any, Any]]]:
             result = user_loss(output)
             if len(result) == 2:
+                if weights is not None:
+                    raise ValueError(
+                        "the loss function of forward_step returned (loss, report), but "
+                        "calculate_per_token_loss needs (sum, number of tokens, report)"
+                    )
                 loss, report = result
                 return loss, 1.0, {name: _pair(value) for name, value in report.items()}
             total, count, report = result
             tokens = max(float(_scalar(count)), 1.0)
-            return total / tokens, tokens, {name: _pair(value) for name, value in report.items()}
+            mean = total / tokens
+            if weights is not None:
+                mean = mean * weights.share(tokens)
+            return mean, tokens, {name: _pair(value) for name, value in report.items()}
 
         return output, loss_func
 

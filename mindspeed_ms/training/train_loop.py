@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import AllConfig
@@ -28,6 +29,7 @@ from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamSchedul
 from mindspeed_ms.core.pipeline_parallel import get_forward_backward_func
 from mindspeed_ms.training.batches import EndlessLoader, SharedLoader
 from mindspeed_ms.training.flops import tflops_per_rank
+from mindspeed_ms.training.forward import TokenWeights
 from mindspeed_ms.training.layer_losses import collect_layer_losses, mean_layer_losses
 from mindspeed_ms.training.log_lines import (
     IntervalReport,
@@ -82,6 +84,8 @@ class TrainingSetup:
     train_iters: int
     state: TrainState = field(default_factory=TrainState)
     on_step: Callable[[StepReport], None] | None = None
+    token_weights: TokenWeights | None = None
+    """None: every micro-batch weighs the same."""
     checkpoints: RunCheckpoints | None = None
     """None: the run keeps no checkpoints."""
 
@@ -126,6 +130,8 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
     loss_scale = setup.optimizer.loss_scale
     for model in setup.model:
         model.zero_grad_buffer()
+    if setup.token_weights is not None:
+        setup.token_weights.seen = 0.0
     reports = get_forward_backward_func()(
         forward_step_func=setup.forward_step,
         data_iterator=data_iterator,
@@ -141,6 +147,8 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
     if training.check_for_nan_in_loss_and_grad:
         _refuse_nan(losses, reports, state.iteration + 1)
     finalize_model_grads(setup.model)
+    if setup.token_weights is not None:
+        scale_gradients(setup.model, setup.token_weights.factor(get_num_microbatches()))
     if training.check_for_nan_in_loss_and_grad:
         refuse_bad_gradients(setup.model, state.iteration + 1)
     apply_schedule(setup)
@@ -160,6 +168,14 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
         loss_scale=setup.optimizer.loss_scale,
         layer_losses=layer_losses,
     )
+
+
+def scale_gradients(models: Sequence[DistributedDataParallel], factor: float) -> None:
+    """Multiply the reduced gradients this rank owns."""
+    for model in models:
+        for buffer in model.buffers:
+            for shard in buffer.shards:
+                ops.scale_(shard.grads, factor)
 
 
 def apply_schedule(setup: TrainingSetup) -> None:

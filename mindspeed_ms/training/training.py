@@ -24,7 +24,12 @@ from mindspeed_ms.core.optimizer import (
 from mindspeed_ms.core.parameter import named_parameters, num_elements
 from mindspeed_ms.training.checkpointing import load_checkpoint, make_saver, true_vocab_size
 from mindspeed_ms.training.entry import user_errors
-from mindspeed_ms.training.forward import GetBatch, default_forward_step, megatron_forward_step
+from mindspeed_ms.training.forward import (
+    GetBatch,
+    TokenWeights,
+    default_forward_step,
+    megatron_forward_step,
+)
 from mindspeed_ms.training.global_vars import get_all_config
 from mindspeed_ms.training.initialize import initialize_megatron, set_up_run
 from mindspeed_ms.training.output import print_rank_0
@@ -213,10 +218,13 @@ def _setup(
         config.training_config.log_num_zeros_in_grad,
         grad_scaler=get_grad_scaler(config.training_config),
     )
+    weights = None
+    if config.training_config.calculate_per_token_loss:
+        weights = TokenWeights(config.dataset_config.batch_size * config.model_config.seq_length)
     step = (
-        default_forward_step(get_batch_func)
+        default_forward_step(get_batch_func, weights)
         if forward_step_func is None
-        else megatron_forward_step(forward_step_func)
+        else megatron_forward_step(forward_step_func, weights)
     )
     batch_size = config.global_batch_size(comm.get_world_size())
     return TrainingSetup(
@@ -227,6 +235,7 @@ def _setup(
             config.training_config, config.optimizer_config, batch_size
         ),
         forward_step=step,
+        token_weights=weights,
         train_iters=num_train_iters(config),
         on_step=on_step,
     )

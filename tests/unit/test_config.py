@@ -615,7 +615,7 @@ def test_the_basic_configuration_is_supported():
         ({}, {"lora_config": {"use_lora": True}}, "use_lora"),
         ({"init_method_xavier_uniform": True}, {}, "init_method_xavier_uniform"),
         ({}, {"training_config": {"profile": True}}, "profile"),
-        ({}, {"training_config": {"loss_reduction": "sum"}}, "calculate_per_token_loss"),
+        ({}, {"training_config": {"loss_reduction": "sum"}}, "loss_reduction sum"),
         ({"gated_linear_unit": True}, {}, "gated_linear_unit with hidden_act gelu"),
     ],
 )

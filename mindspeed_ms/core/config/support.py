@@ -54,9 +54,28 @@ def _unsupported_training(all_config: AllConfig) -> list[str]:
     reasons = []
     if training.profile:
         reasons.append("profile: the profiler is not available yet; leave it out")
-    if training.calculate_per_token_loss or training.loss_reduction != "mean":
+    if training.loss_reduction != "mean":
         reasons.append(
-            "calculate_per_token_loss, loss_reduction sum: only the mean of the micro-batches' "
-            "means is available; leave them out"
+            "loss_reduction sum: losses of tokens are averaged; use mean, with "
+            "calculate_per_token_loss over all tokens of a step"
         )
+    if training.calculate_per_token_loss:
+        reasons += _unsupported_token_weights(all_config)
     return reasons
+
+
+def _unsupported_token_weights(all_config: AllConfig) -> list[str]:
+    """What has a loss of its own that is not counted in tokens."""
+    others = {
+        "context_parallel_size": all_config.parallel_config.context_parallel_size > 1,
+        "mtp_num_layers": bool(all_config.model_config.mtp_num_layers),
+        "moe_aux_loss_coeff": any(all_config.moe_config.balance_coefficients().values())
+        and all_config.moe_config.is_moe,
+        "moe_z_loss_coeff": bool(all_config.moe_config.moe_z_loss_coeff),
+    }
+    return [
+        f"calculate_per_token_loss with {name}: only the loss of whole sequences is weighed by "
+        "tokens; leave one of them out"
+        for name, is_on in others.items()
+        if is_on
+    ]
