@@ -64,7 +64,10 @@ def facts_for(megabytes: int) -> ModelFacts:
 def make_checkpoint(folder: Path, facts: ModelFacts) -> Path:
     """A checkpoint of random numbers in this project's format."""
     noise = folder / "noise.bin"
-    np.random.default_rng(0).standard_normal(64 << 20, np.float32).tofile(noise)
+    rng = np.random.default_rng(0)
+    with noise.open("wb") as file:  # in parts: children are charged with this process's peak
+        for _ in range(64):
+            rng.standard_normal(1 << 20, np.float32).tofile(file)
     catalog = Catalog({}, {"iteration": 1}, "noise")
     for link in links("llama", facts, facts.padded_vocab_size):
         shape = tuple(high for _, high in link.region.bounds)

@@ -57,7 +57,8 @@ def test_each_part_can_be_left_out(dist_run, tmp_path):
     assert no_optim["loss"][7] != straight["loss"][7]
     assert no_optim["lr"][5] == straight["lr"][1]  # Megatron leaves the schedule at its start
     assert "not restored: optimizer state and schedules" in no_optim["output"]
-    assert list(finetune["loss"]) == list(range(1, 9)) and finetune["loss"][1] < 5.0
+    assert list(finetune["loss"]) == list(range(1, 9))
+    assert finetune["loss"][1] < straight["loss"][1] - 0.3
     assert "not restored: iteration, optimizer" in finetune["output"]
     assert list(step["loss"]) == list(range(3, 9))
     assert all(step["loss"][number] == straight["loss"][number] for number in range(3, 9))

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from mindspeed_ms.core.dist_checkpointing import dtypes
+from mindspeed_ms.core.dist_checkpointing.ahead import one_ahead
 from mindspeed_ms.core.dist_checkpointing.safetensors_file import (
     ChecksumFile,
     Entry,
@@ -95,7 +96,11 @@ def write_file(
     """
     file = ChecksumFile(path)
     try:
-        stretches = [write_entry(file, entry) for entry in entries]
+        arrays = one_ahead(entry.load() for entry in entries)
+        stretches = [
+            write_entry(file, replace(entry, array=array))
+            for entry, array in zip(entries, arrays, strict=True)
+        ]
         if with_crc:
             file.write(_CRC_TAG + file.crc32.to_bytes(10, "big"))
     except BaseException:

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from mindspeed_ms.core.dist_checkpointing import dtypes
+from mindspeed_ms.core.dist_checkpointing.ahead import one_ahead
 
 MAX_HEADER_BYTES = 1 << 30
 
-WRITE_BYTES = 64 << 20
-"""Written at a time."""
+WRITE_BYTES = 1 << 20
+"""Written at a time: little enough to be in the cache still when it is summed up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +135,7 @@ def write_file(
     stretches = []
     try:
         file.write(header_of([(e.key, e.dtype, e.shape) for e in entries], metadata))
-        for entry in entries:
-            array = entry.load()
+        for array in one_ahead(entry.load() for entry in entries):
             stretches.append([Stretch(file.num_bytes, array.nbytes)])
             file.write_array(array)
     except BaseException:

@@ -27,6 +27,7 @@ class Source:
     def __init__(self, catalog: Catalog, rows: int | None = None, dtype: str | None = None) -> None:
         self.catalog, self.rows, self._dtype = catalog, rows, dtype
         self.reader = TensorReader()
+        self._buffers, self._turn = [np.empty(0, np.uint8), np.empty(0, np.uint8)], 0
         self.weights = [name for name in catalog.tensors if kind_of(name) == ""]
 
     def kinds(self, name: str) -> list[str]:
@@ -48,14 +49,25 @@ class Source:
         return self._dtype if self._dtype and stored in dtypes.FLOATS else stored
 
     def read(self, name: str, kind: str = "", span: Span | None = None) -> np.ndarray:
-        """A tensor, or a span of it, flat; fp32 weights come from the weights if need be."""
+        """A tensor, or a span of it, flat; fp32 weights come from the weights if need be.
+
+        The array lies in memory that the call after the next one uses again.
+        """
         stored = self._stored(name, kind)
         span = span or Span.all_of(Region.whole(self.shape(name)))
         dtype = self.dtype(name, kind)
         if stored.shape != self.shape(name):
             is_weight = kind in ("", "main")
             return read_repadded(self.reader, stored, span, dtype, is_weight)
-        return self.reader.read_span(stored, span, dtype)
+        return self.reader.read_span(stored, span, dtype, self._room(span, dtype))
+
+    def _room(self, span: Span, dtype: str) -> np.ndarray:
+        """One of two buffers in turn: fresh memory costs as much as reading into it."""
+        size = (span.stop - span.start) * dtypes.width(dtype)
+        self._turn = 1 - self._turn
+        if len(self._buffers[self._turn]) < size:
+            self._buffers[self._turn] = np.empty(size, np.uint8)
+        return self._buffers[self._turn][:size].view(dtypes.NUMPY[dtype])
 
     def _stored(self, name: str, kind: str) -> StoredTensor:
         key = f"{kind}.{name}" if kind else name

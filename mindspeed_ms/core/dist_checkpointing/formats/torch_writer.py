@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import struct
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from mindspeed_ms.core.dist_checkpointing import dtypes
+from mindspeed_ms.core.dist_checkpointing.ahead import one_ahead
 from mindspeed_ms.core.dist_checkpointing.formats.torch_file import STORAGE_OF, TorchDtype
+from mindspeed_ms.core.dist_checkpointing.safetensors_file import WRITE_BYTES
 
 _STEM = "archive"
 _ZIP64_FROM = 1 << 31
@@ -198,15 +201,24 @@ def write_file(path: Path, content: Any) -> int:
         with zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             _entry(archive, "data.pkl", [data], len(data))
             _entry(archive, "byteorder", [b"little"], 6)
-            for number, tensor in enumerate(pickled.storages):
+            for number, parts in itertools.groupby(
+                one_ahead(_parts(pickled.storages)), key=lambda item: item[0]
+            ):
+                tensor = pickled.storages[number]
                 size = int(np.prod(tensor.shape, dtype=np.int64)) * dtypes.width(tensor.dtype)
-                arrays = (np.ascontiguousarray(part) for part in tensor.values())
-                views = (memoryview(part.reshape(-1).view(np.uint8)) for part in arrays)
-                _entry(archive, f"data/{number}", views, size)
+                _entry(archive, f"data/{number}", (part for _, part in parts), size)
             _entry(archive, "version", [b"3\n"], 2)
         raw.flush()
         os.fsync(raw.fileno())
     return path.stat().st_size
+
+
+def _parts(storages: list[TensorSpec]) -> Iterator[tuple[int, memoryview]]:
+    """(number, bytes) of all storages in order, at least one each."""
+    for number, tensor in enumerate(storages):
+        yield number, memoryview(b"")
+        for part in tensor.values():
+            yield number, memoryview(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
 
 
 def _entry(
@@ -216,7 +228,8 @@ def _entry(
     written = 0
     with archive.open(info, "w", force_zip64=size >= _ZIP64_FROM) as entry:
         for part in parts:
-            entry.write(part)
+            for first in range(0, len(part), WRITE_BYTES):
+                entry.write(part[first : first + WRITE_BYTES])
             written += len(part)
     if written != size:
         raise ValueError(f"{name} has {written} bytes instead of {size}; the source is incomplete")
