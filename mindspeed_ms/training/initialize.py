@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from mindspeed_ms.core.num_microbatches_calculator import (
     init_num_microbatches_calculator,
 )
 from mindspeed_ms.training.arguments import parse_args, validate_args
+from mindspeed_ms.training.checkpoint_args import flags_from_checkpoint
 from mindspeed_ms.training.data import set_loader_settings
 from mindspeed_ms.training.dry_run import dry_run
 from mindspeed_ms.training.entry import user_errors
@@ -58,6 +60,11 @@ def initialize_megatron(
     Source: Megatron-LM ``initialize_megatron`` (order of the steps).
     """
     args = parse_args(argv, extra_args_provider, args_defaults, ignore_unknown_args)
+    if args.use_checkpoint_args:
+        with user_errors():
+            preferred, required = flags_from_checkpoint(args.load, args.ckpt_step)
+        words = [*preferred, *(sys.argv[1:] if argv is None else argv), *required]
+        args = parse_args(words, extra_args_provider, args_defaults, ignore_unknown_args)
     if args.dry_run:
         with user_errors():
             status = dry_run(args)

@@ -176,3 +176,91 @@ def test_names_go_there_and_back():
             theirs.replace("weight", "bias") for _ in range(1) if name.endswith("gamma")
         }
         assert names.own_name(theirs, has_bias.__contains__) == name
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("encoder.layers.3.attention.q_down_proj.weight", "self_attention.linear_q_down_proj"),
+        ("encoder.layers.3.attention.kv_up_proj.weight", "self_attention.linear_kv_up_proj"),
+        ("encoder.layers.3.attention.kv_layernorm.weight", "self_attention.kv_layernorm"),
+        ("encoder.layers.3.mlp.router.expert_bias", "mlp.router.expert_bias"),
+        ("encoder.layers.3.mlp.shared_experts.mlp.mapping.weight", "mlp.shared_experts.linear_fc1"),
+        ("encoder.layers.3.mlp.shared_experts.gate.weight", "mlp.shared_experts.gate_weight"),
+        ("mtp.layers.0.eh_proj.weight", "mtp.layers.0.eh_proj"),
+        ("mtp.layers.0.transformer_layer.mlp.mapping.weight", "transformer_layer.mlp.linear_fc1"),
+        ("mtp.layers.0.final_norm.weight", "mtp.layers.0.final_layernorm"),
+    ],
+)
+def test_names_of_further_parts(ours, theirs):
+    name = f"language_model.{ours}"
+    assert theirs in names.megatron_name(name)
+    assert names.own_name(names.megatron_name(name), lambda _: False) == name
+    assert names.layer_of(name) == (None if ours.startswith("mtp.") else 3)
+
+
+def test_grouped_experts_are_named_one_by_one():
+    stem = "language_model.encoder.layers.0.mlp.experts"
+    assert names.single_expert_name(f"{stem}.linear_fc1.weight5") == (
+        f"{stem}.local_experts.5.mapping.weight"
+    )
+
+
+def test_experts_together_in_one_tensor(tmp_path):
+    """Grouped products before Transformer Engine: matrices transposed, all of a rank at once."""
+    golden = read_all(GOLDEN / "ckpt" / "g_moe")[1]
+    source = TorchFile(next((GOLDEN / "ckpt" / "g_moe").glob("iter_*/mp_rank_00/*.pt"))).content
+    args = source["args"]
+    args.__dict__.update(
+        {key: value for key, value in vars(args).items() if isinstance(value, (int, float, str))}
+    )
+    for key, value in list(vars(args).items()):
+        if not isinstance(value, (int, float, str, bool, type(None))):
+            delattr(args, key)
+    stem = "language_model.encoder.layers.{}.mlp.experts.local_experts.{}.{}.weight"
+    for rank in range(2):
+        model = {}
+        for name, array in golden.items():
+            if names.expert_of(name) is None:
+                model[names.megatron_name(name)] = TensorSpec.of(array)
+        for layer in range(4):
+            mine = range(2 * rank, 2 * rank + 2)
+            first = np.stack([golden[stem.format(layer, e, "mapping")].T for e in mine])
+            second = np.stack([golden[stem.format(layer, e, "projection")].T for e in mine])
+            experts = f"decoder.layers.{layer}.mlp.experts"
+            model[f"{experts}.weight1"] = TensorSpec.of(first.reshape(64, -1))
+            model[f"{experts}.weight2"] = TensorSpec.of(second.reshape(-1, 64))
+        folder = tmp_path / "iter_0000001" / f"mp_rank_00_{rank:03d}"
+        folder.mkdir(parents=True)
+        content = {"args": args, "model": model, "iteration": 1, "checkpoint_version": 3.0}
+        write_file(folder / "model_optim_rng.pt", content)
+    _, arrays = read_all(tmp_path, 1)
+    assert arrays.keys() == golden.keys()
+    for name, array in golden.items():
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("version", [0, 1.0])
+def test_older_orders_of_query_key_and_value(tmp_path, version):
+    _, golden = read_all(GOLDEN / "ckpt" / "a_gpt2_save")
+    name = "language_model.encoder.layers.0.attention.qkv_proj.weight"
+    rows = golden[name].reshape(4, 3, 16, 64)  # heads, kinds, width
+    order = (1, 0, 2, 3) if version == 0 else (0, 2, 1, 3)
+    old = np.ascontiguousarray(rows.transpose(order)).reshape(192, 64)
+    args = {"num_attention_heads": 4, "hidden_size": 64, "num_layers": 1}
+    from argparse import Namespace
+
+    content = {
+        "args": Namespace(**args),
+        "checkpoint_version": version,
+        "model": {
+            "language_model": {
+                "transformer": {"layers.0.attention.query_key_value.weight": TensorSpec.of(old)}
+            }
+        },
+    }
+    folder = tmp_path / "mp_rank_00"
+    folder.mkdir()
+    write_file(folder / "model_optim_rng.pt", content)
+    _, arrays = read_all(tmp_path)
+    np.testing.assert_array_equal(arrays[name], golden[name])

@@ -13,6 +13,7 @@ from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import memory
+from mindspeed_ms.core.dist_checkpointing.formats.names import single_expert_name
 from mindspeed_ms.core.dist_checkpointing.region import Span
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer
@@ -116,7 +117,7 @@ def _live(name: str, kind: str, param: Parameter, start: int, flat: Tensor) -> L
     shard = shard_of(param)
     region = shard.region(param.shape)
     return LiveTensor(
-        name=name,
+        name=single_expert_name(name),
         kind=kind,
         shape=shard.full_shape(param.shape),
         dtype=_DTYPE_NAMES[flat.dtype],

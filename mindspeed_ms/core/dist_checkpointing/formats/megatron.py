@@ -34,6 +34,9 @@ from mindspeed_ms.core.dist_checkpointing.formats.torch_file import (
 
 MODEL_FILE = "model_optim_rng.pt"
 _FOLDER = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?")
+_NOT_READ = ("_extra_state", "local_tokens_per_expert")
+"""What is no parameter and starts anew with every run."""
+
 _TOGETHER = re.compile(r"(.*\.experts)\.weight([12])$")
 """All experts of a rank in one tensor (grouped products before Transformer Engine)."""
 _ONE_EACH = re.compile(r"(.*\.experts)\.(linear_fc[12])\.weight(\d+)$")
@@ -108,7 +111,7 @@ def _flat(model: Mapping[str, Any]) -> list[tuple[str, TensorRef]]:
     return [
         (name.removeprefix("module."), value)
         for name, value in flat_names(model)
-        if isinstance(value, TensorRef) and not name.endswith("_extra_state")
+        if isinstance(value, TensorRef) and not name.endswith(_NOT_READ)
     ]
 
 

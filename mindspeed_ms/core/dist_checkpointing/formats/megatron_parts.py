@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from mindspeed_ms.core.dist_checkpointing.catalog import Catalog, StoredPiece, S
 from mindspeed_ms.core.dist_checkpointing.formats import names
 from mindspeed_ms.core.dist_checkpointing.formats.torch_file import TensorRef, TorchFile
 from mindspeed_ms.core.dist_checkpointing.region import Region, Span
+
+_DOWN = re.compile(r"\.(q|kv)_down_proj\.weight$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class Sizes:
     version: float
     heads: int
     num_experts: int
+    latent_rows: tuple[int, ...] = ()
+    """Rows of the down projections of latent attention, when they are whole."""
 
     @classmethod
     def of(cls, args: Any, files: list[RankFile]) -> Sizes:
@@ -80,6 +85,11 @@ class Sizes:
             version=float(files[0].file.content.get("checkpoint_version", 0)),
             heads=int(names.get(args, "num_attention_heads", 1)),
             num_experts=int(names.get(args, "num_experts", 0)),
+            latent_rows=(
+                int(names.get(args, "q_lora_rank", 0)),
+                int(names.get(args, "kv_lora_rank", 0))
+                + int(names.get(args, "qk_pos_emb_head_dim", 0)),
+            ),
         )
 
     def check(self, folder: Path, files: list[RankFile]) -> None:
@@ -102,6 +112,8 @@ class Sizes:
 def global_span(part: Part, rank: Rank, sizes: Sizes) -> tuple[tuple[int, ...], Span]:
     """Global shape of a parameter, and what of it a rank holds."""
     split = names.split_of(part.name, sizes.is_gated)
+    if _DOWN.search(part.name) and part.shape[0] not in sizes.latent_rows:
+        split = names.Split(0)  # cut by some versions of Megatron, whole in others
     shape = list(part.shape)
     if split.dim >= 0:
         shape[split.dim] *= sizes.tensor

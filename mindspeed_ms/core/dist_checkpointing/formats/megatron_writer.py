@@ -229,9 +229,11 @@ class MegatronWriter:
         match = re.match(r"decoder\.layers\.(\d+)\.(.*)", file_name)
         kind = (".bias" in file_name, file_name)
         if match is None:
-            head = ("embedding.word", "embedding.", "decoder.final", "output_layer", "mtp.")
+            head = ("embedding.word", "embedding.", "decoder.final", "mtp.", "output_layer")
             place = next((i for i, start in enumerate(head) if file_name.startswith(start)), 5)
-            return (0 if place < 2 else 2, place, 0, *kind)
+            parts = ("enorm", "hnorm", "eh_proj", "transformer_layer", "final_layernorm")
+            part = next((i for i, word in enumerate(parts) if f".{word}." in file_name), 5)
+            return (0 if place < 2 else 2, place, part, *kind)
         rest = match[2]
         module = next((i for i, start in enumerate(_ORDER) if rest.startswith(start)), 99)
         if self._target.naming == "legacy" and module in (1, 2):

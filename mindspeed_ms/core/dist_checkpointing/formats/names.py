@@ -25,6 +25,7 @@ _TO_MEGATRON = (
     (r"^language_model\.embedding\.", "embedding."),
     (r"^language_model\.encoder\.", "decoder."),
     (r"^language_model\.output_layer\.", "output_layer."),
+    (r"^language_model\.mtp\.", "mtp."),
     (r"\.input_norm\.", ".input_layernorm."),
     (r"\.post_attention_norm\.", ".pre_mlp_layernorm."),
     (r"\.final_norm\.", ".final_layernorm."),
@@ -32,6 +33,7 @@ _TO_MEGATRON = (
     (r"\.ffn_post_norm\.", ".post_mlp_layernorm."),
     (r"\.attention\.qkv_proj\.", ".self_attention.linear_qkv."),
     (r"\.attention\.out_proj\.", ".self_attention.linear_proj."),
+    (r"\.attention\.(q|kv|q_down|q_up|kv_down|kv_up)_proj\.", r".self_attention.linear_\1_proj."),
     (r"\.attention\.", ".self_attention."),
     (r"\.shared_experts\.mlp\.", ".shared_experts."),
     (r"\.shared_experts\.gate\.weight$", ".shared_experts.gate_weight"),
@@ -62,6 +64,7 @@ _FROM_MEGATRON = (
     (r"^embedding\.", "language_model.embedding."),
     (r"^decoder\.", "language_model.encoder."),
     (r"^output_layer\.", "language_model.output_layer."),
+    (r"^mtp\.", "language_model.mtp."),
     (r"\.input_layernorm\.", ".input_norm."),
     (r"\.pre_mlp_layernorm\.", ".post_attention_norm."),
     (r"\.final_layernorm\.", ".final_norm."),
@@ -69,6 +72,7 @@ _FROM_MEGATRON = (
     (r"\.post_mlp_layernorm\.", ".ffn_post_norm."),
     (r"\.self_attention\.linear_qkv\.", ".attention.qkv_proj."),
     (r"\.self_attention\.linear_proj\.", ".attention.out_proj."),
+    (r"\.self_attention\.linear_(q|kv|q_down|q_up|kv_down|kv_up)_proj\.", r".attention.\1_proj."),
     (r"\.self_attention\.", ".attention."),
     (r"\.shared_experts\.gate_weight$", ".shared_experts.gate.weight"),
     (r"\.shared_experts\.(?=linear)", ".shared_experts.mlp."),
@@ -133,9 +137,7 @@ class Split:
     is_expert: bool = False
 
 
-_COLUMN = re.compile(
-    r"(qkv_proj|mapping|linear_q_proj|linear_q_up_proj|linear_kv_up_proj)\.(weight|bias)$"
-)
+_COLUMN = re.compile(r"(qkv_proj|mapping|\.q_proj|q_up_proj|kv_up_proj|eh_proj)\.(weight|bias)$")
 _ROW = re.compile(r"(out_proj|projection)\.weight$")
 
 
@@ -163,7 +165,7 @@ _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
 def layer_of(name: str) -> int | None:
     """Number of the layer of the main stack that a parameter belongs to."""
     match = _LAYER.search(name)
-    return int(match[1]) if match and not name.startswith("mtp.") else None
+    return int(match[1]) if match and ".mtp." not in f".{name}" else None
 
 
 def expert_of(name: str) -> int | None:
