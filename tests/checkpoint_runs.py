@@ -43,6 +43,13 @@ MODELS = {
     ).split(),
 }
 
+MODELS["moe"] = [
+    *MODELS["llama"],
+    *"--num-experts 4 --moe-router-topk 2 --moe-ffn-hidden-size 24".split(),
+    *"--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 1e-2".split(),
+    *"--moe-token-dispatcher-type alltoall".split(),
+]
+
 NO_DROPOUT = "--attention-dropout 0 --hidden-dropout 0".split()
 
 

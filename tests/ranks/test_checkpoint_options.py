@@ -165,7 +165,9 @@ def test_what_does_not_fit_is_one_line(dist_run, tmp_path):
 
 def test_a_start_without_a_checkpoint_is_announced(dist_run, tmp_path):
     plain = " ".join(NO_DROPOUT)
-    (result,) = chain(dist_run, tmp_path, f"--load $DIR/new --train-iters 1 --lr-warmup-iters 0 {plain}")
+    (result,) = chain(
+        dist_run, tmp_path, f"--load $DIR/new --train-iters 1 --lr-warmup-iters 0 {plain}"
+    )
     assert "WARNING: could not find a checkpoint" in result["output"]
 
 

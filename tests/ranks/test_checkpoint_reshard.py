@@ -22,6 +22,15 @@ LAYOUTS = {
     "pp4": "--pipeline-model-parallel-size 4",
     "tp2-pp2": f"{TP2} {PP2}",
 }
+EXPERTS = {
+    "ep1": "",
+    "ep2": "--expert-model-parallel-size 2",
+    "ep4": "--expert-model-parallel-size 4",
+    "ep2-zero1": "--expert-model-parallel-size 2 --use-distributed-optimizer",
+    "ep2-pp2": f"--expert-model-parallel-size 2 {PP2}",
+    "ep2-grouped": "--expert-model-parallel-size 2 --moe-grouped-gemm",
+    "tp2-sp-ep2": f"{TP2} --sequence-parallel --expert-model-parallel-size 2",
+}
 TP_DIVISOR = "--make-vocab-size-divisible-by 64"
 """Vocabulary of 512 rows with one and two tensor parallel ranks."""
 
@@ -30,20 +39,21 @@ def pairs_worker(model, pairs, folder):
     """Losses after a change of layout, and those of a run without one."""
     cache = f"{folder}/cache"
     more = [*NO_DROPOUT, *TP_DIVISOR.split()]
+    layouts = EXPERTS if model == "moe" else LAYOUTS
     straight = run(model, more, cache)["loss"]
     found = {}
     for number, (first, second) in enumerate(pairs):
         place = f"{folder}/{number}"
         save = ["--save", place, "--save-interval", "3", "--exit-interval", "3"]
-        run(model, [*more, *LAYOUTS[first].split(), *save], cache)
-        result = run(model, [*more, *LAYOUTS[second].split(), "--load", place], cache)
+        run(model, [*more, *layouts[first].split(), *save], cache)
+        result = run(model, [*more, *layouts[second].split(), "--load", place], cache)
         found[first, second] = (result["loss"], result["output"])
     return straight, found
 
 
 def pairs_of(model, count):
     """Random pairs, the same in every session."""
-    every = list(itertools.permutations(LAYOUTS, 2))
+    every = list(itertools.permutations(EXPERTS if model == "moe" else LAYOUTS, 2))
     return random.Random(f"pairs of {model}").sample(every, count)
 
 
@@ -53,8 +63,10 @@ def pairs_of(model, count):
         ("gpt2", [("tp2-zero1", "pp2-vpp2"), ("pp2-uneven", "dp4-zero1")]),
         pytest.param("gpt2", pairs_of("gpt2", 12), marks=pytest.mark.slow),
         pytest.param("llama", pairs_of("llama", 12), marks=pytest.mark.slow),
+        ("moe", [("ep2-zero1", "ep4")]),
+        pytest.param("moe", pairs_of("moe", 12), marks=pytest.mark.slow),
     ],
-    ids=["gpt2", "gpt2-12-pairs", "llama-12-pairs"],
+    ids=["gpt2", "gpt2-12-pairs", "llama-12-pairs", "moe", "moe-12-pairs"],
 )
 def test_any_layout_becomes_any_other(dist_run, tmp_path, model, pairs):
     results = dist_run(
