@@ -174,8 +174,8 @@ EFFECTS = [
     (
         "select_recompute",
         "--select_recompute [1]",
-        lambda run: set(run.plan.layers[0].modules),
-        {"core_attn", "mlp_act"},
+        lambda run: {"core_attn", "mlp_act"} <= run.plan.layers[0].modules,
+        True,
     ),
     (
         "select_comm_recompute",
