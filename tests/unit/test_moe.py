@@ -26,7 +26,7 @@ from mindspeed_ms.core.recompute_plan import LayerRecompute
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.legacy.model.megatron_names import megatron_name
-from mindspeed_ms.legacy.model.moe import MoELayer, SequentialMLP, TopKRouter
+from mindspeed_ms.legacy.model.moe import GroupedMLP, MoELayer, SequentialMLP, TopKRouter
 from mindspeed_ms.legacy.model.moe.balance_losses import RunningCounts, sinkhorn
 from mindspeed_ms.training.utils import set_seed
 
@@ -445,8 +445,13 @@ def test_names_of_experts_are_those_of_megatron():
 def test_wrong_numbers_of_experts_are_refused():
     with pytest.raises(ValueError, match="num_local_experts is 3; 6 experts"):
         SequentialMLP(3, config())
-    with pytest.raises(ValueError, match="submodules must be None"):
-        MoELayer(config(), submodules=object())
+    for build_part in (
+        lambda: MoELayer(config(), submodules=object()),
+        lambda: SequentialMLP(EXPERTS, config(), object()),
+        lambda: GroupedMLP(EXPERTS, config(), object()),
+    ):
+        with pytest.raises(ValueError, match="submodules must be None"):
+            build_part()
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ class MoEConfig(Section):
     """Choose experts at random, to measure speed without imbalance. False: by their scores."""
 
     moe_permute_fusion: bool = False
-    """Sort tokens with a fused kernel. False: with plain operations."""
+    """Megatron's choice between two ways of sorting tokens; there is one here."""
 
     @property
     def is_moe(self) -> bool:

@@ -254,7 +254,13 @@ MOE = in_group(
             choices=("allgather", "alltoall", "alltoall_seq", "flex"),
         ),
         on("--moe-grouped-gemm", Field(f"{_EXPERTS}moe_grouped_gemm")),
-        on("--moe-permute-fusion", Field(f"{_EXPERTS}moe_permute_fusion")),
+        on(
+            "--moe-permute-fusion",
+            Field(
+                f"{_EXPERTS}moe_permute_fusion",
+                without_effect="rows are sorted by one copy in every kernel set",
+            ),
+        ),
         value("--moe-ffn-hidden-size", int, Field(f"{_EXPERTS}moe_ffn_hidden_size")),
         value(
             "--moe-shared-expert-intermediate-size",

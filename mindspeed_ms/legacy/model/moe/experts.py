@@ -158,24 +158,26 @@ class SequentialMLP(Cell):
     Args:
         num_local_experts: experts on this rank.
         config: model configuration.
+        submodules: must be None; the configuration names the parts.
         recompute: parts that are computed again in backward.
 
     Shapes:
         rows [M, h] and rows per expert -> [M, h]; with expert tensor parallelism partial sums.
 
     Raises:
-        ValueError: another number of experts than the layout puts here.
+        ValueError: another number of experts than the layout puts here, or submodules.
     """
 
     def __init__(
         self,
         num_local_experts: int,
         config: TransformerConfig,
+        submodules: None = None,
         *,
         recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
-        _check_number(num_local_experts, config)
+        _check_arguments(num_local_experts, config, submodules)
         width = ExpertShapes.of(config).width
         self.tensor_ranks = parallel_state.get_expert_tensor_parallel_world_size()
         self.local_experts = LocalExperts(
@@ -202,7 +204,9 @@ class SequentialMLP(Cell):
         return _JoinRows.apply(counts, *outputs)
 
 
-def _check_number(num_local_experts: int, config: TransformerConfig) -> None:
+def _check_arguments(num_local_experts: int, config: TransformerConfig, submodules: object) -> None:
+    if submodules is not None:
+        raise ValueError("submodules must be None; the configuration names the parts of experts")
     count = len(local_experts(config))
     if num_local_experts != count:
         raise ValueError(
@@ -319,11 +323,12 @@ class GroupedMLP(Cell):
         self,
         num_local_experts: int,
         config: TransformerConfig,
+        submodules: None = None,
         *,
         recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
-        _check_number(num_local_experts, config)
+        _check_arguments(num_local_experts, config, submodules)
         shapes = ExpertShapes.of(config)
         self.linear_fc1 = GroupedLinear(shapes.fc1, 0, 2 if shapes.is_gated else 1, config)
         self.linear_fc2 = GroupedLinear(shapes.fc2, 1, 1, config)
