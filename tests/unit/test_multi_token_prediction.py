@@ -158,6 +158,13 @@ def test_the_mask_moves_with_the_labels():
     assert np.abs(grads(model)["language_model.mtp.layers.0.eh_proj.weight"]).max() == 0.0
 
 
+def test_a_stage_without_tokens_is_told_so():
+    model = build(mtp_num_layers=1)
+    _, labels, mask = (batch()[name] for name in ("tokens", "labels", "loss_mask"))
+    with pytest.raises(ValueError, match="let get_batch_func return tokens on every stage"):
+        model._further_losses(None, None, (None, labels, mask), None, None)
+
+
 def test_names_are_those_of_megatron():
     model = build(mtp_num_layers=1, untie_embeddings_and_output_weights=False)
     names = {megatron_name(name) for name, _ in named_parameters(model)}

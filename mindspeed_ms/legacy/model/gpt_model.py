@@ -181,7 +181,15 @@ class GPTModel(Module):
         """Losses of the tokens 2, 3, ... ahead; ``batch`` is tokens, labels and loss mask.
 
         The last places have no such tokens: the mask leaves them out.
+
+        Raises:
+            ValueError: this stage was given no tokens.
         """
+        if batch[0] is None:
+            raise ValueError(
+                "a model with mtp_num_layers embeds the following tokens, but this pipeline stage "
+                "was given none; let get_batch_func return tokens on every stage"
+            )
         ahead = []
         for _ in range(self.config.mtp_num_layers):
             batch = tuple(moved_ahead(values, self.context) for values in batch)
