@@ -249,7 +249,8 @@ def _shrink_schedule(args: argparse.Namespace, batch: int) -> None:
     """Length, warm-up and decay, in the unit the script counts in."""
     lengths: dict[str, Any] = {"lr_warmup_iters": 0, "lr_warmup_samples": 0}
     if args.train_samples:
-        lengths |= {"train_samples": STEPS * batch}
+        # While it grows the batch has half its size.
+        lengths |= {"train_samples": STEPS * batch // (2 if args.rampup_batch_size else 1)}
     else:
         lengths |= {"train_iters": STEPS}
     if args.lr_wsd_decay_iters:
