@@ -1,8 +1,8 @@
 """Kernels of the Ascend NPU: MindSpore's fused calls, and stock operators around them.
 
-Every fused call is bound against the signature of the installed MindSpore and executed with a
-stand-in in ``tests/unit/test_ops_ascend.py``. Not verified on hardware: speed, numerical agreement,
-and the in-place operators (they do nothing on CPU, so the tests replace them too).
+Every call runs forward and backward in ``tests/unit/test_ascend_on_cpu.py``, through MindSpore's
+dispatch and gradients, on kernels that keep the documented rules; ``docs/ascend.md`` says what that
+proves. Not verified on hardware: speed, and how the NPU's own kernels round.
 """
 
 from __future__ import annotations

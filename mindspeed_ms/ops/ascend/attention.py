@@ -18,6 +18,11 @@ _FUSED_TYPES = (ms.bfloat16, ms.float16)
 _FUSED_DIM = 16
 _COMPRESSED = 2048
 _ALL_MASK, _RIGHT_DOWN_CAUSAL = 1, 3
+_NO_LIMIT = 2**31 - 1
+_BEYOND_SCORES = 1.0e30
+_MAX_SEQUENCES = 1024
+"""Sequences of one call in layout TND."""
+
 _STATISTIC_COPIES = 8
 """The kernel holds every maximum and every sum this many times side by side."""
 
@@ -88,7 +93,7 @@ def _is_fused(q: Tensor, v: Tensor) -> bool:
 
 def _finite(tensor: Tensor) -> Tensor:
     """-infinity (nothing is visible) becomes a number so low that all exponentials stay 0."""
-    return mint.maximum(tensor, Tensor(np.float32(-1.0e30)))
+    return mint.maximum(tensor, Tensor(np.float32(-_BEYOND_SCORES)))
 
 
 def _one_for_zero(tensor: Tensor) -> Tensor:
@@ -207,19 +212,30 @@ def _flash_options(
     """
     s, b, _, _ = q.shape
     keep = _keep(q, k, call)
+    is_triangle = call.causal and mask is None and call.documents is None
     if keep is not None and k.shape[0] % 8:
         raise ValueError(
             f"attention: dropout with {k.shape[0]} keys; the kernel needs a multiple of 8: pad the "
             "sequence"
         )
     bits = None if keep is None else _packed_bits(keep)
-    if call.causal and mask is None and call.documents is None:
+    if is_triangle and s <= k.shape[0]:  # otherwise some queries see no key: see _blind
         return {"drop_mask": bits, "attn_mask": _compressed_mask()}, _RIGHT_DOWN_CAUSAL
     hidden = _hidden_of_call(q, k, mask, call)
     if hidden is None:
         return {"drop_mask": bits, "attn_mask": None}, 0
     hidden = mint.broadcast_to(hidden, (b, 1, s, k.shape[0]))
     return {"drop_mask": bits, "attn_mask": hidden}, _ALL_MASK
+
+
+def _blind(options: dict[str, Any], mode: int) -> Tensor | None:
+    """Bool [S, B, 1], True for queries that see no key; None: it is known that all see some.
+
+    What the kernel gives for those is not documented, so the callers replace it.
+    """
+    if mode != _ALL_MASK:
+        return None
+    return mint.permute(mint.all(options["attn_mask"], -1), (2, 0, 1))
 
 
 def _keep_probability(call: AttentionCall) -> float:
@@ -231,14 +247,17 @@ def _sbh(t: Tensor) -> Tensor:
 
 
 def _document_ends(documents: Documents, batch: int) -> list[int] | None:
-    """Where documents end in the rows put one after the other; None if queries and keys differ."""
+    """Where documents end in the rows put one after the other.
+
+    None if queries and keys differ, or there are more documents than one call takes.
+    """
     queries, keys = documents.queries, documents.keys
     if queries.shape != keys.shape or (queries != keys).any():
         return None
     lengths: list[int] = []
     for row in np.broadcast_to(queries, (batch, queries.shape[1])):
         lengths += np.unique(row, return_counts=True)[1].tolist()
-    return list(accumulate(lengths))
+    return list(accumulate(lengths)) if len(lengths) <= _MAX_SEQUENCES else None
 
 
 def _flash_documents(
@@ -256,6 +275,7 @@ def _flash_documents(
         actual_seq_kvlen=ends,
         keep_prob=1.0,
         scalar_value=call.scale,
+        next_tokens=0 if call.causal else _NO_LIMIT,
         input_layout="TND",
         sparse_mode=_RIGHT_DOWN_CAUSAL if call.causal else 0,
     )
@@ -279,7 +299,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: Attent
         if ends is not None:
             return _flash_documents(q, k, v, call, ends)
     options, mode = _flash_options(q, k, mask, call)
-    return ops.flash_attention_score(
+    out = ops.flash_attention_score(
         _sbh(q),
         _sbh(k),
         _sbh(v),
@@ -290,6 +310,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: Attent
         sparse_mode=mode,
         **options,
     )
+    blind = _blind(options, mode)
+    return out if blind is None else out.masked_fill(blind, 0.0)
 
 
 @functools.lru_cache(maxsize=64)
@@ -316,7 +338,11 @@ def _flash_part(
     top, total, _, part = kernel(_sbh(q), _sbh(k), _sbh(v), **options)
     lse = mint.add(mint.narrow(top, 3, 0, 1), mint.log(mint.narrow(total, 3, 0, 1)))
     lse = mint.permute(lse.reshape((b, n, s)), (2, 0, 1))
-    return part.astype(ms.float32).reshape((s, b, n, v.shape[3])), lse
+    part = part.astype(ms.float32)
+    blind = _blind(options, mode)
+    if blind is not None:
+        part, lse = part.masked_fill(blind, 0.0), lse.masked_fill(blind, -np.inf)
+    return part.reshape((s, b, n, v.shape[3])), lse
 
 
 def _flash_gradients(  # noqa: PLR0913 - one argument per tensor
@@ -329,10 +355,14 @@ def _flash_gradients(  # noqa: PLR0913 - one argument per tensor
     dout: Tensor,
     call: AttentionCall,
 ) -> tuple[Tensor, ...]:
-    """dq, dk, dv; the kernel's maximum and sum are the log-sum-exp of all keys and 1."""
+    """dq, dk, dv; the kernel's maximum and sum are the log-sum-exp of all keys and 1.
+
+    Where no key was seen the maximum is so high that all probabilities are 0.
+    """
     s, b, n, _ = q.shape
     options, mode = _flash_options(q, k, mask, call)
-    top = mint.permute(lse, (1, 2, 0)).reshape((b, n, s, 1))
+    top = lse.masked_fill(mint.lt(lse, -_BEYOND_SCORES), _BEYOND_SCORES)
+    top = mint.permute(top, (1, 2, 0)).reshape((b, n, s, 1))
     top = mint.broadcast_to(top, (b, n, s, _STATISTIC_COPIES)).contiguous()
     kernel = _flash_grad(n, _keep_probability(call), call.scale, mode)
     grads = kernel(
