@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain
@@ -62,6 +63,7 @@ def provider(pre_process, post_process):
 def run(model, flags, data_cache):
     """Losses by iteration, and what was printed, of a run with these flags."""
     comm.init_process_group()
+    parallel_state.destroy_model_parallel()
     steps = {}
     words = [
         *COMMON,
