@@ -14,47 +14,13 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
+from mindspeed_ms.core.dist_checkpointing.formats.names import megatron_name
 from mindspeed_ms.core.parameter import named_buffers, named_parameters, shard_of
 from mindspeed_ms.legacy.model.moe.experts import local_experts
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 
-_SUBSTITUTIONS = (
-    (r"^language_model\.embedding\.", "embedding."),
-    (r"^language_model\.encoder\.", "decoder."),
-    (r"^language_model\.output_layer\.", "output_layer."),
-    (r"^language_model\.mtp\.", "mtp."),
-    (r"\.input_norm\.", ".input_layernorm."),
-    (r"\.post_attention_norm\.", ".pre_mlp_layernorm."),
-    (r"\.final_norm\.", ".final_layernorm."),
-    (r"\.attn_post_norm\.", ".post_self_attn_layernorm."),
-    (r"\.ffn_post_norm\.", ".post_mlp_layernorm."),
-    (r"\.attention\.qkv_proj\.", ".self_attention.linear_qkv."),
-    (r"\.attention\.out_proj\.", ".self_attention.linear_proj."),
-    (r"\.attention\.(q|kv|q_down|q_up|kv_down|kv_up)_proj\.", r".self_attention.linear_\1_proj."),
-    (r"\.attention\.(q|k|kv)_layernorm\.", r".self_attention.\1_layernorm."),
-    (r"\.shared_experts\.mlp\.", ".shared_experts."),
-    (r"\.shared_experts\.gate\.weight$", ".shared_experts.gate_weight"),
-    (r"\.(mlp|shared_experts|local_experts\.\d+)\.mapping\.", r".\1.linear_fc1."),
-    (r"\.(mlp|shared_experts|local_experts\.\d+)\.projection\.", r".\1.linear_fc2."),
-    (r"\.gamma$", ".weight"),
-    (r"\.beta$", ".bias"),
-)
-
-
-def megatron_name(name: str) -> str:
-    """Name of a parameter in Megatron-core (layers and experts counted over the whole model).
-
-    Megatron counts experts from 0 on every expert parallel rank.
-
-    >>> megatron_name("language_model.encoder.layers.3.attention.qkv_proj.weight")
-    'decoder.layers.3.self_attention.linear_qkv.weight'
-    >>> megatron_name("language_model.encoder.layers.0.mlp.experts.local_experts.5.mapping.weight")
-    'decoder.layers.0.mlp.experts.local_experts.5.linear_fc1.weight'
-    """
-    for pattern, replacement in _SUBSTITUTIONS:
-        name = re.sub(pattern, replacement, name)
-    return name
+__all__ = ["layers_in", "load_megatron_parameters", "megatron_name"]
 
 
 def load_megatron_parameters(model: Cell, arrays: Mapping[str, np.ndarray]) -> None:

@@ -92,8 +92,12 @@ def _replaced(name: str, rules: Iterable[tuple[str, str]]) -> str:
 def megatron_name(name: str) -> str:
     """Name of a parameter in Megatron-core.
 
+    Megatron counts experts from 0 on every expert parallel rank.
+
     >>> megatron_name("language_model.encoder.layers.3.attention.qkv_proj.weight")
     'decoder.layers.3.self_attention.linear_qkv.weight'
+    >>> megatron_name("language_model.encoder.layers.0.mlp.experts.local_experts.5.mapping.weight")
+    'decoder.layers.0.mlp.experts.local_experts.5.linear_fc1.weight'
     """
     return _replaced(name, _TO_MEGATRON)
 
