@@ -35,6 +35,9 @@ def training_worker(case, layout, flags, steps, output):
     recorded = parity.recorded_flags(parity.load_run(GOLDEN, case), GOLDEN, output)
     # With Megatron's flag the weights of pipeline stages would come from streams of their own.
     recorded = [flag for flag in recorded if flag != "--use-cpu-initialization"]
+    if "--multi-latent-attention" in flags:
+        at = recorded.index("--group-query-attention")
+        del recorded[at : at + 3]  # with --num-query-groups and its value
     run = tool.train(layout, [*recorded, *flags], steps)
     assert not run.refusal
     return {"losses": run.losses, "norms": run.grad_norms, "gradients": run.gradients}
@@ -127,6 +130,8 @@ LAYOUTS = {
     "pp2-vpp2-cp2-ulysses": (4, "pp=2,vpp=2,cp=2"),
     "cp2-dp2-distopt-ring": (4, "cp=2,zero1,ring"),
     "cp2-dp2-distopt-ulysses": (4, "cp=2,zero1"),
+    "cp2-ep2-ring": (2, "cp=2,ep=2,ring"),
+    "cp2-ep2-tp2-ulysses": (4, "tp=2,sp,cp=2,ep=2"),
 }
 FLAGS = {
     "plain": (),
@@ -136,6 +141,11 @@ FLAGS = {
     "core-attention": ("--recompute-granularity", "selective"),
     "dropout": ("--attention-dropout", "0.2"),
     "all-dropout": ("--attention-dropout", "0.2", "--hidden-dropout", "0.1"),
+    "latent": (
+        *("--multi-latent-attention", "--q-lora-rank", "24", "--kv-lora-rank", "16"),
+        *("--qk-head-dim", "16", "--qk-pos-emb-head-dim", "8", "--v-head-dim", "12"),
+        *("--mtp-num-layers", "1", "--reset-attention-mask"),
+    ),
     "general": (*PACKED, "--attention-mask-type", "general"),
 }
 RUNS = [
@@ -147,6 +157,10 @@ RUNS = [
     ("b_llama_hot", "cp4-ring", "dropout"),
     ("b_llama_hot", "cp4-hybrid", "dropout"),
     ("b_llama_hot", "cp2-ulysses", "all-dropout"),  # consecutive tokens: the very same draws
+    ("b_llama_hot", "cp2-ring", "latent"),  # and further tokens, whose labels cross the shares
+    ("b_llama_hot", "cp4-hybrid", "latent"),
+    ("g_moe", "cp2-ep2-ring", "packed"),
+    ("g_moe", "cp2-ep2-tp2-ulysses", "packed"),
     ("b_llama_hot", "cp4-gather", "general"),
     ("b_llama_hot", "cp4-hybrid", "general"),
 ]
@@ -157,12 +171,13 @@ RUNS = [
 def test_forty_iterations_follow_whole_sequences(dist_run, tmp_path, case, layout, flags):
     ranks, words = LAYOUTS[layout]
     more = FLAGS[flags]
-    arguments = {"case": case, "flags": more, "steps": STEPS, "output": str(tmp_path)}
+    steps = STEPS if case != "g_moe" else len(parity.load_run(GOLDEN, case)["lm_loss"])
+    arguments = {"case": case, "flags": more, "steps": steps, "output": str(tmp_path)}
     # Recomputation and dense masks must not change anything, so whole runs do without.
     plain = {"recompute": (), "core-attention": (), "general": PACKED}.get(flags, more)
-    reference = whole(dist_run, case, plain, STEPS, str(tmp_path))
+    reference = whole(dist_run, case, plain, steps, str(tmp_path))
     results = dist_run(training_worker, ranks=ranks, timeout=300.0, layout=words, **arguments)
-    check(results, reference, STEPS)
+    check(results, reference, steps)
 
 
 @pytest.mark.slow
