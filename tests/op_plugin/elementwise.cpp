@@ -96,6 +96,9 @@ OPERATION(Divs) { Div_body(call); }
 OPERATION(Maximum) {
     binary(call, [](auto a, auto b) { return a > b ? a : b; });
 }
+OPERATION(GreaterEqual) {
+    binary(call, [](auto a, auto b) { return a >= b; });
+}
 OPERATION(GreaterEqualScalar) {
     binary(call, [](auto a, auto b) { return a >= b; });
 }
@@ -149,6 +152,13 @@ OPERATION(ReLU) {
 }
 OPERATION(ReluGrad) {
     binary(call, [](auto grad, auto y) { return y > 0 ? grad : 0; });
+}
+OPERATION(Sigmoid) {
+    unary(call, [](float value) { return 1.0f / (1.0f + std::exp(-value)); });
+}
+// y, dy -> dx
+OPERATION(SigmoidGrad) {
+    binary(call, [](auto y, auto grad) { return grad * y * (1 - y); });
 }
 OPERATION(LogicalNot) {
     Ints values = call.ints(0);

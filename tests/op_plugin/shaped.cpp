@@ -128,6 +128,39 @@ OPERATION(ReduceAll) {
              }));
 }
 
+OPERATION(MeanExt) {
+    const Floats values = call.floats(0);
+    const std::vector<double> sums = folded<double>(
+        call, values, 0.0, [](double sum, float value) { return sum + value; });
+    Floats means(sums.size());
+    for (size_t i = 0; i < sums.size(); ++i)
+        means[i] = static_cast<float>(sums[i] * sums.size() / values.size());
+    call.put(0, means);
+}
+
+// x, k, dim, largest, sorted -> the largest of each row, their columns
+OPERATION(TopkExt) {
+    const Around n(call.shape(0), call.integer(2));
+    const int64_t k = call.integer(1);
+    require(n.after == 1 && k <= n.size && call.flag(3) && call.flag(4), "options of topk");
+    const Floats values = call.floats(0);
+    Floats top(static_cast<size_t>(n.before * k));
+    Ints columns(top.size());
+    for (int64_t row = 0; row < n.before; ++row) {
+        const float* line = values.data() + row * n.size;
+        Ints order(static_cast<size_t>(n.size));
+        for (int64_t i = 0; i < n.size; ++i) order[i] = i;
+        std::stable_sort(order.begin(), order.end(),
+                         [line](int64_t a, int64_t b) { return line[a] > line[b]; });
+        for (int64_t i = 0; i < k; ++i) {
+            columns[row * k + i] = order[i];
+            top[row * k + i] = line[order[i]];
+        }
+    }
+    call.put(0, top);
+    call.put(1, columns);
+}
+
 // x, dim, keepdim -> the largest along a dimension, their places
 OPERATION(MaxDim) {
     const Around n(call.shape(0), call.integer(1));
@@ -179,29 +212,47 @@ OPERATION(SoftmaxBackward) {
     call.put(0, grad);
 }
 
-// y[.., index[.., i, ..], ..] along one dimension; inputs x, dim, index
-OPERATION(GatherD) {
-    const Shape from = call.shape(0), to = call.shape(2);
-    const Around source(from, call.integer(1)), target(to, call.integer(1));
+namespace {
+
+// For each element of an index, the element of a tensor that it names along a dimension.
+Ints gathered_places(const Call& call, const Shape& from, int64_t dim, int index_at) {
+    const Shape to = call.shape(index_at);
+    const Around source(from, dim), target(to, dim);
     require(source.before == target.before && source.after == target.after,
             "gather of " + text_of(from) + " by " + text_of(to));
-    const Ints index = call.ints(2);
-    const auto place = [&](int64_t i) {
+    Ints places = call.ints(index_at);
+    for (int64_t i = 0; i < static_cast<int64_t>(places.size()); ++i) {
         const int64_t before = i / (target.size * target.after), after = i % target.after;
-        require(index[i] >= 0 && index[i] < source.size, "index out of range");
-        return (before * source.size + index[i]) * source.after + after;
-    };
-    if (call.is_floating(0)) {
-        const Floats values = call.floats(0);
-        Floats result(index.size());
-        for (size_t i = 0; i < result.size(); ++i) result[i] = values[place(i)];
-        call.put(0, result);
-    } else {
-        const Ints values = call.ints(0);
-        Ints result(index.size());
-        for (size_t i = 0; i < result.size(); ++i) result[i] = values[place(i)];
-        call.put(0, result);
+        require(places[i] >= 0 && places[i] < source.size, "index out of range");
+        places[i] = (before * source.size + places[i]) * source.after + after;
     }
+    return places;
+}
+
+}  // namespace
+
+// x, dim, index
+OPERATION(GatherD) {
+    const Ints places = gathered_places(call, call.shape(0), call.integer(1), 2);
+    const auto picked = [&](auto values) {
+        decltype(values) result;
+        for (int64_t place : places) result.push_back(values[place]);
+        return result;
+    };
+    if (call.is_floating(0))
+        call.put(0, picked(call.floats(0)));
+    else
+        call.put(0, picked(call.ints(0)));
+}
+
+// x, dim, index, dy -> dx
+OPERATION(GatherDGradV2) {
+    const Shape shape = call.shape(0);
+    const Ints places = gathered_places(call, shape, call.integer(1), 2);
+    const Floats grad = call.floats(3);
+    Floats result(static_cast<size_t>(count_of(shape)), 0.0f);
+    for (size_t i = 0; i < places.size(); ++i) result[places[i]] += grad[i];
+    call.put(0, result);
 }
 
 // input + alpha * source added at the rows of index; inputs: input, dim, index, source, alpha

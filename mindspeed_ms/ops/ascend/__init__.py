@@ -1,8 +1,9 @@
 """Kernels of the Ascend NPU: MindSpore's fused calls, and stock operators around them.
 
-Every call runs forward and backward in ``tests/unit/test_ascend_on_cpu.py``, through MindSpore's
-dispatch and gradients, on kernels that keep the documented rules; ``docs/ascend.md`` says what that
-proves. Not verified on hardware: speed, and how the NPU's own kernels round.
+Every call but the grouped product of experts runs forward and backward in
+``tests/unit/test_ascend_on_cpu.py``, through MindSpore's dispatch and gradients, on kernels that
+keep the documented rules; ``docs/ascend.md`` says what that proves. Not verified on hardware:
+speed, and how the NPU's own kernels round.
 """
 
 from __future__ import annotations
