@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mindspeed_ms.core.dist_checkpointing.catalog import TensorReader
+from mindspeed_ms.core.dist_checkpointing.formats import convert as engine
 from mindspeed_ms.core.dist_checkpointing.formats import names, torch_file
 from mindspeed_ms.core.dist_checkpointing.formats.convert import (
     ConvertOptions,
@@ -239,6 +240,32 @@ def test_types_are_converted_on_the_way(tmp_path, own):
     np.testing.assert_array_equal(main_weights, exact)
 
 
+def test_weights_of_mixed_types_lose_nothing(tmp_path, own):
+    """Embeddings in fp32 beside layers in bf16: Megatron has one type, and exact main weights."""
+    half = tmp_path / "half"
+    convert(own / "e_llama_dp2_distopt_save", half, ConvertOptions(dtype="BF16"))
+    catalog = opened(half)
+    exact = opened(own / "e_llama_dp2_distopt_save").tensors
+    for name in list(catalog.tensors):
+        if name in (names.EMBEDDING, names.HEAD):
+            catalog.tensors[name] = exact[name]
+            del catalog.tensors[f"main.{name}"]
+    for flags in ({"distributed_optimizer": True}, {"distributed_optimizer": False}):
+        target = tmp_path / str(flags["distributed_optimizer"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "open_source", lambda path, options: catalog)
+            convert(half, target, ConvertOptions(to="megatron", tensor=2, **flags))
+        written = opened(target)
+        assert {
+            t.dtype for n, t in written.tensors.items() if "." in n and n.startswith("lang")
+        } == {"BF16"}
+        with TensorReader() as reader:
+            for name in exact:
+                if name.startswith("language_model"):
+                    main_weights = reader.read(written.tensors[f"main.{name}"])
+                    np.testing.assert_array_equal(main_weights, reader.read(exact[name]))
+
+
 def test_command_line(tmp_path, capsys):
     source = str(GOLDEN / "g_moe")
     target = str(tmp_path / "out")
@@ -275,8 +302,6 @@ def test_missing_layers_are_named(tmp_path, own):
     for name in list(catalog.tensors):
         if ".layers.2." in name or name.endswith("layers.1.input_norm.weight"):
             del catalog.tensors[name]
-    from mindspeed_ms.core.dist_checkpointing.formats import convert as engine
-
     with pytest.raises(ValueError, match=r"layers \[2\] are missing; layer 1 differs .*input_norm"):
         engine._check_complete(catalog, engine.facts_of(catalog))
 

@@ -251,7 +251,9 @@ def _notes(
             ] = None
         if stored.dtype != tensor.dtype and not tensor.is_shared:
             notes[f"tensors were converted from {stored.dtype} to {tensor.dtype}"] = None
-        if source != tensor.key and not tensor.is_shared and tensor.kind == WEIGHTS:
+        if source == stored_name(tensor.name, MAIN) and tensor.kind == WEIGHTS:
+            notes["fp32 weights were taken from the checkpoint's fp32 copies"] = None
+        elif source != tensor.key and not tensor.is_shared and tensor.kind == WEIGHTS:
             notes[f"{tensor.key} was taken from {source}"] = None
     gathered = comm.all_gather_object(list(notes)) if comm.get_world_size() > 1 else [list(notes)]
     return list(dict.fromkeys(note for one in gathered for note in one))

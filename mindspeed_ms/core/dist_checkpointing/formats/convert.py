@@ -142,7 +142,7 @@ def convert(
     _check_complete(catalog, facts)
     if options.noop_layers:
         catalog = _with_noop_layers(catalog, facts, options)
-    source = Source(catalog, rows, options.dtype)
+    source = Source(catalog, rows, options.dtype or _common_dtype(catalog, options))
     total = _total_bytes(source, options)
     done = 0
 
@@ -259,6 +259,18 @@ def placement_of(facts: ModelFacts, options: ConvertOptions) -> LayerPlacement:
         allow_uneven_stages=False,
     )
     return layer_placement(Namespace(num_layers=facts.num_layers), parallel)  # type: ignore[arg-type]
+
+
+def _common_dtype(catalog: Catalog, options: ConvertOptions) -> str | None:
+    """One type for all weights where the target knows only one: embeddings may be wider here."""
+    found = {
+        tensor.dtype
+        for name, tensor in catalog.tensors.items()
+        if kind_of(name) == "" and tensor.dtype in dtypes.FLOATS
+    }
+    if options.to not in ("megatron", "huggingface") or len(found) < 2:
+        return None
+    return next((dtype for dtype in ("BF16", "F16") if dtype in found), "F32")
 
 
 def _total_bytes(source: Source, options: ConvertOptions) -> int:

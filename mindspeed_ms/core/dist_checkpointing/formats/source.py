@@ -31,8 +31,13 @@ class Source:
         self.weights = [name for name in catalog.tensors if kind_of(name) == ""]
 
     def kinds(self, name: str) -> list[str]:
-        """Kinds of optimizer tensors there are of a parameter."""
-        return [kind for kind in OPTIMIZER_KINDS if f"{kind}.{name}" in self.catalog.tensors]
+        """Kinds of optimizer tensors there are of a parameter.
+
+        Weights that are rounded on the way keep their exact values beside the moments.
+        """
+        found = [kind for kind in OPTIMIZER_KINDS if f"{kind}.{name}" in self.catalog.tensors]
+        is_rounded = self.dtype(name) != "F32" and self.catalog.tensors[name].dtype == "F32"
+        return ["main", *found] if found and is_rounded and "main" not in found else found
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Global shape of a parameter."""
@@ -46,6 +51,8 @@ class Source:
         if kind:
             return "F32"
         stored = self.catalog.tensors[name].dtype
+        if name.endswith("expert_bias"):
+            return stored  # too fine for 16 bits, and never converted by Megatron either
         return self._dtype if self._dtype and stored in dtypes.FLOATS else stored
 
     def read(self, name: str, kind: str = "", span: Span | None = None) -> np.ndarray:
