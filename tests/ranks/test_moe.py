@@ -52,19 +52,23 @@ SLOW_LAYOUTS = {
         [*EP, "--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather"],
     ),
     "tp2-sp-etp2": (2, TP_SP),
-    "pp2": (2, ["--pipeline-model-parallel-size", "2"]),
     "tp2-sp-ep2-etp2": (4, [*TP_SP, *EP]),
     "tp2-sp-ep4": (
         4,
         [*TP_SP, "--expert-model-parallel-size", "4", *ETP1, "--use-distributed-optimizer"],
     ),
-    "pp2-ep2": (4, ["--pipeline-model-parallel-size", "2", *EP]),
     "tp2-sp-ep2-all-gather": (4, [*TP_SP, *EP, "--moe-token-dispatcher-type", "allgather"]),
 }
 
 
-def replay_worker(flags):
-    comparison = parity.replay(GOLDEN, "g_moe", flags)
+PIPELINES = {
+    "pp2": (2, ["--pipeline-model-parallel-size", "2"]),
+    "pp2-ep2": (4, ["--pipeline-model-parallel-size", "2", *EP]),
+}
+
+
+def replay_worker(flags, weights=None):
+    comparison = parity.replay(GOLDEN, "g_moe", flags, weights)
     return {
         "passed": comparison.passed,
         "loss": comparison.worst_loss,
@@ -92,6 +96,26 @@ def test_twenty_iterations_follow_megatron(dist_run, ranks, flags):
 @pytest.mark.parametrize(("ranks", "flags"), SLOW_LAYOUTS.values(), ids=SLOW_LAYOUTS)
 def test_twenty_iterations_follow_megatron_in_more_layouts(dist_run, ranks, flags):
     check_replay(dist_run(replay_worker, ranks=ranks, timeout=300.0, flags=flags))
+
+
+def drawing_worker(path):
+    """Write the weights that one rank draws."""
+    comm.init_process_group()
+    recorded = parity.recorded_flags(parity.load_run(GOLDEN, "g_moe"), GOLDEN, "unused")
+    initialize_megatron(argv=[*recorded, *parity.QUIET])
+    model = GPTModel(get_all_config().model_config)
+    arrays = {megatron_name(name): param.asnumpy() for name, param in named_parameters(model)}
+    np.savez(path, **arrays)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "flags"), PIPELINES.values(), ids=PIPELINES)
+def test_twenty_iterations_follow_megatron_in_a_pipeline(dist_run, tmp_path, ranks, flags):
+    # As in Megatron every stage draws from a stream of its own: they start from files instead.
+    path = tmp_path / "weights.npz"
+    dist_run(drawing_worker, ranks=1, path=str(path))
+    results = dist_run(replay_worker, ranks=ranks, timeout=300.0, flags=flags, weights=path)
+    check_replay(results)
 
 
 # ---- one layer in every layout -------------------------------------------------------------------
