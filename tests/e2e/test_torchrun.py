@@ -70,6 +70,7 @@ def start(words, folder, **more):
     )
 
 
+@pytest.mark.slow
 def test_torchrun_starts_ranks_with_their_variables(script, tmp_path):
     words = ["torchrun", "--nproc_per_node", "2", "--standalone", str(script), "ok"]
     process = start(words, tmp_path)

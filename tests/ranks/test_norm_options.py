@@ -17,14 +17,20 @@ def losses(dist_run, ranks, style, flags):
     return np.array(results[-1])
 
 
-@pytest.mark.parametrize("style", ["llama", "gpt2"])
+@pytest.mark.parametrize("style", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_zero_centred_weights_train_like_plain_ones(dist_run, style):
     plain = losses(dist_run, 1, style, [])
     centred = losses(dist_run, 1, style, ["--apply-layernorm-1p"])
     assert centred == pytest.approx(plain, rel=2e-6)
 
 
-@pytest.mark.parametrize("flags", [["--qk-layernorm"], ["--qk-layernorm", "--apply-layernorm-1p"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--qk-layernorm", "--apply-layernorm-1p"],
+        pytest.param(["--qk-layernorm"], marks=pytest.mark.slow),
+    ],
+)
 def test_norms_of_queries_and_keys_do_not_depend_on_the_layout(dist_run, flags):
     alone = losses(dist_run, 1, "llama", flags)
     cut = losses(dist_run, 2, "llama", [*flags, *TP2])
