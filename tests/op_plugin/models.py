@@ -9,7 +9,12 @@ import ops_reference as ref
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import DatasetConfig, OptimizerConfig, TransformerConfig
+from mindspeed_ms.core.config import (
+    DatasetConfig,
+    MoEConfig,
+    OptimizerConfig,
+    TransformerConfig,
+)
 from mindspeed_ms.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -48,6 +53,15 @@ STYLES = {
         "hidden_dropout_rate": 0.1,
     },
     "llama": LLAMA,
+    "experts": {
+        **LLAMA,
+        "moe_config": MoEConfig(
+            num_experts=4,
+            moe_router_load_balancing_type="aux_loss",
+            moe_aux_loss_coeff=0.01,
+            moe_z_loss_coeff=0.001,
+        ),
+    },
     "sandwich recomputed": {**LLAMA, **RECOMPUTED},
 }
 
