@@ -70,9 +70,15 @@ class FileRecord:
 
 
 class ChecksumFile:
-    """A new file, written once from the start to the end, that knows its size and CRC-32."""
+    """A new file, written once from the start to the end, that knows its size and CRC-32.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        with_crc: compute the CRC-32, which costs about as much as writing; else it stays 0.
+    """
+
+    def __init__(self, path: Path, with_crc: bool = True) -> None:
+        self._with_crc = with_crc
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self.num_bytes = self.crc32 = 0
 
@@ -82,7 +88,8 @@ class ChecksumFile:
         while view:
             part = view[:WRITE_BYTES]
             count = os.write(self._handle, part)
-            self.crc32 = zlib.crc32(part[:count], self.crc32)
+            if self._with_crc:
+                self.crc32 = zlib.crc32(part[:count], self.crc32)
             self.num_bytes += count
             view = view[count:]
 
@@ -124,14 +131,17 @@ def header_of(
 
 
 def write_file(
-    path: Path, entries: Sequence[Entry], metadata: Mapping[str, str] | None = None
+    path: Path,
+    entries: Sequence[Entry],
+    metadata: Mapping[str, str] | None = None,
+    with_crc: bool = True,
 ) -> tuple[FileRecord, list[list[Stretch]]]:
     """Write a file and bring it to the disk.
 
     Returns:
         Size and checksum, and where each entry lies.
     """
-    file = ChecksumFile(path)
+    file = ChecksumFile(path, with_crc)
     stretches = []
     try:
         file.write(header_of([(e.key, e.dtype, e.shape) for e in entries], metadata))
