@@ -206,7 +206,7 @@ class TensorReader:
     def _fill(self, piece: StoredPiece, array: np.ndarray, first: int) -> None:
         """Read consecutive numbers of a piece into a contiguous array."""
         handle = self._open(piece.path)
-        buffer = memoryview(array.reshape(-1).view(np.uint8))
+        buffer = array.reshape(-1).view(np.uint8).data
         position = piece.offset + first * dtypes.width(piece.dtype)
         done = 0
         while done < len(buffer):

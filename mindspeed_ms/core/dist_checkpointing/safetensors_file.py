@@ -96,7 +96,7 @@ class ChecksumFile:
     def write_array(self, array: np.ndarray) -> None:
         """Append the memory of a contiguous array."""
         if array.size:
-            self.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            self.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def close(self) -> FileRecord:
         """Bring everything to the disk and close.

@@ -31,7 +31,8 @@ class Found:
 def kind_of(folder: Path) -> Format | None:
     """Format of the checkpoint in a folder (or of a single file), None if there is none."""
     if folder.is_file():
-        return {".safetensors": "huggingface", ".ckpt": "mindspore"}.get(folder.suffix)
+        kinds: dict[str, Format] = {".safetensors": "huggingface", ".ckpt": "mindspore"}
+        return kinds.get(folder.suffix)
     if not folder.is_dir():
         return None
     if (folder / storage.INDEX).is_file():

@@ -63,7 +63,7 @@ def _inner(state: Any) -> Mapping[str, Any]:
     return state.get("optimizer", state)
 
 
-def _by_group(state: Any) -> list[tuple[Mapping[str, Any], bool | None]]:
+def _by_group(state: Any) -> list[tuple[Mapping[Any, Any], bool | None]]:
     """States of the chained optimizers: of dense parameters and of experts; None: of both."""
     if isinstance(state, list | tuple):
         return [(one, number > 0) for number, one in enumerate(state)]

@@ -475,7 +475,7 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 def _rng_state(seed: int) -> dict[str, Any]:
     """Generators as a run with this seed starts them: Megatron does not resume without any."""
-    words = np.random.RandomState(seed % 2**32).get_state()[1]
+    words = _mersenne_words(seed)
     version, state, gauss = random.Random(seed).getstate()
     torch_state = _torch_generator(seed, words)
     return {
@@ -484,7 +484,7 @@ def _rng_state(seed: int) -> dict[str, Any]:
         "torch_rng_state": torch_state,
         "cuda_rng_state": torch_state,
         "rng_tracker_states": {
-            name: _torch_generator(start, np.random.RandomState(start % 2**32).get_state()[1])
+            name: _torch_generator(start, _mersenne_words(start))
             for name, start in (
                 ("data-parallel-rng", seed),
                 ("model-parallel-rng", seed + 2718),
@@ -492,6 +492,12 @@ def _rng_state(seed: int) -> dict[str, Any]:
             )
         },
     }
+
+
+def _mersenne_words(seed: int) -> Any:
+    """State words of the Mersenne twister after seeding, 624 of them."""
+    state: Any = np.random.RandomState(seed % 2**32).get_state()
+    return state[1]
 
 
 def _torch_generator(seed: int, words: Any) -> TensorSpec:

@@ -154,7 +154,8 @@ class _Pickle:
         for extent in reversed(value.shape):
             strides.append(step)
             step *= extent
-        for item in (0, value.shape, tuple(reversed(strides)), False, OrderedDict()):
+        rest: list[Any] = [0, value.shape, tuple(reversed(strides)), False, OrderedDict()]
+        for item in rest:
             self.add(item)
         self.out += pickle.TUPLE + pickle.REDUCE
 
@@ -176,7 +177,7 @@ class _Pickle:
             )
         )
 
-    _METHODS = (
+    _METHODS: tuple[tuple[Any, Callable[..., None]], ...] = (
         ((type(None), bool), _constant),
         (int, _int),
         (float, _float),
@@ -218,7 +219,7 @@ def _parts(storages: list[TensorSpec]) -> Iterator[tuple[int, memoryview]]:
     for number, tensor in enumerate(storages):
         yield number, memoryview(b"")
         for part in tensor.values():
-            yield number, memoryview(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+            yield number, np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
 
 
 def _entry(
