@@ -71,7 +71,7 @@ def make_saver(config: AllConfig) -> CheckpointSaver | None:
         SaveSettings(
             root=Path(training.output_dir),
             container="ckpt" if training.ckpt_format == "ckpt" else "safetensors",
-            keep=training.keep_checkpoint_max,
+            keep=training.keep_checkpoint_max or None,
             retain_interval=training.save_retain_interval,
             crc_check=training.crc_check,
             is_async=training.async_save,

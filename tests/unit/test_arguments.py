@@ -434,6 +434,16 @@ def test_a_bare_namespace_maps_too(dest, path, default, words, expected):
     assert read(init_configs_from_args(bare), path) == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [("", 0), ("--save-retain-interval 100", 1), ("--keep-checkpoint-max 3", 3)],
+)
+def test_a_command_line_keeps_every_checkpoint_unless_told_otherwise(words, kept):
+    """As Megatron, which removes none, or with a retain interval all but the newest between."""
+    config = init_configs_from_args(parse_args([*SIZES, *words.split()]))
+    assert config.training_config.keep_checkpoint_max == kept
+
+
 # --- the table itself
 
 

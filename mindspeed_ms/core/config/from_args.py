@@ -149,6 +149,15 @@ def _ulysses_degree(values: Values) -> Any:
     return _or_unset(values.get("ulysses_degree_in_cp") or (sizes[0] if sizes else None))
 
 
+def _kept_checkpoints(values: Values) -> Any:
+    """Return how many stay: a command line that does not say keeps all, as Megatron does."""
+    if values.get("keep_checkpoint_max") is not None:
+        return values["keep_checkpoint_max"]
+    if "save" not in values:
+        return UNSET
+    return 0 if values.get("save_retain_interval") is None else 1
+
+
 def _wrap_with_ddp(values: Values) -> Any:
     """Megatron has no such switch: there, flat gradient buffers are always used."""
     if values.get("wrap_with_ddp") is not None:
@@ -245,6 +254,7 @@ TRANSFORMS: Mapping[str, Callable[[Values], Any]] = MappingProxyType(
         "training_config.save_checkpoints": lambda values: (
             values["save"] is not None if "save" in values else UNSET
         ),
+        "training_config.keep_checkpoint_max": _kept_checkpoints,
         "training_config.rampup_batch_size": lambda values: (
             tuple(int(item) for item in values["rampup_batch_size"])
             if values.get("rampup_batch_size")

@@ -176,7 +176,7 @@ class TrainingConfig(Section):
     """
 
     keep_checkpoint_max: int = 5
-    """Checkpoints kept; older ones are removed after a new one is complete."""
+    """Checkpoints kept; older ones are removed after a new one is complete. 0: all are kept."""
 
     no_save_optim: bool = False
     """Leave the optimizer state out of checkpoints. False: save it."""
@@ -398,7 +398,6 @@ class TrainingConfig(Section):
             "exit_duration_in_mins",
             "global_batch_size",
             "train_samples",
-            "keep_checkpoint_max",
             "loss_scale_window",
             "hysteresis",
             "bucket_size",
@@ -406,7 +405,9 @@ class TrainingConfig(Section):
             "epochs",
             "ckpt_step",
         )
-        self._require_at_least(0, "seed", "training_iters", "eval_iters", "profile_step_start")
+        self._require_at_least(
+            0, "seed", "training_iters", "eval_iters", "profile_step_start", "keep_checkpoint_max"
+        )
         self._check_precision()
         self._check_gradient_buffers()
         self._check_length()
