@@ -79,6 +79,16 @@ def test_the_same_seed_gives_the_same_losses(dist_run, style, name):
         np.testing.assert_allclose(result, expected, rtol=2e-6, atol=2e-6)
 
 
+def test_an_fp32_residual_stream_travels_between_stages(dist_run):
+    flags = ["--bf16", "--fp32-residual-connection"]
+    expected = reference(dist_run, "llama", flags)
+    assert not np.allclose(expected, reference(dist_run, "llama", ["--bf16"]), atol=1e-4)
+    results = dist_run(train_worker, ranks=4, timeout=200.0, style="llama", flags=pp(4, *flags))
+    for result in results:
+        # The same sums of bf16 products on every layout; gradient norms add up in another order.
+        np.testing.assert_allclose(result, expected, rtol=2e-3, atol=2e-3)
+
+
 def test_noop_layers_pass_their_input_through(dist_run):
     flags = ["--noop-layers", "0,5"]
     expected = reference(dist_run, "llama", flags)

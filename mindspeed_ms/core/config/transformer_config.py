@@ -301,7 +301,8 @@ class TransformerConfig(Section):
     residual_connection_dtype: DType | None = None
     """Type of the residual stream.
 
-    None: float32 with fp32_residual_connection, else compute_dtype.
+    None: float32 with fp32_residual_connection, else compute_dtype. A type narrower than
+    compute_dtype has no effect.
     """
 
     # --- recomputation
@@ -337,6 +338,12 @@ class TransformerConfig(Section):
     def hidden_dropout(self) -> float:
         """Megatron's name of hidden_dropout_rate."""
         return self.hidden_dropout_rate
+
+    @property
+    def residual_dtype(self) -> mstype.Type:
+        """Type of the residual stream in effect, also between pipeline stages."""
+        wide = self.residual_connection_dtype == mstype.float32
+        return mstype.float32 if wide else self.compute_dtype
 
     @property
     def data_layout(self) -> str:

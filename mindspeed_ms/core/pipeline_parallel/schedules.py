@@ -10,8 +10,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mindspore.common import dtype as mstype
-
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.pipeline_parallel.executor import (
@@ -207,10 +205,9 @@ def _transfer_format(
     chunk: Any, seq_length: int | None, micro_batch_size: int | None
 ) -> TransferFormat:
     config: TransformerConfig = unwrapped(chunk).config
-    is_wide = config.fp32_residual_connection
     return TransferFormat(
         shape=get_tensor_shapes(config, seq_length, micro_batch_size),
-        dtype=mstype.float32 if is_wide else config.compute_dtype,
+        dtype=config.residual_dtype,
         variable_shapes=config.parallel_config.variable_seq_lengths,
         overlap=config.parallel_config.overlap_p2p_comm,
     )

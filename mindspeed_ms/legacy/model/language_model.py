@@ -84,7 +84,7 @@ class Embedding(Cell):
         std = config.embedding_init_method_std or config.init_method_std
         self.dropout = embedding_dropout_prob
         self.context = context_parallel(config.parallel_config)
-        self.compute_dtype = config.compute_dtype
+        self.residual_dtype = config.residual_dtype
         self.sequence_parallel = config.parallel_config.sequence_parallel
         self.has_positions = config.position_embedding_type in LEARNED_POSITIONS
         # Only a plain lookup can leave the table already split along the sequence.
@@ -127,8 +127,8 @@ class Embedding(Cell):
                 )
             if self.sequence_parallel:
                 embeddings = mappings.scatter_to_sequence_parallel_region(embeddings, self.group)
-        if embeddings.dtype != self.compute_dtype:
-            embeddings = embeddings.astype(self.compute_dtype)
+        if embeddings.dtype != self.residual_dtype:
+            embeddings = embeddings.astype(self.residual_dtype)
         if self.dropout and self.training:
             with residual_dropout_stream(self.sequence_parallel):
                 generator = share_of_draws(get_rng_tracker().current(), self.context)

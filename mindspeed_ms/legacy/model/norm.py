@@ -1,4 +1,7 @@
-"""Normalisation layers over the last dimension. Legend: h hidden size."""
+"""Normalisation layers over the last dimension. Legend: h hidden size.
+
+The result has the type of the weights: an fp32 residual stream enters the layers in their own type.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,13 @@ class LayerNorm(Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
-        gamma = self.gamma + 1 if self.zero_centered else self.gamma
-        return ops.layer_norm(x, gamma, self.beta, self.eps)
+        gamma, beta, dtype = self.gamma, self.beta, self.gamma.dtype
+        if self.zero_centered:
+            gamma = gamma + 1
+        if x.dtype == dtype:
+            return ops.layer_norm(x, gamma, beta, self.eps)
+        wide = ops.layer_norm(x, gamma.astype(x.dtype), beta.astype(x.dtype), self.eps)
+        return wide.astype(dtype)
 
 
 class RMSNorm(Cell):
@@ -84,7 +92,12 @@ class RMSNorm(Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
-        return ops.rms_norm(x, self.weight + 1 if self.zero_centered else self.weight, self.eps)
+        weight, dtype = self.weight, self.weight.dtype
+        if self.zero_centered:
+            weight = weight + 1
+        if x.dtype == dtype:
+            return ops.rms_norm(x, weight, self.eps)
+        return ops.rms_norm(x, weight.astype(x.dtype), self.eps).astype(dtype)
 
 
 def get_norm(

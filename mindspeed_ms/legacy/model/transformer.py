@@ -100,6 +100,7 @@ class ParallelTransformerLayer(Cell):
         self.layer_number = layer_number
         self.sequence_parallel = config.parallel_config.sequence_parallel
         self.residual_after_norm = config.apply_residual_connection_post_norm
+        self.residual_dtype = config.residual_dtype
         self.hidden_dropout = config.hidden_dropout_rate
         self.context = context_parallel(config.parallel_config)
         self.input_norm = get_norm(config)
@@ -162,12 +163,17 @@ class ParallelTransformerLayer(Cell):
         """The sum: residual + dropout(post_norm(output + bias))."""
         if post_norm is not None:
             output, bias = post_norm(output if bias is None else output + bias), None
+        output, residual = self._as_residual(output), self._as_residual(residual)
+        bias = None if bias is None else self._as_residual(bias)
         rate = self.hidden_dropout if self.training else 0.0
         if rate == 0.0:
             return ops.bias_dropout_add(output, bias, residual, 0.0, None)
         with residual_dropout_stream(self.sequence_parallel):
             generator = share_of_draws(get_rng_tracker().current(), self.context)
             return ops.bias_dropout_add(output, bias, residual, rate, generator)
+
+    def _as_residual(self, tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == self.residual_dtype else tensor.astype(self.residual_dtype)
 
 
 class _Identity(autograd.Function):
