@@ -26,6 +26,7 @@ __all__ = [
     "Function",
     "HookHandle",
     "backward",
+    "cast",
     "detach",
     "enable",
     "enable_grad",
@@ -113,6 +114,11 @@ def backward(
     )
     enable()
     run_backward(outputs, seeds, keep_graph, False, ())
+
+
+def cast(tensor: Tensor, dtype: ms.Type) -> Tensor:
+    """The tensor itself if it has the type, else a converted copy; recorded on the tape."""
+    return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
 def detach(tensor: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def transposed(tensor: Tensor) -> Tensor:
 
 
 def in_dtype(tensor: Tensor, dtype: mstype.Type) -> Tensor:
-    """The tensor itself if it has the type, else a converted copy; not recorded on the tape."""
+    """As ``autograd.cast``, but not recorded on the tape: for ids, masks and statistics."""
     if tensor.dtype == dtype:
         return tensor
     if device.is_ascend() or mstype.bfloat16 in (tensor.dtype, dtype):

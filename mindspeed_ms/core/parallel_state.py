@@ -169,17 +169,7 @@ def initialize_model_parallel(  # noqa: PLR0913 - Megatron's public signature
     Parallelism: collective over the world, with equal arguments on every rank.
     """
     global _STATE  # noqa: PLW0603 - the one place that owns the state
-    if not comm.is_initialized():
-        raise RuntimeError("communication is not initialised; call init_process_group() first")
-    if _STATE is not None:
-        raise RuntimeError(
-            "model parallel groups exist already; call destroy_model_parallel() before a new layout"
-        )
-    if pipeline_model_parallel_split_rank is not None or communicator_config_path is not None:
-        raise RuntimeError(
-            "pipeline_model_parallel_split_rank and communicator_config_path must be None: "
-            "there is no encoder-decoder model and no NCCL here"
-        )
+    _check_start(pipeline_model_parallel_split_rank, communicator_config_path)
     if virtual_pipeline_model_parallel_size is not None and pipeline_model_parallel_size < 2:
         raise RuntimeError(
             f"virtual_pipeline_model_parallel_size is {virtual_pipeline_model_parallel_size} but "
@@ -210,6 +200,21 @@ def initialize_model_parallel(  # noqa: PLR0913 - Megatron's public signature
         virtual_pipeline_rank=0 if virtual_pipeline_model_parallel_size else None,
         virtual_pipeline_size=virtual_pipeline_model_parallel_size,
     )
+
+
+def _check_start(split_rank: int | None, communicator_config_path: str | None) -> None:
+    """Groups are made once, after communication has begun, for a decoder without NCCL."""
+    if not comm.is_initialized():
+        raise RuntimeError("communication is not initialised; call init_process_group() first")
+    if _STATE is not None:
+        raise RuntimeError(
+            "model parallel groups exist already; call destroy_model_parallel() before a new layout"
+        )
+    if split_rank is not None or communicator_config_path is not None:
+        raise RuntimeError(
+            "pipeline_model_parallel_split_rank and communicator_config_path must be None: "
+            "there is no encoder-decoder model and no NCCL here"
+        )
 
 
 def _optimizer_groups(data_ranks: list[tuple[int, ...]], instances: int) -> dict[str, Group]:

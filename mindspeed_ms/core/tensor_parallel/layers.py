@@ -64,10 +64,6 @@ def _weight_grad(grad: Tensor, total: Tensor, weight: Parameter, fused: bool) ->
     return None
 
 
-def _in_dtype(weight: Tensor, dtype: mstype.Type) -> Tensor:
-    return weight if weight.dtype == dtype else weight.astype(dtype)
-
-
 class _ColumnLinear(autograd.Function):
     """Y_r = X W_r^T + b_r, W split by rows.
 
@@ -89,7 +85,7 @@ class _ColumnLinear(autograd.Function):
         ctx.weight, ctx.plan, ctx.has_bias = weight, plan, bias is not None
         total = mappings.gathered_first_dim(x, plan.group) if plan.sequence_parallel else x
         ctx.save_for_backward(total if plan.keeps_gathered_input else x)
-        return ops.linear_forward(total, _in_dtype(weight, x.dtype), bias)
+        return ops.linear_forward(total, autograd.cast(weight, x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -103,7 +99,7 @@ class _ColumnLinear(autograd.Function):
         if is_split and not plan.keeps_gathered_input:
             total = memory.empty((x.shape[0] * group.size, *x.shape[1:]), x.dtype)
             gathering = comm.all_gather_into_tensor(total, x, group=group, async_op=True)
-        dx = ops.linear_dgrad(grad, _in_dtype(ctx.weight, grad.dtype))
+        dx = ops.linear_dgrad(grad, autograd.cast(ctx.weight, grad.dtype))
         if gathering is not None:
             gathering.wait()
         reducing = None
@@ -135,7 +131,7 @@ class _RowLinear(autograd.Function):
         make_ready(weight)
         ctx.save_for_backward(x)
         ctx.weight, ctx.plan = weight, plan
-        y = ops.linear_forward(x, _in_dtype(weight, x.dtype), None)
+        y = ops.linear_forward(x, autograd.cast(weight, x.dtype), None)
         if plan.group.size == 1:
             return y
         if plan.sequence_parallel:
@@ -152,7 +148,7 @@ class _RowLinear(autograd.Function):
         grad = memory.contiguous(grad)
         if plan.sequence_parallel:
             grad = mappings.gathered_first_dim(grad, plan.group)
-        dx = ops.linear_dgrad(grad, _in_dtype(ctx.weight, grad.dtype))
+        dx = ops.linear_dgrad(grad, autograd.cast(ctx.weight, grad.dtype))
         dw = _weight_grad(grad, x, ctx.weight, plan.gradient_accumulation_fusion)
         return dx, dw, None
 
@@ -163,11 +159,11 @@ class _AddBias(autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, bias: Tensor) -> Tensor:
         ctx.bias_dtype = bias.dtype
-        return y + _in_dtype(bias, y.dtype)
+        return y + autograd.cast(bias, y.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, _in_dtype(ops.bias_grad(memory.contiguous(grad)), ctx.bias_dtype)
+        return grad, autograd.cast(ops.bias_grad(memory.contiguous(grad)), ctx.bias_dtype)
 
 
 class _VocabParallelLookup(autograd.Function):
@@ -202,7 +198,7 @@ class _VocabParallelLookup(autograd.Function):
         dw = memory.zeros(weight.shape) if sink is None else sink.main_grad
         ops.embedding_wgrad_accumulate(grad, ctx.ids, dw, ctx.vocab_start)
         if sink is None:
-            return None, _in_dtype(dw, weight.dtype), None, None
+            return None, autograd.cast(dw, weight.dtype), None, None
         sink.mark_ready()
         return None, None, None, None
 
@@ -360,8 +356,8 @@ class ColumnParallelLinear(Cell):
         weight = self.weight if weight is None else weight
         if weight is None:
             raise RuntimeError("the layer was built without a weight; pass one to the call")
-        if self.compute_dtype is not None and input_.dtype != self.compute_dtype:
-            input_ = input_.astype(self.compute_dtype)
+        if self.compute_dtype is not None:
+            input_ = autograd.cast(input_, self.compute_dtype)
         added = None if self.skip_bias_add else self.bias
         output = _ColumnLinear.apply(input_, weight, added, self.plan)
         if self.gather_output:
@@ -462,8 +458,8 @@ class RowParallelLinear(Cell):
 
     def construct(self, input_: Tensor) -> tuple[Tensor, Parameter | None]:
         """(output, bias if it was not added)."""
-        if self.compute_dtype is not None and input_.dtype != self.compute_dtype:
-            input_ = input_.astype(self.compute_dtype)
+        if self.compute_dtype is not None:
+            input_ = autograd.cast(input_, self.compute_dtype)
         if not self.input_is_parallel:
             input_ = mappings.scatter_to_tensor_model_parallel_region(input_, self.plan.group)
         output = _RowLinear.apply(input_, self.weight, self.plan)

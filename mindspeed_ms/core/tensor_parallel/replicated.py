@@ -6,7 +6,7 @@ from mindspore import Tensor
 from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
-from mindspeed_ms.backend import comm
+from mindspeed_ms.backend import autograd, comm
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.parameter import InitMethod, ShardSpec, create_parameter
@@ -57,6 +57,5 @@ class ReplicatedLinear(Cell):
 
     def construct(self, input_: Tensor) -> Tensor:
         """X -> Y."""
-        if input_.dtype != self.compute_dtype:
-            input_ = input_.astype(self.compute_dtype)
+        input_ = autograd.cast(input_, self.compute_dtype)
         return column_parallel_linear(input_, self.weight, None, self.plan)

@@ -91,6 +91,22 @@ class CoreAttention(Cell):
                 q_SBND, k_SBGD, v_SBGD, dropout_p=dropout, generator=generator, **arguments
             )
 
+    def attend(
+        self,
+        q_SBND: Tensor,
+        k_SBGD: Tensor,
+        v_SBGD: Tensor,
+        attention_mask: AttentionMask,
+        *,
+        again: bool,
+    ) -> Tensor:
+        """A call of the layer, with its inner results made ``again`` in backward or kept."""
+
+        def core(q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor) -> Tensor:
+            return self(q_SBND, k_SBGD, v_SBGD, attention_mask)
+
+        return checkpoint(core, q_SBND, k_SBGD, v_SBGD) if again else core(q_SBND, k_SBGD, v_SBGD)
+
     def _attend(self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, **arguments: Any) -> Tensor:
         if self.context is None:
             return ops.attention(q_SBND, k_SBGD, v_SBGD, **arguments)
@@ -123,25 +139,12 @@ class ParallelAttention(Cell):
         recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
-        if attention_type.value != AttnType.self_attn.value:
-            raise ValueError(
-                f"attention_type is {attention_type}; decoder-only models have self_attn layers"
-            )
+        refuse_cross_attention(attention_type)
         heads, channels = config.num_attention_heads, config.kv_channels
         groups = config.num_query_groups if config.group_query_attention else heads
         # Megatron builds the output projection first, and weights are drawn in that order.
         self.core_attention = CoreAttention(layer_number, config, attn_mask_type)
-        self.out_proj = RowParallelLinear(
-            heads * channels,
-            config.hidden_size,
-            config=config,
-            init_method=scaled_normal(config),
-            bias=config.out_proj_has_bias or config.add_bias_linear,
-            input_is_parallel=True,
-            skip_bias_add=True,
-            param_init_dtype=config.params_dtype,
-            compute_dtype=config.compute_dtype,
-        )
+        self.out_proj = output_projection(config, heads * channels)
         self.qkv_proj = ColumnParallelLinear(
             config.hidden_size,
             (heads + 2 * groups) * channels,
@@ -184,16 +187,30 @@ class ParallelAttention(Cell):
             cos, sin = rotary_pos_emb
             q_SBND = ops.rotary(q_SBND, cos, sin, self.rotary_interleaved)
             k_SBGD = ops.rotary(k_SBGD, cos, sin, self.rotary_interleaved)
-        return self.out_proj(self._attend(q_SBND, k_SBGD, v_SBGD, attention_mask))
+        context = self.core_attention.attend(
+            q_SBND, k_SBGD, v_SBGD, attention_mask, again=self.attends_again
+        )
+        return self.out_proj(context)
 
-    def _attend(
-        self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, attention_mask: AttentionMask
-    ) -> Tensor:
-        """-> [S, B, N * D]."""
-        if not self.attends_again:
-            return self.core_attention(q_SBND, k_SBGD, v_SBGD, attention_mask)
 
-        def attend(q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor) -> Tensor:
-            return self.core_attention(q_SBND, k_SBGD, v_SBGD, attention_mask)
+def refuse_cross_attention(attention_type: enum.Enum) -> None:
+    """The attention layers here attend to their own sequence."""
+    if attention_type.value != AttnType.self_attn.value:
+        raise ValueError(
+            f"attention_type is {attention_type}; decoder-only models have self_attn layers"
+        )
 
-        return checkpoint(attend, q_SBND, k_SBGD, v_SBGD)
+
+def output_projection(config: TransformerConfig, width: int) -> RowParallelLinear:
+    """From the values of all heads (``width``, split) to the hidden size, bias not added."""
+    return RowParallelLinear(
+        width,
+        config.hidden_size,
+        config=config,
+        init_method=scaled_normal(config),
+        bias=config.out_proj_has_bias or config.add_bias_linear,
+        input_is_parallel=True,
+        skip_bias_add=True,
+        param_init_dtype=config.params_dtype,
+        compute_dtype=config.compute_dtype,
+    )

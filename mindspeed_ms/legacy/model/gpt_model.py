@@ -47,8 +47,8 @@ def post_language_model_processing(
             f"fp16_lm_cross_entropy is True but the logits are {output.dtype}; train with fp16 "
             "or switch it off"
         )
-    if not fp16_lm_cross_entropy and output.dtype != mstype.float32:
-        output = output.astype(mstype.float32)
+    if not fp16_lm_cross_entropy:
+        output = autograd.cast(output, mstype.float32)
     # Labels and mask follow the layout of the logits: v times fewer numbers to transpose.
     return loss_fn(output, memory.transposed(labels), memory.transposed(loss_mask))
 

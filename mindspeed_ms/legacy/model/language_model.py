@@ -14,7 +14,7 @@ from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
-from mindspeed_ms.backend import memory
+from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
 from mindspeed_ms.core.parameter import create_parameter
@@ -127,8 +127,7 @@ class Embedding(Cell):
                 )
             if self.sequence_parallel:
                 embeddings = mappings.scatter_to_sequence_parallel_region(embeddings, self.group)
-        if embeddings.dtype != self.residual_dtype:
-            embeddings = embeddings.astype(self.residual_dtype)
+        embeddings = autograd.cast(embeddings, self.residual_dtype)
         if self.dropout and self.training:
             with residual_dropout_stream(self.sequence_parallel):
                 generator = share_of_draws(get_rng_tracker().current(), self.context)

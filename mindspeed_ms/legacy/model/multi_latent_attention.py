@@ -24,12 +24,18 @@ from mindspeed_ms.core.recompute_plan import (
     NO_RECOMPUTE,
     LayerRecompute,
 )
-from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, mappings
+from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, mappings
 from mindspeed_ms.core.tensor_parallel.replicated import ReplicatedLinear
 from mindspeed_ms.core.tensor_parallel.utils import divide
-from mindspeed_ms.legacy.model.attention import AttentionMask, CoreAttention, RotaryTables
+from mindspeed_ms.legacy.model.attention import (
+    AttentionMask,
+    CoreAttention,
+    RotaryTables,
+    output_projection,
+    refuse_cross_attention,
+)
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType
-from mindspeed_ms.legacy.model.initialization import normal, scaled_normal
+from mindspeed_ms.legacy.model.initialization import normal
 from mindspeed_ms.legacy.model.norm import get_norm
 from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding
 
@@ -140,27 +146,14 @@ class MultiLatentAttention(Cell):
         recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
-        if attention_type.value != AttnType.self_attn.value:
-            raise ValueError(
-                f"attention_type is {attention_type}; decoder-only models have self_attn layers"
-            )
+        refuse_cross_attention(attention_type)
         latent, heads = config.mla_config, config.num_attention_heads
         self.latent = latent
         self.core_attention = CoreAttention(layer_number, config, attn_mask_type)
         growth = yarn_growth(latent.rotary_scaling_factor, latent.mscale_all_dim)
         self.core_attention.scale = growth * growth / math.sqrt(latent.query_dim)
         # Megatron builds the output projection first, and weights are drawn in that order.
-        self.out_proj = RowParallelLinear(
-            heads * latent.v_head_dim,
-            config.hidden_size,
-            config=config,
-            init_method=scaled_normal(config),
-            bias=config.out_proj_has_bias or config.add_bias_linear,
-            input_is_parallel=True,
-            skip_bias_add=True,
-            param_init_dtype=config.params_dtype,
-            compute_dtype=config.compute_dtype,
-        )
+        self.out_proj = output_projection(config, heads * latent.v_head_dim)
         self.q_proj = self.q_down_proj = self.q_up_proj = None
         queries = heads * latent.query_dim
         if latent.q_lora_rank is None:
@@ -255,14 +248,8 @@ class MultiLatentAttention(Cell):
         elif value_dim > query_dim:
             q_SBND = ops.join_columns((q_SBND,), value_dim - query_dim)
             k_SBND = ops.join_columns((k_SBND,), value_dim - query_dim)
-
-        def attend(q_SBND: Tensor, k_SBND: Tensor, v_SBNV: Tensor) -> Tensor:
-            return self.core_attention(q_SBND, k_SBND, v_SBNV, attention_mask)
-
-        if self.attends_again and not self.projects_again:
-            context = checkpoint(attend, q_SBND, k_SBND, v_SBNV)
-        else:
-            context = attend(q_SBND, k_SBND, v_SBNV)
+        again = self.attends_again and not self.projects_again
+        context = self.core_attention.attend(q_SBND, k_SBND, v_SBNV, attention_mask, again=again)
         if value_dim >= query_dim:
             return context
         shape = (*context.shape[:2], self.num_heads_per_partition, query_dim)

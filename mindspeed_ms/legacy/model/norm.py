@@ -11,6 +11,7 @@ from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
+from mindspeed_ms.backend import autograd
 from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.parameter import ShardSpec, create_parameter
 
@@ -49,13 +50,9 @@ class LayerNorm(Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
-        gamma, beta, dtype = self.gamma, self.beta, self.gamma.dtype
-        if self.zero_centered:
-            gamma = gamma + 1
-        if x.dtype == dtype:
-            return ops.layer_norm(x, gamma, beta, self.eps)
-        wide = ops.layer_norm(x, gamma.astype(x.dtype), beta.astype(x.dtype), self.eps)
-        return wide.astype(dtype)
+        gamma = self.gamma + 1 if self.zero_centered else self.gamma
+        gamma, beta = autograd.cast(gamma, x.dtype), autograd.cast(self.beta, x.dtype)
+        return autograd.cast(ops.layer_norm(x, gamma, beta, self.eps), self.gamma.dtype)
 
 
 class RMSNorm(Cell):
@@ -92,12 +89,9 @@ class RMSNorm(Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
-        weight, dtype = self.weight, self.weight.dtype
-        if self.zero_centered:
-            weight = weight + 1
-        if x.dtype == dtype:
-            return ops.rms_norm(x, weight, self.eps)
-        return ops.rms_norm(x, weight.astype(x.dtype), self.eps).astype(dtype)
+        weight = self.weight + 1 if self.zero_centered else self.weight
+        normed = ops.rms_norm(x, autograd.cast(weight, x.dtype), self.eps)
+        return autograd.cast(normed, self.weight.dtype)
 
 
 def get_norm(

@@ -163,17 +163,16 @@ class ParallelTransformerLayer(Cell):
         """The sum: residual + dropout(post_norm(output + bias))."""
         if post_norm is not None:
             output, bias = post_norm(output if bias is None else output + bias), None
-        output, residual = self._as_residual(output), self._as_residual(residual)
-        bias = None if bias is None else self._as_residual(bias)
+        output, residual, bias = (
+            None if part is None else autograd.cast(part, self.residual_dtype)
+            for part in (output, residual, bias)
+        )
         rate = self.hidden_dropout if self.training else 0.0
         if rate == 0.0:
             return ops.bias_dropout_add(output, bias, residual, 0.0, None)
         with residual_dropout_stream(self.sequence_parallel):
             generator = share_of_draws(get_rng_tracker().current(), self.context)
             return ops.bias_dropout_add(output, bias, residual, rate, generator)
-
-    def _as_residual(self, tensor: Tensor) -> Tensor:
-        return tensor if tensor.dtype == self.residual_dtype else tensor.astype(self.residual_dtype)
 
 
 class _Identity(autograd.Function):
@@ -384,8 +383,8 @@ class ParallelLMLogits(Cell):
                 f"bias is {'missing' if bias is None else 'given'} but the head was built with "
                 f"bias={self.has_bias}; both must agree"
             )
-        if self.compute_dtype is not None and input_.dtype != self.compute_dtype:
-            input_ = input_.astype(self.compute_dtype)
+        if self.compute_dtype is not None:
+            input_ = autograd.cast(input_, self.compute_dtype)
         logits = column_parallel_linear(input_, word_embedding_table, bias, self.plan)
         if parallel_output:
             return logits

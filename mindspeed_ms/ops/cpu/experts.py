@@ -6,7 +6,7 @@ expert, and empty groups cost nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mindspore import Tensor
 
@@ -46,42 +46,49 @@ def _row_bytes(t: Tensor) -> int:
     return t.shape[1] * memory.numpy_dtype(t.dtype).itemsize
 
 
-def grouped_linear_forward(x: Tensor, weights: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """See ``ops.grouped_linear_forward``."""
-    x = memory.contiguous(x)
-    out, width = weights[0].shape
-    y = memory.empty((x.shape[0], out), x.dtype)
+def _per_group(
+    rows: Tensor,
+    columns: int,
+    weights: Sequence[Tensor],
+    counts: Sequence[int],
+    product: Callable[[int, int, int, int, int], None],
+) -> Tensor:
+    """[tokens, columns], filled by ``product(code, rows, weight, result, count)`` per group."""
+    rows = memory.contiguous(rows)
+    result = memory.empty((rows.shape[0], columns), rows.dtype)
     if not sum(counts):
-        return y
-    source, target, code = x.data_ptr(), y.data_ptr(), STORAGE[x.dtype]
-    source_bytes, target_bytes = _row_bytes(x), _row_bytes(y)
-    product = library().linear_forward
+        return result
+    source, target, code = rows.data_ptr(), result.data_ptr(), STORAGE[rows.dtype]
+    source_bytes, target_bytes = _row_bytes(rows), _row_bytes(result)
     for weight, count in zip(weights, counts, strict=True):
         if count:
             kept = memory.contiguous(weight)
-            product(code, source, kept.data_ptr(), None, target, count, width, out)
+            product(code, source, kept.data_ptr(), target, count)
             source += count * source_bytes
             target += count * target_bytes
-    return y
+    return result
+
+
+def grouped_linear_forward(x: Tensor, weights: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """See ``ops.grouped_linear_forward``."""
+    out, width = weights[0].shape
+    native = library().linear_forward
+
+    def product(code: int, x: int, weight: int, y: int, count: int) -> None:
+        native(code, x, weight, None, y, count, width, out)
+
+    return _per_group(x, out, weights, counts, product)
 
 
 def grouped_linear_dgrad(dy: Tensor, weights: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     """See ``ops.grouped_linear_dgrad``."""
-    dy = memory.contiguous(dy)
     out, width = weights[0].shape
-    dx = memory.empty((dy.shape[0], width), dy.dtype)
-    if not sum(counts):
-        return dx
-    source, target, code = dy.data_ptr(), dx.data_ptr(), STORAGE[dy.dtype]
-    source_bytes, target_bytes = _row_bytes(dy), _row_bytes(dx)
-    product = library().linear_dgrad
-    for weight, count in zip(weights, counts, strict=True):
-        if count:
-            kept = memory.contiguous(weight)
-            product(code, source, kept.data_ptr(), target, count, width, out)
-            source += count * source_bytes
-            target += count * target_bytes
-    return dx
+    native = library().linear_dgrad
+
+    def product(code: int, dy: int, weight: int, dx: int, count: int) -> None:
+        native(code, dy, weight, dx, count, width, out)
+
+    return _per_group(dy, width, weights, counts, product)
 
 
 def grouped_linear_wgrad_accumulate(

@@ -131,13 +131,12 @@ class _AddShareOfBias(autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, bias: Parameter, ranks: int) -> Tensor:
         ctx.dtype = bias.dtype
-        share = bias if bias.dtype == y.dtype else bias.astype(y.dtype)
+        share = autograd.cast(bias, y.dtype)
         return y + (share if ranks == 1 else share / ranks)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        total = ops.bias_grad(memory.contiguous(grad))
-        return grad, total if total.dtype == ctx.dtype else total.astype(ctx.dtype), None
+        return grad, autograd.cast(ops.bias_grad(memory.contiguous(grad)), ctx.dtype), None
 
 
 class LocalExperts(Cell):
@@ -256,8 +255,7 @@ class _GroupedLinear(autograd.Function):
                 sink.mark_ready()
                 grads.append(None)
             else:
-                same = total.dtype == weight.dtype
-                grads.append(total if same else total.astype(weight.dtype))
+                grads.append(autograd.cast(total, weight.dtype))
         return (dx, None, *grads)
 
 
@@ -265,9 +263,7 @@ def _ready(weights: Sequence[Parameter], like: Tensor) -> list[Tensor]:
     """The weights, complete and in the type of the rows."""
     for weight in weights:
         make_ready(weight)
-    return [
-        weight if weight.dtype == like.dtype else weight.astype(like.dtype) for weight in weights
-    ]
+    return [autograd.cast(weight, like.dtype) for weight in weights]
 
 
 class GroupedLinear(Cell):
@@ -341,8 +337,7 @@ class GroupedMLP(Cell):
 
     def construct(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
         """[M, h] -> [M, h]."""
-        if rows.dtype != self.compute_dtype:
-            rows = rows.astype(self.compute_dtype)
+        rows = autograd.cast(rows, self.compute_dtype)
         inner = self.linear_fc1(rows, counts)  # [M, (2) f/q]
         activated = self.activation(inner, None)
         if not self.activates_again or not autograd.is_grad_enabled() or not np.any(counts):
