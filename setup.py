@@ -1,8 +1,8 @@
-"""Builds the native CPU kernels, once per instruction set, the index builder and the digest sums.
+"""Builds the native CPU kernels, once per instruction set, the index builder and the checksums.
 
 The extensions are optional: without a compiler the installation succeeds and the portable versions
 are used. They are plain shared objects, loaded with ctypes by ``mindspeed_ms/ops/cpu/library.py``,
-``mindspeed_ms/core/datasets/native.py`` and ``mindspeed_ms/core/dist_checkpointing/digest.py``.
+``mindspeed_ms/core/datasets/native.py`` and ``mindspeed_ms/core/dist_checkpointing/native.py``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ INDICES = Extension(
 )
 DIGEST = Extension(
     "mindspeed_ms.core.dist_checkpointing._kernels_digest",
-    sources=["mindspeed_ms/core/dist_checkpointing/csrc/digest.cpp"],
+    sources=sorted(map(str, Path("mindspeed_ms/core/dist_checkpointing/csrc").glob("*.cpp"))),
     extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"],
     language="c++",
     optional=True,

@@ -20,7 +20,7 @@ from mindspeed_ms.core.dist_checkpointing.formats.find import (
 )
 from mindspeed_ms.core.dist_checkpointing.live_state import live_tensors
 from mindspeed_ms.core.dist_checkpointing.loader import KINDS, LoadOptions, load_tensors
-from mindspeed_ms.core.dist_checkpointing.safetensors_file import FileRecord
+from mindspeed_ms.core.dist_checkpointing.new_file import FileRecord
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler

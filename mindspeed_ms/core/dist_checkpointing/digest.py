@@ -12,16 +12,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
-import logging
 import math
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mindspeed_ms.core.dist_checkpointing import native
 from mindspeed_ms.core.dist_checkpointing.region import Span
-
-logger = logging.getLogger(__name__)
 
 _MODULUS = 1 << 64
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -85,8 +83,8 @@ def sums_by_numpy(matrix: np.ndarray) -> tuple[int, int, int]:
 class _NativeSums:
     """The compiled function."""
 
-    def __init__(self, path: Path) -> None:
-        self._function = ctypes.CDLL(str(path)).digest_sums
+    def __init__(self, function: Any) -> None:
+        self._function = function
         pointer, long = ctypes.c_void_p, ctypes.c_int64
         self._function.argtypes = [pointer, ctypes.c_int32, long, long, long, pointer]
         self._function.restype = None
@@ -105,16 +103,8 @@ class _NativeSums:
 @functools.lru_cache(maxsize=1)
 def sums_function() -> Sums:
     """The compiled version, or NumPy's where it was not built."""
-    for path in sorted(Path(__file__).parent.glob("_kernels_digest*.so")):
-        try:
-            return _NativeSums(path)
-        except (OSError, AttributeError) as error:
-            logger.warning(
-                "%s does not load (%s); digests are computed by NumPy, several times slower",
-                path,
-                error,
-            )
-    return sums_by_numpy
+    compiled = native.function("digest_sums")
+    return sums_by_numpy if compiled is None else _NativeSums(compiled)
 
 
 def text_of(digest: int) -> str:

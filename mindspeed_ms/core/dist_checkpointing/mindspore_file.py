@@ -9,7 +9,6 @@ Source: MindSpore ``train/serialization.py`` and ``checkpoint.proto``.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +16,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mindspeed_ms.core.dist_checkpointing import dtypes
+from mindspeed_ms.core.dist_checkpointing import dtypes, native
 from mindspeed_ms.core.dist_checkpointing.ahead import one_ahead
-from mindspeed_ms.core.dist_checkpointing.safetensors_file import (
-    ChecksumFile,
-    Entry,
-    FileRecord,
-    Stretch,
-)
+from mindspeed_ms.core.dist_checkpointing.new_file import FileRecord, NewFile
+from mindspeed_ms.core.dist_checkpointing.safetensors_file import Entry, Stretch
 
 _NAMES = {
     "BOOL": "Bool",
@@ -94,7 +89,7 @@ def write_file(
     Returns:
         Size and checksum, and where each entry lies.
     """
-    file = ChecksumFile(path)
+    file = NewFile(path, sum(entry.num_bytes for entry in entries))
     try:
         arrays = one_ahead(entry.load() for entry in entries)
         stretches = [
@@ -109,7 +104,7 @@ def write_file(
     return file.close(), stretches
 
 
-def write_entry(file: ChecksumFile, entry: Entry) -> list[Stretch]:
+def write_entry(file: NewFile, entry: Entry) -> list[Stretch]:
     """Append a tensor, cut into slices if it is large."""
     flat = np.ascontiguousarray(entry.load()).reshape(-1)
     step = SLICE_BYTES // dtypes.width(entry.dtype)
@@ -246,5 +241,5 @@ def verify_crc(path: Path) -> bool | None:
         left, crc = size - _CRC_BYTES, 0
         while left:
             data = file.read(min(left, 16 << 20))
-            crc, left = zlib.crc32(data, crc), left - len(data)
+            crc, left = native.crc32(data, crc), left - len(data)
     return crc == expected

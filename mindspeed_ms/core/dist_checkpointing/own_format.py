@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ms.core.dist_checkpointing import storage
+from mindspeed_ms.core.dist_checkpointing import native, storage
 from mindspeed_ms.core.dist_checkpointing.catalog import Catalog, StoredPiece, StoredTensor
 from mindspeed_ms.core.dist_checkpointing.region import Region, Span
-from mindspeed_ms.core.dist_checkpointing.safetensors_file import FileRecord
+from mindspeed_ms.core.dist_checkpointing.new_file import FileRecord
 
 FORMAT = "mindspeed_ms.checkpoint"
 VERSION = 1
@@ -165,7 +165,7 @@ def crc_of(path: Path) -> int:
     crc = 0
     with path.open("rb") as file:
         while data := file.read(16 << 20):
-            crc = zlib.crc32(data, crc)
+            crc = native.crc32(data, crc)
     return crc
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +19,9 @@ import numpy as np
 
 from mindspeed_ms.core.dist_checkpointing import dtypes
 from mindspeed_ms.core.dist_checkpointing.ahead import one_ahead
+from mindspeed_ms.core.dist_checkpointing.new_file import FileRecord, NewFile
 
 MAX_HEADER_BYTES = 1 << 30
-
-WRITE_BYTES = 1 << 20
-"""Written at a time: little enough to be in the cache still when it is summed up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +37,11 @@ class Entry:
     def load(self) -> np.ndarray:
         """The numbers."""
         return self.array() if callable(self.array) else self.array
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the numbers."""
+        return math.prod(self.shape) * dtypes.width(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,60 +60,6 @@ class Stretch:
 
     offset: int
     num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class FileRecord:
-    """Size and checksum of a written file."""
-
-    num_bytes: int
-    crc32: int
-
-
-class ChecksumFile:
-    """A new file, written once from the start to the end, that knows its size and CRC-32.
-
-    Args:
-        path: the file.
-        with_crc: compute the CRC-32, which costs about as much as writing; else it stays 0.
-    """
-
-    def __init__(self, path: Path, with_crc: bool = True) -> None:
-        self._with_crc = with_crc
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        self.num_bytes = self.crc32 = 0
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append bytes."""
-        view = memoryview(data)
-        while view:
-            part = view[:WRITE_BYTES]
-            count = os.write(self._handle, part)
-            if self._with_crc:
-                self.crc32 = zlib.crc32(part[:count], self.crc32)
-            self.num_bytes += count
-            view = view[count:]
-
-    def write_array(self, array: np.ndarray) -> None:
-        """Append the memory of a contiguous array."""
-        if array.size:
-            self.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-
-    def close(self) -> FileRecord:
-        """Bring everything to the disk and close.
-
-        Raises:
-            OSError: the disk is full or failing.
-        """
-        try:
-            os.fsync(self._handle)
-        finally:
-            os.close(self._handle)
-        return FileRecord(self.num_bytes, self.crc32)
-
-    def abandon(self) -> None:
-        """Close after a failure."""
-        os.close(self._handle)
 
 
 def header_of(
@@ -141,10 +88,11 @@ def write_file(
     Returns:
         Size and checksum, and where each entry lies.
     """
-    file = ChecksumFile(path, with_crc)
+    header = header_of([(e.key, e.dtype, e.shape) for e in entries], metadata)
+    file = NewFile(path, len(header) + sum(entry.num_bytes for entry in entries), with_crc)
     stretches = []
     try:
-        file.write(header_of([(e.key, e.dtype, e.shape) for e in entries], metadata))
+        file.write(header)
         for array in one_ahead(entry.load() for entry in entries):
             stretches.append([Stretch(file.num_bytes, array.nbytes)])
             file.write_array(array)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
+import math
 import pickle
 import struct
-import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,10 +18,10 @@ import numpy as np
 from mindspeed_ms.core.dist_checkpointing import dtypes
 from mindspeed_ms.core.dist_checkpointing.ahead import one_ahead
 from mindspeed_ms.core.dist_checkpointing.formats.torch_file import STORAGE_OF, TorchDtype
-from mindspeed_ms.core.dist_checkpointing.safetensors_file import WRITE_BYTES
+from mindspeed_ms.core.dist_checkpointing.formats.zip_writer import ZipWriter
+from mindspeed_ms.core.dist_checkpointing.new_file import NewFile
 
 _STEM = "archive"
-_ZIP64_FROM = 1 << 31
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 """Names of types in files -> in torch."""
@@ -36,6 +35,11 @@ class TensorSpec:
     shape: tuple[int, ...]
     values: Callable[[], Iterable[np.ndarray]]
     """The elements in order, in one array or several."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the elements."""
+        return math.prod(self.shape) * dtypes.width(self.dtype)
 
     @classmethod
     def of(cls, array: np.ndarray, dtype: str | None = None) -> TensorSpec:
@@ -198,39 +202,35 @@ def write_file(path: Path, content: Any) -> int:
     """Write a file and bring it to the disk; return its bytes."""
     pickled = _Pickle()
     data = pickled.finish(content)
-    with path.open("wb") as raw:
-        with zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            _entry(archive, "data.pkl", [data], len(data))
-            _entry(archive, "byteorder", [b"little"], 6)
-            for number, parts in itertools.groupby(
-                one_ahead(_parts(pickled.storages)), key=lambda item: item[0]
-            ):
-                tensor = pickled.storages[number]
-                size = int(np.prod(tensor.shape, dtype=np.int64)) * dtypes.width(tensor.dtype)
-                _entry(archive, f"data/{number}", (part for _, part in parts), size)
-            _entry(archive, "version", [b"3\n"], 2)
-        raw.flush()
-        os.fsync(raw.fileno())
-    return path.stat().st_size
+    expected = len(data) + sum(tensor.num_bytes for tensor in pickled.storages)
+    file = NewFile(path, expected)
+    try:
+        archive = ZipWriter(file)
+        _short_entry(archive, "data.pkl", data)
+        _short_entry(archive, "byteorder", b"little")
+        for number, parts in itertools.groupby(
+            one_ahead(_parts(pickled.storages)), key=lambda item: item[0]
+        ):
+            size = pickled.storages[number].num_bytes
+            with archive.entry(f"{_STEM}/data/{number}", size) as entry:
+                for _, part in parts:
+                    entry.write_array(part)
+        _short_entry(archive, "version", b"3\n")
+        archive.finish()
+    except BaseException:
+        file.abandon()
+        raise
+    return file.close().num_bytes
 
 
-def _parts(storages: list[TensorSpec]) -> Iterator[tuple[int, memoryview]]:
-    """(number, bytes) of all storages in order, at least one each."""
+def _short_entry(archive: ZipWriter, name: str, data: bytes) -> None:
+    with archive.entry(f"{_STEM}/{name}", len(data)) as entry:
+        entry.write(data)
+
+
+def _parts(storages: list[TensorSpec]) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, elements) of all storages in order, at least one each."""
     for number, tensor in enumerate(storages):
-        yield number, memoryview(b"")
+        yield number, np.empty(0)
         for part in tensor.values():
-            yield number, np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-
-
-def _entry(
-    archive: zipfile.ZipFile, name: str, parts: Iterable[bytes | memoryview], size: int
-) -> None:
-    info = zipfile.ZipInfo(f"{_STEM}/{name}")
-    written = 0
-    with archive.open(info, "w", force_zip64=size >= _ZIP64_FROM) as entry:
-        for part in parts:
-            for first in range(0, len(part), WRITE_BYTES):
-                entry.write(part[first : first + WRITE_BYTES])
-            written += len(part)
-    if written != size:
-        raise ValueError(f"{name} has {written} bytes instead of {size}; the source is incomplete")
+            yield number, part

@@ -1,0 +1,55 @@
+"""The compiled part of this package: sums for digests, and CRC-32.
+
+Both have a definition in Python that is used where nothing was compiled, several times slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+_SHORT = 4096
+"""Below so many bytes zlib is done before a foreign function is called."""
+
+
+@functools.lru_cache(maxsize=None)
+def function(name: str) -> Any | None:
+    """A compiled function; None where it was not built, which is said once."""
+    for path in sorted(Path(__file__).parent.glob("_kernels_digest*.so")):
+        try:
+            return getattr(ctypes.CDLL(str(path)), name)
+        except (OSError, AttributeError) as error:
+            logger.warning(
+                "%s lacks %s (%s); checkpoints take several times as much computing: build again",
+                path,
+                name,
+                error,
+            )
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def _crc32_function() -> Callable[[int, int, int], int] | None:
+    compiled = function("crc32_update")
+    if compiled is not None:
+        compiled.argtypes = [ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int64]
+        compiled.restype = ctypes.c_uint32
+    return compiled
+
+
+def crc32(data: bytes | bytearray | memoryview, value: int = 0) -> int:
+    """``zlib.crc32``: the checksum of what gave ``value``, followed by ``data``."""
+    compiled = _crc32_function() if len(data) > _SHORT else None
+    if compiled is None:
+        return zlib.crc32(data, value)
+    array = np.frombuffer(data, np.uint8)
+    return compiled(value, array.ctypes.data, array.size)
