@@ -128,7 +128,7 @@ def save_checkpoint(
     if saver.settings.is_async:
         print_rank_0(
             f"  scheduled an async checkpoint save at iteration {iteration:7d} to {root} "
-            f"(training waited {saver.stall_seconds:.2f} s)"
+            f"(training waited {saver.stall_seconds:.3f} s)"
         )
     else:
         print_rank_0(f"  successfully saved checkpoint from iteration {iteration:7d} to {root}")
@@ -232,7 +232,8 @@ def load_checkpoint(
         print_rank_0(f"  {line}")
     print_rank_0(
         f"  successfully loaded checkpoint from {found.folder} at iteration {progress.iteration}"
-        f" ({report.verified} tensors verified)"
+        f" ({report.num_bytes / 1e6:.1f} MB in {report.seconds:.3f} s, {report.verified} tensors"
+        " verified)"
     )
     return progress
 

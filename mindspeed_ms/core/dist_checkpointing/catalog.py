@@ -19,8 +19,9 @@ import numpy as np
 from mindspeed_ms.core.dist_checkpointing import dtypes
 from mindspeed_ms.core.dist_checkpointing.region import Block, Box, Region, Span, intersect
 
-CHUNK_BYTES = 16 << 20
-"""Read at a time when the numbers wanted do not lie together, or must be converted."""
+CHUNK_BYTES = 1 << 20
+"""Read at a time when the numbers wanted do not lie together, or must be converted: what fits into
+the cache."""
 
 MAX_OPEN_FILES = 64
 
@@ -87,6 +88,7 @@ class TensorReader:
 
     def __init__(self) -> None:
         self._files: OrderedDict[Path, int] = OrderedDict()
+        self._scratch = np.empty(0, np.uint8)
         self.bytes_read = 0
 
     def close(self) -> None:
@@ -198,10 +200,17 @@ class TensorReader:
         step = max(1, CHUNK_BYTES // max(1, row * dtypes.width(piece.dtype)))
         for first in range(0, size[0], step):
             rows = min(step, size[0] - first)
-            chunk = np.empty((rows, *shape[1:]), dtypes.NUMPY[piece.dtype])
+            chunk = self._room(rows * row, piece.dtype).reshape(rows, *shape[1:])
             self._fill(piece, chunk, source.flat + lead + (start[0] + first) * row)
             part = chunk[(slice(None), *_slices(start[1:], size[1:]))]
             place[first : first + rows] = dtypes.convert(part, piece.dtype, dtype)
+
+    def _room(self, count: int, dtype: str) -> np.ndarray:
+        """Memory for some numbers, the same at every call: fresh memory costs as much as reading."""
+        size = count * dtypes.width(dtype)
+        if len(self._scratch) < size:
+            self._scratch = np.empty(size, np.uint8)
+        return self._scratch[:size].view(dtypes.NUMPY[dtype])
 
     def _fill(self, piece: StoredPiece, array: np.ndarray, first: int) -> None:
         """Read consecutive numbers of a piece into a contiguous array."""

@@ -7,8 +7,12 @@ are compared by name and shape before anything is changed.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from mindspeed_ms.backend import comm, device, memory
 from mindspeed_ms.core.dist_checkpointing.catalog import Catalog, StoredTensor, TensorReader
@@ -23,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 8
 """Names listed of what does not fit."""
+
+READERS = 2
+"""Threads that read: one sums up what the other waits for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +52,8 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
     num_bytes: int = 0
     """Read by this rank."""
+    seconds: float = 0.0
+    """From the first comparison of names to the last one of digests."""
     verified: int = 0
     """Tensors whose digest was compared, on all ranks."""
 
@@ -72,17 +81,13 @@ def load_tensors(
 
     Parallelism: collective over the world.
     """
-    report = LoadReport()
+    report, started = LoadReport(), time.monotonic()
     sources = {tensor.key: _source_of(tensor, catalog, options) for tensor in tensors}
     _compare(catalog, tensors, sources, options)
-    problem = None
+    summed = {id(tensor) for tensor in _owned_and_comparable(catalog, tensors, sources)}
+    problem, sums = None, {}
     try:
-        with TensorReader() as reader:
-            for tensor in tensors:
-                source = sources[tensor.key]
-                assert source is not None, "missing tensors were reported"
-                _fill(tensor, catalog.tensors[source], reader)
-            report.num_bytes = reader.bytes_read
+        report.num_bytes, sums = _fill_all(catalog, tensors, sources, summed)
     except (ValueError, OSError) as error:
         problem = str(error)
     _raise_together(problem, ValueError)
@@ -92,8 +97,9 @@ def load_tensors(
     has_main = any(tensor.kind == MAIN for tensor in tensors)
     if optimizer is not None and not has_main:
         optimizer.refresh_main_params()
-    report.verified = _verify(catalog, tensors, sources)
+    report.verified = _verify(catalog, sums)
     report.notes += _notes(catalog, tensors, sources)
+    report.seconds = time.monotonic() - started
     return report
 
 
@@ -187,28 +193,10 @@ def _is_repadding(tensor: LiveTensor, stored: tuple[int, ...], vocab_size: int |
     return stored[0] < tensor.shape[0] or (vocab_size is not None and tensor.shape[0] >= vocab_size)
 
 
-def _fill(tensor: LiveTensor, stored: StoredTensor, reader: TensorReader) -> None:
-    if stored.shape != tensor.shape:
-        is_weight = tensor.kind in (WEIGHTS, MAIN)
-        array = read_repadded(reader, stored, tensor.span, tensor.dtype, is_weight)
-    elif not device.is_ascend() and memory.num_elements(tensor.tensor):
-        reader.read_span(stored, tensor.span, tensor.dtype, memory.flat_view(tensor.tensor))
-        return
-    else:
-        array = reader.read_span(stored, tensor.span, tensor.dtype)
-    memory.copy_from_host(tensor.tensor, array)
-
-
-def _verify(
+def _owned_and_comparable(
     catalog: Catalog, tensors: Sequence[LiveTensor], sources: Mapping[str, str | None]
-) -> int:
-    """Compare what memory holds now with the digests that were saved.
-
-    Only tensors that were taken over as they are can be compared.
-
-    Raises:
-        RuntimeError: one differs.
-    """
+) -> list[LiveTensor]:
+    """What this rank sums up: the tensors that are taken over as they are, each by one rank."""
     comparable = [
         tensor
         for tensor in tensors
@@ -216,10 +204,94 @@ def _verify(
         and sources[tensor.key] == tensor.key
         and (stored.shape, stored.dtype) == (tensor.shape, tensor.dtype)
     ]
+    return owned_by_this_rank(comparable)
+
+
+def _fill_all(
+    catalog: Catalog,
+    tensors: Sequence[LiveTensor],
+    sources: Mapping[str, str | None],
+    summed: set[int],
+) -> tuple[int, dict[str, int]]:
+    """Fill all tensors, several at a time where threads can write into their memory.
+
+    Args:
+        catalog: the checkpoint.
+        tensors: what to fill.
+        sources: key of a tensor -> name of the stored one.
+        summed: ``id`` of those whose part of the digest is wanted.
+
+    Returns:
+        Bytes read, and by key the sum over what memory holds afterwards.
+    """
+    readers = [TensorReader() for _ in range(READERS)]
+    free = list(readers)
     sums: dict[str, int] = {}
-    for tensor in owned_by_this_rank(comparable):
-        part = digest_part(memory.flat_view(tensor.tensor), tensor.span, tensor.shape)
-        sums[tensor.key] = sums.get(tensor.key, 0) + part
+
+    def fill(tensor: LiveTensor, place: np.ndarray | None) -> tuple[str, int]:
+        reader = free.pop()
+        try:
+            _fill(tensor, place, catalog.tensors[sources[tensor.key] or ""], reader)
+        finally:
+            free.append(reader)
+        if id(tensor) not in summed:
+            return tensor.key, 0
+        held = memory.flat_view(tensor.tensor) if place is None else place
+        return tensor.key, digest_part(held, tensor.span, tensor.shape)
+
+    places = [_place(tensor) for tensor in tensors]
+    try:
+        with ThreadPoolExecutor(READERS, thread_name_prefix="load") as pool:
+            jobs = [
+                pool.submit(fill, tensor, place)
+                for tensor, place in zip(tensors, places, strict=True)
+                if place is not None
+            ]
+            try:
+                parts = [job.result() for job in jobs]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        # What a device holds goes through memory of this thread.
+        for tensor, place in zip(tensors, places, strict=True):
+            if place is None:
+                parts.append(fill(tensor, None))
+    finally:
+        for reader in readers:
+            reader.close()
+    for key, part in parts:
+        sums[key] = sums.get(key, 0) + part
+    done = {tensor.key for tensor in tensors if id(tensor) in summed}
+    return sum(reader.bytes_read for reader in readers), {key: sums[key] for key in done}
+
+
+def _place(tensor: LiveTensor) -> np.ndarray | None:
+    """A tensor's memory, if this process can write to it."""
+    if device.is_ascend() or not memory.num_elements(tensor.tensor):
+        return None
+    return memory.flat_view(tensor.tensor)
+
+
+def _fill(
+    tensor: LiveTensor, place: np.ndarray | None, stored: StoredTensor, reader: TensorReader
+) -> None:
+    if stored.shape == tensor.shape:
+        array = reader.read_span(stored, tensor.span, tensor.dtype, place)
+    else:
+        is_weight = tensor.kind in (WEIGHTS, MAIN)
+        array = read_repadded(reader, stored, tensor.span, tensor.dtype, is_weight)
+    if place is None:
+        memory.copy_from_host(tensor.tensor, array)
+    elif array is not place:
+        np.copyto(place, array)
+
+
+def _verify(catalog: Catalog, sums: dict[str, int]) -> int:
+    """Compare what memory holds now with the digests that were saved.
+
+    Raises:
+        RuntimeError: one differs.
+    """
     everyones = comm.all_gather_object(sums) if comm.get_world_size() > 1 else [sums]
     totals: dict[str, int] = {}
     for one in everyones:
