@@ -1,22 +1,29 @@
-"""Bandwidth and memory of conversions, beside a plain copy of the same files.
+"""Speed and memory of checkpoint work beside plain copies: converting, loading, saving.
 
-    python benchmarks/checkpoint_conversion.py --megabytes 600
+    python benchmarks/checkpoint_conversion.py conversions loading stall --megabytes 600
+    python benchmarks/checkpoint_conversion.py conversions --with-optimizer --cold
 
-Makes a random Llama-shaped checkpoint in a temporary folder, then copies and converts it in turns.
-Every conversion runs in a process of its own, whose peak memory is reported.
+Everything takes turns with copies of the same files, one that is brought to the disk (as checkpoints
+are) and one that is left to the system's memory, and is run as a user runs it: the start of Python
+counts in conversions. One line of JSON per measurement, with the seconds of every round; figures
+are taken from the best of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import resource
+import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +35,34 @@ from mindspeed_ms.core.dist_checkpointing.formats.huggingface import links
 from mindspeed_ms.core.dist_checkpointing.formats.source import Source
 from mindspeed_ms.core.dist_checkpointing.region import Region, Span
 
-LAYERS, HEADS, GROUPS = 8, 16, 4
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS, HEADS, GROUPS, VOCABULARY = 8, 16, 4, 8192
+PARTS = ("conversions", "loading", "stall")
 TARGETS = {
     "megatron tp2": ["--to", "megatron", "--tensor-model-parallel-size", "2"],
     "own format": ["--to", "mindspeed_ms"],
     "hugging face": ["--to", "huggingface"],
 }
+DISTRIBUTED = "megatron distributed optimizer"
+ALLOWED_BESIDE = 300
+"""Megabytes a conversion may take beside twice the largest tensor."""
+
+SAVES = 3
+"""Checkpoints of the run whose stall is measured; the first one takes its memory."""
+
+MEMORY_COPY = """
+import time, sys, numpy
+source, target = (numpy.ones(int(sys.argv[1]), numpy.uint8) for _ in range(2))
+seconds = []
+for _ in range(5):
+    started = time.perf_counter()
+    numpy.copyto(target, source)
+    seconds.append(time.perf_counter() - started)
+print(min(seconds))
+"""
+
+
+# --- checkpoints ------------------------------------------------------------------------------
 
 
 def facts_for(megabytes: int) -> ModelFacts:
@@ -46,8 +75,8 @@ def facts_for(megabytes: int) -> ModelFacts:
         num_attention_heads=HEADS,
         num_query_groups=GROUPS,
         kv_channels=hidden // HEADS,
-        padded_vocab_size=8192,
-        vocab_size=8192,
+        padded_vocab_size=VOCABULARY,
+        vocab_size=VOCABULARY,
         seq_length=1024,
         max_position_embeddings=1024,
         position_embedding_type="rope",
@@ -61,79 +90,308 @@ def facts_for(megabytes: int) -> ModelFacts:
     )
 
 
-def make_checkpoint(folder: Path, facts: ModelFacts) -> Path:
+def make_checkpoint(folder: Path, facts: ModelFacts, with_optimizer: bool) -> Path:
     """A checkpoint of random numbers in this project's format."""
     noise = folder / "noise.bin"
     rng = np.random.default_rng(0)
     with noise.open("wb") as file:  # in parts: children are charged with this process's peak
         for _ in range(64):
             rng.standard_normal(1 << 20, np.float32).tofile(file)
-    catalog = Catalog({}, {"iteration": 1}, "noise")
+    catalog = Catalog({}, {"iteration": 1, "optimizer": {"num_steps": 1}}, "noise")
     for link in links("llama", facts, facts.padded_vocab_size):
         shape = tuple(high for _, high in link.region.bounds)
         known = catalog.tensors.get(link.name)
         if known is None or np.prod(known.shape) < np.prod(shape):
-            piece = StoredPiece(Span.all_of(Region.whole(shape)), "F32", noise, 0)
-            catalog.tensors[link.name] = StoredTensor(shape, "F32", [piece])
-    own_writer.write(Source(catalog), facts, folder / "source", lambda count: None)
+            for kind in ("", *(("exp_avg.", "exp_avg_sq.") if with_optimizer else ())):
+                piece = StoredPiece(Span.all_of(Region.whole(shape)), "F32", noise, 0)
+                catalog.tensors[f"{kind}{link.name}"] = StoredTensor(shape, "F32", [piece])
+    target = folder / "own"
+    own_writer.write(Source(catalog), facts, target, lambda count: None)
     noise.unlink()
-    return folder / "source"
+    return target
 
 
-def copied(source: Path, target: Path) -> float:
-    """Seconds of a plain copy, brought to the disk."""
+def sources_of(folder: Path, facts: ModelFacts, with_optimizer: bool) -> dict[str, Path]:
+    """The same model in every format that is converted from."""
+    sources = {"own format": make_checkpoint(folder, facts, with_optimizer)}
+    made = {"megatron tp2": TARGETS["megatron tp2"]}
+    if with_optimizer:
+        made[DISTRIBUTED] = [*TARGETS["megatron tp2"], "--use-distributed-optimizer"]
+    else:
+        made["hugging face"] = TARGETS["hugging face"]
+    for name, flags in made.items():
+        sources[name] = folder / name.replace(" ", "_")
+        converted(sources["own format"], sources[name], flags)
+    return sources
+
+
+def megabytes_in(folder: Path) -> float:
+    """Size of the files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+# --- what is timed ----------------------------------------------------------------------------
+
+
+def copied(source: Path, target: Path) -> tuple[float, float]:
+    """Seconds of a plain copy, and of the same copy brought to the disk."""
     started = time.perf_counter()
     shutil.copytree(source, target)
+    plain = time.perf_counter() - started
     for path in target.rglob("*"):
         if path.is_file():
             handle = os.open(path, os.O_RDONLY)
             os.fsync(handle)
             os.close(handle)
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    removed(target)
+    return plain, seconds
+
+
+def removed(folder: Path) -> None:
+    """Remove a folder and let the disk finish, so that what follows starts as anything else."""
+    shutil.rmtree(folder)
+    os.sync()
+
+
+def forgotten(folder: Path) -> None:
+    """Drop the files below a folder from the system's memory."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
 
 
 def converted(source: Path, target: Path, flags: list[str]) -> tuple[float, float]:
     """Seconds and peak megabytes of a conversion, the start of Python included."""
-    tool = str(Path(__file__).parents[1] / "tools" / "convert_ckpt")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    command = [sys.executable, str(ROOT / "tools" / "convert_ckpt"), "convert"]
     started = time.perf_counter()
-    command = [sys.executable, tool, "convert", str(source), str(target), *flags]
-    subprocess.run(command, check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, str(source), str(target), *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return seconds, max(before, after) / 1024
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"the conversion of {source} failed with status {process.returncode}")
+    return seconds, usage.ru_maxrss / 1024
+
+
+def beside_copies(
+    source: Path, folder: Path, work: Callable[[], float], rounds: int, is_cold: bool
+) -> dict[str, Any]:
+    """Some work and copies of its source in turns.
+
+    Returns:
+        Seconds of every round, and how fast the work was in terms of the copies.
+    """
+    size = megabytes_in(source)
+    times: dict[str, list[float]] = {"seconds": [], "copy": [], "copy_to_disk": []}
+    for _ in range(rounds):
+        if is_cold:
+            forgotten(source)
+        plain, to_disk = copied(source, folder / "copy")
+        times["copy"].append(plain)
+        times["copy_to_disk"].append(to_disk)
+        if is_cold:
+            forgotten(source)
+        times["seconds"].append(work())
+    best = {key: min(values) for key, values in times.items()}
+    return {
+        "megabytes": round(size, 1),
+        "megabytes_per_second": round(size / best["seconds"]),
+        "copy_to_disk_megabytes_per_second": round(size / best["copy_to_disk"]),
+        "copy_megabytes_per_second": round(size / best["copy"]),
+        "share_of_copy_to_disk": round(best["copy_to_disk"] / best["seconds"], 2),
+        "share_of_copy": round(best["copy"] / best["seconds"], 2),
+        "source_in_memory": not is_cold,
+        "rounds": {key: [round(value, 3) for value in values] for key, values in times.items()},
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+
+
+def measure_conversions(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every source into every target."""
+    rows = []
+    sources = sources_of(folder, facts_for(arguments.megabytes), arguments.with_optimizer)
+    catalog = engine.open_source(sources["own format"], engine.ConvertOptions())
+    largest = max(tensor.num_bytes for tensor in catalog.tensors.values()) / 1e6
+    for source, path in sources.items():
+        for target, flags in TARGETS.items():
+            if arguments.with_optimizer and target == "hugging face":
+                continue
+            peaks: list[float] = []
+
+            def work(path: Path = path, flags: list[str] = flags, peaks: list = peaks) -> float:
+                seconds, peak = converted(path, folder / "out", flags)
+                peaks.append(peak)
+                removed(folder / "out")
+                return seconds
+
+            rows.append(
+                {
+                    "what": "conversion",
+                    "from": source,
+                    "to": target,
+                    "with_optimizer": arguments.with_optimizer,
+                    **beside_copies(path, folder, work, arguments.rounds, arguments.cold),
+                    "peak_megabytes": round(max(peaks)),
+                    "allowed_megabytes": round(2 * largest + ALLOWED_BESIDE),
+                }
+            )
+            say(rows[-1])
+    return rows
+
+
+# --- runs -------------------------------------------------------------------------------------
+
+
+def trained(facts: ModelFacts, *flags: str) -> str:
+    """What a run of ``pretrain_gpt.py`` prints.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    sizes = (
+        f"--num-layers {facts.num_layers} --hidden-size {facts.hidden_size} --ffn-hidden-size "
+        f"{facts.ffn_hidden_size} --num-attention-heads {HEADS} --group-query-attention "
+        f"--num-query-groups {GROUPS} --padded-vocab-size {VOCABULARY} --vocab-size "
+        f"{VOCABULARY - 1} --seq-length 32 --max-position-embeddings 1024 --micro-batch-size 1 "
+        "--swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear "
+        "--untie-embeddings-and-output-weights --attention-dropout 0 --hidden-dropout 0 --lr 1e-4 "
+        "--mock-data --tokenizer-type NullTokenizer --eval-iters 0"
+    )
+    command = [sys.executable, str(ROOT / "pretrain_gpt.py"), *sizes.split(), *flags]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {result.stderr[-2000:]}")
+    return result.stdout
+
+
+def measure_loading(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A run's own checkpoint and the same in Megatron's form, with optimizer state."""
+    facts = facts_for(arguments.megabytes)
+    own = folder / "run"
+    trained(facts, "--train-iters", "1", "--save", str(own))
+    sources = {"own format": own}
+    for name, flags in (("megatron tp2", []), (DISTRIBUTED, ["--use-distributed-optimizer"])):
+        sources[name] = folder / name.replace(" ", "_")
+        converted(own, sources[name], [*TARGETS["megatron tp2"], *flags])
+    rows = []
+    for source, path in sources.items():
+
+        def work(path: Path = path) -> float:
+            text = trained(facts, "--train-iters", "1", "--skip-train", "--load", str(path))
+            match = re.search(r"successfully loaded .*MB in ([\d.]+) s", text)
+            assert match is not None, "the run did not say how long loading took"
+            return float(match[1])
+
+        rows.append(
+            {
+                "what": "loading",
+                "from": source,
+                **beside_copies(path, folder, work, arguments.rounds, arguments.cold),
+            }
+        )
+        say(rows[-1])
+    return rows
+
+
+def measure_stall(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """How long training waits for a save in the background."""
+    facts = facts_for(arguments.megabytes)
+    every = 10
+    waited: list[list[float]] = []
+    copies = []
+    for number in range(arguments.rounds):
+        target = folder / f"run{number}"
+        steps = ["--train-iters", str(SAVES * every), "--save-interval", str(every)]
+        text = trained(facts, *steps, "--save", str(target), "--async-save")
+        waited.append([float(item) for item in re.findall(r"training waited ([\d.]+) s", text)])
+        newest = target / f"iter_{SAVES * every:07d}"
+        size = megabytes_in(newest)
+        command = [sys.executable, "-c", MEMORY_COPY, str(int(size * 1e6))]
+        copies.append(float(subprocess.run(command, capture_output=True, check=True).stdout))
+        removed(target)
+    first = [seconds[0] for seconds in waited]
+    later = [value for seconds in waited for value in seconds[1:]]
+    row = {
+        "what": "stall",
+        "megabytes": round(size, 1),
+        "first_seconds": round(min(first), 3),
+        "later_seconds": round(min(later), 3),
+        "memory_copy_seconds": round(min(copies), 3),
+        "stall_in_memory_copies": round(min(later) / min(copies), 2),
+        "rounds": {"waited": waited, "memory_copy": [round(value, 3) for value in copies]},
+        "median_of_later_seconds": round(statistics.median(later), 3),
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+    say(row)
+    return [row]
+
+
+# --- output -----------------------------------------------------------------------------------
+
+
+def say(row: dict[str, Any]) -> None:
+    """A line of JSON."""
+    sys.stdout.write(json.dumps(row) + "\n")
+    sys.stdout.flush()
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Bars: bandwidth of the work and of the copies."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in rows if "copy_megabytes_per_second" in row]
+    figure, axis = pyplot.subplots(figsize=(9, 1.2 + 0.6 * len(rows)), layout="constrained")
+    names = [" -> ".join(row[key] for key in ("from", "to") if key in row) for row in rows]
+    sides = (
+        ("megabytes_per_second", "this project"),
+        ("copy_to_disk_megabytes_per_second", "copy, brought to the disk"),
+        ("copy_megabytes_per_second", "copy, left to the system's memory"),
+    )
+    for number, (key, label) in enumerate(sides):
+        places = [place + 0.25 * number for place in range(len(rows))]
+        axis.barh(places, [row[key] for row in rows], height=0.25, label=label)
+    axis.set_yticks(
+        [place + 0.25 for place in range(len(rows))],
+        [f"{row['what']}: {name}" for row, name in zip(rows, names, strict=True)],
+    )
+    axis.invert_yaxis()
+    axis.set_xlabel("MB/s")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    """Measure, and print a line per conversion."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--megabytes", type=int, default=600)
-    parser.add_argument("--rounds", type=int, default=2)
+    """Measure the parts of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("--megabytes", type=int, default=600, help="of the model in fp32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--with-optimizer", action="store_true", help="convert moments as well")
+    parser.add_argument("--cold", action="store_true", help="sources come from the disk")
+    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--png", type=Path, help="write a picture here (needs matplotlib)")
     arguments = parser.parse_args()
-    facts = facts_for(arguments.megabytes)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source = make_checkpoint(folder, facts)
-        catalog = engine.open_source(source, engine.ConvertOptions())
-        size = sum(tensor.num_bytes for tensor in catalog.tensors.values()) / 1e6
-        largest = max(tensor.num_bytes for tensor in catalog.tensors.values()) / 1e6
-        copies, best = [], {}
-        for _ in range(arguments.rounds):
-            copies.append(copied(source, folder / "copy"))
-            shutil.rmtree(folder / "copy")
-            for label, flags in TARGETS.items():
-                seconds, peak = converted(source, folder / "out", flags)
-                shutil.rmtree(folder / "out")
-                best[label] = min(best.get(label, (seconds, peak)), (seconds, peak))
-        copy = min(copies)
-        sys.stdout.write(f"{size:.0f} MB, largest tensor {largest:.0f} MB\n")
-        sys.stdout.write(f"copy          {size / copy:7.0f} MB/s\n")
-        for label, (seconds, peak) in best.items():
-            sys.stdout.write(
-                f"{label:13} {size / seconds:7.0f} MB/s  "
-                f"{100 * copy / seconds:5.0f} % of the copy  peak {peak:.0f} MB "
-                f"(allowed {2 * largest + 300:.0f})\n"
-            )
+    measures = {
+        "conversions": measure_conversions,
+        "loading": measure_loading,
+        "stall": measure_stall,
+    }
+    rows = []
+    for part in arguments.parts or PARTS:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+            rows += measures[part](Path(name), arguments)
+    if arguments.png:
+        draw(rows, arguments.png)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,6 +206,7 @@ def load_checkpoint(
     if found is None:
         return Progress()
     print_rank_0(f" loading checkpoint from {found.folder} (format {found.kind})")
+    started = time.monotonic()
     catalog = open_checkpoint(found)
     if training.crc_check:
         _verify_files(catalog, found)
@@ -221,6 +223,7 @@ def load_checkpoint(
     )
     tensors = live_tensors(models, optimizer if with_optimizer else None)
     report = load_tensors(catalog, models, optimizer, tensors, options)
+    seconds = time.monotonic() - started
     missed = [*report.notes]
     progress = Progress()
     if is_resumed:
@@ -232,7 +235,7 @@ def load_checkpoint(
         print_rank_0(f"  {line}")
     print_rank_0(
         f"  successfully loaded checkpoint from {found.folder} at iteration {progress.iteration}"
-        f" ({report.num_bytes / 1e6:.1f} MB in {report.seconds:.3f} s, {report.verified} tensors"
+        f" ({report.num_bytes / 1e6:.1f} MB in {seconds:.3f} s, {report.verified} tensors"
         " verified)"
     )
     return progress

@@ -7,7 +7,6 @@ are compared by name and shape before anything is changed.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -52,8 +51,6 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
     num_bytes: int = 0
     """Read by this rank."""
-    seconds: float = 0.0
-    """From the first comparison of names to the last one of digests."""
     verified: int = 0
     """Tensors whose digest was compared, on all ranks."""
 
@@ -81,7 +78,7 @@ def load_tensors(
 
     Parallelism: collective over the world.
     """
-    report, started = LoadReport(), time.monotonic()
+    report = LoadReport()
     sources = {tensor.key: _source_of(tensor, catalog, options) for tensor in tensors}
     _compare(catalog, tensors, sources, options)
     summed = {id(tensor) for tensor in _owned_and_comparable(catalog, tensors, sources)}
@@ -99,7 +96,6 @@ def load_tensors(
         optimizer.refresh_main_params()
     report.verified = _verify(catalog, sums)
     report.notes += _notes(catalog, tensors, sources)
-    report.seconds = time.monotonic() - started
     return report
 
 

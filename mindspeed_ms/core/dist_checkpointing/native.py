@@ -21,7 +21,7 @@ _SHORT = 4096
 """Below so many bytes zlib is done before a foreign function is called."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def function(name: str) -> Any | None:
     """A compiled function; None where it was not built, which is said once."""
     for path in sorted(Path(__file__).parent.glob("_kernels_digest*.so")):

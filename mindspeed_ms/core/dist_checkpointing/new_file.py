@@ -37,7 +37,7 @@ class FileRecord:
     crc32: int
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _of_linux(name: str, *types: Any) -> Any | None:
     """A function of the C library; None on systems that have no such function."""
     try:

@@ -16,8 +16,8 @@ from typing import Any
 
 from mindspeed_ms.core.dist_checkpointing import native, storage
 from mindspeed_ms.core.dist_checkpointing.catalog import Catalog, StoredPiece, StoredTensor
-from mindspeed_ms.core.dist_checkpointing.region import Region, Span
 from mindspeed_ms.core.dist_checkpointing.new_file import FileRecord
+from mindspeed_ms.core.dist_checkpointing.region import Region, Span
 
 FORMAT = "mindspeed_ms.checkpoint"
 VERSION = 1

@@ -60,12 +60,18 @@ class Snapshot:
     """The resolved configuration, as YAML."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Item:
     """A tensor and the array that is written."""
 
     tensor: LiveTensor
     array: np.ndarray
+    digest: int = 0
+
+    def summed_up(self) -> np.ndarray:
+        """The array, when what it adds to the digest has been noted."""
+        self.digest = digest_part(self.array, self.tensor.span, self.tensor.shape)
+        return self.array
 
 
 class _Pending:
@@ -203,7 +209,7 @@ class CheckpointSaver:
         name = f"rank_{comm.get_rank():05d}{pending.generation}.{settings.container}"
         partial = pending.folder / (name + storage.PARTIAL)
         entries = [
-            safetensors.Entry(_key(item), item.tensor.dtype, _shape_in_file(item), item.array)
+            safetensors.Entry(_key(item), item.tensor.dtype, _shape_in_file(item), item.summed_up)
             for item in items
         ]
         if settings.container == "ckpt":
@@ -289,7 +295,6 @@ def _pieces(item: _Item, places: Sequence[safetensors.Stretch]) -> list[WrittenP
     for place in places:
         count = place.num_bytes // dtypes.width(tensor.dtype)
         span = Span(tensor.span.region, position, position + count)
-        first = position - tensor.span.start
         pieces.append(
             WrittenPiece(
                 name=tensor.key,
@@ -298,7 +303,7 @@ def _pieces(item: _Item, places: Sequence[safetensors.Stretch]) -> list[WrittenP
                 key=_key(item),
                 span=span,
                 offset=place.offset,
-                digest=digest_part(item.array[first : first + count], span, tensor.shape),
+                digest=item.digest if position == tensor.span.start else 0,
             )
         )
         position += count
