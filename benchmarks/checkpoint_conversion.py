@@ -3,10 +3,10 @@
     python benchmarks/checkpoint_conversion.py conversions loading stall --megabytes 600
     python benchmarks/checkpoint_conversion.py conversions --with-optimizer --cold
 
-Everything takes turns with copies of the same files, one that is brought to the disk (as checkpoints
-are) and one that is left to the system's memory, and is run as a user runs it: the start of Python
-counts in conversions. One line of JSON per measurement, with the seconds of every round; figures
-are taken from the best of them.
+Everything takes turns with copies of the same files, one that is brought to the disk (as
+checkpoints are) and one that is left to the system's memory, and is run as a user runs it: the
+start of Python counts in conversions. One line of JSON per measurement, with the seconds of every
+round; figures are taken from the best of them.
 """
 
 from __future__ import annotations

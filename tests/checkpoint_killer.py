@@ -20,8 +20,8 @@ from mindspeed_ms.core.dist_checkpointing import own_format
 from mindspeed_ms.core.dist_checkpointing.catalog import TensorReader
 from mindspeed_ms.core.dist_checkpointing.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor
-from mindspeed_ms.core.dist_checkpointing.region import Region, Span
 from mindspeed_ms.core.dist_checkpointing.new_file import FileRecord
+from mindspeed_ms.core.dist_checkpointing.region import Region, Span
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
 
 CALLS = ("write", "fsync", "replace", "unlink", "rmdir", "open", "mkdir")

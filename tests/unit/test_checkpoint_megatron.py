@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mindspeed_ms.core.dist_checkpointing.catalog import TensorReader
-from mindspeed_ms.core.dist_checkpointing.formats import names, torch_file
+from mindspeed_ms.core.dist_checkpointing.formats import names, torch_file, zip_writer
 from mindspeed_ms.core.dist_checkpointing.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.core.dist_checkpointing.formats.torch_file import SafeUnpickler, TorchFile
 from mindspeed_ms.core.dist_checkpointing.formats.torch_writer import TensorSpec, write_file
@@ -142,6 +142,34 @@ def test_written_torch_files_read_back(tmp_path):
     assert loaded["t"].tolist() == rows.tolist() and loaded["half"].dtype == torch.bfloat16
     assert loaded["plain"] == content["plain"] and loaded["dtype"] == torch.bfloat16
     assert loaded["words"].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("long_from", [None, 64])
+def test_written_archives_are_those_of_the_format(tmp_path, monkeypatch, long_from):
+    if long_from:  # entries, offsets and lists of the kind that files of gigabytes have
+        monkeypatch.setattr(zip_writer, "_LONG_FROM", long_from)
+    path = tmp_path / "a.pt"
+    values = [np.arange(count, dtype=np.float32) for count in (1, 5, 3000, 4)]
+    write_file(path, {"t": [TensorSpec.of(array) for array in values]})
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        entries = [info for info in archive.infolist() if "/data/" in info.filename]
+        for info, array in zip(entries, values, strict=True):
+            assert archive.read(info) == array.tobytes()
+    file = TorchFile(path)
+    for ref, array in zip(file.content["t"], values, strict=True):
+        np.testing.assert_array_equal(file.numbers(ref), array)
+        assert file.whole(ref).offset % 64 == 0
+    torch = pytest.importorskip("torch")
+    for mmap in (False, True):
+        loaded = torch.load(path, mmap=mmap)["t"]
+        assert [tensor.tolist() for tensor in loaded] == [array.tolist() for array in values]
+
+
+def test_an_entry_of_another_size_than_announced_is_refused(tmp_path):
+    short = TensorSpec("F32", (4,), lambda: [np.zeros(3, np.float32)])
+    with pytest.raises(ValueError, match="has 12 bytes instead of 16; the source is incomplete"):
+        write_file(tmp_path / "a.pt", {"t": short})
 
 
 def test_files_of_torch_itself(tmp_path):

@@ -1,13 +1,14 @@
 """Regions, spans, digests and reading: arithmetic that every layout and format relies on."""
 
 import math
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_ms.core.dist_checkpointing import digest, dtypes
+from mindspeed_ms.core.dist_checkpointing import digest, dtypes, native
 from mindspeed_ms.core.dist_checkpointing.catalog import (
     StoredPiece,
     StoredTensor,
@@ -98,6 +99,16 @@ def test_native_sums_equal_numpys(kind):
         assert digest.sums_function()(part) == digest.sums_by_numpy(part)
     wide = np.arange(3 << 20, dtype=np.uint32).reshape(1, -1)
     assert digest.sums_function()(wide) == digest.sums_by_numpy(wide)
+
+
+def test_checksums_are_those_of_zlib():
+    data = np.random.default_rng(0).integers(0, 256, 70_000, np.uint8).tobytes()
+    for size in (0, 1, 4096, 4097, *range(5000, 5140), 65536, len(data)):
+        for start in (0, 3):
+            part = memoryview(data)[start : start + size]
+            for value in (0, 0x12345678, 0xFFFFFFFF):
+                assert native.crc32(part, value) == zlib.crc32(part, value), (size, start, value)
+    assert native.crc32(data[9000:], native.crc32(data[:9000])) == zlib.crc32(data)
 
 
 def test_a_changed_bit_and_exchanged_elements_change_the_digest():

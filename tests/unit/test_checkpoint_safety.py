@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import checkpoint_killer as killer
@@ -15,6 +16,7 @@ from mindspeed_ms.backend import comm
 from mindspeed_ms.core.dist_checkpointing import mindspore_file, own_format, storage
 from mindspeed_ms.core.dist_checkpointing import safetensors_file as safetensors
 from mindspeed_ms.core.dist_checkpointing.formats.find import find_checkpoint, open_checkpoint
+from mindspeed_ms.core.dist_checkpointing.new_file import NewFile
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +179,18 @@ def test_indexes_of_later_versions_are_refused(tmp_path):
     own_format.write_index(tmp_path, {**index, "version": 99})
     with pytest.raises(ValueError, match="version 99; this version reads"):
         own_format.read_index(tmp_path)
+
+
+def test_room_is_taken_at_once_and_given_back(tmp_path):
+    path = tmp_path / "a"
+    with pytest.raises(OSError, match=r"space|large"):
+        NewFile(path, 1 << 60)
+    file = NewFile(path, 64 << 20)
+    data = np.random.default_rng(0).bytes(20 << 20)
+    file.write(data)
+    record = file.close()
+    assert (record.num_bytes, record.crc32) == (len(data), zlib.crc32(data))
+    assert path.read_bytes() == data and path.stat().st_blocks * 512 < 32 << 20
 
 
 ENTRIES = [

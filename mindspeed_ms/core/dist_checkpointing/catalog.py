@@ -206,7 +206,7 @@ class TensorReader:
             place[first : first + rows] = dtypes.convert(part, piece.dtype, dtype)
 
     def _room(self, count: int, dtype: str) -> np.ndarray:
-        """Memory for some numbers, the same at every call: fresh memory costs as much as reading."""
+        """Memory for some numbers, used again: fresh memory costs as much as reading."""
         size = count * dtypes.width(dtype)
         if len(self._scratch) < size:
             self._scratch = np.empty(size, np.uint8)

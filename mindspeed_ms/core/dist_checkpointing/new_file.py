@@ -1,7 +1,7 @@
 """Large files, written once from the start to the end.
 
-The disk begins to write while the file still grows: what a plain copy leaves to the last call, which
-must wait for all of it, is nearly done when that call comes.
+The disk begins to write while the file still grows: what a plain copy leaves to the last call,
+which must wait for all of it, is nearly done when that call comes.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from mindspeed_ms.core.dist_checkpointing.new_file import NewFile
 _ALIGNMENT = 64
 _DATE = (1 << 5) | 1  # 1980-01-01, the first there is
 _FLAGS = 1 << 3 | 1 << 11  # checksum and sizes follow the data; names are UTF-8
-_LONG_FROM = 0xFFFFFFFF
-"""From so many bytes on numbers have 64 bits, in places of their own."""
+_LONG = _LONG_FROM = 0xFFFFFFFF
+"""From so many bytes on numbers have 64 bits, in places of their own; this is put instead."""
 _LONG_VERSION, _VERSION = 45, 20
 _LONG_TAG, _PADDING_TAG = 1, 0x4246
 
@@ -61,7 +61,7 @@ class ZipWriter:
             numbers = (44, *versions, 0, 0, count, count, size, start)
             self._file.write(struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", *numbers))
             self._file.write(struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1))
-        count, size, start = min(count, 0xFFFF), min(size, _LONG_FROM), min(start, _LONG_FROM)
+            count, size, start = min(count, 0xFFFF), _LONG, _LONG
         numbers = (0, 0, count, count, size, start, 0)
         self._file.write(struct.pack("<4s4H2LH", b"PK\x05\x06", *numbers))
 
@@ -107,7 +107,7 @@ class _Open:
         padding = -used % _ALIGNMENT
         extra += struct.pack("<2H", _PADDING_TAG, padding) + bytes(padding)
         version = _LONG_VERSION if self._is_long else _VERSION
-        size = _LONG_FROM if self._is_long else 0
+        size = _LONG if self._is_long else 0
         numbers = (version, _FLAGS, 0, 0, _DATE, 0, size, size, len(self._name), len(extra))
         return struct.pack("<4s5H3L2H", b"PK\x03\x04", *numbers) + self._name + extra
 
@@ -116,9 +116,9 @@ def _listed(entry: _Entry) -> bytes:
     """An entry's line in the list."""
     size, offset, extra = entry.size, entry.offset, b""
     if size >= _LONG_FROM:
-        extra, size = struct.pack("<2Q", size, size), _LONG_FROM
+        extra, size = struct.pack("<2Q", size, size), _LONG
     if offset >= _LONG_FROM:
-        extra, offset = extra + struct.pack("<Q", offset), _LONG_FROM
+        extra, offset = extra + struct.pack("<Q", offset), _LONG
     if extra:
         extra = struct.pack("<2H", _LONG_TAG, len(extra)) + extra
     version = _LONG_VERSION if extra else _VERSION
