@@ -82,7 +82,8 @@ def load_tensors(
     sources = {tensor.key: _source_of(tensor, catalog, options) for tensor in tensors}
     _compare(catalog, tensors, sources, options)
     summed = {id(tensor) for tensor in _owned_and_comparable(catalog, tensors, sources)}
-    problem, sums = None, {}
+    problem: str | None = None
+    sums: dict[str, int] = {}
     try:
         report.num_bytes, sums = _fill_all(catalog, tensors, sources, summed)
     except (ValueError, OSError) as error:

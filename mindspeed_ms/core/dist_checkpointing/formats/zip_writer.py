@@ -57,12 +57,11 @@ class ZipWriter:
         size, count = self._file.num_bytes - start, len(self._entries)
         if start + size >= _LONG_FROM or count >= 0xFFFF:
             end = self._file.num_bytes
-            versions = (_LONG_VERSION, _LONG_VERSION)
-            numbers = (44, *versions, 0, 0, count, count, size, start)
+            numbers = [44, _LONG_VERSION, _LONG_VERSION, 0, 0, count, count, size, start]
             self._file.write(struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", *numbers))
             self._file.write(struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1))
             count, size, start = min(count, 0xFFFF), _LONG, _LONG
-        numbers = (0, 0, count, count, size, start, 0)
+        numbers = [0, 0, count, count, size, start, 0]
         self._file.write(struct.pack("<4s4H2LH", b"PK\x05\x06", *numbers))
 
 
@@ -122,6 +121,6 @@ def _listed(entry: _Entry) -> bytes:
     if extra:
         extra = struct.pack("<2H", _LONG_TAG, len(extra)) + extra
     version = _LONG_VERSION if extra else _VERSION
-    numbers = (version, version, _FLAGS, 0, 0, _DATE, entry.crc32, size, size)
-    numbers += (len(entry.name), len(extra), 0, 0, 0, 0, offset)
+    numbers = [version, version, _FLAGS, 0, 0, _DATE, entry.crc32, size, size]
+    numbers += [len(entry.name), len(extra), 0, 0, 0, 0, offset]
     return struct.pack("<4s6H3L5H2L", b"PK\x01\x02", *numbers) + entry.name + extra
