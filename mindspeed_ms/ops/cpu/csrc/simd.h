@@ -84,11 +84,14 @@ inline vh narrow_fp16(vf v) {
 #else
 inline vf widen_fp16(vh half) {
     const vu bits = __builtin_convertvector(half, vu);
-    const vu magnitude = (bits & 0x7fffu) << 13;
-    // 2^112 moves the exponent bias from 15 to 127, also for subnormal numbers.
-    vf value = bits_of<vf>(magnitude) * 0x1p112f;
-    const vu special = bits_of<vu>(value) | 0x7f800000u;
-    value = (magnitude >= (0x7c00u << 13)) ? bits_of<vf>(special) : value;
+    const vu magnitude = bits & 0x7fffu;
+    // 112 moves the exponent bias from 15 to 127. Subnormal numbers count the last bits of 0.5, so
+    // that the processor may flush subnormal fp32 numbers (libraries switch that on for arm64).
+    const vf normal = bits_of<vf>((magnitude << 13) + (112u << 23));
+    const vf subnormal = bits_of<vf>(magnitude + 0x3f000000u) - 0.5f;
+    vf value = (magnitude < 0x0400u) ? subnormal : normal;
+    const vu special = (magnitude << 13) | 0x7f800000u;
+    value = (magnitude >= 0x7c00u) ? bits_of<vf>(special) : value;
     return bits_of<vf>(bits_of<vu>(value) | ((bits & 0x8000u) << 16));
 }
 inline vh narrow_fp16(vf v) {
