@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 import psutil
+from reference_model import FLAGS
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, device
@@ -27,15 +28,6 @@ from mindspeed_ms.training.global_vars import get_all_config
 from mindspeed_ms.training.train_loop import StepReport
 
 FIRST_MEASURED, LAST_MEASURED = 5, 15
-
-FLAGS = (
-    "--num-layers 8 --hidden-size 512 --ffn-hidden-size 1376 --num-attention-heads 8 "
-    "--group-query-attention --num-query-groups 4 --seq-length 256 --max-position-embeddings 256 "
-    "--padded-vocab-size 8192 --micro-batch-size 4 --swiglu --normalization RMSNorm "
-    "--position-embedding-type rope --disable-bias-linear --untie-embeddings-and-output-weights "
-    "--attention-dropout 0 --hidden-dropout 0 --lr 1e-4 --clip-grad 1.0 --mock-data "
-    "--tokenizer-type NullTokenizer --vocab-size 8000 --eval-iters 0 --log-interval 1000000"
-).split()
 
 
 def measure(flags: list[str]) -> dict[str, Any]:

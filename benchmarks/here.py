@@ -1,0 +1,41 @@
+"""This project's side of a comparison, started by ``vs_torch.py`` and ``vs_megatron.py``.
+
+    python benchmarks/here.py PORT flags...
+
+Trains the reference model with the flags; every step waits for its turn (``turns.py``).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from reference_model import FLAGS
+from turns import Turn
+
+from mindspeed_ms.backend import comm
+from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.training import initialize_megatron, pretrain
+from mindspeed_ms.training.global_vars import get_all_config
+from mindspeed_ms.training.train_loop import StepReport
+
+
+def main() -> None:
+    """Train until the tool closes the line."""
+    port, *flags = sys.argv[1:]
+    initialize_megatron(argv=[*FLAGS, *flags, "--train-iters", "1000000"])
+    turn = Turn(int(port), comm.get_rank())
+
+    def provider(pre_process: bool, post_process: bool) -> GPTModel:
+        config = get_all_config().model_config
+        return GPTModel(config, pre_process=pre_process, post_process=post_process)
+
+    def on_step(step: StepReport) -> None:
+        turn.answer(seconds=step.seconds, loss=step.losses["lm loss"])
+        turn.wait()
+
+    turn.wait()
+    pretrain(None, provider, all_config=get_all_config(), on_step=on_step)
+
+
+if __name__ == "__main__":
+    main()
