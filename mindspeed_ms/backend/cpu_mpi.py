@@ -2,8 +2,9 @@
 
 Nothing is copied on the way in or out, except where the arithmetic needs it: float16 and bfloat16
 are reduced in float32 and rounded once, and a reduce-scatter into its own input goes through a
-buffer of the output's size. Transfers move unsigned integers of the element's width; only
-reductions look at the type.
+buffer of the output's size. Large blocking reductions run piece by piece: MPI's own buffers and the
+float32 copies then have the size of a piece, and sums find their terms in the caches. Transfers
+move unsigned integers of the element's width; only reductions look at the type.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from mindspore.common import dtype as mstype
 from mindspeed_ms.backend import env
 from mindspeed_ms.backend.base import Group, P2POp, ReduceOp, Work
 from mindspeed_ms.backend.memory import flat_view
+
+_PIECE = 2**20
+"""Elements of a reduction that are summed at once; smaller pieces wait for each other too often."""
 
 _SWEEP_AT = 64
 """Handles in flight from which on completed ones are looked for."""
@@ -88,13 +92,13 @@ def _mapped_library() -> str | None:
     return found.group(0) if found else None
 
 
-def prepare_many_ranks(local_size: int, cores: int) -> None:
-    """Let a waiting rank give its core away at once where ranks outnumber cores.
+def prepare_waiting() -> None:
+    """Let a waiting rank give its core away at once to whatever else wants to run.
 
-    MPI reads this when it starts. Eight ranks on two cores answer twenty times faster with it.
+    MPI reads this when it starts. Eight ranks on two cores answer twenty times faster with it; on
+    a machine that others use too, two ranks that wait for each other need half the processor time.
     """
-    if local_size > cores:
-        env.set_default("MPIR_CVAR_POLLS_BEFORE_YIELD", 1)
+    env.set_default("MPIR_CVAR_POLLS_BEFORE_YIELD", 1)
 
 
 def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
@@ -234,6 +238,15 @@ class MpiComm:
     def all_reduce(self, tensor: Tensor, op: ReduceOp, group: Group, async_op: bool) -> Work | None:
         """Allreduce in place."""
         array = flat_view(tensor)
+        if not async_op and array.size > _PIECE:
+            for start in range(0, array.size, _PIECE):
+                self._all_reduce(array[start : start + _PIECE], tensor, op, group, False)
+            return None
+        return self._all_reduce(array, tensor, op, group, async_op)
+
+    def _all_reduce(
+        self, array: np.ndarray, tensor: Tensor, op: ReduceOp, group: Group, async_op: bool
+    ) -> Work | None:
         work = _widen(array, tensor)
         finish = _finisher(array, work, tensor, op, group.size)
         arguments = (self._mpi.IN_PLACE, self._numbers(work), self._operations[op])
@@ -255,7 +268,31 @@ class MpiComm:
         self, output: Tensor, input: Tensor, op: ReduceOp, group: Group, async_op: bool
     ) -> Work | None:
         """Reduce_scatter_block; through a buffer where types or memory require one."""
-        result, source = flat_view(output), _widen(flat_view(input), input)
+        result, source = flat_view(output), flat_view(input)
+        if not async_op and source.size > _PIECE:
+            own = source[group.rank * result.size : (group.rank + 1) * result.size]
+            is_own = own.ctypes.data == result.ctypes.data
+            if not is_own and np.may_share_memory(result, source):
+                source = source.copy()
+            blocks, columns = source.reshape(group.size, -1), _PIECE // group.size
+            for start in range(0, result.size, columns):
+                piece = np.ascontiguousarray(blocks[:, start : start + columns]).reshape(-1)
+                part = result[start : start + columns]
+                self._reduce_scatter((part, piece), (output, input), op, group, False)
+            return None
+        return self._reduce_scatter((result, source), (output, input), op, group, async_op)
+
+    def _reduce_scatter(
+        self,
+        arrays: tuple[np.ndarray, np.ndarray],
+        tensors: tuple[Tensor, Tensor],
+        op: ReduceOp,
+        group: Group,
+        async_op: bool,
+    ) -> Work | None:
+        """Of (result, source) arrays, which are (parts of) the memory of (output, input)."""
+        result, (output, input) = arrays[0], tensors
+        source = _widen(arrays[1], input)
         overlaps = np.may_share_memory(result, source)
         is_direct = source.dtype == result.dtype and not overlaps
         work = result if is_direct else np.empty(result.size, source.dtype)

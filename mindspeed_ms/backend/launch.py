@@ -222,7 +222,7 @@ def _join_msrun() -> _Session:
     env.put("RANK_ID", assignment.rank)
     _protect(session)
     if size > 1:
-        cpu_mpi.prepare_many_ranks(assignment.local_size, device.cores())
+        cpu_mpi.prepare_waiting()
         env.put("PMI_PORT", f"{host}:{port}")
         env.put("PMI_ID", assignment.rank)
         session.mpi = _start_mpi()
@@ -242,7 +242,7 @@ def _start_mpi() -> ModuleType:
 def _join_mpiexec() -> _Session:
     """A process of ``mpiexec``: MPI knows the rank; the job server only watches over the ranks."""
     local_size = env.get_int("MPI_LOCALNRANKS") or env.get_int("OMPI_COMM_WORLD_LOCAL_SIZE") or 1
-    cpu_mpi.prepare_many_ranks(local_size, device.cores())
+    cpu_mpi.prepare_waiting()
     has_started = threading.Event()
     watch = threading.Thread(target=_watch_siblings, args=(local_size, has_started), daemon=True)
     watch.start()

@@ -18,7 +18,7 @@ from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import comm, device, env, memory
 from mindspeed_ms.backend.base import P2POp, ReduceOp
-from mindspeed_ms.backend.cpu_mpi import bfloat16_to_float32, float32_to_bfloat16
+from mindspeed_ms.backend.cpu_mpi import _PIECE, bfloat16_to_float32, float32_to_bfloat16
 from mindspeed_ms.backend.memory import flat_view
 
 WORLDS = (1, 2, 4, 8)
@@ -373,6 +373,38 @@ def test_large_collectives_in_flight_complete_in_any_order(dist_run, ranks):
         for i, ends in enumerate(result["sums"]):
             assert ends.tolist() == [sum(range(ranks)) + ranks * i] * 2
         assert result["gathered"].tolist() == list(range(ranks))
+
+
+def pieces_worker(elements):
+    """Reductions larger than what is summed at once; the last piece is a small one."""
+    results, size = {}, comm.get_world_size()
+    for dtype in ("float32", "bfloat16"):
+        mine = values(comm.get_rank(), dtype, (size, elements))
+        for op in (ReduceOp.SUM, ReduceOp.AVG):
+            whole = to_tensor(mine, dtype)
+            comm.all_reduce(whole, op)
+            results[("all_reduce", dtype, op.value)] = to_numpy(whole)
+            whole, part = to_tensor(mine, dtype), empty_like((elements,), dtype)
+            comm.reduce_scatter_tensor(part, whole, op)
+            results[("apart", dtype, op.value)] = to_numpy(part)
+            for name, start in (("own", comm.get_rank() * elements), ("across", elements // 2)):
+                whole = to_tensor(mine, dtype)
+                part = memory.view_of(whole.view(-1), start, (elements,))
+                comm.reduce_scatter_tensor(part, whole, op)
+                results[(name, dtype, op.value)] = to_numpy(memory.contiguous(part))
+    return results
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_large_reductions_go_piece_by_piece(dist_run, ranks):
+    elements = _PIECE // 2 + 1001
+    for rank, results in enumerate(dist_run(pieces_worker, ranks=ranks, elements=elements)):
+        assert len(results) == 16
+        for (name, dtype, op), result in results.items():
+            parts = [values(r, dtype, (ranks, elements)) for r in range(ranks)]
+            total = rounded(REDUCTIONS[ReduceOp(op)](parts), dtype)
+            wanted = total if name == "all_reduce" else total[rank]
+            np.testing.assert_array_equal(result, wanted, err_msg=f"{rank} {name} {dtype} {op}")
 
 
 def polled_worker():
