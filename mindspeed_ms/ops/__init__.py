@@ -99,6 +99,7 @@ __all__ = [
     "swiglu",
     "take_columns",
     "weighted_total",
+    "zero_",
 ]
 
 
@@ -519,6 +520,12 @@ def scale_(t: Tensor, factor: float) -> None:
     """``t *= factor`` in place; t fp32."""
     checks.flat_float32("scale_", t)
     current().scale_(t, factor)
+
+
+def zero_(t: Tensor) -> None:
+    """Set all elements to 0 in place, whatever they were; t contiguous, of any type."""
+    checks.in_place("zero_", t)
+    current().zero_(t)
 
 
 def l2_norm_squared(t: Tensor) -> float:

@@ -10,6 +10,7 @@ from typing import Protocol
 from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 
+from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.core.distributed.bucket import Bucket, BucketState, Reduction, add_
 from mindspeed_ms.core.param_layout import BufferLayout
@@ -143,7 +144,7 @@ class GradBuffer:
 
     def zero(self) -> None:
         """Forget all gradients; NaN too."""
-        memory.zero_(self.flat)
+        ops.zero_(self.flat)
         self._next = 0
         for bucket in self.buckets:
             bucket.reset()

@@ -39,6 +39,8 @@ class _Segment:
     start: int
     size: int
     main: Tensor
+    grad: Tensor
+    """In the type of the gradients."""
     state: Mapping[str, Tensor]
 
 
@@ -75,6 +77,7 @@ class FlatState:
                 start=start,
                 size=length,
                 main=memory.view_of(self.main, start, (length,)),
+                grad=_part(shard.grads, start, length),
                 state={
                     name: memory.view_of(tensor, start, (length,))
                     for name, tensor in self.state.items()
@@ -107,15 +110,14 @@ class FlatState:
 
     def update(self, step: int, grad_scale: float) -> None:
         """Apply the gradients, segment by segment, and round to the type of the model."""
-        grads = self.shard.grads
-        if grads.dtype != mstype.float32:
-            wide = memory.empty(grads.shape)
-            ops.copy_cast_(wide, grads)
-            grads = wide
         for segment in self._segments:
+            grad = segment.grad
+            if grad.dtype != mstype.float32:
+                grad = memory.empty(segment.grad.shape)
+                ops.copy_cast_(grad, segment.grad)
             self._rule.apply(
                 segment.main,
-                _part(grads, segment.start, segment.size),
+                grad,
                 segment.state,
                 Hyper(segment.group.lr, segment.group.weight_decay, step, grad_scale),
             )

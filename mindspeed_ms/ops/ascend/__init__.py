@@ -39,6 +39,7 @@ from mindspeed_ms.ops.ascend.flat import (
     count_zeros,
     l2_norm_squared,
     scale_,
+    zero_,
 )
 from mindspeed_ms.ops.ascend.linear import (
     bias_grad,
@@ -119,6 +120,7 @@ __all__ = [
     "take_columns",
     "unavailable",
     "weighted_total",
+    "zero_",
 ]
 
 

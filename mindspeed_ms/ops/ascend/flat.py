@@ -8,7 +8,7 @@ import mindspore as ms
 from mindspore import Tensor, mint
 from mindspore.ops import auto_generate
 
-from mindspeed_ms.backend import autograd
+from mindspeed_ms.backend import autograd, memory
 
 
 @functools.lru_cache(maxsize=1)
@@ -66,6 +66,11 @@ def scale_(t: Tensor, factor: float) -> None:
     """See ``ops.scale_``."""
     with autograd.no_grad():
         t.mul_(factor)
+
+
+def zero_(t: Tensor) -> None:
+    """See ``ops.zero_``."""
+    memory.zero_(t)
 
 
 def l2_norm_squared(t: Tensor) -> float:

@@ -40,6 +40,7 @@ from mindspeed_ms.ops.cpu.flat import (
     count_zeros,
     l2_norm_squared,
     scale_,
+    zero_,
 )
 from mindspeed_ms.ops.cpu.linear import (
     bias_grad,
@@ -105,6 +106,7 @@ __all__ = [
     "take_columns",
     "unavailable",
     "weighted_total",
+    "zero_",
 ]
 
 

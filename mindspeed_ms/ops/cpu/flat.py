@@ -54,6 +54,11 @@ def scale_(t: Tensor, factor: float) -> None:
     library().scale(t.data_ptr(), memory.num_elements(t), factor)
 
 
+def zero_(t: Tensor) -> None:
+    """See ``ops.zero_``."""
+    library().zero(t.data_ptr(), memory.num_bytes(t))
+
+
 def l2_norm_squared(t: Tensor) -> float:
     """See ``ops.l2_norm_squared``."""
     t = memory.contiguous(t)

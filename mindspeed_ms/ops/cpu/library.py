@@ -51,6 +51,7 @@ _SIGNATURES = {
     "set_threads": "i",
     "get_threads": "",
     "set_external_gemm": "uu",
+    "use_tiles": "i",
     "linear_forward": "ippppnnn",
     "linear_dgrad": "ipppnnn",
     "linear_wgrad": "ipppnnn",
@@ -76,6 +77,7 @@ _SIGNATURES = {
     "adamw": "ppppn" + "f" * 9,
     "axpy": "ippnf",
     "scale": "pnf",
+    "zero": "pn",
     "l2_norm_squared": "ipn",
     "count_zeros": "ipn",
     "copy_cast": "iippn",
@@ -88,6 +90,7 @@ _SIGNATURES = {
 _RESULTS = {
     "get_threads": _INT,
     "set_external_gemm": _INT,
+    "use_tiles": _INT,
     "l2_norm_squared": ctypes.c_double,
     "count_zeros": _LONG,
 }
@@ -134,9 +137,13 @@ class Library:
         raise AttributeError(f"the native library has no entry point {name!r}")
 
     def use_products(self, chosen: products.Products) -> None:
-        """Take matrix products from the libraries of ``chosen``."""
-        works = self.set_external_gemm(chosen.sgemm, chosen.bgemm)
-        self.products = chosen if works or not chosen.bgemm else replace(chosen, bgemm=0)
+        """Compute matrix products as ``chosen``, without what does not work here."""
+        works = bool(self.set_external_gemm(chosen.sgemm, chosen.bgemm))
+        self.products = replace(
+            chosen,
+            tiles=bool(self.use_tiles(chosen.tiles)),
+            bgemm=chosen.bgemm if works else 0,
+        )
 
 
 class _Loading:

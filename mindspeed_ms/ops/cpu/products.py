@@ -1,10 +1,11 @@
-"""Matrix products of libraries that are in the process anyway, found without linking to them.
+"""Where matrix products are computed: the tile unit, our own loops, or a library of the process.
 
-Measured on two AVX-512 threads in fp32 (all products of a step of the reference model, best of five
-in alternation): our own loops 0.92 s, NumPy's OpenBLAS 1.12 s; on one thread they are equal. So
-fp32 stays here with AVX-512 (the loops are tuned for 32 vector registers) and goes to OpenBLAS on
-other CPUs when NumPy ships it. bf16 goes to oneDNN where the CPU multiplies bf16 itself (1.6 to 3
-times the speed of fp32). Everything else, and every CPU or NumPy without them, uses our own loops.
+With a tile unit (AMX) every type goes there: bf16 as it is, fp32 as three bf16 numbers per number
+and six products (``csrc/tiles.h``), as accurate as fp32 arithmetic and, on two threads, up to twice
+as fast as the loops. Without one, fp32 stays in our own loops where there is AVX-512 (they are
+tuned for 32 vector registers) and goes to NumPy's OpenBLAS on other CPUs; bf16 goes to the oneDNN
+that MindSpore ships where the CPU multiplies bf16 itself. Foreign functions are found without
+linking to them. Everything else, and every CPU or NumPy without them, uses our own loops.
 """
 
 from __future__ import annotations
@@ -19,19 +20,24 @@ import numpy as np
 _SGEMM_NAMES = ("cblas_sgemm64_", "scipy_cblas_sgemm64_")
 _SET_THREADS_NAMES = ("openblas_set_num_threads64_", "scipy_openblas_set_num_threads64_")
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+_TILE_FLAGS = frozenset({"amx_tile", "amx_bf16"})
 
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """Addresses of foreign product functions; 0 means the native library's own loops."""
+    """Who computes products; addresses of foreign functions are 0 for none."""
 
+    tiles: bool = False
+    """The tile unit, for all types."""
     sgemm: int = 0
     """OpenBLAS ``cblas_sgemm`` with 64-bit sizes."""
     bgemm: int = 0
     """oneDNN ``dnnl_gemm_bf16bf16f32``."""
 
     def describe(self) -> str:
-        """Which library computes which type."""
+        """Who computes which type."""
+        if self.tiles:
+            return "AMX tiles (fp32 as three bf16 parts)"
         single = "OpenBLAS of NumPy" if self.sgemm else "own"
         half = "oneDNN of MindSpore" if self.bgemm else "own"
         return f"fp32 {single}, bf16 {half}, fp16 own"
@@ -80,10 +86,11 @@ def _onednn() -> int:
 
 
 def find(choice: str, flags: frozenset[str]) -> Products:
-    """The products to use: ``own``, or ``auto`` for the measured choice.
+    """The products to use.
 
     Args:
-        choice: value of the variable MINDSPEED_MS_GEMM.
+        choice: value of the variable MINDSPEED_MS_GEMM: ``auto`` for the measured choice, ``vector``
+            for that of a CPU without a tile unit, ``own`` for nothing but our own loops.
         flags: instruction-set flags of the CPU.
 
     Raises:
@@ -91,8 +98,10 @@ def find(choice: str, flags: frozenset[str]) -> Products:
     """
     if choice == "own":
         return OWN
-    if choice != "auto":
-        raise ValueError(f"MINDSPEED_MS_GEMM is {choice!r}; use auto or own")
+    if choice not in ("auto", "vector"):
+        raise ValueError(f"MINDSPEED_MS_GEMM is {choice!r}; use auto, vector or own")
     return Products(
-        0 if "avx512f" in flags else _openblas(), _onednn() if flags & _BF16_FLAGS else 0
+        tiles=choice == "auto" and flags >= _TILE_FLAGS,
+        sgemm=0 if "avx512f" in flags else _openblas(),
+        bgemm=_onednn() if flags & _BF16_FLAGS else 0,
     )

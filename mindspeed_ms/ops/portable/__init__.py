@@ -49,6 +49,7 @@ from mindspeed_ms.ops.portable.flat import (
     count_zeros,
     l2_norm_squared,
     scale_,
+    zero_,
 )
 from mindspeed_ms.ops.portable.linear import (
     bias_grad,
@@ -112,6 +113,7 @@ __all__ = [
     "take_columns",
     "unavailable",
     "weighted_total",
+    "zero_",
 ]
 
 

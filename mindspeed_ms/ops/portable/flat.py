@@ -7,6 +7,7 @@ import math
 import numpy as np
 from mindspore import Tensor
 
+from mindspeed_ms.backend import memory
 from mindspeed_ms.ops.portable.arrays import store, wide
 
 
@@ -43,6 +44,11 @@ def axpy_(y: Tensor, x: Tensor, alpha: float) -> None:
 def scale_(t: Tensor, factor: float) -> None:
     """See ``ops.scale_``."""
     store(t, wide(t) * np.float32(factor))
+
+
+def zero_(t: Tensor) -> None:
+    """See ``ops.zero_``."""
+    memory.zero_(t)
 
 
 def l2_norm_squared(t: Tensor) -> float:

@@ -6,8 +6,8 @@
 
 #include <initializer_list>
 
-#include "micro.h"
 #include "philox.h"
+#include "tiles.h"
 
 namespace kernels {
 
@@ -66,47 +66,159 @@ struct QueryBlock {
     int64_t batch, head, first, count;
 };
 
-// C [rows, columns] (row stride c_stride) = or += A B; whole register blocks are computed, so the
-// buffers hold rows and columns rounded up. A's register block number i starts at a + i * a_step.
-template <int RowStride, int DepthStride>
-inline void block_product(int64_t rows, int64_t columns, int64_t depth, const float* a,
-                          int64_t a_step, const float* panels, int64_t panel_step, float* c,
-                          int64_t c_stride, bool add) {
-    for (int64_t column = 0; column < columns; column += kCols, panels += panel_step) {
-        const float* left = a;
-        for (int64_t row = 0; row < rows; row += kRows, left += a_step)
-            multiply<RowStride, DepthStride>(depth, left, panels, c + row * c_stride + column,
-                                             c_stride, add);
+// How blocks are multiplied. Operands of a product are packed blocks of kBlock rows of a matrix
+// [.., dim]: on the left as they are, on the right transposed (for products with rows^T) or as they
+// are (for products over the rows). `left_floats`, `transposed_floats` and `right_floats` are their
+// sizes. A block of scores is a left operand too, or its transpose is.
+
+// With vector registers, from the scores as they lie in memory.
+struct VectorMath {
+    static int64_t left_floats(int64_t dim) { return kBlock * dim; }
+    static int64_t transposed_floats(int64_t dim) { return kBlock * dim; }
+    static int64_t right_floats(int64_t dim) { return kBlock * round_up(dim, kCols); }
+    static int64_t score_floats() { return 0; }
+
+    // Panels [row panel][dim][kRows].
+    template <class T>
+    static void pack_left(const T* rows, int64_t stride, int64_t count, int64_t dim, float* out) {
+        for (int64_t row = 0; row < count; row += kRows, out += dim * kRows)
+            pack_rows<kRows>(rows + row * stride, stride,
+                             count - row < kRows ? count - row : kRows, dim, out);
     }
-}
-
-// Rows of a [.., dim] matrix as left-hand panels [row panel][dim][kRows].
-template <class T>
-inline void pack_block_left(const T* rows, int64_t stride, int64_t count, int64_t dim, float* out) {
-    for (int64_t row = 0; row < count; row += kRows, out += dim * kRows)
-        pack_rows<kRows>(rows + row * stride, stride, count - row < kRows ? count - row : kRows,
-                         dim, out);
-}
-
-// The transposed rows as right-hand panels [row panel][dim][kCols]: for products with rows^T.
-template <class T>
-inline void pack_transposed(const T* rows, int64_t stride, int64_t count, int64_t padded,
-                            int64_t dim, float* out) {
-    for (int64_t row = 0; row < padded; row += kCols, out += dim * kCols) {
-        const int64_t left = count - row;
-        pack_rows<kCols>(rows + row * stride, stride, left < 0 ? 0 : (left < kCols ? left : kCols),
-                         dim, out);
+    // Panels [row panel][dim][kCols].
+    template <class T>
+    static void pack_transposed(const T* rows, int64_t stride, int64_t count, int64_t dim,
+                                float* out) {
+        for (int64_t row = 0; row < kBlock; row += kCols, out += dim * kCols) {
+            const int64_t left = count - row;
+            pack_rows<kCols>(rows + row * stride, stride,
+                             left < 0 ? 0 : (left < kCols ? left : kCols), dim, out);
+        }
     }
-}
+    // Panels [dim panel][kBlock][kCols].
+    template <class T>
+    static void pack_right(const T* rows, int64_t stride, int64_t count, int64_t dim, float* out) {
+        for (int64_t first = 0; first < dim; first += kCols, out += kBlock * kCols)
+            pack_columns<kCols>(rows + first, stride, dim - first < kCols ? dim - first : kCols,
+                                count, out);
+    }
 
-// The rows themselves as right-hand panels [dim panel][kBlock][kCols]: for products over the rows.
+    // Whole register blocks are computed, so the buffers hold rows and columns rounded up.
+    template <int RowStride, int DepthStride>
+    static void product(int64_t rows, int64_t columns, int64_t depth, const float* a,
+                        int64_t a_step, const float* panels, int64_t panel_step, float* c,
+                        int64_t c_stride, bool add) {
+        for (int64_t column = 0; column < columns; column += kCols, panels += panel_step) {
+            const float* left = a;
+            for (int64_t row = 0; row < rows; row += kRows, left += a_step)
+                multiply<RowStride, DepthStride>(depth, left, panels, c + row * c_stride + column,
+                                                 c_stride, add);
+        }
+    }
+    // scores [count, kBlock] = left transposed^T
+    static void scores(int64_t count, int64_t dim, const float* left, const float* transposed,
+                       float* scores) {
+        product<1, kRows>(round_up(count, kRows), kBlock, dim, left, dim * kRows, transposed,
+                          dim * kCols, scores, kLine, false);
+    }
+    // c [count, dim] = or += scores [count, depth] right
+    static void weighted(int64_t count, int64_t depth, int64_t dim, const float* scores, float*,
+                         const float* right, float* c, bool add) {
+        product<kLine, 1>(round_up(count, kRows), dim, depth, scores, kRows * kLine, right,
+                          kBlock * kCols, c, round_up(dim, kCols), add);
+    }
+    // c [depth, dim] += scores [count, depth]^T right
+    static void weighted_back(int64_t count, int64_t depth, int64_t dim, const float* scores,
+                              float*, const float* right, float* c) {
+        product<1, kLine>(round_up(depth, kRows), dim, count, scores, kRows, right, kBlock * kCols,
+                          c, round_up(dim, kCols), true);
+    }
+    struct Session {
+        FlushTiny flush;
+    };
+};
+
+#if defined(HAS_TILES)
+
+// On the tile unit. Scores are rounded to 16 bits where that is more than the storage type has.
 template <class T>
-inline void pack_block_right(const T* rows, int64_t stride, int64_t count, int64_t dim,
-                             float* out) {
-    for (int64_t first = 0; first < dim; first += kCols, out += kBlock * kCols)
-        pack_columns<kCols>(rows + first, stride, dim - first < kCols ? dim - first : kCols, count,
-                            out);
-}
+struct TileMath {
+    static constexpr int kOwn = kParts<T>;
+    static constexpr int kScore = kOwn == 3 ? 3 : 2;
+    static_assert(kPanel == kCols && kBlock == 2 * kPanel, "results are padded alike");
+
+    static int64_t left_floats(int64_t dim) { return 2 * panel_bytes<kOwn>(dim) / 4; }
+    static int64_t transposed_floats(int64_t dim) { return 2 * panel_bytes<kOwn>(dim) / 4; }
+    static int64_t right_floats(int64_t dim) {
+        return round_up(dim, kPanel) / kPanel * panel_bytes<kOwn>(kBlock) / 4;
+    }
+    static int64_t score_floats() { return 2 * panel_bytes<kScore>(kBlock) / 4; }
+
+    template <int Parts, bool Along, bool Right, class From>
+    static void pack(const From* from, int64_t stride, int64_t items, int64_t depth, int64_t all,
+                     float* out) {
+        char* to = reinterpret_cast<char*>(out);
+        const int64_t bytes = panel_bytes<Parts>(depth);
+        for (int64_t item = 0; item < all; item += kPanel, to += bytes) {
+            const int64_t left = items - item;
+            pack_panel<Parts, Along, Right>(from + item * (Along ? stride : 1), stride,
+                                            left < 0 ? 0 : (left < kPanel ? left : kPanel), depth,
+                                            to);
+        }
+    }
+    static void pack_left(const T* rows, int64_t stride, int64_t count, int64_t dim, float* out) {
+        pack<kOwn, true, false>(rows, stride, count, dim, kBlock, out);
+    }
+    static void pack_transposed(const T* rows, int64_t stride, int64_t count, int64_t dim,
+                                float* out) {
+        pack<kOwn, true, true>(rows, stride, count, dim, kBlock, out);
+    }
+    static void pack_right(const T* rows, int64_t stride, int64_t count, int64_t dim, float* out) {
+        const int64_t step = panel_bytes<kOwn>(kBlock) / 4;
+        if (count <= kTileDepth)  // the second half of the depth is not packed below
+            std::memset(out, 0, static_cast<size_t>(right_floats(dim)) * sizeof(float));
+        for (int64_t first = 0; first < dim; first += kPanel, out += step)
+            pack_panel<kOwn, false, true>(rows + first, stride,
+                                          dim - first < kPanel ? dim - first : kPanel, count,
+                                          reinterpret_cast<char*>(out));
+    }
+
+    template <int Left>
+    static void product(int64_t columns, int64_t depth, const float* left, const float* right,
+                        float* c, int64_t c_stride, bool add) {
+        const char* lefts = reinterpret_cast<const char*>(left);
+        const char* rights = reinterpret_cast<const char*>(right);
+        for (int64_t column = 0; column < columns; column += kPanel) {
+            for (int64_t row = 0; row < kBlock; row += kPanel)
+                panel_product<Left, kOwn>(ceil_div(depth, kTileDepth),
+                                          lefts + row / kPanel * panel_bytes<Left>(depth), rights,
+                                          c + row * c_stride + column, c_stride * 4, add);
+            rights += panel_bytes<kOwn>(depth);
+        }
+    }
+    static void scores(int64_t, int64_t dim, const float* left, const float* transposed,
+                       float* scores) {
+        product<kOwn>(kBlock, dim, left, transposed, scores, kLine, false);
+    }
+    static void weighted(int64_t, int64_t, int64_t dim, const float* scores, float* packed,
+                         const float* right, float* c, bool add) {
+        pack<kScore, true, false>(scores, kLine, kBlock, kBlock, kBlock, packed);
+        product<kScore>(dim, kBlock, packed, right, c, round_up(dim, kPanel), add);
+    }
+    static void weighted_back(int64_t, int64_t, int64_t dim, const float* scores, float* packed,
+                              const float* right, float* c) {
+        pack<kScore, false, false>(scores, kLine, kBlock, kBlock, kBlock, packed);
+        product<kScore>(dim, kBlock, packed, right, c, round_up(dim, kPanel), true);
+    }
+    // The time in which one thread uses the unit.
+    struct Session {
+        Session() { begin_tiles(); }
+        ~Session() { end_tiles(); }
+        FlushTiny flush;
+    };
+};
+
+#endif
 
 // Whether some query of a block can see a key of [key, key + count): their documents overlap.
 inline bool shares_document(const AttentionSizes& n, QueryBlock block, int64_t key, int64_t count) {
@@ -116,14 +228,18 @@ inline bool shares_document(const AttentionSizes& n, QueryBlock block, int64_t k
     return queries[0] <= keys[count - 1] && keys[0] <= queries[block.count - 1];
 }
 
-// Scales one line of kBlock scores and hides keys; `query` and `key` are the position of its start.
+// Hides keys of one line of kBlock scores; `query` and `key` are the position of its start.
 inline void hide_line(const AttentionSizes& n, const uint8_t* mask, int64_t batch, int64_t query,
                       int64_t key, float* line) {
-    const vf scale = splat(n.scale);
-    for (int64_t i = 0; i < kBlock; i += kWidth) store(line + i, load(line + i) * scale);
     int64_t visible = n.keys_before(query + 1) - key;
     visible = visible < 0 ? 0 : (visible < kBlock ? visible : kBlock);
-    for (int64_t i = visible; i < kBlock; ++i) line[i] = -INFINITY;
+    if (visible < kBlock) {
+        vi place;
+        for (int lane = 0; lane < kWidth; ++lane) place[lane] = lane;
+        place -= static_cast<int32_t>(visible);
+        for (int64_t i = 0; i < kBlock; i += kWidth, place += kWidth)
+            store(line + i, place < 0 ? load(line + i) : splat(-INFINITY));
+    }
     if (mask) {
         const int64_t at = n.mask_batch == 1 ? 0 : batch;
         const uint8_t* hidden = mask + (at * n.queries + query) * n.keys + key;

@@ -9,24 +9,50 @@ namespace kernels {
 
 namespace {
 
+template <class Math>
 struct Workspace {
-    float *keys_t, *values_t, *keys, *dkeys, *dvalues;        // of all keys
+    // One after the other for all blocks of keys, packed as the products want them.
+    float *keys_t, *values_t, *keys;
+    int64_t key_t_step, value_t_step, key_step;
+    float *dkeys, *dvalues;                                   // of all keys
     float *query, *query_right, *grad, *grad_right, *dquery;  // of one query block
-    float *weights, *dscores, *dropped;                       // of one block of scores
+    float *weights, *dscores, *dropped, *packed;              // of one block of scores
 
     Workspace(const AttentionSizes& n) {
         const int64_t dim = n.padded_dim(), value_dim = n.padded_value_dim();
-        const int64_t rows = n.padded_keys() + kBlock, square = kBlock * kLine;
-        float* next = scratch(kAttention, rows * (3 * dim + 2 * value_dim) + 3 * square);
-        const auto take = [&next](int64_t count) { return (next += count) - count; };
-        for (float** buffer : {&keys_t, &keys, &dkeys}) *buffer = take(n.padded_keys() * dim);
-        for (float** buffer : {&values_t, &dvalues}) *buffer = take(n.padded_keys() * value_dim);
-        for (float** buffer : {&query, &query_right, &dquery}) *buffer = take(kBlock * dim);
-        for (float** buffer : {&grad, &grad_right}) *buffer = take(kBlock * value_dim);
-        for (float** buffer : {&weights, &dscores, &dropped}) *buffer = take(square);
-        const size_t keys_size = static_cast<size_t>(n.padded_keys()) * sizeof(float);
-        std::memset(dkeys, 0, keys_size * static_cast<size_t>(dim));
-        std::memset(dvalues, 0, keys_size * static_cast<size_t>(value_dim));
+        const int64_t keys_size = n.padded_keys(), blocks = keys_size / kBlock;
+        key_t_step = Math::transposed_floats(n.dim);
+        value_t_step = Math::transposed_floats(n.value_dim);
+        key_step = Math::right_floats(n.dim);
+        const struct {
+            float** buffer;
+            int64_t size;
+        } parts[] = {
+            {&keys_t, blocks * key_t_step},
+            {&values_t, blocks * value_t_step},
+            {&keys, blocks * key_step},
+            {&query, Math::left_floats(n.dim)},
+            {&query_right, Math::right_floats(n.dim)},
+            {&grad, Math::left_floats(n.value_dim)},
+            {&grad_right, Math::right_floats(n.value_dim)},
+            {&packed, Math::score_floats()},
+            {&weights, kBlock * kLine},
+            {&dscores, kBlock * kLine},
+            {&dropped, kBlock * kLine},
+            {&dquery, kBlock * dim},
+            {&dkeys, keys_size * dim},
+            {&dvalues, keys_size * value_dim},
+        };
+        int64_t total = 0;
+        for (const auto& part : parts) total += round_up(part.size, 16);
+        float* next = scratch(kAttention, total);
+        for (const auto& part : parts) {
+            *part.buffer = next;
+            next += round_up(part.size, 16);
+        }
+        std::memset(dkeys, 0, static_cast<size_t>(keys_size * dim) * sizeof(float));
+        std::memset(dvalues, 0, static_cast<size_t>(keys_size * value_dim) * sizeof(float));
+        std::memset(dropped, 0, kBlock * kLine * sizeof(float));
     }
 };
 
@@ -49,9 +75,8 @@ struct Tensors {
 
 // One line of scores -> P (weights), W = P * keep (dropped) and dS (dscores holds dP on entry).
 void line_gradient(const AttentionSizes& n, const uint8_t* mask, QueryBlock block, int64_t row,
-                   int64_t key, float lse, float delta, const Workspace& space) {
-    float* weights = space.weights + row * kLine;
-    float* dscores = space.dscores + row * kLine;
+                   int64_t key, float lse, float delta, float* weights, float* dscores,
+                   float* dropped) {
     hide_line(n, mask, block.batch, block.first + row, key, weights);
     float keep[kBlock];
     const bool drops = n.dropout.scale != 0.0f;
@@ -61,11 +86,11 @@ void line_gradient(const AttentionSizes& n, const uint8_t* mask, QueryBlock bloc
         keep_line(n, block.batch, block.head, block.first + row, key, count, keep);
     }
     for (int64_t i = 0; i < kBlock; i += kWidth) {
-        const vf weight = vexp(load(weights + i) - lse);
+        const vf weight = vexp(load(weights + i) * n.scale - lse);
         vf dweight = load(dscores + i);
         if (drops) {
             const vf factor = load(keep + i);
-            store(space.dropped + row * kLine + i, weight * factor);
+            store(dropped + i, weight * factor);
             dweight *= factor;
         }
         store(weights + i, weight);
@@ -80,17 +105,17 @@ float row_dot(const T* a, const T* b, int64_t size) {
     return sum_of(sum);
 }
 
-template <class T, class Grad>
+template <class Math, class T, class Grad>
 void query_block(const Tensors<T, Grad>& t, const AttentionSizes& n, QueryBlock block,
-                 const Workspace& space) {
+                 const Workspace<Math>& space) {
     const int64_t dim = n.padded_dim(), value_dim = n.padded_value_dim();
     const int64_t stride = n.query_stride(), out_stride = n.out_stride();
     const int64_t at = n.query_at(block.batch, block.head) + block.first * stride;
     const int64_t out_at = n.out_at(block.batch, block.head) + block.first * out_stride;
-    pack_block_left(t.q + at, stride, block.count, n.dim, space.query);
-    pack_block_left(t.dout + out_at, out_stride, block.count, n.value_dim, space.grad);
-    pack_block_right(t.q + at, stride, block.count, n.dim, space.query_right);
-    pack_block_right(t.dout + out_at, out_stride, block.count, n.value_dim, space.grad_right);
+    Math::pack_left(t.q + at, stride, block.count, n.dim, space.query);
+    Math::pack_left(t.dout + out_at, out_stride, block.count, n.value_dim, space.grad);
+    Math::pack_right(t.q + at, stride, block.count, n.dim, space.query_right);
+    Math::pack_right(t.dout + out_at, out_stride, block.count, n.value_dim, space.grad_right);
     float delta[kBlock], lse[kBlock];
     for (int64_t row = 0; row < block.count; ++row) {
         const int64_t from = out_at + row * out_stride;
@@ -99,51 +124,48 @@ void query_block(const Tensors<T, Grad>& t, const AttentionSizes& n, QueryBlock 
         if (lse[row] == -INFINITY) lse[row] = INFINITY;  // no key is seen: all weights are 0
     }
     const float* dropped = n.dropout.scale != 0.0f ? space.dropped : space.weights;
-    const int64_t rows = round_up(block.count, kRows);
     const int64_t keys = n.keys_before(block.first + block.count);
     bool started = false;
     for (int64_t key = 0; key < keys; key += kBlock) {
-        const int64_t count = keys - key < kBlock ? keys - key : kBlock;
+        const int64_t count = keys - key < kBlock ? keys - key : kBlock, index = key / kBlock;
         if (!shares_document(n, block, key, count)) continue;
-        block_product<1, kRows>(rows, kBlock, n.dim, space.query, n.dim * kRows,
-                                space.keys_t + key * n.dim, n.dim * kCols, space.weights, kLine,
-                                false);
-        block_product<1, kRows>(rows, kBlock, n.value_dim, space.grad, n.value_dim * kRows,
-                                space.values_t + key * n.value_dim, n.value_dim * kCols,
-                                space.dscores, kLine, false);
+        Math::scores(block.count, n.dim, space.query, space.keys_t + index * space.key_t_step,
+                     space.weights);
+        Math::scores(block.count, n.value_dim, space.grad,
+                     space.values_t + index * space.value_t_step, space.dscores);
         for (int64_t row = 0; row < block.count; ++row)
-            line_gradient(n, t.mask, block, row, key, lse[row], delta[row], space);
-        const int64_t key_rows = round_up(count, kRows);
-        block_product<1, kLine>(key_rows, value_dim, block.count, dropped, kRows,
-                                space.grad_right, kBlock * kCols, space.dvalues + key * value_dim,
-                                value_dim, true);
-        block_product<1, kLine>(key_rows, dim, block.count, space.dscores, kRows,
-                                space.query_right, kBlock * kCols, space.dkeys + key * dim, dim,
-                                true);
-        block_product<kLine, 1>(rows, dim, count, space.dscores, kRows * kLine,
-                                space.keys + key * dim, kBlock * kCols, space.dquery, dim,
-                                started);
+            line_gradient(n, t.mask, block, row, key, lse[row], delta[row],
+                          space.weights + row * kLine, space.dscores + row * kLine,
+                          space.dropped + row * kLine);
+        Math::weighted_back(block.count, count, n.value_dim, dropped, space.packed,
+                            space.grad_right, space.dvalues + key * value_dim);
+        Math::weighted_back(block.count, count, n.dim, space.dscores, space.packed,
+                            space.query_right, space.dkeys + key * dim);
+        Math::weighted(block.count, count, n.dim, space.dscores, space.packed,
+                       space.keys + index * space.key_step, space.dquery, started);
         started = true;
     }
-    if (!started) std::memset(space.dquery, 0, static_cast<size_t>(rows * dim) * sizeof(float));
+    if (!started) std::memset(space.dquery, 0, static_cast<size_t>(kBlock * dim) * sizeof(float));
     for (int64_t row = 0; row < block.count; ++row)
         t.put(t.dq + at + row * stride, space.dquery + row * dim, n.dim);
 }
 
-template <class T, class Grad>
+template <class Math, class T, class Grad>
 void group_gradient(const Tensors<T, Grad>& t, const AttentionSizes& n, int64_t batch,
                     int64_t group) {
-    const Workspace space(n);
+    const Workspace<Math> space(n);
+    [[maybe_unused]] const typename Math::Session session;
     const int64_t dim = n.padded_dim(), value_dim = n.padded_value_dim();
     const int64_t at = n.key_at(batch, group), stride = n.key_stride();
     const int64_t value_at = n.value_at(batch, group), value_stride = n.value_stride();
-    pack_transposed(t.k + at, stride, n.keys, n.padded_keys(), n.dim, space.keys_t);
-    pack_transposed(t.v + value_at, value_stride, n.keys, n.padded_keys(), n.value_dim,
-                    space.values_t);
-    for (int64_t key = 0; key < n.keys; key += kBlock)
-        pack_block_right(t.k + at + key * stride, stride,
-                         n.keys - key < kBlock ? n.keys - key : kBlock, n.dim,
-                         space.keys + key * dim);
+    for (int64_t block = 0; block * kBlock < n.keys; ++block) {
+        const int64_t key = block * kBlock, count = n.keys - key < kBlock ? n.keys - key : kBlock;
+        const T* keys = t.k + at + key * stride;
+        Math::pack_transposed(keys, stride, count, n.dim, space.keys_t + block * space.key_t_step);
+        Math::pack_right(keys, stride, count, n.dim, space.keys + block * space.key_step);
+        Math::pack_transposed(t.v + value_at + key * value_stride, value_stride, count,
+                              n.value_dim, space.values_t + block * space.value_t_step);
+    }
     for (int64_t head = group * n.heads_per_group(); head < (group + 1) * n.heads_per_group();
          ++head)
         for (int64_t first = 0; first < n.queries; first += kBlock) {
@@ -156,12 +178,12 @@ void group_gradient(const Tensors<T, Grad>& t, const AttentionSizes& n, int64_t 
     }
 }
 
-template <class T, class Grad>
+template <class Math, class T, class Grad>
 void backward(const Tensors<T, Grad>& t, const AttentionSizes& n) {
     const int team = threads_for(n.batch * n.heads * n.queries * n.keys);
 #pragma omp parallel for schedule(dynamic) num_threads(team) if (team > 1)
     for (int64_t pair = 0; pair < n.batch * n.groups; ++pair)
-        group_gradient(t, n, pair / n.groups, pair % n.groups);
+        group_gradient<Math>(t, n, pair / n.groups, pair % n.groups);
 }
 
 }  // namespace
@@ -181,12 +203,14 @@ EXPORT void attention_backward(int32_t storage, const void* q, const void* k, co
         using T = decltype(type);
         const auto run = [&](auto gradient) {
             using Grad = decltype(gradient);
-            backward(Tensors<T, Grad>{static_cast<const T*>(q), static_cast<const T*>(k),
-                                      static_cast<const T*>(v), static_cast<const T*>(out),
-                                      static_cast<const T*>(dout), mask, lse,
-                                      static_cast<Grad*>(dq), static_cast<Grad*>(dk),
-                                      static_cast<Grad*>(dv), adds != 0},
-                     n);
+            const Tensors<T, Grad> tensors{
+                static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v),
+                static_cast<const T*>(out), static_cast<const T*>(dout), mask, lse,
+                static_cast<Grad*>(dq), static_cast<Grad*>(dk), static_cast<Grad*>(dv), adds != 0};
+#if defined(HAS_TILES)
+            if (tiles_ready()) return backward<TileMath<T>>(tensors, n);
+#endif
+            backward<VectorMath>(tensors, n);
         };
         if (adds) run(float{});
         else run(T{});

@@ -7,58 +7,77 @@ namespace kernels {
 
 namespace {
 
+template <class Math>
 struct Workspace {
-    float *key_panels, *value_panels, *query, *scores, *out;
+    // One after the other for all blocks of keys: keys (transposed) and values.
+    float *key_panels, *value_panels;
+    int64_t key_step, value_step;
+    float *query, *scores, *packed, *out;
 
     Workspace(const AttentionSizes& n) {
-        const int64_t dim = n.padded_dim(), value_dim = n.padded_value_dim();
-        const int64_t keys = n.padded_keys();
-        key_panels = scratch(kAttention, (keys + kBlock) * (dim + value_dim) + kBlock * kLine);
-        value_panels = key_panels + keys * dim;
-        query = value_panels + keys * value_dim;
-        scores = query + kBlock * dim;
+        const int64_t blocks = n.padded_keys() / kBlock;
+        key_step = Math::transposed_floats(n.dim);
+        value_step = Math::right_floats(n.value_dim);
+        const int64_t query_size = Math::left_floats(n.dim), packed_size = Math::score_floats();
+        key_panels = scratch(kAttention, blocks * (key_step + value_step) + query_size +
+                                             packed_size + kBlock * (kLine + n.padded_value_dim()));
+        value_panels = key_panels + blocks * key_step;
+        query = value_panels + blocks * value_step;
+        packed = query + query_size;
+        scores = packed + packed_size;
         out = scores + kBlock * kLine;
     }
 };
 
-// Running softmax of one query: scores -> weights, `out` (the sum so far) rescaled.
+// Running softmax of a block of queries: scores -> weights, `out` (the sum so far) rescaled.
 struct Running {
     float top[kBlock], sum[kBlock];
 
-    void add_line(int64_t row, float* line, float* out, int64_t dim) {
-        vf best = load(line);
-        for (int64_t i = kWidth; i < kBlock; i += kWidth) best = vmax(load(line + i), best);
-        const float before = top[row], now = std::fmax(before, max_of(best));
-        if (now == -INFINITY) {
-            std::memset(line, 0, kBlock * sizeof(float));
-            return;
+    void add_block(int64_t rows, float scale, float* scores, float* out, int64_t dim) {
+        alignas(64) float now[kBlock], factor[kBlock];
+        for (int64_t row = 0; row < rows; ++row) {
+            const float* line = scores + row * kLine;
+            vf best = load(line) * scale;
+            for (int64_t i = kWidth; i < kBlock; i += kWidth)
+                best = vmax(load(line + i) * scale, best);
+            now[row] = max_of(best);
         }
-        const vf shift = splat(now);
-        vf total = vf{};
-        for (int64_t i = 0; i < kBlock; i += kWidth) {
-            const vf weight = vexp(load(line + i) - shift);
-            store(line + i, weight);
-            total += weight;
+        for (int64_t row = 0; row < rows; row += kWidth) {
+            const vf before = load(top + row), highest = vmax(before, load(now + row));
+            const vf change = vexp(before - highest);
+            // A query that has seen no key has no weights yet; a shift by infinity would give NaN.
+            store(factor + row, before == -INFINITY ? vf{} : change);
+            store(now + row, highest == -INFINITY ? vf{} : highest);
+            store(top + row, highest);
         }
-        const float factor = before == -INFINITY ? 0.0f : vexp(splat(before - now))[0];
-        sum[row] = sum[row] * factor + sum_of(total);
-        top[row] = now;
-        if (factor != 1.0f && out)
-            for (int64_t i = 0; i < dim; i += kWidth)
-                store(out + row * dim + i, load(out + row * dim + i) * factor);
+        for (int64_t row = 0; row < rows; ++row) {
+            float* line = scores + row * kLine;
+            const vf shift = splat(now[row]);
+            vf total = vf{};
+            for (int64_t i = 0; i < kBlock; i += kWidth) {
+                const vf weight = vexp(load(line + i) * scale - shift);
+                store(line + i, weight);
+                total += weight;
+            }
+            sum[row] = sum[row] * factor[row] + sum_of(total);
+            if (factor[row] != 1.0f && out)
+                for (int64_t i = 0; i < dim; i += kWidth)
+                    store(out + row * dim + i, load(out + row * dim + i) * factor[row]);
+        }
     }
 };
 
-template <class T>
+template <class Math, class T>
 void pack_keys(const T* k, const T* v, const AttentionSizes& n, int64_t batch, int64_t group,
-               const Workspace& space) {
-    pack_transposed(k + n.key_at(batch, group), n.key_stride(), n.keys, n.padded_keys(), n.dim,
-                    space.key_panels);
-    const T* values = v + n.value_at(batch, group);
-    for (int64_t key = 0; key < n.keys; key += kBlock)
-        pack_block_right(values + key * n.value_stride(), n.value_stride(),
-                         n.keys - key < kBlock ? n.keys - key : kBlock, n.value_dim,
-                         space.value_panels + key * n.padded_value_dim());
+               const Workspace<Math>& space) {
+    const T *keys = k + n.key_at(batch, group), *values = v + n.value_at(batch, group);
+    for (int64_t block = 0; block * kBlock < n.keys; ++block) {
+        const int64_t key = block * kBlock, count = n.keys - key < kBlock ? n.keys - key : kBlock;
+        Math::pack_transposed(keys + key * n.key_stride(), n.key_stride(), count, n.dim,
+                              space.key_panels + block * space.key_step);
+        Math::pack_right(values + key * n.value_stride(), n.value_stride(), count, n.value_dim,
+                         space.value_panels + block * space.value_step);
+    }
 }
 
 // Continues from an earlier result: its weights have the sum 1 after a shift by the log-sum-exp.
@@ -93,44 +112,41 @@ void put_results(const AttentionSizes& n, QueryBlock block, const Running& runni
     }
 }
 
-template <bool Continues, class T, class Out>
+template <class Math, bool Continues, class T, class Out>
 void query_block(const T* q, const uint8_t* mask, Out* out, float* lse, const AttentionSizes& n,
-                 QueryBlock block, const Workspace& space) {
+                 QueryBlock block, const Workspace<Math>& space) {
     const int64_t dim = n.padded_value_dim(), stride = n.query_stride();
     const int64_t keys = n.keys_before(block.first + block.count);
-    pack_block_left(q + n.query_at(block.batch, block.head) + block.first * stride, stride,
+    Math::pack_left(q + n.query_at(block.batch, block.head) + block.first * stride, stride,
                     block.count, n.dim, space.query);
     Out* results = out + n.out_at(block.batch, block.head) + block.first * n.out_stride();
     Running running;
     for (int64_t row = 0; row < kBlock; ++row) running.top[row] = -INFINITY, running.sum[row] = 0;
     if constexpr (Continues) take_up(n, block, results, lse, running, space.out);
     bool started = Continues;
-    const int64_t rows = round_up(block.count, kRows);
     for (int64_t key = 0; key < keys; key += kBlock) {
         const int64_t count = keys - key < kBlock ? keys - key : kBlock;
         if (!shares_document(n, block, key, count)) continue;
-        block_product<1, kRows>(rows, kBlock, n.dim, space.query, n.dim * kRows,
-                                space.key_panels + key * n.dim, n.dim * kCols, space.scores, kLine,
-                                false);
-        for (int64_t row = 0; row < block.count; ++row) {
+        Math::scores(block.count, n.dim, space.query,
+                     space.key_panels + key / kBlock * space.key_step, space.scores);
+        for (int64_t row = 0; row < block.count; ++row)
+            hide_line(n, mask, block.batch, block.first + row, key, space.scores + row * kLine);
+        running.add_block(block.count, n.scale, space.scores, started ? space.out : nullptr, dim);
+        for (int64_t row = 0; row < block.count && n.dropout.scale != 0.0f; ++row) {
             float* line = space.scores + row * kLine;
-            hide_line(n, mask, block.batch, block.first + row, key, line);
-            running.add_line(row, line, started ? space.out : nullptr, dim);
-            if (n.dropout.scale == 0.0f) continue;
             float keep[kBlock] = {};
             keep_line(n, block.batch, block.head, block.first + row, key, count, keep);
             for (int64_t i = 0; i < kBlock; i += kWidth)
                 store(line + i, load(line + i) * load(keep + i));
         }
-        block_product<kLine, 1>(rows, dim, count, space.scores, kRows * kLine,
-                                space.value_panels + key * dim, kBlock * kCols, space.out, dim,
-                                started);
+        Math::weighted(block.count, count, n.value_dim, space.scores, space.packed,
+                       space.value_panels + key / kBlock * space.value_step, space.out, started);
         started = true;
     }
     put_results(n, block, running, space.out, results, lse);
 }
 
-template <bool Continues, class T, class Out>
+template <class Math, bool Continues, class T, class Out>
 void forward(const T* q, const T* k, const T* v, const uint8_t* mask, Out* out, float* lse,
              const AttentionSizes& n) {
     const int64_t blocks = ceil_div(n.queries, kBlock), per_group = n.heads_per_group() * blocks;
@@ -141,12 +157,13 @@ void forward(const T* q, const T* k, const T* v, const uint8_t* mask, Out* out, 
 #pragma omp parallel for schedule(dynamic) num_threads(team) if (team > 1)
     for (int64_t task = 0; task < pairs * parts; ++task) {
         const int64_t pair = task / parts, batch = pair / n.groups, group = pair % n.groups;
-        const Workspace space(n);
+        const Workspace<Math> space(n);
+        [[maybe_unused]] const typename Math::Session session;
         pack_keys(k, v, n, batch, group, space);
         for (int64_t index = task % parts; index < per_group; index += parts) {
             const int64_t first = index % blocks * kBlock;
             const int64_t left = n.queries - first;
-            query_block<Continues>(
+            query_block<Math, Continues>(
                 q, mask, out, lse, n,
                 QueryBlock{batch, group * n.heads_per_group() + index / blocks, first,
                            left < kBlock ? left : kBlock},
@@ -159,8 +176,13 @@ template <bool Continues, class T, class Out>
 void run(const void* q, const void* k, const void* v, const uint8_t* mask, Out* out, float* lse,
          const AttentionSizes& n) {
     if (n.queries == 0 || n.batch == 0 || n.heads == 0) return;
-    forward<Continues>(static_cast<const T*>(q), static_cast<const T*>(k),
-                       static_cast<const T*>(v), mask, out, lse, n);
+    const T *queries = static_cast<const T*>(q), *keys = static_cast<const T*>(k);
+    const T* values = static_cast<const T*>(v);
+#if defined(HAS_TILES)
+    if (tiles_ready())
+        return forward<TileMath<T>, Continues>(queries, keys, values, mask, out, lse, n);
+#endif
+    forward<VectorMath, Continues>(queries, keys, values, mask, out, lse, n);
 }
 
 }  // namespace

@@ -8,19 +8,33 @@ namespace {
 // fp64 sums are formed per chunk of fixed size and added in order: the same for any thread count.
 constexpr int64_t kChunk = 1 << 14;
 
+typedef float vhalf __attribute__((vector_size(kWidth * 2)));
+typedef double vd __attribute__((vector_size(kWidth * 4)));
+
+inline vd widened_half(vf value, int which) {
+    vhalf halves[2];
+    __builtin_memcpy(halves, &value, sizeof value);
+    return __builtin_convertvector(halves[which], vd);
+}
+
 template <class T>
 double chunk_squares(const T* x, int64_t size) {
-    double lanes[2 * kWidth] = {};
-    int64_t half = 0;
-    vector_loop(size, [&](int64_t i, int64_t count) {
-        const vf value = load(x + i, count);
-        double* sums = lanes + half;
-        for (int lane = 0; lane < kWidth; ++lane)
-            sums[lane] += static_cast<double>(value[lane]) * static_cast<double>(value[lane]);
-        half = kWidth - half;
-    });
+    vd sums[4] = {};
+    int64_t i = 0;
+    for (; i + 2 * kWidth <= size; i += 2 * kWidth)
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; ++part) {
+            const vd wide = widened_half(load(x + i + part / 2 * kWidth), part % 2);
+            sums[part] += wide * wide;
+        }
+    for (; i < size; i += kWidth)
+        for (int part = 0; part < 2; ++part) {
+            const vd wide = widened_half(load(x + i, size - i), part);
+            sums[part] += wide * wide;
+        }
     double total = 0.0;
-    for (double lane : lanes) total += lane;
+    for (const vd& sum : sums)
+        for (int lane = 0; lane < kWidth / 2; ++lane) total += sum[lane];
     return total;
 }
 
@@ -52,10 +66,7 @@ EXPORT void adamw(float* param, const float* grad, float* exp_avg, float* exp_av
             const vf g = load(grad + i, lanes) * grad_scale;
             const vf m = load(exp_avg + i, lanes) * beta1 + g * one_minus_beta1;
             const vf v = load(exp_avg_sq + i, lanes) * beta2 + g * g * one_minus_beta2;
-            vf size_of_step = v;
-            for (int lane = 0; lane < kWidth; ++lane)
-                size_of_step[lane] = __builtin_sqrtf(size_of_step[lane]);
-            const vf update = m / (size_of_step * inverse_root + eps);
+            const vf update = m / (vsqrt(v) * inverse_root + eps);
             store(param + i, load(param + i, lanes) * decay - update * step_size, lanes);
             store(exp_avg + i, m, lanes);
             store(exp_avg_sq + i, v, lanes);
@@ -80,6 +91,14 @@ EXPORT void scale(float* t, int64_t size, float factor) {
         vector_loop(count, [&](int64_t i, int64_t lanes) {
             store(t + first + i, load(t + first + i, lanes) * factor, lanes);
         });
+    });
+}
+
+// A buffer much larger than the caches; 64-byte lines are written without being read first.
+EXPORT void zero(char* t, int64_t bytes) {
+    parallel_ranges((bytes + 63) / 64, 16, [=](int64_t begin, int64_t end) {
+        const int64_t first = begin * 64, last = end * 64 < bytes ? end * 64 : bytes;
+        std::memset(t + first, 0, static_cast<size_t>(last - first));
     });
 }
 

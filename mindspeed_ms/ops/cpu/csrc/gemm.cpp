@@ -3,6 +3,7 @@
 // The right-hand side is packed once per call by all threads together (kCols columns per panel, so
 // that the inner loop streams it), the left-hand side block by block by the thread that uses it.
 #include "external_gemm.h"
+#include "gemm_tiles.h"
 #include "micro.h"
 
 namespace kernels {
@@ -113,6 +114,7 @@ template <class TA, class TB, class TC>
 void gemm(Matrix<TA> a, Matrix<TB> b, TC* c, int64_t rows, int64_t columns, int64_t depth,
           bool accumulate, const TA* bias) {
     if (rows <= 0 || columns <= 0) return;
+    if (gemm_tiles(a, b, c, rows, columns, depth, accumulate, bias)) return;
     if (external_gemm(a, b, c, rows, columns, depth, accumulate, bias)) return;
     const int team = rows * columns * (depth + 1) < 64 * kSerialElements ? 1 : threads();
     int64_t width = kSharedFloats / (depth + 1) / kCols * kCols;

@@ -8,7 +8,7 @@
 
 #include "common.h"
 
-#if defined(__AVX512F__) || defined(__F16C__)
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -37,10 +37,34 @@ inline To bits_of(From from) {
     return to;
 }
 
+// Of NaN and a number the second argument, as the instructions have it.
+#if defined(__AVX512F__)
+inline vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+inline vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+inline vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+inline vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 inline vf vmax(vf a, vf b) { return a > b ? a : b; }
 inline vf vmin(vf a, vf b) { return a < b ? a : b; }
+#endif
 inline vf vabs(vf a) { return bits_of<vf>(bits_of<vu>(a) & 0x7fffffffu); }
 
+#if defined(__AVX512F__)
+inline vf vsqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
+#elif defined(__AVX2__)
+inline vf vsqrt(vf a) { return (vf)_mm256_sqrt_ps((__m256)a); }
+#else
+inline vf vsqrt(vf a) {
+    for (int lane = 0; lane < kWidth; ++lane) a[lane] = __builtin_sqrtf(a[lane]);
+    return a;
+}
+#endif
+
+#if defined(__AVX512F__)
+inline float sum_of(vf v) { return _mm512_reduce_add_ps((__m512)v); }
+inline float max_of(vf v) { return _mm512_reduce_max_ps((__m512)v); }
+#else
 inline float sum_of(vf v) {
     float lanes[kWidth];
     __builtin_memcpy(lanes, &v, sizeof v);
@@ -57,6 +81,7 @@ inline float max_of(vf v) {
             lanes[lane] = lanes[lane] > lanes[lane + width] ? lanes[lane] : lanes[lane + width];
     return lanes[0];
 }
+#endif
 
 // ---- storage <-> fp32 ---------------------------------------------------------------------------
 
@@ -191,8 +216,7 @@ inline void add_pieces(const float* partial, int64_t pieces, int64_t stride, int
 
 // exp with relative error below 1.5e-7; 0 and infinity outside the range of fp32.
 inline vf vexp(vf x) {
-    x = (x < -105.0f) ? splat(-105.0f) : x;
-    x = (x > 89.5f) ? splat(89.5f) : x;
+    x = vmin(splat(89.5f), vmax(splat(-105.0f), x));  // NaN stays
     const vf shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
     const vf n = shifted - 12582912.0f;
     // ln 2 in two parts, the first exact in few bits, so that r has no rounding error of n * ln 2.
@@ -205,12 +229,16 @@ inline vf vexp(vf x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
+#if defined(__AVX512F__)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     // 2^n in two factors: n may lie outside the exponent range of one.
     const vi exponent = __builtin_convertvector(n, vi);
     const vi half = exponent >> 1;
     const vf first = bits_of<vf>((half + 127) << 23);
     const vf second = bits_of<vf>((exponent - half + 127) << 23);
     return p * first * second;
+#endif
 }
 
 inline vf vsigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }

@@ -4,6 +4,9 @@
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace kernels {
 
@@ -23,13 +26,28 @@ struct Buffers {
 
 int threads() { return g_threads; }
 
+namespace {
+
+// Large blocks lie on large pages where the system has them: they are walked through in big steps.
+float* allocate(int64_t floats) {
+    const size_t bytes = static_cast<size_t>(floats) * 4, page = size_t{2} << 20;
+    if (bytes < 2 * page) return static_cast<float*>(std::aligned_alloc(64, bytes));
+    const size_t whole = (bytes + page - 1) / page * page;
+    void* block = std::aligned_alloc(page, whole);
+#if defined(__linux__)
+    if (block) madvise(block, whole, MADV_HUGEPAGE);
+#endif
+    return static_cast<float*>(block);
+}
+
+}  // namespace
+
 float* scratch(int slot, int64_t floats) {
     static thread_local Buffers buffers;
     if (buffers.size[slot] < floats) {
         std::free(buffers.data[slot]);
         const int64_t rounded = (floats + floats / 8 + 1023) / 1024 * 1024;
-        buffers.data[slot] =
-            static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(rounded) * 4));
+        buffers.data[slot] = allocate(rounded);
         buffers.size[slot] = buffers.data[slot] ? rounded : 0;
         if (!buffers.data[slot]) std::abort();
     }
