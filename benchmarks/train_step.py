@@ -3,62 +3,99 @@
     python benchmarks/train_step.py
     mpiexec -n 2 python benchmarks/train_step.py --tensor-model-parallel-size 2
 
+    python benchmarks/train_step.py --png step.png
+
 The model is a Llama of 31.6 million parameters on made-up tokens; flags are added to its own, so
 any size or layout can be measured. One line of JSON is printed by the first rank: tokens per
 second over all ranks (median over the measured iterations), and per rank the peak resident memory
-and the seconds from process start to the first step.
+and the seconds from process start to the first step. Then a few more iterations run with a clock
+in front of every call of the native library; ``parts`` says where their time went on the first
+rank (see ``step_parts.py``): ``gemm_share`` is that of the linear products, ``rest_share`` what is
+neither those nor the products of attention. ``--png`` draws them.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
 import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import psutil
+import step_parts
 from reference_model import FLAGS
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, device
 from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.ops.cpu import timing
 from mindspeed_ms.training import initialize_megatron, pretrain
 from mindspeed_ms.training.global_vars import get_all_config
 from mindspeed_ms.training.train_loop import StepReport
 
-FIRST_MEASURED, LAST_MEASURED = 5, 15
+FIRST_MEASURED, LAST_MEASURED, TAKEN_APART = 5, 15, 5
 
 
-def measure(flags: list[str]) -> dict[str, Any]:
+class Meter:
+    """Collects the reports of the steps; the last ``TAKEN_APART`` are measured call by call."""
+
+    def __init__(self, iterations: int) -> None:
+        self.steps: list[StepReport] = []
+        self.first_step = 0.0
+        self.iterations = iterations
+        self.times: timing.CallTimes | None = None
+        self.active = ExitStack()
+
+    def on_step(self, step: StepReport) -> None:
+        """Note a step; called after each."""
+        if not self.steps:
+            self.first_step = time.time() - step.seconds
+        self.steps.append(step)
+        if len(self.steps) == self.iterations and ops.selected() == "cpu":
+            self.times = self.active.enter_context(timing.measured())
+
+    def parts(self, head_rows: int) -> dict[str, Any]:
+        """Where the time of the steps after ``iterations`` went."""
+        self.active.close()
+        last = self.steps[self.iterations :]
+        if self.times is None or not last:
+            return {}
+        return step_parts.parts(
+            self.times, sum(step.seconds for step in last), len(last), head_rows
+        )
+
+
+def measure(flags: list[str], iterations: int) -> dict[str, Any]:
     """Train a few iterations; collective over all ranks.
 
     Returns:
         The figures, with one entry per rank for memory and start-up.
     """
     started = psutil.Process().create_time()
-    initialize_megatron(argv=[*FLAGS, "--train-iters", str(LAST_MEASURED), *flags])
-    steps: list[StepReport] = []
-    first_step: list[float] = []
+    train_iters = ["--train-iters", str(iterations + TAKEN_APART)]
+    initialize_megatron(argv=[*FLAGS, *train_iters, *flags])
+    meter = Meter(iterations)
 
     def model_provider(pre_process: bool, post_process: bool) -> GPTModel:
-        model = GPTModel(
+        return GPTModel(
             get_all_config().model_config, pre_process=pre_process, post_process=post_process
         )
-        return model
 
-    def on_step(step: StepReport) -> None:
-        if not steps:
-            first_step.append(time.time() - step.seconds)
-        steps.append(step)
-
-    pretrain(None, model_provider, all_config=get_all_config(), on_step=on_step)
+    pretrain(None, model_provider, all_config=get_all_config(), on_step=meter.on_step)
     config, world = get_all_config(), comm.get_world_size()
-    tokens = config.global_batch_size(world) * config.model_config.seq_length
-    median = statistics.median(step.seconds for step in steps[FIRST_MEASURED - 1 :])
+    model, steps = config.model_config, meter.steps
+    tokens = config.global_batch_size(world) * model.seq_length
+    median = statistics.median(
+        step.seconds for step in steps[FIRST_MEASURED - 1 : iterations] or steps
+    )
     own = {"peak_rss_mib": device.memory_stats()["peak"] / 2**20}
-    own["startup_seconds"] = first_step[0] - started
+    own["startup_seconds"] = meter.first_step - started
     ranks = comm.all_gather_object(own)
+    head_rows = model.vocab_size // config.parallel_config.tensor_model_parallel_size
     return {
         "tokens_per_second": round(tokens / median, 1),
         "milliseconds_per_step": round(median * 1000.0, 1),
@@ -67,14 +104,25 @@ def measure(flags: list[str]) -> dict[str, Any]:
         "ranks": world,
         "kernels": ops.report().splitlines()[0],
         "final_loss": steps[-1].losses["lm loss"],
+        "parts": meter.parts(head_rows),
     }
 
 
 def main() -> None:
     """Measure with the flags of the command line and print JSON."""
-    result = measure(sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n", maxsplit=1)[0], allow_abbrev=False
+    )
+    parser.add_argument(
+        "--train-iters", type=int, default=LAST_MEASURED, help="the last measured iteration"
+    )
+    parser.add_argument("--png", type=Path, help="draw the parts of a step (needs matplotlib)")
+    args, flags = parser.parse_known_args()
+    result = measure(flags, args.train_iters)
     if comm.get_rank() == 0:
         sys.stdout.write(json.dumps(result) + "\n")
+        if args.png and result["parts"]:
+            step_parts.draw(result, args.png)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,8 @@ _SIGNATURES = {
     "split_qkv": "ppppnnnn",
     "join_qkv": "ppppnnnn",
     "keep_freed_memory": "",
+    "measure_attention": "i",
+    "attention_seconds": "i",
 }
 """Argument kinds of every entry point; the result is nothing unless listed below."""
 
@@ -93,7 +95,20 @@ _RESULTS = {
     "use_tiles": _INT,
     "l2_norm_squared": ctypes.c_double,
     "count_zeros": _LONG,
+    "attention_seconds": ctypes.c_double,
 }
+
+_SETTINGS = frozenset(
+    "set_threads get_threads set_external_gemm use_tiles keep_freed_memory measure_attention "
+    "attention_seconds".split()
+)
+
+SIZE_ARGUMENTS = {
+    name: tuple(index for index, kind in enumerate(kinds) if kind == "n")
+    for name, kinds in _SIGNATURES.items()
+    if name not in _SETTINGS
+}
+"""Entry points that compute, with the places of their sizes among the arguments."""
 
 
 def cpu_flags() -> frozenset[str]:

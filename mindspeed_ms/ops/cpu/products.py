@@ -89,8 +89,8 @@ def find(choice: str, flags: frozenset[str]) -> Products:
     """The products to use.
 
     Args:
-        choice: value of the variable MINDSPEED_MS_GEMM: ``auto`` for the measured choice, ``vector``
-            for that of a CPU without a tile unit, ``own`` for nothing but our own loops.
+        choice: value of the variable MINDSPEED_MS_GEMM: ``auto`` for the measured choice,
+            ``vector`` for that of a CPU without a tile unit, ``own`` for our own loops only.
         flags: instruction-set flags of the CPU.
 
     Raises:

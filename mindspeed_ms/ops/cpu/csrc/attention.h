@@ -274,6 +274,26 @@ inline void keep_line(const AttentionSizes& n, int64_t batch, int64_t head, int6
     }
 }
 
+// Measures, when that is switched on, how long this thread computes and how much of it in products.
+class Stopwatch {
+  public:
+    Stopwatch();
+    ~Stopwatch();
+    // Runs `work`, which multiplies blocks.
+    template <class Work>
+    void product(Work work) {
+        if (!on_) return work();
+        const double start = now();
+        work();
+        products_ += now() - start;
+    }
+
+  private:
+    static double now();
+    bool on_;
+    double start_ = 0.0, products_ = 0.0;
+};
+
 // Index of the log-sum-exp of a query in [S, B, N].
 inline int64_t lse_index(const AttentionSizes& n, QueryBlock block, int64_t row) {
     return ((block.first + row) * n.batch + block.batch) * n.heads + block.head;

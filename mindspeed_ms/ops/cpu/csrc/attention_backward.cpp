@@ -17,6 +17,7 @@ struct Workspace {
     float *dkeys, *dvalues;                                   // of all keys
     float *query, *query_right, *grad, *grad_right, *dquery;  // of one query block
     float *weights, *dscores, *dropped, *packed;              // of one block of scores
+    mutable Stopwatch watch;
 
     Workspace(const AttentionSizes& n) {
         const int64_t dim = n.padded_dim(), value_dim = n.padded_value_dim();
@@ -112,10 +113,12 @@ void query_block(const Tensors<T, Grad>& t, const AttentionSizes& n, QueryBlock 
     const int64_t stride = n.query_stride(), out_stride = n.out_stride();
     const int64_t at = n.query_at(block.batch, block.head) + block.first * stride;
     const int64_t out_at = n.out_at(block.batch, block.head) + block.first * out_stride;
-    Math::pack_left(t.q + at, stride, block.count, n.dim, space.query);
-    Math::pack_left(t.dout + out_at, out_stride, block.count, n.value_dim, space.grad);
-    Math::pack_right(t.q + at, stride, block.count, n.dim, space.query_right);
-    Math::pack_right(t.dout + out_at, out_stride, block.count, n.value_dim, space.grad_right);
+    space.watch.product([&] {
+        Math::pack_left(t.q + at, stride, block.count, n.dim, space.query);
+        Math::pack_left(t.dout + out_at, out_stride, block.count, n.value_dim, space.grad);
+        Math::pack_right(t.q + at, stride, block.count, n.dim, space.query_right);
+        Math::pack_right(t.dout + out_at, out_stride, block.count, n.value_dim, space.grad_right);
+    });
     float delta[kBlock], lse[kBlock];
     for (int64_t row = 0; row < block.count; ++row) {
         const int64_t from = out_at + row * out_stride;
@@ -129,20 +132,24 @@ void query_block(const Tensors<T, Grad>& t, const AttentionSizes& n, QueryBlock 
     for (int64_t key = 0; key < keys; key += kBlock) {
         const int64_t count = keys - key < kBlock ? keys - key : kBlock, index = key / kBlock;
         if (!shares_document(n, block, key, count)) continue;
-        Math::scores(block.count, n.dim, space.query, space.keys_t + index * space.key_t_step,
-                     space.weights);
-        Math::scores(block.count, n.value_dim, space.grad,
-                     space.values_t + index * space.value_t_step, space.dscores);
+        space.watch.product([&] {
+            Math::scores(block.count, n.dim, space.query, space.keys_t + index * space.key_t_step,
+                         space.weights);
+            Math::scores(block.count, n.value_dim, space.grad,
+                         space.values_t + index * space.value_t_step, space.dscores);
+        });
         for (int64_t row = 0; row < block.count; ++row)
             line_gradient(n, t.mask, block, row, key, lse[row], delta[row],
                           space.weights + row * kLine, space.dscores + row * kLine,
                           space.dropped + row * kLine);
-        Math::weighted_back(block.count, count, n.value_dim, dropped, space.packed,
-                            space.grad_right, space.dvalues + key * value_dim);
-        Math::weighted_back(block.count, count, n.dim, space.dscores, space.packed,
-                            space.query_right, space.dkeys + key * dim);
-        Math::weighted(block.count, count, n.dim, space.dscores, space.packed,
-                       space.keys + index * space.key_step, space.dquery, started);
+        space.watch.product([&] {
+            Math::weighted_back(block.count, count, n.value_dim, dropped, space.packed,
+                                space.grad_right, space.dvalues + key * value_dim);
+            Math::weighted_back(block.count, count, n.dim, space.dscores, space.packed,
+                                space.query_right, space.dkeys + key * dim);
+            Math::weighted(block.count, count, n.dim, space.dscores, space.packed,
+                           space.keys + index * space.key_step, space.dquery, started);
+        });
         started = true;
     }
     if (!started) std::memset(space.dquery, 0, static_cast<size_t>(kBlock * dim) * sizeof(float));
@@ -151,11 +158,8 @@ void query_block(const Tensors<T, Grad>& t, const AttentionSizes& n, QueryBlock 
 }
 
 template <class Math, class T, class Grad>
-void group_gradient(const Tensors<T, Grad>& t, const AttentionSizes& n, int64_t batch,
-                    int64_t group) {
-    const Workspace<Math> space(n);
-    [[maybe_unused]] const typename Math::Session session;
-    const int64_t dim = n.padded_dim(), value_dim = n.padded_value_dim();
+void pack_keys(const Tensors<T, Grad>& t, const AttentionSizes& n, int64_t batch, int64_t group,
+               const Workspace<Math>& space) {
     const int64_t at = n.key_at(batch, group), stride = n.key_stride();
     const int64_t value_at = n.value_at(batch, group), value_stride = n.value_stride();
     for (int64_t block = 0; block * kBlock < n.keys; ++block) {
@@ -166,6 +170,17 @@ void group_gradient(const Tensors<T, Grad>& t, const AttentionSizes& n, int64_t 
         Math::pack_transposed(t.v + value_at + key * value_stride, value_stride, count,
                               n.value_dim, space.values_t + block * space.value_t_step);
     }
+}
+
+template <class Math, class T, class Grad>
+void group_gradient(const Tensors<T, Grad>& t, const AttentionSizes& n, int64_t batch,
+                    int64_t group) {
+    const Workspace<Math> space(n);
+    [[maybe_unused]] const typename Math::Session session;
+    const int64_t dim = n.padded_dim(), value_dim = n.padded_value_dim();
+    const int64_t at = n.key_at(batch, group), stride = n.key_stride();
+    const int64_t value_at = n.value_at(batch, group), value_stride = n.value_stride();
+    space.watch.product([&] { pack_keys(t, n, batch, group, space); });
     for (int64_t head = group * n.heads_per_group(); head < (group + 1) * n.heads_per_group();
          ++head)
         for (int64_t first = 0; first < n.queries; first += kBlock) {

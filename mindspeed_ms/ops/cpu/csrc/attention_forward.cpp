@@ -13,6 +13,7 @@ struct Workspace {
     float *key_panels, *value_panels;
     int64_t key_step, value_step;
     float *query, *scores, *packed, *out;
+    mutable Stopwatch watch;
 
     Workspace(const AttentionSizes& n) {
         const int64_t blocks = n.padded_keys() / kBlock;
@@ -117,8 +118,10 @@ void query_block(const T* q, const uint8_t* mask, Out* out, float* lse, const At
                  QueryBlock block, const Workspace<Math>& space) {
     const int64_t dim = n.padded_value_dim(), stride = n.query_stride();
     const int64_t keys = n.keys_before(block.first + block.count);
-    Math::pack_left(q + n.query_at(block.batch, block.head) + block.first * stride, stride,
-                    block.count, n.dim, space.query);
+    space.watch.product([&] {
+        Math::pack_left(q + n.query_at(block.batch, block.head) + block.first * stride, stride,
+                        block.count, n.dim, space.query);
+    });
     Out* results = out + n.out_at(block.batch, block.head) + block.first * n.out_stride();
     Running running;
     for (int64_t row = 0; row < kBlock; ++row) running.top[row] = -INFINITY, running.sum[row] = 0;
@@ -127,8 +130,10 @@ void query_block(const T* q, const uint8_t* mask, Out* out, float* lse, const At
     for (int64_t key = 0; key < keys; key += kBlock) {
         const int64_t count = keys - key < kBlock ? keys - key : kBlock;
         if (!shares_document(n, block, key, count)) continue;
-        Math::scores(block.count, n.dim, space.query,
-                     space.key_panels + key / kBlock * space.key_step, space.scores);
+        space.watch.product([&] {
+            Math::scores(block.count, n.dim, space.query,
+                         space.key_panels + key / kBlock * space.key_step, space.scores);
+        });
         for (int64_t row = 0; row < block.count; ++row)
             hide_line(n, mask, block.batch, block.first + row, key, space.scores + row * kLine);
         running.add_block(block.count, n.scale, space.scores, started ? space.out : nullptr, dim);
@@ -139,8 +144,11 @@ void query_block(const T* q, const uint8_t* mask, Out* out, float* lse, const At
             for (int64_t i = 0; i < kBlock; i += kWidth)
                 store(line + i, load(line + i) * load(keep + i));
         }
-        Math::weighted(block.count, count, n.value_dim, space.scores, space.packed,
-                       space.value_panels + key / kBlock * space.value_step, space.out, started);
+        space.watch.product([&] {
+            Math::weighted(block.count, count, n.value_dim, space.scores, space.packed,
+                           space.value_panels + key / kBlock * space.value_step, space.out,
+                           started);
+        });
         started = true;
     }
     put_results(n, block, running, space.out, results, lse);
@@ -159,7 +167,7 @@ void forward(const T* q, const T* k, const T* v, const uint8_t* mask, Out* out, 
         const int64_t pair = task / parts, batch = pair / n.groups, group = pair % n.groups;
         const Workspace<Math> space(n);
         [[maybe_unused]] const typename Math::Session session;
-        pack_keys(k, v, n, batch, group, space);
+        space.watch.product([&] { pack_keys(k, v, n, batch, group, space); });
         for (int64_t index = task % parts; index < per_group; index += parts) {
             const int64_t first = index % blocks * kBlock;
             const int64_t left = n.queries - first;
