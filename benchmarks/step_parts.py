@@ -12,7 +12,7 @@ GROUPS = {
     "rotary": "rotary",
     "split qkv": "split_qkv join_qkv",
     "activation": "activation_forward activation_backward softmax_forward softmax_backward",
-    "bias, dropout, residual": "dropout bias_grad",
+    "bias, dropout, residual": "dropout bias_grad add",
     "cross entropy": "ce_max ce_sum ce_sum_logits ce_backward",
     "embedding": "embedding_forward embedding_accumulate",
     "optimizer and gradient buffers": (

@@ -14,6 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
 from mindspore.common import dtype as mstype
+from mindspore.common.np_dtype import bfloat16, np_dtype_valid
 
 from mindspeed_ms.backend import device
 
@@ -30,6 +31,9 @@ _NUMPY_OF = {
     mstype.uint16: np.dtype(np.uint16),
     mstype.bool_: np.dtype(np.bool_),
 }
+
+# What `empty` allocates: MindSpore's own bfloat16 of NumPy, where this NumPy has room for it.
+_ALLOCATED = _NUMPY_OF | ({mstype.bfloat16: np.dtype(bfloat16)} if np_dtype_valid(True) else {})
 
 
 def numpy_dtype(dtype: mstype.Type) -> np.dtype:
@@ -139,9 +143,9 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 def empty(shape: Sequence[int], dtype: mstype.Type = mstype.float32) -> Tensor:
     """Tensor with undefined contents."""
-    if device.is_ascend() or dtype == mstype.bfloat16:
+    if device.is_ascend() or (dtype == mstype.bfloat16 and _ALLOCATED[dtype].kind == "u"):
         return mint.empty(tuple(shape), dtype=dtype)
-    return Tensor.from_numpy(np.empty(tuple(shape), _NUMPY_OF[dtype]))
+    return Tensor.from_numpy(np.empty(tuple(shape), _ALLOCATED[dtype]))
 
 
 def zeros(shape: Sequence[int], dtype: mstype.Type = mstype.float32) -> Tensor:

@@ -54,6 +54,7 @@ __all__ = [
     "axpy_",
     "bias_dropout_add",
     "bias_grad",
+    "branch",
     "ce_backward",
     "ce_loss",
     "ce_max",
@@ -266,6 +267,12 @@ def bias_dropout_add(
     _check_activation("bias_dropout_add", x, bias)
     _check_dropout("bias_dropout_add", p, generator)
     return current().bias_dropout_add(x, bias, residual, p, generator)
+
+
+def branch(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` for two uses, whose gradients are summed by a kernel instead of by the framework."""
+    checks.floating("branch", x)
+    return current().branch(x)
 
 
 def embedding(weight: Tensor, ids: Tensor, vocab_start: int = 0) -> Tensor:

@@ -47,8 +47,7 @@ def post_language_model_processing(
             f"fp16_lm_cross_entropy is True but the logits are {output.dtype}; train with fp16 "
             "or switch it off"
         )
-    if not fp16_lm_cross_entropy:
-        output = autograd.cast(output, mstype.float32)
+    # The loss computes in fp32 from logits of any type; an fp32 copy of them would change nothing.
     # Labels and mask follow the layout of the logits: v times fewer numbers to transpose.
     return loss_fn(output, memory.transposed(labels), memory.transposed(loss_mask))
 

@@ -132,15 +132,17 @@ class ParallelTransformerLayer(Cell):
         rotary_pos_emb: RotaryTables | None = None,
     ) -> Tensor:
         """[s(/p), b, h] -> [s(/p), b, h]."""
+        hidden_states, residual = ops.branch(hidden_states)
         normed = self.input_norm(hidden_states)
         with self._norm_again(self.input_norm, normed, hidden_states):
             output, bias = self.attention(normed, attention_mask, rotary_pos_emb=rotary_pos_emb)
-        residual = normed if self.residual_after_norm else hidden_states
+        residual = normed if self.residual_after_norm else residual
         hidden_states = self._add(output, bias, residual, self.attn_post_norm)
+        hidden_states, residual = ops.branch(hidden_states)
         normed = self.post_attention_norm(hidden_states)
         with self._norm_again(self.post_attention_norm, normed, hidden_states):
             output, bias = self._feed_forward(normed)
-        residual = normed if self.residual_after_norm else hidden_states
+        residual = normed if self.residual_after_norm else residual
         return self._add(output, bias, residual, self.ffn_post_norm)
 
     def _norm_again(

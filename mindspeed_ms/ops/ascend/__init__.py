@@ -68,6 +68,7 @@ from mindspeed_ms.ops.ascend.pointwise import (
     squared_relu,
     swiglu,
 )
+from mindspeed_ms.ops.portable.branch import branch
 
 __all__ = [
     "adamw_",
@@ -77,6 +78,7 @@ __all__ = [
     "axpy_",
     "bias_dropout_add",
     "bias_grad",
+    "branch",
     "ce_backward",
     "ce_loss",
     "ce_max",

@@ -15,6 +15,7 @@ from mindspeed_ms.ops.cpu.attention import (
     attention_backward_accumulate,
     softmax,
 )
+from mindspeed_ms.ops.cpu.branch import branch
 from mindspeed_ms.ops.cpu.cross_entropy import ce_backward, ce_max, ce_sum, ce_sum_logits
 from mindspeed_ms.ops.cpu.dropout import bias_dropout_add, dropout
 from mindspeed_ms.ops.cpu.embedding import embedding, embedding_wgrad_accumulate
@@ -63,6 +64,7 @@ __all__ = [
     "axpy_",
     "bias_dropout_add",
     "bias_grad",
+    "branch",
     "ce_backward",
     "ce_loss",
     "ce_max",

@@ -78,6 +78,7 @@ _SIGNATURES = {
     "axpy": "ippnf",
     "scale": "pnf",
     "zero": "pn",
+    "add": "ipppn",
     "l2_norm_squared": "ipn",
     "count_zeros": "ipn",
     "copy_cast": "iippn",

@@ -16,6 +16,7 @@ from mindspeed_ms.ops.portable.attention import (
     attention_backward_accumulate,
     softmax,
 )
+from mindspeed_ms.ops.portable.branch import branch
 from mindspeed_ms.ops.portable.columns import join_columns, split_columns
 from mindspeed_ms.ops.portable.cross_entropy import (
     ce_backward,
@@ -70,6 +71,7 @@ __all__ = [
     "axpy_",
     "bias_dropout_add",
     "bias_grad",
+    "branch",
     "ce_backward",
     "ce_loss",
     "ce_max",

@@ -86,6 +86,22 @@ EXPORT void axpy(int32_t storage, float* y, const void* x, int64_t size, float a
     });
 }
 
+// result = a + b
+EXPORT void add(int32_t storage, const void* a, const void* b, void* result, int64_t size) {
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        const T *first = static_cast<const T*>(a), *second = static_cast<const T*>(b);
+        T* out = static_cast<T*>(result);
+        parallel_ranges((size + kWidth - 1) / kWidth, kWidth, [=](int64_t begin, int64_t end) {
+            const int64_t from = begin * kWidth, to = end * kWidth < size ? end * kWidth : size;
+            vector_loop(to - from, [&](int64_t i, int64_t lanes) {
+                const vf sum = load(first + from + i, lanes) + load(second + from + i, lanes);
+                store(out + from + i, sum, lanes);
+            });
+        });
+    });
+}
+
 EXPORT void scale(float* t, int64_t size, float factor) {
     over_chunks(size, [=](int64_t, int64_t first, int64_t count) {
         vector_loop(count, [&](int64_t i, int64_t lanes) {
