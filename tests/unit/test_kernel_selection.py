@@ -116,5 +116,9 @@ def test_the_best_instruction_set_of_the_cpu_comes_first(tmp_path):
 def test_products_can_be_kept_to_the_library_and_unknown_choices_are_refused():
     assert products.find("own", frozenset()) == products.OWN
     assert products.find("auto", frozenset()).bgemm == 0
-    with pytest.raises(ValueError, match="use auto or own"):
+    amx = frozenset({"avx512f", "amx_tile", "amx_bf16"})
+    assert products.find("auto", amx).tiles
+    assert not products.find("vector", amx).tiles
+    assert not products.find("auto", amx - {"amx_bf16"}).tiles
+    with pytest.raises(ValueError, match="use auto, vector or own"):
         products.find("mkl", frozenset())

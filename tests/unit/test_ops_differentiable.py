@@ -230,6 +230,21 @@ def test_bias_dropout_add_matches_float64(has_bias, p, dtype):
     )
 
 
+@DTYPES
+@pytest.mark.parametrize("strided", [False, True])
+def test_gradients_of_both_branches_are_summed(dtype, strided):
+    def op(x):
+        first, second = ops.branch(x)
+        return ops.bias_dropout_add(ops.silu(first), None, second, 0.0, None)
+
+    check(op, lambda x: x * ref.sigmoid(x) + x, [RNG.randn(3, 5, 7)], dtype, strided)
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_one_branch_may_lead_nowhere(used):
+    check(lambda x: ops.silu(ops.branch(x)[used]), lambda x: x * ref.sigmoid(x), [RNG.randn(4, 9)])
+
+
 def test_dropout_keeps_the_philox_words():
     for shape, offset in [((5, 7), 0), ((1000, 3), 2**33 + 1), ((1,), 3)]:
         x = np.ones(shape, np.float32)

@@ -14,32 +14,38 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops import cpu, portable
-from mindspeed_ms.ops.cpu import library
+from mindspeed_ms.ops.cpu import library, products, timing
 
 pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason="no native library was built")
 
 FOLDER = Path(library.__file__).parent
 LEVELS = dict(reversed(library.candidates(library.cpu_flags(), FOLDER)))
+HAS_TILES = "avx512" in LEVELS and products.find("auto", library.cpu_flags()).tiles
 # Two fp32 results with sums over a few hundred products in different order.
 FP32 = 3e-6
 RNG = np.random.RandomState(5)
 
 
-@pytest.fixture(params=sorted(LEVELS))
+@pytest.fixture(params=[*sorted(LEVELS), *(["tiles"] if HAS_TILES else [])])
 def level(request, monkeypatch):
-    """Run with the library of one instruction set, with two threads."""
-    loaded = library.Library(request.param, LEVELS[request.param])
+    """Run with the library of one instruction set, with two threads, and on the tile unit."""
+    name = "avx512" if request.param == "tiles" else request.param
+    loaded = library.Library(name, LEVELS[name])
     loaded.set_threads(2)
+    loaded.use_products(products.Products(tiles=request.param == "tiles"))
+    assert loaded.products.tiles == (request.param == "tiles")
     monkeypatch.setattr(library.loading(), "library", loaded)
     return request.param
 
 
 @pytest.fixture(autouse=True)
-def restore_threads():
-    """Leave the thread count as it was."""
-    before = cpu.library.num_threads() if not cpu.unavailable() else 1
+def restore_settings():
+    """Leave threads and products as they were; a file is loaded once, whoever opens it."""
+    before = library.library()
+    threads = before.get_threads()
     yield
-    library.set_num_threads(before)
+    before.set_threads(threads)
+    before.use_products(before.products)
 
 
 def attention_arguments(sq, sk, b, n, g, d, dtype=ms.float32):
@@ -114,6 +120,58 @@ def test_rows_over_several_threads_match_the_definition(level, name, shapes, arg
     arrays = [RNG.randn(*shape) for shape in shapes]
     last = shapes[0][-1] // 2 if name == "swiglu" else shapes[0][-1]
     compare(name, arrays, RNG.randn(*shapes[0][:-1], last), *args)
+
+
+def test_long_sums_stay_accurate(level):
+    x, w = ref.tensor(RNG.randn(40, 9000)), ref.tensor(RNG.randn(70, 9000))
+    wanted = ref.values(x) @ ref.values(w).T
+    ref.assert_close(ref.values(cpu.linear_forward(x, w, None)), wanted, 2e-6)
+
+
+def test_products_of_rows_of_very_different_size_match_float64(level):
+    scales = 10.0 ** np.linspace(-25, 15, 64)
+    x, w = ref.tensor(RNG.randn(64, 200) * scales[:, None]), ref.tensor(RNG.randn(50, 200))
+    wanted = ref.values(x) @ ref.values(w).T
+    got = ref.values(cpu.linear_forward(x, w, None))
+    ref.assert_close(got / scales[:, None], wanted / scales[:, None], 2e-6)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_products_with_a_number_that_is_not_finite_are_not_finite_there_only(level, bad):
+    x, w = RNG.randn(64, 96), ref.tensor(RNG.randn(48, 96))
+    x[5, 7] = bad
+    got = ref.values(cpu.linear_forward(ref.tensor(x), w, None))
+    assert not np.isfinite(got[5]).any()
+    assert np.isfinite(np.delete(got, 5, axis=0)).all()
+
+
+def test_products_and_attention_do_not_depend_on_the_threads(level):
+    x, w = ref.tensor(RNG.randn(333, 1100)), ref.tensor(RNG.randn(270, 1100))
+    q, k, v = attention_arguments(130, 130, 2, 4, 2, 40)
+    results = []
+    for threads in (1, 2, 3):
+        library.set_num_threads(threads)
+        y = cpu.linear_forward(x, w, None)
+        out = ref.attention_of(cpu)(q, k, v, scale=0.2, causal=True)
+        results.append([memory.as_numpy(t).copy() for t in (y, out)])
+    for other in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_calls_are_measured_only_when_asked():
+    x, w = ref.tensor(RNG.randn(64, 96)), ref.tensor(RNG.randn(48, 96))
+    q, k, v = attention_arguments(130, 130, 1, 2, 2, 32)
+    before = library.library().linear_forward
+    with timing.measured() as times:
+        for _ in range(3):
+            cpu.linear_forward(x, w, None)
+        ref.attention_of(cpu)(q, k, v, scale=0.2, causal=True)
+    cpu.linear_forward(x, w, None)
+    assert library.library().linear_forward is before
+    assert times.calls["linear_forward", (64, 96, 48)] == 3
+    assert times.of("linear_forward") > 0.0
+    assert 0.0 < times.attention_product_seconds < times.attention_thread_seconds
+    assert times.attention_thread_seconds < times.of("attention_forward") * 4
 
 
 @pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16, ms.float16], ids=str)
