@@ -158,6 +158,18 @@ def test_products_and_attention_do_not_depend_on_the_threads(level):
         assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_threads_never_exceed_the_cores(monkeypatch):
+    cores = library.device.cores()
+    monkeypatch.setenv("OMP_NUM_THREADS", str(cores + 5))
+    library.loading.cache_clear()
+    try:
+        assert library.num_threads() == cores
+        assert f"{cores} thread(s) on {cores} core(s)" in cpu.describe()
+        assert f"OMP_NUM_THREADS asks for {cores + 5}" in cpu.describe()
+    finally:
+        library.loading.cache_clear()
+
+
 def test_calls_are_measured_only_when_asked():
     x, w = ref.tensor(RNG.randn(64, 96)), ref.tensor(RNG.randn(48, 96))
     q, k, v = attention_arguments(130, 130, 1, 2, 2, 32)

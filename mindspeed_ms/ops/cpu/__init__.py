@@ -122,7 +122,9 @@ def unavailable() -> str:
 def describe() -> str:
     """What computes, for the start-up log."""
     loaded = library.library()
+    wanted, cores = library.wanted_threads(), device.cores()
+    surplus = f" (OMP_NUM_THREADS asks for {wanted})" if wanted > cores else ""
     return (
-        f"native library for {loaded.level}, {loaded.get_threads()} thread(s), GEMM: "
-        f"{loaded.products.describe()}"
+        f"native library for {loaded.level}, {loaded.get_threads()} thread(s) on {cores} "
+        f"core(s){surplus}, GEMM: {loaded.products.describe()}"
     )

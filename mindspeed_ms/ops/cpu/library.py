@@ -183,12 +183,20 @@ class _Loading:
                 return
 
 
+def wanted_threads() -> int:
+    """Threads of this rank by OMP_NUM_THREADS; unset: one per core."""
+    return env.get_int("OMP_NUM_THREADS") or device.cores()
+
+
 @functools.lru_cache(maxsize=1)
 def loading() -> _Loading:
-    """The search, done once; a library that loads computes with OMP_NUM_THREADS threads."""
+    """The search, done once; a library that loads computes with OMP_NUM_THREADS threads.
+
+    But never with more than there are cores: they would only wait for each other.
+    """
     result = _Loading(Path(__file__).parent)
     if result.library is not None:
-        result.library.set_threads(env.get_int("OMP_NUM_THREADS") or device.cores())
+        result.library.set_threads(min(wanted_threads(), device.cores()))
         result.library.keep_freed_memory()
         result.library.use_products(
             products.find(env.get("MINDSPEED_MS_GEMM", "auto") or "auto", cpu_flags())
