@@ -2,7 +2,6 @@
 
     python benchmarks/train_step.py
     mpiexec -n 2 python benchmarks/train_step.py --tensor-model-parallel-size 2
-
     python benchmarks/train_step.py --png step.png
 
 The model is a Llama of 31.6 million parameters on made-up tokens; flags are added to its own, so
