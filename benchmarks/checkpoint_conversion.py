@@ -275,7 +275,7 @@ def measure_loading(folder: Path, arguments: argparse.Namespace) -> list[dict[st
     """A run's own checkpoint and the same in Megatron's form, with optimizer state."""
     facts = facts_for(arguments.megabytes)
     own = folder / "run"
-    trained(facts, "--train-iters", "1", "--save", str(own))
+    trained(facts, "--train-iters", "1", "--save", str(own), "--save-interval", "1")
     sources = {"own format": own}
     for name, flags in (("megatron tp2", []), (DISTRIBUTED, ["--use-distributed-optimizer"])):
         sources[name] = folder / name.replace(" ", "_")

@@ -7,6 +7,8 @@ import signal
 import time
 from types import FrameType
 
+import psutil
+
 from mindspeed_ms.backend import comm
 from mindspeed_ms.core.config import TrainingConfig
 
@@ -25,7 +27,7 @@ class StopConditions:
 
     def __init__(self, training: TrainingConfig) -> None:
         self._training = training
-        self._started = time.monotonic()
+        self._started = psutil.Process().create_time()  # loading counts: jobs have a limit in all
         self._is_signalled = False
         if training.exit_signal_handler:
             self._previous = signal.signal(signal.SIGTERM, self._on_signal)
@@ -44,7 +46,7 @@ class StopConditions:
         training = self._training
         limit = training.exit_duration_in_mins
         if training.exit_signal_handler or limit is not None:
-            minutes = (time.monotonic() - self._started) / 60.0
+            minutes = (time.time() - self._started) / 60.0
             states = comm.all_gather_object((self._is_signalled, minutes))
             if any(is_signalled for is_signalled, _ in states):
                 return "exiting program after receiving SIGTERM."

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +122,24 @@ def _assert_one_line(result, part):
     assert "Traceback" not in result.stdout + result.stderr
     lines = [line for line in result.stderr.splitlines() if "error: " in line]
     assert len(lines) == 1 and part in lines[0], result.stderr
+
+
+@pytest.mark.slow
+def test_a_run_saves_before_its_time_is_over(tmp_path):
+    started = time.monotonic()
+    result = _run(
+        *BASE,
+        *("--train-iters", "1000000", "--lr-decay-iters", "1000", "--eval-iters", "0"),
+        *("--save", str(tmp_path / "a"), "--save-interval", "1000000"),
+        *("--exit-duration-in-mins", "1", "--data-cache-path", str(tmp_path / "cache")),
+    )
+    assert 55.0 < time.monotonic() - started < 120.0
+    last = int(LINE.findall(result.stdout)[-1][0])
+    assert re.search(r"exiting program after 1\.\d+ minutes", result.stdout)
+    assert (tmp_path / "a" / f"iter_{last:07d}" / "index.json").is_file()
+    again = _run(
+        *BASE,
+        *("--train-iters", str(last + 1), "--lr-decay-iters", "1000", "--eval-iters", "0"),
+        *("--load", str(tmp_path / "a"), "--data-cache-path", str(tmp_path / "cache")),
+    )
+    assert [int(number) for number, _ in LINE.findall(again.stdout)] == [last + 1]

@@ -1,9 +1,12 @@
 """What is taken from a checkpoint and what is not, in one process: flags, heads, vocabularies."""
 
 import os
+import re
 import signal
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from checkpoint_runs import NO_DROPOUT, run
 
@@ -195,6 +198,38 @@ def test_a_signal_saves_and_stops(dist_run, tmp_path):
     (result,) = dist_run(signalled_worker, ranks=1, folder=str(tmp_path))
     assert list(result["loss"]) == [1, 2, 3]
     assert "exiting program after receiving SIGTERM." in result["output"]
+    assert storage.complete_iterations(tmp_path / "a") == [3]
+
+
+def timed_worker(folder):
+    """A run on two ranks; on one of them a minute passes in the third iteration."""
+    from types import SimpleNamespace
+
+    from mindspeed_ms.backend import comm
+    from mindspeed_ms.training import stop_conditions, train_loop
+
+    original, later = train_loop.train_step, []
+
+    def step(setup, data):
+        report = original(setup, data)
+        if report.iteration == 3 and comm.get_rank() == 1:
+            later.append(60.0)
+        return report
+
+    train_loop.train_step = step
+    stop_conditions.time = SimpleNamespace(time=lambda: time.time() - age + sum(later))
+    age = time.time() - psutil.Process().create_time()
+    try:
+        flags = ["--save", f"{folder}/a", "--save-interval", "100", "--exit-duration-in-mins", "1"]
+        return run("gpt2", [*flags, *NO_DROPOUT], f"{folder}/cache")
+    finally:
+        train_loop.train_step, stop_conditions.time = original, time
+
+
+def test_a_time_limit_saves_and_stops_all_ranks(dist_run, tmp_path):
+    results = dist_run(timed_worker, ranks=2, folder=str(tmp_path))
+    assert [list(result["loss"]) for result in results] == [[1, 2, 3], [1, 2, 3]]
+    assert re.search(r"exiting program after 1\.\d+ minutes", "".join(r["output"] for r in results))
     assert storage.complete_iterations(tmp_path / "a") == [3]
 
 

@@ -81,7 +81,7 @@ class TrainingConfig(Section):
     """Stop after an iteration divisible by this. None: run to the end."""
 
     exit_duration_in_mins: int | None = None
-    """Stop after this many minutes. None: run to the end."""
+    """Save and stop this many minutes after the process began. None: run to the end."""
 
     exit_signal_handler: bool = False
     """On SIGTERM save and stop. False: the signal ends the process at once."""
