@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from mindspeed_ms.core.dist_checkpointing.catalog import Catalog, StoredPiece, StoredTensor
 from mindspeed_ms.core.dist_checkpointing.formats import convert as engine
@@ -46,6 +47,9 @@ TARGETS = {
 DISTRIBUTED = "megatron distributed optimizer"
 ALLOWED_BESIDE = 300
 """Megabytes a conversion may take beside twice the largest tensor."""
+
+BUSY = 15.0
+"""Percent of the processors in use at which others disturb."""
 
 SAVES = 3
 """Checkpoints of the run whose stall is measured; the first one takes its memory."""
@@ -133,6 +137,13 @@ def megabytes_in(folder: Path) -> float:
 # --- what is timed ----------------------------------------------------------------------------
 
 
+def settled(patience: float) -> None:
+    """Wait for a moment in which nobody else computes, at most so many seconds."""
+    stop = time.monotonic() + patience
+    while time.monotonic() < stop and psutil.cpu_percent(0.3) > BUSY:
+        pass
+
+
 def copied(source: Path, target: Path) -> tuple[float, float]:
     """Seconds of a plain copy, and of the same copy brought to the disk."""
     started = time.perf_counter()
@@ -181,7 +192,7 @@ def converted(source: Path, target: Path, flags: list[str]) -> tuple[float, floa
 
 
 def beside_copies(
-    source: Path, folder: Path, work: Callable[[], float], rounds: int, is_cold: bool
+    source: Path, folder: Path, work: Callable[[], float], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Some work and copies of its source in turns.
 
@@ -190,13 +201,15 @@ def beside_copies(
     """
     size = megabytes_in(source)
     times: dict[str, list[float]] = {"seconds": [], "copy": [], "copy_to_disk": []}
-    for _ in range(rounds):
-        if is_cold:
+    for _ in range(arguments.rounds):
+        settled(arguments.patience)
+        if arguments.cold:
             forgotten(source)
         plain, to_disk = copied(source, folder / "copy")
         times["copy"].append(plain)
         times["copy_to_disk"].append(to_disk)
-        if is_cold:
+        settled(arguments.patience)
+        if arguments.cold:
             forgotten(source)
         times["seconds"].append(work())
     best = {key: min(values) for key, values in times.items()}
@@ -207,7 +220,7 @@ def beside_copies(
         "copy_megabytes_per_second": round(size / best["copy"]),
         "share_of_copy_to_disk": round(best["copy_to_disk"] / best["seconds"], 2),
         "share_of_copy": round(best["copy"] / best["seconds"], 2),
-        "source_in_memory": not is_cold,
+        "source_in_memory": not arguments.cold,
         "rounds": {key: [round(value, 3) for value in values] for key, values in times.items()},
         "load_average": round(os.getloadavg()[0], 1),
     }
@@ -223,6 +236,8 @@ def measure_conversions(folder: Path, arguments: argparse.Namespace) -> list[dic
         for target, flags in TARGETS.items():
             if arguments.with_optimizer and target == "hugging face":
                 continue
+            if arguments.only not in f"{source} -> {target}":
+                continue
             peaks: list[float] = []
 
             def work(path: Path = path, flags: list[str] = flags, peaks: list = peaks) -> float:
@@ -237,7 +252,7 @@ def measure_conversions(folder: Path, arguments: argparse.Namespace) -> list[dic
                     "from": source,
                     "to": target,
                     "with_optimizer": arguments.with_optimizer,
-                    **beside_copies(path, folder, work, arguments.rounds, arguments.cold),
+                    **beside_copies(path, folder, work, arguments),
                     "peak_megabytes": round(max(peaks)),
                     "allowed_megabytes": round(2 * largest + ALLOWED_BESIDE),
                 }
@@ -293,7 +308,7 @@ def measure_loading(folder: Path, arguments: argparse.Namespace) -> list[dict[st
             {
                 "what": "loading",
                 "from": source,
-                **beside_copies(path, folder, work, arguments.rounds, arguments.cold),
+                **beside_copies(path, folder, work, arguments),
             }
         )
         say(rows[-1])
@@ -309,6 +324,7 @@ def measure_stall(folder: Path, arguments: argparse.Namespace) -> list[dict[str,
     for number in range(arguments.rounds):
         target = folder / f"run{number}"
         steps = ["--train-iters", str(SAVES * every), "--save-interval", str(every)]
+        settled(arguments.patience)
         text = trained(facts, *steps, "--save", str(target), "--async-save")
         waited.append([float(item) for item in re.findall(r"training waited ([\d.]+) s", text)])
         newest = target / f"iter_{SAVES * every:07d}"
@@ -373,14 +389,24 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     """Measure the parts of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--megabytes", type=int, default=600, help="of the model in fp32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--with-optimizer", action="store_true", help="convert moments as well")
     parser.add_argument("--cold", action="store_true", help="sources come from the disk")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait before every measurement until nobody else computes, at most so long",
+    )
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     parser.add_argument("--png", type=Path, help="write a picture here (needs matplotlib)")
+    parser.add_argument("--only", metavar="TEXT", default="", help="conversions named like this")
     arguments = parser.parse_args()
+    if wrong := set(arguments.parts) - set(PARTS):
+        parser.error(f"{sorted(wrong)[0]} is none of {', '.join(PARTS)}")
     measures = {
         "conversions": measure_conversions,
         "loading": measure_loading,
