@@ -770,6 +770,9 @@ def test_yaml_keeps_the_guides_defaults():
         ),
         ("--use-fused-rmsnorm", {"normalization": "FusedRMSNorm"}),
         ("--save here", {"output_dir": "here", "save_checkpoints": True}),
+        ("--load it", {"load_checkpoint": "it", "resume_training": True}),
+        ("--load it --finetune", {"load_checkpoint": "it", "finetune": True}),
+        ("--load it --resume-training false", {"load_checkpoint": "it"}),
         ("--pre-tockens 9", {"fa_config": {"pre_tokens": 9}}),
     ],
 )

@@ -152,6 +152,15 @@ def test_transposed_and_interleaved_pieces(tmp_path):
             )
 
 
+@pytest.mark.parametrize("shape", [(300, 129), (128, 256), (1, 500), (500, 1), (7,), ()])
+def test_copies_of_transposed_matrices(shape):
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    for source in (values, np.asfortranarray(values)):
+        for target in (np.zeros(shape, np.float32), np.zeros(shape[::-1], np.float32).T):
+            dtypes.copy(target, source)
+            np.testing.assert_array_equal(target, values)
+
+
 def test_conversion_while_reading(tmp_path):
     full = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
     stored = store(tmp_path, full, [Span.all_of(Region.whole((16, 8)))], "F32")

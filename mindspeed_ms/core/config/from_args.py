@@ -300,6 +300,8 @@ INVERSES: Mapping[str, Callable[[Callable[[str], Any]], Any]] = MappingProxyType
             else None
         ),
         "load": lambda field: field("training_config.load_checkpoint") or None,
+        # Off is what a file says that says nothing; a --load on the command line then resumes.
+        "resume_training": lambda field: field("training_config.resume_training") or None,
         "use_tp_pp_dp_mapping": lambda field: field("parallel_config.order") == _TP_PP_DP_ORDER,
         "num_experts": lambda field: (
             None if field("moe_config.num_experts") == 1 else field("moe_config.num_experts")

@@ -165,7 +165,7 @@ class TensorReader:
                 box = (_within(source, start), size)
                 if piece.is_transposed:
                     whole = self._transposed(piece) if whole is None else whole
-                    place[...] = dtypes.convert(whole[_slices(*box)], piece.dtype, dtype)
+                    dtypes.copy(place, dtypes.convert(whole[_slices(*box)], piece.dtype, dtype))
                 else:
                     self._read_box(piece, source, box, place, dtype)
                 copied += math.prod(size)

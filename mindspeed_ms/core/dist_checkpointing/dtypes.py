@@ -21,6 +21,9 @@ NUMPY = {
 }
 """safetensors' name -> NumPy type of the same layout; bfloat16 is its 16 raw bits."""
 
+BLOCK = (128, 128)
+"""Rows and columns copied at a time between matrices of which one lies transposed."""
+
 FLOATS = ("F16", "BF16", "F32", "F64")
 
 
@@ -41,6 +44,19 @@ def name_of(array: np.ndarray) -> str:
     raise ValueError(
         f"an array of {array.dtype} cannot be stored; use one of {', '.join(sorted(NUMPY))}"
     )
+
+
+def copy(target: np.ndarray, source: np.ndarray) -> None:
+    """``target[...] = source``; in blocks that the cache holds where one lies transposed."""
+    by_columns = {array.strides[0] < array.strides[-1] for array in (target, source) if array.ndim}
+    if target.ndim != 2 or len(by_columns) == 1:
+        target[...] = source
+        return
+    rows, columns = BLOCK
+    for row in range(0, target.shape[0], rows):
+        for column in range(0, target.shape[1], columns):
+            block = (slice(row, row + rows), slice(column, column + columns))
+            target[block] = source[block]
 
 
 def convert(array: np.ndarray, source: str, target: str) -> np.ndarray:

@@ -237,9 +237,4 @@ def verify_crc(path: Path) -> bool | None:
         if not _has_crc(file, size):
             return None
         expected = int.from_bytes(file.read(10), "big")
-        file.seek(0)
-        left, crc = size - _CRC_BYTES, 0
-        while left:
-            data = file.read(min(left, 16 << 20))
-            crc, left = native.crc32(data, crc), left - len(data)
-    return crc == expected
+    return native.crc32_of_file(path, size - _CRC_BYTES) == expected

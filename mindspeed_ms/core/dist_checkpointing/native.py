@@ -17,6 +17,9 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
+_READ_BYTES = 1 << 20
+"""Read at a time: what is still in the cache when it is summed up."""
+
 _SHORT = 4096
 """Below so many bytes zlib is done before a foreign function is called."""
 
@@ -53,3 +56,14 @@ def crc32(data: bytes | bytearray | memoryview, value: int = 0) -> int:
         return zlib.crc32(data, value)
     array = np.frombuffer(data, np.uint8)
     return compiled(value, array.ctypes.data, array.size)
+
+
+def crc32_of_file(path: Path, num_bytes: int) -> int:
+    """The checksum of the first bytes of a file, or of all of it if it is shorter."""
+    room = memoryview(bytearray(_READ_BYTES))
+    value = 0
+    with path.open("rb", buffering=0) as file:
+        while num_bytes and (count := file.readinto(room[: min(num_bytes, _READ_BYTES)])):
+            value = crc32(room[:count], value)
+            num_bytes -= count
+    return value

@@ -160,15 +160,6 @@ def check_file(path: Path, num_bytes: int) -> None:
         )
 
 
-def crc_of(path: Path) -> int:
-    """CRC-32 of a file."""
-    crc = 0
-    with path.open("rb") as file:
-        while data := file.read(16 << 20):
-            crc = native.crc32(data, crc)
-    return crc
-
-
 def verify_file(path: Path, record: FileRecord, with_crc: bool) -> None:
     """Compare a file with what its writer noted.
 
@@ -176,7 +167,7 @@ def verify_file(path: Path, record: FileRecord, with_crc: bool) -> None:
         ValueError: size or checksum differ.
     """
     check_file(path, record.num_bytes)
-    if with_crc and crc_of(path) != record.crc32:
+    if with_crc and native.crc32_of_file(path, record.num_bytes) != record.crc32:
         raise ValueError(
             f"{path} has another checksum than it was written with, it is damaged; choose another "
             "checkpoint with --ckpt-step"

@@ -401,7 +401,9 @@ def _reading(source: Source, link: Link, progress: Progress) -> Callable[[], np.
         array = source.read(link.name, "", Span.all_of(link.region))
         progress(array.nbytes)
         if link.is_transposed:
-            return np.ascontiguousarray(array.reshape(link.region.shape).T)
+            result = np.empty(link.shape, array.dtype)
+            dtypes.copy(result, array.reshape(link.region.shape).T)
+            return result
         return array
 
     return read
