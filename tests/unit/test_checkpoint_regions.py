@@ -1,6 +1,7 @@
 """Regions, spans, digests and reading: arithmetic that every layout and format relies on."""
 
 import math
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -10,10 +11,14 @@ from hypothesis import strategies as st
 
 from mindspeed_ms.core.dist_checkpointing import digest, dtypes, native
 from mindspeed_ms.core.dist_checkpointing.catalog import (
+    CHUNK_BYTES,
+    Catalog,
     StoredPiece,
     StoredTensor,
     TensorReader,
 )
+from mindspeed_ms.core.dist_checkpointing.formats import names
+from mindspeed_ms.core.dist_checkpointing.formats.source import Source
 from mindspeed_ms.core.dist_checkpointing.region import Region, Span, boxes_of_range
 from mindspeed_ms.core.parameter import ShardSpec
 
@@ -212,3 +217,27 @@ def test_impossible_regions_are_refused():
         Region.of_part((8, 4), 0, 0, 3)
     with pytest.raises(ValueError, match=r"has the run \(0, 0\)"):
         Region(((((0, 0)),),))
+
+
+@pytest.mark.parametrize("rows", [None, 9000, 7000])
+def test_a_source_keeps_two_tensors_in_memory(tmp_path, rows):
+    values = np.random.default_rng(0).standard_normal((8192, 256)).astype(np.float32)
+    tensor = store(tmp_path, values, [Span.all_of(Region.whole(values.shape))], "F32")
+    stored = [names.EMBEDDING, names.HEAD, f"exp_avg.{names.HEAD}", f"exp_avg.{names.EMBEDDING}"]
+    source = Source(Catalog(dict.fromkeys(stored, tensor)), rows)
+    limit = 2 * (rows or 8192) * 256 * 4 + CHUNK_BYTES + 200_000
+    with source.reader:
+        tracemalloc.start()
+        written = None  # a writer holds one while the next one is read
+        for key in stored:
+            written = source.read(
+                key.removeprefix("exp_avg."), "exp_avg" if "exp_avg" in key else ""
+            )
+        assert written is not None
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        for kind, last in (("", values[-1]), ("exp_avg", 0)):
+            flat = source.read(names.HEAD, kind).reshape(-1, 256)
+            np.testing.assert_array_equal(flat[:7000], values[:7000])
+            assert (flat[8192:] == last).all()
+    assert peak < limit

@@ -48,7 +48,7 @@ def _of_linux(name: str, *types: Any) -> Any | None:
     return function
 
 
-def _reserve(handle: int, num_bytes: int) -> None:
+def _reserve(handle: int, path: Path, num_bytes: int) -> None:
     """Take room for a file at once: laid out in one piece, and a full disk shows in time.
 
     Raises:
@@ -61,7 +61,8 @@ def _reserve(handle: int, num_bytes: int) -> None:
     # Not posix_fallocate: where a file system cannot do it, that writes zeros instead.
     if allocate(handle, _KEEP_SIZE, 0, num_bytes) and ctypes.get_errno() in _NO_SPACE:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        need = f"{os.strerror(number)}; {num_bytes / 1e6:.0f} MB are needed for it"
+        raise OSError(number, need, str(path))
 
 
 def _start_writing(handle: int, first: int, count: int) -> None:
@@ -90,7 +91,7 @@ class NewFile:
         self.num_bytes = self.crc32 = 0
         self._given = 0
         try:
-            _reserve(self._handle, expected_bytes)
+            _reserve(self._handle, path, expected_bytes)
         except OSError:
             os.close(self._handle)
             raise

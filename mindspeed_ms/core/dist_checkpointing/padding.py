@@ -9,8 +9,13 @@ from mindspeed_ms.core.dist_checkpointing.catalog import StoredTensor, TensorRea
 from mindspeed_ms.core.dist_checkpointing.region import Span
 
 
-def read_repadded(
-    reader: TensorReader, stored: StoredTensor, span: Span, dtype: str, repeats_last: bool
+def read_repadded(  # noqa: PLR0913 - as the reader's own method, and how rows are added
+    reader: TensorReader,
+    stored: StoredTensor,
+    span: Span,
+    dtype: str,
+    repeats_last: bool,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """A span of a table, flat; rows behind the stored ones are new padding.
 
@@ -20,19 +25,23 @@ def read_repadded(
         span: what is wanted, in the table's new shape.
         dtype: type of the result.
         repeats_last: new rows repeat the last stored one (weights); else they are zero (moments).
+        out: contiguous memory for all of the span's region.
 
     Source: Megatron-LM ``tools/checkpoint`` (the last row is repeated).
     """
     region = span.region
     rows = np.concatenate([np.arange(start, start + length) for start, length in region.runs[0]])
-    local = np.zeros(region.shape, dtypes.NUMPY[dtype])
+    out = np.empty(region.size, dtypes.NUMPY[dtype]) if out is None else out
+    local = out.reshape(region.shape)
     known = int((rows < stored.shape[0]).sum())
     if known:
         part = region.select(0, 0, known)
-        local[:known] = reader.read_span(stored, Span.all_of(part), dtype).reshape(part.shape)
+        reader.read_span(stored, Span.all_of(part), dtype, out[: part.size])
     if known < len(rows) and repeats_last:
         last = region.with_runs(0, [(stored.shape[0] - 1, 1)])
         local[known:] = reader.read_span(stored, Span.all_of(last), dtype).reshape(last.shape)
+    else:
+        local[known:] = 0
     return local.reshape(-1)[span.start : span.stop]
 
 

@@ -65,7 +65,8 @@ class Source:
         dtype = self.dtype(name, kind)
         if stored.shape != self.shape(name):
             is_weight = kind in ("", "main")
-            return read_repadded(self.reader, stored, span, dtype, is_weight)
+            room = self._room(span, dtype) if span.is_complete else None
+            return read_repadded(self.reader, stored, span, dtype, is_weight, room)
         return self.reader.read_span(stored, span, dtype, self._room(span, dtype))
 
     def _room(self, span: Span, dtype: str) -> np.ndarray:
