@@ -66,6 +66,8 @@ def _required(facts: ModelFacts) -> list[str]:
         words.append("--untie-embeddings-and-output-weights")
     if facts.rotary_interleaved:
         words.append("--rotary-interleaved")
+    if facts.rope_scaling_factor is not None:
+        words += ["--use-rope-scaling", "--rope-scaling-factor", str(facts.rope_scaling_factor)]
     if facts.qk_layernorm:
         words.append("--qk-layernorm")
     if facts.num_experts:

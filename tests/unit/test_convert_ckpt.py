@@ -18,6 +18,7 @@ from mindspeed_ms.core.dist_checkpointing.formats.convert import (
     diff,
     open_source,
 )
+from mindspeed_ms.training.checkpoint_args import flags_from_checkpoint
 from tools.convert_ckpt.__main__ import layer_list, main
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +160,29 @@ def test_hugging_face_and_back(tmp_path, own, case):
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     expected = {"a_gpt2_save": "gpt2", "g_moe": "mixtral"}.get(case, "llama")
     assert config["model_type"] == expected
+
+
+def test_stretched_rotations_keep_their_factor(tmp_path, own):
+    """Llama 3.1's ``rope_scaling`` comes through our format and Megatron's; other forms do not."""
+    convert(own / "e_llama_dp2_distopt_save", tmp_path / "hf", ConvertOptions(to="huggingface"))
+    path = tmp_path / "hf" / "config.json"
+    config = json.loads(path.read_text())
+    assert "rope_scaling" not in config
+    stretch = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0}
+    stretch |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    path.write_text(json.dumps({**config, "rope_scaling": stretch}))
+    convert(tmp_path / "hf", tmp_path / "megatron", ConvertOptions(to="megatron"))
+    arguments = opened(tmp_path / "megatron").common["megatron_args"]
+    assert (arguments["use_rope_scaling"], arguments["rope_scaling_factor"]) == (True, 4.0)
+    flags, required = flags_from_checkpoint(str(tmp_path / "megatron"), None)
+    words = [*flags, *required]
+    assert words[words.index("--rope-scaling-factor") + 1] == "4.0"
+    convert(tmp_path / "megatron", tmp_path / "own", ConvertOptions())
+    convert(tmp_path / "own", tmp_path / "back", ConvertOptions(to="huggingface"))
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["rope_scaling"] == stretch
+    path.write_text(json.dumps({**config, "rope_scaling": {"type": "linear", "factor": 2.0}}))
+    with pytest.raises(ValueError, match="only Llama 3.1's form"):
+        convert(tmp_path / "hf", tmp_path / "no", ConvertOptions())
 
 
 def _reference_qkv(weight, heads, groups, dim):

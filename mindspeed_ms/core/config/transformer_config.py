@@ -162,6 +162,13 @@ class TransformerConfig(Section):
     rotary_seq_len_interpolation_factor: float | None = None
     """Divide positions by this to stretch the context. None: 1."""
 
+    use_rope_scaling: bool = False
+    """Stretch slow rotations to sequences longer than 8192 tokens, as Llama 3.1 does; not with
+    multi_latent_attention, which has rotary_scaling_factor."""
+
+    rope_scaling_factor: float = 8.0
+    """How many times longer sequences are; read with use_rope_scaling only."""
+
     apply_rope_fusion: bool = False
     """Ask for the fused rotary kernel. False: ops chooses."""
 

@@ -198,7 +198,9 @@ class TransformerLanguageModel(Cell):
                 config.rotary_interleaved,
                 config.rotary_seq_len_interpolation_factor,
                 config.rotary_base,
-                mstype.float32 if config.apply_rope_fusion else config.compute_dtype,
+                config.use_rope_scaling,
+                config.rope_scaling_factor,
+                dtype=mstype.float32 if config.apply_rope_fusion else config.compute_dtype,
             )
         self.encoder = ParallelTransformer(
             config,

@@ -9,6 +9,22 @@ from mindspore.nn import Cell
 
 from mindspeed_ms.backend import memory
 
+STRETCHED_LENGTH = 8192
+"""Tokens per sequence before stretching, in Llama 3.1 and in Megatron."""
+
+FEWEST_TURNS, MOST_TURNS = 1.0, 4.0
+"""Channels that turn less over that length are stretched in full; those that turn more are kept."""
+
+
+def stretched(frequency: np.ndarray, factor: float) -> np.ndarray:
+    """Angular frequencies for sequences ``factor`` times as long. Shape: [d/2].
+
+    Source: the Llama 3.1 model card (rule); Megatron-LM ``--use-rope-scaling`` (constants).
+    """
+    turns = np.float32(STRETCHED_LENGTH) * frequency / np.float32(2 * np.pi)
+    kept = np.clip((turns - FEWEST_TURNS) / (MOST_TURNS - FEWEST_TURNS), 0, 1).astype(np.float32)
+    return frequency * (kept + (1 - kept) / np.float32(factor))
+
 
 class RotaryEmbedding(Cell):
     """Tables of cosines and sines of the rotation angles.
@@ -19,6 +35,8 @@ class RotaryEmbedding(Cell):
         rotary_interleaved: rotate neighbours (2i, 2i+1) instead of halves (i, i + d/2).
         seq_len_interpolation_factor: divides the positions, None for 1.
         rotary_base: base of the angular frequencies base^(-2i/d).
+        rope_scaling: stretch slow frequencies for longer sequences as Llama 3.1 does.
+        rope_scaling_factor: how far; without effect if not ``rope_scaling``.
         dtype: type whose values the tables hold. Megatron rounds them to the type of the queries
             unless rotation is fused; they are stored as fp32 all the same.
 
@@ -32,6 +50,8 @@ class RotaryEmbedding(Cell):
         rotary_interleaved: bool = False,
         seq_len_interpolation_factor: float | None = None,
         rotary_base: float = 10000,
+        rope_scaling: bool = False,
+        rope_scaling_factor: float = 8.0,
         dtype: mstype.Type = mstype.float32,
     ) -> None:
         super().__init__()
@@ -45,7 +65,10 @@ class RotaryEmbedding(Cell):
         self._dtype = dtype
         self._scale = np.float32(1.0 / (seq_len_interpolation_factor or 1.0))
         exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-        self._inverse_frequency = np.float32(1.0) / np.float32(rotary_base) ** exponents
+        frequency = np.float32(1.0) / np.float32(rotary_base) ** exponents
+        self._inverse_frequency = (
+            stretched(frequency, rope_scaling_factor) if rope_scaling else frequency
+        )
         self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def construct(self, max_seq_len: int, offset: int = 0) -> tuple[Tensor, Tensor]:

@@ -73,8 +73,6 @@ ROWS: tuple[Flag, ...] = (
         "positions are not rescaled for longer sequences in this way",
         "use --rotary-base or --rotary-seq-len-interpolation-factor",
         """
---use-rope-scaling
---rope-scaling-factor float=8.0 !8.0
 --rope-scaling-type str
 --rope-scaling-mscale float=1.0 !1.0
 --rope-scaling-mscale-all-dim float=0.0 !0.0

@@ -96,6 +96,8 @@ POSITIONS = in_group(
             float,
             Field("model_config.rotary_seq_len_interpolation_factor"),
         ),
+        on("--use-rope-scaling", Field("model_config.use_rope_scaling")),
+        value("--rope-scaling-factor", float, Field("model_config.rope_scaling_factor"), 8.0),
         off("--no-rope-fusion", "apply_rope_fusion", Field("model_config.apply_rope_fusion")),
         toggle("--apply-rope-fusion", Field("model_config.apply_rope_fusion"), True),
         on(

@@ -9,6 +9,9 @@ from typing import Any
 from mindspeed_ms.core.dist_checkpointing.catalog import Catalog
 from mindspeed_ms.core.dist_checkpointing.formats import names
 
+DEFAULT_STRETCH = 8.0
+"""``rope_scaling_factor`` where none is given."""
+
 
 @dataclass(kw_only=True, slots=True)
 class ModelFacts:
@@ -29,6 +32,8 @@ class ModelFacts:
     rotary_base: float = 10000.0
     rotary_percent: float = 1.0
     rotary_interleaved: bool = False
+    rope_scaling_factor: float | None = None
+    """How far rotations are stretched as in Llama 3.1; None: not at all."""
     normalization: str = "LayerNorm"
     norm_epsilon: float = 1e-5
     swiglu: bool = False
@@ -114,6 +119,7 @@ def _from_own(config: Mapping[str, Any]) -> ModelFacts:
         rotary_base=float(model.get("rotary_base") or 10000.0),
         rotary_percent=float(model.get("rotary_percent") or 1.0),
         rotary_interleaved=bool(model.get("rotary_interleaved")),
+        rope_scaling_factor=_stretch(model),
         normalization=(model.get("normalization") or "LayerNorm").removeprefix("Fused"),
         norm_epsilon=float(model.get("norm_epsilon") or 1e-5),
         swiglu=gated,
@@ -157,6 +163,7 @@ def _from_megatron(args: Mapping[str, Any]) -> ModelFacts:
         rotary_base=float(get("rotary_base", 10000.0)),
         rotary_percent=float(get("rotary_percent", 1.0)),
         rotary_interleaved=bool(get("rotary_interleaved", False)),
+        rope_scaling_factor=_stretch(args),
         normalization=get("normalization", "LayerNorm"),
         norm_epsilon=float(get("norm_epsilon", get("layernorm_epsilon", 1e-5))),
         swiglu=gated,
@@ -167,6 +174,13 @@ def _from_megatron(args: Mapping[str, Any]) -> ModelFacts:
         moe_router_topk=int(get("moe_router_topk", 2)),
         moe_shared_expert_intermediate_size=args.get("moe_shared_expert_intermediate_size"),
     )
+
+
+def _stretch(options: Mapping[str, Any]) -> float | None:
+    """The factor, if rotations are stretched; the option is called alike here and in Megatron."""
+    if not options.get("use_rope_scaling"):
+        return None
+    return float(options.get("rope_scaling_factor") or DEFAULT_STRETCH)
 
 
 def model_sections(facts: ModelFacts) -> dict[str, dict[str, Any]]:
@@ -186,6 +200,8 @@ def model_sections(facts: ModelFacts) -> dict[str, dict[str, Any]]:
         "rotary_base": facts.rotary_base,
         "rotary_percent": facts.rotary_percent,
         "rotary_interleaved": facts.rotary_interleaved,
+        "use_rope_scaling": facts.rope_scaling_factor is not None,
+        "rope_scaling_factor": facts.rope_scaling_factor or DEFAULT_STRETCH,
         "qkv_has_bias": facts.add_qkv_bias,
         "out_proj_has_bias": facts.out_proj_has_bias,
         "mlp_has_bias": facts.add_bias_linear,
@@ -220,6 +236,8 @@ def megatron_arguments(facts: ModelFacts) -> dict[str, Any]:
         "encoder_seq_length": facts.seq_length,
         "group_query_attention": facts.num_query_groups != facts.num_attention_heads,
         "use_rotary_position_embeddings": is_rotary,
+        "use_rope_scaling": facts.rope_scaling_factor is not None,
+        "rope_scaling_factor": facts.rope_scaling_factor or DEFAULT_STRETCH,
         "add_position_embedding": facts.position_embedding_type != "none",
         "layernorm_epsilon": facts.norm_epsilon,
         "squared_relu": facts.activation == "squared_relu",

@@ -282,6 +282,7 @@ def facts_of_config(config: dict[str, Any]) -> ModelFacts:
         seq_length=config.get("max_position_embeddings", 0),
         position_embedding_type="rope",
         rotary_base=float(_rope(config, "rope_theta", 10000.0)),
+        rope_scaling_factor=_stretch(config),
         normalization="RMSNorm",
         norm_epsilon=config.get("rms_norm_eps", 1e-6),
         swiglu=True,
@@ -300,6 +301,34 @@ def facts_of_config(config: dict[str, Any]) -> ModelFacts:
 def _rope(config: dict[str, Any], key: str, default: float) -> float:
     nested = config.get("rope_parameters") or {}
     return config.get(key) or nested.get(key) or default
+
+
+_STRETCHED = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""Entries of ``rope_scaling`` in Llama 3.1, beside its factor."""
+
+
+def _stretch(config: dict[str, Any]) -> float | None:
+    """How far rotations are stretched.
+
+    Raises:
+        ValueError: in another way than in Llama 3.1.
+    """
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return None
+    if all(scaling.get(key) == value for key, value in _STRETCHED.items()):
+        return float(scaling["factor"])
+    raise ValueError(
+        f"config.json stretches rotations by {scaling}; only Llama 3.1's form {_STRETCHED} is "
+        "known: without rope_scaling in config.json the weights are converted, and positions are "
+        "those of the first training"
+    )
 
 
 # --- writing ----------------------------------------------------------------------------------
@@ -452,6 +481,8 @@ def config_of(facts: ModelFacts, family: str, rows: int, dtype: str) -> dict[str
         "rms_norm_eps": facts.norm_epsilon,
         "rope_theta": facts.rotary_base,
     }
+    if facts.rope_scaling_factor is not None:
+        config["rope_scaling"] = {**_STRETCHED, "factor": facts.rope_scaling_factor}
     if family == "llama":
         config["attention_bias"] = facts.add_qkv_bias
     if family == "mixtral":

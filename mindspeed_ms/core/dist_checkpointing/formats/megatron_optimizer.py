@@ -134,12 +134,11 @@ def _add_numbered(
     flat_masters = [ref for group in masters or () for ref in group]
     ids = [number for group in inner["param_groups"] for number in group["params"]]
     for position, number in enumerate(ids):
-        part = numbered[number]
         tensors = {kind: inner["state"].get(number, {}).get(kind) for kind in MOMENTS}
         if position < len(flat_masters):
             tensors["main"] = flat_masters[position]
         for kind, ref in tensors.items():
-            if isinstance(ref, TensorRef):
+            for part in numbered[number] if isinstance(ref, TensorRef) else ():
                 _add(catalog, kind, part, item, item.file, ref, part.first, sizes)
 
 
@@ -150,17 +149,22 @@ def _trained(parts: list[Part]) -> list[Part]:
 
 def _numbered(
     parts: list[Part], groups: Sequence[Mapping[str, Any]], item: RankFile
-) -> dict[int, Part]:
-    """Number -> parameter: groups differ in decay, and hold parameters in the model's order."""
-    kinds: dict[tuple[bool, bool], list[Part]] = {}
+) -> dict[int, list[Part]]:
+    """Number -> what a tensor holds: groups differ in decay, and hold them in the model's order."""
+    kinds: dict[tuple[bool, bool], dict[tuple, list[Part]]] = {}
     are_decoupled = any(group.get("is_decoupled_lr") for group in groups)
     for part in parts:
-        decoupled = are_decoupled and part.name in names.VOCABULARY
-        kinds.setdefault((has_decay(part.file_name, part.shape), decoupled), []).append(part)
-    numbered: dict[int, Part] = {}
+        key = (
+            has_decay(part.file_name, part.shape),
+            are_decoupled and part.name in names.VOCABULARY,
+        )
+        # Experts in one tensor are one parameter; the chunks of a rank all name layers from 0.
+        of_kind = kinds.setdefault(key, {})
+        of_kind.setdefault((names.layer_of(part.name), part.file_name), []).append(part)
+    numbered: dict[int, list[Part]] = {}
     for group in groups:
         decays = group.get("wd_mult", 1.0) != 0.0
-        own = kinds.get((decays, bool(group.get("is_decoupled_lr"))), [])
+        own = kinds.get((decays, bool(group.get("is_decoupled_lr"))), {}).values()
         if len(own) != len(group["params"]):
             raise ValueError(
                 f"{item.file.path} numbers {len(group['params'])} parameters in a group with "

@@ -2,8 +2,9 @@
 
 ``.metadata`` lists for every tensor its global shape and the chunks it was written in, and for
 every chunk the place in a ``.distcp`` file, where it lies as a ``torch.save`` file of its own.
-Layers of equal form are stacked along a first dimension, experts along the next one. ``common.pt``
-holds everything that is no tensor.
+Layers of equal form are stacked along a first dimension, experts along the next one. A distributed
+optimizer's tensors are flattened: as many rows as the weight has parts along each dimension, and a
+last dimension that counts the elements of a part. ``common.pt`` holds everything that is no tensor.
 
 Source: PyTorch ``torch/distributed/checkpoint`` (layout); Megatron-core ``sharded_state_dict``
 (names of keys).
@@ -16,7 +17,7 @@ import math
 import pickle
 import re
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ _KINDS = {
 """Start of a key -> kind of the tensor; others that begin with ``optimizer.`` depend on the number
 of data parallel ranks and are not read."""
 
-_MODEL = ("embedding.", "decoder.", "output_layer.", "language_model.")
+_MODEL = ("embedding.", "decoder.", "output_layer.", "mtp.", "language_model.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,12 @@ def read_catalog(folder: Path) -> Catalog:
     Raises:
         ValueError: a file is damaged or missing.
     """
-    tensors = _read_metadata(folder)
-    common = _read_common(folder)
+    tensors, buffers = _read_metadata(folder)
+    common, steps = _read_common(folder)
     args = common.get("args", Namespace())
-    weights = {key for key in tensors if key.startswith(_MODEL)}
-    catalog = Catalog({}, _common(common, args), f"Megatron checkpoint {folder}")
-    left = 0
+    weights = {key: shape for key, (shape, _) in tensors.items() if key.startswith(_MODEL)}
+    catalog = Catalog({}, _common(common, args, steps), f"Megatron checkpoint {folder}")
+    left = len(buffers)
     for key, (shape, chunks) in tensors.items():
         kind, name = _kind(key)
         if name.endswith("_extra_state") or not name.startswith(_MODEL):
@@ -73,11 +74,14 @@ def read_catalog(folder: Path) -> Catalog:
             continue
         for chunk in chunks:
             _add_chunk(catalog, kind, name, shape, chunk, weights)
+    for name in [name for name in catalog.tensors if name.startswith("main.")]:
+        if catalog.tensors[name.removeprefix("main.")].dtype == "F32":  # a view of the weight
+            del catalog.tensors[name]
     catalog.common["is_tied"] = names.HEAD not in catalog.tensors
     if left:
         catalog.common["not_read"] = (
             f"{left} tensors of the optimizer, which are sharded for one number of ranks; save "
-            "with --dist-ckpt-optim-fully-reshardable to convert them"
+            "without --no-ckpt-fully-parallel-save to convert them"
         )
     return catalog
 
@@ -99,7 +103,12 @@ def _state(value: Any) -> Mapping[str, Any]:
     return state
 
 
-def _read_metadata(folder: Path) -> dict[str, tuple[tuple[int, ...], list[_Chunk]]]:
+_Tensors = dict[str, tuple[tuple[int, ...], list[_Chunk]]]
+"""Key -> global shape and chunks."""
+
+
+def _read_metadata(folder: Path) -> tuple[_Tensors, list[str]]:
+    """The tensors, and the keys of an optimizer's whole buffers, which are stored as objects."""
     path = folder / ".metadata"
     with path.open("rb") as file:
         try:
@@ -113,8 +122,13 @@ def _read_metadata(folder: Path) -> dict[str, tuple[tuple[int, ...], list[_Chunk
                     int(where["offset"]),
                     int(where["length"]),
                 )
-            found = {}
+            found: _Tensors = {}
+            buffers = []
             for key, value in content["state_dict_metadata"].items():
+                if isinstance(value, Inert) and value.state is None:  # an object, not a tensor
+                    if key.startswith("optimizer.") and ".param_state" in key:
+                        buffers.append(key)
+                    continue
                 fields = _state(value)
                 if "chunks" not in fields:
                     continue
@@ -136,25 +150,23 @@ def _read_metadata(folder: Path) -> dict[str, tuple[tuple[int, ...], list[_Chunk
                 f"{path} cannot be read ({type(error).__name__}: {error}); it is damaged or of a "
                 "version of torch that is not known: use another checkpoint"
             ) from None
-    return found
+    return found, buffers
 
 
-def _read_common(folder: Path) -> Mapping[str, Any]:
+def _read_common(folder: Path) -> tuple[Mapping[str, Any], list[float]]:
+    """What is no tensor, and the numbers of optimizer steps in it."""
     path = folder / "common.pt"
     if not path.is_file():
-        return {}
-    content = TorchFile(path).content
-    return content if isinstance(content, Mapping) else {}
+        return {}, []
+    file = TorchFile(path)
+    if not isinstance(file.content, Mapping):
+        return {}, []
+    return file.content, list(_steps(file.content.get("optimizer"), file))
 
 
-def _common(common: Mapping[str, Any], args: Any) -> dict[str, Any]:
+def _common(common: Mapping[str, Any], args: Any, steps: Sequence[float]) -> dict[str, Any]:
     iteration = common.get("iteration", 0)
     scheduler = common.get("opt_param_scheduler")
-    steps = [
-        group["step"]
-        for group in _groups(common.get("optimizer"))
-        if isinstance(group.get("step"), int | float)
-    ]
     result: dict[str, Any] = {
         "iteration": iteration if isinstance(iteration, int) else 0,
         "consumed_train_samples": names.get(args, "consumed_train_samples"),
@@ -167,15 +179,20 @@ def _common(common: Mapping[str, Any], args: Any) -> dict[str, Any]:
     return result
 
 
-def _groups(state: Any) -> list[Mapping[str, Any]]:
-    """Parameter groups wherever the optimizer keeps them."""
-    if isinstance(state, Mapping):
-        if isinstance(state.get("param_groups"), list):
-            return state["param_groups"]
-        return [group for value in state.values() for group in _groups(value)]
+def _steps(state: Any, file: TorchFile) -> Iterator[float]:
+    """Numbers of optimizer steps, wherever the kinds of optimizers keep them."""
     if isinstance(state, list):
-        return [group for value in state for group in _groups(value)]
-    return []
+        for value in state:
+            yield from _steps(value, file)
+    if not isinstance(state, Mapping):
+        return
+    for key, value in state.items():
+        if key not in ("step", "common_step"):
+            yield from _steps(value, file)
+        elif isinstance(value, TensorRef):
+            yield float(file.numbers(value)[0])
+        elif isinstance(value, int | float):
+            yield value
 
 
 def _stacked(name: str, chunk: _Chunk) -> Iterator[tuple[str, int]]:
@@ -196,13 +213,35 @@ def _stacked(name: str, chunk: _Chunk) -> Iterator[tuple[str, int]]:
         yield full, number * size
 
 
+def _span(chunk: _Chunk, shape: tuple[int, ...], whole_shape: tuple[int, ...], axes: int) -> Span:
+    """What a chunk holds of a tensor, without the dimensions that layers and experts lie along.
+
+    Args:
+        chunk: its place in the stored tensor.
+        shape: of the stored tensor; one dimension more than ``whole_shape`` if it is flattened.
+        whole_shape: of the tensor.
+        axes: number of leading dimensions of both that are left out.
+    """
+    places = zip(chunk.offsets[axes:], chunk.sizes[axes:], strict=True)
+    if len(shape) == len(whole_shape):
+        return Span.all_of(Region(tuple(((offset, size),) for offset, size in places)))
+    (*numbers, (start, size)) = places
+    extents = [
+        extent // parts for extent, parts in zip(whole_shape[axes:], shape[axes:-1], strict=True)
+    ]
+    runs = tuple(
+        ((number * extent, extent),) for (number, _), extent in zip(numbers, extents, strict=True)
+    )
+    return Span(Region(runs), start, start + size)
+
+
 def _add_chunk(
     catalog: Catalog,
     kind: str,
     name: str,
     shape: tuple[int, ...],
     chunk: _Chunk,
-    weights: set[str],
+    weights: Mapping[str, tuple[int, ...]],
 ) -> None:
     file = TorchFile(chunk.path, chunk.start, chunk.length)
     ref = file.content
@@ -210,19 +249,18 @@ def _add_chunk(
         raise ValueError(f"{chunk.path} holds no tensor of shape {chunk.sizes} for {name}")
     stacked = list(_stacked(name, chunk))
     axes = int(bool(re.search(r"\.layers\.(?!\d)", name))) + int(".experts.experts." in name)
-    runs = tuple(
-        ((offset, size),)
-        for offset, size in zip(chunk.offsets[axes:], chunk.sizes[axes:], strict=True)
-    )
+    whole_shape = weights.get(name, shape) if kind else shape
+    span = _span(chunk, shape, whole_shape, axes)
     has_bias = (
         f"{name.rpartition('.')[0]}.bias" in weights or name.replace("weight", "bias") in weights
     )
     for full, first in stacked:
         own = names.own_name(full, lambda _: has_bias)
         key = f"{kind}.{own}" if kind else own
-        span = Span.all_of(Region(runs))
         whole = file.piece(ref, Span.all_of(Region.whole(ref.shape)))
         width = whole.num_bytes // max(1, math.prod(ref.shape))
         piece = StoredPiece(span, whole.dtype, whole.path, whole.offset + first * width)
-        tensor = catalog.tensors.setdefault(key, StoredTensor(tuple(shape[axes:]), whole.dtype))
+        tensor = catalog.tensors.setdefault(
+            key, StoredTensor(tuple(whole_shape[axes:]), whole.dtype)
+        )
         tensor.pieces.append(piece)

@@ -135,6 +135,13 @@ def _rebuild_parameter(data: Any, *unused: Any) -> Any:
     return data
 
 
+def _rebuild_from_type(function: Any, kind: Any, args: tuple, *unused: Any) -> Any:
+    """A tensor with attributes of its own, such as the fp32 copies of Megatron's 16-bit weights."""
+    if function not in (_rebuild_tensor, _rebuild_parameter):
+        raise pickle.UnpicklingError("a tensor of an unknown class")
+    return function(*args)
+
+
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     if encoding not in ("latin1", "utf-8", "utf8", "ascii"):
         raise pickle.UnpicklingError(f"text in encoding {encoding!r}")
@@ -153,6 +160,8 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
     ("torch", "Size"): _size,
     ("_codecs", "encode"): _encode,
     ("builtins", "set"): set,
