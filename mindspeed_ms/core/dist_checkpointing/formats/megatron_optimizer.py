@@ -248,6 +248,8 @@ def own_buckets(chunk_names: Iterable[str], args: Any) -> set[str]:
 def _add_flat(catalog: Catalog, item: RankFile, file: TorchFile, args: Any, sizes: Sizes) -> None:
     is_single = isinstance(file.content, Mapping) and "buckets_coalesced" in file.content
     for state, expert in [(file.content, None)] if is_single else _by_group(file.content):
+        if state is None:  # of an optimizer that another rank of its group has written
+            continue
         buffers = [state[key] for key in sorted(key for key in state if isinstance(key, int))]
         for chunk, buffer in enumerate(buffers):
             if chunk >= len(item.chunks):

@@ -41,6 +41,9 @@ _KINDS = {
 """Start of a key -> kind of the tensor; others that begin with ``optimizer.`` depend on the number
 of data parallel ranks and are not read."""
 
+_CHAINED = re.compile(r"^chained_\d+\.(?=optimizer\.)")
+"""Optimizers of dense parameters and of experts, if there are two."""
+
 _MODEL = ("embedding.", "decoder.", "output_layer.", "mtp.", "language_model.")
 
 
@@ -70,7 +73,7 @@ def read_catalog(folder: Path) -> Catalog:
     for key, (shape, chunks) in tensors.items():
         kind, name = _kind(key)
         if name.endswith("_extra_state") or not name.startswith(_MODEL):
-            left += key.startswith("optimizer.")
+            left += _CHAINED.sub("", key).startswith("optimizer.")
             continue
         for chunk in chunks:
             _add_chunk(catalog, kind, name, shape, chunk, weights)
@@ -87,6 +90,7 @@ def read_catalog(folder: Path) -> Catalog:
 
 
 def _kind(key: str) -> tuple[str, str]:
+    key = _CHAINED.sub("", key)
     for start, kind in _KINDS.items():
         if key.startswith(start):
             return kind, key.removeprefix(start)
@@ -126,7 +130,7 @@ def _read_metadata(folder: Path) -> tuple[_Tensors, list[str]]:
             buffers = []
             for key, value in content["state_dict_metadata"].items():
                 if isinstance(value, Inert) and value.state is None:  # an object, not a tensor
-                    if key.startswith("optimizer.") and ".param_state" in key:
+                    if "optimizer." in key and ".param_state" in key:
                         buffers.append(key)
                     continue
                 fields = _state(value)
