@@ -10,12 +10,25 @@ import numpy as np
 import pytest
 
 from mindspeed_ms.core.dist_checkpointing.catalog import TensorReader
+from mindspeed_ms.core.dist_checkpointing.formats import convert as engine
 from mindspeed_ms.core.dist_checkpointing.formats import names, torch_file, zip_writer
+from mindspeed_ms.core.dist_checkpointing.formats.convert import (
+    ConvertOptions,
+    convert,
+    diff,
+    open_source,
+)
 from mindspeed_ms.core.dist_checkpointing.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.core.dist_checkpointing.formats.torch_file import SafeUnpickler, TorchFile
 from mindspeed_ms.core.dist_checkpointing.formats.torch_writer import TensorSpec, write_file
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+MEGATRON_CORE = GOLDEN.parent / "megatron_core"
+MOMENTS = {"exp_avg", "exp_avg_sq"}
+
+
+def opened(path):
+    return open_source(path, ConvertOptions())
 
 
 def read_all(path, step=None):
@@ -292,3 +305,43 @@ def test_older_orders_of_query_key_and_value(tmp_path, version):
     write_file(folder / "model_optim_rng.pt", content)
     _, arrays = read_all(tmp_path)
     np.testing.assert_array_equal(arrays[name], golden[name])
+
+
+def model_names(root):
+    """Parameters by file, in the order that numbers them in the optimizer's state."""
+    return {
+        str(path.relative_to(root)): list(TorchFile(path).content["model"])
+        for path in sorted(root.rglob("model_optim_rng.pt"))
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "kinds", "layout"),
+    [
+        ("dense", MOMENTS, {"tensor": 2, "data_parallel": 2}),
+        ("moe", MOMENTS, {"expert": 2, "data_parallel": 2}),
+        ("grouped", {*MOMENTS, "main"}, {}),
+        ("latent", MOMENTS, {}),
+    ],
+)
+def test_both_formats_of_megatron_core_hold_the_same(tmp_path, model, kinds, layout):
+    """A state in buffers or numbered, and as torch_dist flattens and stacks it."""
+    folder = MEGATRON_CORE / model
+    joined, shards = (opened(folder / kind) for kind in ("torch", "torch_dist"))
+    assert diff(joined, shards) == []
+    assert {engine.kind_of(name) for name in shards.tensors} - {""} == set(kinds)
+    weights = [name for name in shards.tensors if not engine.kind_of(name)]
+    for kind in kinds:
+        held = {name for name in shards.tensors if engine.kind_of(name) == kind}
+        assert held == {
+            f"{kind}.{name}" for name in weights if not name.endswith("router.expert_bias")
+        }
+    assert joined.common["optimizer"] == shards.common["optimizer"] == {"num_steps": 2}
+    assert joined.common["scheduler"] == shards.common["scheduler"]
+    assert "not_read" not in shards.common
+    convert(folder / "torch_dist", tmp_path / "own", ConvertOptions())
+    options = ConvertOptions(to="megatron", make_vocab_size_divisible_by=64, **layout)
+    convert(tmp_path / "own", tmp_path / "back", options)
+    assert diff(joined, opened(tmp_path / "back")) == []
+    if model != "grouped":  # experts are written one by one
+        assert model_names(tmp_path / "back") == model_names(folder / "torch")

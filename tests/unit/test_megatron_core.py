@@ -107,7 +107,7 @@ def test_a_run_of_megatron_core_repeats_itself(cache, name):
         assert abs(step.losses["lm loss"] - case["loss"][number]) <= loss_limit, number
         assert step.learning_rate == pytest.approx(case["learning_rate"][number], rel=1e-12)
         norm = case["grad_norm"][number]
-        if norm is not None:  # no overflow
+        if norm:  # measured: neither an overflow nor --clip-grad 0
             assert step.grad_norm == pytest.approx(norm, rel=norm_limit), number
         if "skipped" in case:
             assert step.skipped == bool(case["skipped"][number])
@@ -115,7 +115,9 @@ def test_a_run_of_megatron_core_repeats_itself(cache, name):
                 assert steps[number - 1].loss_scale == case["loss_scale"][number]
         for index, expected in enumerate(case["mtp"][number] if "mtp" in case else ()):
             assert step.losses[f"mtp_{index + 1} loss"] == pytest.approx(expected, abs=loss_limit)
-        for kind, layers in case.get("layer_losses", {}).items():
+        # Megatron adds what the layers for further tokens lose to the first layers' losses.
+        of_layers = {} if "mtp" in case else case.get("layer_losses", {})
+        for kind, layers in of_layers.items():
             np.testing.assert_allclose(
                 step.layer_losses[kind],
                 layers[number][: len(step.layer_losses[kind])],

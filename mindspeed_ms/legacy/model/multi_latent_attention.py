@@ -73,7 +73,7 @@ class YarnRotaryEmbedding(RotaryEmbedding):
         original_length: int,
         dtype: mstype.Type = mstype.float32,
     ) -> None:
-        super().__init__(channels, 1.0, True, None, rotary_base, dtype)
+        super().__init__(channels, rotary_interleaved=True, rotary_base=rotary_base, dtype=dtype)
 
         def channel_turning(turns: float) -> float:
             """The (real) pair of channels that turns so often over the original length."""
@@ -107,7 +107,11 @@ def latent_rotary(config: TransformerConfig) -> RotaryEmbedding:
     dtype = mstype.float32 if config.apply_rope_fusion else config.compute_dtype
     if latent.rope_type == "rope":
         return RotaryEmbedding(
-            latent.qk_pos_emb_head_dim, config.rotary_percent, True, None, config.rotary_base, dtype
+            latent.qk_pos_emb_head_dim,
+            config.rotary_percent,
+            rotary_interleaved=True,
+            rotary_base=config.rotary_base,
+            dtype=dtype,
         )
     length = latent.original_max_position_embeddings or config.max_position_embeddings
     assert length is not None, "max_position_embeddings is filled when the section is built"

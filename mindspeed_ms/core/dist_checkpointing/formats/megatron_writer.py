@@ -226,26 +226,32 @@ class MegatronWriter:
         """Sort key: the order in which Megatron builds the model."""
         if self._target.naming == "legacy":
             file_name = names.megatron_name(names.own_name(file_name, lambda _: False))
-        match = re.match(r"decoder\.layers\.(\d+)\.(.*)", file_name)
-        kind = (".bias" in file_name, file_name)
-        if match is None:
-            head = ("embedding.word", "embedding.", "decoder.final", "mtp.", "output_layer")
-            place = next((i for i, start in enumerate(head) if file_name.startswith(start)), 5)
+        decoder = re.match(r"decoder\.layers\.(\d+)\.(.*)", file_name)
+        if decoder is not None:
+            return (1, int(decoder[1]), *self._place_in_layer(decoder[2]))
+        further = re.match(r"mtp\.layers\.(\d+)\.((\w+)\..*)", file_name)
+        if further is not None:
             parts = ("enorm", "hnorm", "eh_proj", "transformer_layer", "final_layernorm")
-            part = next((i for i, word in enumerate(parts) if f".{word}." in file_name), 5)
-            return (0 if place < 2 else 2, place, part, *kind)
-        rest = match[2]
+            rest = further[2].removeprefix("transformer_layer.")
+            place = parts.index(further[3]) if further[3] in parts else len(parts)
+            return (3, int(further[1]), place, *self._place_in_layer(rest))
+        head = ("embedding.word", "embedding.", "decoder.final", "output_layer")
+        place = next((i for i, start in enumerate(head) if file_name.startswith(start)), 4)
+        return ((0, 0, 2, 4, 5)[place], place, file_name.endswith("bias"), file_name)
+
+    def _place_in_layer(self, rest: str) -> tuple:
+        """The same for the parameters of one layer, by the part of the name behind its number."""
         module = next((i for i, start in enumerate(_ORDER) if rest.startswith(start)), 99)
         if self._target.naming == "legacy" and module in (1, 2):
             module = 3 - module  # the older model built the query before the output projection
         numbers = tuple(int(text) for text in re.findall(r"local_experts\.(\d+)", rest))
         norm_first = 0 if "layer_norm_" in rest else 1
         inner = 1 if "linear_fc2" in rest else 0
-        return (1, int(match[1]), module, numbers, inner, norm_first, *kind)
+        return (module, numbers, inner, norm_first, rest.endswith("bias"), rest)
 
     def _state_dict(self, params: Sequence[_Param], is_last: bool) -> dict[str, Any]:
         flat: OrderedDict[str, Any] = OrderedDict()
-        linear = re.compile(r"(linear_\w+|query_key_value|dense\w*)\.(weight|bias)$")
+        linear = re.compile(r"(linear_\w+|eh_proj|query_key_value|dense\w*)\.(weight|bias)$")
         for param in params:
             flat[param.file_name] = self._tensor(param, "")
             if linear.search(param.file_name) and "layer_norm_" not in param.file_name:
