@@ -69,9 +69,6 @@ def _unsupported_token_weights(all_config: AllConfig) -> list[str]:
     others = {
         "context_parallel_size": all_config.parallel_config.context_parallel_size > 1,
         "mtp_num_layers": bool(all_config.model_config.mtp_num_layers),
-        "moe_aux_loss_coeff": any(all_config.moe_config.balance_coefficients().values())
-        and all_config.moe_config.is_moe,
-        "moe_z_loss_coeff": bool(all_config.moe_config.moe_z_loss_coeff),
     }
     return [
         f"calculate_per_token_loss with {name}: only the loss of whole sequences is weighed by "
