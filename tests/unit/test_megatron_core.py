@@ -30,6 +30,16 @@ FEW = 4
 WHOLE = ("lr_", "wd_", "fp16_", "samples")
 """Beginnings of cases that are about what changes from one iteration to the next."""
 
+SLOW = {
+    *("gpt_untied", "gpt_rope", "llama_multi_head", "kv_channels", "norm_epsilon", "rotary_base"),
+    *("moe_none", "moe_top3", "moe_seq_aux", "moe_capacity_pre_softmax", "moe_capacity_allgather"),
+    *("moe_freq", "moe_shared", "moe_router_fp32", "moe_scaling", "moe_gelu", "moe_global_aux"),
+    *("moe_per_token_loss", "mla_norms", "mla_q_lora_no_norms", "mla_yarn_40", "mla_yarn"),
+    *("mla_rope_scaled", "mtp_gpt_rope", "mtp_moe", "lr_wsd_linear", "lr_wsd_cosine", "fp16_gpt"),
+    *("fp16_static", "bf16_gpt", "bf16_gpt_residual_fp32", "bf16_mtp", "deepseek_v3", "adam"),
+}
+"""Cases whose options others show together with further ones."""
+
 EXACT = (3e-6, 1e-5)
 """Largest difference of a loss, and relative one of a gradient norm, with fp32 throughout."""
 ROUNDED = {"--bf16": (4e-3, 2e-2), "--fp16": (2e-4, 1e-3)}
@@ -94,7 +104,10 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("index")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES],
+)
 def test_a_run_of_megatron_core_repeats_itself(cache, name):
     case = CASES[name]
     recorded = len(case["learning_rate"])
