@@ -74,12 +74,7 @@ def _translate_older(values: Values) -> None:
     for name in _ONE_OF_SEVERAL:
         given = values.get(name)
         if isinstance(given, list):
-            if len(given) > 1:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} has {len(given)} values, but one is balanced at a "
-                    "time; give one"
-                )
-            values[name] = given[0] if given else None
+            values[name] = tuple(given) if len(given) > 1 else next(iter(given), None)
     if values.get("recompute_activations"):
         values["recompute_granularity"] = "selective"
     method = values.get("activations_checkpoint_method")

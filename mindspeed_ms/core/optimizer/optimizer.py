@@ -104,20 +104,18 @@ class MegatronOptimizer:
     def step(self) -> StepResult:
         """Apply the reduced gradients, unless they overflowed."""
         inverse = 1.0 / self.loss_scale
-        norm = None
-        if self.config.clip_grad > 0.0 or self.grad_scaler is not None:
-            norm, has_overflow = self._grad_norm(inverse)
-            if self.grad_scaler is not None and self._skips(self.grad_scaler, has_overflow):
-                return StepResult(False, None, None)
+        norm, has_overflow = self._grad_norm(inverse)
+        if self.grad_scaler is not None and self._skips(self.grad_scaler, has_overflow):
+            return StepResult(False, None, None)
         coefficient = 1.0
-        if self.config.clip_grad > 0.0 and norm is not None:
+        if self.config.clip_grad > 0.0:
             coefficient = clip_coefficient(norm, self.config.clip_grad)
         zeros = self._num_zeros() if self.log_num_zeros else None
         self.num_steps += 1
         for state in self._states:
             state.update(self.num_steps, coefficient * inverse)
         self._share()
-        return StepResult(True, norm if self.config.clip_grad > 0.0 else None, zeros)
+        return StepResult(True, norm, zeros)
 
     def _skips(self, scaler: GradScaler, has_overflow: bool) -> bool:
         """Tell the scaler; True when the step must be skipped."""
