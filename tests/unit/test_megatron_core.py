@@ -25,7 +25,7 @@ GOLDEN = DATA / "golden"
 RECORDED = json.loads((DATA / "megatron_core" / "runs.json").read_text(encoding="utf-8"))
 CASES = RECORDED["cases"]
 
-FEW = 4
+FEW = 3
 """Iterations of a case in the default suite, where later ones show nothing new."""
 WHOLE = ("lr_", "wd_", "fp16_", "samples")
 """Beginnings of cases that are about what changes from one iteration to the next."""
@@ -37,6 +37,16 @@ SLOW = {
     *("moe_per_token_loss", "mla_norms", "mla_q_lora_no_norms", "mla_yarn_40", "mla_yarn"),
     *("mla_rope_scaled", "mtp_gpt_rope", "mtp_moe", "lr_wsd_linear", "lr_wsd_cosine", "fp16_gpt"),
     *("fp16_static", "bf16_gpt", "bf16_gpt_residual_fp32", "bf16_mtp", "deepseek_v3", "adam"),
+    *(
+        "gpt_no_positions",
+        "gpt_swiglu_bias",
+        "rope_scaling",
+        "moe_aux",
+        "moe_sinkhorn",
+        "moe_groups",
+    ),
+    *("moe_sigmoid", "moe_z_loss", "mla_rope", "mla_q_lora", "mtp", "lr_constant", "lr_linear"),
+    *("wd_linear", "bf16_llama", "bf16_llama_softmax_fp32", "eod_mask", "fp16_dynamic"),
 }
 """Cases whose options others show together with further ones."""
 
