@@ -51,7 +51,7 @@ def run(flags: list[str], ranks: int) -> dict[str, Any]:
     Raises:
         RuntimeError: the run failed; the message ends with its output.
     """
-    command = [sys.executable, "benchmarks/train_step.py", *MODEL, *flags]
+    command = [sys.executable, "benchmarks/train_step.py", "--taken-apart", "0", *MODEL, *flags]
     if ranks > 1:
         launcher = shutil.which("mpiexec") or str(Path(sys.executable).with_name("mpiexec"))
         command = [launcher, "-n", str(ranks), *command]

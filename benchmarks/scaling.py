@@ -61,7 +61,7 @@ def measure(row: Row) -> dict[str, Any]:
         SystemExit: the run failed; its last lines are shown.
     """
     command = [sys.executable, str(HERE / "train_step.py"), *row.flags.split()]
-    command += ["--train-iters", str(ITERATIONS)]
+    command += ["--train-iters", str(ITERATIONS), "--taken-apart", "0"]
     if row.ranks > 1:
         command = ["mpiexec", "-n", str(row.ranks), *command]
     done = subprocess.run(command, capture_output=True, text=True)

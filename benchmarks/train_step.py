@@ -40,7 +40,7 @@ FIRST_MEASURED, LAST_MEASURED, TAKEN_APART = 5, 15, 5
 
 
 class Meter:
-    """Collects the reports of the steps; the last ``TAKEN_APART`` are measured call by call."""
+    """Collects the reports of the steps; those after ``iterations`` are measured call by call."""
 
     def __init__(self, iterations: int) -> None:
         self.steps: list[StepReport] = []
@@ -68,14 +68,14 @@ class Meter:
         )
 
 
-def measure(flags: list[str], iterations: int) -> dict[str, Any]:
-    """Train a few iterations; collective over all ranks.
+def measure(flags: list[str], iterations: int, taken_apart: int) -> dict[str, Any]:
+    """Train a few iterations, and a few more taken apart; collective over all ranks.
 
     Returns:
         The figures, with one entry per rank for memory and start-up.
     """
     started = psutil.Process().create_time()
-    train_iters = ["--train-iters", str(iterations + TAKEN_APART)]
+    train_iters = ["--train-iters", str(iterations + taken_apart)]
     initialize_megatron(argv=[*FLAGS, *train_iters, *flags])
     meter = Meter(iterations)
 
@@ -115,9 +115,12 @@ def main() -> None:
     parser.add_argument(
         "--train-iters", type=int, default=LAST_MEASURED, help="the last measured iteration"
     )
+    parser.add_argument(
+        "--taken-apart", type=int, default=TAKEN_APART, help="further iterations, for the parts"
+    )
     parser.add_argument("--png", type=Path, help="draw the parts of a step (needs matplotlib)")
     args, flags = parser.parse_known_args()
-    result = measure(flags, args.train_iters)
+    result = measure(flags, args.train_iters, args.taken_apart)
     if comm.get_rank() == 0:
         sys.stdout.write(json.dumps(result) + "\n")
         if args.png and result["parts"]:

@@ -1,6 +1,10 @@
 // In-place arithmetic on flat buffers.
 #include "simd.h"
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 namespace kernels {
 
 namespace {
@@ -11,30 +15,50 @@ constexpr int64_t kChunk = 1 << 14;
 typedef float vhalf __attribute__((vector_size(kWidth * 2)));
 typedef double vd __attribute__((vector_size(kWidth * 4)));
 
-inline vd widened_half(vf value, int which) {
-    vhalf halves[2];
-    __builtin_memcpy(halves, &value, sizeof value);
-    return __builtin_convertvector(halves[which], vd);
+inline vd widened(const float* p) {
+    vhalf half;
+    __builtin_memcpy(&half, p, sizeof half);
+    return __builtin_convertvector(half, vd);
 }
 
+// A vector of numbers in fp64: two halves.
+inline void load_wide(const float* p, vd (&halves)[2]) {
+    halves[0] = widened(p);
+    halves[1] = widened(p + kWidth / 2);
+}
+template <class T>
+inline void load_wide(const T* p, vd (&halves)[2]) {
+    float lanes[kWidth];
+    store(lanes, load(p));
+    load_wide(static_cast<const float*>(lanes), halves);
+}
+
+// Quarters of the chunk go side by side: a core fetches several streams faster than one.
 template <class T>
 double chunk_squares(const T* x, int64_t size) {
-    vd sums[4] = {};
-    int64_t i = 0;
-    for (; i + 2 * kWidth <= size; i += 2 * kWidth)
+    constexpr int kStreams = 4;
+    vd sums[kStreams][2] = {};
+    const int64_t part = size / kStreams / kWidth * kWidth;
+    for (int64_t i = 0; i < part; i += kWidth)
 #pragma GCC unroll 4
-        for (int part = 0; part < 4; ++part) {
-            const vd wide = widened_half(load(x + i + part / 2 * kWidth), part % 2);
-            sums[part] += wide * wide;
+        for (int stream = 0; stream < kStreams; ++stream) {
+            vd wide[2];
+            load_wide(x + stream * part + i, wide);
+            sums[stream][0] += wide[0] * wide[0];
+            sums[stream][1] += wide[1] * wide[1];
         }
-    for (; i < size; i += kWidth)
-        for (int part = 0; part < 2; ++part) {
-            const vd wide = widened_half(load(x + i, size - i), part);
-            sums[part] += wide * wide;
-        }
+    for (int64_t i = kStreams * part; i < size; i += kWidth) {
+        float lanes[kWidth];
+        store(lanes, load(x + i, size - i));
+        vd wide[2];
+        load_wide(static_cast<const float*>(lanes), wide);
+        sums[0][0] += wide[0] * wide[0];
+        sums[0][1] += wide[1] * wide[1];
+    }
     double total = 0.0;
-    for (const vd& sum : sums)
-        for (int lane = 0; lane < kWidth / 2; ++lane) total += sum[lane];
+    for (const auto& stream : sums)
+        for (const vd& half : stream)
+            for (int lane = 0; lane < kWidth / 2; ++lane) total += half[lane];
     return total;
 }
 
@@ -110,11 +134,20 @@ EXPORT void scale(float* t, int64_t size, float factor) {
     });
 }
 
-// A buffer much larger than the caches; 64-byte lines are written without being read first.
+// A buffer much larger than the caches: lines are written past them, without being read first.
 EXPORT void zero(char* t, int64_t bytes) {
     parallel_ranges((bytes + 63) / 64, 16, [=](int64_t begin, int64_t end) {
-        const int64_t first = begin * 64, last = end * 64 < bytes ? end * 64 : bytes;
-        std::memset(t + first, 0, static_cast<size_t>(last - first));
+        char *to = t + begin * 64, *const last = t + (end * 64 < bytes ? end * 64 : bytes);
+#if defined(__SSE__)
+        const int64_t head = -reinterpret_cast<intptr_t>(to) & 15;
+        if (last - to >= (1 << 20)) {
+            std::memset(to, 0, static_cast<size_t>(head));
+            for (to += head; last - to >= 16; to += 16)
+                _mm_stream_ps(reinterpret_cast<float*>(to), _mm_setzero_ps());
+            _mm_sfence();
+        }
+#endif
+        std::memset(to, 0, static_cast<size_t>(last - to));
     });
 }
 

@@ -241,8 +241,6 @@ inline vf vexp(vf x) {
 #endif
 }
 
-inline vf vsigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
-
 inline vf vtanh(vf x) {
     const vf size = vabs(x);
     const vf z = x * x;
