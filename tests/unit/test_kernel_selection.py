@@ -117,8 +117,10 @@ def test_products_can_be_kept_to_the_library_and_unknown_choices_are_refused():
     assert products.find("own", frozenset()) == products.OWN
     assert products.find("auto", frozenset()).bgemm == 0
     amx = frozenset({"avx512f", "amx_tile", "amx_bf16"})
-    assert products.find("auto", amx).tiles
+    assert products.find("auto", amx).tiles == products.HALF_TYPES
+    assert products.find("tiles", amx).tiles == products.ALL_TYPES
+    assert not products.find("tiles", frozenset({"avx512f"})).tiles
     assert not products.find("vector", amx).tiles
     assert not products.find("auto", amx - {"amx_bf16"}).tiles
-    with pytest.raises(ValueError, match="use auto, vector or own"):
+    with pytest.raises(ValueError, match="use auto, tiles, vector or own"):
         products.find("mkl", frozenset())

@@ -157,7 +157,7 @@ class Library:
         works = bool(self.set_external_gemm(chosen.sgemm, chosen.bgemm))
         self.products = replace(
             chosen,
-            tiles=bool(self.use_tiles(chosen.tiles)),
+            tiles=self.use_tiles(chosen.tiles),
             bgemm=chosen.bgemm if works else 0,
         )
 

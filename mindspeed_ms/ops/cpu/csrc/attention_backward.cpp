@@ -223,7 +223,7 @@ EXPORT void attention_backward(int32_t storage, const void* q, const void* k, co
                 static_cast<const T*>(out), static_cast<const T*>(dout), mask, lse,
                 static_cast<Grad*>(dq), static_cast<Grad*>(dk), static_cast<Grad*>(dv), adds != 0};
 #if defined(HAS_TILES)
-            if (tiles_ready()) return backward<TileMath<T>>(tensors, n);
+            if (tiles_ready<T>()) return backward<TileMath<T>>(tensors, n);
 #endif
             backward<VectorMath>(tensors, n);
         };

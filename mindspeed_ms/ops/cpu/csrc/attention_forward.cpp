@@ -187,7 +187,7 @@ void run(const void* q, const void* k, const void* v, const uint8_t* mask, Out* 
     const T *queries = static_cast<const T*>(q), *keys = static_cast<const T*>(k);
     const T* values = static_cast<const T*>(v);
 #if defined(HAS_TILES)
-    if (tiles_ready())
+    if (tiles_ready<T>())
         return forward<TileMath<T>, Continues>(queries, keys, values, mask, out, lse, n);
 #endif
     forward<VectorMath, Continues>(queries, keys, values, mask, out, lse, n);

@@ -15,11 +15,11 @@ namespace kernels {
 
 namespace {
 
-bool g_ready = false;
+TileUse g_use = TileUse::kNone;
 
 }  // namespace
 
-bool tiles_ready() { return g_ready; }
+TileUse tile_use() { return g_use; }
 
 #if defined(HAS_TILES)
 
@@ -157,7 +157,7 @@ void run_task(Matrix<T> a, const char* right, Task task, TC* c, int64_t c_stride
 template <class T, class TC>
 bool gemm_tiles(Matrix<T> a, Matrix<T> b, TC* c, int64_t rows, int64_t columns, int64_t depth,
                 bool accumulate, const T* bias) {
-    if (!g_ready || depth < kMinDepth || rows < kMinSide || columns < kMinSide ||
+    if (!tiles_ready<T>() || depth < kMinDepth || rows < kMinSide || columns < kMinSide ||
         rows * columns * depth < kSmall)
         return false;
     constexpr int parts = kParts<T>;
@@ -223,12 +223,14 @@ INSTANCE(fp16, fp16)
 
 }  // namespace kernels
 
-// Asks the system for the tile unit (1) or stops using it (0); returns 1 when it will be used.
+// Asks the system for the tile unit for no (0), the 16-bit (1) or all (2) types; returns what it
+// will be used for.
 EXPORT int32_t use_tiles(int32_t wanted) {
-    kernels::g_ready = false;
+    kernels::g_use = kernels::TileUse::kNone;
 #if defined(HAS_TILES)
     constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
-    kernels::g_ready = wanted && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    if (wanted && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0)
+        kernels::g_use = static_cast<kernels::TileUse>(wanted);
 #endif
-    return kernels::g_ready;
+    return static_cast<int32_t>(kernels::g_use);
 }

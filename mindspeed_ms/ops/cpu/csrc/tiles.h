@@ -41,7 +41,14 @@ inline int64_t panel_bytes(int64_t depth) {
     return ceil_div(depth, kTileDepth) * kStepBytes<Parts>;
 }
 
-bool tiles_ready();
+// The types whose products go to the tile unit.
+enum class TileUse : int32_t { kNone = 0, kHalf = 1, kAll = 2 };
+TileUse tile_use();
+
+template <class T>
+inline bool tiles_ready() {
+    return tile_use() == TileUse::kAll || (tile_use() == TileUse::kHalf && sizeof(T) == 2);
+}
 
 // While it lives, results below 2^-126 are zero for this thread, as they are to the tile unit: taking
 // tiny numbers apart, or rounding exp(-100), would take a hundred times as long as other arithmetic.
