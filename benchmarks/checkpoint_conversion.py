@@ -115,8 +115,10 @@ def make_checkpoint(folder: Path, facts: ModelFacts, with_optimizer: bool) -> Pa
     return target
 
 
-def sources_of(folder: Path, facts: ModelFacts, with_optimizer: bool) -> dict[str, Path]:
+def sources_of(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
     """The same model in every format that is converted from."""
+    with_optimizer = arguments.with_optimizer
+    facts = facts_for(arguments.megabytes)
     sources = {"own format": make_checkpoint(folder, facts, with_optimizer)}
     made = {"megatron tp2": TARGETS["megatron tp2"]}
     if with_optimizer:
@@ -124,8 +126,9 @@ def sources_of(folder: Path, facts: ModelFacts, with_optimizer: bool) -> dict[st
     else:
         made["hugging face"] = TARGETS["hugging face"]
     for name, flags in made.items():
-        sources[name] = folder / name.replace(" ", "_")
-        converted(sources["own format"], sources[name], flags)
+        if any(arguments.only in f"{name} -> {target}" for target in TARGETS):
+            sources[name] = folder / name.replace(" ", "_")
+            converted(sources["own format"], sources[name], flags)
     return sources
 
 
@@ -229,7 +232,7 @@ def beside_copies(
 def measure_conversions(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every source into every target."""
     rows = []
-    sources = sources_of(folder, facts_for(arguments.megabytes), arguments.with_optimizer)
+    sources = sources_of(folder, arguments)
     catalog = engine.open_source(sources["own format"], engine.ConvertOptions())
     largest = max(tensor.num_bytes for tensor in catalog.tensors.values()) / 1e6
     for source, path in sources.items():
@@ -382,7 +385,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     )
     axis.invert_yaxis()
     axis.set_xlabel("MB/s")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
 
 
