@@ -3,7 +3,9 @@
 import io
 import os
 import pickle
+import threading
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from mindspeed_ms.core.dist_checkpointing.formats.convert import (
 from mindspeed_ms.core.dist_checkpointing.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.core.dist_checkpointing.formats.torch_file import SafeUnpickler, TorchFile
 from mindspeed_ms.core.dist_checkpointing.formats.torch_writer import TensorSpec, write_file
+from mindspeed_ms.core.dist_checkpointing.new_file import NewFile
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 MEGATRON_CORE = GOLDEN.parent / "megatron_core"
@@ -177,6 +180,28 @@ def test_written_archives_are_those_of_the_format(tmp_path, monkeypatch, long_fr
     for mmap in (False, True):
         loaded = torch.load(path, mmap=mmap)["t"]
         assert [tensor.tolist() for tensor in loaded] == [array.tolist() for array in values]
+
+
+def test_the_next_tensor_is_read_while_one_is_written(tmp_path, monkeypatch):
+    asked, ready = [], threading.Event()
+
+    def values(number):
+        asked.append(number)
+        if number == 1:
+            ready.set()
+        yield np.full(4, number, np.float32)
+
+    real = NewFile.write_array
+
+    def write_array(self, array):
+        if array.size == 4 and array[0] == 0:
+            assert ready.wait(60), "nothing is read while the first tensor is written"
+        real(self, array)
+
+    monkeypatch.setattr(NewFile, "write_array", write_array)
+    tensors = [TensorSpec("F32", (4,), partial(values, number)) for number in range(3)]
+    write_file(tmp_path / "a.pt", {"t": tensors})
+    assert asked == [0, 1, 2]
 
 
 def test_an_entry_of_another_size_than_announced_is_refused(tmp_path):

@@ -229,8 +229,14 @@ def _short_entry(archive: ZipWriter, name: str, data: bytes) -> None:
 
 
 def _parts(storages: list[TensorSpec]) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, elements) of all storages in order, at least one each."""
+    """(number, elements) of all storages in order, at least one each.
+
+    An empty part comes only from a storage without elements: nothing else is read ahead meanwhile.
+    """
     for number, tensor in enumerate(storages):
-        yield number, np.empty(0)
+        is_empty = True
         for part in tensor.values():
             yield number, part
+            is_empty = False
+        if is_empty:
+            yield number, np.empty(0)
