@@ -10,6 +10,7 @@ import ctypes
 import errno
 import functools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ import numpy as np
 
 from mindspeed_ms.core.dist_checkpointing import native
 
-WRITE_BYTES = 1 << 20
-"""Written at a time: little enough to be in the cache still when it is summed up."""
-
 AHEAD_BYTES = 8 << 20
-"""The disk is given work in pieces of so many bytes."""
+"""Written at a time; then the disk is told to begin with it."""
+
+_BESIDE_FROM = 1 << 20
+"""From so many bytes on the checksum is computed in another thread."""
 
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
@@ -90,6 +91,8 @@ class NewFile:
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self.num_bytes = self.crc32 = 0
         self._given = 0
+        # One sums up what is being written, one waits until the disk takes more.
+        self._beside = ThreadPoolExecutor(2, thread_name_prefix="new-file")
         try:
             _reserve(self._handle, path, expected_bytes)
         except OSError:
@@ -97,17 +100,25 @@ class NewFile:
             raise
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append bytes."""
+        """Append bytes; they may change afterwards."""
         view = memoryview(data)
+        if not self._with_crc:
+            self._append(view)
+        elif len(view) < _BESIDE_FROM:
+            self.crc32 = native.crc32(view, self.crc32)
+            self._append(view)
+        else:
+            summed = self._beside.submit(native.crc32, view, self.crc32)
+            self._append(view)
+            self.crc32 = summed.result()
+
+    def _append(self, view: memoryview) -> None:
         while view:
-            part = view[:WRITE_BYTES]
-            count = os.write(self._handle, part)
-            if self._with_crc:
-                self.crc32 = native.crc32(part[:count], self.crc32)
+            count = os.write(self._handle, view[:AHEAD_BYTES])
             self.num_bytes += count
             view = view[count:]
-            if self.num_bytes - self._given >= AHEAD_BYTES + WRITE_BYTES:
-                _start_writing(self._handle, self._given, AHEAD_BYTES)
+            if self.num_bytes - self._given >= 2 * AHEAD_BYTES:
+                self._beside.submit(_start_writing, self._handle, self._given, AHEAD_BYTES)
                 self._given += AHEAD_BYTES
 
     def write_array(self, array: np.ndarray) -> None:
@@ -127,6 +138,7 @@ class NewFile:
             OSError: the disk is full or failing.
         """
         try:
+            self._beside.shutdown()
             if self._expected > self.num_bytes:
                 os.ftruncate(self._handle, self.num_bytes)  # gives back what was reserved
             os.fsync(self._handle)
@@ -136,4 +148,5 @@ class NewFile:
 
     def abandon(self) -> None:
         """Close after a failure."""
+        self._beside.shutdown(cancel_futures=True)
         os.close(self._handle)
