@@ -279,7 +279,7 @@ def _add_buffer(
     ranks *= int(names.get(buffer.args, "context_parallel_size", 1))
     ranks //= int(names.get(buffer.args, "num_distributed_optimizer_instances", 1))
     if buffer.expert:
-        ranks = max(1, ranks * sizes.tensor // (sizes.expert * _expert_tensor(buffer.args, sizes)))
+        ranks = max(1, ranks * sizes.tensor // (sizes.expert * sizes.expert_tensor))
     if len(buffer.content) != 1:
         raise ValueError(
             f"{file.path} holds buffers of {len(buffer.content)} types of numbers in one chunk; "
@@ -312,10 +312,6 @@ def _add_buffer(
                 first = starts[part.file_name] + part.first
                 key = "main" if kind == "param" else kind
                 _add(catalog, key, part, item, file, ref, first, sizes)
-
-
-def _expert_tensor(args: Any, sizes: Sizes) -> int:
-    return int(names.get(args, "expert_tensor_parallel_size", sizes.tensor))
 
 
 def _tensors_of(parts: Sequence[Part]) -> list[tuple[str, tuple[int, ...]]]:

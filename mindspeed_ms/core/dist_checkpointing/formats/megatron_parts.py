@@ -69,6 +69,8 @@ class Sizes:
     version: float
     heads: int
     num_experts: int
+    expert_tensor: int
+    """Parts an expert's matrices are cut into; the tensor parallel size unless it was given."""
     latent_rows: tuple[int, ...] = ()
     """Rows of the down projections of latent attention, when they are whole."""
 
@@ -85,6 +87,10 @@ class Sizes:
             version=float(files[0].file.content.get("checkpoint_version", 0)),
             heads=int(names.get(args, "num_attention_heads", 1)),
             num_experts=int(names.get(args, "num_experts", 0)),
+            expert_tensor=int(
+                names.get(args, "expert_tensor_parallel_size", 0)
+                or 1 + max(rank.tensor for rank in ranks)
+            ),
             latent_rows=(
                 int(names.get(args, "q_lora_rank", 0)),
                 int(names.get(args, "kv_lora_rank", 0))
@@ -116,8 +122,9 @@ def global_span(part: Part, rank: Rank, sizes: Sizes) -> tuple[tuple[int, ...], 
         split = names.Split(0)  # cut by some versions of Megatron, whole in others
     shape = list(part.shape)
     if split.dim >= 0:
-        shape[split.dim] *= sizes.tensor
-        region = Region.of_part(shape, split.dim, rank.tensor, sizes.tensor, split.stride)
+        parts = sizes.expert_tensor if split.is_expert else sizes.tensor
+        shape[split.dim] *= parts
+        region = Region.of_part(shape, split.dim, rank.tensor % parts, parts, split.stride)
     else:
         region = Region.whole(shape)
     if ".qkv_proj." in part.name and sizes.version < 2.0:
