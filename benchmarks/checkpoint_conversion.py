@@ -71,7 +71,7 @@ print(min(seconds))
 
 def facts_for(megabytes: int) -> ModelFacts:
     """A model of about this size in fp32."""
-    hidden = max(256, int((megabytes * 1e6 / 4 / LAYERS / 12) ** 0.5) // 256 * 256)
+    hidden = max(256, round((megabytes * 1e6 / 4 / LAYERS / 12) ** 0.5 / 128 - 0.5) * 128)
     return ModelFacts(
         num_layers=LAYERS,
         hidden_size=hidden,
