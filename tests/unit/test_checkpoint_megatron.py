@@ -371,3 +371,14 @@ def test_both_formats_of_megatron_core_hold_the_same(tmp_path, model, kinds, lay
     assert diff(joined, opened(tmp_path / "back")) == []
     if model not in ("grouped", "whole"):  # experts are written one by one, and cut
         assert model_names(tmp_path / "back") == model_names(folder / "torch")
+
+
+def test_the_last_stage_has_the_embedding_that_further_tokens_need(tmp_path):
+    """Megatron loads strictly: a copy of the table lies beside the layers for further tokens."""
+    folder = MEGATRON_CORE / "latent" / "torch"
+    options = ConvertOptions(to="megatron", pipeline=2, make_vocab_size_divisible_by=64)
+    convert(folder, tmp_path, options)
+    first, last = model_names(tmp_path).values()
+    table = "embedding.word_embeddings.weight"
+    assert first[0] == last[0] == table and "mtp.layers.0.eh_proj._extra_state" in last
+    assert diff(opened(folder), opened(tmp_path)) == []

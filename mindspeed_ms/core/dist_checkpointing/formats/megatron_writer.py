@@ -49,6 +49,9 @@ _ORDER = (
 )
 """Modules of a layer in the order of Megatron-core's own construction."""
 
+_FURTHER = re.compile(r"\.mtp\.layers\.(\d+)\.")
+"""Layers for further tokens."""
+
 _LEGACY = (
     (r"^embedding\.", "language_model.embedding."),
     (r"^decoder\.final_layernorm\.", "language_model.encoder.final_norm."),
@@ -177,7 +180,10 @@ class MegatronWriter:
                 mine.append(name)
         params = [self._param(name, layers, tensor, expert) for name in mine]
         if is_last and not is_first and self._facts.is_tied:
-            params.append(self._tied_head(tensor))
+            params.append(self._copy_of_embedding(tensor, self._tied_head_name()))
+        if is_last and not is_first and any(".mtp." in name for name in mine):
+            name = self._file_name(names.EMBEDDING)  # what further tokens are looked up in
+            params.append(self._copy_of_embedding(tensor, name))
         return sorted(params, key=lambda param: self._place(param.file_name))
 
     def _has_expert(self, name: str, rank: int) -> bool:
@@ -197,10 +203,12 @@ class MegatronWriter:
             local = names.with_expert(local, number - expert * per_rank)
         return _Param(name, self._file_name(local), span.region.shape, span)
 
-    def _tied_head(self, tensor: int) -> _Param:
-        span = self._span(names.EMBEDDING, self._source.shape(names.EMBEDDING), tensor)
+    def _tied_head_name(self) -> str:
         is_legacy = self._target.naming == "legacy"
-        file_name = "word_embeddings_for_head.weight" if is_legacy else "output_layer.weight"
+        return "word_embeddings_for_head.weight" if is_legacy else "output_layer.weight"
+
+    def _copy_of_embedding(self, tensor: int, file_name: str) -> _Param:
+        span = self._span(names.EMBEDDING, self._source.shape(names.EMBEDDING), tensor)
         return _Param(names.EMBEDDING, file_name, span.region.shape, span)
 
     def _span(self, name: str, shape: tuple[int, ...], tensor: int) -> Span:
@@ -426,8 +434,10 @@ class MegatronWriter:
         dtype = DTYPES.get(self._source.dtype(names.EMBEDDING), "float32")
         stages = placement.num_stages
         known.update(facts)
+        further = {match[1] for match in map(_FURTHER.search, self._source.weights) if match}
         known.update(
             {
+                "mtp_num_layers": len(further) or None,
                 "tensor_model_parallel_size": target.tensor,
                 "pipeline_model_parallel_size": stages,
                 "transformer_pipeline_model_parallel_size": stages,
