@@ -84,6 +84,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     bars = axis.barh(names, values, color=colours)
     axis.bar_label(bars, fmt="%.1f", padding=3)
+    axis.margins(x=0.12)
     axis.invert_yaxis()
     axis.set_xlabel("milliseconds per step")
     axis.set_title(
