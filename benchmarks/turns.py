@@ -87,7 +87,13 @@ class Side:
             for command in commands:
                 self._processes.append(
                     subprocess.Popen(
-                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        # A launcher gives each rank a session, and the kernel shares the cores
+                        # between sessions: all sides must be alike.
+                        start_new_session=True,
                     )
                 )
         self._server.settimeout(0.5)

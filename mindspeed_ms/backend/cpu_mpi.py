@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,12 @@ from mindspeed_ms.backend.memory import flat_view
 
 _PIECE = 2**20
 """Elements of a reduction that are summed at once; smaller pieces wait for each other too often."""
+
+_POLLED_SECONDS = 1e-3
+"""Peers that compute the same mostly come within this time of each other; a reduction of a few
+megabytes, which makes progress only while it is polled, is over as well."""
+
+_LONGEST_SLEEP = 1e-3
 
 _SWEEP_AT = 64
 """Handles in flight from which on completed ones are looked for."""
@@ -133,6 +140,22 @@ class CallClock:
         return time.monotonic() - entered if entered else 0.0
 
 
+def wait_asleep(request: Any) -> None:
+    """Wait for an MPI request without keeping the core from whatever else wants to run.
+
+    MPI's own waits poll until the peer comes, which on a machine that others use too takes the
+    core from that very peer; giving it away is no help between sessions, which the kernel serves
+    by turns. So only the first moment is polled; the sleeps after it grow with the time waited.
+    """
+    started = time.perf_counter()
+    while not request.Test():
+        waited = time.perf_counter() - started
+        if waited < _POLLED_SECONDS:
+            os.sched_yield()
+        else:
+            time.sleep(min(_LONGEST_SLEEP, waited / 8))
+
+
 class MpiWork:
     """An MPI request, the memory it uses, and what remains to be done after it."""
 
@@ -161,7 +184,7 @@ class MpiWork:
         """Block until the result is in the output tensor."""
         if not self._is_done:
             with self._clock:
-                self._request.Wait()
+                wait_asleep(self._request)
             self._complete()
 
     def is_completed(self) -> bool:
@@ -360,17 +383,23 @@ class MpiComm:
 
     def barrier(self, group: Group) -> None:
         """Barrier."""
+        self._meet(group)
+
+    def _meet(self, group: Group) -> None:
+        """Wait until every rank of the group is here, so that the collective only works."""
         with self.clock:
-            group._handle.Barrier()
+            wait_asleep(group._handle.Ibarrier())
 
     def all_gather_object(self, obj: object, group: Group) -> list[Any]:
         """Allgather of pickles."""
+        self._meet(group)
         with self.clock:
             return group._handle.allgather(obj)
 
     def broadcast_object(self, obj: object, src: int, group: Group) -> Any:
         """Bcast of a pickle."""
         root = group.rank_of(src)
+        self._meet(group)
         with self.clock:
             return group._handle.bcast(obj, root=root)
 
@@ -405,6 +434,7 @@ class MpiComm:
         if async_op:
             request = getattr(group._handle, "I" + name.lower())(*arguments)
             return self._track(MpiWork(request, self.clock, keep, finish))
+        self._meet(group)
         with self.clock:
             getattr(group._handle, name)(*arguments)
         if finish is not None:
