@@ -266,10 +266,10 @@ def load_weights(trainer: Trainer, weights: dict[str, np.ndarray]) -> None:
     trainer.optimizer.reload_model_params()
 
 
-def recorded_batches(folder: Path, args: argparse.Namespace, samples: int) -> Iterator:
+def recorded_batches(folder: Path, cache: Path, args: argparse.Namespace, samples: int) -> Iterator:
     """Batches of the recorded token file, in the order of Megatron's own dataset.
 
-    Its construction is collective over all ranks.
+    Its construction is collective over all ranks. Indices are written to ``cache``.
     """
     from megatron.core.datasets.blended_megatron_dataset_builder import (
         BlendedMegatronDatasetBuilder,
@@ -283,6 +283,7 @@ def recorded_batches(folder: Path, args: argparse.Namespace, samples: int) -> It
         sequence_length=args.seq_length,
         blend=([str(found[0].with_suffix(""))], None),
         split="100,0,0",
+        path_to_cache=str(cache),
         tokenizer=SimpleNamespace(eod=-1, pad=-1, unique_identifiers={}),
         reset_position_ids=False,
         reset_attention_mask=False,
@@ -301,12 +302,12 @@ def recorded_batches(folder: Path, args: argparse.Namespace, samples: int) -> It
     )
 
 
-def replay(trainer: Trainer, folder: Path, case: str) -> dict[str, float]:
+def replay(trainer: Trainer, folder: Path, cache: Path, case: str) -> dict[str, float]:
     """Train on recorded data; returns the largest differences from the recorded run."""
     run = json.loads((folder / "runs" / f"{case}.json").read_text())
     load_weights(trainer, dict(np.load(folder / "weights_npz" / f"{case}_iter_0000000.npz")))
     samples = len(run["lm_loss"]) * trainer.args.global_batch_size
-    feed = recorded_batches(folder, trainer.args, samples)
+    feed = recorded_batches(folder, cache, trainer.args, samples)
     worst = {"loss": 0.0, "grad_norm": 0.0}
     rates = [0.0, *run["learning_rate"][:-1]]  # the log has the rate of the coming iteration
     for rate, recorded, recorded_norm in zip(rates, run["lm_loss"], run["grad_norm"], strict=True):
@@ -335,7 +336,7 @@ def main() -> None:
     )
     trainer = Trainer(parse(flags), own.rank, own.ranks)
     if own.golden is not None:
-        worst = replay(trainer, own.golden, "b_llama_hot")
+        worst = replay(trainer, own.golden, Path(own.store).parent / "cache", "b_llama_hot")
         sys.stdout.write(json.dumps(worst) + "\n")
         return
     turn, feed = Turn(own.port, own.rank), trainer.made_up_tokens()
