@@ -175,6 +175,20 @@ def test_the_loss_leaves_out_masked_tokens():
     assert PublicLossWithMask is LossWithMask
 
 
+def test_a_loss_of_user_code_gets_fp32_logits():
+    seen = []
+
+    class Own(nn.Cell):
+        def construct(self, logits, label):
+            seen.append(logits.dtype)
+            return memory.zeros(label.shape)
+
+    model = GPTModel(_config(compute_dtype=ms.bfloat16, params_dtype=ms.bfloat16))
+    model.loss = LossWithMask(Own())
+    _loss(model)
+    assert seen == [ms.float32]
+
+
 def test_enums_of_user_code_are_accepted_by_value():
     class Local(enum.Enum):
         causal = 2

@@ -47,7 +47,10 @@ def post_language_model_processing(
             f"fp16_lm_cross_entropy is True but the logits are {output.dtype}; train with fp16 "
             "or switch it off"
         )
-    # The loss computes in fp32 from logits of any type; an fp32 copy of them would change nothing.
+    # Our cross entropy computes in fp32 from logits of any type: it needs no fp32 copy of them.
+    per_token = getattr(loss_fn, "loss_func", loss_fn)
+    if not fp16_lm_cross_entropy and not isinstance(per_token, VocabParallelCrossEntropy):
+        output = autograd.cast(output, mstype.float32)
     # Labels and mask follow the layout of the logits: v times fewer numbers to transpose.
     return loss_fn(output, memory.transposed(labels), memory.transposed(loss_mask))
 
