@@ -43,6 +43,7 @@ def begin_step(scale: float) -> None:
     """
     _STATE.scale = scale * parallel_state.get_context_parallel_world_size()
     _STATE.step += 1
+    _STATE.recorded.clear()  # of a forward outside of steps, that nobody collected
 
 
 def current_step() -> int:
