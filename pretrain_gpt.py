@@ -3,9 +3,9 @@
 msrun --worker_num 4 --local_worker_num 4 --join True pretrain_gpt.py --yaml configs/tiny_gpt.yaml
 """
 
+from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.legacy.model import GPTModel, ModelType
 from mindspeed_ms.training import pretrain
-from mindspeed_ms.training.global_vars import get_all_config
 
 
 def model_provider(pre_process: bool = True, post_process: bool = True) -> GPTModel:

@@ -2,7 +2,7 @@
 
 The extensions are optional: without a compiler the installation succeeds and the portable versions
 are used. They are plain shared objects, loaded with ctypes by ``mindspeed_ms/ops/cpu/library.py``,
-``mindspeed_ms/core/datasets/native.py`` and ``mindspeed_ms/core/dist_checkpointing/native.py``.
+``mindspeed_ms/data/native.py`` and ``mindspeed_ms/formats/containers/native.py``.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ KERNELS = [
     for level, flags in LEVELS.items()
 ]
 INDICES = Extension(
-    "mindspeed_ms.core.datasets._kernels_indices",
-    sources=["mindspeed_ms/core/datasets/csrc/indices.cpp"],
+    "mindspeed_ms.data._kernels_indices",
+    sources=["mindspeed_ms/data/csrc/indices.cpp"],
     extra_compile_args=["-std=c++17", "-O2", "-g0", "-fvisibility=hidden"],
     language="c++",
     optional=True,
 )
 DIGEST = Extension(
-    "mindspeed_ms.core.dist_checkpointing._kernels_digest",
-    sources=sorted(map(str, Path("mindspeed_ms/core/dist_checkpointing/csrc").glob("*.cpp"))),
+    "mindspeed_ms.formats.containers._kernels_digest",
+    sources=sorted(map(str, Path("mindspeed_ms/formats/containers/csrc").glob("*.cpp"))),
     extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"],
     language="c++",
     optional=True,

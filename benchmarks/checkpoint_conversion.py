@@ -28,13 +28,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-from mindspeed_ms.core.dist_checkpointing.catalog import Catalog, StoredPiece, StoredTensor
-from mindspeed_ms.core.dist_checkpointing.formats import convert as engine
-from mindspeed_ms.core.dist_checkpointing.formats import own_writer
-from mindspeed_ms.core.dist_checkpointing.formats.facts import ModelFacts
-from mindspeed_ms.core.dist_checkpointing.formats.huggingface import links
-from mindspeed_ms.core.dist_checkpointing.formats.source import Source
-from mindspeed_ms.core.dist_checkpointing.region import Region, Span
+from mindspeed_ms.formats import convert as engine
+from mindspeed_ms.formats import own_writer
+from mindspeed_ms.formats.catalog import Catalog, StoredPiece, StoredTensor
+from mindspeed_ms.formats.facts import ModelFacts
+from mindspeed_ms.formats.huggingface import links
+from mindspeed_ms.formats.source import Source
+from mindspeed_ms.plan.region import Region, Span
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS, HEADS, GROUPS, VOCABULARY = 8, 16, 4, 8192

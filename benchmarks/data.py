@@ -17,21 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_ms.core.datasets.blending import build_blending_indices
-from mindspeed_ms.core.datasets.builder import build_train_valid_test_datasets
-from mindspeed_ms.core.datasets.gpt_dataset_config import GPTDatasetConfig, TokenizerInfo
-from mindspeed_ms.core.datasets.gpt_indices import build_sample_index, build_shuffle_index
-from mindspeed_ms.core.datasets.indexed_dataset import (
-    IndexedDatasetBuilder,
-    get_bin_path,
-    get_idx_path,
-)
-from mindspeed_ms.core.datasets.loader import LoaderSettings
-from mindspeed_ms.core.datasets.native import native_indices
-from mindspeed_ms.core.datasets.samplers import randperm
-from mindspeed_ms.legacy.data.data_samplers import build_pretraining_data_loader
-from mindspeed_ms.training.tokenizer import build_tokenizer
-from mindspeed_ms.training.tokenizer.corpus import Encoder, read_chunks
+from mindspeed_ms.data.blending import build_blending_indices
+from mindspeed_ms.data.builder import build_train_valid_test_datasets
+from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig, TokenizerInfo
+from mindspeed_ms.data.gpt_indices import build_sample_index, build_shuffle_index
+from mindspeed_ms.data.indexed_dataset import IndexedDatasetBuilder, get_bin_path, get_idx_path
+from mindspeed_ms.data.loader import LoaderSettings
+from mindspeed_ms.data.native import native_indices
+from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
+from mindspeed_ms.data.samplers import randperm
+from mindspeed_ms.data.tokenizers import build_tokenizer
+from mindspeed_ms.data.tokenizers.corpus import Encoder, read_chunks
 
 TINY_MODEL = Path(__file__).parents[1] / "data" / "tiny" / "tok.model"
 WORDS = "the keeper opens the dome and counts meteors before midnight in the north".split()

@@ -27,8 +27,8 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.config import ModelParallelConfig, OptimizerConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import ModelParallelConfig, OptimizerConfig
 from mindspeed_ms.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from mindspeed_ms.core.optimizer import get_megatron_optimizer
 from mindspeed_ms.core.parameter import (

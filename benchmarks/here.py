@@ -13,10 +13,10 @@ from reference_model import FLAGS
 from turns import Turn
 
 from mindspeed_ms.backend import comm
+from mindspeed_ms.engine.current_config import get_all_config
+from mindspeed_ms.engine.train_loop import StepReport
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain
-from mindspeed_ms.training.global_vars import get_all_config
-from mindspeed_ms.training.train_loop import StepReport
 
 
 def main() -> None:

@@ -26,17 +26,17 @@ from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.num_microbatches_calculator import get_num_microbatches
 from mindspeed_ms.core.pipeline_parallel import get_forward_backward_func
 from mindspeed_ms.core.pipeline_parallel.executor import StepRecord
-from mindspeed_ms.core.pipeline_parallel.schedule_plan import Shape
 from mindspeed_ms.core.pipeline_parallel.timeline import (
     PASSES,
     Timeline,
     measured,
     theoretical_bubble_ratio,
 )
+from mindspeed_ms.engine.current_config import get_all_config
+from mindspeed_ms.engine.forward_step import default_forward_step
 from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.plan.schedule_plan import Shape
 from mindspeed_ms.training import initialize_megatron
-from mindspeed_ms.training.forward import default_forward_step
-from mindspeed_ms.training.global_vars import get_all_config
 from mindspeed_ms.training.training import get_model
 
 WARM_UP, MEASURED = 2, 7

@@ -30,11 +30,11 @@ from reference_model import FLAGS
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, device
+from mindspeed_ms.engine.current_config import get_all_config
+from mindspeed_ms.engine.train_loop import StepReport
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.ops.cpu import timing
 from mindspeed_ms.training import initialize_megatron, pretrain
-from mindspeed_ms.training.global_vars import get_all_config
-from mindspeed_ms.training.train_loop import StepReport
 
 FIRST_MEASURED, LAST_MEASURED, TAKEN_APART = 5, 15, 5
 

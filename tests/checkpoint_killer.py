@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_ms.backend import comm, memory
-from mindspeed_ms.core.dist_checkpointing import own_format
-from mindspeed_ms.core.dist_checkpointing.catalog import TensorReader
-from mindspeed_ms.core.dist_checkpointing.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor
-from mindspeed_ms.core.dist_checkpointing.new_file import FileRecord
-from mindspeed_ms.core.dist_checkpointing.region import Region, Span
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
+from mindspeed_ms.formats import own_format
+from mindspeed_ms.formats.catalog import TensorReader
+from mindspeed_ms.formats.containers.new_file import FileRecord
+from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
+from mindspeed_ms.plan.region import Region, Span
 
 CALLS = ("write", "fsync", "replace", "unlink", "rmdir", "open", "mkdir")
 

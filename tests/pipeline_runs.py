@@ -7,9 +7,9 @@ import numpy as np
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.parameter import named_parameters, shard_of
+from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain
-from mindspeed_ms.training.global_vars import get_all_config
 
 VOCAB, SEQ, MICRO_BATCH, GLOBAL_BATCH = 64, 16, 1, 8
 BASE = (

@@ -10,8 +10,8 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.config import ModelParallelConfig, OptimizerConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import ModelParallelConfig, OptimizerConfig
 from mindspeed_ms.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,

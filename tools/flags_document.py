@@ -5,7 +5,7 @@ python tools/flags_document.py
 
 from pathlib import Path
 
-from mindspeed_ms.core.config.flags.markdown import flags_document
+from mindspeed_ms.training.flags.markdown import flags_document
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "flags.md"
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mindspeed_ms.core.datasets.indexed_dataset import IndexedDataset, get_bin_path
-from mindspeed_ms.training.tokenizer import TOKENIZER_TYPES, Tokenizer, build_tokenizer
+from mindspeed_ms.data.indexed_dataset import IndexedDataset, get_bin_path
+from mindspeed_ms.data.tokenizers import TOKENIZER_TYPES, Tokenizer, build_tokenizer
 
 _BAR = 40
 _TOKEN_BLOCK = 1 << 22

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mindspeed_ms.core.datasets.indexed_dataset import (
+from mindspeed_ms.data.indexed_dataset import (
     IndexedDataset,
     IndexedDatasetBuilder,
     get_bin_path,

@@ -10,7 +10,7 @@ import logging
 import sys
 from pathlib import Path
 
-from mindspeed_ms.core.planner.balance_files import answer_lines, solve_file
+from mindspeed_ms.planning.balance_files import answer_lines, solve_file
 
 logger = logging.getLogger("pipeline_balance")
 

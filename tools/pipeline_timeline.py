@@ -19,9 +19,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from mindspeed_ms.core.config import AllConfig, init_configs_from_yaml
-from mindspeed_ms.core.layer_placement import LayerPlacement, layer_placement
-from mindspeed_ms.core.pipeline_parallel.schedule_plan import Forward, Pass, Shape
+from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core.pipeline_parallel.timeline import (
     PASSES,
     Bar,
@@ -31,6 +29,9 @@ from mindspeed_ms.core.pipeline_parallel.timeline import (
     simulate,
     theoretical_bubble_ratio,
 )
+from mindspeed_ms.plan.layer_placement import LayerPlacement, layer_placement
+from mindspeed_ms.plan.schedule_plan import Forward, Pass, Shape
+from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_yaml
 
 WIDTH, ROW, LEFT, TOP = 1600, 36, 80, 40
 """Of the picture, in pixels: its width, a stage's height, space for names and for the title."""

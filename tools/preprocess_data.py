@@ -19,14 +19,14 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import product
 
-from mindspeed_ms.core.datasets.indexed_dataset import (
+from mindspeed_ms.data.indexed_dataset import (
     DType,
     IndexedDatasetBuilder,
     get_bin_path,
     get_idx_path,
 )
-from mindspeed_ms.training.tokenizer import TOKENIZER_TYPES, TokenizerSettings, build_tokenizer
-from mindspeed_ms.training.tokenizer.corpus import (
+from mindspeed_ms.data.tokenizers import TOKENIZER_TYPES, TokenizerSettings, build_tokenizer
+from mindspeed_ms.data.tokenizers.corpus import (
     Chunk,
     EncodedChunk,
     Encoder,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import overload
 
 import mindspore as ms
 import numpy as np
@@ -34,6 +35,26 @@ _NUMPY_OF = {
 
 # What `empty` allocates: MindSpore's own bfloat16 of NumPy, where this NumPy has room for it.
 _ALLOCATED = _NUMPY_OF | ({mstype.bfloat16: np.dtype(bfloat16)} if np_dtype_valid(True) else {})
+
+
+_BY_NAME = {
+    "float32": mstype.float32,
+    "bfloat16": mstype.bfloat16,
+    "float16": mstype.float16,
+}
+
+
+@overload
+def dtype_of(dtype: str | mstype.Type) -> mstype.Type: ...
+
+
+@overload
+def dtype_of(dtype: None) -> None: ...
+
+
+def dtype_of(dtype: str | mstype.Type | None) -> mstype.Type | None:
+    """MindSpore's type for a name of the configuration; a type, or None, is returned as it is."""
+    return _BY_NAME[dtype] if isinstance(dtype, str) else dtype
 
 
 def numpy_dtype(dtype: mstype.Type) -> np.dtype:

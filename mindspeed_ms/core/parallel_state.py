@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.backend.base import Group
-from mindspeed_ms.core.rank_generator import RankGenerator
+from mindspeed_ms.plan.rank_generator import RankGenerator
 
 _DENSE_GROUPS = {
     "tp": "tp",

@@ -16,7 +16,7 @@ from mindspore.common.initializer import Initializer, initializer
 from mindspore.nn import Cell
 
 from mindspeed_ms.backend import memory
-from mindspeed_ms.core.dist_checkpointing.region import Region
+from mindspeed_ms.plan.region import Region
 
 InitMethod = Callable[[Sequence[int]], np.ndarray] | Initializer | str
 """Full (unsharded) shape -> fp32 values; MindSpore initializers and their names work too."""
@@ -132,7 +132,7 @@ def create_parameter(
     local_shape: Sequence[int],
     init_method: InitMethod,
     *,
-    dtype: mstype.Type = mstype.float32,
+    dtype: str | mstype.Type = "float32",
     name: str = "weight",
     shard: ShardSpec = _REPLICATED,
 ) -> Parameter:
@@ -143,7 +143,8 @@ def create_parameter(
     full = initial_values(init_method, shard.full_shape(local_shape))
     values = np.ascontiguousarray(shard.local_slice(full), dtype=np.float32)
     tensor = memory.from_numpy(values)
-    parameter = Parameter(tensor if dtype == mstype.float32 else tensor.astype(dtype), name=name)
+    kind = memory.dtype_of(dtype)
+    parameter = Parameter(tensor if kind == mstype.float32 else tensor.astype(kind), name=name)
     parameter.shard = shard
     return parameter
 

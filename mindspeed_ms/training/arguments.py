@@ -12,16 +12,16 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from mindspeed_ms.core.config import load_sections
-from mindspeed_ms.core.config.derived_args import derive
-from mindspeed_ms.core.config.flags import BY_NAME, ROWS, EntryPoint, Flag, Refused
-from mindspeed_ms.core.config.from_args import (
+from mindspeed_ms.training.derived_args import derive
+from mindspeed_ms.training.flags import BY_NAME, ROWS, EntryPoint, Flag, Refused
+from mindspeed_ms.training.from_args import (
     YamlSource,
     defaults_of_flags,
     override_by_command_line,
     values_of_sections,
 )
-from mindspeed_ms.core.config.megatron_yaml import flags_of, load_megatron_yaml
+from mindspeed_ms.training.yaml_styles.megatron_yaml import flags_of, load_megatron_yaml
+from mindspeed_ms.training.yaml_styles.yaml_files import load_sections
 
 REQUIRED = (
     "num_layers",

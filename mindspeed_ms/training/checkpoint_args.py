@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mindspeed_ms.core.dist_checkpointing.formats.facts import ModelFacts, facts_of
-from mindspeed_ms.core.dist_checkpointing.formats.find import find_checkpoint, open_checkpoint
+from mindspeed_ms.formats.facts import ModelFacts, facts_of
+from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 
 _SWITCHES = {"swiglu": "--swiglu", "squared_relu": "--squared-relu", "fast_gelu": "--openai-gelu"}
 """Activation -> flag."""

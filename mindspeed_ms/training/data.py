@@ -1,47 +1,27 @@
-"""From configuration to datasets on this rank."""
+"""The guide's path of ``mindspeed_ms.engine.datasets``."""
 
-from __future__ import annotations
-
-import json
-from pathlib import Path
-from typing import Any
-
-from mindspeed_ms.backend import comm
-from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import AllConfig, DatasetConfig
-from mindspeed_ms.core.datasets.blended_megatron_dataset_builder import (
-    BlendedMegatronDatasetBuilder,
-)
-from mindspeed_ms.core.datasets.builder import DatasetClass, ThreeDatasets
-from mindspeed_ms.core.datasets.fim_dataset import GPTFIMDataset
-from mindspeed_ms.core.datasets.gpt_dataset import GPTDataset, MockGPTDataset
-from mindspeed_ms.core.datasets.gpt_dataset_config import (
-    GPTDatasetConfig,
-    GPTFIMDatasetConfig,
-    TokenizerInfo,
-    TokenizerLike,
-)
-from mindspeed_ms.core.datasets.loader import LoaderSettings, set_loader_defaults
-from mindspeed_ms.core.datasets.sft_dataset import SFTDataset
-from mindspeed_ms.core.datasets.token_rows import TokenRowsDataset
-from mindspeed_ms.core.datasets.utils import Blend, Split, get_blend_from_list
-from mindspeed_ms.training.batches import (
+from mindspeed_ms.engine.datasets import (
+    DEFAULT_SPLIT,
     MODEL_INPUTS,
     EndlessLoader,
     SharedLoader,
     get_batch,
     get_batch_on_this_cp_rank,
     get_batch_on_this_tp_rank,
+    get_blend_and_blend_per_split,
+    get_train_valid_test_num_samples,
+    gpt_dataset_config,
     is_data_needed_on_rank,
     is_dataset_built_on_rank,
+    set_loader_settings,
+    tokenizer_of,
+    train_valid_test_datasets_provider,
 )
-from mindspeed_ms.training.global_vars import get_all_config
-from mindspeed_ms.training.tokenizer import TokenizerSettings, build_tokenizer
 
 __all__ = [
     "DEFAULT_SPLIT",
-    "MODEL_INPUTS",
     "EndlessLoader",
+    "MODEL_INPUTS",
     "SharedLoader",
     "get_batch",
     "get_batch_on_this_cp_rank",
@@ -55,228 +35,3 @@ __all__ = [
     "tokenizer_of",
     "train_valid_test_datasets_provider",
 ]
-
-DEFAULT_SPLIT = "969, 30, 1"
-
-BlendPerSplit = tuple[Blend | None, Blend | None, Blend | None]
-NumSamples = tuple[int, int | None, int]
-
-
-def set_loader_settings(dataset: DatasetConfig) -> None:
-    """Tell ``build_pretraining_data_loader`` what to load on this rank."""
-    set_loader_defaults(
-        LoaderSettings(
-            micro_batch_size=dataset.batch_size,
-            data_parallel_rank=parallel_state.get_data_parallel_rank(),
-            data_parallel_size=parallel_state.get_data_parallel_world_size(),
-            dataloader_type=dataset.dataloader_type,
-            num_workers=dataset.num_workers,
-            data_sharding=dataset.data_sharding,
-            drop_remainder=dataset.drop_remainder,
-        )
-    )
-
-
-def get_train_valid_test_num_samples(all_config: AllConfig | None = None) -> NumSamples:
-    """Samples that training, validation and test will read; None for a full validation.
-
-    Source: Megatron-LM ``get_train_valid_test_num_samples`` (formulas).
-    """
-    config = all_config or get_all_config()
-    training = config.training_config
-    batch = config.global_batch_size(comm.get_world_size())
-    train_samples = training.train_samples or training.training_iters * batch
-    iterations = train_samples // batch
-    evaluations = iterations // training.eval_interval + 1 if training.eval_interval else 1
-    eval_samples = training.eval_iters * batch
-    valid_samples = None if training.full_validation else evaluations * eval_samples
-    return train_samples, valid_samples, eval_samples
-
-
-def train_valid_test_datasets_provider(num_samples: NumSamples) -> ThreeDatasets:
-    """The datasets of the run's configuration.
-
-    Parallelism: called by every rank together; ranks that read no data get None.
-    """
-    config = get_all_config()
-    options = gpt_dataset_config(config)
-    builder = BlendedMegatronDatasetBuilder(
-        dataset_class(config, options),
-        num_samples,
-        lambda: is_dataset_built_on_rank(config),
-        options,
-    )
-    return builder.build()
-
-
-def dataset_class(config: AllConfig, options: GPTDatasetConfig) -> DatasetClass:
-    """Class of the configured datasets.
-
-    Raises:
-        ValueError: a data path ends in .npy or .mindrecord, another does not.
-    """
-    if config.dataset_config.sft:
-        return SFTDataset
-    if config.dataset_config.fim_data:
-        return GPTFIMDataset
-    if options.mock:
-        return MockGPTDataset
-    blends = [options.blend] if options.blend else list(options.blend_per_split or ())
-    prefixes = [prefix for blend in blends if blend is not None for prefix in blend[0]]
-    are_rows = [prefix.endswith((".npy", ".mindrecord")) for prefix in prefixes]
-    if any(are_rows) and not all(are_rows):
-        raise ValueError(
-            f"data paths {prefixes} name rows of tokens (.npy, .mindrecord) and token files; use "
-            "one kind only"
-        )
-    return TokenRowsDataset if any(are_rows) else GPTDataset
-
-
-def get_blend_and_blend_per_split(
-    dataset: DatasetConfig,
-) -> tuple[Blend | None, BlendPerSplit | None]:
-    """Data paths and their weights: for all splits together, or for each split.
-
-    Raises:
-        ValueError: two sources for the same, or a file that cannot be read.
-    """
-    per_split = (dataset.train_data_path, dataset.valid_data_path, dataset.test_data_path)
-    given = {
-        "data_path": dataset.data_path is not None,
-        "data_args_path": dataset.data_args_path is not None,
-        "train/valid/test_data_path": any(paths is not None for paths in per_split),
-        "per_split_data_args_path": dataset.per_split_data_args_path is not None,
-    }
-    names = [name for name, is_given in given.items() if is_given]
-    if len(names) > 1:
-        raise ValueError(f"{' and '.join(names)} are given; name the data in one way, keep one")
-    if dataset.data_args_path is not None:
-        words = _read(dataset.data_args_path, "data_args_path").split()
-        return get_blend_from_list(words), None
-    if dataset.data_path is not None:
-        return get_blend_from_list(dataset.data_path), None
-    if dataset.per_split_data_args_path is not None:
-        return None, _blends_of_file(dataset.per_split_data_args_path)
-    if any(paths is not None for paths in per_split):
-        train, valid, test = (get_blend_from_list(paths) for paths in per_split)
-        return None, (train, valid, test)
-    return None, None
-
-
-def _blends_of_file(path: str) -> BlendPerSplit:
-    content = _read_json(path, "per_split_data_args_path")
-    missing = [split.name for split in Split if split.name not in content]
-    if missing:
-        raise ValueError(
-            f"per_split_data_args_path {path} has no {', '.join(missing)}; it must hold train, "
-            "valid and test, each a list of words, a text, or null"
-        )
-    lists = [content[split.name] for split in Split]
-    words = [text.split() if isinstance(text, str) else text for text in lists]
-    train, valid, test = (get_blend_from_list(one or None) for one in words)
-    return train, valid, test
-
-
-def _read(path: str, name: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} {path} cannot be read ({error}); correct the path") from error
-
-
-def _read_json(path: str, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(_read(path, name))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} {path} is not JSON ({error}); correct the file") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} {path} holds a JSON {type(content).__name__}, not an object")
-    return content
-
-
-def gpt_dataset_config(config: AllConfig) -> GPTDatasetConfig:
-    """Options of the datasets.
-
-    Raises:
-        ValueError: no data was named, or options that contradict each other.
-    """
-    dataset = config.dataset_config
-    blend, blend_per_split = get_blend_and_blend_per_split(dataset)
-    if blend is None and blend_per_split is None and not dataset.mock_data:
-        raise ValueError(
-            "no training data is given; set data_path to the prefix of a .bin/.idx pair, or "
-            "mock_data to train on made-up tokens"
-        )
-    sequences = None
-    if dataset.per_dataset_sequences_path is not None:
-        sequences = _read_json(dataset.per_dataset_sequences_path, "per_dataset_sequences_path")
-    options: dict[str, Any] = {
-        "random_seed": config.training_config.seed,
-        "sequence_length": config.model_config.seq_length,
-        "tokenizer": tokenizer_of(config),
-        "blend": blend,
-        "blend_per_split": blend_per_split,
-        "split": (dataset.split or DEFAULT_SPLIT) if blend is not None else None,
-        "multiple_validation_sets": dataset.multiple_validation_sets,
-        "full_validation": config.training_config.full_validation,
-        "num_dataset_builder_threads": dataset.num_dataset_builder_threads,
-        "path_to_cache": dataset.data_cache_path,
-        "mmap_bin_files": dataset.mmap_bin_files,
-        "reset_position_ids": dataset.reset_position_ids,
-        "reset_attention_mask": dataset.reset_attention_mask,
-        "eod_mask_loss": dataset.eod_mask_loss,
-        # Causal masks and documents are options of the attention kernel, not dense masks.
-        "create_attention_mask": config.parallel_config.attention_mask_type == "general",
-        "mid_level_dataset_surplus": dataset.mid_level_dataset_surplus,
-        "allow_ambiguous_pad_tokens": dataset.allow_ambiguous_pad_tokens,
-        "context_parallel_size": config.parallel_config.context_parallel_size,
-        "sequences_per_dataset": sequences,
-    }
-    if options["random_seed"] is None:
-        options["random_seed"] = 1234
-    if not dataset.fim_data:
-        return GPTDatasetConfig(**options)
-    tokens = {
-        "prefix": dataset.fim_prefix_token,
-        "middle": dataset.fim_middle_token,
-        "suffix": dataset.fim_suffix_token,
-        "pad": dataset.fim_pad_token,
-        "eod": dataset.fim_eod_token,
-    }
-    return GPTFIMDatasetConfig(
-        **options,
-        fim_rate=dataset.fim_rate,
-        fim_spm_rate=dataset.fim_spm_rate,
-        fim_extra_tokens=tokens,
-        fim_split_sample=dataset.fim_split_sample,
-        fim_fragment_rate=dataset.fim_fragment_rate,
-        fim_no_prefix=dataset.fim_no_prefix,
-    )
-
-
-def tokenizer_of(config: AllConfig) -> TokenizerLike:
-    """The configured tokenizer, or what is known of it when the data is already tokenized."""
-    dataset = config.dataset_config
-    if dataset.tokenizer_type is None:
-        return TokenizerInfo(
-            vocab_size=config.model_config.vocab_size,
-            eod=dataset.eos_token_id,
-            eos=dataset.eos_token_id,
-            pad=dataset.pad_token_id,
-        )
-    return build_tokenizer(
-        TokenizerSettings(
-            tokenizer_type=dataset.tokenizer_type,
-            tokenizer_model=dataset.tokenizer_model,
-            vocab_file=dataset.vocab_file,
-            merge_file=dataset.merge_file,
-            vocab_size=dataset.vocab_size,
-            vocab_extra_ids=dataset.vocab_extra_ids,
-            tiktoken_pattern=dataset.tiktoken_pattern,
-            tiktoken_num_special_tokens=dataset.tiktoken_num_special_tokens,
-            tiktoken_special_tokens=dataset.tiktoken_special_tokens,
-            tokenizer_use_fast=dataset.tokenizer_use_fast,
-            trust_remote_code=dataset.trust_remote_code,
-            sft_tokenizer_prompt_format=dataset.sft_tokenizer_prompt_format,
-        )
-    )

@@ -7,27 +7,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from mindspeed_ms.backend import launch
-from mindspeed_ms.core.config import (
-    AllConfig,
-    init_configs_from_args,
-    padded_vocab_size,
-    unsupported_reason,
-)
-from mindspeed_ms.core.planner.plan import make_plan
-from mindspeed_ms.core.planner.report import plan_lines
-from mindspeed_ms.core.planner.suggest import suggest, suggestion_lines, with_memory
-from mindspeed_ms.core.planner.timing import Device
+from mindspeed_ms.config import AllConfig, padded_vocab_size, unsupported_reason
+from mindspeed_ms.data.tokenizers import build_tokenizer
+from mindspeed_ms.engine.output import print_rank_0, set_up_output
+from mindspeed_ms.planning.plan import make_plan
+from mindspeed_ms.planning.report import plan_lines
+from mindspeed_ms.planning.suggest import suggest, suggestion_lines, with_memory
+from mindspeed_ms.planning.timing import Device
 from mindspeed_ms.training.arguments import validate_args
 from mindspeed_ms.training.entry import USER_ERROR_STATUS
-from mindspeed_ms.training.output import (
-    config_lines,
-    dotted,
-    print_arguments,
-    print_rank_0,
-    set_up_output,
-)
+from mindspeed_ms.training.from_args import init_configs_from_args
+from mindspeed_ms.training.print_arguments import config_lines, dotted, print_arguments
 from mindspeed_ms.training.scale_down import assume_sizes, scale_down
-from mindspeed_ms.training.tokenizer import build_tokenizer
 
 TYPICAL_VOCABULARIES = MappingProxyType(
     {

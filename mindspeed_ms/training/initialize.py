@@ -8,29 +8,18 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mindspeed_ms import ops
 from mindspeed_ms.backend import comm
-from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import (
-    AllConfig,
-    get_args,
-    init_configs_from_args,
-    set_global_args,
-)
-from mindspeed_ms.core.num_microbatches_calculator import (
-    destroy_num_microbatches_calculator,
-    init_num_microbatches_calculator,
-)
+from mindspeed_ms.data.tokenizers import build_tokenizer, vocab_size_with_padding
+from mindspeed_ms.engine.output import print_rank_0
+from mindspeed_ms.engine.start import set_up_run
 from mindspeed_ms.training.arguments import parse_args, validate_args
 from mindspeed_ms.training.checkpoint_args import flags_from_checkpoint
-from mindspeed_ms.training.data import set_loader_settings
 from mindspeed_ms.training.dry_run import dry_run
 from mindspeed_ms.training.entry import user_errors
-from mindspeed_ms.training.global_vars import set_all_config
-from mindspeed_ms.training.output import print_arguments, print_rank_0, set_up_output
+from mindspeed_ms.training.from_args import init_configs_from_args
+from mindspeed_ms.training.global_args import get_args, set_global_args
+from mindspeed_ms.training.print_arguments import print_arguments
 from mindspeed_ms.training.scale_down import scale_down
-from mindspeed_ms.training.tokenizer import build_tokenizer, vocab_size_with_padding
-from mindspeed_ms.training.utils import set_parallel_context, set_seed
 
 __all__ = ["get_args", "initialize_megatron", "set_up_run"]
 
@@ -90,46 +79,3 @@ def _complete_vocabulary(args: argparse.Namespace) -> None:
     args.padded_vocab_size = vocab_size_with_padding(
         tokenizer.vocab_size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size
     )
-
-
-def set_up_run(all_config: AllConfig) -> None:
-    """Make this process ready for a configuration: groups, seeds, batch sizes, output, kernels.
-
-    Raises:
-        ValueError: the configuration does not fit the number of ranks.
-    """
-    comm.init_process_group()
-    world_size = comm.get_world_size()
-    all_config.validate(world_size)
-    set_all_config(all_config)
-    training, dataset = all_config.training_config, all_config.dataset_config
-    set_up_output(training.logging_level)
-    set_parallel_context(all_config.parallel_config)
-    set_seed(training.seed, all_config.parallel_config.use_cpu_initialization)
-    set_loader_settings(dataset)
-    destroy_num_microbatches_calculator()
-    init_num_microbatches_calculator(
-        comm.get_rank(),
-        training.rampup_batch_size,
-        all_config.global_batch_size(world_size),
-        dataset.batch_size,
-        parallel_state.get_data_parallel_world_size(),
-        training.decrease_batch_size_if_needed,
-        training.step_batch_size_schedule,
-        all_config.model_config.seq_length,
-    )
-    _report_layout(all_config)
-
-
-def _report_layout(all_config: AllConfig) -> None:
-    parallel = all_config.parallel_config
-    world_size = comm.get_world_size()
-    print_rank_0(
-        f"using world size: {world_size}, "
-        f"data-parallel size: {parallel.data_parallel_size(world_size)}, "
-        f"context-parallel size: {parallel.context_parallel_size}, "
-        f"tensor-model-parallel size: {parallel.tensor_model_parallel_size}, "
-        f"pipeline-model-parallel size: {parallel.pipeline_model_parallel_size}"
-    )
-    for line in ops.report().splitlines():
-        print_rank_0(line)

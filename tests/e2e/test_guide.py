@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mindspeed_ms.core.config import init_configs_from_yaml
+from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_yaml
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -40,12 +40,12 @@ TRAIN_YAML, ACCELERATE_YAML, MODEL_YAML = (
 GLUE = """
 import mindspore as ms
 from mindspeed_ms.core.config import get_args, init_configs_from_args
-from mindspeed_ms.legacy.data.data_samplers import build_pretraining_data_loader
-from mindspeed_ms.training.data import (
+from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
+from mindspeed_ms.engine.datasets import (
     get_batch, get_train_valid_test_num_samples, train_valid_test_datasets_provider,
 )
 from mindspeed_ms.training.initialize import initialize_megatron
-from mindspeed_ms.training.utils import set_parallel_context, set_seed
+from mindspeed_ms.engine.parallel_setup import set_parallel_context, set_seed
 
 def _add_pangu_args(parser):
     group = parser.add_argument_group("pangu")

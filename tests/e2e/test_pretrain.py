@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindspeed_ms.core.datasets.indexed_dataset import IndexedDatasetBuilder
+from mindspeed_ms.data.indexed_dataset import IndexedDatasetBuilder
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]

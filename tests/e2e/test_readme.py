@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_ms.core.config import init_configs_from_yaml
 from mindspeed_ms.training.arguments import parse_args
+from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_yaml
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,13 +8,8 @@ import ops_reference as ref
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.config import DatasetConfig, MoEConfig, OptimizerConfig, TransformerConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import (
-    DatasetConfig,
-    MoEConfig,
-    OptimizerConfig,
-    TransformerConfig,
-)
 from mindspeed_ms.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -22,8 +17,8 @@ from mindspeed_ms.core.distributed import (
 )
 from mindspeed_ms.core.optimizer import get_megatron_optimizer
 from mindspeed_ms.core.parameter import named_parameters
+from mindspeed_ms.engine.parallel_setup import set_seed
 from mindspeed_ms.legacy.model import GPTModel
-from mindspeed_ms.training.utils import set_seed
 
 BATCH, SEQ, VOCAB, EOD = 2, 16, 32, 3
 

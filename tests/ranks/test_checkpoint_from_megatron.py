@@ -6,15 +6,11 @@ import numpy as np
 import pytest
 
 from mindspeed_ms.backend import comm
-from mindspeed_ms.core.dist_checkpointing.catalog import TensorReader
-from mindspeed_ms.core.dist_checkpointing.formats.convert import (
-    ConvertOptions,
-    convert,
-    open_source,
-)
+from mindspeed_ms.engine.current_config import get_all_config
+from mindspeed_ms.formats.catalog import TensorReader
+from mindspeed_ms.formats.convert import ConvertOptions, convert, open_source
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain
-from mindspeed_ms.training.global_vars import get_all_config
 from tools import parity
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

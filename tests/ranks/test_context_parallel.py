@@ -9,8 +9,8 @@ import pytest
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.random import Generator
+from mindspeed_ms.config import ModelParallelConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import ModelParallelConfig, init_configs_from_dict
 from mindspeed_ms.core.context_parallel import (
     context_parallel,
     context_parallel_attention,
@@ -18,9 +18,10 @@ from mindspeed_ms.core.context_parallel import (
     share_of_draws,
     sum_over_sequence,
 )
-from mindspeed_ms.core.datasets.sequence_slices import positions_on_cp_rank
-from mindspeed_ms.core.planner.communication import context_bytes_of_layer
-from mindspeed_ms.training.utils import set_parallel_context
+from mindspeed_ms.engine.parallel_setup import set_parallel_context
+from mindspeed_ms.plan.sequence_slices import positions_on_cp_rank
+from mindspeed_ms.planning.communication import context_bytes_of_layer
+from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_dict
 
 BATCH, HEADS, DIM, VALUE_DIM = 2, 4, 8, 6
 FP32 = 2e-6

@@ -12,8 +12,8 @@ import pipeline_runs
 import pytest
 
 from mindspeed_ms.backend import memory
+from mindspeed_ms.engine.datasets import get_batch_on_this_cp_rank
 from mindspeed_ms.legacy.model import GPTModel
-from mindspeed_ms.training.data import get_batch_on_this_cp_rank
 from tools import compare_layouts as tool
 from tools import parity
 

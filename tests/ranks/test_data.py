@@ -9,14 +9,12 @@ import pytest
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.datasets import turns
-from mindspeed_ms.core.datasets.blended_megatron_dataset_builder import (
-    BlendedMegatronDatasetBuilder,
-)
-from mindspeed_ms.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, TokenizerInfo
-from mindspeed_ms.core.datasets.loader import LoaderSettings
-from mindspeed_ms.legacy.data.data_samplers import build_pretraining_data_loader
-from mindspeed_ms.training.batches import SharedLoader
+from mindspeed_ms.data import turns
+from mindspeed_ms.data.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from mindspeed_ms.data.gpt_dataset import GPTDataset, GPTDatasetConfig, TokenizerInfo
+from mindspeed_ms.data.loader import LoaderSettings
+from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
+from mindspeed_ms.engine.micro_batches import SharedLoader
 
 pytestmark = pytest.mark.ranks
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

@@ -8,13 +8,8 @@ import pytest
 from checkpoint_runs import NO_DROPOUT, run
 
 from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.config import DatasetConfig, ModelParallelConfig, MoEConfig, TransformerConfig
 from mindspeed_ms.core import aux_losses, parallel_state
-from mindspeed_ms.core.config import (
-    DatasetConfig,
-    ModelParallelConfig,
-    MoEConfig,
-    TransformerConfig,
-)
 from mindspeed_ms.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -22,6 +17,8 @@ from mindspeed_ms.core.distributed import (
 )
 from mindspeed_ms.core.parameter import named_parameters, shard_of
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization
+from mindspeed_ms.engine.current_config import get_all_config
+from mindspeed_ms.engine.parallel_setup import set_seed
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.legacy.model.megatron_names import megatron_name
 from mindspeed_ms.legacy.model.moe import MoELayer, Routing
@@ -29,8 +26,6 @@ from mindspeed_ms.legacy.model.moe.dispatch_plan import drop_over_capacity, expe
 from mindspeed_ms.legacy.model.moe.experts import local_experts
 from mindspeed_ms.legacy.model.moe.token_dispatcher import get_token_dispatcher
 from mindspeed_ms.training import initialize_megatron, pretrain
-from mindspeed_ms.training.global_vars import get_all_config
-from mindspeed_ms.training.utils import set_seed
 from tools import parity
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

@@ -11,16 +11,16 @@ import pytest
 from mindspore.nn import Cell
 
 from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.config import ModelParallelConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import ModelParallelConfig
 from mindspeed_ms.core.parameter import create_parameter, named_parameters
 from mindspeed_ms.core.pipeline_parallel import get_forward_backward_func
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization
+from mindspeed_ms.engine.forward_step import default_forward_step
+from mindspeed_ms.engine.model_chunks import build_model_chunks, get_model
+from mindspeed_ms.engine.train_loop import mean_losses
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.legacy.model.transformer import plan_of_this_chunk
-from mindspeed_ms.training.forward import default_forward_step
-from mindspeed_ms.training.train_loop import mean_losses
-from mindspeed_ms.training.training import build_model_chunks, get_model
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 

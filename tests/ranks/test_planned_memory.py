@@ -9,12 +9,12 @@ import pytest
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, device, memory
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import init_configs_from_args
 from mindspeed_ms.core.optimizer import get_megatron_optimizer
 from mindspeed_ms.core.parameter import make_ready, named_parameters
-from mindspeed_ms.core.planner.activations import stage_activations
-from mindspeed_ms.core.planner.memory import stage_state
+from mindspeed_ms.planning.activations import stage_activations
+from mindspeed_ms.planning.memory import stage_state
 from mindspeed_ms.training.arguments import parse_args, validate_args
+from mindspeed_ms.training.from_args import init_configs_from_args
 from mindspeed_ms.training.initialize import set_up_run
 from mindspeed_ms.training.training import get_model
 

@@ -11,11 +11,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from test_flag_table import SCRIPTS, expanded  # noqa: E402 (found by the line above)
 
 from mindspeed_ms.backend import comm
+from mindspeed_ms.config import unsupported_reason
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import unsupported_reason
+from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.training import initialize_megatron, pretrain
 from mindspeed_ms.training.arguments import parse_args
-from mindspeed_ms.training.global_vars import get_all_config
 
 pytestmark = pytest.mark.ranks
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.config import ModelParallelConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import ModelParallelConfig
 from mindspeed_ms.core.parameter import GradSink
 from mindspeed_ms.core.tensor_parallel import (
     ColumnParallelLinear,

@@ -4,7 +4,7 @@ import pytest
 
 from mindspeed_ms.backend import autograd, comm
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.training.utils import set_seed
+from mindspeed_ms.engine.parallel_setup import set_seed
 
 
 @pytest.fixture

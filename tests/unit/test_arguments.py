@@ -7,22 +7,20 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from mindspore.common import dtype as mstype
 
-from mindspeed_ms.core.config import (
-    SECTION_CLASSES,
-    MoEConfig,
-    TrainingConfig,
-    init_configs_from_args,
-    init_configs_from_yaml,
-    no_effect_report,
-    to_yaml,
-)
-from mindspeed_ms.core.config.flags import BY_NAME, ROWS, Field, Refused
-from mindspeed_ms.core.config.flags.row import eval_list, field_doc
-from mindspeed_ms.core.config.from_args import INVERSES, RESETS, TRANSFORMS
-from mindspeed_ms.core.config.section import field_default
+from mindspeed_ms.config import SECTION_CLASSES, MoEConfig, TrainingConfig, to_yaml
+from mindspeed_ms.config.section import field_default
 from mindspeed_ms.training.arguments import build_parser, parse_args, validate_args
+from mindspeed_ms.training.flags import BY_NAME, ROWS, Field, Refused
+from mindspeed_ms.training.flags.row import eval_list, field_doc
+from mindspeed_ms.training.from_args import (
+    INVERSES,
+    RESETS,
+    TRANSFORMS,
+    init_configs_from_args,
+    no_effect_report,
+)
+from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_yaml
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data/golden_config.json").read_text())
 SIZES = (
@@ -47,7 +45,7 @@ def read(config, path):
 # --- the guide's tables: argument, field, default of the guide, words that set it, value read back.
 # A default of ... means that the guide names none.
 
-BF16, FP16, FP32 = mstype.bfloat16, mstype.float16, mstype.float32
+BF16, FP16, FP32 = "bfloat16", "float16", "float32"
 MODEL, TRAIN, DATA = "model_config.", "training_config.", "dataset_config."
 OPTIM, PARALLEL = "optimizer_config.", "parallel_config."
 GQA = "--group-query-attention"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mindspeed_ms.core.planner.balance import (
+from mindspeed_ms.planning.balance import (
     Measured,
     MemoryModel,
     Problem,
@@ -20,7 +20,7 @@ from mindspeed_ms.core.planner.balance import (
     forwards_in_flight,
     timeline_of,
 )
-from mindspeed_ms.core.planner.balance_files import answer_lines, solve_file
+from mindspeed_ms.planning.balance_files import answer_lines, solve_file
 
 ROOT = Path(__file__).parents[2]
 TRUTH = MemoryModel(static=600.0, kept=250.0, saved={"recompute": 220.0}, constant=900.0)

@@ -5,11 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_ms.core.datasets import blending, native
-from mindspeed_ms.core.datasets.blending import (
-    build_blending_indices,
-    build_exhaustive_blending_indices,
-)
+from mindspeed_ms.data import blending, native
+from mindspeed_ms.data.blending import build_blending_indices, build_exhaustive_blending_indices
 
 
 def literal(weights, size, limits=None):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mindspeed_ms.training.tokenizer import (
+from mindspeed_ms.data.tokenizers import (
     GPT2BPETokenizer,
     HuggingFaceTokenizer,
     SFTTokenizer,

@@ -9,7 +9,7 @@ from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core.distributed import DistributedDataParallelConfig
 from mindspeed_ms.core.distributed.bucket import Bucket, BucketState, Reduction, add_, scale_
 from mindspeed_ms.core.distributed.sharded_grads import ScratchPool
-from mindspeed_ms.core.param_layout import BucketSpan, Slot
+from mindspeed_ms.plan.param_layout import BucketSpan, Slot
 
 ALONE = Group((0,), 0, "alone")
 SPAN = BucketSpan(

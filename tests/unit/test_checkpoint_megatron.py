@@ -11,19 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindspeed_ms.core.dist_checkpointing.catalog import TensorReader
-from mindspeed_ms.core.dist_checkpointing.formats import convert as engine
-from mindspeed_ms.core.dist_checkpointing.formats import names, torch_file, zip_writer
-from mindspeed_ms.core.dist_checkpointing.formats.convert import (
-    ConvertOptions,
-    convert,
-    diff,
-    open_source,
-)
-from mindspeed_ms.core.dist_checkpointing.formats.find import find_checkpoint, open_checkpoint
-from mindspeed_ms.core.dist_checkpointing.formats.torch_file import SafeUnpickler, TorchFile
-from mindspeed_ms.core.dist_checkpointing.formats.torch_writer import TensorSpec, write_file
-from mindspeed_ms.core.dist_checkpointing.new_file import NewFile
+from mindspeed_ms.formats import convert as engine
+from mindspeed_ms.formats import names
+from mindspeed_ms.formats.catalog import TensorReader
+from mindspeed_ms.formats.containers import torch_file, zip_writer
+from mindspeed_ms.formats.containers.new_file import NewFile
+from mindspeed_ms.formats.containers.torch_file import SafeUnpickler, TorchFile
+from mindspeed_ms.formats.containers.torch_writer import TensorSpec, write_file
+from mindspeed_ms.formats.convert import ConvertOptions, convert, diff, open_source
+from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 MEGATRON_CORE = GOLDEN.parent / "megatron_core"
@@ -228,7 +224,7 @@ def test_files_of_torch_itself(tmp_path):
 
 
 def torch_file_tensor(ref, piece):
-    from mindspeed_ms.core.dist_checkpointing.catalog import StoredTensor
+    from mindspeed_ms.formats.catalog import StoredTensor
 
     return StoredTensor(ref.shape, ref.storage.dtype, [piece])
 

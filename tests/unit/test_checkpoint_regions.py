@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_ms.core.dist_checkpointing import digest, dtypes, native
-from mindspeed_ms.core.dist_checkpointing.catalog import (
+from mindspeed_ms.core.parameter import ShardSpec
+from mindspeed_ms.formats import dtypes, names
+from mindspeed_ms.formats.catalog import (
     CHUNK_BYTES,
     Catalog,
     StoredPiece,
     StoredTensor,
     TensorReader,
 )
-from mindspeed_ms.core.dist_checkpointing.formats import names
-from mindspeed_ms.core.dist_checkpointing.formats.source import Source
-from mindspeed_ms.core.dist_checkpointing.region import Region, Span, boxes_of_range
-from mindspeed_ms.core.parameter import ShardSpec
+from mindspeed_ms.formats.containers import digest, native
+from mindspeed_ms.formats.source import Source
+from mindspeed_ms.plan.region import Region, Span, boxes_of_range
 
 
 def take(full, region):

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from mindspeed_ms.backend import comm
-from mindspeed_ms.core.dist_checkpointing import mindspore_file, own_format, storage
-from mindspeed_ms.core.dist_checkpointing import safetensors_file as safetensors
-from mindspeed_ms.core.dist_checkpointing.formats.find import find_checkpoint, open_checkpoint
-from mindspeed_ms.core.dist_checkpointing.new_file import NewFile
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
+from mindspeed_ms.formats import own_format
+from mindspeed_ms.formats.containers import mindspore_file, storage
+from mindspeed_ms.formats.containers import safetensors_file as safetensors
+from mindspeed_ms.formats.containers.new_file import NewFile
+from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

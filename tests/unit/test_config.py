@@ -6,7 +6,7 @@ import pickle
 import pytest
 from mindspore.common import dtype as mstype
 
-from mindspeed_ms.core.config import (
+from mindspeed_ms.config import (
     SECTION_CLASSES,
     AllConfig,
     DatasetConfig,
@@ -16,14 +16,13 @@ from mindspeed_ms.core.config import (
     OptimizerConfig,
     TrainingConfig,
     TransformerConfig,
-    get_args,
-    init_configs_from_dict,
     padded_vocab_size,
-    set_global_args,
     unsupported_reason,
 )
-from mindspeed_ms.core.config.dtypes import parse_dtype
-from mindspeed_ms.core.config.section import field_default, field_docs, section_fields
+from mindspeed_ms.config.dtypes import parse_dtype
+from mindspeed_ms.config.section import field_default, field_docs, section_fields
+from mindspeed_ms.training.global_args import get_args, set_global_args
+from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_dict
 
 SIZES = {
     "vocab_size": 512,
@@ -90,14 +89,14 @@ def test_configs_can_be_compared_and_pickled():
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("float32", mstype.float32),
-        ("fp32", mstype.float32),
-        ("bf16", mstype.bfloat16),
-        ("BFloat16", mstype.bfloat16),
-        ("fp16", mstype.float16),
-        ("torch.float16", mstype.float16),
-        ("mindspore.bfloat16", mstype.bfloat16),
-        (mstype.float16, mstype.float16),
+        ("float32", "float32"),
+        ("fp32", "float32"),
+        ("bf16", "bfloat16"),
+        ("BFloat16", "bfloat16"),
+        ("fp16", "float16"),
+        ("torch.float16", "float16"),
+        ("mindspore.bfloat16", "bfloat16"),
+        (mstype.float16, "float16"),
     ],
 )
 def test_data_types_have_many_spellings(given, expected):
@@ -109,7 +108,7 @@ def test_derived_values():
     assert (config.ffn_hidden_size, config.kv_channels) == (256, 16)
     assert (config.max_position_embeddings, config.gated_linear_unit) == (64, False)
     assert config.embedding_init_method_std == config.init_method_std == 0.01
-    assert config.residual_connection_dtype == mstype.float32
+    assert config.residual_connection_dtype == "float32"
     assert config.num_kv_groups == 4
     assert config.has_learned_positions and not config.is_rms_norm
     assert (config.attention_dropout, config.hidden_dropout, config.data_layout) == (0, 0, "BSH")
@@ -124,11 +123,11 @@ def test_swiglu_width_is_eight_thirds_in_multiples_of_64(hidden, ffn):
 
 def test_compute_dtype_follows_the_guide_by_default():
     config = TransformerConfig(**SIZES)
-    assert config.compute_dtype == mstype.float16
-    assert config.params_dtype == mstype.float32
-    assert config.residual_connection_dtype == mstype.float16
+    assert config.compute_dtype == "float16"
+    assert config.params_dtype == "float32"
+    assert config.residual_connection_dtype == "float16"
     residual = TransformerConfig(**SIZES, fp32_residual_connection=True).residual_connection_dtype
-    assert residual == mstype.float32
+    assert residual == "float32"
 
 
 def test_lists_may_be_written_as_text():
@@ -258,9 +257,9 @@ def test_micro_batches(training, micro, world, expected):
 
 def test_bf16_sets_the_types_where_none_are_given():
     config = init_configs_from_dict({"model_config": SIZES, "training_config": {"bf16": True}})
-    assert config.model_config.params_dtype == mstype.bfloat16
-    assert config.model_config.compute_dtype == mstype.bfloat16
-    assert config.parallel_config.recv_dtype == mstype.bfloat16
+    assert config.model_config.params_dtype == "bfloat16"
+    assert config.model_config.compute_dtype == "bfloat16"
+    assert config.parallel_config.recv_dtype == "bfloat16"
     assert config.training_config.accumulate_allreduce_grads_in_fp32
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from mindspeed_ms import ops
 from mindspeed_ms.core.context_parallel.blocks import SharedAttention, block_of
-from mindspeed_ms.core.datasets.sequence_slices import positions_on_cp_rank
+from mindspeed_ms.plan.sequence_slices import positions_on_cp_rank
 
 
 def places_of(ranks, length):

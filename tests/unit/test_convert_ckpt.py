@@ -9,15 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindspeed_ms.core.dist_checkpointing.catalog import TensorReader
-from mindspeed_ms.core.dist_checkpointing.formats import convert as engine
-from mindspeed_ms.core.dist_checkpointing.formats import names, torch_file
-from mindspeed_ms.core.dist_checkpointing.formats.convert import (
-    ConvertOptions,
-    convert,
-    diff,
-    open_source,
-)
+from mindspeed_ms.formats import convert as engine
+from mindspeed_ms.formats import names
+from mindspeed_ms.formats.catalog import TensorReader
+from mindspeed_ms.formats.containers import torch_file
+from mindspeed_ms.formats.convert import ConvertOptions, convert, diff, open_source
 from mindspeed_ms.training.checkpoint_args import flags_from_checkpoint
 from tools.convert_ckpt.__main__ import layer_list, main
 

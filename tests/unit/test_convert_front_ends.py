@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindspeed_ms.core.dist_checkpointing import mindspore_file
-from mindspeed_ms.core.dist_checkpointing.catalog import TensorReader
-from mindspeed_ms.core.dist_checkpointing.formats.convert import ConvertOptions, diff, open_source
-from mindspeed_ms.core.dist_checkpointing.safetensors_file import Entry
+from mindspeed_ms.formats.catalog import TensorReader
+from mindspeed_ms.formats.containers import mindspore_file
+from mindspeed_ms.formats.containers.safetensors_file import Entry
+from mindspeed_ms.formats.convert import ConvertOptions, diff, open_source
 from tools.convert_ckpt import combine_ckpt_dp_zero, convert_ckpt2pt, convert_pt2ckpt
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "ckpt"

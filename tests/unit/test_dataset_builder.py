@@ -7,24 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_ms.core.datasets.blended_dataset import BlendedDataset
-from mindspeed_ms.core.datasets.blending import (
-    build_blending_indices,
-    build_exhaustive_blending_indices,
-)
-from mindspeed_ms.core.datasets.builder import build_train_valid_test_datasets
-from mindspeed_ms.core.datasets.gpt_dataset import (
+from mindspeed_ms.data.blended_dataset import BlendedDataset
+from mindspeed_ms.data.blending import build_blending_indices, build_exhaustive_blending_indices
+from mindspeed_ms.data.builder import build_train_valid_test_datasets
+from mindspeed_ms.data.gpt_dataset import (
     GPTDataset,
     GPTDatasetConfig,
     MockGPTLowLevelDataset,
     TokenizerInfo,
 )
-from mindspeed_ms.core.datasets.indexed_dataset import (
-    IndexedDatasetBuilder,
-    get_bin_path,
-    get_idx_path,
-)
-from mindspeed_ms.core.datasets.utils import (
+from mindspeed_ms.data.indexed_dataset import IndexedDatasetBuilder, get_bin_path, get_idx_path
+from mindspeed_ms.data.utils import (
     Split,
     convert_split_vector_to_split_matrix,
     get_blend_from_list,

@@ -5,20 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from mindspeed_ms.core.datasets.builder import build_train_valid_test_datasets
-from mindspeed_ms.core.datasets.fim_dataset import GPTFIMDataset
-from mindspeed_ms.core.datasets.gpt_dataset_config import (
+from mindspeed_ms.data.builder import build_train_valid_test_datasets
+from mindspeed_ms.data.fim_dataset import GPTFIMDataset
+from mindspeed_ms.data.gpt_dataset_config import (
     GPTDatasetConfig,
     GPTFIMDatasetConfig,
     TokenizerInfo,
 )
-from mindspeed_ms.core.datasets.indexed_dataset import (
-    IndexedDatasetBuilder,
-    get_bin_path,
-    get_idx_path,
-)
-from mindspeed_ms.core.datasets.sft_dataset import SFTDataset, split_conversations
-from mindspeed_ms.core.datasets.token_rows import TokenRowsDataset
+from mindspeed_ms.data.indexed_dataset import IndexedDatasetBuilder, get_bin_path, get_idx_path
+from mindspeed_ms.data.sft_dataset import SFTDataset, split_conversations
+from mindspeed_ms.data.token_rows import TokenRowsDataset
 
 EOD, PREFIX, MIDDLE, SUFFIX, FILL, SPLIT = 0, 120, 121, 122, 123, 124
 NAMES = {
@@ -284,7 +280,7 @@ def test_bad_conversations_are_named(tmp_path):
 
 
 def _split_and_config(config, blend):
-    from mindspeed_ms.core.datasets.utils import Split
+    from mindspeed_ms.data.utils import Split
 
     return Split.train, GPTDatasetConfig(**config, blend=blend)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_ms.core.config import no_effect_report
-from mindspeed_ms.core.config.flags import BY_NAME, ROWS, EntryPoint, Field, NoEffect, Refused
-from mindspeed_ms.core.config.flags.compact import compact
-from mindspeed_ms.core.config.flags.markdown import flags_document
 from mindspeed_ms.training.arguments import parse_args, without_brackets
 from mindspeed_ms.training.dry_run import resolve
+from mindspeed_ms.training.flags import BY_NAME, ROWS, EntryPoint, Field, NoEffect, Refused
+from mindspeed_ms.training.flags.compact import compact
+from mindspeed_ms.training.flags.markdown import flags_document
+from mindspeed_ms.training.from_args import no_effect_report
 
 DATA = Path(__file__).parents[1] / "data"
 DOCUMENT = Path(__file__).parents[2] / "docs/flags.md"

@@ -3,8 +3,8 @@
 import mindspore as ms
 import pytest
 
-from mindspeed_ms.core.config import MoEConfig, TransformerConfig
-from mindspeed_ms.training.flops import flops_per_step, tflops_per_rank
+from mindspeed_ms.config import MoEConfig, TransformerConfig
+from mindspeed_ms.planning.flops import flops_per_step, tflops_per_rank
 
 
 @pytest.mark.parametrize("gated", [False, True])

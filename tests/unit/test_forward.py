@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mindspeed_ms.backend import memory
-from mindspeed_ms.training.data import EndlessLoader, get_batch
-from mindspeed_ms.training.forward import default_forward_step, megatron_forward_step
+from mindspeed_ms.engine.datasets import EndlessLoader, get_batch
+from mindspeed_ms.engine.forward_step import default_forward_step, megatron_forward_step
 
 
 def _batch():

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_ms.core.datasets import gpt_indices
-from mindspeed_ms.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, TokenizerInfo
-from mindspeed_ms.core.datasets.gpt_indices import build_gpt_indices, build_sample_index
-from mindspeed_ms.core.datasets.indexed_dataset import (
+from mindspeed_ms.data import gpt_indices
+from mindspeed_ms.data.gpt_dataset import GPTDataset, GPTDatasetConfig, TokenizerInfo
+from mindspeed_ms.data.gpt_indices import build_gpt_indices, build_sample_index
+from mindspeed_ms.data.indexed_dataset import (
     IndexedDataset,
     IndexedDatasetBuilder,
     get_bin_path,
     get_idx_path,
 )
-from mindspeed_ms.core.datasets.masks import get_ltor_masks_and_position_ids
-from mindspeed_ms.core.datasets.utils import Split
+from mindspeed_ms.data.masks import get_ltor_masks_and_position_ids
+from mindspeed_ms.data.utils import Split
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 GOLDEN_PREFIX = str(GOLDEN / "corpus_text_document")
@@ -205,7 +205,7 @@ def test_sample_index_does_not_depend_on_the_block_size(monkeypatch):
     order = rng.permutation(500).astype(np.int32)
     whole = build_sample_index(lengths, order, 7)
     monkeypatch.setattr(gpt_indices, "native_indices", lambda: None)
-    monkeypatch.setattr("mindspeed_ms.core.datasets.gpt_indices._ROWS_PER_BLOCK", 13)
+    monkeypatch.setattr("mindspeed_ms.data.gpt_indices._ROWS_PER_BLOCK", 13)
     np.testing.assert_array_equal(build_sample_index(lengths, order, 7), whole)
 
 
@@ -432,7 +432,7 @@ def test_an_unfinished_write_leaves_no_cache_file(tmp_path, monkeypatch):
     def fail(*_args, **_options):
         raise OSError("disk full")
 
-    monkeypatch.setattr("mindspeed_ms.core.datasets.index_cache.np.save", fail)
+    monkeypatch.setattr("mindspeed_ms.data.index_cache.np.save", fail)
     with pytest.raises(ValueError, match="disk full"):
         samples_of(tmp_path, [40], 3, path_to_cache=str(tmp_path / "cache"))
     assert list((tmp_path / "cache").iterdir()) == []

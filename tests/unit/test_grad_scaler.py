@@ -2,7 +2,7 @@
 
 import pytest
 
-from mindspeed_ms.core.config import TrainingConfig
+from mindspeed_ms.config import TrainingConfig
 from mindspeed_ms.core.optimizer import ConstantGradScaler, DynamicGradScaler, get_grad_scaler
 from mindspeed_ms.core.optimizer.grad_scaler import ScalePolicy
 

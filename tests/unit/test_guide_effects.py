@@ -10,8 +10,6 @@ from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import init_configs_from_args
-from mindspeed_ms.core.layer_placement import layer_placement
 from mindspeed_ms.core.num_microbatches_calculator import get_num_microbatches
 from mindspeed_ms.core.optimizer import (
     OptimizerParamScheduler,
@@ -19,10 +17,12 @@ from mindspeed_ms.core.optimizer import (
     get_megatron_optimizer,
 )
 from mindspeed_ms.core.parameter import named_parameters
-from mindspeed_ms.core.recompute_plan import recompute_plan
-from mindspeed_ms.legacy.data.data_samplers import build_pretraining_data_loader
+from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
 from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.plan.layer_placement import layer_placement
+from mindspeed_ms.plan.recompute_plan import recompute_plan
 from mindspeed_ms.training.arguments import parse_args, validate_args
+from mindspeed_ms.training.from_args import init_configs_from_args
 from mindspeed_ms.training.initialize import set_up_run
 from mindspeed_ms.training.training import get_model
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_ms.core.datasets.indexed_dataset import (
+from mindspeed_ms.data.indexed_dataset import (
     DType,
     IndexedDataset,
     IndexedDatasetBuilder,
     get_bin_path,
     get_idx_path,
 )
-from mindspeed_ms.core.datasets.token_check import check_token_ids
+from mindspeed_ms.data.token_check import check_token_ids
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 GOLDEN_PREFIX = str(GOLDEN / "corpus_text_document")
@@ -302,8 +302,8 @@ def test_tokens_that_are_no_integers_are_refused(tmp_path):
 
 def test_only_the_start_of_a_large_file_is_checked(tmp_path, monkeypatch):
     dataset = IndexedDataset(write(tmp_path / "x", [[[1, 2, 3, 9]], [[9]]], np.int32))
-    monkeypatch.setattr("mindspeed_ms.core.datasets.token_check.WHOLE_FILE_BELOW", 20)
-    monkeypatch.setattr("mindspeed_ms.core.datasets.token_check.SAMPLE_BYTES", 12)
+    monkeypatch.setattr("mindspeed_ms.data.token_check.WHOLE_FILE_BELOW", 20)
+    monkeypatch.setattr("mindspeed_ms.data.token_check.SAMPLE_BYTES", 12)
     check_token_ids(dataset, 9)
 
 

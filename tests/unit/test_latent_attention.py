@@ -9,10 +9,9 @@ import pytest
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.core.config import DatasetConfig, TransformerConfig
-from mindspeed_ms.core.config.latent_attention_config import LatentAttentionConfig
+from mindspeed_ms.config import DatasetConfig, TransformerConfig
+from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.core.parameter import named_parameters
-from mindspeed_ms.core.recompute_plan import LayerRecompute
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization
 from mindspeed_ms.legacy.model import AttnMaskType, AttnType, GPTModel
 from mindspeed_ms.legacy.model.megatron_names import megatron_name
@@ -22,6 +21,7 @@ from mindspeed_ms.legacy.model.multi_latent_attention import (
     latent_rotary,
     yarn_growth,
 )
+from mindspeed_ms.plan.recompute_plan import LayerRecompute
 
 pytestmark = pytest.mark.usefixtures("single_rank")
 SEQ, BATCH, HIDDEN, HEADS = 6, 2, 12, 3

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mindspeed_ms.core.config import ModelParallelConfig, TransformerConfig
-from mindspeed_ms.core.layer_placement import expand_layout, layer_placement
+from mindspeed_ms.config import ModelParallelConfig, TransformerConfig
+from mindspeed_ms.plan.layer_placement import expand_layout, layer_placement
 
 
 def place(num_layers, **parallel):

@@ -8,11 +8,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from mindspeed_ms.core.config import init_configs_from_args
-from mindspeed_ms.core.datasets.sequence_slices import positions_on_cp_rank
-from mindspeed_ms.training import batches, data, run_data
+from mindspeed_ms.engine import datasets as data
+from mindspeed_ms.engine import micro_batches as batches
+from mindspeed_ms.engine import run_data
+from mindspeed_ms.engine.current_config import set_all_config
+from mindspeed_ms.plan.sequence_slices import positions_on_cp_rank
 from mindspeed_ms.training.arguments import parse_args
-from mindspeed_ms.training.global_vars import set_all_config
+from mindspeed_ms.training.from_args import init_configs_from_args
 
 SIZES = "--num-layers 1 --hidden-size 8 --num-attention-heads 2 --seq-length 4".split()
 BATCH = "--micro-batch-size 2 --global-batch-size 4 --train-iters 10 --lr 1e-3".split()

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from mindspeed_ms.training.log_lines import (
+from mindspeed_ms.engine.log_lines import (
     IntervalReport,
     guide_line,
     megatron_line,

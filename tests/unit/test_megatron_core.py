@@ -15,10 +15,10 @@ import pytest
 from mindspeed_ms.backend import comm
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.parameter import named_buffers, named_parameters, shard_of
+from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.legacy.model.megatron_names import load_megatron_parameters, megatron_name
 from mindspeed_ms.training import initialize_megatron, pretrain
-from mindspeed_ms.training.global_vars import get_all_config
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = DATA / "golden"

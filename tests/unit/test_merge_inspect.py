@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindspeed_ms.core.datasets.indexed_dataset import (
+from mindspeed_ms.data.indexed_dataset import (
     IndexedDataset,
     IndexedDatasetBuilder,
     get_bin_path,

@@ -8,7 +8,7 @@ import pytest
 from mindspore import nn
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.core.config import DatasetConfig, TransformerConfig
+from mindspeed_ms.config import DatasetConfig, TransformerConfig
 from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.legacy.model import (
     AttnMaskType,

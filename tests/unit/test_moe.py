@@ -9,26 +9,23 @@ import ops_reference as ref
 import pytest
 
 from mindspeed_ms.backend import autograd, memory
+from mindspeed_ms.config import DatasetConfig, ModelParallelConfig, MoEConfig, TransformerConfig
 from mindspeed_ms.core import aux_losses
-from mindspeed_ms.core.config import (
-    DatasetConfig,
-    ModelParallelConfig,
-    MoEConfig,
-    TransformerConfig,
-    init_configs_from_dict,
-    init_configs_from_yaml,
-)
 from mindspeed_ms.core.expert_bias import update_expert_biases
 from mindspeed_ms.core.parameter import named_buffers, named_parameters
-from mindspeed_ms.core.planner.parameters import chunk_parameters
 from mindspeed_ms.core.recompute import checkpoint
-from mindspeed_ms.core.recompute_plan import LayerRecompute
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization
+from mindspeed_ms.engine.parallel_setup import set_seed
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.legacy.model.megatron_names import megatron_name
 from mindspeed_ms.legacy.model.moe import GroupedMLP, MoELayer, SequentialMLP, TopKRouter
 from mindspeed_ms.legacy.model.moe.balance_losses import RunningCounts, sinkhorn
-from mindspeed_ms.training.utils import set_seed
+from mindspeed_ms.plan.recompute_plan import LayerRecompute
+from mindspeed_ms.planning.parameters import chunk_parameters
+from mindspeed_ms.training.yaml_styles.yaml_files import (
+    init_configs_from_dict,
+    init_configs_from_yaml,
+)
 
 pytestmark = pytest.mark.usefixtures("single_rank")
 SEQ, BATCH, HIDDEN, WIDTH, EXPERTS = 5, 2, 6, 4, 6

@@ -6,15 +6,15 @@ import ops_reference as ref
 import pytest
 
 from mindspeed_ms.backend import autograd, memory
+from mindspeed_ms.config import DatasetConfig, MoEConfig, TransformerConfig
 from mindspeed_ms.core import aux_losses
-from mindspeed_ms.core.config import DatasetConfig, MoEConfig, TransformerConfig
 from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization
+from mindspeed_ms.engine.layer_losses import collect_layer_losses, mean_layer_losses
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.legacy.model.gpt_model import post_language_model_processing
 from mindspeed_ms.legacy.model.megatron_names import load_megatron_parameters, megatron_name
 from mindspeed_ms.legacy.model.multi_token_prediction import moved_ahead
-from mindspeed_ms.training.layer_losses import collect_layer_losses, mean_layer_losses
 
 pytestmark = pytest.mark.usefixtures("single_rank")
 BATCH, SEQ, VOCAB, HIDDEN = 2, 8, 32, 16

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_ms.core.config import OptimizerConfig, TrainingConfig
+from mindspeed_ms.config import OptimizerConfig, TrainingConfig
 from mindspeed_ms.core.optimizer.optimizer_param_scheduler import (
     OptimizerParamScheduler,
     ParamSchedule,

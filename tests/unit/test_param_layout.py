@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindspeed_ms.core.param_layout import (
+from mindspeed_ms.plan.param_layout import (
     BucketSpan,
     LayoutRules,
     Slot,

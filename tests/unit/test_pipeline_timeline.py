@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 from mindspeed_ms.core.pipeline_parallel.executor import StepRecord, TimedStep
-from mindspeed_ms.core.pipeline_parallel.schedule_plan import Forward, Shape
 from mindspeed_ms.core.pipeline_parallel.timeline import (
     chrome_trace,
     from_chrome_trace,
@@ -14,7 +13,8 @@ from mindspeed_ms.core.pipeline_parallel.timeline import (
     simulate,
     theoretical_bubble_ratio,
 )
-from mindspeed_ms.training.timeline_file import timeline_recorder
+from mindspeed_ms.engine.timeline_file import timeline_recorder
+from mindspeed_ms.plan.schedule_plan import Forward, Shape
 from tools import pipeline_timeline as tool
 
 

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from mindspeed_ms.core.config import init_configs_from_args, init_configs_from_yaml
-from mindspeed_ms.core.pipeline_parallel.schedule_plan import Shape, peak_in_flight, plan
-from mindspeed_ms.core.planner.activations import (
+from mindspeed_ms.plan.recompute_plan import LayerRecompute
+from mindspeed_ms.plan.schedule_plan import Shape, peak_in_flight, plan
+from mindspeed_ms.planning.activations import (
     chunk_bytes,
     head_bytes,
     layer_bytes,
@@ -15,16 +15,17 @@ from mindspeed_ms.core.planner.activations import (
     representative_shape,
     stage_activations,
 )
-from mindspeed_ms.core.planner.communication import stage_traffic
-from mindspeed_ms.core.planner.memory import stage_state
-from mindspeed_ms.core.planner.operations import step_operations
-from mindspeed_ms.core.planner.parameters import chunk_parameters, total_parameters
-from mindspeed_ms.core.planner.plan import make_plan
-from mindspeed_ms.core.planner.report import plan_lines
-from mindspeed_ms.core.planner.suggest import suggest, suggestion_lines, with_memory
-from mindspeed_ms.core.planner.timing import Device, PassSeconds, play, play_long
-from mindspeed_ms.core.recompute_plan import LayerRecompute
+from mindspeed_ms.planning.communication import stage_traffic
+from mindspeed_ms.planning.memory import stage_state
+from mindspeed_ms.planning.operations import step_operations
+from mindspeed_ms.planning.parameters import chunk_parameters, total_parameters
+from mindspeed_ms.planning.plan import make_plan
+from mindspeed_ms.planning.report import plan_lines
+from mindspeed_ms.planning.suggest import suggest, suggestion_lines, with_memory
+from mindspeed_ms.planning.timing import Device, PassSeconds, play, play_long
 from mindspeed_ms.training.arguments import parse_args, validate_args
+from mindspeed_ms.training.from_args import init_configs_from_args
+from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_yaml
 
 SIZES = (
     "--num-layers 8 --hidden-size 64 --num-attention-heads 4 --seq-length 32 "

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindspeed_ms.core.datasets.indexed_dataset import IndexedDataset
-from mindspeed_ms.training.tokenizer import SentencePieceTokenizer, build_tokenizer, corpus
+from mindspeed_ms.data.indexed_dataset import IndexedDataset
+from mindspeed_ms.data.tokenizers import SentencePieceTokenizer, build_tokenizer, corpus
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "data" / "golden"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mindspeed_ms.core.parallel_state import rank_generators
-from mindspeed_ms.core.rank_generator import RankGenerator
+from mindspeed_ms.plan.rank_generator import RankGenerator
 
 
 def test_worked_example_of_sixteen_ranks():

@@ -9,15 +9,15 @@ import pytest
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.core.config import DatasetConfig, ModelParallelConfig, TransformerConfig
-from mindspeed_ms.core.layer_placement import layer_placement
+from mindspeed_ms.config import DatasetConfig, ModelParallelConfig, TransformerConfig
 from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.core.recompute import checkpoint, forgotten
-from mindspeed_ms.core.recompute_plan import check_recompute, count_at, recompute_plan
 from mindspeed_ms.core.tensor_parallel import get_rng_tracker
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization
+from mindspeed_ms.engine.parallel_setup import set_seed
 from mindspeed_ms.legacy.model import GPTModel
-from mindspeed_ms.training.utils import set_seed
+from mindspeed_ms.plan.layer_placement import layer_placement
+from mindspeed_ms.plan.recompute_plan import check_recompute, count_at, recompute_plan
 
 pytestmark = pytest.mark.usefixtures("single_rank")
 BATCH, SEQ, VOCAB = 2, 16, 32

@@ -9,21 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_ms.core.datasets import samplers
-from mindspeed_ms.core.datasets.builder import build_train_valid_test_datasets
-from mindspeed_ms.core.datasets.gpt_dataset import GPTDatasetConfig, TokenizerInfo
-from mindspeed_ms.core.datasets.loader import (
+from mindspeed_ms.data import samplers
+from mindspeed_ms.data.builder import build_train_valid_test_datasets
+from mindspeed_ms.data.gpt_dataset import GPTDatasetConfig, TokenizerInfo
+from mindspeed_ms.data.loader import (
     LoaderSettings,
     PretrainingDataLoader,
     get_loader_defaults,
     set_loader_defaults,
 )
-from mindspeed_ms.core.datasets.samplers import (
+from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
+from mindspeed_ms.data.samplers import (
     MegatronPretrainingRandomSampler,
     MegatronPretrainingSampler,
     randperm,
 )
-from mindspeed_ms.legacy.data.data_samplers import build_pretraining_data_loader
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from mindspeed_ms.core.pipeline_parallel.schedule_plan import (
+from mindspeed_ms.plan.schedule_plan import (
     Backward,
     Exchange,
     Forward,

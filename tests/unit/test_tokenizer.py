@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindspeed_ms.core.datasets.indexed_dataset import IndexedDataset
-from mindspeed_ms.training.tokenizer import (
+from mindspeed_ms.data.indexed_dataset import IndexedDataset
+from mindspeed_ms.data.tokenizers import (
     GPTSentencePieceTokenizer,
     Llama2Tokenizer,
     NullTokenizer,

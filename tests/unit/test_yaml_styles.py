@@ -7,17 +7,16 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mindspore.common import dtype as mstype
 
-from mindspeed_ms.core.config import (
+from mindspeed_ms.config import to_yaml, unsupported_reason
+from mindspeed_ms.config.section import field_names
+from mindspeed_ms.training.yaml_styles.guide_style import TARGETS
+from mindspeed_ms.training.yaml_styles.yaml_files import (
+    find_yaml,
     init_configs_from_dict,
     init_configs_from_yaml,
-    to_yaml,
-    unsupported_reason,
+    load_sections,
 )
-from mindspeed_ms.core.config.guide_style import TARGETS
-from mindspeed_ms.core.config.section import field_names
-from mindspeed_ms.core.config.yaml_files import find_yaml, load_sections
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {
@@ -88,9 +87,9 @@ def test_three_files_of_the_guide_make_one_configuration():
     assert model.hidden_act == "swiglu"
     assert not (model.qkv_has_bias or model.out_proj_has_bias or model.mlp_has_bias)
     assert model.untie_embeddings_and_output_weights
-    assert (model.params_dtype, model.compute_dtype) == (mstype.float32, mstype.bfloat16)
-    assert model.softmax_compute_dtype == mstype.float32
-    assert model.residual_connection_dtype == mstype.bfloat16
+    assert (model.params_dtype, model.compute_dtype) == ("float32", "bfloat16")
+    assert model.softmax_compute_dtype == "float32"
+    assert model.residual_connection_dtype == "bfloat16"
     assert not model.fp16_lm_cross_entropy
     assert model.use_flash_attention and model.apply_rope_fusion and model.apply_swiglu_fusion
     assert (parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size) == (8, 4)
@@ -136,7 +135,7 @@ def test_commented_keys_of_the_guide_work_when_written():
 
 @pytest.mark.parametrize("target", sorted(set(TARGETS.values())))
 def test_keys_of_the_guide_lead_to_fields(target):
-    from mindspeed_ms.core.config import SECTION_CLASSES
+    from mindspeed_ms.config import SECTION_CLASSES
 
     section, _, key = target.partition(".")
     assert key in field_names(SECTION_CLASSES[section])

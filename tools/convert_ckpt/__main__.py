@@ -26,9 +26,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ms.core.dist_checkpointing.catalog import Catalog
-from mindspeed_ms.core.dist_checkpointing.formats import convert as engine
-from mindspeed_ms.core.dist_checkpointing.formats.find import find_checkpoint
+from mindspeed_ms.formats import convert as engine
+from mindspeed_ms.formats.catalog import Catalog
+from mindspeed_ms.formats.find import find_checkpoint
 
 BAR_WIDTH = 30
 REDRAW_SECONDS = 0.2

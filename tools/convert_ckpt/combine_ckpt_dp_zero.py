@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_ms.core.dist_checkpointing import mindspore_file
-from mindspeed_ms.core.dist_checkpointing import safetensors_file as safetensors
-from mindspeed_ms.core.dist_checkpointing.catalog import StoredPiece, StoredTensor, TensorReader
-from mindspeed_ms.core.dist_checkpointing.formats.mindspore_dirs import tensors_in
-from mindspeed_ms.core.dist_checkpointing.region import Region, Span
+from mindspeed_ms.formats.catalog import StoredPiece, StoredTensor, TensorReader
+from mindspeed_ms.formats.containers import mindspore_file
+from mindspeed_ms.formats.containers import safetensors_file as safetensors
+from mindspeed_ms.formats.mindspore_dirs import tensors_in
+from mindspeed_ms.plan.region import Region, Span
 
 _STRATEGY = re.compile(r"dist_opt_shard_info_rank_(\d+)-.*\.json")
 _BUCKET = re.compile(r"(?:(.*)\.)?buffer_(\d+)_bucket_(\d+)$")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core.context_parallel.layout import ContextParallel
-from mindspeed_ms.core.datasets.sequence_slices import positions_on_cp_rank
+from mindspeed_ms.plan.sequence_slices import positions_on_cp_rank
 
 
 class _SumOverSequence(autograd.Function):

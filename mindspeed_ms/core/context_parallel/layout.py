@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_ms.backend.base import Group
+from mindspeed_ms.config import ModelParallelConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import ModelParallelConfig
-from mindspeed_ms.core.datasets.sequence_slices import ContextParallelAlgo, positions_on_cp_rank
+from mindspeed_ms.plan.sequence_slices import ContextParallelAlgo, positions_on_cp_rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import memory
-from mindspeed_ms.core.dist_checkpointing.formats.names import single_expert_name
-from mindspeed_ms.core.dist_checkpointing.region import Span
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer
 from mindspeed_ms.core.parameter import num_elements, shard_of
+from mindspeed_ms.formats.names import single_expert_name
+from mindspeed_ms.plan.region import Span
 
 WEIGHTS = ""
 """Kind of the weights in the type of the model; other kinds are prefixes of tensor names."""

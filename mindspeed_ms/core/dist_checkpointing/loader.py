@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mindspeed_ms.backend import comm, device, memory
-from mindspeed_ms.core.dist_checkpointing.catalog import Catalog, StoredTensor, TensorReader
-from mindspeed_ms.core.dist_checkpointing.digest import digest_part, text_of
 from mindspeed_ms.core.dist_checkpointing.live_state import MAIN, WEIGHTS, LiveTensor, stored_name
-from mindspeed_ms.core.dist_checkpointing.padding import read_repadded
 from mindspeed_ms.core.dist_checkpointing.save_plan import owned_by_this_rank
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer
+from mindspeed_ms.formats.catalog import Catalog, StoredTensor, TensorReader
+from mindspeed_ms.formats.containers.digest import digest_part, text_of
+from mindspeed_ms.formats.padding import read_repadded
 
 logger = logging.getLogger(__name__)
 

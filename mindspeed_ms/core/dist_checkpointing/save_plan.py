@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mindspeed_ms.backend import comm
-from mindspeed_ms.core.dist_checkpointing import dtypes
 from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor
+from mindspeed_ms.formats import dtypes
 
 Description = tuple[str, object, int, int, int]
 """Name, runs of the region, range of elements, bytes: equal on ranks that hold the same."""

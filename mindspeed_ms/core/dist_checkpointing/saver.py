@@ -19,13 +19,14 @@ from typing import Any, Literal
 import numpy as np
 
 from mindspeed_ms.backend import comm, memory
-from mindspeed_ms.core.dist_checkpointing import dtypes, mindspore_file, own_format, storage
-from mindspeed_ms.core.dist_checkpointing import safetensors_file as safetensors
-from mindspeed_ms.core.dist_checkpointing.digest import digest_part
 from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor
-from mindspeed_ms.core.dist_checkpointing.own_format import WrittenFile, WrittenPiece
-from mindspeed_ms.core.dist_checkpointing.region import Span
 from mindspeed_ms.core.dist_checkpointing.save_plan import owned_by_this_rank
+from mindspeed_ms.formats import dtypes, own_format
+from mindspeed_ms.formats.containers import mindspore_file, storage
+from mindspeed_ms.formats.containers import safetensors_file as safetensors
+from mindspeed_ms.formats.containers.digest import digest_part
+from mindspeed_ms.formats.own_format import WrittenFile, WrittenPiece
+from mindspeed_ms.plan.region import Span
 
 logger = logging.getLogger(__name__)
 

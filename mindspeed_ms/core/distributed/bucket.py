@@ -13,7 +13,7 @@ from mindspore.common import dtype as mstype
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.backend.base import Group, ReduceOp, Work
-from mindspeed_ms.core.param_layout import BucketSpan
+from mindspeed_ms.plan.param_layout import BucketSpan
 
 
 class BucketState(Enum):

@@ -23,17 +23,17 @@ from mindspeed_ms.core.distributed.param_and_grad_buffer import (
     OptimizerShard,
     ParamAndGradBuffer,
 )
-from mindspeed_ms.core.param_layout import (
-    PARAM_ALIGNMENT,
-    LayoutRules,
-    default_bucket_size,
-    sharded_alignment,
-)
 from mindspeed_ms.core.parameter import (
     make_ready,
     named_parameters,
     num_elements,
     shard_of,
+)
+from mindspeed_ms.plan.param_layout import (
+    PARAM_ALIGNMENT,
+    LayoutRules,
+    default_bucket_size,
+    sharded_alignment,
 )
 
 NamedParameters = list[tuple[str, Parameter]]

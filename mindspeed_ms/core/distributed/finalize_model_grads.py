@@ -10,8 +10,8 @@ from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.expert_bias import update_expert_biases
-from mindspeed_ms.core.param_layout import flat_layout
 from mindspeed_ms.core.parameter import named_parameters, shard_of
+from mindspeed_ms.plan.param_layout import flat_layout
 
 
 def finalize_model_grads(models: Sequence[DistributedDataParallel]) -> None:

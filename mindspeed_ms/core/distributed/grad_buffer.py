@@ -13,8 +13,8 @@ from mindspore.common import dtype as mstype
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.core.distributed.bucket import Bucket, BucketState, Reduction, add_
-from mindspeed_ms.core.param_layout import BufferLayout
 from mindspeed_ms.core.parameter import GradSink
+from mindspeed_ms.plan.param_layout import BufferLayout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

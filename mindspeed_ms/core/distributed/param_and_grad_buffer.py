@@ -14,13 +14,7 @@ from mindspeed_ms.core.distributed.grad_buffer import GradBuffer, Gradients, Gra
 from mindspeed_ms.core.distributed.param_buffer import ParamBuffer, ParamStore
 from mindspeed_ms.core.distributed.sharded_grads import ShardedGradBuffer
 from mindspeed_ms.core.distributed.sharded_params import ShardedParams
-from mindspeed_ms.core.param_layout import (
-    BucketSpan,
-    LayoutRules,
-    Piece,
-    buffer_layout,
-    pieces_in,
-)
+from mindspeed_ms.plan.param_layout import BucketSpan, LayoutRules, Piece, buffer_layout, pieces_in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

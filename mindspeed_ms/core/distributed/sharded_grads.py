@@ -19,7 +19,7 @@ from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.backend.base import Work
 from mindspeed_ms.core.distributed.bucket import Reduction, add_, first_not_finite, scale_
 from mindspeed_ms.core.distributed.grad_buffer import GradPlan, attach_sink, detach_sink
-from mindspeed_ms.core.param_layout import BucketSpan, BufferLayout
+from mindspeed_ms.plan.param_layout import BucketSpan, BufferLayout
 
 
 class ScratchPool:

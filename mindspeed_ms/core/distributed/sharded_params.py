@@ -18,7 +18,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.backend.base import Work
 from mindspeed_ms.core.distributed.bucket import Reduction
-from mindspeed_ms.core.param_layout import BufferLayout
+from mindspeed_ms.plan.param_layout import BufferLayout
 
 NUM_WHOLE = 2
 """Weights that exist as a whole at a time."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from mindspeed_ms.core.config import TrainingConfig
+from mindspeed_ms.config import TrainingConfig
 
 DEFAULT_INITIAL_SCALE = 2.0**32
 DEFAULT_WINDOW = 1000

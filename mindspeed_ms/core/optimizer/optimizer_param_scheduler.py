@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from mindspeed_ms.core.config.optimizer_config import (
+from mindspeed_ms.config.optimizer_config import (
     LrDecayStyle,
     OptimizerConfig,
     WeightDecayStyle,
     WsdDecayStyle,
 )
-from mindspeed_ms.core.config.training_config import TrainingConfig
+from mindspeed_ms.config.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 

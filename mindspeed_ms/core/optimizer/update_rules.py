@@ -9,7 +9,7 @@ from typing import Protocol
 from mindspore import Tensor
 
 from mindspeed_ms import ops
-from mindspeed_ms.core.config import OptimizerConfig
+from mindspeed_ms.config import OptimizerConfig
 
 
 @dataclass(frozen=True, slots=True)

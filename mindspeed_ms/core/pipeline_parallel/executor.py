@@ -20,7 +20,7 @@ from mindspore import Tensor
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.core import aux_losses, parallel_state
 from mindspeed_ms.core.pipeline_parallel.p2p_communication import StageLink
-from mindspeed_ms.core.pipeline_parallel.schedule_plan import (
+from mindspeed_ms.plan.schedule_plan import (
     Backward,
     Exchange,
     Forward,

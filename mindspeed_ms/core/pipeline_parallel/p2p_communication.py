@@ -15,7 +15,7 @@ from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.backend.base import Group, P2POp, Work
-from mindspeed_ms.core.pipeline_parallel.schedule_plan import Exchange, Transfer
+from mindspeed_ms.plan.schedule_plan import Exchange, Transfer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,8 +10,9 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from mindspeed_ms.backend import memory
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.pipeline_parallel.executor import (
     ForwardStep,
     LossFunc,
@@ -22,7 +23,7 @@ from mindspeed_ms.core.pipeline_parallel.executor import (
     unwrapped,
 )
 from mindspeed_ms.core.pipeline_parallel.p2p_communication import StageLink, TransferFormat
-from mindspeed_ms.core.pipeline_parallel.schedule_plan import Shape
+from mindspeed_ms.plan.schedule_plan import Shape
 
 __all__ = [
     "ForwardStep",
@@ -207,7 +208,7 @@ def _transfer_format(
     config: TransformerConfig = unwrapped(chunk).config
     return TransferFormat(
         shape=get_tensor_shapes(config, seq_length, micro_batch_size),
-        dtype=config.residual_dtype,
+        dtype=memory.dtype_of(config.residual_dtype),
         variable_shapes=config.parallel_config.variable_seq_lengths,
         overlap=config.parallel_config.overlap_p2p_comm,
     )

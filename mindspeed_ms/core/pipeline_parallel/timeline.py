@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mindspeed_ms.core.pipeline_parallel.executor import StepRecord
-from mindspeed_ms.core.pipeline_parallel.schedule_plan import (
+from mindspeed_ms.plan.schedule_plan import (
     Forward,
     Pass,
     Shape,

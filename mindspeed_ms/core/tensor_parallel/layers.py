@@ -17,8 +17,8 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group
+from mindspeed_ms.config import ModelParallelConfig, TransformerConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import ModelParallelConfig, TransformerConfig
 from mindspeed_ms.core.parameter import (
     InitMethod,
     ShardSpec,
@@ -297,8 +297,8 @@ class ColumnParallelLinear(Cell):
         tp_comm_buffer_name: str | None = None,
         disable_grad_reduce: bool = False,
         bias_init: InitMethod = Zero(),  # noqa: B008 - stateless, part of the signature
-        param_init_dtype: mstype.Type | None = None,
-        compute_dtype: mstype.Type | None = None,
+        param_init_dtype: str | mstype.Type | None = None,
+        compute_dtype: str | mstype.Type | None = None,
         transpose_b: bool = True,
         tp_group: Group | None = None,
     ) -> None:
@@ -326,7 +326,7 @@ class ColumnParallelLinear(Cell):
         self.output_size_per_partition = divide(output_size, group.size, "output_size")
         self.gather_output = gather_output
         self.skip_bias_add = skip_bias_add
-        self.compute_dtype = compute_dtype
+        self.compute_dtype = memory.dtype_of(compute_dtype)
         shard = ShardSpec(
             partition_dim=0,
             partition_stride=stride,
@@ -409,8 +409,8 @@ class RowParallelLinear(Cell):
         is_expert: bool = False,
         tp_comm_buffer_name: str | None = None,
         bias_init: InitMethod = Zero(),  # noqa: B008 - stateless, part of the signature
-        param_init_dtype: mstype.Type | None = None,
-        compute_dtype: mstype.Type | None = None,
+        param_init_dtype: str | mstype.Type | None = None,
+        compute_dtype: str | mstype.Type | None = None,
         transpose_b: bool = True,
         tp_group: Group | None = None,
     ) -> None:
@@ -431,7 +431,7 @@ class RowParallelLinear(Cell):
         self.input_size_per_partition = divide(input_size, group.size, "input_size")
         self.input_is_parallel = input_is_parallel
         self.skip_bias_add = skip_bias_add
-        self.compute_dtype = compute_dtype
+        self.compute_dtype = memory.dtype_of(compute_dtype)
         dtype = param_init_dtype or mstype.float32
         self.weight = create_parameter(
             (output_size, self.input_size_per_partition),
@@ -497,7 +497,7 @@ class VocabParallelEmbedding(Cell):
         init_method: InitMethod,
         reduce_scatter_embeddings: bool = False,
         config: ModelParallelConfig | TransformerConfig,
-        param_init_dtype: mstype.Type | None = None,
+        param_init_dtype: str | mstype.Type | None = None,
         tp_group: Group | None = None,
     ) -> None:
         super().__init__()

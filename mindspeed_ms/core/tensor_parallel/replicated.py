@@ -6,9 +6,9 @@ from mindspore import Tensor
 from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
-from mindspeed_ms.backend import autograd, comm
+from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group
-from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.parameter import InitMethod, ShardSpec, create_parameter
 from mindspeed_ms.core.tensor_parallel.layers import LinearPlan, column_parallel_linear
 
@@ -39,11 +39,11 @@ class ReplicatedLinear(Cell):
         *,
         config: TransformerConfig,
         init_method: InitMethod,
-        compute_dtype: mstype.Type | None = None,
+        compute_dtype: str | mstype.Type | None = None,
     ) -> None:
         super().__init__()
         parallel = config.parallel_config
-        self.compute_dtype = compute_dtype or config.compute_dtype
+        self.compute_dtype = memory.dtype_of(compute_dtype or config.compute_dtype)
         self.plan = LinearPlan(
             group=Group(ranks=(comm.get_rank(),), rank=0, name="this rank"),
             gradient_accumulation_fusion=parallel.gradient_accumulation_fusion,

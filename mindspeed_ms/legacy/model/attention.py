@@ -13,16 +13,16 @@ from mindspore import Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
-from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, context_parallel_attention
 from mindspeed_ms.core.recompute import checkpoint
-from mindspeed_ms.core.recompute_plan import CORE_ATTENTION, NO_RECOMPUTE, LayerRecompute
 from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from mindspeed_ms.core.tensor_parallel.random import MODEL_PARALLEL_RNG, get_rng_tracker
 from mindspeed_ms.core.tensor_parallel.utils import divide
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, as_mask_type
 from mindspeed_ms.legacy.model.initialization import normal, scaled_normal
 from mindspeed_ms.legacy.model.norm import get_norm
+from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, NO_RECOMPUTE, LayerRecompute
 
 RotaryTables = tuple[Tensor, Tensor]
 """(cos, sin), each fp32 [S, 1, 1, rotated channels]."""

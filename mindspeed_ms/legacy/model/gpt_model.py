@@ -11,7 +11,7 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, gather_tokens
 from mindspeed_ms.core.tensor_parallel import VocabParallelCrossEntropy
 from mindspeed_ms.legacy.model.attention import AttentionMask

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mindspore.nn import Cell
 
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.tensor_parallel.random import (
     counting_draws,
     draw_normal,

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from mindspore import Tensor
-from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
 from mindspeed_ms.core.parameter import create_parameter
 from mindspeed_ms.core.tensor_parallel import (
@@ -84,7 +83,7 @@ class Embedding(Cell):
         std = config.embedding_init_method_std or config.init_method_std
         self.dropout = embedding_dropout_prob
         self.context = context_parallel(config.parallel_config)
-        self.residual_dtype = config.residual_dtype
+        self.residual_dtype = memory.dtype_of(config.residual_dtype)
         self.sequence_parallel = config.parallel_config.sequence_parallel
         self.has_positions = config.position_embedding_type in LEARNED_POSITIONS
         # Only a plain lookup can leave the table already split along the sequence.
@@ -200,7 +199,7 @@ class TransformerLanguageModel(Cell):
                 config.rotary_base,
                 config.use_rope_scaling,
                 config.rope_scaling_factor,
-                dtype=mstype.float32 if config.apply_rope_fusion else config.compute_dtype,
+                dtype="float32" if config.apply_rope_fusion else config.compute_dtype,
             )
         self.encoder = ParallelTransformer(
             config,

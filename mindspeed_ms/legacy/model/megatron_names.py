@@ -14,8 +14,8 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
-from mindspeed_ms.core.dist_checkpointing.formats.names import megatron_name
 from mindspeed_ms.core.parameter import named_buffers, named_parameters, shard_of
+from mindspeed_ms.formats.names import megatron_name
 from mindspeed_ms.legacy.model.moe.experts import local_experts
 
 _EMBEDDING = "embedding.word_embeddings.weight"

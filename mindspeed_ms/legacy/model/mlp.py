@@ -10,17 +10,17 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd
-from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.parameter import InitMethod
 from mindspeed_ms.core.recompute import forgotten
-from mindspeed_ms.core.recompute_plan import (
+from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from mindspeed_ms.legacy.model.initialization import normal, scaled_normal
+from mindspeed_ms.plan.recompute_plan import (
     MLP_ACTIVATION,
     MOE_ACTIVATION,
     NO_RECOMPUTE,
     LayerRecompute,
 )
-from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from mindspeed_ms.legacy.model.initialization import normal, scaled_normal
 
 Activation = Callable[[Tensor, Tensor | None], Tensor]
 """(x, bias or None) -> activation(x + bias)."""

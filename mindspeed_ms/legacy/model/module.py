@@ -9,8 +9,8 @@ from mindspore import Parameter
 from mindspore.nn import Cell
 
 from mindspeed_ms.backend import comm
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.parameter import named_parameters, shard_of
 from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear
 

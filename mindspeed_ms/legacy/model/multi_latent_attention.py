@@ -15,15 +15,9 @@ from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
-from mindspeed_ms.core.config import TransformerConfig
-from mindspeed_ms.core.config.latent_attention_config import LatentAttentionConfig
+from mindspeed_ms.config import TransformerConfig
+from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.core.recompute import checkpoint
-from mindspeed_ms.core.recompute_plan import (
-    CORE_ATTENTION,
-    MLA_UP_PROJECTION,
-    NO_RECOMPUTE,
-    LayerRecompute,
-)
 from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, mappings
 from mindspeed_ms.core.tensor_parallel.replicated import ReplicatedLinear
 from mindspeed_ms.core.tensor_parallel.utils import divide
@@ -38,6 +32,12 @@ from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType
 from mindspeed_ms.legacy.model.initialization import normal
 from mindspeed_ms.legacy.model.norm import get_norm
 from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding
+from mindspeed_ms.plan.recompute_plan import (
+    CORE_ATTENTION,
+    MLA_UP_PROJECTION,
+    NO_RECOMPUTE,
+    LayerRecompute,
+)
 
 
 def yarn_growth(factor: float, weight: float) -> float:
@@ -71,7 +71,7 @@ class YarnRotaryEmbedding(RotaryEmbedding):
         rotary_base: float,
         config: LatentAttentionConfig,
         original_length: int,
-        dtype: mstype.Type = mstype.float32,
+        dtype: str | mstype.Type = "float32",
     ) -> None:
         super().__init__(channels, rotary_interleaved=True, rotary_base=rotary_base, dtype=dtype)
 
@@ -104,7 +104,7 @@ def latent_rotary(config: TransformerConfig) -> RotaryEmbedding:
     the scores are the same.
     """
     latent = config.mla_config
-    dtype = mstype.float32 if config.apply_rope_fusion else config.compute_dtype
+    dtype = "float32" if config.apply_rope_fusion else config.compute_dtype
     if latent.rope_type == "rope":
         return RotaryEmbedding(
             latent.qk_pos_emb_head_dim,

@@ -16,8 +16,8 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import aux_losses
-from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import ContextParallel, gather_tokens
 from mindspeed_ms.core.recompute import checkpoint
 from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, mappings

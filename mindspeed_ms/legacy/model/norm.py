@@ -12,7 +12,7 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd
-from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.parameter import ShardSpec, create_parameter
 
 
@@ -36,7 +36,7 @@ class LayerNorm(Cell):
         scale: float = 1.0,
         zero_centered: bool = False,
         sequence_parallel: bool = False,
-        params_dtype: mstype.Type = mstype.float32,
+        params_dtype: str | mstype.Type = "float32",
     ) -> None:
         super().__init__()
         self.eps, self.zero_centered = eps, zero_centered
@@ -75,7 +75,7 @@ class RMSNorm(Cell):
         scale: float = 1.0,
         zero_centered: bool = False,
         sequence_parallel: bool = False,
-        params_dtype: mstype.Type = mstype.float32,
+        params_dtype: str | mstype.Type = "float32",
     ) -> None:
         super().__init__()
         self.eps, self.zero_centered = eps, zero_centered

@@ -52,7 +52,7 @@ class RotaryEmbedding(Cell):
         rotary_base: float = 10000,
         rope_scaling: bool = False,
         rope_scaling_factor: float = 8.0,
-        dtype: mstype.Type = mstype.float32,
+        dtype: str | mstype.Type = "float32",
     ) -> None:
         super().__init__()
         dim = int(kv_channels * rotary_percent)
@@ -62,7 +62,7 @@ class RotaryEmbedding(Cell):
                 "number of rotated channels must be even and at least 2"
             )
         self.rotary_interleaved = rotary_interleaved
-        self._dtype = dtype
+        self._dtype = memory.dtype_of(dtype)
         self._scale = np.float32(1.0 / (seq_len_interpolation_factor or 1.0))
         exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
         frequency = np.float32(1.0) / np.float32(rotary_base) ** exponents

@@ -17,21 +17,11 @@ from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
-from mindspeed_ms.backend import autograd
+from mindspeed_ms.backend import autograd, memory
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
-from mindspeed_ms.core.layer_placement import layer_placement
 from mindspeed_ms.core.recompute import checkpoint, forgotten
-from mindspeed_ms.core.recompute_plan import (
-    MLP,
-    MOE,
-    NO_RECOMPUTE,
-    NORMS,
-    ChunkRecompute,
-    LayerRecompute,
-    recompute_plan,
-)
 from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.core.tensor_parallel.layers import column_parallel_linear, linear_plan
 from mindspeed_ms.core.tensor_parallel.random import MODEL_PARALLEL_RNG, get_rng_tracker
@@ -42,6 +32,16 @@ from mindspeed_ms.legacy.model.mlp import ParallelMLP
 from mindspeed_ms.legacy.model.moe.moe_layer import MoELayer
 from mindspeed_ms.legacy.model.multi_latent_attention import MultiLatentAttention
 from mindspeed_ms.legacy.model.norm import get_norm
+from mindspeed_ms.plan.layer_placement import layer_placement
+from mindspeed_ms.plan.recompute_plan import (
+    MLP,
+    MOE,
+    NO_RECOMPUTE,
+    NORMS,
+    ChunkRecompute,
+    LayerRecompute,
+    recompute_plan,
+)
 
 __all__ = [
     "CoreAttention",
@@ -100,7 +100,7 @@ class ParallelTransformerLayer(Cell):
         self.layer_number = layer_number
         self.sequence_parallel = config.parallel_config.sequence_parallel
         self.residual_after_norm = config.apply_residual_connection_post_norm
-        self.residual_dtype = config.residual_dtype
+        self.residual_dtype = memory.dtype_of(config.residual_dtype)
         self.hidden_dropout = config.hidden_dropout_rate
         self.context = context_parallel(config.parallel_config)
         self.input_norm = get_norm(config)
@@ -365,11 +365,11 @@ class ParallelLMLogits(Cell):
         self,
         config: TransformerConfig,
         bias: bool = False,
-        compute_dtype: mstype.Type | None = None,
+        compute_dtype: str | mstype.Type | None = None,
     ) -> None:
         super().__init__()
         self.has_bias = bias
-        self.compute_dtype = compute_dtype
+        self.compute_dtype = memory.dtype_of(compute_dtype)
         self.plan = linear_plan(config)
 
     def construct(

@@ -15,15 +15,15 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.parameter import ShardSpec, create_parameter, grad_sink_of, make_ready
 from mindspeed_ms.core.recompute import forgotten
-from mindspeed_ms.core.recompute_plan import MOE_ACTIVATION, NO_RECOMPUTE, LayerRecompute
 from mindspeed_ms.core.tensor_parallel.random import skip_initialization, words_of_normal
 from mindspeed_ms.core.tensor_parallel.utils import divide
 from mindspeed_ms.legacy.model.initialization import normal, scaled_normal
 from mindspeed_ms.legacy.model.mlp import ParallelMLP, get_activation, hidden_activation
+from mindspeed_ms.plan.recompute_plan import MOE_ACTIVATION, NO_RECOMPUTE, LayerRecompute
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +333,7 @@ class GroupedMLP(Cell):
             self.linear_fc2.add(index, scaled_normal(config))
         self.activation = get_activation(hidden_activation(config))
         self.activates_again = MOE_ACTIVATION in recompute.modules
-        self.compute_dtype = config.compute_dtype
+        self.compute_dtype = memory.dtype_of(config.compute_dtype)
 
     def construct(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
         """[M, h] -> [M, h]."""

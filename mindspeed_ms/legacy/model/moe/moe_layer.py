@@ -9,12 +9,12 @@ from mindspore import Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
-from mindspeed_ms.core.config import TransformerConfig
-from mindspeed_ms.core.recompute_plan import NO_RECOMPUTE, LayerRecompute
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.legacy.model.moe.experts import GroupedMLP, SequentialMLP, local_experts
 from mindspeed_ms.legacy.model.moe.router import TopKRouter
 from mindspeed_ms.legacy.model.moe.shared_experts import SharedExpertMLP
 from mindspeed_ms.legacy.model.moe.token_dispatcher import get_token_dispatcher
+from mindspeed_ms.plan.recompute_plan import NO_RECOMPUTE, LayerRecompute
 
 
 class MoELayer(Cell):

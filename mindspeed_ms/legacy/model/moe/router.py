@@ -16,8 +16,8 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.backend.base import Group
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import aux_losses, parallel_state
-from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.expert_bias import create_expert_bias
 from mindspeed_ms.core.parameter import ShardSpec, create_parameter, grad_sink_of, make_ready
 from mindspeed_ms.core.tensor_parallel.random import (

@@ -9,12 +9,12 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
-from mindspeed_ms.core.config import TransformerConfig
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.recompute import checkpoint
-from mindspeed_ms.core.recompute_plan import NO_RECOMPUTE, SHARED_EXPERTS, LayerRecompute
 from mindspeed_ms.core.tensor_parallel.replicated import ReplicatedLinear
 from mindspeed_ms.legacy.model.initialization import normal
 from mindspeed_ms.legacy.model.mlp import ParallelMLP
+from mindspeed_ms.plan.recompute_plan import NO_RECOMPUTE, SHARED_EXPERTS, LayerRecompute
 
 
 class SharedExpertMLP(Cell):

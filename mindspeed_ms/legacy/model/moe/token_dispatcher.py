@@ -18,8 +18,8 @@ from mindspore import Tensor
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.config import TransformerConfig
 from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.legacy.model.moe.dispatch_plan import (
     ExchangePlan,

@@ -1,0 +1,226 @@
+"""Mixture of experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from mindspeed_ms.config.section import Section
+
+BalancingType = Literal["none", "aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MoEConfig(Section):
+    """Section ``moe_config``: experts, router and token exchange."""
+
+    NAME: ClassVar[str] = "moe_config"
+
+    num_experts: int = 1
+    """Experts in each MoE layer. 1: a dense model, the other keys have no effect."""
+
+    moe_grouped_gemm: bool = False
+    """Multiply all experts of a rank in one grouped kernel, if they have no biases. False: one
+    expert after the other.
+    """
+
+    moe_router_topk: int = 2
+    """Experts each token is sent to."""
+
+    moe_router_load_balancing_type: BalancingType | tuple[BalancingType, ...] = "none"
+    """What keeps the experts evenly used: a loss over the micro-batch (aux_loss), over each
+    sequence (seq_aux_loss), over all data parallel ranks (global_aux_loss), several of them, or
+    sinkhorn's choices. none: nothing.
+    """
+
+    moe_token_dispatcher_type: Literal["alltoall", "allgather", "alltoall_seq", "flex"] = "alltoall"
+    """How tokens travel to the rank of their expert; alltoall_seq and flex are alltoall."""
+
+    use_self_defined_alltoall: bool = False
+    """Compose the all-to-all from point-to-point transfers. False: the library's collective."""
+
+    moe_expert_capacity_factor: float | None = None
+    """Tokens an expert accepts, as a multiple of the even share.
+
+    None or negative: no limit, no token is dropped.
+    """
+
+    moe_pad_expert_input_to_capacity: bool = False
+    """Pad every expert's input to its capacity, so that shapes are constant.
+
+    False: real lengths.
+    """
+
+    moe_token_drop_policy: Literal["probs", "position"] = "probs"
+    """Which tokens an over-full expert drops: the least probable or the last."""
+
+    moe_aux_loss_coeff: float | tuple[float, ...] = 0.0
+    """Weight of the load-balancing loss, or of each of them."""
+
+    moe_z_loss_coeff: float | None = None
+    """Weight of the router's z-loss. None: off."""
+
+    moe_input_jitter_eps: float | None = None
+    """Relative noise on the router's input. None: off."""
+
+    moe_ffn_hidden_size: int | None = None
+    """Width of one expert. None: ffn_hidden_size of the model."""
+
+    moe_shared_expert_intermediate_size: int | None = None
+    """Total width of the expert that every token passes. None: no shared expert."""
+
+    moe_shared_expert_overlap: bool = False
+    """Run the shared expert while tokens travel. False: afterwards."""
+
+    moe_shared_expert_gate: bool = False
+    """Weigh the shared expert's output by the sigmoid of a score of the token. False: by 1."""
+
+    moe_layer_recompute: bool = False
+    """Compute MoE layers again in backward instead of keeping what is inside. False: keep it."""
+
+    moe_per_layer_logging: bool = False
+    """Print the balance losses of every layer. False: their mean only."""
+
+    moe_layer_freq: tuple[int, ...] | int = 1
+    """Every n-th layer is a MoE layer, or a 0/1 list with one item per layer. 1: all layers."""
+
+    moe_router_score_function: Literal["softmax", "sigmoid"] = "softmax"
+    """Turns router logits into scores."""
+
+    moe_router_pre_softmax: bool = False
+    """Take the softmax before choosing the experts. False: over the chosen ones."""
+
+    moe_router_topk_scaling_factor: float | None = None
+    """Factor on the chosen experts' weights. None: 1."""
+
+    moe_router_enable_expert_bias: bool = False
+    """Balance with a per-expert bias that is adjusted every step instead of learnt. False: off."""
+
+    moe_router_bias_update_rate: float = 1e-3
+    """Step of that adjustment."""
+
+    moe_router_num_groups: int | None = None
+    """Groups of experts for group-limited routing. None: no groups."""
+
+    moe_router_group_topk: int | None = None
+    """Groups each token may use. None: all."""
+
+    moe_router_dtype: Literal["fp32", "fp64"] | None = None
+    """Precision of the product that gives the router's logits; scores are fp32 always. None: the
+    model's compute_dtype.
+    """
+
+    moe_router_force_load_balancing: bool = False
+    """Choose experts at random, to measure speed without imbalance. False: by their scores."""
+
+    moe_permute_fusion: bool = False
+    """Megatron's choice between two ways of sorting tokens; there is one here."""
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether the model has expert layers."""
+        return self.num_experts > 1
+
+    def balances_by(self, kind: str) -> bool:
+        """Whether a type of load balancing is on."""
+        types = self.moe_router_load_balancing_type
+        return kind in ((types,) if isinstance(types, str) else types)
+
+    def balance_coefficients(self) -> dict[str, float]:
+        """Weight of every load-balancing loss that is on, by its type."""
+        types, weights = self.moe_router_load_balancing_type, self.moe_aux_loss_coeff
+        names = (types,) if isinstance(types, str) else types
+        values = weights if isinstance(weights, tuple) else (weights,) * len(names)
+        return {
+            name: value
+            for name, value in zip(names, values, strict=True)
+            if name not in ("none", "sinkhorn")
+        }
+
+    def moe_layers(self, num_layers: int) -> tuple[bool, ...]:
+        """For each layer whether it has experts."""
+        if not self.is_moe:
+            return (False,) * num_layers
+        if isinstance(self.moe_layer_freq, tuple):
+            return tuple(bool(item) for item in self.moe_layer_freq)
+        return tuple(index % self.moe_layer_freq == 0 for index in range(num_layers))
+
+    def _resolve(self) -> None:
+        for name in ("moe_router_load_balancing_type", "moe_aux_loss_coeff"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) == 1:
+                object.__setattr__(self, name, value[0])
+        factor = self.moe_expert_capacity_factor
+        if factor is not None and factor < 0:
+            object.__setattr__(self, "moe_expert_capacity_factor", None)
+
+    def _check(self) -> None:
+        self._require_at_least(
+            1,
+            "num_experts",
+            "moe_router_topk",
+            "moe_ffn_hidden_size",
+            "moe_shared_expert_intermediate_size",
+            "moe_router_num_groups",
+            "moe_router_group_topk",
+        )
+        self._check_router()
+        if self.is_moe and self.moe_router_topk > self.num_experts:
+            raise ValueError(
+                f"moe_router_topk ({self.moe_router_topk}) must not exceed num_experts "
+                f"({self.num_experts}); "
+                f"lower moe_router_topk or add experts"
+            )
+        if self.moe_pad_expert_input_to_capacity and self.moe_expert_capacity_factor is None:
+            raise ValueError(
+                "moe_pad_expert_input_to_capacity needs moe_expert_capacity_factor; "
+                "give a factor (1.0 is the even share) or leave padding off"
+            )
+
+    def _check_router(self) -> None:
+        types, weights = self.moe_router_load_balancing_type, self.moe_aux_loss_coeff
+        count = 1 if isinstance(types, str) else len(types)
+        if isinstance(weights, tuple) and len(weights) != count:
+            raise ValueError(
+                f"moe_aux_loss_coeff has {len(weights)} values for {count} load balancing types; "
+                "give one for all, or one for each"
+            )
+        if self.balances_by("sinkhorn") and (count > 1 or weights != 0.0):
+            raise ValueError(
+                f"sinkhorn balances by its choices and takes no loss, given {types} with "
+                f"moe_aux_loss_coeff {weights}; use sinkhorn alone with 0"
+            )
+        if self.moe_router_enable_expert_bias and self.moe_router_score_function != "sigmoid":
+            raise ValueError(
+                "moe_router_enable_expert_bias shifts sigmoid scores, but "
+                f"moe_router_score_function is {self.moe_router_score_function}; set it to sigmoid"
+            )
+        self._check_groups()
+        is_single = self.is_moe and self.moe_router_topk == 1 and not self.balances_by("sinkhorn")
+        if is_single and self.moe_router_score_function == "softmax":
+            if not self.moe_router_pre_softmax:
+                raise ValueError(
+                    "moe_router_topk 1 takes the softmax of one score, which is always 1; set "
+                    "moe_router_pre_softmax, or moe_router_score_function sigmoid"
+                )
+
+    def _check_groups(self) -> None:
+        groups, taken = self.moe_router_num_groups, self.moe_router_group_topk
+        if (groups is None) != (taken is None):
+            raise ValueError(
+                f"moe_router_num_groups ({groups}) and moe_router_group_topk ({taken}) belong "
+                "together; give both or none"
+            )
+        if groups is None or taken is None or not self.is_moe:
+            return
+        if self.num_experts % groups or taken > groups or self.moe_router_topk % taken:
+            raise ValueError(
+                f"{taken} of {groups} groups (moe_router_group_topk, moe_router_num_groups) for "
+                f"{self.num_experts} experts and moe_router_topk {self.moe_router_topk}: groups "
+                "must divide the experts, and the groups taken must divide topk"
+            )
+        if taken * (self.num_experts // groups) < self.moe_router_topk:
+            raise ValueError(
+                f"{taken} groups of {self.num_experts // groups} experts hold fewer than "
+                f"moe_router_topk ({self.moe_router_topk}); take more groups"
+            )

@@ -1,0 +1,178 @@
+"""Which tokens form sample i: three index arrays, computed from sequence lengths and a seed.
+
+``document_index`` is the order in which sequences are strung together, epoch after epoch;
+``sample_index`` cuts the string into pieces of equal length; ``shuffle_index`` is the order in
+which the pieces are read. All three equal Megatron's bit by bit.
+
+Source: Megatron-LM core 0.12 ``data/gpt_dataset.py`` and ``helpers.cpp`` (behaviour).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_ms.data.native import native_indices
+
+_ROWS_PER_BLOCK = 1 << 22
+_SEPARATE_BELOW = 0.80
+
+
+class GPTIndices(NamedTuple):
+    """The three arrays of one dataset."""
+
+    document_index: NDArray[np.int32]
+    """Sequence numbers in reading order."""
+
+    sample_index: NDArray
+    """[samples + 1, 2]: place in ``document_index`` and token offset where each sample starts."""
+
+    shuffle_index: NDArray
+    """Row of ``sample_index`` for each sample number."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochPlan:
+    """How often the tokens are read to get the samples wanted."""
+
+    num_epochs: int
+    """Passes over the tokens, at least 1."""
+
+    num_samples_sans_final_epoch: int
+    """Samples that lie within all passes but the last."""
+
+    separate_final_epoch: bool
+    """Whether the last pass is shuffled apart, because less than 80 % of it is needed."""
+
+
+def plan_epochs(
+    tokens_per_epoch: int, num_samples: int | None, sequence_length: int, extra_token: int
+) -> EpochPlan:
+    """Find the smallest number of passes that gives ``num_samples``; one pass for None."""
+    wanted = 0 if num_samples is None else num_samples * sequence_length + extra_token
+    num_epochs = max(1, -(-wanted // tokens_per_epoch))
+    if num_samples is None or num_epochs == 1:
+        return EpochPlan(
+            num_epochs=num_epochs, num_samples_sans_final_epoch=0, separate_final_epoch=False
+        )
+    sans_final = ((num_epochs - 1) * tokens_per_epoch - extra_token) // sequence_length
+    per_epoch = (tokens_per_epoch - extra_token) // sequence_length
+    return EpochPlan(
+        num_epochs=num_epochs,
+        num_samples_sans_final_epoch=sans_final,
+        separate_final_epoch=num_samples - sans_final < int(_SEPARATE_BELOW * per_epoch),
+    )
+
+
+def build_document_index(
+    documents: NDArray[np.int32], plan: EpochPlan, rng: np.random.RandomState
+) -> NDArray[np.int32]:
+    """Repeat the documents once per epoch and shuffle; the last epoch apart if the plan says so."""
+    parts = [plan.num_epochs - 1, 1] if plan.separate_final_epoch else [plan.num_epochs]
+    shuffled = []
+    for epochs in parts:
+        part = np.tile(documents, epochs).astype(np.int32, copy=False)
+        rng.shuffle(part)
+        shuffled.append(part)
+    return shuffled[0] if len(shuffled) == 1 else np.concatenate(shuffled)
+
+
+def build_sample_index(
+    sequence_lengths: NDArray[np.int32],
+    document_index: NDArray[np.int32],
+    sequence_length: int,
+    *,
+    extra_token: int = 1,
+    drop_last_partial: bool = True,
+    num_tokens: int | None = None,
+) -> NDArray:
+    """Cut the documents, in the order of ``document_index``, into samples.
+
+    Row k names the document holding the last token of sample k - 1, and in it the offset at which
+    sample k starts. With one extra token that is the last token itself, which two neighbours
+    share; without, it may be the place just after the end of the document.
+
+    Args:
+        sequence_lengths: tokens of each document.
+        document_index: documents in reading order.
+        sequence_length: tokens of a sample.
+        extra_token: tokens of the next sample that are read with each.
+        drop_last_partial: leave out what does not fill a sample at the end.
+        num_tokens: tokens of all documents in the order; None counts them.
+
+    Returns:
+        [samples + 1, 2], int32, or int64 when a number in it could need that.
+    """
+    largest = max(len(document_index), int(sequence_lengths.max(initial=0)))
+    dtype = np.int32 if largest <= np.iinfo(np.int32).max else np.int64
+    native = native_indices()
+    if native is not None and drop_last_partial:
+        lengths = np.ascontiguousarray(sequence_lengths, np.int32)
+        order = np.ascontiguousarray(document_index, np.int32)
+        tokens = native.count_tokens(lengths, order) if num_tokens is None else num_tokens
+        usable = max(0, tokens - extra_token)
+        samples = np.empty((usable // sequence_length + 1, 2), dtype=dtype)
+        samples[0] = 0
+        native.sample_rows(samples[1:], lengths, order, sequence_length, extra_token)
+        return samples
+    lengths = sequence_lengths[document_index]
+    ends = np.cumsum(lengths, dtype=np.int64)
+    num_tokens = int(ends[-1]) if len(ends) else 0
+    usable = max(0, num_tokens - extra_token)
+    num_full = usable // sequence_length
+    num_samples = num_full if drop_last_partial else -(-usable // sequence_length)
+    samples = np.zeros((num_samples + 1, 2), dtype=dtype)
+    # A document holds as many rows as full samples have their last token in it.
+    num_ended = np.maximum(ends - extra_token, 0) // sequence_length
+    places = np.arange(len(ends), dtype=dtype)
+    samples[1 : num_full + 1, 0] = np.repeat(places, np.diff(num_ended, prepend=0))
+    starts = ends - lengths
+    for first in range(1, num_full + 1, _ROWS_PER_BLOCK):
+        stop = min(first + _ROWS_PER_BLOCK, num_full + 1)
+        token = np.arange(first, stop, dtype=np.int64) * sequence_length
+        samples[first:stop, 1] = token - starts[samples[first:stop, 0]]
+    if num_samples > num_full:
+        last = int(np.searchsorted(ends, num_tokens))  # documents behind it are empty
+        samples[-1] = last, num_tokens - extra_token - starts[last]
+    return samples
+
+
+def build_shuffle_index(num_first: int, num_total: int, rng: np.random.RandomState) -> NDArray:
+    """Shuffle 0 ... num_first - 1, then the rest apart."""
+    dtype = np.uint32 if num_total < np.iinfo(np.uint32).max - 1 else np.int64
+    index = np.arange(num_total, dtype=dtype)
+    rng.shuffle(index[:num_first])
+    if num_first < num_total:
+        rng.shuffle(index[num_first:])
+    return index
+
+
+def build_gpt_indices(
+    sequence_lengths: NDArray[np.int32],
+    documents: NDArray[np.int32],
+    num_samples: int | None,
+    *,
+    sequence_length: int,
+    random_seed: int,
+    extra_token: int = 1,
+    drop_last_partial: bool = True,
+) -> GPTIndices:
+    """Build the three arrays from one random stream: documents first, then samples."""
+    tokens_per_epoch = int(sequence_lengths[documents].sum(dtype=np.int64))
+    plan = plan_epochs(tokens_per_epoch, num_samples, sequence_length, extra_token)
+    rng = np.random.RandomState(random_seed)
+    document_index = build_document_index(documents, plan, rng)
+    sample_index = build_sample_index(
+        sequence_lengths,
+        document_index,
+        sequence_length,
+        extra_token=extra_token,
+        drop_last_partial=drop_last_partial,
+        num_tokens=tokens_per_epoch * plan.num_epochs,
+    )
+    total = len(sample_index) - 1
+    first = plan.num_samples_sans_final_epoch if plan.separate_final_epoch else total
+    return GPTIndices(document_index, sample_index, build_shuffle_index(first, total, rng))

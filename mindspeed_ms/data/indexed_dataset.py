@@ -1,0 +1,471 @@
+"""Reader and writer of token files: ``<prefix>.bin`` (tokens) and ``<prefix>.idx`` (where each is).
+
+Layout of the .idx file, little endian, no padding, S sequences and D - 1 documents:
+
+    9 bytes   b"MMIDIDX" and two zero bytes
+    u64       version, 1
+    u8        code of the token type, see DType
+    u64       S
+    u64       D
+    int32[S]  tokens of each sequence
+    int64[S]  byte offset of each sequence in the .bin file
+    int64[D]  sequence number at which each document starts; the last entry is S
+    int8[S]   optional, kind of each sequence (not used here)
+
+Source: Megatron-LM core 0.12 ``data/indexed_dataset.py`` (file format).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import struct
+import uuid
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from enum import Enum
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+logger = logging.getLogger(__name__)
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_VERSION = 1
+_CHECK_ROWS = 1 << 20
+_COPY_BYTES = 1 << 24
+
+
+class DType(Enum):
+    """Token types and their codes in the .idx file."""
+
+    uint8 = 1
+    int8 = 2
+    int16 = 3
+    int32 = 4
+    int64 = 5
+    float64 = 6
+    float32 = 7
+    uint16 = 8
+
+    @classmethod
+    def code_from_dtype(cls, value: DTypeLike) -> int:
+        """Code of a numpy type.
+
+        Raises:
+            ValueError: the format has no code for this type.
+        """
+        name = np.dtype(value).name
+        if name not in cls.__members__:
+            raise ValueError(
+                f"token type {name} has no code in the .idx format; use one of "
+                f"{', '.join(cls.__members__)}"
+            )
+        return cls[name].value
+
+    @classmethod
+    def dtype_from_code(cls, value: int) -> np.dtype:
+        """Little-endian numpy type of a code.
+
+        Raises:
+            ValueError: unknown code.
+        """
+        known = {member.value: member.name for member in cls}
+        if value not in known:
+            raise ValueError(f"token type code {value} is unknown; known codes are {known}")
+        return np.dtype(known[value]).newbyteorder("<")
+
+    @classmethod
+    def size(cls, key: int | DTypeLike) -> int:
+        """Bytes of one token, from a code or a numpy type."""
+        dtype = cls.dtype_from_code(key) if isinstance(key, int) else np.dtype(key)
+        return dtype.itemsize
+
+    @staticmethod
+    def optimal_dtype(cardinality: int | None) -> type[np.uint16] | type[np.int32]:
+        """Type in which tokens of a vocabulary are stored: uint16 below 65500 entries."""
+        return np.uint16 if cardinality is not None and cardinality < 65500 else np.int32
+
+
+def get_bin_path(path_prefix: str) -> str:
+    """Path of the token file."""
+    return f"{path_prefix}.bin"
+
+
+def get_idx_path(path_prefix: str) -> str:
+    """Path of the index file."""
+    return f"{path_prefix}.idx"
+
+
+class IndexedDataset:
+    """Sequences of tokens on disk, read one at a time.
+
+    Args:
+        path_prefix: path without ``.bin`` and ``.idx``.
+        mmap: map the token file into memory; otherwise each read is one system call, which some
+            network file systems prefer.
+
+    Raises:
+        FileNotFoundError: one of the two files is missing.
+        ValueError: the files are not a token file pair, are truncated, contradict each other or
+            hold no token. The message names the file and what to do.
+    """
+
+    def __init__(self, path_prefix: str, mmap: bool = True) -> None:
+        self.path_prefix = str(path_prefix)
+        self.mmap = mmap
+        self._require_files()
+        index = _Index(get_idx_path(self.path_prefix))
+        self.dtype = index.dtype
+        self.sequence_lengths = index.sequence_lengths
+        self.sequence_pointers = index.sequence_pointers
+        self.document_indices = index.document_indices
+        bin_path = get_bin_path(self.path_prefix)
+        index.check_against_bin(bin_path)
+        if mmap:
+            num_tokens = os.path.getsize(bin_path) // self.dtype.itemsize
+            tokens = np.memmap(bin_path, dtype=self.dtype, mode="r", shape=(num_tokens,))
+            self._tokens: NDArray | None = np.asarray(tokens)
+        else:
+            self._tokens = None
+            self._file = open(bin_path, "rb", buffering=0)  # noqa: SIM115  (closed by close())
+
+    def __reduce__(self) -> tuple[type[IndexedDataset], tuple[str, bool]]:
+        return IndexedDataset, (self.path_prefix, self.mmap)
+
+    def __len__(self) -> int:
+        return len(self.sequence_lengths)
+
+    def __getitem__(self, idx: int | np.integer | slice) -> NDArray | list[NDArray]:
+        """Tokens of one sequence, or of each sequence of a slice with step 1.
+
+        Raises:
+            ValueError: a slice whose step is not 1.
+        """
+        if not isinstance(idx, slice):
+            return self.get(idx)
+        start, stop, step = idx.indices(len(self))
+        if step != 1:
+            raise ValueError(f"slice step {step} is not supported; use a step of 1")
+        return [self.get(i) for i in range(start, stop)]
+
+    def get(self, idx: int | np.integer, offset: int = 0, length: int | None = None) -> NDArray:
+        """Tokens ``offset`` to ``offset + length`` of one sequence; to its end without a length.
+
+        Raises:
+            ValueError: the range leaves the sequence.
+        """
+        available = int(self.sequence_lengths[idx])
+        count = available - offset if length is None else length
+        if offset < 0 or count < 0 or offset + count > available:
+            raise ValueError(
+                f"{self.path_prefix}: sequence {idx} has {available} tokens, asked for {count} "
+                f"from {offset}; stay inside the sequence"
+            )
+        first = int(self.sequence_pointers[idx]) // self.dtype.itemsize + offset
+        if self._tokens is not None:
+            return self._tokens[first : first + count]
+        return self._read(first, count)
+
+    def token_blocks(self, block: int, limit: int | None = None) -> Iterator[tuple[int, NDArray]]:
+        """All tokens of the file in order, as (number of the first token, tokens)."""
+        total = int(self.sequence_lengths.sum(dtype=np.int64))
+        stop = total if limit is None else min(total, limit)
+        for first in range(0, stop, block):
+            count = min(block, stop - first)
+            if self._tokens is not None:
+                yield first, self._tokens[first : first + count]
+            else:
+                yield first, self._read(first, count)
+
+    def close(self) -> None:
+        """Release the file; the dataset cannot be read afterwards."""
+        if self._tokens is None:
+            self._file.close()
+        self._tokens = None
+
+    @staticmethod
+    def exists(path_prefix: str) -> bool:
+        """Whether both files are there."""
+        return os.path.isfile(get_idx_path(path_prefix)) and os.path.isfile(
+            get_bin_path(path_prefix)
+        )
+
+    def _read(self, first: int, count: int) -> NDArray:
+        size = count * self.dtype.itemsize
+        data = os.pread(self._file.fileno(), size, first * self.dtype.itemsize)
+        if len(data) != size:
+            raise ValueError(
+                f"{get_bin_path(self.path_prefix)} ended while it was read ({len(data)} of {size} "
+                "bytes); it was changed after it was opened"
+            )
+        return np.frombuffer(data, dtype=self.dtype)
+
+    def _require_files(self) -> None:
+        paths = (get_idx_path(self.path_prefix), get_bin_path(self.path_prefix))
+        missing = [path for path in paths if not os.path.isfile(path)]
+        if not missing:
+            return
+        fix = "check the path or run tools/preprocess_data.py"
+        if self.path_prefix.endswith((".bin", ".idx")):
+            fix = f"give the prefix {self.path_prefix[:-4]!r}, without .bin or .idx"
+        raise FileNotFoundError(
+            f"{' and '.join(missing)} not found; a dataset is a pair of a .bin and an .idx file: "
+            f"{fix}"
+        )
+
+
+class _Index:
+    """The content of an .idx file, checked."""
+
+    def __init__(self, idx_path: str) -> None:
+        self.path = idx_path
+        with open(idx_path, "rb") as stream:
+            head = stream.read(_HEADER.size)
+        magic_ok = head[: len(_MAGIC)] == _MAGIC
+        if not magic_ok:
+            self._reject(f"it starts with {head[: len(_MAGIC)]!r}, not {_MAGIC!r}")
+        if len(head) < _HEADER.size:
+            self._reject(f"it has {len(head)} bytes, fewer than its header of {_HEADER.size}")
+        _, version, code, num_sequences, num_boundaries = _HEADER.unpack(head)
+        if version != _VERSION:
+            self._reject(f"its version is {version}, readable is {_VERSION}")
+        try:
+            self.dtype = DType.dtype_from_code(code)
+        except ValueError as error:
+            self._reject(str(error))
+        size = os.path.getsize(idx_path)
+        needed = _HEADER.size + 12 * num_sequences + 8 * num_boundaries
+        if size not in (needed, needed + num_sequences):
+            state = "truncated" if size < needed else "longer than it says"
+            self._reject(
+                f"it is {state}: {size} bytes, but {num_sequences} sequences and "
+                f"{num_boundaries} document boundaries take {needed}"
+            )
+        raw = np.asarray(np.memmap(idx_path, dtype=np.uint8, mode="r"))
+        pointers_at = _HEADER.size + 4 * num_sequences
+        boundaries_at = pointers_at + 8 * num_sequences
+        self.sequence_lengths = np.frombuffer(raw, "<i4", num_sequences, _HEADER.size)
+        self.sequence_pointers = np.frombuffer(raw, "<i8", num_sequences, pointers_at)
+        self.document_indices = np.frombuffer(raw, "<i8", num_boundaries, boundaries_at)
+        self._check_content()
+
+    def check_against_bin(self, bin_path: str) -> None:
+        """Every sequence lies inside the .bin file.
+
+        Raises:
+            ValueError: one does not.
+        """
+        size = os.path.getsize(bin_path)
+        end = 0
+        for lengths, pointers in self._blocks():
+            end = max(end, int((pointers + lengths.astype(np.int64) * self.dtype.itemsize).max()))
+        if size < end:
+            raise ValueError(
+                f"{bin_path} has {size} bytes, but {self.path} places tokens up to byte {end}; the "
+                ".bin file is truncated or belongs to another index: copy it again"
+            )
+        if size > end:
+            logger.warning(
+                "%s has %d bytes after its last token; does %s belong to it?",
+                bin_path,
+                size - end,
+                self.path,
+            )
+
+    def _check_content(self) -> None:
+        num_sequences, boundaries = len(self.sequence_lengths), self.document_indices
+        last = int(boundaries[-1]) if len(boundaries) else None
+        if last != num_sequences:
+            self._reject(f"its document index ends at {last}, not at {num_sequences} sequences")
+        num_tokens = 0
+        for lengths, pointers in self._blocks():
+            if lengths.min() < 0 or pointers.min() < 0 or (pointers % self.dtype.itemsize).any():
+                self._reject("it holds a negative length, or an offset that is no token boundary")
+            num_tokens += int(lengths.sum(dtype=np.int64))
+        if num_tokens == 0:
+            self._reject(f"it describes zero tokens in {num_sequences} sequences")
+
+    def _blocks(self) -> Iterator[tuple[NDArray, NDArray]]:
+        for first in range(0, len(self.sequence_lengths), _CHECK_ROWS):
+            rows = slice(first, first + _CHECK_ROWS)
+            yield self.sequence_lengths[rows], self.sequence_pointers[rows]
+
+    def _reject(self, found: str) -> None:
+        raise ValueError(
+            f"{self.path} is not a usable index file: {found}; write the dataset again with "
+            "tools/preprocess_data.py or copy it again"
+        )
+
+
+class IndexedDatasetBuilder:
+    """Write a dataset; the final names appear only when it is complete.
+
+    Used as a context manager it removes its unfinished files when an error leaves the block.
+
+    Args:
+        bin_path: final path of the .bin file.
+        dtype: type of a token, see ``DType.optimal_dtype``.
+
+    Raises:
+        ValueError: the format has no code for this type.
+    """
+
+    def __init__(self, bin_path: str, dtype: DTypeLike = np.int32) -> None:
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self._code = DType.code_from_dtype(dtype)
+        self._bin_path = str(bin_path)
+        self._temporary = f"{self._bin_path}.{uuid.uuid4().hex}.tmp"
+        self._file = open(self._temporary, "xb")  # noqa: SIM115  (finalize or discard closes it)
+        self._lengths = array("i")  # four and eight bytes per entry: corpora have 1e9 of them
+        self._boundaries = array("q", [0])
+
+    def __enter__(self) -> IndexedDatasetBuilder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.discard()
+
+    def add_item(self, tokens: ArrayLike) -> None:
+        """Append one sequence to the current document."""
+        ids = self._as_tokens(tokens)
+        self._file.write(ids.tobytes())
+        self._lengths.append(ids.size)
+
+    def add_document(self, tokens: ArrayLike, lengths: Sequence[int]) -> None:
+        """Append a document made of sequences of the given lengths.
+
+        Raises:
+            ValueError: the lengths do not add up to the tokens.
+        """
+        ids = self._as_tokens(tokens)
+        if sum(lengths) != ids.size:
+            raise ValueError(
+                f"lengths add up to {sum(lengths)}, the document has {ids.size} tokens; give "
+                "one length per sequence, covering all tokens"
+            )
+        self._file.write(ids.tobytes())
+        self._lengths.extend(lengths)
+        self.end_document()
+
+    def add_documents(
+        self, tokens: NDArray, lengths: NDArray[np.int32], sequences_per_document: NDArray
+    ) -> None:
+        """Append many documents at once.
+
+        Args:
+            tokens: all their tokens, of the dataset's type.
+            lengths: tokens of each sequence.
+            sequences_per_document: sequences of each document; 0 for an empty one.
+
+        Raises:
+            ValueError: the type differs, or the numbers do not add up.
+        """
+        num_tokens, num_sequences = lengths.sum(dtype=np.int64), sequences_per_document.sum()
+        if tokens.dtype != self.dtype or num_tokens != len(tokens) or num_sequences != len(lengths):
+            raise ValueError(
+                f"{len(tokens)} tokens of type {tokens.dtype.name} with lengths of {num_tokens} in "
+                f"{len(lengths)} sequences, of which documents claim {num_sequences}; give "
+                f"{self.dtype.name} tokens and numbers that add up"
+            )
+        boundaries = np.cumsum(sequences_per_document, dtype=np.int64) + len(self._lengths)
+        self._file.write(tokens.tobytes())
+        self._lengths.frombytes(np.ascontiguousarray(lengths, np.int32).tobytes())
+        self._boundaries.frombytes(boundaries.tobytes())
+
+    def end_document(self) -> None:
+        """Close the current document."""
+        self._boundaries.append(len(self._lengths))
+
+    def add_index(self, path_prefix: str) -> int:
+        """Append a whole dataset; return its number of sequences.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+            ValueError: it is malformed or its token type differs.
+        """
+        other = IndexedDataset(path_prefix)
+        if other.dtype != self.dtype:
+            raise ValueError(
+                f"{path_prefix} stores {other.dtype.name}, this dataset {self.dtype.name}; "
+                "datasets to merge need one token type: preprocess them with one tokenizer"
+            )
+        sizes = other.sequence_lengths.astype(np.int64) * self.dtype.itemsize
+        is_dense = np.array_equal(other.sequence_pointers, np.cumsum(sizes) - sizes)
+        if not is_dense or os.path.getsize(get_bin_path(path_prefix)) != sizes.sum():
+            raise ValueError(
+                f"the sequences of {path_prefix} do not lie one behind the other in its .bin file; "
+                "only such datasets can be appended: preprocess it again"
+            )
+        boundaries = other.document_indices[1:] + len(self._lengths)
+        self._boundaries.frombytes(boundaries.astype(np.int64).tobytes())
+        self._lengths.frombytes(other.sequence_lengths.astype(np.int32).tobytes())
+        count = len(other)
+        other.close()
+        with open(get_bin_path(path_prefix), "rb") as source:
+            shutil.copyfileobj(source, self._file, _COPY_BYTES)
+        return count
+
+    def add_builder(self, other: IndexedDatasetBuilder) -> None:
+        """Append what an unfinished builder of the same token type holds."""
+        assert other.dtype == self.dtype, "parts of one dataset have one token type"
+        boundaries = np.array(other._boundaries[1:], np.int64) + len(self._lengths)
+        self._boundaries.frombytes(boundaries.tobytes())
+        self._lengths.extend(other._lengths)
+        other._file.flush()
+        with open(other._temporary, "rb") as source:
+            shutil.copyfileobj(source, self._file, _COPY_BYTES)
+
+    def finalize(self, idx_path: str) -> None:
+        """Write the index and give both files their final names.
+
+        Raises:
+            ValueError: no token was added.
+        """
+        lengths = np.array(self._lengths, np.int32)
+        boundaries = np.array(self._boundaries, np.int64)
+        sizes = lengths.astype(np.int64) * self.dtype.itemsize
+        if sizes.sum() == 0:
+            self.discard()
+            raise ValueError(
+                f"{self._bin_path}: no token was added; a dataset needs at least one: check the "
+                "input"
+            )
+        temporary = f"{idx_path}.{uuid.uuid4().hex}.tmp"
+        with open(temporary, "xb") as stream:
+            stream.write(_HEADER.pack(_MAGIC, _VERSION, self._code, len(lengths), len(boundaries)))
+            stream.write(lengths.astype("<i4").tobytes())
+            stream.write((np.cumsum(sizes) - sizes).astype("<i8").tobytes())
+            stream.write(boundaries.astype("<i8").tobytes())
+        self._file.close()
+        # An old index must never meet the new tokens, so it goes first and the new one comes last.
+        with suppress(FileNotFoundError):
+            os.remove(idx_path)
+        os.replace(self._temporary, self._bin_path)
+        os.replace(temporary, idx_path)
+
+    def discard(self) -> None:
+        """Remove the unfinished file; nothing happens after ``finalize``."""
+        self._file.close()
+        with suppress(FileNotFoundError):
+            os.remove(self._temporary)
+
+    def _as_tokens(self, tokens: ArrayLike) -> NDArray:
+        ids = np.asarray(tokens)
+        if ids.size and self.dtype.kind in "iu":
+            limits = np.iinfo(self.dtype)
+            if ids.min() < limits.min or ids.max() > limits.max:
+                raise ValueError(
+                    f"token ids {ids.min()} to {ids.max()} do not fit {self.dtype.name}; choose "
+                    "the type with DType.optimal_dtype(vocabulary size)"
+                )
+        return ids.astype(self.dtype).reshape(-1)

@@ -1,0 +1,51 @@
+"""Loader of the training, validation and test data.
+
+Source: Megatron-LM core 0.12 ``data/pretraining_loader.py`` (names and behaviour).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mindspeed_ms.data.loader import (
+    Batch,
+    LoaderSettings,
+    PretrainingDataLoader,
+    SampleDataset,
+    get_loader_defaults,
+    make_sampler,
+)
+from mindspeed_ms.data.samplers import MegatronPretrainingRandomSampler, MegatronPretrainingSampler
+
+__all__ = [
+    "MegatronPretrainingRandomSampler",
+    "MegatronPretrainingSampler",
+    "build_pretraining_data_loader",
+]
+
+
+def build_pretraining_data_loader(
+    dataset: SampleDataset | None,
+    consumed_samples: int,
+    *,
+    settings: LoaderSettings | None = None,
+) -> Iterable[Batch] | None:
+    """Loader of a dataset on this rank, starting behind the consumed samples.
+
+    Args:
+        dataset: numbered samples; None gives None. With ``--dataloader-type external`` it is a
+            loader itself and returned as it is.
+        consumed_samples: samples all ranks read in earlier runs.
+        settings: sizes and rank; by default those training set for this process.
+
+    Raises:
+        RuntimeError: no settings given or set.
+        ValueError: no samples left, or sizes that do not fit.
+    """
+    if dataset is None:
+        return None
+    settings = get_loader_defaults() if settings is None else settings
+    if settings.dataloader_type == "external":
+        return dataset  # type: ignore[return-value]  # the user's own loader
+    sampler = make_sampler(len(dataset), consumed_samples, settings)
+    return PretrainingDataLoader(dataset, sampler, settings.num_workers)

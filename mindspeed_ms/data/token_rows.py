@@ -1,0 +1,185 @@
+"""Samples that are rows of equal length already: ``input_ids`` of ``seq_length + 1`` tokens.
+
+MindRecord files made for MindSpore's own trainers hold such rows. Opened once, their rows are kept
+as one ``.npy`` file that is mapped into memory, because MindRecord is read from front to back only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from mindspore.mindrecord import FileReader
+from numpy.typing import NDArray
+
+from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig
+from mindspeed_ms.data.masks import get_ltor_masks_and_position_ids
+from mindspeed_ms.data.utils import Split
+
+logger = logging.getLogger(__name__)
+
+COLUMN = "input_ids"
+
+
+def sample_from_row(row: NDArray, config: GPTDatasetConfig) -> dict[str, NDArray]:
+    """Tokens, labels and masks of a row of ``seq_length + 1`` tokens.
+
+    Labels equal to the pad token do not count.
+    """
+    text = row.astype(np.int64)
+    tokens, labels = text[:-1].copy(), text[1:].copy()
+    masks = get_ltor_masks_and_position_ids(
+        tokens,
+        config.tokenizer.eod,
+        reset_position_ids=config.reset_position_ids,
+        reset_attention_mask=config.reset_attention_mask,
+        eod_mask_loss=config.eod_mask_loss,
+        create_attention_mask=config.create_attention_mask,
+    )
+    loss_mask = masks.loss_mask
+    loss_mask[labels == config.pad_id] = 0.0
+    item: dict[str, NDArray] = {"tokens": tokens, "labels": labels}
+    if masks.attention_mask is not None:
+        item["attention_mask"] = masks.attention_mask
+    if masks.document_ids is not None:
+        item["document_ids"] = masks.document_ids
+    return item | {"loss_mask": loss_mask, "position_ids": masks.position_ids}
+
+
+class TokenRowsDataset:
+    """Rows in their own order, pass after pass until ``num_samples`` are given.
+
+    Args:
+        rows: [rows, seq_length + 1] token ids.
+        dataset_path: where they come from.
+        indexed_indices: rows of this split.
+        num_samples: samples needed; None for one pass.
+        index_split: which split this is.
+        config: options.
+
+    Raises:
+        ValueError: the split has no row, or rows have another length.
+    """
+
+    def __init__(
+        self,
+        rows: NDArray,
+        dataset_path: str | None,
+        indexed_indices: NDArray[np.int32],
+        num_samples: int | None,
+        index_split: Split,
+        config: GPTDatasetConfig,
+    ) -> None:
+        if not len(indexed_indices):
+            raise ValueError(
+                f"the {index_split.name} split of {dataset_path} has no row; give it a larger "
+                "share with --split"
+            )
+        if rows.ndim != 2 or rows.shape[1] != config.sequence_length + 1:
+            raise ValueError(
+                f"{dataset_path} holds rows of shape {rows.shape[1:]}, expected is "
+                f"({config.sequence_length + 1},): sequence length plus one; set --seq-length to "
+                "fit the data"
+            )
+        self.rows = rows
+        self.dataset_path = dataset_path
+        self.indices = indexed_indices
+        self.index_split = index_split
+        self.config = config
+        self._length = len(indexed_indices) if num_samples is None else num_samples
+        self.unique_identifiers: Mapping[str, object] = {
+            "class": type(self).__name__,
+            "dataset_path": dataset_path,
+            "num_samples": num_samples,
+            "index_split": index_split.name,
+            "sequence_length": config.sequence_length,
+        }
+
+    @staticmethod
+    def numel_low_level_dataset(low_level_dataset: NDArray) -> int:
+        """Rows."""
+        return len(low_level_dataset)
+
+    @staticmethod
+    def build_low_level_dataset(dataset_path: str, config: GPTDatasetConfig) -> NDArray:
+        """Open a ``.npy`` or MindRecord file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it cannot be read, or holds no rows.
+        """
+        if dataset_path.endswith(".npy"):
+            return _map(Path(dataset_path))
+        directory = config.path_to_cache or os.path.join(f"{dataset_path}_cache", "TokenRows")
+        return open_mindrecord(dataset_path, directory)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, idx: int | np.integer) -> dict[str, NDArray]:
+        return sample_from_row(self.rows[self.indices[int(idx) % len(self.indices)]], self.config)
+
+
+def open_mindrecord(path: str, cache_directory: str) -> NDArray:
+    """Rows of a MindRecord file, through their copy in the cache directory.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no MindRecord file, has no ``input_ids``, or its rows differ in length.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} not found; give the path of a MindRecord file")
+    stamp = f"{os.path.abspath(path)} {os.path.getsize(path)} {os.stat(path).st_mtime_ns}"
+    name = hashlib.md5(stamp.encode(), usedforsecurity=False).hexdigest()
+    target = Path(cache_directory) / f"{name}-TokenRows.npy"
+    if not target.is_file():
+        logger.info("copying the rows of %s to %s", path, target)
+        _copy_rows(path, target)
+    return _map(target)
+
+
+def _copy_rows(path: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        reader = FileReader(path, columns=[COLUMN])
+    except Exception as error:  # noqa: BLE001  (MindRecord raises RuntimeError, MRMOpenError, ...)
+        raise ValueError(
+            f"{path} is not a MindRecord file with a column {COLUMN!r} ({type(error).__name__}); "
+            "give another file"
+        ) from error
+    try:
+        count, first = reader.len(), None
+        out: np.memmap | None = None
+        for number, record in enumerate(reader.get_next()):
+            row = np.asarray(record[COLUMN]).reshape(-1)
+            if out is None:
+                first = len(row)
+                out = np.lib.format.open_memmap(temporary, "w+", np.int32, (count, first))
+            if len(row) != first:
+                raise ValueError(
+                    f"row {number} of {path} has {len(row)} tokens, row 0 has {first}; rows must "
+                    "be of equal length"
+                )
+            out[number] = row
+        if out is None:
+            raise ValueError(f"{path} holds no row; give another file")
+        out.flush()
+        os.replace(temporary, target)
+    finally:
+        reader.close()
+        temporary.unlink(missing_ok=True)
+
+
+def _map(path: Path) -> NDArray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} not found; give the path of an .npy file") from None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as rows of tokens ({error})") from error

@@ -1,0 +1,296 @@
+"""GPT-2's byte-level BPE and Hugging Face tokenizers, both by Hugging Face's ``tokenizers``.
+
+GPT-2's words are found by ``regex``, as in Megatron: libraries differ in the characters they know.
+
+Source: Megatron-LM core 0.12 ``data/tokenizers/{tokenizer,gpt2_tokenization}.py`` (behaviour).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mindspeed_ms.data.tokenizers import optional_libraries
+
+END_OF_TEXT = "<|endoftext|>"
+
+# Cuts a text into words before merging; the one GPT-2 was trained with.
+_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+_MAX_KNOWN_WORDS = 1 << 20
+
+
+def _symbols_of_bytes() -> dict[int, str]:
+    """GPT-2's printable character for each byte: itself where it has one, else one from 256 on."""
+    itself = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    symbols = {byte: chr(byte) for byte in itself}
+    others = (byte for byte in range(256) if byte not in symbols)
+    return symbols | {byte: chr(256 + place) for place, byte in enumerate(others)}
+
+
+class GPT2BPETokenizer:
+    """Byte-level BPE from ``vocab.json`` and ``merges.txt``.
+
+    ``<|endoftext|>`` ends documents; its spelling in a text is text like any other.
+
+    Args:
+        vocab_file: token -> id.
+        merge_file: a version line, then one merge a line, most frequent first.
+
+    Raises:
+        ValueError: a file is missing or is not what it should be.
+        RuntimeError: ``tokenizers`` or ``regex`` is not installed.
+    """
+
+    def __init__(self, vocab_file: str, merge_file: str) -> None:
+        self.unique_identifiers: dict[str, object] = {
+            "class": "_GPT2BPETokenizer",
+            "tokenizer_path": [vocab_file, merge_file],
+        }
+        self.vocab = _read_vocab(vocab_file)
+        self.inv_vocab = {number: token for token, number in self.vocab.items()}
+        if END_OF_TEXT not in self.vocab:
+            raise ValueError(
+                f"vocabulary {vocab_file} has no {END_OF_TEXT}, which ends documents; give GPT-2's "
+                "vocab.json, or one made like it"
+            )
+        merges = _read_merges(merge_file)
+        library = optional_libraries.load("tokenizers", "GPT2BPETokenizer")
+        words = optional_libraries.load("regex", "GPT2BPETokenizer")
+        try:
+            self._model = library.models.BPE(self.vocab, merges, unk_token=self.inv_vocab.get(0))
+        except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
+            raise ValueError(
+                f"{vocab_file} and {merge_file} do not belong together ({error}); give both files "
+                "of one tokenizer"
+            ) from error
+        self._find_words = words.compile(_GPT2_PATTERN).findall
+        self._known: dict[str, list[int]] = {}
+        self._symbol_of = _symbols_of_bytes()
+        self._byte_of = {symbol: byte for byte, symbol in self._symbol_of.items()}
+        self.eod: int = self.vocab[END_OF_TEXT]
+        self.eos: int = self.eod
+        self.pad: int | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary."""
+        return len(self.vocab)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        ids: list[int] = []
+        known = self._known
+        for word in self._find_words(text):
+            found = known.get(word)
+            ids += self._merge(word) if found is None else found
+        return ids
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of token ids; bytes that are no text become the replacement character."""
+        symbols = "".join(self.inv_vocab[int(number)] for number in ids)
+        return bytes(self._byte_of[symbol] for symbol in symbols).decode("utf-8", errors="replace")
+
+    def _merge(self, word: str) -> list[int]:
+        """Token ids of one word, remembered: few words make up most of a text."""
+        symbols = "".join(self._symbol_of[byte] for byte in word.encode("utf-8"))
+        ids = [token.id for token in self._model.tokenize(symbols)]
+        if len(self._known) >= _MAX_KNOWN_WORDS:
+            self._known.clear()
+        self._known[word] = ids
+        return ids
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of one entry of the vocabulary; None when there is no such entry."""
+        return self.vocab.get(token)
+
+
+class _Backend(Protocol):
+    """What ``HuggingFaceTokenizer`` asks of the library it found."""
+
+    size: int
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+    def token_to_id(self, token: str) -> int | None: ...
+
+    def special(self, name: str) -> int | None: ...
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer in Hugging Face's format, from a local folder.
+
+    With the ``transformers`` library installed, its ``AutoTokenizer`` is used, as Megatron does;
+    otherwise ``tokenizers`` reads ``tokenizer.json`` and the special tokens are those of
+    ``tokenizer_config.json`` or ``special_tokens_map.json``.
+
+    Args:
+        path: folder, or its ``tokenizer.json``.
+        trust_remote_code: run Python code that lies in the folder (``transformers`` only).
+        use_fast: take the compiled implementation (``transformers`` only).
+
+    Raises:
+        ValueError: files are missing or unusable, or there is no end-of-sentence token.
+        RuntimeError: neither library is installed.
+    """
+
+    def __init__(self, path: str, trust_remote_code: bool = False, use_fast: bool = True) -> None:
+        self.unique_identifiers: dict[str, object] = {
+            "class": "_HuggingFaceTokenizer",
+            "tokenizer_path": [path],
+        }
+        self._backend = _hugging_face_backend(path, trust_remote_code, use_fast)
+        eos = self._backend.special("eos_token")
+        if eos is None:
+            raise ValueError(
+                f"tokenizer {path} names no eos_token, which ends documents; add it to its "
+                "tokenizer_config.json"
+            )
+        self.eod: int = eos
+        self.eos: int = eos
+        self.bos = self._backend.special("bos_token")
+        self.pad = self._backend.special("pad_token")
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary, added tokens included."""
+        return self._backend.size
+
+    def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, with the special tokens the tokenizer puts around it."""
+        return self._backend.encode(text, add_special_tokens)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of token ids; special tokens are spelled out."""
+        return self._backend.decode([int(number) for number in ids])
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of one entry of the vocabulary; None when there is no such entry."""
+        return self._backend.token_to_id(token)
+
+
+class _TokenizersBackend:
+    """``tokenizers`` on ``tokenizer.json``."""
+
+    def __init__(self, file: Path) -> None:
+        library = optional_libraries.load("tokenizers", "HuggingFaceTokenizer")
+        try:
+            self._tokenizer = library.Tokenizer.from_file(str(file))
+        except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
+            raise ValueError(f"{file} is not a tokenizer file ({error}); copy it again") from error
+        self._special: dict[str, Any] = {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            path = file.with_name(name)
+            if path.is_file():
+                self._special |= _read_json(path)
+        self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def special(self, name: str) -> int | None:
+        token = self._special.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        return None if text is None else self._tokenizer.token_to_id(text)
+
+
+class _TransformersBackend:
+    """``transformers.AutoTokenizer``."""
+
+    def __init__(self, library: Any, path: str, trust_remote_code: bool, use_fast: bool) -> None:
+        try:
+            self._tokenizer = library.AutoTokenizer.from_pretrained(
+                path,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                use_fast=use_fast,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{path} is not a Hugging Face tokenizer ({error}); it needs tokenizer.json and "
+                "tokenizer_config.json, or the files of its class"
+            ) from error
+        self.size = len(self._tokenizer)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=add_special_tokens).input_ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._tokenizer.get_vocab().get(token)
+
+    def special(self, name: str) -> int | None:
+        return getattr(self._tokenizer, f"{name}_id")
+
+
+def _hugging_face_backend(path: str, trust_remote_code: bool, use_fast: bool) -> _Backend:
+    if not os.path.exists(path):
+        raise ValueError(
+            f"tokenizer {path} not found; --tokenizer-model needs a local folder with "
+            "tokenizer.json and tokenizer_config.json (nothing is downloaded)"
+        )
+    transformers = optional_libraries.load_if_installed("transformers")
+    if transformers is not None and os.path.isdir(path):
+        return _TransformersBackend(transformers, path, trust_remote_code, use_fast)
+    file = Path(path) / "tokenizer.json" if os.path.isdir(path) else Path(path)
+    if not file.is_file():
+        raise ValueError(
+            f"{path} has no tokenizer.json; save the tokenizer in that form, or install the "
+            "transformers library, which reads older forms"
+        )
+    return _TokenizersBackend(file)
+
+
+def _read_vocab(path: str) -> dict[str, int]:
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"vocabulary {path} is not a file; GPT2BPETokenizer needs --vocab-file vocab.json and "
+            "--merge-file merges.txt"
+        )
+    vocab = _read_json(Path(path))
+    if not all(isinstance(number, int) for number in vocab.values()):
+        raise ValueError(f"vocabulary {path} must map tokens to numbers; give GPT-2's vocab.json")
+    return vocab
+
+
+def _read_merges(path: str) -> list[tuple[str, str]]:
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"merges {path} is not a file; GPT2BPETokenizer needs --vocab-file vocab.json and "
+            "--merge-file merges.txt"
+        )
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    merges = []
+    # The first line tells the version, and the text behind the last line end is no merge.
+    for number, line in enumerate(lines[1:-1], start=2):
+        parts = line.split()
+        if len(parts) != 2:
+            raise ValueError(
+                f"line {number} of {path} is {line!r}; each line is two parts with a space between"
+            )
+        merges.append((parts[0], parts[1]))
+    return merges
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON in UTF-8 ({error}); copy it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a JSON {type(content).__name__}; an object is needed")
+    return content

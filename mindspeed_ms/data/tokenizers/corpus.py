@@ -1,0 +1,330 @@
+"""From JSON lines to documents of tokens: what the preprocessing tool does to a stretch of lines.
+
+Lines travel to worker processes and tokens back in stretches of about a megabyte, as bytes and
+arrays, because moving Python objects between processes costs more than encoding them.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_ms.data.indexed_dataset import DType
+from mindspeed_ms.data.tokenizers import optional_libraries
+from mindspeed_ms.data.tokenizers.tokenizer import Tokenizer
+
+CHUNK_BYTES = 1 << 20
+_SPLIT_CHARACTERS = 1_000_000
+"""Longest text that is split into sentences in one go, as in Megatron."""
+
+Splitter = Callable[[str], Sequence[str]]
+"""Text -> sentences."""
+
+
+class Chunk(NamedTuple):
+    """Some lines of the input."""
+
+    path: str
+    first_line: int
+    """Number of the first line within the file, from 1."""
+
+    first_document: int
+    """Number of the first line over all files, from 0."""
+
+    lines: bytes
+    position: int
+    """Bytes read of this and the earlier files; of compressed ones, compressed bytes."""
+
+
+class Documents(NamedTuple):
+    """Arguments of ``IndexedDatasetBuilder.add_documents``."""
+
+    tokens: NDArray
+    lengths: NDArray[np.int32]
+    sequences_per_document: NDArray[np.int64]
+
+
+class EncodedChunk(NamedTuple):
+    """The documents of a chunk, by (partition, number of the key)."""
+
+    documents: dict[tuple[int, int], Documents]
+    num_documents: int
+    num_bytes: int
+    position: int
+
+
+class _Collector:
+    """Gathers documents of one partition and key."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self._dtype = dtype
+        self._tokens: list[int] = []
+        self._lengths: list[int] = []
+        self._sequences: list[int] = []
+
+    def add(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Add one document."""
+        for sequence in sequences:
+            self._tokens += sequence
+            self._lengths.append(len(sequence))
+        self._sequences.append(len(sequences))
+
+    def documents(self) -> Documents:
+        """What was added, as arrays."""
+        ids = np.array(self._tokens, dtype=np.int64)
+        limits = np.iinfo(self._dtype)
+        if ids.size and (ids.min() < limits.min or ids.max() > limits.max):
+            raise ValueError(
+                f"token ids {ids.min()} to {ids.max()} do not fit {self._dtype.name}, which the "
+                "vocabulary size asks for; check the tokenizer"
+            )
+        return Documents(
+            ids.astype(self._dtype),
+            np.array(self._lengths, dtype=np.int32),
+            np.array(self._sequences, dtype=np.int64),
+        )
+
+
+class Encoder:
+    """Encodes lines.
+
+    Args:
+        tokenizer: gives ids and the end-of-document token.
+        json_keys: keys whose texts are encoded.
+        is_eod_appended: end each document that is not empty with that token.
+        splitter: cuts a text into sentences; None keeps it whole.
+        num_partitions: parts the documents are dealt to.
+        partition_size: documents of each part; None deals them one by one in turn.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        json_keys: Sequence[str],
+        *,
+        is_eod_appended: bool = False,
+        splitter: Splitter | None = None,
+        num_partitions: int = 1,
+        partition_size: int | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._json_keys = json_keys
+        self._is_eod_appended = is_eod_appended
+        self._splitter = splitter
+        self._num_partitions = num_partitions
+        self._partition_size = partition_size
+        self._dtype = np.dtype(DType.optimal_dtype(tokenizer.vocab_size))
+
+    def encode_chunk(self, chunk: Chunk) -> EncodedChunk:
+        """Encode the lines of a chunk.
+
+        Raises:
+            ValueError: a line is no JSON object in UTF-8, or a key is missing or holds no text.
+        """
+        collectors: dict[tuple[int, int], _Collector] = {}
+        lines = chunk.lines.split(b"\n")
+        if not lines[-1]:  # what follows the last line end is no line
+            lines.pop()
+        for offset, line in enumerate(lines):
+            where = f"line {chunk.first_line + offset} of {chunk.path}"
+            partition = self._partition_of(chunk.first_document + offset)
+            for key, document in enumerate(self._encode_line(line, where)):
+                place = (partition, key)
+                if place not in collectors:
+                    collectors[place] = _Collector(self._dtype)
+                collectors[place].add(document)
+        documents = {place: collector.documents() for place, collector in collectors.items()}
+        return EncodedChunk(documents, len(lines), len(chunk.lines), chunk.position)
+
+    def _partition_of(self, document: int) -> int:
+        if self._partition_size is not None:
+            return document // self._partition_size
+        return document % self._num_partitions
+
+    def _encode_line(self, line: bytes, where: str) -> list[list[list[int]]]:
+        """The sequences of each key."""
+        documents = []
+        for texts in self._texts(line, where):
+            try:
+                parts = [part for part in map(self._tokenizer.tokenize, texts) if part]
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise ValueError(f"{where} cannot be encoded ({error})") from error
+            if parts and self._is_eod_appended:
+                parts[-1] = [*parts[-1], self._tokenizer.eod]
+            documents.append(parts)
+        return documents
+
+    def _texts(self, line: bytes, where: str) -> list[Sequence[str]]:
+        try:
+            document = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{where} is not JSON in UTF-8 ({error}); each line must be one JSON object"
+            ) from error
+        if not isinstance(document, dict):
+            raise ValueError(
+                f"{where} is a JSON {type(document).__name__}; each line must be one object"
+            )
+        texts: list[Sequence[str]] = []
+        for key in self._json_keys:
+            if key not in document:
+                raise ValueError(
+                    f"{where} has no key {key!r}, only {sorted(document)}; set --json-keys"
+                )
+            value = document[key]
+            parts = value if isinstance(value, list) else [value]
+            if not all(isinstance(part, str) for part in parts):
+                raise ValueError(
+                    f"{where} holds no text under {key!r}; the value must be a string or a list "
+                    "of strings"
+                )
+            texts.append(parts if self._splitter is None else self._split("".join(parts)))
+        return texts
+
+    def _split(self, text: str) -> list[str]:
+        assert self._splitter is not None, "called with a splitter only"
+        starts = range(0, len(text), _SPLIT_CHARACTERS)
+        pieces = (self._splitter(text[start : start + _SPLIT_CHARACTERS]) for start in starts)
+        return [sentence for piece in pieces for sentence in piece]
+
+
+def find_inputs(pattern: str) -> list[str]:
+    """Files of a path or a pattern, in the order of their names.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    paths = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
+    if not paths:
+        raise FileNotFoundError("no such file, and no file matches it as a pattern")
+    return paths
+
+
+def _open(path: str) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+
+
+def count_lines(path: str) -> int:
+    """Lines of a file; one without a line end at its end counts too."""
+    count, last = 0, b"\n"
+    with _open(path) as stream:
+        while block := stream.read(1 << 22):
+            count += block.count(b"\n")
+            last = block[-1:]
+    return count + (last != b"\n")
+
+
+def read_chunks(paths: Sequence[str], chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
+    """Whole lines of the files, about ``chunk_bytes`` at a time."""
+    document, base = 0, 0
+    for path in paths:
+        line, rest = 1, b""
+        with _open(path) as stream:
+            raw = getattr(stream, "fileobj", stream)  # of a compressed file, the file itself
+            while True:
+                block = stream.read(chunk_bytes)
+                lines, found, tail = (rest + block).rpartition(b"\n")
+                lines, rest = (lines + found, tail) if block else (rest, b"")
+                if lines:
+                    count = lines.count(b"\n") + (not lines.endswith(b"\n"))
+                    yield Chunk(path, line, document, lines, base + raw.tell())
+                    line, document = line + count, document + count
+                if not block:
+                    break
+        base += os.path.getsize(path)
+
+
+def load_splitter(language: str, is_keeping_newlines: bool) -> Splitter:
+    """NLTK's sentence splitter, from its local data.
+
+    Raises:
+        RuntimeError: nltk is not installed.
+        ValueError: its data for this language is not there.
+    """
+    punkt = optional_libraries.load("nltk.tokenize.punkt", "--split-sentences")
+    try:
+        splitter = punkt.PunktTokenizer(language)
+    except LookupError as error:
+        raise ValueError(
+            f"nltk has no data to split {language!r} into sentences; put tokenizers/punkt_tab/"
+            f"{language} into a folder named by NLTK_DATA"
+        ) from error
+    if is_keeping_newlines:
+        splitter._lang_vars = _keeping_newlines(punkt.PunktLanguageVars)()
+    return splitter.tokenize
+
+
+def _keeping_newlines(base: type) -> type:
+    """NLTK's rules with the blanks behind a sentence counted as part of it."""
+    pattern = r"""
+        %(SentEndChars)s             # a possible end of a sentence
+        \s*                          # blanks stay with the sentence they follow
+        (?=(?P<after_tok>
+            %(NonWord)s              # other punctuation
+            |
+            (?P<next_tok>\S+)        # or the next word
+        ))"""
+    return type("KeepingNewlines", (base,), {"_period_context_fmt": pattern})
+
+
+class Progress:
+    """Counts what was read, and says so every ``interval`` documents.
+
+    On a terminal it is one line that is drawn again, with a bar; elsewhere a line each time.
+    """
+
+    def __init__(self, paths: Sequence[str], interval: int, logger: logging.Logger) -> None:
+        self.num_documents = 0
+        self.num_tokens = 0
+        self._num_bytes = 0
+        self._total = sum(os.path.getsize(path) for path in paths)
+        self._position = 0
+        self._interval = interval
+        self._next = interval
+        self._logger = logger
+        self._start = time.monotonic()
+        self._is_terminal = sys.stderr.isatty()
+
+    def add(self, chunk: EncodedChunk) -> None:
+        """Count a chunk."""
+        self.num_documents += chunk.num_documents
+        self.num_tokens += sum(len(documents.tokens) for documents in chunk.documents.values())
+        self._num_bytes += chunk.num_bytes
+        self._position = chunk.position
+        if self.num_documents >= self._next:
+            self._next = self.num_documents + self._interval
+            self._show()
+
+    def end(self) -> None:
+        """Say the last numbers."""
+        self._show()
+        if self._is_terminal:
+            sys.stderr.write("\n")
+
+    def _show(self) -> None:
+        if self._is_terminal:
+            filled = round(20 * self._position / max(self._total, 1))
+            sys.stderr.write(f"\r[{'#' * filled:<20}] {self.line()}\033[K")
+            sys.stderr.flush()
+        else:
+            self._logger.info("%s", self.line())
+
+    def line(self) -> str:
+        """Documents, speed and time left."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        left = seconds * (self._total / max(self._position, 1) - 1)
+        return (
+            f"Processed {self.num_documents} documents ({self.num_documents / seconds:.1f} docs/s, "
+            f"{self._num_bytes / seconds / 2**20:.2f} MB/s, {self.num_tokens / seconds:.0f} "
+            f"tokens/s, {max(left, 0.0):.0f} s left)."
+        )

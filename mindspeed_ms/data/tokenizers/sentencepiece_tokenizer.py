@@ -1,0 +1,164 @@
+"""SentencePiece tokenizers.
+
+Source: Megatron-LM core 0.12 ``data/tokenizers/tokenizer.py`` (behaviour).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+import sentencepiece
+
+
+def _load_model(path: str) -> sentencepiece.SentencePieceProcessor:
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"tokenizer model {path} is not a file; --tokenizer-model needs the path of a "
+            "SentencePiece .model file"
+        )
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=path)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(
+            f"tokenizer model {path} is not a SentencePiece model ({error}); give the .model file"
+        ) from error
+
+
+class SentencePieceTokenizer:
+    """SentencePiece with Megatron's special tokens added behind the model's own pieces.
+
+    Added when the model lacks them: ``<CLS>``, ``<SEP>``, ``<EOD>``, ``<MASK>``, then ``<PAD>``,
+    ``<BOS>``, ``<EOS>`` (under the model's own names where it has them), then the extra ids. Their
+    spelling in a text becomes their id.
+
+    Args:
+        model_file: SentencePiece model.
+        vocab_extra_ids: number of sentinel tokens ``<extra_id_0>`` ...
+
+    Raises:
+        ValueError: the file is missing or no model.
+    """
+
+    def __init__(self, model_file: str, vocab_extra_ids: int = 0) -> None:
+        self.unique_identifiers: dict[str, object] = {
+            "class": "_SentencePieceTokenizer",
+            "tokenizer_path": [model_file],
+            "vocab_extra_ids": str(vocab_extra_ids),
+        }
+        self._model = _load_model(model_file)
+        model = self._model
+        self.vocab: dict[str, int] = {
+            model.id_to_piece(number): number for number in range(model.get_piece_size())
+        }
+        self._special: dict[str, int] = {}
+        self.cls = self._add_special("<CLS>")
+        self.sep = self._add_special("<SEP>")
+        self.eod = self._add_special("<EOD>")
+        self.mask = self._add_special("<MASK>")
+        self.pad = self._add_special(self._piece_or(model.pad_id(), "<PAD>"))
+        self.bos = self._add_special(self._piece_or(model.bos_id(), "<BOS>"))
+        self.eos = self._add_special(self._piece_or(model.eos_id(), "<EOS>"))
+        for number in range(vocab_extra_ids):
+            self._add_special(f"<extra_id_{number}>")
+        self.inv_vocab = {number: piece for piece, number in self.vocab.items()}
+        self._special_by_id = {number: piece for piece, number in self._special.items()}
+        self._pattern = re.compile("(" + "|".join(map(re.escape, self._special)) + ")")
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces of the model and the tokens added."""
+        return len(self.vocab)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text; special tokens spelled out in it become their ids."""
+        ids: list[int] = []
+        for place, part in enumerate(self._pattern.split(text)):
+            if place % 2:
+                ids.append(self._special[part])
+            elif part:
+                ids.extend(self._model.encode_as_ids(part))
+        return ids
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of token ids; special tokens are spelled out between spaces."""
+        ids = [int(number) for number in ids]
+        text, start = "", 0
+        for place, number in enumerate(ids):
+            if number in self._special_by_id:
+                before = self._model.decode_ids(ids[start:place])
+                text += f"{before} {self._special_by_id[number]} "
+                start = place + 1
+        return text + self._model.decode_ids(ids[start:])
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of one entry of the vocabulary; None when there is no such entry."""
+        return self.vocab.get(token)
+
+    def _piece_or(self, number: int, name: str) -> str:
+        return self._model.id_to_piece(number) if number >= 0 else name
+
+    def _add_special(self, piece: str) -> int:
+        number = self.vocab.setdefault(piece, len(self.vocab))
+        self._special[piece] = number
+        return number
+
+
+class GPTSentencePieceTokenizer:
+    """SentencePiece as it is; documents end with the model's end-of-sentence token.
+
+    Args:
+        model_file: SentencePiece model.
+
+    Raises:
+        ValueError: the file is missing, no model, or a model without end-of-sentence token.
+    """
+
+    _reference_class = "_GPTSentencePieceTokenizer"
+
+    def __init__(self, model_file: str) -> None:
+        self.unique_identifiers: dict[str, object] = {
+            "class": self._reference_class,
+            "tokenizer_path": [model_file],
+            "vocab_extra_ids": "0",
+        }
+        self._model = _load_model(model_file)
+        self.bos: int = self._model.bos_id()
+        self.eos: int = self._model.eos_id()
+        self.eod: int = self.eos
+        self.pad: int | None = self._model.pad_id() if self._model.pad_id() >= 0 else None
+        if self.eos < 0:
+            raise ValueError(
+                f"tokenizer model {model_file} has no end-of-sentence token to end documents with; "
+                "use --tokenizer-type SentencePieceTokenizer, which adds one"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces of the model."""
+        return self._model.get_piece_size()
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        return self._model.encode_as_ids(text)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of token ids."""
+        return self._model.decode_ids([int(number) for number in ids])
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of one entry of the vocabulary; None when there is no such entry."""
+        number = self._model.piece_to_id(token)
+        return number if self._model.id_to_piece(number) == token else None
+
+
+class Llama2Tokenizer(GPTSentencePieceTokenizer):
+    """Like ``GPTSentencePieceTokenizer``, each text beginning with the begin-of-sentence token."""
+
+    _reference_class = "_Llama2Tokenizer"
+
+    def tokenize(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+        """Token ids of a text, by default with the begin and without the end token."""
+        ids = self._model.encode_as_ids(text)
+        return [self.bos] * bos + ids + [self.eos] * eos

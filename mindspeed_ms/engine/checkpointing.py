@@ -1,0 +1,359 @@
+"""Checkpoints of a run: when they are written, and what is taken from one at the start."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mindspeed_ms.backend import comm
+from mindspeed_ms.config import AllConfig, to_yaml
+from mindspeed_ms.core.dist_checkpointing.live_state import live_tensors
+from mindspeed_ms.core.dist_checkpointing.loader import KINDS, LoadOptions, load_tensors
+from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
+from mindspeed_ms.core.distributed import DistributedDataParallel
+from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
+from mindspeed_ms.engine import random_states
+from mindspeed_ms.engine.datasets import tokenizer_of
+from mindspeed_ms.engine.output import print_rank_0
+from mindspeed_ms.formats import names, own_format
+from mindspeed_ms.formats.catalog import Catalog
+from mindspeed_ms.formats.containers.new_file import FileRecord
+from mindspeed_ms.formats.find import Found, find_checkpoint, open_checkpoint
+
+logger = logging.getLogger(__name__)
+
+_LAYOUT = {
+    "tensor": "tensor_model_parallel_size",
+    "pipeline": "pipeline_model_parallel_size",
+    "virtual_pipeline": "virtual_pipeline_model_parallel_size",
+    "context": "context_parallel_size",
+    "expert": "expert_model_parallel_size",
+    "expert_tensor": "expert_tensor_parallel_size",
+}
+"""Axis -> field of the parallel section: what decides which random stream a rank draws from."""
+
+_DATA = (
+    "data_path",
+    "train_data_path",
+    "valid_data_path",
+    "test_data_path",
+    "split",
+    "mock_data",
+)
+"""Settings that decide what sample number n is, beside seed and sequence length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a loaded run stands."""
+
+    iteration: int = 0
+    consumed_train_samples: int = 0
+
+
+# --- saving -----------------------------------------------------------------------------------
+
+
+def make_saver(config: AllConfig) -> CheckpointSaver | None:
+    """What writes the checkpoints of a run; None if it keeps none."""
+    training = config.training_config
+    if not training.save_checkpoints:
+        return None
+    return CheckpointSaver(
+        SaveSettings(
+            root=Path(training.output_dir),
+            container="ckpt" if training.ckpt_format == "ckpt" else "safetensors",
+            keep=training.keep_checkpoint_max or None,
+            retain_interval=training.save_retain_interval,
+            crc_check=training.crc_check,
+            is_async=training.async_save,
+        )
+    )
+
+
+def save_checkpoint(
+    saver: CheckpointSaver,
+    config: AllConfig,
+    models: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    progress: Progress,
+    vocab_size: int | None = None,
+) -> None:
+    """Write a checkpoint, in the background if the configuration says so.
+
+    Args:
+        saver: writes it.
+        config: the run's configuration.
+        models: the chunks of this rank.
+        optimizer: left out with ``no_save_optim``.
+        scheduler: its position belongs to the optimizer's state.
+        progress: where the run stands.
+        vocab_size: tokens in use, from ``true_vocab_size``.
+
+    Raises:
+        RuntimeError: it (or the one before it) could not be written.
+
+    Parallelism: collective over the world.
+    """
+    training = config.training_config
+    root, iteration = training.output_dir, progress.iteration
+    print_rank_0(
+        f"saving checkpoint at iteration {iteration:7d} to {root} in "
+        f"{saver.settings.container} format"
+    )
+    for model in models:
+        model.finish_param_sync()
+    tensors = live_tensors(models, None if training.no_save_optim else optimizer)
+    saver.save(
+        tensors,
+        Snapshot(
+            iteration=iteration,
+            common={
+                **_common(config, optimizer, scheduler, progress),
+                "vocab_size": vocab_size,
+            },
+            rank_state={} if training.no_save_rng else random_states.capture(),
+            config=to_yaml(config),
+        ),
+    )
+    if saver.settings.is_async:
+        print_rank_0(
+            f"  scheduled an async checkpoint save at iteration {iteration:7d} to {root} "
+            f"(training waited {saver.stall_seconds:.3f} s)"
+        )
+    else:
+        print_rank_0(f"  successfully saved checkpoint from iteration {iteration:7d} to {root}")
+
+
+def _common(
+    config: AllConfig,
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    progress: Progress,
+) -> dict[str, Any]:
+    has_optimizer = not config.training_config.no_save_optim
+    scaler = optimizer.grad_scaler
+    return {
+        "iteration": progress.iteration,
+        "consumed_train_samples": progress.consumed_train_samples,
+        "world_size": comm.get_world_size(),
+        "layout": _layout(config),
+        "is_tied": not config.model_config.untie_embeddings_and_output_weights,
+        "optimizer": {
+            "has_state": has_optimizer,
+            "num_steps": optimizer.num_steps,
+            "grad_scaler": None if scaler is None else scaler.state_dict(),
+        },
+        "scheduler": scheduler.state_dict() if has_optimizer else None,
+        "data": _data_identity(config),
+        "config": config.to_dict(),
+    }
+
+
+def _layout(config: AllConfig) -> dict[str, int]:
+    layout = {axis: getattr(config.parallel_config, name) or 1 for axis, name in _LAYOUT.items()}
+    return {**layout, "data": config.parallel_config.data_parallel_size(comm.get_world_size())}
+
+
+def _data_identity(config: AllConfig) -> dict[str, Any]:
+    dataset = config.dataset_config.to_dict()
+    return {
+        **{name: dataset.get(name) for name in _DATA},
+        "seed": config.training_config.seed,
+        "seq_length": config.model_config.seq_length,
+    }
+
+
+def true_vocab_size(config: AllConfig) -> int | None:
+    """Tokens in use, without padding; None if neither a tokenizer nor a size says."""
+    if config.dataset_config.tokenizer_type is None:
+        return config.dataset_config.vocab_size
+    return tokenizer_of(config).vocab_size
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+
+def load_checkpoint(
+    config: AllConfig,
+    models: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+) -> Progress:
+    """Fill model, optimizer and schedules as the configuration asks for; say what was not restored.
+
+    Returns:
+        Where the run stands; the start if nothing is loaded.
+
+    Raises:
+        ValueError: there is no usable checkpoint, or it does not fit the model.
+        RuntimeError: what was loaded is not what was saved.
+
+    Parallelism: collective over the world.
+    """
+    training = config.training_config
+    found = find_to_load(config)
+    if found is None:
+        return Progress()
+    print_rank_0(f" loading checkpoint from {found.folder} (format {found.kind})")
+    started = time.monotonic()
+    catalog = open_checkpoint(found)
+    if training.crc_check:
+        _verify_files(catalog, found)
+    is_resumed = training.resume_training and not training.finetune
+    with_optimizer = is_resumed and not training.no_load_optim
+    if with_optimizer and not _has_optimizer(catalog):
+        raise ValueError(
+            f"{catalog.source} holds no optimizer state, so training cannot be resumed exactly; "
+            "load it with --no-load-optim, or --finetune to start from its weights"
+        )
+    options = LoadOptions(
+        aliases=_aliases(config, catalog),
+        vocab_size=catalog.common.get("vocab_size") or true_vocab_size(config),
+    )
+    tensors = live_tensors(models, optimizer if with_optimizer else None)
+    report = load_tensors(catalog, models, optimizer, tensors, options)
+    seconds = time.monotonic() - started
+    missed = [*report.notes]
+    progress = Progress()
+    if is_resumed:
+        progress = _resume(config, catalog, optimizer if with_optimizer else None, scheduler)
+        missed += _restore_random_states(config, catalog)
+        missed += _different_data(config, catalog)
+    missed += _not_restored(config, catalog, is_resumed, with_optimizer)
+    for line in missed:
+        print_rank_0(f"  {line}")
+    print_rank_0(
+        f"  successfully loaded checkpoint from {found.folder} at iteration {progress.iteration}"
+        f" ({report.num_bytes / 1e6:.1f} MB in {seconds:.3f} s, {report.verified} tensors"
+        " verified)"
+    )
+    return progress
+
+
+def find_to_load(config: AllConfig) -> Found | None:
+    """The checkpoint a run starts from, None for a start from initial weights.
+
+    Raises:
+        ValueError: there is none, and the user has not said that a run may start without.
+    """
+    training = config.training_config
+    if not training.load_checkpoint:
+        return None
+    path = Path(training.load_checkpoint)
+    found = find_checkpoint(path, training.ckpt_step)
+    if found is not None:
+        return found
+    is_own_folder = training.save_checkpoints and path == Path(training.output_dir)
+    must_exist = training.exit_on_missing_checkpoint
+    if must_exist or (must_exist is None and not is_own_folder):
+        raise ValueError(
+            f"{path} holds no checkpoint to load; correct the path, or leave out "
+            "--exit-on-missing-checkpoint (YAML: exit_on_missing_checkpoint: False) to start from "
+            "initial weights"
+        )
+    print_rank_0(
+        f"WARNING: could not find a checkpoint in {path}; will not load any and will start from "
+        "random weights"
+    )
+    return None
+
+
+def _verify_files(catalog: Catalog, found: Found) -> None:
+    """Compare the checksums of all files, shared out over the ranks.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    files = sorted(catalog.common.get("files", {}).items())
+    problem = None
+    try:
+        for name, file in files[comm.get_rank() :: comm.get_world_size()]:
+            record = FileRecord(file["bytes"], file["crc32"])
+            own_format.verify_file(found.folder / name, record, with_crc=True)
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    for text in comm.all_gather_object(problem):
+        if text:
+            raise ValueError(text)
+
+
+def _has_optimizer(catalog: Catalog) -> bool:
+    return any(name.partition(".")[0] in KINDS[1:] for name in catalog.tensors)
+
+
+def _aliases(config: AllConfig, catalog: Catalog) -> dict[str, str]:
+    """A head takes the embedding's values where the checkpoint, or the model, ties them."""
+    is_tied = not config.model_config.untie_embeddings_and_output_weights
+    if is_tied or catalog.common.get("is_tied"):
+        return {names.HEAD: names.EMBEDDING}
+    return {}
+
+
+def _resume(
+    config: AllConfig,
+    catalog: Catalog,
+    optimizer: MegatronOptimizer | None,
+    scheduler: OptimizerParamScheduler,
+) -> Progress:
+    common = catalog.common
+    if optimizer is not None:
+        stored = common.get("optimizer") or {}
+        optimizer.num_steps = int(stored.get("num_steps", common.get("iteration", 0)))
+        if optimizer.grad_scaler is not None and stored.get("grad_scaler"):
+            optimizer.grad_scaler.load_state_dict(stored["grad_scaler"])
+        if common.get("scheduler"):
+            scheduler.load_state_dict(common["scheduler"])
+    iteration = int(common.get("iteration", 0))
+    consumed = common.get("consumed_train_samples")
+    if consumed is None:
+        consumed = iteration * config.global_batch_size(comm.get_world_size())
+    return Progress(iteration, int(consumed))
+
+
+def _restore_random_states(config: AllConfig, catalog: Catalog) -> list[str]:
+    """Continue the random streams; what could not be continued, in words."""
+    if config.training_config.no_load_rng:
+        return []
+    states: list[Mapping[str, Any]] = [state for state in catalog.common.get("rng", []) if state]
+    saved, present = catalog.common.get("layout", {}), _layout(config)
+    agree = all(saved.get(axis) == present[axis] for axis in _LAYOUT if axis != "virtual_pipeline")
+    if not states:
+        return ["not restored: random states (the checkpoint holds none of this project)"]
+    if not random_states.restore(states, agree):
+        return ["not restored: random states (another layout); streams go on behind the old ones"]
+    return []
+
+
+def _different_data(config: AllConfig, catalog: Catalog) -> list[str]:
+    stored = catalog.common.get("data")
+    if not stored or config.training_config.new_dataset:
+        return []
+    present = _data_identity(config)
+    changed = [name for name in present if stored.get(name) != present[name]]
+    return [
+        f"WARNING: {name} was {stored.get(name)!r} and is {present[name]!r}: the run goes on at "
+        "the old position of other data; --new-dataset starts at its beginning"
+        for name in changed
+    ]
+
+
+def _not_restored(
+    config: AllConfig, catalog: Catalog, is_resumed: bool, with_optimizer: bool
+) -> list[str]:
+    training, lines = config.training_config, []
+    if not is_resumed:
+        reason = "finetune" if training.finetune else "resume_training is off"
+        return [f"not restored: iteration, optimizer, schedules, random states ({reason})"]
+    if not with_optimizer:
+        lines.append("not restored: optimizer state and schedules (no_load_optim)")
+    if training.no_load_rng and catalog.common.get("rng"):
+        lines.append("not restored: random states (no_load_rng)")
+    if training.new_dataset:
+        lines.append("not restored: position in the data (new_dataset)")
+    return lines

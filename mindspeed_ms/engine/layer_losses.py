@@ -1,0 +1,48 @@
+"""Losses that layers add to the main one: which a model has, and their values in a step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mindspeed_ms.config import TransformerConfig
+from mindspeed_ms.core import aux_losses
+from mindspeed_ms.legacy.model.moe.balance_losses import LOSS_NAMES, Z_LOSS
+from mindspeed_ms.legacy.model.multi_token_prediction import loss_name
+
+
+def expected_losses(config: TransformerConfig) -> dict[str, aux_losses.Kind]:
+    """Name -> how its values over the ranks of a sequence go together, in a fixed order."""
+    moe = config.moe_config
+    kinds: dict[str, aux_losses.Kind] = {}
+    if moe.is_moe:
+        for kind, weight in moe.balance_coefficients().items():
+            if weight:
+                kinds[LOSS_NAMES[kind]] = "part"
+        if moe.moe_z_loss_coeff is not None:
+            kinds[Z_LOSS] = "mean"
+    for depth in range(config.mtp_num_layers or 0):
+        kinds[loss_name(depth)] = "mean"
+    return kinds
+
+
+def num_numbered_layers(config: TransformerConfig) -> int:
+    """Layers of the model and those that predict further tokens."""
+    return config.num_layers + (config.mtp_num_layers or 0)
+
+
+def collect_layer_losses(config: TransformerConfig, num_microbatches: int) -> dict[str, np.ndarray]:
+    """What the layers have recorded in the step; see ``aux_losses.collect`` (collective)."""
+    kinds = expected_losses(config)
+    if not kinds:
+        return {}
+    return aux_losses.collect(kinds, num_numbered_layers(config), num_microbatches)
+
+
+def mean_layer_losses(config: TransformerConfig, losses: dict[str, np.ndarray]) -> dict[str, float]:
+    """Mean of each loss over the layers that have it, as Megatron's log line shows it."""
+    count = sum(config.has_experts(layer) for layer in range(num_numbered_layers(config)))
+    balancing = {*LOSS_NAMES.values(), Z_LOSS}
+    return {
+        name: float(values.sum()) / (count if name in balancing else 1)
+        for name, values in losses.items()
+    }

@@ -1,0 +1,58 @@
+"""Why a run ends before its last iteration."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from types import FrameType
+
+import psutil
+
+from mindspeed_ms.backend import comm
+from mindspeed_ms.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+class StopConditions:
+    """Signal, duration and interval at which all ranks leave in the same iteration.
+
+    With ``exit_signal_handler`` SIGTERM no longer ends the process: the run finishes its iteration
+    and saves. A second SIGTERM ends it at once.
+
+    Args:
+        training: the conditions.
+    """
+
+    def __init__(self, training: TrainingConfig) -> None:
+        self._training = training
+        self._started = psutil.Process().create_time()  # loading counts: jobs have a limit in all
+        self._is_signalled = False
+        if training.exit_signal_handler:
+            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._is_signalled = True
+        signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+
+    def reason(self, iteration: int) -> str | None:
+        """What ends the run now, as Megatron's line; None to go on.
+
+        Parallelism: collective over the world if a signal or a duration can end the run: clocks
+        differ between ranks, and a signal may reach only some of them.
+        """
+        training = self._training
+        limit = training.exit_duration_in_mins
+        if training.exit_signal_handler or limit is not None:
+            minutes = (time.time() - self._started) / 60.0
+            states = comm.all_gather_object((self._is_signalled, minutes))
+            if any(is_signalled for is_signalled, _ in states):
+                return "exiting program after receiving SIGTERM."
+            longest = max(minutes for _, minutes in states)
+            if limit is not None and longest > limit:
+                return f"exiting program after {longest} minutes"
+        if training.exit_interval and iteration % training.exit_interval == 0:
+            return f"exiting program at iteration {iteration}"
+        return None

@@ -1,0 +1,328 @@
+"""The training loop: steps, evaluation, and what is printed about them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from mindspeed_ms import ops
+from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core.distributed import (
+    DistributedDataParallel,
+    finalize_model_grads,
+    refuse_bad_gradients,
+)
+from mindspeed_ms.core.num_microbatches_calculator import (
+    get_current_global_batch_size,
+    get_num_microbatches,
+    update_num_microbatches,
+)
+from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
+from mindspeed_ms.core.pipeline_parallel import get_forward_backward_func
+from mindspeed_ms.engine.forward_step import TokenWeights
+from mindspeed_ms.engine.layer_losses import collect_layer_losses, mean_layer_losses
+from mindspeed_ms.engine.log_lines import (
+    IntervalReport,
+    guide_line,
+    layer_loss_lines,
+    megatron_line,
+    validation_lines,
+)
+from mindspeed_ms.engine.micro_batches import EndlessLoader, SharedLoader
+from mindspeed_ms.engine.output import print_rank_last
+from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
+from mindspeed_ms.engine.run_data import EvaluationSet
+from mindspeed_ms.engine.stop_conditions import StopConditions
+from mindspeed_ms.engine.timeline_file import timeline_recorder
+from mindspeed_ms.planning.flops import tflops_per_rank
+
+
+@dataclass(slots=True)
+class TrainState:
+    """Where the run stands."""
+
+    iteration: int = 0
+    consumed_train_samples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one iteration did; losses are means over all micro-batches and data parallel ranks."""
+
+    iteration: int
+    losses: dict[str, float]
+    grad_norm: float | None
+    num_zeros: int | None
+    learning_rate: float
+    skipped: bool
+    """The gradients overflowed: weights, moments and schedules stayed as they were."""
+    seconds: float
+    loss_scale: float = 1.0
+    """Factor on the loss after the step."""
+    layer_losses: dict[str, np.ndarray] = field(default_factory=dict)
+    """Losses that layers add to the main one, each [layers], not weighed by their coefficients;
+    means over micro-batches and data parallel ranks."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingSetup:
+    """All that the loop works with."""
+
+    config: AllConfig
+    model: list[DistributedDataParallel]
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    forward_step: Callable
+    train_iters: int
+    state: TrainState = field(default_factory=TrainState)
+    on_step: Callable[[StepReport], None] | None = None
+    token_weights: TokenWeights | None = None
+    """None: every micro-batch weighs the same."""
+    checkpoints: RunCheckpoints | None = None
+    """None: the run keeps no checkpoints."""
+
+
+def train(
+    setup: TrainingSetup,
+    data_iterator: EndlessLoader | SharedLoader,
+    valid_sets: Sequence[EvaluationSet] = (),
+) -> bool:
+    """Iterate until ``train_iters``, printing, evaluating and saving at the configured intervals.
+
+    Returns:
+        Whether the run was ended before ``train_iters``.
+    """
+    training, state = setup.config.training_config, setup.state
+    log = IntervalLog(setup)
+    stop, reason = StopConditions(training), None
+    while state.iteration < setup.train_iters:
+        report = train_step(setup, data_iterator)
+        log.add(report, data_iterator)
+        if setup.on_step is not None:
+            setup.on_step(report)
+        if training.eval_interval and state.iteration % training.eval_interval == 0:
+            evaluate_and_print_results(setup, valid_sets, f"iteration {state.iteration}")
+        reason = stop.reason(state.iteration)
+        if setup.checkpoints is not None:
+            setup.checkpoints.after_step(setup, must_save=reason is not None)
+        if reason is not None:
+            print_rank_last(reason)
+            break
+    if setup.checkpoints is not None:
+        setup.checkpoints.at_end(setup)
+    return reason is not None
+
+
+def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
+    """Forward and backward of one global batch, and the optimizer step."""
+    start = time.perf_counter()
+    state, training = setup.state, setup.config.training_config
+    update_num_microbatches(state.consumed_train_samples)
+    batch_size = get_current_global_batch_size()
+    loss_scale = setup.optimizer.loss_scale
+    for model in setup.model:
+        model.zero_grad_buffer()
+    if setup.token_weights is not None:
+        setup.token_weights.seen = 0.0
+    reports = get_forward_backward_func()(
+        forward_step_func=setup.forward_step,
+        data_iterator=data_iterator,
+        model=setup.model,
+        num_microbatches=get_num_microbatches(),
+        loss_scale=loss_scale,
+        recorder=timeline_recorder(
+            training.pipeline_timeline, state.iteration + 1, setup.train_iters
+        ),
+    )
+    losses = mean_losses(reports)
+    layer_losses = collect_layer_losses(setup.config.model_config, get_num_microbatches())
+    if training.check_for_nan_in_loss_and_grad:
+        _refuse_nan(losses, reports, state.iteration + 1)
+    finalize_model_grads(setup.model)
+    if setup.token_weights is not None:
+        scale_gradients(setup.model, setup.token_weights.factor(get_num_microbatches()))
+    if training.check_for_nan_in_loss_and_grad:
+        refuse_bad_gradients(setup.model, state.iteration + 1)
+    apply_schedule(setup)
+    result = setup.optimizer.step()
+    if result.success:
+        setup.scheduler.step(batch_size)
+    state.iteration += 1
+    state.consumed_train_samples += batch_size
+    return StepReport(
+        iteration=state.iteration,
+        losses=losses | mean_layer_losses(setup.config.model_config, layer_losses),
+        grad_norm=result.grad_norm,
+        num_zeros=result.num_zeros_in_grad,
+        learning_rate=setup.scheduler.get_lr(),
+        skipped=not result.success,
+        seconds=time.perf_counter() - start,
+        loss_scale=setup.optimizer.loss_scale,
+        layer_losses=layer_losses,
+    )
+
+
+def scale_gradients(models: Sequence[DistributedDataParallel], factor: float) -> None:
+    """Multiply the reduced gradients this rank owns."""
+    for model in models:
+        for buffer in model.buffers:
+            for shard in buffer.shards:
+                ops.scale_(shard.grads, factor)
+
+
+def apply_schedule(setup: TrainingSetup) -> None:
+    """Give every parameter group the learning rate and weight decay of the coming step."""
+    config, schedule = setup.config.optimizer_config, setup.scheduler
+    decoupled = None
+    if config.decoupled_lr is not None:
+        decoupled = schedule.get_lr(max_lr=config.decoupled_lr, min_lr=config.decoupled_min_lr)
+    setup.optimizer.set_schedule(schedule.get_lr(), schedule.get_wd(), decoupled)
+
+
+def mean_losses(reports: Sequence[dict[str, tuple[Any, Any]]]) -> dict[str, float]:
+    """Sum over all micro-batches and data parallel ranks, divided by the sum of the counts.
+
+    Only the last pipeline stage has reports; the others get its result.
+
+    Parallelism: collective over the ranks of a pipeline, and of a stage.
+    """
+    pipeline = parallel_state.get_pipeline_model_parallel_group()
+    means: dict[str, float] = {}
+    if pipeline.rank == pipeline.size - 1:
+        means = _mean_of_reports(reports)
+    return (
+        means if pipeline.size == 1 else comm.broadcast_object(means, pipeline.ranks[-1], pipeline)
+    )
+
+
+def _mean_of_reports(reports: Sequence[dict[str, tuple[Any, Any]]]) -> dict[str, float]:
+    names = list(reports[0])
+    totals = np.array(
+        [
+            [sum(float(report[name][part]) for report in reports) for part in (0, 1)]
+            for name in names
+        ],
+        np.float32,
+    )
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    if group.size > 1:
+        totals = np.ascontiguousarray(totals)
+        comm.all_reduce(memory.from_numpy(totals), group=group)
+    return {
+        name: float(total) / max(float(count), 1.0)
+        for name, (total, count) in zip(names, totals, strict=True)
+    }
+
+
+def _refuse_nan(
+    losses: dict[str, float], reports: Sequence[dict[str, tuple[Any, Any]]], iteration: int
+) -> None:
+    """Stop every rank, with one message that names the ranks whose own loss is not a number."""
+    bad = [name for name, value in losses.items() if not math.isfinite(value)]
+    if not bad:
+        return
+    mine = any(not math.isfinite(float(report[name][0])) for report in reports for name in bad)
+    ranks = [rank for rank, is_bad in enumerate(comm.all_gather_object(mine)) if is_bad]
+    raise RuntimeError(
+        f"iteration {iteration}: {bad[0]} is {losses[bad[0]]}, computed on rank "
+        f"{', '.join(map(str, ranks))}; lower the learning rate, check the data, or pass "
+        "--no-check-for-nan-in-loss-and-grad"
+    )
+
+
+def evaluate(setup: TrainingSetup, data: EvaluationSet) -> dict[str, float]:
+    """Mean losses over the micro-batches of one evaluation, without gradients or dropout."""
+    for model in setup.model:
+        model.module.set_train(False)
+    per_step = max(1, get_num_microbatches())
+    if len(setup.model) > 1:  # chunks take turns in groups, which have to be complete
+        per_step = data.num_microbatches
+    reports: list[dict[str, tuple[Any, Any]]] = []
+    with autograd.no_grad():
+        for first in range(0, data.num_microbatches, per_step):
+            reports += get_forward_backward_func()(
+                forward_step_func=setup.forward_step,
+                data_iterator=data.iterator,
+                model=setup.model,
+                num_microbatches=min(per_step, data.num_microbatches - first),
+                forward_only=True,
+            )
+    for model in setup.model:
+        model.module.set_train(True)
+    return mean_losses(reports)
+
+
+def evaluate_and_print_results(
+    setup: TrainingSetup, sets: Sequence[EvaluationSet], prefix: str
+) -> None:
+    """Evaluate each set and print Megatron's validation lines on the last rank."""
+    for data in sets:
+        for line in validation_lines(prefix, evaluate(setup, data), data.suffix):
+            print_rank_last(line)
+
+
+class IntervalLog:
+    """Collects step reports and prints one line per ``log_interval``."""
+
+    def __init__(self, setup: TrainingSetup) -> None:
+        self._setup = setup
+        self._interval = setup.config.training_config.log_interval or 1
+        self._reports: list[StepReport] = []
+
+    def add(self, report: StepReport, data: EndlessLoader | SharedLoader) -> None:
+        """Take a report; at the end of an interval print the line on the last rank."""
+        self._reports.append(report)
+        if report.iteration % self._interval:
+            return
+        line_data = self._summary(data)
+        if self._setup.config.training_config.log_style == "guide":
+            print_rank_last(guide_line(line_data))
+        else:
+            print_rank_last(megatron_line(line_data, datetime.now()))
+        if self._setup.config.moe_config.moe_per_layer_logging:
+            for line in layer_loss_lines(report.iteration, report.layer_losses):
+                print_rank_last(line)
+        self._reports = []
+
+    def _summary(self, data: EndlessLoader | SharedLoader) -> IntervalReport:
+        setup, reports = self._setup, self._reports
+        training, last = setup.config.training_config, reports[-1]
+        seconds = math.fsum(report.seconds for report in reports) / len(reports)
+        kept = [report for report in reports if not report.skipped]
+        losses = {
+            name: math.fsum(report.losses[name] for report in kept) / len(kept)
+            for name in (kept[0].losses if kept else ())
+        }
+        nan = sum(any(math.isnan(value) for value in report.losses.values()) for report in reports)
+        batch = get_current_global_batch_size()
+        microbatches = get_num_microbatches()
+        return IntervalReport(
+            iteration=last.iteration,
+            train_iters=setup.train_iters,
+            consumed_samples=setup.state.consumed_train_samples,
+            seconds_per_iteration=seconds,
+            learning_rate=last.learning_rate,
+            global_batch_size=batch,
+            losses=losses,
+            loss_scale=last.loss_scale,
+            grad_norm=last.grad_norm,
+            num_zeros=last.num_zeros,
+            params_norm=setup.optimizer.params_norm() if training.log_params_norm else None,
+            tflops_per_rank=(
+                tflops_per_rank(setup.config.model_config, batch, seconds, comm.get_world_size())
+                if training.log_throughput
+                else None
+            ),
+            skipped_iterations=len(reports) - len(kept),
+            nan_iterations=nan,
+            epoch=data.epoch,
+            step_in_epoch=data.batches_in_epoch // microbatches,
+        )

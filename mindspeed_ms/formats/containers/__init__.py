@@ -1,0 +1,1 @@
+"""Kinds of files that hold tensors, and how they are written safely."""

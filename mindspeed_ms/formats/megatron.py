@@ -1,0 +1,197 @@
+"""Megatron-LM's ``torch`` checkpoints as catalogs: any layout, current and older names.
+
+``mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt`` holds the part of one rank of the model, layers and
+experts counted from 0 on every rank. ``distrib_optim.pt`` beside it holds what the ranks of a data
+parallel group have gathered of a distributed optimizer: flat buffers, parameters in backward order.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mindspeed_ms.formats import names
+from mindspeed_ms.formats.catalog import Catalog
+from mindspeed_ms.formats.containers.torch_file import TensorRef, TorchFile, flat_names, plain
+from mindspeed_ms.formats.megatron_optimizer import add_optimizer
+from mindspeed_ms.formats.megatron_parts import (
+    Chunk,
+    Part,
+    Rank,
+    RankFile,
+    Sizes,
+    add_piece,
+    global_span,
+)
+
+MODEL_FILE = "model_optim_rng.pt"
+_FOLDER = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?")
+_NOT_READ = ("_extra_state", "local_tokens_per_expert")
+"""What is no parameter and starts anew with every run."""
+
+_TOGETHER = re.compile(r"(.*\.experts)\.weight([12])$")
+"""All experts of a rank in one tensor (grouped products before Transformer Engine)."""
+_ONE_EACH = re.compile(r"(.*\.experts)\.(linear_fc[12])\.weight(\d+)$")
+"""A tensor per expert (grouped products of Transformer Engine)."""
+
+
+def read_catalog(folder: Path) -> Catalog:
+    """What a checkpoint holds; tensors stay in their files.
+
+    Raises:
+        ValueError: a file is damaged, ranks are missing, or tensors contradict each other.
+    """
+    files = open_files(folder)
+    content = files[0].file.content
+    args = content.get("args", Namespace())
+    sizes = Sizes.of(args, files)
+    sizes.check(folder, files)
+    firsts = _first_layers(files)
+    for item in files:
+        item.chunks = _chunks(item, firsts, sizes)
+    catalog = Catalog({}, _common(content, args, sizes), f"Megatron checkpoint {folder}")
+    for item in files:
+        for part in (part for chunk in item.chunks for part in chunk.parts):
+            shape, span = global_span(part, item.rank, sizes)
+            piece = item.file.piece(part.ref, span, part.first, part.is_transposed)
+            add_piece(catalog, part.name, shape, piece)
+    if sizes.is_tied:
+        catalog.tensors.pop(names.HEAD, None)
+    add_optimizer(catalog, files, args, sizes)
+    return catalog
+
+
+def open_files(folder: Path) -> list[RankFile]:
+    """The files of all ranks.
+
+    Raises:
+        ValueError: there are none, or one is damaged.
+    """
+    found = []
+    for item in sorted(folder.glob("mp_rank_*")):
+        match = _FOLDER.fullmatch(item.name)
+        path = item / MODEL_FILE
+        if match and not path.is_file():
+            path = item / "model_rng.pt"
+        if match and path.is_file():
+            found.append((match, item, TorchFile(path)))
+    if not found:
+        raise ValueError(f"{folder} holds no mp_rank_*/{MODEL_FILE}; name a checkpoint's folder")
+    args = found[0][2].content.get("args", Namespace())
+    has_pipeline = int(names.get(args, "pipeline_model_parallel_size", 1)) > 1
+    files = []
+    for match, item, file in found:
+        second, third = match[2], match[3]
+        if second is not None and third is None and not has_pipeline:
+            second, third = None, second
+        rank = Rank(int(match[1]), int(second or 0), int(third or 0))
+        files.append(RankFile(rank, item, file))
+    return sorted(files, key=lambda item: (item.rank.expert, item.rank.pipeline, item.rank.tensor))
+
+
+def _models(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """State of each model chunk."""
+    if "model" in content:
+        return [content["model"]]
+    chunks = [content[key] for key in sorted(content) if re.fullmatch(r"model\d+", key)]
+    if not chunks:
+        raise ValueError("a file holds no model")
+    return chunks
+
+
+def _flat(model: Mapping[str, Any]) -> list[tuple[str, TensorRef]]:
+    return [
+        (name.removeprefix("module."), value)
+        for name, value in flat_names(model)
+        if isinstance(value, TensorRef) and not name.endswith(_NOT_READ)
+    ]
+
+
+def _first_layers(files: list[RankFile]) -> dict[tuple[int, int], int]:
+    """(stage, chunk) -> global number of its first layer, from how many layers each holds."""
+    counts: dict[tuple[int, int], int] = {}
+    for item in files:
+        for chunk, model in enumerate(_models(item.file.content)):
+            layers = [names.layer_of(f".{name}") for name, _ in _flat(model)]
+            numbers = [layer for layer in layers if layer is not None]
+            counts[item.rank.pipeline, chunk] = max(numbers, default=-1) + 1
+    firsts, position = {}, 0
+    for stage, chunk in sorted(counts, key=lambda key: (key[1], key[0])):
+        firsts[stage, chunk] = position
+        position += counts[stage, chunk]
+    return firsts
+
+
+def _chunks(item: RankFile, firsts: Mapping[tuple[int, int], int], sizes: Sizes) -> list[Chunk]:
+    """Parameters of each chunk of a rank, under this project's names."""
+    chunks = []
+    for chunk, model in enumerate(_models(item.file.content)):
+        refs = _flat(model)
+        present = {name for name, _ in refs}
+        first = firsts[item.rank.pipeline, chunk]
+        parts = [part for name, ref in refs for part in _parts(name, ref, item.rank, sizes)]
+        for part in parts:
+            own = names.own_name(part.name, present.__contains__)
+            layer = names.layer_of(own)
+            part.name = own if layer is None else names.with_layer(own, layer + first)
+        chunks.append(Chunk(parts))
+    return chunks
+
+
+def _parts(name: str, ref: TensorRef, rank: Rank, sizes: Sizes) -> Iterator[Part]:
+    """The parameters a tensor holds: itself, or the matrices of several experts."""
+    first = rank.expert * sizes.experts_per_rank
+    together, one_each = _TOGETHER.match(name), _ONE_EACH.match(name)
+    local = names.expert_of(name)
+    if together:
+        yield from _experts_together(name, together, ref, first, sizes.experts_per_rank)
+    elif one_each:
+        number = first + int(one_each[3])
+        full = f"{one_each[1]}.local_experts.{number}.{one_each[2]}.weight"
+        yield Part(full, name, ref, ref.shape)
+    elif local is not None:
+        yield Part(names.with_expert(name, first + local), name, ref, ref.shape)
+    else:
+        yield Part(name, name, ref, ref.shape)
+
+
+def _experts_together(
+    name: str, match: re.Match[str], ref: TensorRef, first: int, count: int
+) -> Iterator[Part]:
+    """Experts in one tensor, their matrices transposed: [E, h, f] and [E, f, h] in memory."""
+    is_first = match[2] == "1"
+    hidden = ref.shape[0] if is_first else ref.shape[1]
+    size = ref.shape[0] * ref.shape[1] // count
+    inner = size // hidden
+    for local in range(count):
+        yield Part(
+            f"{match[1]}.local_experts.{first + local}.linear_fc{match[2]}.weight",
+            name,
+            ref,
+            (inner, hidden) if is_first else (hidden, inner),
+            first=local * size,
+            is_transposed=True,
+        )
+
+
+def _common(content: Mapping[str, Any], args: Any, sizes: Sizes) -> dict[str, Any]:
+    iteration = content.get("iteration", 0)
+    scheduler = content.get("opt_param_scheduler", content.get("lr_scheduler"))
+    return {
+        "iteration": int(iteration) if isinstance(iteration, int) else 0,
+        "consumed_train_samples": names.get(args, "consumed_train_samples"),
+        "is_tied": sizes.is_tied,
+        "vocab_size": names.get(args, "vocab_size"),
+        "scheduler": plain(scheduler) if scheduler else None,
+        "optimizer": {},
+        "layout": {
+            "tensor": sizes.tensor,
+            "pipeline": sizes.pipeline,
+            "virtual_pipeline": len(_models(content)),
+            "expert": sizes.expert,
+        },
+        "megatron_args": plain(vars(args)),
+    }

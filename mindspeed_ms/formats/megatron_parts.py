@@ -1,0 +1,168 @@
+"""The parts of Megatron's checkpoints: what a rank's file holds of which global tensor."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mindspeed_ms.formats import names
+from mindspeed_ms.formats.catalog import Catalog, StoredPiece, StoredTensor
+from mindspeed_ms.formats.containers.torch_file import TensorRef, TorchFile
+from mindspeed_ms.plan.region import Region, Span
+
+_DOWN = re.compile(r"\.(q|kv)_down_proj\.weight$")
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Place of a file in the model."""
+
+    tensor: int
+    pipeline: int
+    expert: int
+
+
+@dataclass(slots=True)
+class Part:
+    """A parameter as one rank holds it."""
+
+    name: str
+    """Here, counted over the whole model."""
+    file_name: str
+    """In the file."""
+    ref: TensorRef
+    shape: tuple[int, ...]
+    """Local shape."""
+    first: int = 0
+    """First element within ``ref``, which several experts may share."""
+    is_transposed: bool = False
+
+
+@dataclass(slots=True)
+class Chunk:
+    """The parameters of one model chunk of a rank, in the order of the model."""
+
+    parts: list[Part] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class RankFile:
+    """A rank's file, opened."""
+
+    rank: Rank
+    folder: Path
+    file: TorchFile
+    chunks: list[Chunk] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the split depends on."""
+
+    tensor: int
+    pipeline: int
+    expert: int
+    is_gated: bool
+    is_tied: bool
+    version: float
+    heads: int
+    num_experts: int
+    expert_tensor: int
+    """Parts an expert's matrices are cut into; the tensor parallel size unless it was given."""
+    latent_rows: tuple[int, ...] = ()
+    """Rows of the down projections of latent attention, when they are whole."""
+
+    @classmethod
+    def of(cls, args: Any, files: list[RankFile]) -> Sizes:
+        """From the saved arguments, and from the ranks there are."""
+        ranks = [item.rank for item in files]
+        return cls(
+            tensor=1 + max(rank.tensor for rank in ranks),
+            pipeline=1 + max(rank.pipeline for rank in ranks),
+            expert=1 + max(rank.expert for rank in ranks),
+            is_gated=bool(names.get(args, "swiglu", False)),
+            is_tied=not names.get(args, "untie_embeddings_and_output_weights", False),
+            version=float(files[0].file.content.get("checkpoint_version", 0)),
+            heads=int(names.get(args, "num_attention_heads", 1)),
+            num_experts=int(names.get(args, "num_experts", 0)),
+            expert_tensor=int(
+                names.get(args, "expert_tensor_parallel_size", 0)
+                or 1 + max(rank.tensor for rank in ranks)
+            ),
+            latent_rows=(
+                int(names.get(args, "q_lora_rank", 0)),
+                int(names.get(args, "kv_lora_rank", 0))
+                + int(names.get(args, "qk_pos_emb_head_dim", 0)),
+            ),
+        )
+
+    def check(self, folder: Path, files: list[RankFile]) -> None:
+        """Every tensor and pipeline rank must be there, and every expert rank."""
+        dense = {(item.rank.tensor, item.rank.pipeline) for item in files}
+        experts = {item.rank.expert for item in files}
+        if len(dense) != self.tensor * self.pipeline or len(experts) != self.expert:
+            raise ValueError(
+                f"{folder} holds {len(dense)} of the {self.tensor * self.pipeline} ranks of tensor "
+                f"{self.tensor} x pipeline {self.pipeline}, and {len(experts)} of {self.expert} "
+                "expert ranks; folders are missing: copy the whole checkpoint"
+            )
+
+    @property
+    def experts_per_rank(self) -> int:
+        """Experts in one file."""
+        return self.num_experts // self.expert
+
+
+def global_span(part: Part, rank: Rank, sizes: Sizes) -> tuple[tuple[int, ...], Span]:
+    """Global shape of a parameter, and what of it a rank holds."""
+    split = names.split_of(part.name, sizes.is_gated)
+    if _DOWN.search(part.name) and part.shape[0] not in sizes.latent_rows:
+        split = names.Split(0)  # cut by some versions of Megatron, whole in others
+    shape = list(part.shape)
+    if split.dim >= 0:
+        parts = sizes.expert_tensor if split.is_expert else sizes.tensor
+        shape[split.dim] *= parts
+        region = Region.of_part(shape, split.dim, rank.tensor % parts, parts, split.stride)
+    else:
+        region = Region.whole(shape)
+    if ".qkv_proj." in part.name and sizes.version < 2.0:
+        region = _old_query_rows(region, tuple(shape), sizes)
+    return tuple(shape), Span.all_of(region)
+
+
+def _old_query_rows(region: Region, shape: tuple[int, ...], sizes: Sizes) -> Region:
+    """Rows of query, key and value in checkpoints of version 0 and 1.
+
+    Version 0 holds [3, heads, d], version 1 [heads, d, 3]; since version 2 it is [heads, 3, d].
+    """
+    heads = sizes.heads // sizes.tensor
+    dim = shape[0] // (3 * sizes.heads)
+    (low, _), *_ = region.bounds
+    if sizes.version < 1.0:
+        order = [(head * 3 + kind, 0, dim) for kind in range(3) for head in range(heads)]
+    else:
+        order = [
+            (head * 3 + kind, index, 1)
+            for head in range(heads)
+            for index in range(dim)
+            for kind in range(3)
+        ]
+    return region.with_runs(0, [(low + block * dim + at, size) for block, at, size in order])
+
+
+def add_piece(catalog: Catalog, name: str, shape: tuple[int, ...], piece: StoredPiece) -> None:
+    """Put a piece of a tensor into a catalog; what several ranks hold alike counts once.
+
+    Raises:
+        ValueError: ranks disagree about the shape.
+    """
+    tensor = catalog.tensors.setdefault(name, StoredTensor(shape, piece.dtype))
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{catalog.source}: {name} is of shape {list(tensor.shape)} on one rank and "
+            f"{list(shape)} by {piece.path}; its files are of different models"
+        )
+    if all(other.span != piece.span for other in tensor.pieces):
+        tensor.pieces.append(piece)

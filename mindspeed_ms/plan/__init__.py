@@ -1,0 +1,1 @@
+"""Arithmetic of a layout: ranks, stages, schedules, regions of tensors. Needs NumPy only."""

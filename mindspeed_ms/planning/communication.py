@@ -1,0 +1,149 @@
+"""Bytes a rank sends in one step, by the axis of the layout that needs them.
+
+A collective over n ranks of a tensor of B bytes sends 2 B (n-1)/n per rank for an all-reduce and
+B (n-1)/n for a gather, a reduce-scatter (B: the whole) or an all-to-all (ring algorithms).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.dtypes import dtype_bytes
+from mindspeed_ms.plan.layer_placement import layer_placement
+from mindspeed_ms.plan.recompute_plan import recompute_plan
+from mindspeed_ms.planning.memory import expert_data_parallel_size
+from mindspeed_ms.planning.parameters import chunk_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes one rank of a stage sends per step."""
+
+    tensor: float
+    context: float
+    expert: float
+    pipeline: float
+    data: float
+    data_exposed: float
+    """The part of ``data`` that does not travel while the backward computes."""
+
+    @property
+    def total(self) -> float:
+        """Everything."""
+        return self.tensor + self.context + self.expert + self.pipeline + self.data
+
+
+def share(ranks: int) -> float:
+    """(n - 1) / n."""
+    return (ranks - 1) / ranks
+
+
+def tensor_bytes_of_chunk(config: AllConfig, stage: int, chunk: int) -> float:
+    """Tensor-parallel bytes of one micro-batch, forward and backward.
+
+    Each of the two blocks of a layer reduces once in forward and once in backward; sequence
+    parallelism turns each reduction into a gather and a reduce-scatter of the same bytes, and
+    repeats the two gathers of inputs in backward unless they are kept.
+    """
+    model, parallel = config.model_config, config.parallel_config
+    ranks = parallel.tensor_model_parallel_size
+    if ranks == 1:
+        return 0.0
+    placement = layer_placement(model, parallel)
+    plan = recompute_plan(model, parallel, placement, (stage, chunk))
+    tokens = config.dataset_config.batch_size * model.seq_length // parallel.context_parallel_size
+    unit = tokens * model.hidden_size * dtype_bytes(model.compute_dtype) * share(ranks)
+    units = 0.0
+    for group in plan.groups:
+        for layer in group.layers:
+            if layer in placement.noop_layers:
+                continue
+            units += 8 + (4 if group.is_recomputed else 0)
+            keeps = plan.layers[layer].keeps_gathered
+            units += 2 if parallel.sequence_parallel and not keeps else 0
+    if stage == 0 and chunk == 0:
+        units += 2
+    if stage == placement.num_stages - 1 and chunk == placement.num_chunks - 1:
+        units += 3 if parallel.sequence_parallel else 2
+    return units * unit
+
+
+def context_bytes_of_layer(config: AllConfig) -> float:
+    """Context-parallel bytes of one layer and micro-batch, forward and backward.
+
+    An all-to-all moves queries, keys, values and the result, and their gradients. A ring or a
+    gather moves keys and values in forward and again in backward, where their gradients travel in
+    fp32: in a ring once more than there are other ranks, because they come home.
+    """
+    model, parallel = config.model_config, config.parallel_config
+    exchanging, ring = parallel.hierarchical_context_parallel_sizes
+    width = dtype_bytes(model.compute_dtype)
+    ranks = parallel.tensor_model_parallel_size
+    tokens = config.dataset_config.batch_size * model.seq_length // parallel.context_parallel_size
+    channels = tokens * (model.kv_channels or 0)
+    queries = channels * (model.num_attention_heads // ranks)
+    keys = 2 * channels * max(1, model.num_kv_groups // ranks)
+    copied = max(keys, 2 * channels * exchanging) if exchanging > 1 else keys
+    total = 2.0 * (2 * queries + copied) * width * share(exchanging)
+    if ring == 1:
+        return total
+    is_gathered = parallel.context_parallel_algo == "kvallgather_cp_algo"
+    hops = ring - 1 if is_gathered else ring
+    return total + 2 * (ring - 1) * copied * width + hops * copied * 4
+
+
+def stage_traffic(config: AllConfig, world_size: int, stage: int, microbatches: int) -> Traffic:
+    """Bytes a rank of a stage sends in a step."""
+    model, parallel, training = config.model_config, config.parallel_config, config.training_config
+    placement = layer_placement(model, parallel)
+    chunks = range(placement.num_chunks)
+    tensor = sum(tensor_bytes_of_chunk(config, stage, chunk) for chunk in chunks) * microbatches
+    tokens = config.dataset_config.batch_size * model.seq_length // parallel.context_parallel_size
+    width = dtype_bytes(model.compute_dtype)
+    cut = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+    layers = [
+        layer for layer in placement.layers_of_stage(stage) if layer not in placement.noop_layers
+    ]
+    context = context_bytes_of_layer(config) * len(layers) * microbatches
+    expert = 0.0
+    if parallel.expert_model_parallel_size > 1:
+        copies = tokens // cut * config.moe_config.moe_router_topk
+        moved = copies * model.hidden_size * width * share(parallel.expert_model_parallel_size)
+        with_experts = sum(model.has_experts(layer) for layer in layers)
+        expert = 4.0 * moved * with_experts * microbatches  # there and back, forward and backward
+    passes = sum(
+        (not (stage == 0 and chunk == 0))
+        + (not (stage == placement.num_stages - 1 and chunk == placement.num_chunks - 1))
+        for chunk in chunks
+    )
+    stream = tokens // cut * model.hidden_size * dtype_bytes(parallel.recv_dtype)
+    pipeline = float(passes * stream * microbatches) if placement.num_stages > 1 else 0.0
+    data = _data_bytes(config, world_size, stage)
+    steps = microbatches if parallel.zero_level in ("z2", "z3") else 1
+    exposed = data / (2 * steps) if training.overlap_grad_reduce else data
+    return Traffic(tensor, context, expert, pipeline, data * steps, exposed)
+
+
+def _data_bytes(config: AllConfig, world_size: int, stage: int) -> float:
+    """Reduced gradients and gathered weights of one step; experts over their own ranks."""
+    training, parallel = config.training_config, config.parallel_config
+    ranks = parallel.data_parallel_size(world_size) * parallel.context_parallel_size
+    placement = layer_placement(config.model_config, parallel)
+    specs = [
+        spec
+        for chunk in range(placement.num_chunks)
+        for spec in chunk_parameters(config, stage, chunk)
+    ]
+    in_fp32 = training.accumulate_allreduce_grads_in_fp32
+    total = 0.0
+    for is_expert in (False, True):
+        mine = [spec for spec in specs if spec.is_expert == is_expert]
+        size = expert_data_parallel_size(config, world_size) if is_expert else ranks
+        grads = sum(spec.size * (4 if in_fp32 else dtype_bytes(spec.dtype)) for spec in mine)
+        weights = sum(spec.size * dtype_bytes(spec.dtype) for spec in mine)
+        if training.use_distributed_optimizer or parallel.zero_level is not None:
+            total += (grads + weights) * share(max(size, 1))
+        else:
+            total += 2 * grads * share(max(size, 1))
+    return total

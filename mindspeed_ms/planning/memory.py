@@ -1,0 +1,182 @@
+"""Bytes one rank holds: weights, gradients, optimizer state, activations.
+
+The first three follow the flat buffers of ``core/distributed`` element by element, padding
+included. Activations are what the kernels of a layer keep for its backward, times the forwards of
+the schedule whose backward is still to come.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.dtypes import dtype_bytes
+from mindspeed_ms.plan.layer_placement import layer_placement
+from mindspeed_ms.plan.param_layout import (
+    PARAM_ALIGNMENT,
+    BufferLayout,
+    LayoutRules,
+    buffer_layout,
+    default_bucket_size,
+    sharded_alignment,
+)
+from mindspeed_ms.planning.parameters import ParameterSpec, chunk_parameters
+
+ADAM_MOMENTS, SGD_MOMENTS = 2, 1
+WHOLE_WEIGHTS = 3
+"""Weights in full at a time with z3: two in use or on their way, and the zeros of hidden ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateBytes:
+    """What a rank holds from its start to its end, in bytes."""
+
+    parameters: int
+    """Elements of weights, without padding."""
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All of it, in bytes."""
+        return self.weights + self.gradients + self.optimizer
+
+    def __add__(self, other: StateBytes) -> StateBytes:
+        """Sum, part by part."""
+        return StateBytes(
+            self.parameters + other.parameters,
+            self.weights + other.weights,
+            self.gradients + other.gradients,
+            self.optimizer + other.optimizer,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sharing:
+    """How the data-parallel ranks share out one kind of parameter."""
+
+    zero_level: str | None
+    is_sharded: bool
+    shards: int
+    reducing_ranks: int
+    """Ranks of the data × context parallel group, which sizes the default bucket."""
+    overlap: bool
+    bucket_size: int | None
+    is_bucketed: bool
+    grads_in_fp32: bool
+    alignment_bytes: int
+    high_bandwidth: bool
+    moments: int
+
+    @property
+    def shards_gradients(self) -> bool:
+        return self.zero_level in ("z2", "z3")
+
+
+def stage_state(config: AllConfig, world_size: int, stage: int) -> StateBytes:
+    """Weights, gradients and optimizer state of a rank of one pipeline stage."""
+    placement = layer_placement(config.model_config, config.parallel_config)
+    chunks = [chunk_parameters(config, stage, chunk) for chunk in range(placement.num_chunks)]
+    count = sum(spec.size for specs in chunks for spec in specs)
+    total = StateBytes(0, 0, 0, 0)
+    for chunk, specs in enumerate(chunks):
+        for is_expert in (False, True):
+            sharing = _sharing(config, world_size, stage, chunk, is_expert, count)
+            mine = [spec for spec in specs if spec.is_expert == is_expert]
+            for group in _buffers(mine, sharing):
+                total += _buffer_bytes(group, sharing)
+    return total
+
+
+def _sharing(
+    config: AllConfig, world_size: int, stage: int, chunk: int, is_expert: bool, count: int
+) -> _Sharing:
+    training, parallel = config.training_config, config.parallel_config
+    ranks = parallel.data_parallel_size(world_size) * parallel.context_parallel_size
+    is_sharded = training.use_distributed_optimizer or parallel.zero_level is not None
+    if is_expert:
+        shards = expert_data_parallel_size(config, world_size)
+    else:
+        shards = ranks // parallel.optimizer_instances(world_size)
+    is_delayed = training.delay_grad_reduce and stage > 0
+    bucket_size = training.bucket_size
+    if training.ddp_num_buckets is not None:
+        bucket_size = max(1, count // training.ddp_num_buckets)
+    return _Sharing(
+        zero_level=parallel.zero_level,
+        is_sharded=is_sharded,
+        shards=shards if is_sharded else 1,
+        reducing_ranks=ranks,
+        overlap=training.overlap_grad_reduce and not is_delayed,
+        bucket_size=bucket_size,
+        is_bucketed=stage == 0 and chunk == 0,
+        grads_in_fp32=training.accumulate_allreduce_grads_in_fp32,
+        alignment_bytes=512 if training.enable_mem_align else 1,
+        high_bandwidth=training.ddp_pad_buckets_for_high_nccl_busbw,
+        moments=ADAM_MOMENTS if config.optimizer_config.algorithm == "adamw" else SGD_MOMENTS,
+    )
+
+
+def expert_data_parallel_size(config: AllConfig, world_size: int) -> int:
+    """Ranks that hold copies of the same experts."""
+    parallel = config.parallel_config
+    tensor = parallel.expert_tensor_parallel_size or parallel.tensor_model_parallel_size
+    return world_size // (
+        tensor * parallel.expert_model_parallel_size * parallel.pipeline_model_parallel_size
+    )
+
+
+def _buffers(specs: list[ParameterSpec], sharing: _Sharing) -> list[list[ParameterSpec]]:
+    """Parameters that share a buffer: of one type, and kept whole or sharded alike."""
+    groups: dict[tuple[str, bool], list[ParameterSpec]] = {}
+    for spec in specs:
+        groups.setdefault((str(spec.dtype), _is_whole(spec, sharing)), []).append(spec)
+    return list(groups.values())
+
+
+def _is_whole(spec: ParameterSpec, sharing: _Sharing) -> bool:
+    return not (sharing.zero_level == "z3" and spec.is_cut and not spec.is_expert)
+
+
+def _buffer_bytes(specs: list[ParameterSpec], sharing: _Sharing) -> StateBytes:
+    width = dtype_bytes(specs[0].dtype)
+    grad_width = 4 if sharing.grads_in_fp32 else width
+    layout = _layout(specs, sharing, grad_width)
+    owned = layout.size // sharing.shards
+    largest = max(span.size for span in layout.buckets)
+    weights = layout.size * width
+    if not _is_whole(specs[0], sharing):
+        weights = (owned + WHOLE_WEIGHTS * largest) * width
+    gradients = layout.size * grad_width
+    if sharing.shards_gradients:
+        scratch = 2 if sharing.overlap and len(layout.buckets) > 1 else 1
+        gradients = (owned + scratch * largest) * grad_width
+    copies = 0 if width == 4 else 1
+    optimizer = owned * 4 * (sharing.moments + copies)
+    count = sum(spec.size for spec in specs)
+    return StateBytes(count, weights, gradients, optimizer)
+
+
+def _layout(specs: list[ParameterSpec], sharing: _Sharing, grad_width: int) -> BufferLayout:
+    """The buffer ``DistributedDataParallel`` makes of these parameters."""
+    aligned = max(1, sharing.alignment_bytes // grad_width)
+    bucket_size = sharing.bucket_size
+    if not _is_whole(specs[0], sharing):
+        bucket_size = 1
+    elif sharing.shards_gradients:
+        bucket_size = bucket_size or max(spec.size for spec in specs)
+    elif not (sharing.overlap and sharing.is_bucketed):
+        bucket_size = None
+    elif bucket_size is None:
+        bucket_size = default_bucket_size(sharing.reducing_ranks)
+    rules = LayoutRules(param_alignment=aligned, bucket_size=bucket_size)
+    own_bucket: set[str] = set()
+    if sharing.is_sharded:
+        own_bucket = {spec.name for spec in specs if spec.is_tied}
+        rules = LayoutRules(
+            param_alignment=max(PARAM_ALIGNMENT, aligned),
+            bucket_alignment=sharded_alignment(sharing.shards, sharing.high_bandwidth),
+            bucket_size=bucket_size,
+        )
+    return buffer_layout([(spec.name, spec.shape) for spec in specs], rules, own_bucket)

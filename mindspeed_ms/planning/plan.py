@@ -1,0 +1,190 @@
+"""The plan of a run: layout, memory, traffic, time, from the configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.dtypes import dtype_bytes
+from mindspeed_ms.plan.layer_placement import LayerPlacement, layer_placement
+from mindspeed_ms.plan.schedule_plan import Shape
+from mindspeed_ms.planning.activations import ActivationBytes, stage_activations
+from mindspeed_ms.planning.communication import Traffic, stage_traffic, tensor_bytes_of_chunk
+from mindspeed_ms.planning.memory import StateBytes, stage_state
+from mindspeed_ms.planning.operations import chunk_operations, step_operations
+from mindspeed_ms.planning.parameters import total_parameters
+from mindspeed_ms.planning.timing import Device, PassSeconds, Timeline, play_long
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One rank of a pipeline stage."""
+
+    stage: int
+    state: StateBytes
+    activations: ActivationBytes
+    traffic: Traffic
+    passes: tuple[PassSeconds, ...]
+    """By chunk."""
+
+    @property
+    def bytes_at_peak(self) -> int:
+        """State and activations together."""
+        return self.state.total + self.activations.peak
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a configuration needs on a number of ranks."""
+
+    config: AllConfig
+    world_size: int
+    device: Device
+    placement: LayerPlacement
+    microbatches: int
+    parameters: int
+    operations: float
+    """Of one step over all ranks, recomputation not counted."""
+    stages: tuple[StagePlan, ...]
+    timeline: Timeline
+    """Of the passes alone."""
+    exposed_seconds: float
+    """Gradient reduction and weight gathering that nothing hides, and the optimizer."""
+
+    @property
+    def step_seconds(self) -> float:
+        """Estimated duration of a step."""
+        return self.timeline.seconds + self.exposed_seconds
+
+    @property
+    def bytes_at_peak(self) -> int:
+        """Of the fullest rank."""
+        return max(stage.bytes_at_peak for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the fullest rank fits into a device."""
+        return self.bytes_at_peak <= self.device.memory_bytes
+
+    @property
+    def utilization(self) -> float:
+        """Share of the devices' peak that the step's own operations use."""
+        peak = self.device.tflops * 1e12 * self.world_size
+        return self.operations / (self.step_seconds * peak)
+
+
+def schedule_of(config: AllConfig, world_size: int) -> Shape:
+    """What determines the order of passes.
+
+    Raises:
+        ValueError: no schedule exists for these counts.
+    """
+    parallel = config.parallel_config
+    placement = layer_placement(config.model_config, parallel)
+    return Shape(
+        placement.num_stages,
+        config.num_micro_batches(world_size),
+        placement.num_chunks,
+        parallel.microbatch_group_size_per_vp_stage,
+    )
+
+
+def make_plan(config: AllConfig, world_size: int, device: Device | None = None) -> Plan:
+    """Work out the plan.
+
+    Args:
+        config: the configuration.
+        world_size: ranks.
+        device: what each rank runs on; None: the usual one.
+
+    Raises:
+        ValueError: the configuration does not fit the ranks, or has no schedule.
+    """
+    device = device or Device()
+    config.validate(world_size)
+    parallel = config.parallel_config
+    placement = layer_placement(config.model_config, parallel)
+    microbatches = config.num_micro_batches(world_size)
+    shape = schedule_of(config, world_size)
+    stages = tuple(
+        _stage_plan(config, world_size, device, placement, microbatches, stage)
+        for stage in range(placement.num_stages)
+    )
+    return Plan(
+        config=config,
+        world_size=world_size,
+        device=device,
+        placement=placement,
+        microbatches=microbatches,
+        parameters=total_parameters(config),
+        operations=step_operations(config.model_config, config.global_batch_size(world_size)),
+        stages=stages,
+        timeline=play_long(
+            shape, [stage.passes for stage in stages], _transfer_seconds(config, device)
+        ),
+        exposed_seconds=max(
+            _exposed_seconds(config, world_size, device, stage) for stage in stages
+        ),
+    )
+
+
+def _stage_plan(
+    config: AllConfig,
+    world_size: int,
+    device: Device,
+    placement: LayerPlacement,
+    microbatches: int,
+    stage: int,
+) -> StagePlan:
+    traffic = stage_traffic(config, world_size, stage, microbatches)
+    others = (traffic.context + traffic.expert) / microbatches / placement.num_chunks
+    passes = []
+    for chunk in range(placement.num_chunks):
+        forward, backward = chunk_operations(config, stage, chunk)
+        moved = tensor_bytes_of_chunk(config, stage, chunk)
+        wait = moved / device.bandwidth(config.parallel_config.tensor_model_parallel_size)
+        wait += others / device.bandwidth(_inner_span(config))
+        passes.append(
+            PassSeconds(
+                forward / device.operations_per_second + 0.4 * wait,
+                backward / device.operations_per_second + 0.6 * wait,
+            )
+        )
+    return StagePlan(
+        stage=stage,
+        state=stage_state(config, world_size, stage),
+        activations=stage_activations(config, stage, microbatches),
+        traffic=traffic,
+        passes=tuple(passes),
+    )
+
+
+def _inner_span(config: AllConfig) -> int:
+    """Consecutive ranks that context and expert groups cover, in the usual order of axes."""
+    parallel = config.parallel_config
+    return (
+        parallel.tensor_model_parallel_size
+        * parallel.context_parallel_size
+        * parallel.expert_model_parallel_size
+    )
+
+
+def _transfer_seconds(config: AllConfig, device: Device) -> float:
+    """Seconds an activation travels to the next stage, which lies on another host."""
+    model, parallel = config.model_config, config.parallel_config
+    if parallel.pipeline_model_parallel_size == 1:
+        return 0.0
+    cut = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+    tokens = config.dataset_config.batch_size * model.seq_length
+    size = tokens // parallel.context_parallel_size // cut * model.hidden_size
+    return size * dtype_bytes(parallel.recv_dtype) / device.network_bytes_per_second
+
+
+def _exposed_seconds(config: AllConfig, world_size: int, device: Device, stage: StagePlan) -> float:
+    parallel = config.parallel_config
+    ranks = parallel.data_parallel_size(world_size) * parallel.context_parallel_size
+    span = parallel.tensor_model_parallel_size * ranks
+    update = stage.state.optimizer * 2 / 1e12  # read and written once at memory bandwidth
+    if ranks == 1:
+        return update
+    return stage.traffic.data_exposed / device.bandwidth(span) + update

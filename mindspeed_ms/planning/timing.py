@@ -1,0 +1,130 @@
+"""How long a step takes: the schedule of all stages played through with estimated times.
+
+The estimate knows matrix products, bandwidths and the order of passes. It does not know kernels,
+so it ranks layouts; it does not promise seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mindspeed_ms.plan.schedule_plan import (
+    Backward,
+    Forward,
+    Shape,
+    compute_order,
+    needs_input,
+    transfer_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What one device and its links can do."""
+
+    memory_bytes: float = 64 * 2**30
+    tflops: float = 376.0
+    """Peak of matrix products in the compute type, 10^12 operations per second."""
+    efficiency: float = 0.62
+    """Share of the peak that large matrix products reach."""
+    node_bytes_per_second: float = 150e9
+    """Sent by one device to the others of its host."""
+    network_bytes_per_second: float = 25e9
+    """Sent by one device to other hosts."""
+    ranks_per_node: int = 8
+
+    @property
+    def operations_per_second(self) -> float:
+        """Of matrix products in a model."""
+        return self.tflops * 1e12 * self.efficiency
+
+    def bandwidth(self, span: int) -> float:
+        """Bytes per second between ranks whose group covers ``span`` consecutive ranks."""
+        inside = span <= self.ranks_per_node
+        return self.node_bytes_per_second if inside else self.network_bytes_per_second
+
+
+@dataclass(frozen=True, slots=True)
+class PassSeconds:
+    """Seconds of one micro-batch in one chunk of a stage."""
+
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Result of playing a schedule through."""
+
+    seconds: float
+    busy: tuple[float, ...]
+    """Seconds each stage computes."""
+
+    @property
+    def bubble(self) -> float:
+        """Share of the time in which the stages wait, averaged over them."""
+        return 1.0 - sum(self.busy) / (len(self.busy) * self.seconds) if self.seconds else 0.0
+
+
+def play(
+    shape: Shape, passes: Sequence[Sequence[PassSeconds]], transfer_seconds: float = 0.0
+) -> Timeline:
+    """Run the passes of all stages in their order, each as soon as its input has arrived.
+
+    Args:
+        shape: the schedule.
+        passes: seconds by stage and chunk.
+        transfer_seconds: from the end of a pass to the arrival of its result.
+    """
+    orders = [compute_order(shape, stage) for stage in range(shape.stages)]
+    position = [0] * shape.stages
+    clock = [0.0] * shape.stages
+    busy = [0.0] * shape.stages
+    arrival: dict[tuple[bool, int, int, int], float] = {}
+    waiting = list(range(shape.stages))
+    while waiting:
+        advanced = False
+        for stage in waiting:
+            order = orders[stage]
+            while position[stage] < len(order):
+                step = order[position[stage]]
+                is_forward = isinstance(step, Forward)
+                ready = 0.0
+                if needs_input(shape, stage, step):
+                    found = arrival.pop((is_forward, stage, step.chunk, step.microbatch), None)
+                    if found is None:
+                        break
+                    ready = found
+                cost = passes[stage][step.chunk]
+                seconds = cost.backward if isinstance(step, Backward) else cost.forward
+                clock[stage] = max(clock[stage], ready) + seconds
+                busy[stage] += seconds
+                sent = transfer_of(shape, stage, step)
+                if sent is not None:
+                    key = (is_forward, sent.destination, sent.destination_chunk, step.microbatch)
+                    arrival[key] = clock[stage] + transfer_seconds
+                position[stage] += 1
+                advanced = True
+        assert advanced, f"the order of passes of {shape} cannot be carried out"
+        waiting = [stage for stage in waiting if position[stage] < len(orders[stage])]
+    return Timeline(max(clock), tuple(busy))
+
+
+def play_long(
+    shape: Shape, passes: Sequence[Sequence[PassSeconds]], transfer_seconds: float = 0.0
+) -> Timeline:
+    """As ``play``, with the repeating middle of a long step added instead of played."""
+    unit = max(shape.group, shape.stages)
+    few = 4 * unit
+    if shape.microbatches <= few + unit:
+        return play(shape, passes, transfer_seconds)
+    few += shape.microbatches % unit
+    short = Shape(shape.stages, few, shape.chunks, shape.group_size)
+    played = play(short, passes, transfer_seconds)
+    rest = shape.microbatches - few
+    each = [sum(part.forward + part.backward for part in stage) for stage in passes]
+    return Timeline(
+        played.seconds + rest * max(each),
+        tuple(busy + rest * more for busy, more in zip(played.busy, each, strict=True)),
+    )

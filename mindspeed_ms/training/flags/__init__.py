@@ -1,0 +1,48 @@
+"""The one table of flags.
+
+Parser, help, mapping to the configuration and reports are all generated from it.
+"""
+
+from __future__ import annotations
+
+from mindspeed_ms.training.flags import (
+    data,
+    experts,
+    features,
+    hardware,
+    network,
+    other_programs,
+    parallel,
+    spellings,
+    training,
+)
+from mindspeed_ms.training.flags.row import EntryPoint, Field, Flag, NoEffect, Refused
+
+ROWS: tuple[Flag, ...] = (
+    *training.ROWS,
+    *network.ROWS,
+    *parallel.ROWS,
+    *experts.ROWS,
+    *data.ROWS,
+    *spellings.ROWS,
+    *hardware.ROWS,
+    *other_programs.ROWS,
+    *features.ROWS,
+)
+"""Every flag, in the order of help."""
+
+
+def _by_name(rows: tuple[Flag, ...]) -> dict[str, Flag]:
+    table: dict[str, Flag] = {}
+    for row in rows:
+        for name in row.names:
+            if name in table:
+                raise AssertionError(f"the flag table holds {name} twice")
+            table[name] = row
+    return table
+
+
+BY_NAME: dict[str, Flag] = _by_name(ROWS)
+"""Every spelling -> its row."""
+
+__all__ = ["BY_NAME", "ROWS", "EntryPoint", "Field", "Flag", "NoEffect", "Refused"]

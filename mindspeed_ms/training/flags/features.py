@@ -1,0 +1,244 @@
+"""Flags that ask for features which do not exist here: refused, with what to use instead.
+
+Values after ``!`` ask for what happens anyway and pass.
+"""
+
+from __future__ import annotations
+
+from mindspeed_ms.training.flags.compact import compact
+from mindspeed_ms.training.flags.row import Flag, Refused
+
+
+def _refuse(group: str, reason: str, instead: str, text: str) -> tuple[Flag, ...]:
+    return compact(group, Refused(reason, instead), text)
+
+
+_LEAVE_OUT = "leave it out"
+
+ROWS: tuple[Flag, ...] = (
+    *_refuse(
+        "refused: other layers",
+        "layers of this kind are not available",
+        "use the flags of a plain GPT layer, and leave it out",
+        """
+--experimental-attention-variant str
+--attention-output-gate
+--softmax-type str=vanilla !vanilla
+--window-size str
+--window-attn-skip-freq list
+--no-rope-freq list
+--qk-l2-norm
+--qk-clip
+--qk-clip-alpha float=0.5 !0.5
+--qk-clip-threshold float=100 !100.0
+--quick-geglu
+--geglu
+--embed-layernorm
+--add-rmsnorm-offset
+--input-embeds-norm
+--post-norm
+--sliding-window int
+--interleave-sliding-window int
+--attn-logit-softcapping float
+--output-logit-softcapping float
+--query-pre-attn-scalar int
+--scale-emb float
+--scale-depth float
+--dim-model-base float
+--output-multiplier-scale float
+--activation-func-clamp-value float
+--glu-linear-offset float=0.0 !0.0
+--enable-mhc-connections
+--moe-latent-size int
+--hybrid-layer-pattern str
+--hybrid-override-pattern str
+--hybrid-attention-ratio float=0.0 !0.0
+--hybrid-mlp-ratio float=0.0 !0.0
+--is-hybrid-model
+--heterogeneous-layers-config-path str
+--heterogeneous-layers-config-encoded-json str
+--use-mup
+--retro-add-retriever
+--vision-pretraining
+--encoder-tensor-model-parallel-size int=0 !0
+--encoder-pipeline-model-parallel-size int=0 !0
+--decoder-num-layers int
+--square-alibi-mask
+--fill-neg-inf
+--alibi-diagonal-opposite
+""",
+    ),
+    *_refuse(
+        "refused: positions",
+        "positions are not rescaled for longer sequences in this way",
+        "use --rotary-base or --rotary-seq-len-interpolation-factor",
+        """
+--rope-scaling-type str
+--rope-scaling-mscale float=1.0 !1.0
+--rope-scaling-mscale-all-dim float=0.0 !0.0
+--rope-scaling-beta-fast int=32 !32
+--rope-scaling-beta-slow int=1 !1
+--rope-scaling-original-max-position-embeddings int
+--yarn-scaling-factor float=1.0 !1.0
+--yarn-correction-range-round-to-int
+--no-yarn-correction-range-round-to-int off=false >yarn_correction_range_round_to_int
+""",
+    ),
+    *_refuse(
+        "refused: training",
+        "the training loop does not do this",
+        _LEAVE_OUT,
+        """
+--perform-rl-step
+--freeze-all-layers
+--iterations-to-skip int+
+--phase-transition-iterations str
+--sample-rate float=1.0 !1.0
+--data-parallel-random-init
+--logits-load-dir str
+--logits-save-dir str
+--qad-enable
+--use-ema
+--dist-train
+--fix-router
+--save-activations-interval int
+--save-dgrads-interval int
+--save-params-interval int
+--save-wgrads-interval int
+--save-tokens-per-expert-interval int
+--start-eval-at-iter int
+--exit-signal str=SIGTERM !SIGTERM,15
+--apply-wd-to-qk-layernorm
+--no-weight-decay-cond-type str
+""",
+    ),
+    *_refuse(
+        "refused: training",
+        "evaluation uses the batches of training",
+        "use --micro-batch-size and --global-batch-size",
+        """
+--eval-micro-batch-size int
+--eval-global-batch-size int
+""",
+    ),
+    *_refuse(
+        "refused: precision",
+        "the optimizer keeps fp32 weights, gradients and moments, and the loss takes fp32 logits",
+        "use fp32 or leave it out",
+        """
+--main-params-dtype str=fp32 !fp32
+--main-grads-dtype str=fp32 !fp32
+--exp-avg-dtype str=fp32 !fp32
+--exp-avg-sq-dtype str=fp32 !fp32
+--output-logit-dtype str >logit_dtype !fp32
+--embedding-weights-in-fp32
+--ddp-param-name-patterns-for-fp32-local-accumulation str+
+""",
+    ),
+    *_refuse(
+        "refused: optimizer",
+        "the moving average of the weights is not kept",
+        "use fused_adamw or leave it out",
+        """
+--optimizer-selection str=fused_adamw !fused_adamw,fused_torch_adamw
+""",
+    ),
+    *_refuse(
+        "refused: layout",
+        "ranks are not laid out in this way",
+        "use tensor, pipeline, context and expert parallel sizes",
+        """
+--tp-2d
+--tp-x int=1 !1
+--tp-y int=1 !1
+--pipeline-model-parallel-split-rank int
+--hybrid-context-parallel
+--max-seqlen-per-dp-cp-rank int
+--cp-window-size int=1 !1
+--adaptive-cp-dynamic-attn-mask
+--adaptive-cp-manually-set-mask-list
+--adaptive-cp-only-reschedule
+--adaptive-cp-without-coarse
+--tensor-parallel-num-weight-shards int !1
+--expert-tensor-parallel-num-weight-shards int !1
+--outer-dp-sharding-strategy str=no_shard !no_shard
+--schedules-method str
+--fsdp2-config-path str
+--pipeline-num-transformer-layers str
+--layerzero-config str
+--fix-sub-seq-length int=-1 !-1
+""",
+    ),
+    *_refuse(
+        "refused: checkpoints",
+        "this is done by a tool, not by the training program",
+        "convert or copy the checkpoint first, then use --load (with --finetune for weights only)",
+        """
+--ckpt-convert-format str
+--ckpt-convert-save str
+--ckpt-convert-update-legacy-dist-opt-format
+--override-ckpt-iteration int
+--pretrained-checkpoint str
+--load-main-params-from-ckpt
+--use-mp-args-from-checkpoint-args
+--moe-use-upcycling
+--moe-upcycling-granularity int=1 !1
+""",
+    ),
+    *_refuse(
+        "refused: tokenizer",
+        "the tokenizer's own files decide this",
+        _LEAVE_OUT,
+        """
+--chat-template str
+--null-tokenizer-eod-id int
+--null-tokenizer-pad-id int=-1 !-1
+--tokenizer-sentencepiece-legacy
+--tokenizer-sentencepiece-ignore-extra-whitespaces negative
+--use-gigatoken
+""",
+    ),
+    *_refuse(
+        "refused: tokenizer",
+        "the vocabulary is always padded to a multiple",
+        "use --make-vocab-size-divisible-by 1",
+        """
+--pad-vocab-size negative
+""",
+    ),
+    *_refuse(
+        "refused: data",
+        "documents in one sample are kept apart by the attention mask",
+        "use --reset-attention-mask --reset-position-ids",
+        """
+--dataloader-inter-document-masking
+""",
+    ),
+    *_refuse(
+        "refused: data",
+        "only mapped .bin/.idx files are read",
+        "prepare the data with tools/preprocess_data.py",
+        """
+--data-impl str=infer !mmap,infer
+""",
+    ),
+    *_refuse(
+        "refused: old names",
+        "Megatron refuses this name too",
+        "use --micro-batch-size for --batch-size, --lr-warmup-fraction for --warmup, "
+        "--tensor-model-parallel-size for --model-parallel-size",
+        """
+--batch-size int
+--warmup int
+--model-parallel-size int
+""",
+    ),
+    *_refuse(
+        "refused: launch",
+        "no job without communication is started",
+        "use --dry-run --world-size N",
+        """
+--fake-process-group
+""",
+    ),
+)

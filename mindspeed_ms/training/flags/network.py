@@ -1,0 +1,285 @@
+"""Flags that shape the model."""
+
+from __future__ import annotations
+
+from mindspeed_ms.training.flags.row import (
+    Field,
+    Flag,
+    NoEffect,
+    Refused,
+    dtype,
+    in_group,
+    off,
+    on,
+    toggle,
+    value,
+)
+
+_ACTIVATION = Field("model_config.hidden_act")
+_POSITIONS = Field("model_config.position_embedding_type")
+_OTHER_POSITIONS = ("relative", "alibi", "mrope", "yarn", "nope")
+_NO_POSITIONS = Refused("positions of this kind are not available", "use rope")
+_BIASES = Field(
+    "model_config.add_bias_linear",
+    also=(
+        "model_config.qkv_has_bias",
+        "model_config.out_proj_has_bias",
+        "model_config.mlp_has_bias",
+        "model_config.hidden_act",
+    ),
+)
+_KERNELS = NoEffect("the kernel of each operation is chosen once at start")
+_ONE_MODEL = NoEffect("there is one model; its numbers are those of Megatron's local layers")
+
+SIZE = in_group(
+    "network size",
+    [
+        value("--num-layers", int, Field("model_config.num_layers")),
+        value("--hidden-size", int, Field("model_config.hidden_size")),
+        value("--ffn-hidden-size", int, Field("model_config.ffn_hidden_size")),
+        value("--num-attention-heads", int, Field("model_config.num_attention_heads")),
+        value("--kv-channels", int, Field("model_config.kv_channels")),
+        on(
+            "--group-query-attention",
+            Field("model_config.group_query_attention"),
+        ),
+        value("--num-query-groups", int, Field("model_config.num_query_groups"), 1),
+        value("--max-position-embeddings", int, Field("model_config.max_position_embeddings")),
+        value("--seq-length", int, Field("model_config.seq_length")),
+        value(
+            "--encoder-seq-length",
+            int,
+            Field("model_config.seq_length"),
+            help="Same as --seq-length.",
+        ),
+        value("--padded-vocab-size", int, Field("model_config.vocab_size")),
+        value(
+            "--make-vocab-size-divisible-by",
+            int,
+            Field("dataset_config.make_vocab_size_divisible_by", also=("model_config.vocab_size",)),
+            128,
+        ),
+        on(
+            "--untie-embeddings-and-output-weights",
+            Field("model_config.untie_embeddings_and_output_weights"),
+        ),
+    ],
+)
+
+POSITIONS = in_group(
+    "positions",
+    [
+        value(
+            "--position-embedding-type",
+            str,
+            _POSITIONS,
+            "learned_absolute",
+            choices=("learned_absolute", "absolute", "rope", "none", *_OTHER_POSITIONS),
+            refuses=tuple((name, _NO_POSITIONS) for name in _OTHER_POSITIONS),
+        ),
+        on(
+            "--use-rotary-position-embeddings",
+            _POSITIONS,
+            help="Same as --position-embedding-type rope.",
+        ),
+        off(
+            "--no-position-embedding",
+            "add_position_embedding",
+            _POSITIONS,
+            help="Leave the learnt position table out; rope is not affected.",
+        ),
+        value("--rotary-base", float, Field("model_config.rotary_base"), 10000),
+        value("--rotary-percent", float, Field("model_config.rotary_percent"), 1.0),
+        on("--rotary-interleaved", Field("model_config.rotary_interleaved")),
+        value(
+            "--rotary-seq-len-interpolation-factor",
+            float,
+            Field("model_config.rotary_seq_len_interpolation_factor"),
+        ),
+        on("--use-rope-scaling", Field("model_config.use_rope_scaling")),
+        value("--rope-scaling-factor", float, Field("model_config.rope_scaling_factor"), 8.0),
+        off("--no-rope-fusion", "apply_rope_fusion", Field("model_config.apply_rope_fusion")),
+        toggle("--apply-rope-fusion", Field("model_config.apply_rope_fusion"), True),
+        on(
+            "--use-fused-rotary-pos-emb",
+            Field("model_config.apply_rope_fusion"),
+            help="Same as --apply-rope-fusion.",
+        ),
+    ],
+)
+
+LAYERS = in_group(
+    "layers",
+    [
+        value(
+            "--normalization",
+            str,
+            Field("model_config.normalization"),
+            "LayerNorm",
+            choices=("LayerNorm", "RMSNorm", "FusedRMSNorm"),
+        ),
+        on(
+            "--use-fused-rmsnorm",
+            Field("model_config.normalization"),
+            help="Ask for the fused kernel of RMSNorm.",
+        ),
+        value(
+            "--norm-epsilon",
+            float,
+            Field("model_config.norm_epsilon"),
+            1e-5,
+            aliases=("--layernorm-epsilon",),
+        ),
+        on(
+            "--apply-layernorm-1p",
+            Field("model_config.layernorm_zero_centered_gamma"),
+            aliases=("--layernorm-zero-centered-gamma",),
+        ),
+        on(
+            "--apply-residual-connection-post-layernorm",
+            Field("model_config.apply_residual_connection_post_norm"),
+        ),
+        on("--qk-layernorm", Field("model_config.qk_layernorm")),
+        toggle("--use-sandwich-norm", Field("model_config.use_sandwich_norm"), False),
+        value("--attn-post-norm-scale", float, Field("model_config.attn_post_norm_scale"), 1.0),
+        value("--ffn-post-norm-scale", float, Field("model_config.ffn_post_norm_scale"), 1.0),
+        value(
+            "--hidden-act",
+            str,
+            _ACTIVATION,
+            choices=("gelu", "fast_gelu", "swiglu", "fused_swiglu", "silu", "squared_relu"),
+        ),
+        on("--swiglu", _ACTIVATION, help="Gated activation: silu(first half) × second half."),
+        on("--squared-relu", _ACTIVATION, help="Activation relu(x)²."),
+        on("--openai-gelu", _ACTIVATION, help="gelu in its tanh form."),
+        off(
+            "--no-bias-gelu-fusion",
+            "bias_gelu_fusion",
+            _ACTIVATION,
+            help="gelu in its erf form; the fused kernel of Megatron computes the tanh form.",
+        ),
+        toggle("--use-fused-swiglu", Field("model_config.apply_swiglu_fusion"), False),
+        off("--disable-bias-linear", "add_bias_linear", _BIASES),
+        toggle("--add-bias-linear", _BIASES, True),
+        toggle("--add-qkv-bias", Field("model_config.qkv_has_bias"), False),
+        toggle("--add-dense-bias", Field("model_config.out_proj_has_bias"), False),
+        off("--no-bias-swiglu-fusion", "bias_swiglu_fusion", _KERNELS),
+        off("--no-bias-dropout-fusion", "bias_dropout_fusion", _KERNELS),
+        on("--no-persist-layer-norm", _KERNELS),
+        value(
+            "--transformer-impl",
+            str,
+            Field(
+                "model_config.transformer_impl",
+                without_effect="there is one implementation of the layers",
+            ),
+            "transformer_engine",
+            choices=("local", "transformer_engine", "inference_optimized"),
+            refuses=(
+                (
+                    "inference_optimized",
+                    Refused("layers for generation do not train", "use transformer_engine"),
+                ),
+            ),
+        ),
+        on("--use-mcore-models", _ONE_MODEL, dest="deprecated_use_mcore_models"),
+        on("--use-legacy-models", _ONE_MODEL),
+    ],
+)
+
+ATTENTION = in_group(
+    "attention",
+    [
+        toggle("--use-flash-attn", Field("model_config.use_flash_attention"), False),
+        value(
+            "--pre-tockens",
+            int,
+            Field("model_config.fa_config.pre_tokens"),
+            aliases=("--pre-tokens",),
+        ),
+        value(
+            "--next-tockens",
+            int,
+            Field("model_config.fa_config.next_tokens"),
+            aliases=("--next-tokens",),
+        ),
+        value(
+            "--shape-order",
+            str,
+            Field("model_config.fa_config.input_layout"),
+            choices=("BNSD", "SBH", "BSH", "BSND", "TND"),
+        ),
+        value(
+            "--attention-backend",
+            str,
+            _KERNELS,
+            "auto",
+            choices=("flash", "fused", "unfused", "local", "auto"),
+        ),
+        off("--no-masked-softmax-fusion", "masked_softmax_fusion", _KERNELS),
+    ],
+)
+
+INITIALIZATION = in_group(
+    "initialization",
+    [
+        value("--seed", int, Field("training_config.seed"), 1234),
+        value("--init-method-std", float, Field("model_config.init_method_std"), 0.02),
+        value(
+            "--embedding-init-method-std", float, Field("model_config.embedding_init_method_std")
+        ),
+        on("--init-method-xavier-uniform", Field("model_config.init_method_xavier_uniform")),
+        on("--use-cpu-initialization", Field("parallel_config.use_cpu_initialization")),
+    ],
+)
+
+_TYPES = ("model_config.params_dtype", "model_config.compute_dtype", "parallel_config.recv_dtype")
+
+PRECISION = in_group(
+    "precision",
+    [
+        on("--fp16", Field("training_config.fp16", also=_TYPES)),
+        on("--bf16", Field("training_config.bf16", also=_TYPES)),
+        value("--params-dtype", dtype, Field("model_config.params_dtype")),
+        value(
+            "--compute-dtype",
+            dtype,
+            Field("model_config.compute_dtype", also=("parallel_config.recv_dtype",)),
+        ),
+        value("--embedding-dtype", dtype, Field("model_config.embedding_init_dtype")),
+        toggle(
+            "--attention-softmax-in-fp32", Field("model_config.attention_softmax_in_fp32"), False
+        ),
+        on("--apply-query-key-layer-scaling", Field("model_config.apply_query_key_layer_scaling")),
+        toggle("--fp32-residual-connection", Field("model_config.fp32_residual_connection"), False),
+        toggle("--fp16-lm-cross-entropy", Field("model_config.fp16_lm_cross_entropy"), False),
+        value("--loss-scale", float, Field("training_config.loss_scale")),
+        value("--initial-loss-scale", float, Field("training_config.loss_scale_value"), 2.0**32),
+        value("--min-loss-scale", float, Field("training_config.min_loss_scale"), 1.0),
+        value("--loss-scale-window", int, Field("training_config.loss_scale_window"), 1000),
+        value(
+            "--hysteresis",
+            int,
+            Field(
+                "training_config.hysteresis",
+                also=(
+                    "training_config.loss_scale_factor",
+                    "training_config.loss_scale_growth_factor",
+                ),
+            ),
+            2,
+        ),
+        toggle(
+            "--accumulate-allreduce-grads-in-fp32",
+            Field("training_config.accumulate_allreduce_grads_in_fp32"),
+            False,
+        ),
+        off(
+            "--no-check-for-nan-in-loss-and-grad",
+            "check_for_nan_in_loss_and_grad",
+            Field("training_config.check_for_nan_in_grad"),
+        ),
+    ],
+)
+
+ROWS: tuple[Flag, ...] = (*SIZE, *POSITIONS, *LAYERS, *ATTENTION, *INITIALIZATION, *PRECISION)

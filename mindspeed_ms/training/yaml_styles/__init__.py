@@ -1,0 +1,1 @@
+"""The styles in which YAML files write a configuration."""
