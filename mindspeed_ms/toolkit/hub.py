@@ -1,0 +1,77 @@
+"""From a name to local files. Nothing is downloaded.
+
+A name is looked for as a folder, then below ``$MINDSPEED_MS_HOME``, then below
+``./checkpoint_download``, where MindFormers keeps what it fetched, one folder a family.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mindspeed_ms.backend import env
+
+HOME_VARIABLE = "MINDSPEED_MS_HOME"
+DOWNLOADS = "checkpoint_download"
+
+
+def family_of(name: str) -> str:
+    """Family of a model name: what stands before the first underscore.
+
+    >>> family_of("gpt2_13b"), family_of("some/llama_7b"), family_of("gpt2")
+    ('gpt2', 'llama', 'gpt2')
+    """
+    return name.rstrip("/").rpartition("/")[2].partition("_")[0]
+
+
+def places(name: str | os.PathLike[str]) -> list[Path]:
+    """Folders in which a name's files may lie, the first to be looked at first."""
+    name = os.fspath(name)
+    found = [Path(name)]
+    home = env.get(HOME_VARIABLE)
+    if home:
+        found.append(Path(home) / name)
+    family = family_of(name)
+    found += [Path(DOWNLOADS) / family / name, Path(DOWNLOADS) / family]
+    return list(dict.fromkeys(found))
+
+
+def find(name: str | os.PathLike[str], wanted: Sequence[str]) -> Path | None:
+    """The first place of a name that holds one of the wanted files.
+
+    Args:
+        name: a folder or a model name.
+        wanted: file names or patterns (``*.safetensors``); one match makes a place the right one.
+    """
+    for place in places(name):
+        if place.is_dir() and any(next(place.glob(pattern), None) for pattern in wanted):
+            return place
+    return None
+
+
+def folder_of(
+    name: str | os.PathLike[str], wanted: Sequence[str], instead: str = "give a local folder"
+) -> Path:
+    """Like ``find``, for files that must be there.
+
+    Args:
+        name: a folder or a model name.
+        wanted: file names or patterns.
+        instead: what else the user can do, for the error.
+
+    Raises:
+        OSError: no place has one of the files; says where they were looked for.
+    """
+    found = find(name, wanted)
+    if found is not None:
+        return found
+    looked = [
+        f"{place} ({'has none of the files' if place.is_dir() else 'no folder'})"
+        for place in places(name)
+    ]
+    unset = "" if env.get(HOME_VARIABLE) else f"; {HOME_VARIABLE} is not set"
+    raise OSError(
+        f"nothing found for {os.fspath(name)!r}: looked in {', '.join(looked)}{unset}; files "
+        f"wanted: {', '.join(wanted)}; nothing is downloaded: {instead}"
+    )
