@@ -45,11 +45,13 @@ def remove(name: str) -> None:
 def ranks_of_this_host() -> int:
     """Processes that share this host's cores, as far as the launcher tells before the job starts.
 
-    ``msrun`` tells only the number of workers on all hosts, so with several hosts it is too high.
+    ``msrun`` and rank tables tell only the number on all hosts, so with several it is too high.
     """
     names = ["MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE"]
     if get("MS_ROLE"):
         names.append("MS_WORKER_NUM")
+    elif get("RANK_ID"):
+        names.append("RANK_SIZE")
     return max(1, *(get_int(name) or 1 for name in names))
 
 

@@ -7,6 +7,7 @@ started by                  what happens
 ``msrun`` on CPU            the scheduler process runs ``JobServer``; workers join it, start MPI
 ``mpiexec -n N`` on CPU     MPI starts first; rank 0 then runs the ``JobServer`` in a thread
 ``srun -n N``               task 0 starts a scheduler process; from there on as under ``msrun``
+``RANK_ID``, ``RANK_SIZE``  the same, started by rank 0 (see ``rank_table``)
 Ascend                      ``mindspore.mint.distributed`` does it all
 ==========================  =====================================================================
 
@@ -27,7 +28,7 @@ from typing import NoReturn
 
 import psutil
 
-from mindspeed_ms.backend import cpu_mpi, device, env, slurm
+from mindspeed_ms.backend import cpu_mpi, device, env, rank_table, slurm
 from mindspeed_ms.backend.ascend import AscendComm
 from mindspeed_ms.backend.base import Comm
 from mindspeed_ms.backend.job_client import (
@@ -67,8 +68,11 @@ def start() -> Comm:
 
     Raises:
         RuntimeError: the scheduler or MPI cannot be reached.
+        ValueError: launch variables contradict each other.
     """
     slurm.prepare()
+    if not env.get("MS_ROLE") and not _is_mpiexec():
+        rank_table.prepare(with_devices=device.is_ascend())
     if device.is_ascend():
         comm: Comm = AscendComm()
         _export(comm.rank, env.get_int("DEVICE_ID", 0) or 0, comm.world_group.size)
@@ -79,7 +83,7 @@ def start() -> Comm:
             _serve_and_exit()
         if role == "MS_WORKER":
             _holder.session = _join_msrun()
-        elif any((env.get_int(name) or 1) > 1 for name in _SIZE_VARIABLES):
+        elif _is_mpiexec():
             _holder.session = _join_mpiexec()
     session = _holder.session
     if session is None:
@@ -111,7 +115,11 @@ def told_by_launcher() -> tuple[int, int] | None:
             return env.get_int(rank_name) or 0, env.get_int(size_name) or 1
     if slurm.num_tasks() > 1:
         return env.get_int("SLURM_PROCID") or 0, slurm.num_tasks()
-    return None
+    return rank_table.told()
+
+
+def _is_mpiexec() -> bool:
+    return any((env.get_int(name) or 1) > 1 for name in _SIZE_VARIABLES)
 
 
 def _export(rank: int, local_rank: int, size: int) -> None:

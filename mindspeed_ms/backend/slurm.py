@@ -1,18 +1,13 @@
 """Ranks that ``srun`` starts, one Python process each, without any launcher of torch.
 
-Slurm tells every task its number and the hosts of the step. Task 0 starts the scheduler that
-``msrun`` would start; all tasks then look like workers of ``msrun``, on CPU and on Ascend.
+Slurm tells every task its number and the hosts of the step; the tasks become workers of ``msrun``.
 
 Source: Slurm's documentation of ``srun``, section output environment variables.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-from mindspeed_ms.backend import env
-from mindspeed_ms.backend.torchrun import worker
+from mindspeed_ms.backend import env, msrun_worker
 
 _FIRST_PORT, _NUM_PORTS = 20000, 20000
 
@@ -47,17 +42,6 @@ def prepare() -> None:
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_NODELIST") or "127.0.0.1"
     job = env.get_int("SLURM_JOB_ID") or 0
     step = env.get_int("SLURM_STEP_ID") or 0
-    variables: dict[str, str | int] = {
-        "MS_WORKER_NUM": num_tasks(),
-        "MS_SCHED_HOST": env.get("MASTER_ADDR") or first_host(nodes),
-        "MS_SCHED_PORT": env.get("MASTER_PORT") or _FIRST_PORT + (job + step) % _NUM_PORTS,
-        "MS_NODE_ID": rank,
-        "RANK_ID": rank,
-        "DEVICE_ID": env.get_int("SLURM_LOCALID") or 0,
-    }
-    for name, value in variables.items():
-        env.put(name, value)
-    if rank == 0:
-        env.put("MS_ROLE", "MS_SCHED")
-        subprocess.Popen([sys.executable, worker.__file__])
-    env.put("MS_ROLE", "MS_WORKER")
+    host = env.get("MASTER_ADDR") or first_host(nodes)
+    port = env.get_int("MASTER_PORT") or _FIRST_PORT + (job + step) % _NUM_PORTS
+    msrun_worker.become(rank, num_tasks(), (host, port), env.get_int("SLURM_LOCALID") or 0)

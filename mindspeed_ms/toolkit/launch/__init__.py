@@ -1,0 +1,1 @@
+"""What prepares a start of several ranks: rank tables of one host, and of several."""
