@@ -41,7 +41,7 @@ class Norm(Cell):
             (HIDDEN,),
             lambda shape: np.ones(shape, np.float32),
             dtype=dtype,
-            shard=ShardSpec(sequence_parallel=sequence_parallel),
+            shard=ShardSpec(partial_gradient=sequence_parallel),
         )
 
     def construct(self, x):

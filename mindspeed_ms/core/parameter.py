@@ -39,12 +39,20 @@ class ShardSpec:
     partition_rank: int = 0
     """Which part this rank holds."""
 
-    sequence_parallel: bool = False
+    partial_gradient: bool = False
     """True when each tensor parallel rank sees only its part of the sequence (or of the heads), so
     the gradient must be summed over the group."""
 
     is_expert: bool = False
     """True for parameters that are reduced over the expert data parallel group."""
+
+    is_vocabulary: bool = False
+    """True for tables whose rows are tokens: their number is padded, and differs between layouts;
+    they may have their own learning rate."""
+
+    is_tied: bool = False
+    """True for a table that two pipeline stages hold; both copies get a gradient bucket of their
+    own."""
 
     shared: bool = False
     """True for the copy of a tied parameter that norms must not count again."""

@@ -118,15 +118,14 @@ def own_name(name: str, exists: Callable[[str], bool]) -> str:
     return own
 
 
-def single_expert_name(name: str) -> str:
-    """Name of an expert's matrix in a block of its own, for one among grouped ones too."""
+def single_expert(name: str) -> str:
+    """Megatron's name of an expert's matrix in a block of its own, for one among grouped ones too.
+
+    >>> single_expert("decoder.layers.0.mlp.experts.linear_fc1.weight5")
+    'decoder.layers.0.mlp.experts.local_experts.5.linear_fc1.weight'
+    """
     return re.sub(
-        r"\.experts\.linear_fc([12])\.weight(\d+)$",
-        lambda match: (
-            f".experts.local_experts.{match[2]}."
-            f"{'mapping' if match[1] == '1' else 'projection'}.weight"
-        ),
-        name,
+        r"\.experts\.(linear_fc[12])\.weight(\d+)$", r".experts.local_experts.\2.\1.weight", name
     )
 
 

@@ -20,7 +20,7 @@ from mindspeed_ms.plan.param_layout import (
     default_bucket_size,
     sharded_alignment,
 )
-from mindspeed_ms.planning.parameters import ParameterSpec, chunk_parameters
+from mindspeed_ms.planning.parameters import LocalParameter, chunk_parameters
 
 ADAM_MOMENTS, SGD_MOMENTS = 2, 1
 WHOLE_WEIGHTS = 3
@@ -127,19 +127,24 @@ def expert_data_parallel_size(config: AllConfig, world_size: int) -> int:
     )
 
 
-def _buffers(specs: list[ParameterSpec], sharing: _Sharing) -> list[list[ParameterSpec]]:
+def _buffers(specs: list[LocalParameter], sharing: _Sharing) -> list[list[LocalParameter]]:
     """Parameters that share a buffer: of one type, and kept whole or sharded alike."""
-    groups: dict[tuple[str, bool], list[ParameterSpec]] = {}
+    groups: dict[tuple[str, bool], list[LocalParameter]] = {}
     for spec in specs:
         groups.setdefault((str(spec.dtype), _is_whole(spec, sharing)), []).append(spec)
     return list(groups.values())
 
 
-def _is_whole(spec: ParameterSpec, sharing: _Sharing) -> bool:
-    return not (sharing.zero_level == "z3" and spec.is_cut and not spec.is_expert)
+def _is_whole(spec: LocalParameter, sharing: _Sharing) -> bool:
+    return not (sharing.zero_level == "z3" and _is_matrix(spec) and not spec.is_expert)
 
 
-def _buffer_bytes(specs: list[ParameterSpec], sharing: _Sharing) -> StateBytes:
+def _is_matrix(spec: LocalParameter) -> bool:
+    """Whether it is a matrix of a tensor-parallel layer, whatever the number of ranks."""
+    return spec.spec.partition_dim >= 0 and len(spec.shape) > 1
+
+
+def _buffer_bytes(specs: list[LocalParameter], sharing: _Sharing) -> StateBytes:
     width = dtype_bytes(specs[0].dtype)
     grad_width = 4 if sharing.grads_in_fp32 else width
     layout = _layout(specs, sharing, grad_width)
@@ -158,7 +163,7 @@ def _buffer_bytes(specs: list[ParameterSpec], sharing: _Sharing) -> StateBytes:
     return StateBytes(count, weights, gradients, optimizer)
 
 
-def _layout(specs: list[ParameterSpec], sharing: _Sharing, grad_width: int) -> BufferLayout:
+def _layout(specs: list[LocalParameter], sharing: _Sharing, grad_width: int) -> BufferLayout:
     """The buffer ``DistributedDataParallel`` makes of these parameters."""
     aligned = max(1, sharing.alignment_bytes // grad_width)
     bucket_size = sharing.bucket_size

@@ -172,7 +172,9 @@ def dispatch_worker(seed, tensor, expert, expert_tensor, **moe):
     x = rng.standard_normal((tokens, HIDDEN)).astype(np.float32)
     leaf = autograd.requires_grad_(memory.from_numpy(x.copy()))
     weights = autograd.requires_grad_(memory.from_numpy(probs.copy()))
-    indices = local_experts(settings)
+    indices = local_experts(
+        settings.moe_config.num_experts, parallel_state.get_expert_model_parallel_group()
+    )
     dispatcher = get_token_dispatcher(len(indices), indices, settings)
     rows, counts, way = dispatcher.token_permutation(leaf, Routing(weights, experts, capacity))
     # Every expert tensor parallel rank holds a part of each result.

@@ -127,7 +127,7 @@ def row_worker(sequence_parallel, skip_bias_add):
         "y": y.asnumpy() + (bias.asnumpy() if skip_bias_add else 0.0),
         "dx": dx.asnumpy(),
         "dw": _grad(layer.weight),
-        "partial_bias": layer.bias.shard.sequence_parallel,
+        "partial_bias": layer.bias.shard.partial_gradient,
     }
 
 

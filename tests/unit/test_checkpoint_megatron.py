@@ -262,9 +262,9 @@ def test_names_of_further_parts(ours, theirs):
 
 
 def test_grouped_experts_are_named_one_by_one():
-    stem = "language_model.encoder.layers.0.mlp.experts"
-    assert names.single_expert_name(f"{stem}.linear_fc1.weight5") == (
-        f"{stem}.local_experts.5.mapping.weight"
+    stem = "decoder.layers.0.mlp.experts"
+    assert names.single_expert(f"{stem}.linear_fc1.weight5") == (
+        f"{stem}.local_experts.5.linear_fc1.weight"
     )
 
 

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import re
 import zlib
 from functools import partial
 from pathlib import Path
@@ -71,11 +70,7 @@ def provider(pre_process, post_process, is_zero_centered):
     )
     arrays = {}
     for own, param in [*named_parameters(model), *named_buffers(model)]:
-        name = re.sub(
-            r"\.experts\.(linear_fc[12])\.weight(\d+)$",
-            r".experts.local_experts.\2.\1.weight",
-            megatron_name(own),
-        )
+        name = megatron_name(own)
         shape = shard_of(param).full_shape(param.shape)
         arrays[name] = drawn(name, shape, is_zero_centered=is_zero_centered)
     load_megatron_parameters(model, arrays)

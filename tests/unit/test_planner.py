@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from mindspeed_ms.models.model import EMBEDDING, HEAD
 from mindspeed_ms.plan.recompute_plan import LayerRecompute
 from mindspeed_ms.plan.schedule_plan import Shape, peak_in_flight, plan
 from mindspeed_ms.planning.activations import (
@@ -79,8 +80,8 @@ def test_experts_are_counted_once_over_all_ranks():
 def test_a_tied_head_is_held_twice_and_counted_once():
     config = config_of(PP2)
     first, last = chunk_parameters(config, 0, 0), chunk_parameters(config, 1, 0)
-    assert [spec.name for spec in first if spec.is_tied] == ["embedding.word_embeddings.weight"]
-    assert [spec.name for spec in last if spec.is_tied] == ["embedding.word_embeddings.weight"]
+    assert [spec.name for spec in first if spec.is_tied] == [EMBEDDING]
+    assert [spec.name for spec in last if spec.is_tied] == [HEAD]
 
 
 # --- memory

@@ -16,7 +16,6 @@ from mindspeed_ms.backend import memory
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer
 from mindspeed_ms.core.parameter import num_elements, shard_of
-from mindspeed_ms.formats.names import single_expert_name
 from mindspeed_ms.plan.region import Span
 
 WEIGHTS = ""
@@ -117,12 +116,12 @@ def _live(name: str, kind: str, param: Parameter, start: int, flat: Tensor) -> L
     shard = shard_of(param)
     region = shard.region(param.shape)
     return LiveTensor(
-        name=single_expert_name(name),
+        name=name,
         kind=kind,
         shape=shard.full_shape(param.shape),
         dtype=_DTYPE_NAMES[flat.dtype],
         span=Span(region, start, start + memory.num_elements(flat)),
         tensor=flat,
         is_shared=shard.shared,
-        is_vocabulary=shard.shared or getattr(param, "is_embedding_or_output_parameter", False),
+        is_vocabulary=shard.is_vocabulary,
     )

@@ -105,9 +105,7 @@ class DistributedDataParallel:
         reduction = self._reduction(is_expert)
         dtype = mstype.float32 if config.grad_reduce_in_fp32 else parameters[0][1].dtype
         own_bucket = {
-            name
-            for name, param in parameters
-            if reduction.is_sharded and getattr(param, "shared_embedding", False)
+            name for name, param in parameters if reduction.is_sharded and shard_of(param).is_tied
         }
         return ParamAndGradBuffer(
             parameters,

@@ -40,7 +40,7 @@ def _sum_sequence_parallel_grads(models: Sequence[DistributedDataParallel], grou
         grad
         for model in models
         for name, param in named_parameters(model.module)
-        if shard_of(param).sequence_parallel
+        if shard_of(param).partial_gradient
         for grad in model.reduced_grads(name)
     ]
     if not grads:
@@ -64,6 +64,6 @@ def _sum_tied_embedding_grads(models: Sequence[DistributedDataParallel], group: 
         return
     for model in models:
         for name, param in named_parameters(model.module):
-            if getattr(param, "shared_embedding", False):
+            if shard_of(param).is_tied:
                 for grad in model.reduced_grads(name):
                     comm.all_reduce(grad, group=group)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from mindspore import Parameter
 
+from mindspeed_ms.core.parameter import shard_of
+
 DEFAULT_NO_DECAY = "Default_Setup"
 
 
@@ -45,7 +47,7 @@ def get_param_groups(
     groups: dict[tuple[bool, bool], ParamGroup] = {}
     for name, param in parameters:
         no_decay = any(_matches(rule, name, param) for rule in no_weight_decay_params)
-        decoupled = decoupled_lr and getattr(param, "is_embedding_or_output_parameter", False)
+        decoupled = decoupled_lr and shard_of(param).is_vocabulary
         group = groups.setdefault(
             (no_decay, decoupled),
             ParamGroup(wd_mult=0.0 if no_decay else 1.0, is_decoupled_lr=decoupled),

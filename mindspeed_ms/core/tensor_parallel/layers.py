@@ -43,7 +43,7 @@ class LinearPlan:
     gradient_accumulation_fusion: bool = False
     """Accumulate the weight gradient straight into the main gradient buffer when there is one."""
 
-    reduce_input_grad: bool = True
+    sums_over_group: bool = True
     """False when the caller sums over the group (experts): a column layer's input gradient, a row
     layer's output."""
 
@@ -107,7 +107,7 @@ class _ColumnLinear(autograd.Function):
             rows = total.shape[0] // group.size
             whole, dx = dx, memory.empty((rows, *total.shape[1:]), total.dtype)
             reducing = comm.reduce_scatter_tensor(dx, whole, group=group, async_op=True)
-        elif parallel and plan.reduce_input_grad:
+        elif parallel and plan.sums_over_group:
             reducing = comm.all_reduce(dx, group=group, async_op=True)
         dw = _weight_grad(grad, total, ctx.weight, plan.gradient_accumulation_fusion)
         db = ops.bias_grad(grad) if ctx.has_bias else None
@@ -136,7 +136,7 @@ class _RowLinear(autograd.Function):
             return y
         if plan.sequence_parallel:
             return mappings.reduce_scattered_first_dim(y, plan.group)
-        if plan.reduce_input_grad:
+        if plan.sums_over_group:
             comm.all_reduce(y, group=plan.group)
         return y
 
@@ -210,11 +210,6 @@ def column_parallel_linear(
     return _ColumnLinear.apply(x, weight, bias, plan)
 
 
-def row_parallel_linear(x: Tensor, weight: Parameter, plan: LinearPlan) -> Tensor:
-    """X_r [s, b, i/p], W_r [o, i/p] -> [s(/p), b, o]; see ``_RowLinear``."""
-    return _RowLinear.apply(x, weight, plan)
-
-
 def parallel_config_of(config: ModelParallelConfig | TransformerConfig) -> ModelParallelConfig:
     """The parallel part of either config; layers accept both."""
     return config.parallel_config if isinstance(config, TransformerConfig) else config
@@ -225,7 +220,7 @@ def linear_plan(
     *,
     is_expert: bool = False,
     group: Group | None = None,
-    reduce_input_grad: bool = True,
+    sums_over_group: bool = True,
 ) -> LinearPlan:
     """Plan of a layer, from the config and the (default) tensor parallel group.
 
@@ -243,7 +238,7 @@ def linear_plan(
         group=group,
         sequence_parallel=parallel.sequence_parallel and group.size > 1 and not is_expert,
         gradient_accumulation_fusion=parallel.gradient_accumulation_fusion,
-        reduce_input_grad=reduce_input_grad and not is_expert,
+        sums_over_group=sums_over_group and not is_expert,
     )
 
 
@@ -267,6 +262,7 @@ class ColumnParallelLinear(Cell):
         compute_dtype: type the input is cast to, default its own.
         transpose_b: W is stored [output, input]; the only layout there is.
         tp_group: group to split over, default the (expert) tensor parallel group.
+        is_vocabulary: rows of W are tokens.
 
     Shapes:
         input [s, b, input_size] (sequence parallel: [s/p, b, input_size]);
@@ -301,6 +297,7 @@ class ColumnParallelLinear(Cell):
         compute_dtype: str | mstype.Type | None = None,
         transpose_b: bool = True,
         tp_group: Group | None = None,
+        is_vocabulary: bool = False,
     ) -> None:
         super().__init__()
         _refuse_unsupported(
@@ -314,7 +311,7 @@ class ColumnParallelLinear(Cell):
             config,
             is_expert=is_expert,
             group=tp_group,
-            reduce_input_grad=not disable_grad_reduce,
+            sums_over_group=not disable_grad_reduce,
         )
         group = self.plan.group
         if gather_output and self.plan.sequence_parallel:
@@ -333,6 +330,7 @@ class ColumnParallelLinear(Cell):
             partitions=group.size,
             partition_rank=group.rank,
             is_expert=is_expert,
+            is_vocabulary=is_vocabulary,
         )
         dtype = param_init_dtype or mstype.float32
         self.weight = self.bias = None
@@ -453,7 +451,7 @@ class RowParallelLinear(Cell):
                 bias_init,
                 dtype=dtype,
                 name="bias",
-                shard=ShardSpec(sequence_parallel=self.plan.sequence_parallel, is_expert=is_expert),
+                shard=ShardSpec(partial_gradient=self.plan.sequence_parallel, is_expert=is_expert),
             )
 
     def construct(self, input_: Tensor) -> tuple[Tensor, Parameter | None]:
@@ -518,9 +516,13 @@ class VocabParallelEmbedding(Cell):
             init_method,
             dtype=param_init_dtype or mstype.float32,
             name="weight",
-            shard=ShardSpec(partition_dim=0, partitions=group.size, partition_rank=group.rank),
+            shard=ShardSpec(
+                partition_dim=0,
+                partitions=group.size,
+                partition_rank=group.rank,
+                is_vocabulary=True,
+            ),
         )
-        self.weight.is_embedding_or_output_parameter = True  # may have its own learning rate
 
     def construct(self, input_: Tensor) -> Tensor:
         """Rows of the table for ids of any shape."""

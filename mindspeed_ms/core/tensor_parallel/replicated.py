@@ -52,7 +52,7 @@ class ReplicatedLinear(Cell):
             (output_size, input_size),
             init_method,
             dtype=config.params_dtype,
-            shard=ShardSpec(sequence_parallel=parallel.sequence_parallel),
+            shard=ShardSpec(partial_gradient=parallel.sequence_parallel),
         )
 
     def construct(self, input_: Tensor) -> Tensor:

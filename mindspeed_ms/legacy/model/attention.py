@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import replace
 from typing import Any
 
 from mindspore import Tensor
@@ -15,13 +14,16 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, context_parallel_attention
+from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import checkpoint
-from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from mindspeed_ms.core.tensor_parallel.random import MODEL_PARALLEL_RNG, get_rng_tracker
 from mindspeed_ms.core.tensor_parallel.utils import divide
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, as_mask_type
-from mindspeed_ms.legacy.model.initialization import normal, scaled_normal
-from mindspeed_ms.legacy.model.norm import get_norm
+from mindspeed_ms.legacy.model.from_spec import column_linear, row_linear
+from mindspeed_ms.legacy.model.norm import norm_from_spec
+from mindspeed_ms.legacy.model.unserved import refuse_unserved
+from mindspeed_ms.models.attention import AttentionSpec
+from mindspeed_ms.models.gpt import attention_spec
 from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, NO_RECOMPUTE, LayerRecompute
 
 RotaryTables = tuple[Tensor, Tensor]
@@ -123,6 +125,8 @@ class ParallelAttention(Cell):
         layer_number: global number of the layer, from 1.
         attention_type: only self-attention.
         attn_mask_type: see ``CoreAttention``.
+        spec: sizes and parts, default the configuration's.
+        groups: of this rank, default the current ones.
         recompute: parts that are computed again in backward.
 
     Raises:
@@ -136,37 +140,31 @@ class ParallelAttention(Cell):
         attention_type: enum.Enum = AttnType.self_attn,
         attn_mask_type: enum.Enum = AttnMaskType.padding,
         *,
+        spec: AttentionSpec | None = None,
+        groups: ProcessGroups | None = None,
         recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
         refuse_cross_attention(attention_type)
-        heads, channels = config.num_attention_heads, config.kv_channels
-        groups = config.num_query_groups if config.group_query_attention else heads
+        spec = spec or attention_spec(config)
+        groups = groups or ProcessGroups.current()
         # Megatron builds the output projection first, and weights are drawn in that order.
         self.core_attention = CoreAttention(layer_number, config, attn_mask_type)
-        self.out_proj = output_projection(config, heads * channels)
-        self.qkv_proj = ColumnParallelLinear(
-            config.hidden_size,
-            (heads + 2 * groups) * channels,
-            config=config,
-            init_method=normal(config.init_method_std),
-            bias=config.qkv_has_bias or config.add_bias_linear,
-            param_init_dtype=config.params_dtype,
-            compute_dtype=config.compute_dtype,
-        )
-        self.qkv_proj.plan = replace(
-            self.qkv_proj.plan, keeps_gathered_input=recompute.keeps_gathered
+        self.out_proj = row_linear(spec.out_proj, config, groups)
+        self.qkv_proj = column_linear(
+            spec.qkv_proj, config, groups, keeps_gathered=recompute.keeps_gathered
         )
         self.attends_again = CORE_ATTENTION in recompute.modules
-        ranks = self.qkv_proj.plan.group.size
-        self.head_dim = channels
-        self.num_groups_per_partition = divide(groups, ranks, "num_query_groups")
-        self.queries_per_group = divide(heads, groups, "num_attention_heads")
+        self.head_dim = spec.head_dim
+        self.num_groups_per_partition = divide(
+            spec.num_groups, groups.tensor.size, "num_query_groups"
+        )
+        self.queries_per_group = divide(spec.num_heads, spec.num_groups, "num_attention_heads")
         self.rotary_interleaved = config.rotary_interleaved
         self.q_layernorm = self.k_layernorm = None
-        if config.qk_layernorm:
-            self.q_layernorm = get_norm(config, dim=channels, per_head=True)
-            self.k_layernorm = get_norm(config, dim=channels, per_head=True)
+        if spec.q_layernorm is not None and spec.k_layernorm is not None:
+            self.q_layernorm = norm_from_spec(spec.q_layernorm, config)
+            self.k_layernorm = norm_from_spec(spec.k_layernorm, config)
 
     def construct(
         self,
@@ -177,6 +175,7 @@ class ParallelAttention(Cell):
         rotary_pos_emb: RotaryTables | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """[S, B, H] (sequence parallel: [S/p, B, H]) -> (the same shape, bias not added)."""
+        refuse_unserved(encoder_output=encoder_output, inference_params=inference_params)
         mixed, _ = self.qkv_proj(hidden_states)  # [S, B, G * (R + 2) * D]
         q_SBND, k_SBGD, v_SBGD = ops.split_qkv(
             mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
@@ -199,18 +198,3 @@ def refuse_cross_attention(attention_type: enum.Enum) -> None:
         raise ValueError(
             f"attention_type is {attention_type}; decoder-only models have self_attn layers"
         )
-
-
-def output_projection(config: TransformerConfig, width: int) -> RowParallelLinear:
-    """From the values of all heads (``width``, split) to the hidden size, bias not added."""
-    return RowParallelLinear(
-        width,
-        config.hidden_size,
-        config=config,
-        init_method=scaled_normal(config),
-        bias=config.out_proj_has_bias or config.add_bias_linear,
-        input_is_parallel=True,
-        skip_bias_add=True,
-        param_init_dtype=config.params_dtype,
-        compute_dtype=config.compute_dtype,
-    )

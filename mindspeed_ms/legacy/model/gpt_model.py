@@ -22,6 +22,7 @@ from mindspeed_ms.legacy.model.loss import LossWithMask
 from mindspeed_ms.legacy.model.module import Module
 from mindspeed_ms.legacy.model.multi_token_prediction import moved_ahead, with_further_losses
 from mindspeed_ms.legacy.model.transformer import ParallelLMLogits
+from mindspeed_ms.legacy.model.unserved import refuse_unserved
 
 
 def post_language_model_processing(
@@ -99,7 +100,7 @@ class GPTModel(Module):
             self.eod_mask = EosMask(
                 config.dataset_config.batch_size, config.seq_length, eod, reset_position_ids
             )
-        self.language_model, self._language_model_key = get_language_model(
+        self.language_model, _ = get_language_model(
             config=config,
             num_tokentypes=num_tokentypes,
             add_pooler=False,
@@ -133,6 +134,12 @@ class GPTModel(Module):
         inference_params: None = None,
     ) -> Tensor:
         """Loss of a micro-batch; see the class."""
+        refuse_unserved(
+            retriever_input_ids=retriever_input_ids,
+            retriever_position_ids=retriever_position_ids,
+            retriever_attn_mask=retriever_attn_mask,
+            inference_params=inference_params,
+        )
         if self.eod_mask is not None and (position_ids is None or attention_mask is None):
             if tokens is None:
                 raise ValueError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from mindspore import Tensor
@@ -16,35 +17,30 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
-from mindspeed_ms.core.parameter import create_parameter
-from mindspeed_ms.core.tensor_parallel import (
-    ColumnParallelLinear,
-    VocabParallelEmbedding,
-    get_rng_tracker,
-    mappings,
-)
-from mindspeed_ms.core.tensor_parallel.random import counting_draws
+from mindspeed_ms.core.process_groups import ProcessGroups
+from mindspeed_ms.core.tensor_parallel import VocabParallelEmbedding, get_rng_tracker, mappings
 from mindspeed_ms.legacy.model.attention import AttentionMask
 from mindspeed_ms.legacy.model.enums import AttnMaskType, LayerType, ModelType
-from mindspeed_ms.legacy.model.initialization import normal, normal_after_default, zeros
+from mindspeed_ms.legacy.model.from_spec import column_linear, init_method, parameter
+from mindspeed_ms.legacy.model.initialization import StageDraws
 from mindspeed_ms.legacy.model.multi_latent_attention import latent_rotary
 from mindspeed_ms.legacy.model.multi_token_prediction import MultiTokenPredictionBlock
 from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding
 from mindspeed_ms.legacy.model.transformer import ParallelTransformer, residual_dropout_stream
-
-LEARNED_POSITIONS = ("absolute", "learned_absolute")
+from mindspeed_ms.legacy.model.unserved import refuse_unserved
+from mindspeed_ms.models.gpt import embedding_spec, gpt_spec
+from mindspeed_ms.models.model import EmbeddingSpec
+from mindspeed_ms.models.parameter import Init
+from mindspeed_ms.models.part import TableSpec
 
 
 class PositionEmbedding(Cell):
-    """Table of learned positions, whole on every rank."""
+    """A table of rows that is whole on every rank."""
 
-    def __init__(self, max_sequence_length: int, config: TransformerConfig) -> None:
+    def __init__(self, spec: TableSpec) -> None:
         super().__init__()
-        self.weight = create_parameter(
-            (max_sequence_length, config.hidden_size),
-            normal_after_default(config.init_method_std),
-            dtype=config.params_dtype,
-        )
+        (weight,) = spec.parameters()
+        self.weight = parameter(weight)
 
     def construct(self, position_ids: Tensor) -> Tensor:
         """Position ids of any shape [...] -> [..., h]."""
@@ -55,16 +51,20 @@ class Embedding(Cell):
     """Token embedding plus, if the model learns them, position and token type embeddings.
 
     Args:
-        hidden_size: h.
-        vocab_size: padded vocabulary size over all ranks.
-        max_sequence_length: rows of the position table.
+        hidden_size: h, as in the configuration.
+        vocab_size: padded vocabulary size over all ranks, as in the configuration.
+        max_sequence_length: rows of the position table, as in the configuration.
         embedding_dropout_prob: dropout on the sum.
         config: model configuration.
         num_tokentypes: rows of the token type table, 0 for none.
-        is_copy: the tables belong to another stage; they start from zeros and are filled later.
+        spec: the tables, default the configuration's.
+        groups: of this rank, default the current ones.
 
     Shapes:
         ids and position ids [b, s] -> [s, b, h]; with sequence parallelism [s/p, b, h].
+
+    Raises:
+        ValueError: sizes that differ from the configuration's.
     """
 
     def __init__(
@@ -76,34 +76,37 @@ class Embedding(Cell):
         config: TransformerConfig,
         num_tokentypes: int = 0,
         *,
-        is_copy: bool = False,
+        spec: EmbeddingSpec | None = None,
+        groups: ProcessGroups | None = None,
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
-        std = config.embedding_init_method_std or config.init_method_std
+        spec = spec or sized(
+            embedding_spec(config, num_tokentypes), hidden_size, vocab_size, max_sequence_length
+        )
+        groups = groups or ProcessGroups.current()
         self.dropout = embedding_dropout_prob
         self.context = context_parallel(config.parallel_config)
         self.residual_dtype = memory.dtype_of(config.residual_dtype)
         self.sequence_parallel = config.parallel_config.sequence_parallel
-        self.has_positions = config.position_embedding_type in LEARNED_POSITIONS
         # Only a plain lookup can leave the table already split along the sequence.
-        scatter_in_lookup = self.sequence_parallel and not self.has_positions and not num_tokentypes
+        is_plain = spec.position is None and spec.tokentype is None
+        self.scatter_in_lookup = self.sequence_parallel and is_plain
+        self.group = groups.tensor
         self.word_embeddings = VocabParallelEmbedding(
-            vocab_size,
-            hidden_size,
-            init_method=zeros if is_copy else normal(std),
-            reduce_scatter_embeddings=scatter_in_lookup,
+            spec.word.rows,
+            spec.word.width,
+            init_method=init_method(spec.word.init),
+            reduce_scatter_embeddings=self.scatter_in_lookup,
             config=config,
-            param_init_dtype=config.embedding_init_dtype,
+            param_init_dtype=spec.word.dtype,
+            tp_group=groups.tensor,
         )
-        self.group = self.word_embeddings.plan.group
-        self.scatter_in_lookup = scatter_in_lookup
-        self.position_embeddings = (
-            PositionEmbedding(max_sequence_length, config) if self.has_positions else None
-        )
-        self.tokentype_embeddings = (
-            PositionEmbedding(num_tokentypes, config) if num_tokentypes else None
-        )
+        self.position_embeddings = self.tokentype_embeddings = None
+        if spec.position is not None:
+            self.position_embeddings = PositionEmbedding(spec.position)
+        if spec.tokentype is not None:
+            self.tokentype_embeddings = PositionEmbedding(spec.tokentype)
 
     def construct(
         self, input_ids: Tensor, position_ids: Tensor | None, tokentype_ids: Tensor | None = None
@@ -148,6 +151,7 @@ class TransformerLanguageModel(Cell):
         pre_process: this rank holds the embedding.
         post_process: this rank holds the head.
         visual_encoder: must be None.
+        groups: of this rank, default the current ones.
     """
 
     def __init__(  # noqa: PLR0913 - the predecessor's public signature
@@ -162,6 +166,8 @@ class TransformerLanguageModel(Cell):
         pre_process: bool = True,
         post_process: bool = True,
         visual_encoder: None = None,
+        *,
+        groups: ProcessGroups | None = None,
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
@@ -172,35 +178,24 @@ class TransformerLanguageModel(Cell):
                 "add_encoder=True and the others False or None"
             )
         self.pre_process, self.post_process = pre_process, post_process
-        self.untied = config.untie_embeddings_and_output_weights
         self.seq_length = config.seq_length
-        predicts_further = post_process and config.mtp_num_layers is not None
+        spec = gpt_spec(config, num_tokentypes)
+        groups = groups or ProcessGroups.current()
+        draws = StageDraws(spec, config.parallel_config.use_cpu_initialization)
+        predicts_further = post_process and bool(spec.further)
         if pre_process or predicts_further:
             self.embedding = Embedding(
-                config.hidden_size,
-                config.vocab_size,
+                spec.hidden_size,
+                spec.vocab_size,
                 config.max_position_embeddings or config.seq_length,
                 config.hidden_dropout_rate,
                 config,
-                num_tokentypes,
-                is_copy=not pre_process,
+                spec=spec.embedding if pre_process else empty(spec.embedding),
+                groups=groups,
             )
         self.context = context_parallel(config.parallel_config)
         self._local_tables: dict[int, tuple[Tensor, ...]] = {}
-        self.rotary_pos_emb = None
-        if config.multi_latent_attention:
-            self.rotary_pos_emb = latent_rotary(config)
-        elif config.position_embedding_type == "rope":
-            self.rotary_pos_emb = RotaryEmbedding(
-                config.kv_channels,
-                config.rotary_percent,
-                config.rotary_interleaved,
-                config.rotary_seq_len_interpolation_factor,
-                config.rotary_base,
-                config.use_rope_scaling,
-                config.rope_scaling_factor,
-                dtype="float32" if config.apply_rope_fusion else config.compute_dtype,
-            )
+        self.rotary_pos_emb = rotary_embedding(config)
         self.encoder = ParallelTransformer(
             config,
             ModelType.encoder_or_decoder,
@@ -208,32 +203,18 @@ class TransformerLanguageModel(Cell):
             encoder_attn_mask_type,
             pre_process=pre_process,
             post_process=post_process,
-            num_tokentypes=num_tokentypes,
+            spec=spec,
+            groups=groups,
         )
         self.mtp = None
         if predicts_further:
-            self.encoder.draws.begin_further_layers()
-            self.mtp = MultiTokenPredictionBlock(config, self.encoder.build_layer)
-        if post_process and self.untied:
-            self.encoder.draws.begin_head(self._count_further_draws(config))
-            self.output_layer = ColumnParallelLinear(
-                config.hidden_size,
-                config.vocab_size,
-                config=config,
-                init_method=normal(config.init_method_std),
-                bias=False,
-                param_init_dtype=config.params_dtype,
-                compute_dtype=config.compute_dtype,
+            draws.begin_further_layers()
+            self.mtp = MultiTokenPredictionBlock(
+                config, encoder_attn_mask_type, spec.further, groups
             )
-            self.output_layer.weight.is_embedding_or_output_parameter = True
-
-    def _count_further_draws(self, config: TransformerConfig) -> int:
-        """Words of the initialisation stream that the layers behind the model take."""
-        if self.mtp is None or not self.encoder.draws.is_active:
-            return 0
-        with counting_draws() as count:
-            MultiTokenPredictionBlock(config, self.encoder.build_layer)
-        return count.words
+        if post_process and spec.head is not None:
+            draws.begin_head()
+            self.output_layer = column_linear(spec.head, config, groups)
 
     def further_hidden_states(
         self,
@@ -277,6 +258,12 @@ class TransformerLanguageModel(Cell):
 
         Only the first stage reads ids and positions.
         """
+        refuse_unserved(
+            retriever_input_ids=retriever_input_ids,
+            retriever_position_ids=retriever_position_ids,
+            retriever_attn_mask=retriever_attn_mask,
+            inference_params=inference_params,
+        )
         hidden_states = None
         if self.pre_process:
             hidden_states = self.embedding(enc_input_ids, enc_position_ids, tokentype_ids)
@@ -297,6 +284,36 @@ class TransformerLanguageModel(Cell):
                 for table in self.rotary_pos_emb(whole)
             )
         return self._local_tables[length]
+
+
+def sized(spec: EmbeddingSpec, hidden: int, vocabulary: int, positions: int) -> EmbeddingSpec:
+    """The tables with sizes of the caller's own."""
+    word = replace(spec.word, width=hidden, rows=vocabulary)
+    position = spec.position and replace(spec.position, width=hidden, rows=positions)
+    return replace(spec, word=word, position=position)
+
+
+def empty(spec: EmbeddingSpec) -> EmbeddingSpec:
+    """Tables of zeros, for the copies of another stage; nothing is drawn for them."""
+    return replace(spec, word=replace(spec.word, init=Init(value=0.0)))
+
+
+def rotary_embedding(config: TransformerConfig) -> RotaryEmbedding | None:
+    """The rotation of queries and keys; None for a model without."""
+    if config.multi_latent_attention:
+        return latent_rotary(config)
+    if config.position_embedding_type != "rope":
+        return None
+    return RotaryEmbedding(
+        config.kv_channels,
+        config.rotary_percent,
+        config.rotary_interleaved,
+        config.rotary_seq_len_interpolation_factor,
+        config.rotary_base,
+        config.use_rope_scaling,
+        config.rope_scaling_factor,
+        dtype="float32" if config.apply_rope_fusion else config.compute_dtype,
+    )
 
 
 def get_language_model(  # noqa: PLR0913 - the predecessor's public signature

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from mindspore import Tensor
 from mindspore.nn import Cell
@@ -11,10 +10,11 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd
 from mindspeed_ms.config import TransformerConfig
-from mindspeed_ms.core.parameter import InitMethod
+from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import forgotten
-from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from mindspeed_ms.legacy.model.initialization import normal, scaled_normal
+from mindspeed_ms.legacy.model.from_spec import column_linear, row_linear
+from mindspeed_ms.models.feed_forward import MLPSpec
+from mindspeed_ms.models.gpt import mlp_spec
 from mindspeed_ms.plan.recompute_plan import (
     MLP_ACTIVATION,
     MOE_ACTIVATION,
@@ -45,22 +45,6 @@ def get_activation(name: str) -> Activation:
     return activations[name]
 
 
-def hidden_activation(config: TransformerConfig) -> str:
-    """Name of the activation between the two matrices.
-
-    Raises:
-        ValueError: gated_linear_unit and hidden_act contradict each other.
-    """
-    gated = config.gated_linear_unit
-    hidden_act = "swiglu" if gated and config.hidden_act == "silu" else config.hidden_act
-    if gated != (hidden_act in ("swiglu", "fused_swiglu")):
-        raise ValueError(
-            f"gated_linear_unit is {gated} with hidden_act {config.hidden_act!r}; a gated unit "
-            "needs hidden_act 'swiglu' and swiglu is always gated"
-        )
-    return hidden_act
-
-
 class ParallelMLP(Cell):
     """h -> f -> h with the inner size split over the tensor parallel group.
 
@@ -71,10 +55,8 @@ class ParallelMLP(Cell):
         config: model configuration.
         is_expert: the block is an expert of a mixture: whoever calls it sums the parts of the
             expert tensor parallel ranks.
-        ffn_hidden_size: f, default the configured one.
-        has_bias: whether the two matrices have biases, default as configured.
-        init_method: values of ``mapping``, default normal(init_method_std).
-        output_layer_init_method: values of ``projection``, default divided by sqrt(2 layers).
+        spec: the block, default the configuration's dense one.
+        groups: of this rank, default the current ones.
         recompute: parts that are computed again in backward.
     """
 
@@ -83,47 +65,25 @@ class ParallelMLP(Cell):
         config: TransformerConfig,
         is_expert: bool = False,
         *,
-        ffn_hidden_size: int | None = None,
-        has_bias: bool | None = None,
-        init_method: InitMethod | None = None,
-        output_layer_init_method: InitMethod | None = None,
+        spec: MLPSpec | None = None,
+        groups: ProcessGroups | None = None,
         recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
-        hidden_act, gated = hidden_activation(config), config.gated_linear_unit
-        if has_bias is None:
-            has_bias = config.mlp_has_bias or config.add_bias_linear
-        width = ffn_hidden_size or config.ffn_hidden_size
-        self.mapping = ColumnParallelLinear(
-            config.hidden_size,
-            width * (2 if gated else 1),
-            config=config,
-            init_method=init_method or normal(config.init_method_std),
-            bias=has_bias,
-            stride=2 if gated else 1,
-            skip_bias_add=True,
+        spec = spec or mlp_spec(config)
+        groups = groups or ProcessGroups.current()
+        self.mapping = column_linear(
+            spec.mapping,
+            config,
+            groups,
             is_expert=is_expert,
-            param_init_dtype=config.params_dtype,
-            compute_dtype=config.compute_dtype,
+            skip_bias_add=True,
+            keeps_gathered=recompute.keeps_gathered,
         )
-        self.mapping.plan = replace(
-            self.mapping.plan, keeps_gathered_input=recompute.keeps_gathered
-        )
-        self.activation = get_activation(hidden_act)
+        self.activation = get_activation(spec.activation)
         activation = MOE_ACTIVATION if is_expert else MLP_ACTIVATION
         self.activates_again = activation in recompute.modules
-        self.projection = RowParallelLinear(
-            width,
-            config.hidden_size,
-            config=config,
-            init_method=output_layer_init_method or scaled_normal(config),
-            bias=has_bias,
-            input_is_parallel=True,
-            skip_bias_add=True,
-            is_expert=is_expert,
-            param_init_dtype=config.params_dtype,
-            compute_dtype=config.compute_dtype,
-        )
+        self.projection = row_linear(spec.projection, config, groups, is_expert=is_expert)
 
     def construct(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
         """[s, b, h] -> ([s, b, h], bias that was not added)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 from mindspore import Parameter
 from mindspore.nn import Cell
 
@@ -12,7 +11,10 @@ from mindspeed_ms.backend import comm
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.parameter import named_parameters, shard_of
-from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear
+from mindspeed_ms.core.process_groups import ProcessGroups
+from mindspeed_ms.legacy.model.from_spec import column_linear
+from mindspeed_ms.models.gpt import embedding_spec, head_spec
+from mindspeed_ms.models.parameter import Init
 
 
 class Module(Cell):
@@ -76,19 +78,11 @@ class Module(Cell):
             )
         if self.post_process and not self._has_embedding_copy:
             config = self.config
-            self.language_model.output_layer = ColumnParallelLinear(
-                config.hidden_size,
-                config.vocab_size,
-                config=config,
-                init_method=lambda shape: np.zeros(shape, np.float32),
-                bias=False,
-                param_init_dtype=config.embedding_init_dtype,
-                compute_dtype=config.compute_dtype,
-            )
+            table = embedding_spec(config).word
+            copy = replace(head_spec(config), dtype=table.dtype, init=Init(value=0.0))
+            self.language_model.output_layer = column_linear(copy, config, ProcessGroups.current())
         table = self.shared_embedding_or_output_weight()
-        if self.post_process:
-            table.shard = replace(shard_of(table), shared=True)
-        table.shared_embedding = True  # both copies get a gradient bucket of their own
+        table.shard = replace(shard_of(table), is_tied=True, shared=self.post_process)
         comm.all_reduce(table, group=group)
 
     @property

@@ -17,21 +17,23 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
+from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import checkpoint
-from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, mappings
-from mindspeed_ms.core.tensor_parallel.replicated import ReplicatedLinear
+from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.core.tensor_parallel.utils import divide
 from mindspeed_ms.legacy.model.attention import (
     AttentionMask,
     CoreAttention,
     RotaryTables,
-    output_projection,
     refuse_cross_attention,
 )
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType
-from mindspeed_ms.legacy.model.initialization import normal
-from mindspeed_ms.legacy.model.norm import get_norm
+from mindspeed_ms.legacy.model.from_spec import column_linear, row_linear, whole_linear
+from mindspeed_ms.legacy.model.norm import norm_from_spec
 from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding
+from mindspeed_ms.legacy.model.unserved import refuse_unserved
+from mindspeed_ms.models.attention import LatentAttentionSpec
+from mindspeed_ms.models.gpt import latent_attention_spec
 from mindspeed_ms.plan.recompute_plan import (
     CORE_ATTENTION,
     MLA_UP_PROJECTION,
@@ -131,6 +133,8 @@ class MultiLatentAttention(Cell):
         layer_number: global number of the layer, from 1.
         attention_type: only self-attention.
         attn_mask_type: see ``CoreAttention``.
+        spec: sizes and parts, default the configuration's.
+        groups: of this rank, default the current ones.
         recompute: parts that are computed again in backward; ``mla_up_proj`` repeats the attention
             core, too.
 
@@ -147,36 +151,39 @@ class MultiLatentAttention(Cell):
         attention_type: enum.Enum = AttnType.self_attn,
         attn_mask_type: enum.Enum = AttnMaskType.padding,
         *,
+        spec: LatentAttentionSpec | None = None,
+        groups: ProcessGroups | None = None,
         recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
         refuse_cross_attention(attention_type)
-        latent, heads = config.mla_config, config.num_attention_heads
+        spec = spec or latent_attention_spec(config)
+        groups = groups or ProcessGroups.current()
+        latent = config.mla_config
         self.latent = latent
         self.core_attention = CoreAttention(layer_number, config, attn_mask_type)
         growth = yarn_growth(latent.rotary_scaling_factor, latent.mscale_all_dim)
-        self.core_attention.scale = growth * growth / math.sqrt(latent.query_dim)
+        self.core_attention.scale = growth * growth / math.sqrt(spec.query_dim)
         # Megatron builds the output projection first, and weights are drawn in that order.
-        self.out_proj = output_projection(config, heads * latent.v_head_dim)
+        self.out_proj = row_linear(spec.out_proj, config, groups)
         self.q_proj = self.q_down_proj = self.q_up_proj = None
-        queries = heads * latent.query_dim
-        if latent.q_lora_rank is None:
-            self.q_proj = _column(config, config.hidden_size, queries)
-        else:
-            self.q_down_proj = _replicated(config, latent.q_lora_rank)
-            self.q_up_proj = _column(config, latent.q_lora_rank, queries)
-        self.kv_down_proj = _replicated(config, latent.kv_lora_rank + latent.qk_pos_emb_head_dim)
-        self.kv_up_proj = _column(
-            config, latent.kv_lora_rank, heads * (latent.qk_head_dim + latent.v_head_dim)
-        )
+        if spec.q_proj is not None:
+            self.q_proj = column_linear(spec.q_proj, config, groups)
+        if spec.q_down_proj is not None and spec.q_up_proj is not None:
+            self.q_down_proj = whole_linear(spec.q_down_proj, config)
+            self.q_up_proj = column_linear(spec.q_up_proj, config, groups)
+        self.kv_down_proj = whole_linear(spec.kv_down_proj, config)
+        self.kv_up_proj = column_linear(spec.kv_up_proj, config, groups)
         self.q_layernorm = self.kv_layernorm = None
-        if config.qk_layernorm:
-            if latent.q_lora_rank is not None:
-                self.q_layernorm = get_norm(config, dim=latent.q_lora_rank)
-            self.kv_layernorm = get_norm(config, dim=latent.kv_lora_rank)
-        self.group = self.kv_up_proj.plan.group
+        if spec.q_layernorm is not None:
+            self.q_layernorm = norm_from_spec(spec.q_layernorm, config)
+        if spec.kv_layernorm is not None:
+            self.kv_layernorm = norm_from_spec(spec.kv_layernorm, config)
+        self.group = groups.tensor
         self.sequence_parallel = self.kv_up_proj.plan.sequence_parallel
-        self.num_heads_per_partition = divide(heads, self.group.size, "num_attention_heads")
+        self.num_heads_per_partition = divide(
+            spec.num_heads, groups.tensor.size, "num_attention_heads"
+        )
         self.attends_again = CORE_ATTENTION in recompute.modules
         self.projects_again = MLA_UP_PROJECTION in recompute.modules
 
@@ -189,6 +196,7 @@ class MultiLatentAttention(Cell):
         rotary_pos_emb: RotaryTables | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """[S, B, H] (sequence parallel: [S/p, B, H]) -> (the same shape, bias not added)."""
+        refuse_unserved(encoder_output=encoder_output, inference_params=inference_params)
         narrow_q = hidden_states
         if self.q_down_proj is not None:
             narrow_q = self.q_down_proj(hidden_states)
@@ -259,21 +267,3 @@ class MultiLatentAttention(Cell):
         shape = (*context.shape[:2], self.num_heads_per_partition, query_dim)
         values, _ = ops.split_columns(context.reshape(shape), (value_dim, query_dim - value_dim))
         return values.reshape((*context.shape[:2], self.num_heads_per_partition * value_dim))
-
-
-def _column(config: TransformerConfig, inputs: int, outputs: int) -> ColumnParallelLinear:
-    return ColumnParallelLinear(
-        inputs,
-        outputs,
-        config=config,
-        init_method=normal(config.init_method_std),
-        bias=False,
-        param_init_dtype=config.params_dtype,
-        compute_dtype=config.compute_dtype,
-    )
-
-
-def _replicated(config: TransformerConfig, outputs: int) -> ReplicatedLinear:
-    return ReplicatedLinear(
-        config.hidden_size, outputs, config=config, init_method=normal(config.init_method_std)
-    )

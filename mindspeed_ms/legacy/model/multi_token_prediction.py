@@ -7,6 +7,7 @@ the embedding of the token k places ahead.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,11 +20,14 @@ from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import aux_losses
 from mindspeed_ms.core.context_parallel import ContextParallel, gather_tokens
+from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import checkpoint
-from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, mappings
+from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.legacy.model.attention import AttentionMask, RotaryTables
-from mindspeed_ms.legacy.model.initialization import normal
-from mindspeed_ms.legacy.model.norm import get_norm
+from mindspeed_ms.legacy.model.from_spec import column_linear
+from mindspeed_ms.legacy.model.norm import norm_from_spec
+from mindspeed_ms.legacy.model.transformer import ParallelTransformerLayer
+from mindspeed_ms.models.layer import FurtherSpec
 
 
 def loss_name(depth: int) -> str:
@@ -53,8 +57,10 @@ class MultiTokenPredictionLayer(Cell):
 
     Args:
         config: model configuration.
-        depth: number of the layer among its kind, from 0.
-        build_layer: global index -> transformer layer; those behind the model have numbers on.
+        depth: number of the layer among its kind, from 0; layers behind the model count on.
+        mask_type: see ``CoreAttention``.
+        spec: sizes and parts.
+        groups: of this rank.
 
     Shapes:
         embeddings and hidden states [s(/p), b, h] -> [s(/p), b, h].
@@ -62,22 +68,27 @@ class MultiTokenPredictionLayer(Cell):
     Source: Megatron-LM ``MultiTokenPredictionLayer`` (order of operations).
     """
 
-    def __init__(self, config: TransformerConfig, depth: int, build_layer: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        depth: int,
+        mask_type: enum.Enum,
+        spec: FurtherSpec,
+        groups: ProcessGroups,
+    ) -> None:
         super().__init__()
         self.sequence_parallel = config.parallel_config.sequence_parallel
-        self.enorm = get_norm(config)
-        self.hnorm = get_norm(config)
-        self.eh_proj = ColumnParallelLinear(
-            2 * config.hidden_size,
-            config.hidden_size,
-            config=config,
-            init_method=normal(config.init_method_std),
-            bias=False,
-            param_init_dtype=config.params_dtype,
-            compute_dtype=config.compute_dtype,
+        self.enorm = norm_from_spec(spec.enorm, config)
+        self.hnorm = norm_from_spec(spec.hnorm, config)
+        self.eh_proj = column_linear(spec.eh_proj, config, groups)
+        self.transformer_layer = ParallelTransformerLayer(
+            config,
+            config.num_layers + depth + 1,
+            self_attn_mask_type=mask_type,
+            spec=spec.layer,
+            groups=groups,
         )
-        self.transformer_layer = build_layer(config.num_layers + depth)
-        self.final_norm = get_norm(config)
+        self.final_norm = norm_from_spec(spec.final_norm, config)
         self.recomputes = config.recompute_granularity == "full"
 
     def construct(
@@ -106,16 +117,24 @@ class MultiTokenPredictionBlock(Cell):
     """All depths, one behind the other.
 
     Args:
-        config: model configuration with ``mtp_num_layers``.
-        build_layer: see ``MultiTokenPredictionLayer``.
+        config: model configuration.
+        mask_type: see ``CoreAttention``.
+        specs: the layers.
+        groups: of this rank.
     """
 
-    def __init__(self, config: TransformerConfig, build_layer: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        mask_type: enum.Enum,
+        specs: Sequence[FurtherSpec],
+        groups: ProcessGroups,
+    ) -> None:
         super().__init__()
         self.layers = _Depths(
             [
-                MultiTokenPredictionLayer(config, depth, build_layer)
-                for depth in range(config.mtp_num_layers or 0)
+                MultiTokenPredictionLayer(config, depth, mask_type, spec, groups)
+                for depth, spec in enumerate(specs)
             ]
         )
 

@@ -14,6 +14,8 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.parameter import ShardSpec, create_parameter
+from mindspeed_ms.models.gpt import norm_spec
+from mindspeed_ms.models.part import NormSpec
 
 
 class LayerNorm(Cell):
@@ -40,7 +42,7 @@ class LayerNorm(Cell):
     ) -> None:
         super().__init__()
         self.eps, self.zero_centered = eps, zero_centered
-        shard = ShardSpec(sequence_parallel=sequence_parallel)
+        shard = ShardSpec(partial_gradient=sequence_parallel)
         self.gamma = create_parameter(
             (dim,), _constant(scale - zero_centered), dtype=params_dtype, name="gamma", shard=shard
         )
@@ -84,7 +86,7 @@ class RMSNorm(Cell):
             _constant(scale - zero_centered),
             dtype=params_dtype,
             name="weight",
-            shard=ShardSpec(sequence_parallel=sequence_parallel),
+            shard=ShardSpec(partial_gradient=sequence_parallel),
         )
 
     def construct(self, x: Tensor) -> Tensor:
@@ -94,35 +96,25 @@ class RMSNorm(Cell):
         return autograd.cast(normed, self.weight.dtype)
 
 
-def get_norm(
-    config: TransformerConfig,
-    *,
-    dim: int | None = None,
-    scale: float = 1.0,
-    per_head: bool = False,
-) -> LayerNorm | RMSNorm:
-    """The normalisation a model configuration asks for.
-
-    ``FusedRMSNorm`` is the same layer: which kernel computes it is chosen by ``ops``. ``per_head``
-    says that it is applied to the heads of each rank, so its gradients are partial sums over the
-    tensor parallel group even without sequence parallelism.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    kinds = {"LayerNorm": LayerNorm, "RMSNorm": RMSNorm, "FusedRMSNorm": RMSNorm}
-    if config.normalization not in kinds:
-        raise ValueError(
-            f"normalization is {config.normalization!r}; it must be one of {', '.join(kinds)}"
-        )
-    return kinds[config.normalization](
-        dim or config.hidden_size,
-        config.norm_epsilon,
-        scale=scale,
-        zero_centered=config.layernorm_zero_centered_gamma,
-        sequence_parallel=config.parallel_config.sequence_parallel or per_head,
-        params_dtype=config.params_dtype,
+def norm_from_spec(spec: NormSpec, config: TransformerConfig) -> LayerNorm | RMSNorm:
+    """The normalisation of a description."""
+    kind = LayerNorm if spec.kind == "LayerNorm" else RMSNorm
+    return kind(
+        spec.dim,
+        spec.eps,
+        scale=spec.scale,
+        zero_centered=spec.zero_centered,
+        sequence_parallel=(spec.partial == "always" or config.parallel_config.sequence_parallel),
+        params_dtype=spec.dtype,
     )
+
+
+def get_norm(config: TransformerConfig) -> LayerNorm | RMSNorm:
+    """The normalisation of hidden states that a model configuration asks for.
+
+    ``FusedRMSNorm`` is the same layer: which kernel computes it is chosen by ``ops``.
+    """
+    return norm_from_spec(norm_spec(config), config)
 
 
 def _constant(value: float):  # noqa: ANN202 - an InitMethod

@@ -7,7 +7,7 @@ Legend: s sequence, b batch, h hidden, v vocabulary, p tensor parallel ranks. Ac
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
+from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import checkpoint, forgotten
 from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.core.tensor_parallel.layers import column_parallel_linear, linear_plan
@@ -31,11 +32,14 @@ from mindspeed_ms.legacy.model.initialization import StageDraws
 from mindspeed_ms.legacy.model.mlp import ParallelMLP
 from mindspeed_ms.legacy.model.moe.moe_layer import MoELayer
 from mindspeed_ms.legacy.model.multi_latent_attention import MultiLatentAttention
-from mindspeed_ms.legacy.model.norm import get_norm
+from mindspeed_ms.legacy.model.norm import norm_from_spec
+from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
+from mindspeed_ms.models.feed_forward import MoESpec
+from mindspeed_ms.models.gpt import gpt_spec, layer_spec
+from mindspeed_ms.models.layer import LayerSpec
+from mindspeed_ms.models.model import ModelSpec
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.plan.recompute_plan import (
-    MLP,
-    MOE,
     NO_RECOMPUTE,
     NORMS,
     ChunkRecompute,
@@ -63,6 +67,10 @@ def residual_dropout_stream(sequence_parallel: bool) -> AbstractContextManager:
     return get_rng_tracker().fork(MODEL_PARALLEL_RNG) if sequence_parallel else nullcontext()
 
 
+Output = tuple[Tensor, Parameter | None]
+"""What a block adds to the residual stream, and a bias that was not added yet."""
+
+
 class ParallelTransformerLayer(Cell):
     """Norm, attention, residual, norm, MLP (or experts), residual.
 
@@ -75,6 +83,8 @@ class ParallelTransformerLayer(Cell):
         layer_type: only encoder (self-attention) layers.
         self_attn_mask_type: see ``CoreAttention``.
         drop_path_rate: only 0.
+        spec: sizes and parts, default the configuration's.
+        groups: of this rank, default the current ones.
         recompute: parts that are computed again in backward.
 
     Raises:
@@ -89,6 +99,8 @@ class ParallelTransformerLayer(Cell):
         self_attn_mask_type: enum.Enum = AttnMaskType.padding,
         drop_path_rate: float = 0.0,
         *,
+        spec: LayerSpec | None = None,
+        groups: ProcessGroups | None = None,
         recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
@@ -97,33 +109,32 @@ class ParallelTransformerLayer(Cell):
                 f"layer_type is {layer_type} and drop_path_rate {drop_path_rate}; decoder-only "
                 "models have self-attention layers (LayerType.encoder) with drop_path_rate 0"
             )
+        spec = spec or layer_spec(config, layer_number - 1)
+        groups = groups or ProcessGroups.current()
         self.layer_number = layer_number
         self.sequence_parallel = config.parallel_config.sequence_parallel
         self.residual_after_norm = config.apply_residual_connection_post_norm
         self.residual_dtype = memory.dtype_of(config.residual_dtype)
         self.hidden_dropout = config.hidden_dropout_rate
         self.context = context_parallel(config.parallel_config)
-        self.input_norm = get_norm(config)
-        kind = MultiLatentAttention if config.multi_latent_attention else ParallelAttention
-        self.attention = kind(
-            config,
-            layer_number,
-            AttnType.self_attn,
-            self_attn_mask_type,
-            recompute=recompute,
-        )
-        self.post_attention_norm = get_norm(config)
-        if config.has_experts(layer_number - 1):
-            self.mlp = MoELayer(config, layer_number=layer_number, recompute=recompute)
-            self.feeds_forward_again = MOE in recompute.modules
-        else:
-            self.mlp = ParallelMLP(config, recompute=recompute)
-            self.feeds_forward_again = MLP in recompute.modules
         self.recompute = recompute.modules
+        self.input_norm = norm_from_spec(spec.input_norm, config)
+        self.attention = _attention(
+            spec.attention, config, layer_number, self_attn_mask_type, groups, recompute
+        )
+        self.post_attention_norm = norm_from_spec(spec.post_attention_norm, config)
+        if isinstance(spec.mlp, MoESpec):
+            self.mlp = MoELayer(
+                config, layer_number=layer_number, spec=spec.mlp, groups=groups, recompute=recompute
+            )
+        else:
+            self.mlp = ParallelMLP(config, spec=spec.mlp, groups=groups, recompute=recompute)
+        self.feeds_forward_again = spec.feeds_forward_again(recompute)
         self.attn_post_norm = self.ffn_post_norm = None
-        if config.use_sandwich_norm:
-            self.attn_post_norm = get_norm(config, scale=config.attn_post_norm_scale)
-            self.ffn_post_norm = get_norm(config, scale=config.ffn_post_norm_scale)
+        if spec.attn_post_norm is not None:
+            self.attn_post_norm = norm_from_spec(spec.attn_post_norm, config)
+        if spec.ffn_post_norm is not None:
+            self.ffn_post_norm = norm_from_spec(spec.ffn_post_norm, config)
 
     def construct(
         self,
@@ -132,28 +143,30 @@ class ParallelTransformerLayer(Cell):
         rotary_pos_emb: RotaryTables | None = None,
     ) -> Tensor:
         """[s(/p), b, h] -> [s(/p), b, h]."""
-        hidden_states, residual = ops.branch(hidden_states)
-        normed = self.input_norm(hidden_states)
-        with self._norm_again(self.input_norm, normed, hidden_states):
-            output, bias = self.attention(normed, attention_mask, rotary_pos_emb=rotary_pos_emb)
-        residual = normed if self.residual_after_norm else residual
-        hidden_states = self._add(output, bias, residual, self.attn_post_norm)
-        hidden_states, residual = ops.branch(hidden_states)
-        normed = self.post_attention_norm(hidden_states)
-        with self._norm_again(self.post_attention_norm, normed, hidden_states):
-            output, bias = self._feed_forward(normed)
-        residual = normed if self.residual_after_norm else residual
-        return self._add(output, bias, residual, self.ffn_post_norm)
 
-    def _norm_again(
-        self, norm: Cell, normed: Tensor, hidden_states: Tensor
-    ) -> AbstractContextManager:
+        def attention(normed: Tensor) -> Output:
+            return self.attention(normed, attention_mask, rotary_pos_emb=rotary_pos_emb)
+
+        x = self._residual(hidden_states, self.input_norm, attention, self.attn_post_norm)
+        return self._residual(x, self.post_attention_norm, self._feed_forward, self.ffn_post_norm)
+
+    def _residual(
+        self, x: Tensor, norm: Cell, block: Callable[[Tensor], Output], post_norm: Cell | None
+    ) -> Tensor:
+        """The sum: x + dropout(post_norm(block(norm(x))))."""
+        x, residual = ops.branch(x)
+        normed = norm(x)
+        with self._norm_again(norm, normed, x):
+            output, bias = block(normed)
+        return self._add(output, bias, normed if self.residual_after_norm else residual, post_norm)
+
+    def _norm_again(self, norm: Cell, normed: Tensor, x: Tensor) -> AbstractContextManager:
         """Do not keep what a norm returned, if that is asked for."""
         if NORMS not in self.recompute or not autograd.is_grad_enabled():
             return nullcontext()
-        return forgotten(normed, norm, hidden_states)
+        return forgotten(normed, norm, x)
 
-    def _feed_forward(self, normed: Tensor) -> tuple[Tensor, Parameter | None]:
+    def _feed_forward(self, normed: Tensor) -> Output:
         if not self.feeds_forward_again:
             return self.mlp(normed)
         bias = self.mlp.projection.bias if isinstance(self.mlp, ParallelMLP) else None
@@ -175,6 +188,27 @@ class ParallelTransformerLayer(Cell):
         with residual_dropout_stream(self.sequence_parallel):
             generator = share_of_draws(get_rng_tracker().current(), self.context)
             return ops.bias_dropout_add(output, bias, residual, rate, generator)
+
+
+def _attention(
+    spec: AttentionSpec | LatentAttentionSpec,
+    config: TransformerConfig,
+    layer_number: int,
+    mask_type: enum.Enum,
+    groups: ProcessGroups,
+    recompute: LayerRecompute,
+) -> ParallelAttention | MultiLatentAttention:
+    """The attention of a description."""
+    kind = MultiLatentAttention if isinstance(spec, LatentAttentionSpec) else ParallelAttention
+    return kind(
+        config,
+        layer_number,
+        AttnType.self_attn,
+        mask_type,
+        spec=spec,
+        groups=groups,
+        recompute=recompute,
+    )
 
 
 class _Identity(autograd.Function):
@@ -265,7 +299,8 @@ class ParallelTransformer(Cell):
         pre_process: this rank feeds the stack from its own embedding.
         post_process: this rank holds the last layer.
         drop_path_rate: only 0.
-        num_tokentypes: rows of the embedding's token type table; initial weights depend on it.
+        spec: the whole model, default the configuration's.
+        groups: of this rank, default the current ones.
     """
 
     def __init__(  # noqa: PLR0913 - the predecessor's public signature
@@ -279,43 +314,41 @@ class ParallelTransformer(Cell):
         post_process: bool = False,
         drop_path_rate: float = 0.0,
         *,
-        num_tokentypes: int = 0,
+        spec: ModelSpec | None = None,
+        groups: ProcessGroups | None = None,
     ) -> None:
         super().__init__()
         self.pre_process, self.post_process = pre_process, post_process
         self._stage_input = _StageInput()
-        self._sequence_parts = (
-            parallel_state.get_tensor_model_parallel_world_size()
-            if config.parallel_config.sequence_parallel
-            else 1
-        )
-        noop = frozenset(config.parallel_config.noop_layers or ())
-
+        groups = groups or ProcessGroups.current()
+        is_cut = config.parallel_config.sequence_parallel
+        self._sequence_parts = groups.tensor.size if is_cut else 1
+        spec = spec or gpt_spec(config)
+        draws = StageDraws(spec, config.parallel_config.use_cpu_initialization)
         indices, plan = plan_of_this_chunk(config)
-
-        def build(index: int) -> Cell:
-            if index in noop:
-                return NoopTransformerLayer(index + 1)
-            return ParallelTransformerLayer(
+        layers = []
+        for index in indices:
+            draws.begin_layer(index)
+            layer = spec.layers[index]
+            if layer is None:
+                layers.append((index, NoopTransformerLayer(index + 1)))
+                continue
+            built = ParallelTransformerLayer(
                 config,
                 index + 1,
                 layer_type,
                 self_attn_mask_type,
                 drop_path_rate,
+                spec=layer,
+                groups=groups,
                 recompute=plan.layers.get(index, NO_RECOMPUTE),
             )
-
-        self.build_layer = build
-        self.draws = StageDraws(config, build, num_tokentypes)
-        layers = []
-        for index in indices:
-            self.draws.begin_layer(index)
-            layers.append((index, build(index)))
+            layers.append((index, built))
         self.layers = TransformerLayers(layers)
         self._groups = plan.groups
-        self.final_norm = (
-            get_norm(config) if post_process and post_norm and config.use_final_norm else None
-        )
+        self.final_norm = None
+        if post_process and post_norm and spec.final_norm is not None:
+            self.final_norm = norm_from_spec(spec.final_norm, config)
 
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
         """Activations from the previous pipeline stage, used instead of the argument."""

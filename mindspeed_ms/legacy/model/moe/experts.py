@@ -5,7 +5,7 @@ q expert tensor parallel ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,60 +15,41 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
+from mindspeed_ms.backend.base import Group
 from mindspeed_ms.config import TransformerConfig
-from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.parameter import ShardSpec, create_parameter, grad_sink_of, make_ready
+from mindspeed_ms.core.parameter import grad_sink_of, make_ready
+from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import forgotten
-from mindspeed_ms.core.tensor_parallel.random import skip_initialization, words_of_normal
+from mindspeed_ms.core.tensor_parallel.random import skip_initialization
 from mindspeed_ms.core.tensor_parallel.utils import divide
-from mindspeed_ms.legacy.model.initialization import normal, scaled_normal
-from mindspeed_ms.legacy.model.mlp import ParallelMLP, get_activation, hidden_activation
+from mindspeed_ms.legacy.model.from_spec import parameter
+from mindspeed_ms.legacy.model.mlp import ParallelMLP, get_activation
+from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec
+from mindspeed_ms.models.gpt import moe_spec
+from mindspeed_ms.models.part import LinearSpec
 from mindspeed_ms.plan.recompute_plan import MOE_ACTIVATION, NO_RECOMPUTE, LayerRecompute
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertShapes:
-    """Unsharded matrices of one expert."""
+def local_experts(num_experts: int, group: Group) -> tuple[int, ...]:
+    """Global numbers of the experts on this rank.
 
-    hidden: int
-    width: int
-    is_gated: bool
-
-    @classmethod
-    def of(cls, config: TransformerConfig) -> ExpertShapes:
-        """Those of a configuration."""
-        width = config.moe_config.moe_ffn_hidden_size or config.ffn_hidden_size
-        assert width is not None, "ffn_hidden_size is filled when the section is built"
-        return cls(config.hidden_size, width, bool(config.gated_linear_unit))
-
-    @property
-    def fc1(self) -> tuple[int, int]:
-        """[f or 2 f, h]."""
-        return self.width * (2 if self.is_gated else 1), self.hidden
-
-    @property
-    def fc2(self) -> tuple[int, int]:
-        """[h, f]."""
-        return self.hidden, self.width
-
-
-def local_experts(config: TransformerConfig) -> tuple[int, ...]:
-    """Global numbers of the experts on this rank."""
-    group = parallel_state.get_expert_model_parallel_group()
-    count = divide(config.moe_config.num_experts, group.size, "num_experts")
+    Args:
+        num_experts: of a layer.
+        group: ranks that share them out.
+    """
+    count = divide(num_experts, group.size, "num_experts")
     return tuple(range(group.rank * count, (group.rank + 1) * count))
 
 
-def _in_drawing_order(config: TransformerConfig) -> Iterator[int]:
+def _in_drawing_order(spec: MoESpec, local: Sequence[int]) -> Iterator[int]:
     """Numbers of the local experts, passing over the initial weights of the others.
 
     So an expert starts from the same weights whatever rank it is on.
     """
-    shapes, local = ExpertShapes.of(config), local_experts(config)
-    words = words_of_normal(shapes.fc1) + words_of_normal(shapes.fc2)
+    words = sum(parameter.words for parameter in spec.expert.parameters())
     skip_initialization(words * local[0])
     yield from local
-    skip_initialization(words * (config.moe_config.num_experts - 1 - local[-1]))
+    skip_initialization(words * (spec.num_experts - 1 - local[-1]))
 
 
 class _SplitRows(autograd.Function):
@@ -158,6 +139,8 @@ class SequentialMLP(Cell):
         num_local_experts: experts on this rank.
         config: model configuration.
         submodules: must be None; the configuration names the parts.
+        spec: the mixture they belong to, default the configuration's.
+        groups: of this rank, default the current ones.
         recompute: parts that are computed again in backward.
 
     Shapes:
@@ -173,19 +156,27 @@ class SequentialMLP(Cell):
         config: TransformerConfig,
         submodules: None = None,
         *,
+        spec: MoESpec | None = None,
+        groups: ProcessGroups | None = None,
         recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
-        _check_arguments(num_local_experts, config, submodules)
-        width = ExpertShapes.of(config).width
-        self.tensor_ranks = parallel_state.get_expert_tensor_parallel_world_size()
+        spec, groups = spec or moe_spec(config), groups or ProcessGroups.current()
+        local = _checked_experts(num_local_experts, spec, groups, submodules)
+        self.tensor_ranks = groups.expert_tensor.size
         self.local_experts = LocalExperts(
             [
                 (
                     index,
-                    ParallelMLP(config, is_expert=True, ffn_hidden_size=width, recompute=recompute),
+                    ParallelMLP(
+                        config,
+                        is_expert=True,
+                        spec=spec.expert,
+                        groups=groups,
+                        recompute=recompute,
+                    ),
                 )
-                for index in _in_drawing_order(config)
+                for index in _in_drawing_order(spec, local)
             ]
         )
 
@@ -203,15 +194,19 @@ class SequentialMLP(Cell):
         return _JoinRows.apply(counts, *outputs)
 
 
-def _check_arguments(num_local_experts: int, config: TransformerConfig, submodules: object) -> None:
+def _checked_experts(
+    num_local_experts: int, spec: MoESpec, groups: ProcessGroups, submodules: object
+) -> tuple[int, ...]:
+    """Global numbers of the experts on this rank, if the arguments fit them."""
     if submodules is not None:
         raise ValueError("submodules must be None; the configuration names the parts of experts")
-    count = len(local_experts(config))
-    if num_local_experts != count:
+    local = local_experts(spec.num_experts, groups.expert)
+    if num_local_experts != len(local):
         raise ValueError(
-            f"num_local_experts is {num_local_experts}; {config.moe_config.num_experts} experts on "
-            f"the expert parallel ranks make {count}: pass that"
+            f"num_local_experts is {num_local_experts}; {spec.num_experts} experts on the expert "
+            f"parallel ranks make {len(local)}: pass that"
         )
+    return local
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,53 +261,29 @@ def _ready(weights: Sequence[Parameter], like: Tensor) -> list[Tensor]:
     return [autograd.cast(weight, like.dtype) for weight in weights]
 
 
-class GroupedLinear(Cell):
-    """One matrix per expert, multiplied in one call; named ``weightN`` for expert N.
+class _Matrix(Cell):
+    """A weight that a grouped product uses."""
 
-    Args:
-        shape: unsharded matrix [o, i].
-        partition_dim: dimension split over the expert tensor parallel ranks.
-        stride: number of stacked matrices that are split one by one.
-        config: model configuration.
-    """
-
-    def __init__(
-        self, shape: tuple[int, int], partition_dim: int, stride: int, config: TransformerConfig
-    ) -> None:
+    def __init__(self, spec: LinearSpec, groups: ProcessGroups) -> None:
         super().__init__()
-        group = parallel_state.get_expert_tensor_parallel_group()
-        local = list(shape)
-        local[partition_dim] = divide(shape[partition_dim], group.size, "expert ffn width")
-        self._shape, self._dtype = tuple(local), config.params_dtype
-        self._shard = ShardSpec(
-            partition_dim=partition_dim,
-            partition_stride=stride,
-            partitions=group.size,
-            partition_rank=group.rank,
-            is_expert=True,
-        )
-        self._fused = config.parallel_config.gradient_accumulation_fusion
-        self.weights: list[str] = []
+        (weight,) = spec.parameters()
+        self.weight = parameter(replace(weight, expert=0), group=groups.expert_tensor)
 
-    def add(self, index: int, init_method: Any) -> None:
-        """Create the matrix of an expert from its unsharded initial values."""
-        name = f"weight{index}"
-        weight = create_parameter(
-            self._shape, init_method, dtype=self._dtype, name=name, shard=self._shard
-        )
-        self.insert_param_to_cell(name, weight)
-        self.weights.append(name)
 
-    def construct(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """[M, i] -> [M, o]."""
-        weights = [getattr(self, name) for name in self.weights]
-        return _GroupedLinear.apply(rows, _GroupPlan(counts, self._fused), *weights)
+class _ExpertMatrices(Cell):
+    """Both matrices of an expert, under the names they have in a block of its own."""
+
+    def __init__(self, spec: MLPSpec, groups: ProcessGroups) -> None:
+        super().__init__()
+        self.mapping = _Matrix(spec.mapping, groups)
+        self.projection = _Matrix(spec.projection, groups)
 
 
 class GroupedMLP(Cell):
     """Experts whose products are grouped: two calls for all experts of the rank.
 
-    Arguments and shapes as in ``SequentialMLP``; the numbers are the same. They have no biases.
+    Arguments and shapes as in ``SequentialMLP``; the numbers are the same, and so are the names of
+    the weights. They have no biases.
     """
 
     def __init__(
@@ -321,26 +292,33 @@ class GroupedMLP(Cell):
         config: TransformerConfig,
         submodules: None = None,
         *,
+        spec: MoESpec | None = None,
+        groups: ProcessGroups | None = None,
         recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
-        _check_arguments(num_local_experts, config, submodules)
-        shapes = ExpertShapes.of(config)
-        self.linear_fc1 = GroupedLinear(shapes.fc1, 0, 2 if shapes.is_gated else 1, config)
-        self.linear_fc2 = GroupedLinear(shapes.fc2, 1, 1, config)
-        for index in _in_drawing_order(config):
-            self.linear_fc1.add(index, normal(config.init_method_std))
-            self.linear_fc2.add(index, scaled_normal(config))
-        self.activation = get_activation(hidden_activation(config))
+        spec, groups = spec or moe_spec(config), groups or ProcessGroups.current()
+        local = _checked_experts(num_local_experts, spec, groups, submodules)
+        self.local_experts = LocalExperts(
+            [
+                (index, _ExpertMatrices(spec.expert, groups))
+                for index in _in_drawing_order(spec, local)
+            ]
+        )
+        self.fused = config.parallel_config.gradient_accumulation_fusion
+        self.activation = get_activation(spec.expert.activation)
         self.activates_again = MOE_ACTIVATION in recompute.modules
         self.compute_dtype = memory.dtype_of(config.compute_dtype)
 
     def construct(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
         """[M, h] -> [M, h]."""
+        experts, plan = list(self.local_experts), _GroupPlan(counts, self.fused)
+        first = [expert.mapping.weight for expert in experts]
+        second = [expert.projection.weight for expert in experts]
         rows = autograd.cast(rows, self.compute_dtype)
-        inner = self.linear_fc1(rows, counts)  # [M, (2) f/q]
+        inner = _GroupedLinear.apply(rows, plan, *first)  # [M, (2) f/q]
         activated = self.activation(inner, None)
         if not self.activates_again or not autograd.is_grad_enabled() or not np.any(counts):
-            return self.linear_fc2(activated, counts)
+            return _GroupedLinear.apply(activated, plan, *second)
         with forgotten(activated, self.activation, inner, None):
-            return self.linear_fc2(activated, counts)
+            return _GroupedLinear.apply(activated, plan, *second)

@@ -10,10 +10,13 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.config import TransformerConfig
+from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.legacy.model.moe.experts import GroupedMLP, SequentialMLP, local_experts
 from mindspeed_ms.legacy.model.moe.router import TopKRouter
 from mindspeed_ms.legacy.model.moe.shared_experts import SharedExpertMLP
 from mindspeed_ms.legacy.model.moe.token_dispatcher import get_token_dispatcher
+from mindspeed_ms.models.feed_forward import MoESpec
+from mindspeed_ms.models.gpt import moe_spec
 from mindspeed_ms.plan.recompute_plan import NO_RECOMPUTE, LayerRecompute
 
 
@@ -27,6 +30,8 @@ class MoELayer(Cell):
         config: model configuration with its ``moe_config``.
         submodules: must be None; the configuration names the parts.
         layer_number: global number of the layer, from 1.
+        spec: the mixture, default the configuration's.
+        groups: of this rank, default the current ones.
         recompute: parts that are computed again in backward.
 
     Shapes:
@@ -43,23 +48,27 @@ class MoELayer(Cell):
         submodules: None = None,
         layer_number: int | None = None,
         *,
+        spec: MoESpec | None = None,
+        groups: ProcessGroups | None = None,
         recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
         if submodules is not None:
             raise ValueError("submodules must be None; moe_config names the parts of a MoE layer")
-        moe = config.moe_config
+        spec, groups = spec or moe_spec(config), groups or ProcessGroups.current()
         # Megatron's order of construction, and so of initial weights.
-        self.router = TopKRouter(config, layer_number or 1)
-        indices = local_experts(config)
-        has_bias = config.mlp_has_bias or config.add_bias_linear
-        kind = GroupedMLP if moe.moe_grouped_gemm and not has_bias else SequentialMLP
-        self.experts = kind(len(indices), config, recompute=recompute)
-        self.token_dispatcher = get_token_dispatcher(len(indices), indices, config)
+        self.router = TopKRouter(config, layer_number or 1, spec=spec, groups=groups)
+        indices = local_experts(spec.num_experts, groups.expert)
+        is_grouped = config.moe_config.moe_grouped_gemm and not spec.expert.mapping.has_bias
+        kind = GroupedMLP if is_grouped else SequentialMLP
+        self.experts = kind(len(indices), config, spec=spec, groups=groups, recompute=recompute)
+        self.token_dispatcher = get_token_dispatcher(len(indices), indices, config, groups)
         self.shared_experts = None
-        if moe.moe_shared_expert_intermediate_size is not None:
-            self.shared_experts = SharedExpertMLP(config, recompute=recompute)
-        self.overlaps_shared_experts = moe.moe_shared_expert_overlap
+        if spec.shared is not None:
+            self.shared_experts = SharedExpertMLP(
+                config, spec=spec.shared, groups=groups, recompute=recompute
+            )
+        self.overlaps_shared_experts = config.moe_config.moe_shared_expert_overlap
 
     def construct(self, hidden_states: Tensor) -> tuple[Tensor, None]:
         """[s, b, h] -> ([s, b, h], no bias)."""

@@ -17,15 +17,16 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.config import TransformerConfig
-from mindspeed_ms.core import aux_losses, parallel_state
+from mindspeed_ms.core import aux_losses
 from mindspeed_ms.core.expert_bias import create_expert_bias
-from mindspeed_ms.core.parameter import ShardSpec, create_parameter, grad_sink_of, make_ready
+from mindspeed_ms.core.parameter import grad_sink_of, make_ready
+from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.tensor_parallel.random import (
     EXPERT_PARALLEL_RNG,
     MODEL_PARALLEL_RNG,
     get_rng_tracker,
 )
-from mindspeed_ms.legacy.model.initialization import normal
+from mindspeed_ms.legacy.model.from_spec import parameter
 from mindspeed_ms.legacy.model.moe.balance_losses import (
     LOSS_NAMES,
     Z_LOSS,
@@ -36,6 +37,8 @@ from mindspeed_ms.legacy.model.moe.balance_losses import (
     summed_counts,
 )
 from mindspeed_ms.legacy.model.moe.dispatch_plan import drop_over_capacity, expert_capacity
+from mindspeed_ms.models.feed_forward import MoESpec
+from mindspeed_ms.models.gpt import moe_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ class TopKRouter(Cell):
     Args:
         config: model configuration with its ``moe_config``.
         layer_number: global number of the layer, from 1, for the log.
+        spec: the mixture, default the configuration's.
+        groups: of this rank, default the current ones.
 
     Parallelism: the weight is whole on every rank. Counting choices over the ranks that share
         sequences (and for ``global_aux_loss`` over all data parallel ranks) is collective.
@@ -127,29 +132,31 @@ class TopKRouter(Cell):
         ``global_aux_loss`` does not shrink with the data parallel size.
     """
 
-    def __init__(self, config: TransformerConfig, layer_number: int = 1) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int = 1,
+        *,
+        spec: MoESpec | None = None,
+        groups: ProcessGroups | None = None,
+    ) -> None:
         super().__init__()
+        spec, groups = spec or moe_spec(config), groups or ProcessGroups.current()
         parallel = config.parallel_config
         self.config = config.moe_config
-        self.num_experts, self.topk = self.config.num_experts, self.config.moe_router_topk
+        self.num_experts, self.topk = spec.num_experts, spec.topk
         self.layer_number = layer_number
         self.sequence_parallel = parallel.sequence_parallel
         self.gradient_accumulation_fusion = parallel.gradient_accumulation_fusion
-        self.weight = create_parameter(
-            (self.num_experts, config.hidden_size),
-            normal(config.init_method_std),
-            dtype=config.params_dtype,
-            shard=ShardSpec(sequence_parallel=parallel.sequence_parallel),
-        )
+        (weight,) = spec.router.parameters()
+        self.weight = parameter(weight, sequence_parallel=parallel.sequence_parallel)
         self.expert_bias = None
-        if self.config.moe_router_enable_expert_bias:
+        if spec.expert_bias is not None:
             self.expert_bias = create_expert_bias(
                 self.num_experts, self.config.moe_router_bias_update_rate
             )
-        self.sharing_group = parallel_state.get_tensor_and_context_parallel_group()
-        self.all_group = parallel_state.get_tensor_and_data_parallel_group(
-            with_context_parallel=True
-        )
+        self.sharing_group = groups.tensor_and_context
+        self.all_group = groups.tensor_and_data
         self._running = RunningCounts(np.zeros(self.num_experts))
 
     def construct(self, hidden_states: Tensor) -> Routing:

@@ -10,10 +10,11 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.config import TransformerConfig
+from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import checkpoint
-from mindspeed_ms.core.tensor_parallel.replicated import ReplicatedLinear
-from mindspeed_ms.legacy.model.initialization import normal
+from mindspeed_ms.legacy.model.from_spec import whole_linear
 from mindspeed_ms.legacy.model.mlp import ParallelMLP
+from mindspeed_ms.models.feed_forward import SharedExpertSpec
 from mindspeed_ms.plan.recompute_plan import NO_RECOMPUTE, SHARED_EXPERTS, LayerRecompute
 
 
@@ -21,28 +22,25 @@ class SharedExpertMLP(Cell):
     """A dense block beside the experts, split over the tensor parallel group.
 
     Args:
-        config: model configuration; the width is ``moe_shared_expert_intermediate_size``, and with
-            ``moe_shared_expert_gate`` each token's output is weighed by the sigmoid of a score.
+        config: model configuration.
+        spec: the block; with a gate each token's output is weighed by the sigmoid of a score.
+        groups: of this rank, default the current ones.
         recompute: parts that are computed again in backward.
 
     Source: Megatron-LM ``SharedExpertMLP`` (behaviour).
     """
 
     def __init__(
-        self, config: TransformerConfig, *, recompute: LayerRecompute = NO_RECOMPUTE
+        self,
+        config: TransformerConfig,
+        *,
+        spec: SharedExpertSpec,
+        groups: ProcessGroups | None = None,
+        recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
-        self.mlp = ParallelMLP(
-            config,
-            ffn_hidden_size=config.moe_config.moe_shared_expert_intermediate_size,
-            has_bias=False,
-            recompute=recompute,
-        )
-        self.gate = None
-        if config.moe_config.moe_shared_expert_gate:
-            self.gate = ReplicatedLinear(
-                config.hidden_size, 1, config=config, init_method=normal(config.init_method_std)
-            )
+        self.mlp = ParallelMLP(config, spec=spec.mlp, groups=groups, recompute=recompute)
+        self.gate = None if spec.gate is None else whole_linear(spec.gate, config)
         self.computes_again = SHARED_EXPERTS in recompute.modules
 
     def construct(self, hidden_states: Tensor) -> Tensor:

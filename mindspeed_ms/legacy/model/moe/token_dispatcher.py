@@ -19,7 +19,7 @@ from mindspore import Tensor
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.config import TransformerConfig
-from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.legacy.model.moe.dispatch_plan import (
     ExchangePlan,
@@ -73,6 +73,7 @@ class MoEAlltoAllTokenDispatcher:
         num_local_experts: experts on this rank.
         local_expert_indices: their global numbers.
         config: model configuration.
+        groups: of this rank, default the current ones.
 
     Parallelism: rows travel within the expert parallel group; expert tensor parallel ranks gather
         what each of them got, and sum their parts of the results. Row counts are exchanged first.
@@ -85,14 +86,16 @@ class MoEAlltoAllTokenDispatcher:
         num_local_experts: int,
         local_expert_indices: Sequence[int],
         config: TransformerConfig,
+        groups: ProcessGroups | None = None,
     ) -> None:
+        groups = groups or ProcessGroups.current()
         self.num_local_experts = num_local_experts
         self.local_expert_indices = tuple(local_expert_indices)
         self.num_experts = config.moe_config.num_experts
         self.point_to_point = config.moe_config.use_self_defined_alltoall
-        self.expert_group = parallel_state.get_expert_model_parallel_group()
-        self.tensor_group = parallel_state.get_expert_tensor_parallel_group()
-        self.joint_group = parallel_state.get_expert_tensor_and_model_parallel_group()
+        self.expert_group = groups.expert
+        self.tensor_group = groups.expert_tensor
+        self.joint_group = groups.expert_and_tensor
 
     def token_permutation(
         self, hidden: Tensor, routing: Routing, meanwhile: Meanwhile = None
@@ -156,6 +159,7 @@ class MoEAllGatherTokenDispatcher:
         num_local_experts: experts on this rank.
         local_expert_indices: their global numbers, consecutive.
         config: model configuration.
+        groups: of this rank, default the current ones.
 
     Parallelism: tokens, weights and choices are gathered over expert x expert tensor parallel
         ranks, and the results are summed and scattered over them. More bytes than the all-to-all,
@@ -169,10 +173,12 @@ class MoEAllGatherTokenDispatcher:
         num_local_experts: int,
         local_expert_indices: Sequence[int],
         config: TransformerConfig,
+        groups: ProcessGroups | None = None,
     ) -> None:
+        groups = groups or ProcessGroups.current()
         self.num_local_experts = num_local_experts
         self.local_expert_indices = tuple(local_expert_indices)
-        self.group = parallel_state.get_expert_tensor_and_model_parallel_group()
+        self.group = groups.expert_and_tensor
 
     def token_permutation(
         self, hidden: Tensor, routing: Routing, meanwhile: Meanwhile = None
@@ -206,7 +212,10 @@ class MoEAllGatherTokenDispatcher:
 
 
 def get_token_dispatcher(
-    num_local_experts: int, local_expert_indices: Sequence[int], config: TransformerConfig
+    num_local_experts: int,
+    local_expert_indices: Sequence[int],
+    config: TransformerConfig,
+    groups: ProcessGroups | None = None,
 ) -> TokenDispatcher:
     """The dispatcher that a configuration names.
 
@@ -215,4 +224,4 @@ def get_token_dispatcher(
     """
     is_gather = config.moe_config.moe_token_dispatcher_type == "allgather"
     kind = MoEAllGatherTokenDispatcher if is_gather else MoEAlltoAllTokenDispatcher
-    return kind(num_local_experts, local_expert_indices, config)
+    return kind(num_local_experts, local_expert_indices, config, groups)

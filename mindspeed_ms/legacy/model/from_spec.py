@@ -1,0 +1,131 @@
+"""Cells from the parts of a description; see ``mindspeed_ms.models``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from mindspore import Parameter
+
+from mindspeed_ms.backend.base import Group
+from mindspeed_ms.config import TransformerConfig
+from mindspeed_ms.core.parameter import ShardSpec, create_parameter
+from mindspeed_ms.core.process_groups import ProcessGroups
+from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from mindspeed_ms.core.tensor_parallel.random import draw_normal
+from mindspeed_ms.core.tensor_parallel.replicated import ReplicatedLinear
+from mindspeed_ms.models.parameter import Init, ParamSpec
+from mindspeed_ms.models.part import LinearSpec
+
+
+def init_method(init: Init) -> Callable[[Sequence[int]], np.ndarray]:
+    """(full shape) -> initial values, drawn from the stream of initial weights."""
+
+    def values(shape: Sequence[int]) -> np.ndarray:
+        if init.std is None:
+            return np.full(tuple(shape), init.value, np.float32)
+        if init.is_drawn_twice:
+            draw_normal(tuple(shape), 1.0)
+        return draw_normal(tuple(shape), init.std)
+
+    return values
+
+
+def parameter(
+    spec: ParamSpec, *, group: Group | None = None, sequence_parallel: bool = False
+) -> Parameter:
+    """This rank's part of a parameter.
+
+    Args:
+        spec: the whole parameter.
+        group: ranks that split it; None if it is whole.
+        sequence_parallel: ranks of the tensor parallel group hold different tokens.
+    """
+    is_split = group is not None and spec.partition_dim >= 0
+    shard = ShardSpec(
+        partition_dim=spec.partition_dim,
+        partition_stride=spec.partition_stride,
+        partitions=group.size if group is not None and is_split else 1,
+        partition_rank=group.rank if group is not None and is_split else 0,
+        partial_gradient=spec.partial_gradient == "always"
+        or (spec.partial_gradient == "sequence" and sequence_parallel),
+        is_expert=spec.expert is not None,
+        is_vocabulary=spec.is_vocabulary,
+    )
+    ranks = shard.partitions
+    created = create_parameter(
+        spec.local_shape(ranks, ranks),
+        init_method(spec.init),
+        dtype=spec.dtype,
+        name=spec.name,
+        shard=shard,
+    )
+    created.requires_grad = spec.is_trained
+    return created
+
+
+def column_linear(
+    spec: LinearSpec,
+    config: TransformerConfig,
+    groups: ProcessGroups,
+    *,
+    is_expert: bool = False,
+    skip_bias_add: bool = False,
+    keeps_gathered: bool = False,
+) -> ColumnParallelLinear:
+    """A layer whose outputs are split.
+
+    Args:
+        spec: the layer.
+        config: model configuration.
+        groups: of this rank.
+        is_expert: split over the expert tensor parallel ranks.
+        skip_bias_add: return the bias instead of adding it.
+        keeps_gathered: keep the gathered input instead of gathering it again in backward.
+    """
+    assert spec.split == "column", "the outputs are split"
+    layer = ColumnParallelLinear(
+        spec.inputs,
+        spec.outputs,
+        config=config,
+        init_method=init_method(spec.init),
+        bias=spec.has_bias,
+        stride=spec.stride,
+        skip_bias_add=skip_bias_add,
+        is_expert=is_expert,
+        param_init_dtype=spec.dtype,
+        compute_dtype=config.compute_dtype,
+        tp_group=groups.expert_tensor if is_expert else groups.tensor,
+        is_vocabulary=spec.is_vocabulary,
+    )
+    layer.plan = replace(layer.plan, keeps_gathered_input=keeps_gathered)
+    return layer
+
+
+def row_linear(
+    spec: LinearSpec, config: TransformerConfig, groups: ProcessGroups, *, is_expert: bool = False
+) -> RowParallelLinear:
+    """A layer whose inputs are split already, and whose bias is returned beside the output."""
+    assert spec.split == "row", "the inputs are split"
+    return RowParallelLinear(
+        spec.inputs,
+        spec.outputs,
+        config=config,
+        init_method=init_method(spec.init),
+        bias=spec.has_bias,
+        input_is_parallel=True,
+        skip_bias_add=True,
+        is_expert=is_expert,
+        param_init_dtype=spec.dtype,
+        compute_dtype=config.compute_dtype,
+        tp_group=groups.expert_tensor if is_expert else groups.tensor,
+    )
+
+
+def whole_linear(spec: LinearSpec, config: TransformerConfig) -> ReplicatedLinear:
+    """A narrow layer that every rank holds in full."""
+    assert spec.split == "whole", "every rank holds all of it"
+    return ReplicatedLinear(
+        spec.inputs, spec.outputs, config=config, init_method=init_method(spec.init)
+    )

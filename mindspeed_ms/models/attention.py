@@ -1,0 +1,130 @@
+"""Self-attention: of grouped heads, and from narrow vectors.
+
+Legend: h hidden, N heads, G key/value groups, D channels of a head; S tokens of a sequence on a
+rank, b micro-batch, t tensor parallel ranks, w bytes of the compute type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mindspeed_ms.models.parameter import ParamSpec
+from mindspeed_ms.models.part import Child, Experts, LinearSpec, NormSpec, parameters_of
+from mindspeed_ms.models.sizes import RankSizes
+from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, MLA_UP_PROJECTION, LayerRecompute
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionSpec:
+    """Attention with one matrix for queries, keys and values.
+
+    Its rows are grouped by key/value group: [N/G queries, key, value], D rows each.
+    """
+
+    num_heads: int
+    num_groups: int
+    head_dim: int
+    out_proj: LinearSpec
+    qkv_proj: LinearSpec
+    q_layernorm: NormSpec | None = None
+    k_layernorm: NormSpec | None = None
+
+    def children(self) -> Iterator[Child]:
+        """Megatron builds the output projection first, and weights are drawn in that order."""
+        yield Child("out_proj", "linear_proj", self.out_proj)
+        yield Child("qkv_proj", "linear_qkv", self.qkv_proj)
+        if self.q_layernorm is not None and self.k_layernorm is not None:
+            yield Child("q_layernorm", "q_layernorm", self.q_layernorm)
+            yield Child("k_layernorm", "k_layernorm", self.k_layernorm)
+
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts."""
+        return parameters_of(self.children(), experts)
+
+    @property
+    def cached_channels(self) -> int:
+        """Numbers that a token leaves in a key/value cache, over all ranks: 2 G D."""
+        return 2 * self.num_groups * self.head_dim
+
+    def operations(self, seq_length: int) -> tuple[float, float]:
+        """Of a token's forward: (projections, scores and weighted values)."""
+        projections = self.qkv_proj.operations + self.out_proj.operations
+        return projections, 4.0 * seq_length * self.num_heads * self.head_dim
+
+    def kept_bytes(self, sizes: RankSizes, recompute: LayerRecompute) -> int:
+        """Q, k, v and the result, w S b (2 N + 2 G) D / t; with the kernel's 4 S b N / t."""
+        heads = self.num_heads // sizes.tensor
+        groups = max(1, self.num_groups // sizes.tensor)
+        kept = sizes.tokens * sizes.width * 2 * (heads + groups) * self.head_dim
+        return kept if CORE_ATTENTION in recompute.modules else kept + 4 * sizes.tokens * heads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentAttentionSpec:
+    """Attention whose queries, keys and values come from narrow vectors (DeepSeek-AI, 2024)."""
+
+    num_heads: int
+    qk_head_dim: int
+    """Channels of a query or key head that are not rotated."""
+    rope_dim: int
+    """Rotated channels; those of the keys are one vector for all heads."""
+    v_head_dim: int
+    out_proj: LinearSpec
+    kv_down_proj: LinearSpec
+    kv_up_proj: LinearSpec
+    q_proj: LinearSpec | None = None
+    """Queries straight from the hidden states."""
+    q_down_proj: LinearSpec | None = None
+    q_up_proj: LinearSpec | None = None
+    q_layernorm: NormSpec | None = None
+    kv_layernorm: NormSpec | None = None
+
+    @property
+    def query_dim(self) -> int:
+        """Channels of a query or key head."""
+        return self.qk_head_dim + self.rope_dim
+
+    def children(self) -> Iterator[Child]:
+        """Megatron builds the output projection first, and weights are drawn in that order."""
+        yield Child("out_proj", "linear_proj", self.out_proj)
+        if self.q_proj is not None:
+            yield Child("q_proj", "linear_q_proj", self.q_proj)
+        if self.q_down_proj is not None and self.q_up_proj is not None:
+            yield Child("q_down_proj", "linear_q_down_proj", self.q_down_proj)
+            yield Child("q_up_proj", "linear_q_up_proj", self.q_up_proj)
+        yield Child("kv_down_proj", "linear_kv_down_proj", self.kv_down_proj)
+        yield Child("kv_up_proj", "linear_kv_up_proj", self.kv_up_proj)
+        if self.q_layernorm is not None:
+            yield Child("q_layernorm", "q_layernorm", self.q_layernorm)
+        if self.kv_layernorm is not None:
+            yield Child("kv_layernorm", "kv_layernorm", self.kv_layernorm)
+
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts."""
+        return parameters_of(self.children(), experts)
+
+    @property
+    def cached_channels(self) -> int:
+        """Numbers that a token leaves in a key/value cache: the narrow vector, rotated channels."""
+        return self.kv_up_proj.inputs + self.rope_dim
+
+    def operations(self, seq_length: int) -> tuple[float, float]:
+        """Of a token's forward: (projections, scores and weighted values)."""
+        parts = (self.q_proj, self.q_down_proj, self.q_up_proj, self.kv_down_proj, self.kv_up_proj)
+        projections = sum(part.operations for part in (*parts, self.out_proj) if part is not None)
+        return projections, 2.0 * seq_length * self.num_heads * (self.query_dim + self.v_head_dim)
+
+    def kept_bytes(self, sizes: RankSizes, recompute: LayerRecompute) -> int:
+        """Narrow vectors (twice where they are normalized), and heads of equal width."""
+        heads = self.num_heads // sizes.tensor
+        narrow = self.kv_up_proj.inputs + (self.q_up_proj.inputs if self.q_up_proj else 0)
+        kept = sizes.rows * sizes.width * narrow * (2 if self.kv_layernorm is not None else 1)
+        output = sizes.tokens * sizes.width * heads * self.v_head_dim
+        if MLA_UP_PROJECTION in recompute.modules:
+            return kept + output
+        width = max(self.query_dim, self.v_head_dim)
+        if width > self.v_head_dim:  # the kernel's output is wider than what the projection keeps
+            output += sizes.tokens * sizes.width * heads * width
+        kept += output + sizes.tokens * sizes.width * 3 * heads * width
+        return kept if CORE_ATTENTION in recompute.modules else kept + 4 * sizes.tokens * heads

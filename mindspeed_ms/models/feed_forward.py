@@ -1,0 +1,135 @@
+"""Feed-forward blocks: dense ones and mixtures of experts.
+
+Legend: h hidden, f inner width, E experts, K choices per token; w bytes of the compute type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from mindspeed_ms.models.parameter import ParamSpec
+from mindspeed_ms.models.part import BufferSpec, Child, Experts, LinearSpec, parameters_of
+from mindspeed_ms.models.sizes import RankSizes
+from mindspeed_ms.plan.recompute_plan import MLP_ACTIVATION, MOE, LayerRecompute
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MLPSpec:
+    """h -> f -> h; with a gated activation the first matrix is [gate; up]."""
+
+    mapping: LinearSpec
+    projection: LinearSpec
+    activation: str
+    """Name of the function between the matrices; see ``TransformerConfig.hidden_act``."""
+
+    is_gated: bool
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return self.projection.inputs
+
+    @property
+    def operations(self) -> float:
+        """Of a token's forward."""
+        return self.mapping.operations + self.projection.operations
+
+    def children(self) -> Iterator[Child]:
+        """Both matrices."""
+        yield Child("mapping", "linear_fc1", self.mapping)
+        yield Child("projection", "linear_fc2", self.projection)
+
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts."""
+        return parameters_of(self.children(), experts)
+
+    def inner_bytes(self, tokens: int, ranks: int, width: int) -> tuple[int, int]:
+        """(first matrix's output, second one's input) of some tokens, split over ranks."""
+        inner = tokens * self.width // ranks * width
+        return inner * (2 if self.is_gated else 1), inner
+
+    def kept_bytes(self, sizes: RankSizes, recompute: LayerRecompute) -> int:
+        """What both matrices keep, without the input of the first."""
+        mapped, activated = self.inner_bytes(sizes.tokens, sizes.tensor, sizes.width)
+        return mapped if MLP_ACTIVATION in recompute.modules else mapped + activated
+
+    def widest_bytes(self, sizes: RankSizes) -> int:
+        """Gradients at the widest place of the block."""
+        return sum(self.inner_bytes(sizes.tokens, sizes.tensor, sizes.width))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharedExpertSpec:
+    """The expert that every token passes, weighed by the sigmoid of a score if there is a gate."""
+
+    mlp: MLPSpec
+    gate: LinearSpec | None = None
+
+    @property
+    def operations(self) -> float:
+        """Of a token's forward."""
+        return self.mlp.operations
+
+    def children(self) -> Iterator[Child]:
+        """Megatron has no level between."""
+        yield Child("mlp", "", self.mlp)
+        if self.gate is not None:
+            yield Child("gate", "gate", self.gate)
+
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts; the gate's only matrix is called ``gate_weight`` by Megatron."""
+        for spec in parameters_of(self.children(), experts):
+            yield replace(spec, megatron_name=spec.megatron_name.replace("gate.", "gate_"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MoESpec:
+    """A mixture of experts."""
+
+    num_experts: int
+    topk: int
+    router: LinearSpec
+    expert: MLPSpec
+    """Every one of them."""
+    expert_bias: BufferSpec | None = None
+    shared: SharedExpertSpec | None = None
+
+    @property
+    def operations(self) -> float:
+        """Of a token's forward."""
+        shared = 0.0 if self.shared is None else self.shared.operations
+        return self.router.operations + self.topk * self.expert.operations + shared
+
+    def children(self) -> Iterator[Child]:
+        """Megatron's order of construction."""
+        yield Child("router", "router", self.router)
+        if self.expert_bias is not None:
+            yield Child("router.expert_bias", "router.expert_bias", self.expert_bias)
+        for number in range(self.num_experts):
+            path = f"experts.local_experts.{number}"
+            yield Child(path, path, self.expert, number)
+        if self.shared is not None:
+            yield Child("shared_experts", "shared_experts", self.shared)
+
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts."""
+        return parameters_of(self.children(), experts)
+
+    def kept_bytes(self, sizes: RankSizes, recompute: LayerRecompute) -> int:
+        """Experts see every token K times, evenly spread over the ranks."""
+        if MOE in recompute.modules:
+            return 0
+        copies = sizes.rows * self.topk
+        gathered = copies * sizes.expert_tensor  # every rank of an expert sees all its tokens
+        kept = sum(self.expert.inner_bytes(gathered, sizes.expert_tensor, sizes.width))
+        hidden = self.router.inputs
+        kept += 3 * copies * hidden * sizes.width + 8 * sizes.rows * self.num_experts
+        if self.shared is not None:
+            kept += sum(self.shared.mlp.inner_bytes(sizes.tokens, sizes.tensor, sizes.width))
+        return kept
+
+    def widest_bytes(self, sizes: RankSizes) -> int:
+        """Gradients at the widest place of the block."""
+        copies = sizes.rows * self.topk * sizes.expert_tensor
+        return sum(self.expert.inner_bytes(copies, sizes.expert_tensor, sizes.width))

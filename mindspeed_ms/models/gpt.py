@@ -1,0 +1,241 @@
+"""``gpt_spec``: the description of a model from its configuration, the only place that reads it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from mindspeed_ms.config import TransformerConfig
+from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
+from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec, SharedExpertSpec
+from mindspeed_ms.models.layer import FurtherSpec, LayerSpec
+from mindspeed_ms.models.model import EmbeddingSpec, ModelSpec
+from mindspeed_ms.models.parameter import Init
+from mindspeed_ms.models.part import BufferSpec, LinearSpec, NormSpec, TableSpec
+
+
+def gpt_spec(config: TransformerConfig, num_tokentypes: int = 0) -> ModelSpec:
+    """The whole model.
+
+    Args:
+        config: model configuration.
+        num_tokentypes: rows of the embedding's token type table, 0 for none.
+    """
+    noop = frozenset(config.parallel_config.noop_layers or ())
+    kinds: dict[bool, LayerSpec] = {}
+    layers = []
+    for index in range(config.num_layers):
+        kind = config.has_experts(index)
+        if index not in noop and kind not in kinds:
+            kinds[kind] = layer_spec(config, index)
+        layers.append(None if index in noop else kinds[kind])
+    further = tuple(
+        _further(config, config.num_layers + depth) for depth in range(config.mtp_num_layers or 0)
+    )
+    return ModelSpec(
+        embedding=embedding_spec(config, num_tokentypes),
+        layers=tuple(layers),
+        final_norm=norm_spec(config) if config.use_final_norm else None,
+        further=further,
+        head=head_spec(config) if config.untie_embeddings_and_output_weights else None,
+    )
+
+
+def embedding_spec(config: TransformerConfig, num_tokentypes: int = 0) -> EmbeddingSpec:
+    """Tables of tokens, of positions if the model learns them, and of token types."""
+
+    def whole(rows: int) -> TableSpec:
+        init = Init(config.init_method_std, is_drawn_twice=True)
+        return TableSpec(rows=rows, width=config.hidden_size, init=init, dtype=config.params_dtype)
+
+    positions = config.max_position_embeddings or config.seq_length
+    return EmbeddingSpec(
+        word=TableSpec(
+            rows=config.vocab_size,
+            width=config.hidden_size,
+            init=Init(config.embedding_init_method_std or config.init_method_std),
+            dtype=config.embedding_init_dtype,
+            is_vocabulary=True,
+        ),
+        position=whole(positions) if config.has_learned_positions else None,
+        tokentype=whole(num_tokentypes) if num_tokentypes else None,
+    )
+
+
+def head_spec(config: TransformerConfig) -> LinearSpec:
+    """A head with a matrix of its own."""
+    return replace(_column(config, config.hidden_size, config.vocab_size), is_vocabulary=True)
+
+
+def layer_spec(config: TransformerConfig, index: int) -> LayerSpec:
+    """One layer, counted from 0; those behind the model count on."""
+    sandwich = config.use_sandwich_norm
+    return LayerSpec(
+        input_norm=norm_spec(config),
+        attention=(
+            latent_attention_spec(config)
+            if config.multi_latent_attention
+            else attention_spec(config)
+        ),
+        post_attention_norm=norm_spec(config),
+        mlp=moe_spec(config) if config.has_experts(index) else mlp_spec(config),
+        attn_post_norm=(
+            replace(norm_spec(config), scale=config.attn_post_norm_scale) if sandwich else None
+        ),
+        ffn_post_norm=(
+            replace(norm_spec(config), scale=config.ffn_post_norm_scale) if sandwich else None
+        ),
+    )
+
+
+def _further(config: TransformerConfig, index: int) -> FurtherSpec:
+    return FurtherSpec(
+        enorm=norm_spec(config),
+        hnorm=norm_spec(config),
+        eh_proj=_column(config, 2 * config.hidden_size, config.hidden_size),
+        layer=layer_spec(config, index),
+        final_norm=norm_spec(config),
+    )
+
+
+def norm_spec(config: TransformerConfig, dim: int | None = None) -> NormSpec:
+    """A normalisation of ``dim`` numbers, default the hidden size."""
+    return NormSpec(
+        dim=dim or config.hidden_size,
+        kind="RMSNorm" if config.is_rms_norm else "LayerNorm",
+        eps=config.norm_epsilon,
+        dtype=config.params_dtype,
+        zero_centered=config.layernorm_zero_centered_gamma,
+    )
+
+
+def attention_spec(config: TransformerConfig) -> AttentionSpec:
+    """Attention with grouped heads."""
+    heads, groups, channels = config.num_attention_heads, config.num_kv_groups, config.kv_channels
+    assert channels is not None, "kv_channels is filled when the section is built"
+    has_bias = config.qkv_has_bias or config.add_bias_linear
+    norm = replace(norm_spec(config, channels), partial="always") if config.qk_layernorm else None
+    return AttentionSpec(
+        num_heads=heads,
+        num_groups=groups,
+        head_dim=channels,
+        out_proj=_output_projection(config, heads * channels),
+        qkv_proj=_column(config, config.hidden_size, (heads + 2 * groups) * channels, has_bias),
+        q_layernorm=norm,
+        k_layernorm=norm,
+    )
+
+
+def latent_attention_spec(config: TransformerConfig) -> LatentAttentionSpec:
+    """Attention from narrow vectors."""
+    latent, heads, hidden = config.mla_config, config.num_attention_heads, config.hidden_size
+    rank, narrow = latent.q_lora_rank, latent.kv_lora_rank
+    queries = heads * latent.query_dim
+    keys = heads * (latent.qk_head_dim + latent.v_head_dim)
+    has_norm = config.qk_layernorm
+    return LatentAttentionSpec(
+        num_heads=heads,
+        qk_head_dim=latent.qk_head_dim,
+        rope_dim=latent.qk_pos_emb_head_dim,
+        v_head_dim=latent.v_head_dim,
+        out_proj=_output_projection(config, heads * latent.v_head_dim),
+        q_proj=_column(config, hidden, queries) if rank is None else None,
+        q_down_proj=None if rank is None else _whole(config, hidden, rank),
+        q_up_proj=None if rank is None else _column(config, rank, queries),
+        kv_down_proj=_whole(config, hidden, narrow + latent.qk_pos_emb_head_dim),
+        kv_up_proj=_column(config, narrow, keys),
+        q_layernorm=norm_spec(config, rank) if has_norm and rank is not None else None,
+        kv_layernorm=norm_spec(config, narrow) if has_norm else None,
+    )
+
+
+def mlp_spec(
+    config: TransformerConfig, width: int | None = None, has_bias: bool | None = None
+) -> MLPSpec:
+    """A dense block of a width, default the configured one.
+
+    Raises:
+        ValueError: gated_linear_unit and hidden_act contradict each other.
+    """
+    width = width or config.ffn_hidden_size
+    assert width is not None, "ffn_hidden_size is filled when the section is built"
+    if has_bias is None:
+        has_bias = config.mlp_has_bias or config.add_bias_linear
+    stacked = 2 if config.gated_linear_unit else 1
+    mapping = _column(config, config.hidden_size, stacked * width, has_bias)
+    return MLPSpec(
+        mapping=replace(mapping, stride=stacked),
+        projection=replace(_output_projection(config, width), has_bias=has_bias),
+        activation=activation_of(config),
+        is_gated=bool(config.gated_linear_unit),
+    )
+
+
+def activation_of(config: TransformerConfig) -> str:
+    """Name of the activation between the two matrices.
+
+    Raises:
+        ValueError: gated_linear_unit and hidden_act contradict each other.
+    """
+    gated = bool(config.gated_linear_unit)
+    hidden_act = "swiglu" if gated and config.hidden_act == "silu" else config.hidden_act
+    if gated != (hidden_act in ("swiglu", "fused_swiglu")):
+        raise ValueError(
+            f"gated_linear_unit is {gated} with hidden_act {config.hidden_act!r}; a gated unit "
+            "needs hidden_act 'swiglu' and swiglu is always gated"
+        )
+    return hidden_act
+
+
+def moe_spec(config: TransformerConfig) -> MoESpec:
+    """A mixture of experts. The shared expert has no biases."""
+    moe = config.moe_config
+    shared = None
+    if moe.moe_shared_expert_intermediate_size is not None:
+        shared = SharedExpertSpec(
+            mlp=mlp_spec(config, moe.moe_shared_expert_intermediate_size, has_bias=False),
+            gate=_whole(config, config.hidden_size, 1) if moe.moe_shared_expert_gate else None,
+        )
+    return MoESpec(
+        num_experts=moe.num_experts,
+        topk=moe.moe_router_topk,
+        router=_whole(config, config.hidden_size, moe.num_experts),
+        expert=mlp_spec(config, moe.moe_ffn_hidden_size),
+        expert_bias=BufferSpec(shape=(moe.num_experts,))
+        if moe.moe_router_enable_expert_bias
+        else None,
+        shared=shared,
+    )
+
+
+def _column(
+    config: TransformerConfig, inputs: int, outputs: int, has_bias: bool = False
+) -> LinearSpec:
+    return LinearSpec(
+        inputs=inputs,
+        outputs=outputs,
+        split="column",
+        init=Init(config.init_method_std),
+        dtype=config.params_dtype,
+        has_bias=has_bias,
+    )
+
+
+def _whole(config: TransformerConfig, inputs: int, outputs: int) -> LinearSpec:
+    """A narrow matrix that every rank holds in full."""
+    return replace(_column(config, inputs, outputs), split="whole")
+
+
+def _output_projection(config: TransformerConfig, width: int) -> LinearSpec:
+    """From a split width into the residual stream: N(0, (std / sqrt(2 layers))^2).
+
+    Source: Megatron-LM ``scaled_init_method_normal``.
+    """
+    return LinearSpec(
+        inputs=width,
+        outputs=config.hidden_size,
+        split="row",
+        init=Init(config.init_method_std / math.sqrt(2.0 * config.num_layers)),
+        dtype=config.params_dtype,
+        has_bias=config.out_proj_has_bias or config.add_bias_linear,
+    )

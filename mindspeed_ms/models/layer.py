@@ -1,0 +1,138 @@
+"""A transformer layer, and the layers behind the model that predict further tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
+from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec
+from mindspeed_ms.models.parameter import ParamSpec
+from mindspeed_ms.models.part import Child, Experts, LinearSpec, NormSpec, parameters_of
+from mindspeed_ms.models.sizes import STATISTICS, RankSizes
+from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, MLP, MOE, NORMS, LayerRecompute
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerSpec:
+    """Norm, attention, residual, norm, feed-forward block, residual."""
+
+    input_norm: NormSpec
+    attention: AttentionSpec | LatentAttentionSpec
+    post_attention_norm: NormSpec
+    mlp: MLPSpec | MoESpec
+    attn_post_norm: NormSpec | None = None
+    """Normalises what attention adds to the residual stream."""
+    ffn_post_norm: NormSpec | None = None
+    """Normalises what the feed-forward block adds to it."""
+
+    def children(self) -> Iterator[Child]:
+        """In the order of construction."""
+        yield Child("input_norm", "input_layernorm", self.input_norm)
+        yield Child("attention", "self_attention", self.attention)
+        yield Child("post_attention_norm", "pre_mlp_layernorm", self.post_attention_norm)
+        yield Child("mlp", "mlp", self.mlp)
+        if self.attn_post_norm is not None:
+            yield Child("attn_post_norm", "post_self_attn_layernorm", self.attn_post_norm)
+        if self.ffn_post_norm is not None:
+            yield Child("ffn_post_norm", "post_mlp_layernorm", self.ffn_post_norm)
+
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts."""
+        return parameters_of(self.children(), experts)
+
+    @property
+    def norms(self) -> tuple[NormSpec, ...]:
+        """Of the residual stream and of what is added to it."""
+        every = (self.input_norm, self.post_attention_norm, self.attn_post_norm, self.ffn_post_norm)
+        return tuple(norm for norm in every if norm is not None)
+
+    @property
+    def words(self) -> int:
+        """Words of the initialisation stream that its weights take."""
+        return sum(spec.words for spec in self.parameters())
+
+    def operations(self, seq_length: int) -> float:
+        """Floating point operations of a token's forward, over all ranks."""
+        return sum(self.attention.operations(seq_length)) + self.mlp.operations
+
+    def repeated_operations(self, seq_length: int, recompute: LayerRecompute) -> float:
+        """Operations of a token that backward does again."""
+        again = 0.0
+        if CORE_ATTENTION in recompute.modules:
+            again += self.attention.operations(seq_length)[1]
+        if self.feeds_forward_again(recompute):
+            again += self.mlp.operations
+        return again
+
+    def feeds_forward_again(self, recompute: LayerRecompute) -> bool:
+        """Whether backward computes the whole feed-forward block again."""
+        return (MOE if isinstance(self.mlp, MoESpec) else MLP) in recompute.modules
+
+    def kept_bytes(self, sizes: RankSizes, recompute: LayerRecompute) -> int:
+        """What one micro-batch keeps from forward to backward on one rank.
+
+        ===================  =============================================
+        norms                r s b h + 8 s b each
+        inputs of both       2 w s b h (S instead of s where the gather
+        blocks               is kept)
+        attention            see there
+        feed-forward         see there
+        ===================  =============================================
+
+        Dropout masks are replayed from counters and not kept.
+        """
+        hidden = self.input_norm.dim
+        norm = sizes.stream(hidden) + sizes.rows * STATISTICS
+        total = norm * len(self.norms)
+        if NORMS not in recompute.modules:
+            rows = sizes.tokens if recompute.keeps_gathered else sizes.rows
+            total += 2 * rows * hidden * sizes.width
+        total += self.attention.kept_bytes(sizes, recompute)
+        return total + (
+            0 if self.feeds_forward_again(recompute) else self.mlp.kept_bytes(sizes, recompute)
+        )
+
+    def backward_bytes(self, sizes: RankSizes) -> int:
+        """What backward needs beside that: gradients at its widest place."""
+        whole = sizes.tokens * self.input_norm.dim * sizes.width
+        return self.mlp.widest_bytes(sizes) + 2 * whole
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FurtherSpec:
+    """Norms of both inputs, a projection from 2 h to h, a transformer layer, a norm."""
+
+    enorm: NormSpec
+    hnorm: NormSpec
+    eh_proj: LinearSpec
+    layer: LayerSpec
+    final_norm: NormSpec
+
+    def children(self) -> Iterator[Child]:
+        """In the order of construction."""
+        yield Child("enorm", "enorm", self.enorm)
+        yield Child("hnorm", "hnorm", self.hnorm)
+        yield Child("eh_proj", "eh_proj", self.eh_proj)
+        yield Child("transformer_layer", "transformer_layer", self.layer)
+        yield Child("final_norm", "final_layernorm", self.final_norm)
+
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts."""
+        return parameters_of(self.children(), experts)
+
+    @property
+    def words(self) -> int:
+        """Words of the initialisation stream that its weights take."""
+        return sum(spec.words for spec in self.parameters())
+
+    def operations(self, seq_length: int) -> float:
+        """Of a token's forward, without the head."""
+        return self.layer.operations(seq_length) + self.eh_proj.operations
+
+    def kept_bytes(self, sizes: RankSizes, recompute: LayerRecompute) -> int:
+        """What one micro-batch keeps, without the head."""
+        hidden = self.enorm.dim
+        norm = sizes.stream(hidden) + sizes.rows * STATISTICS
+        own = 3 * norm + 2 * sizes.normed(hidden)
+        return own + self.layer.kept_bytes(sizes, recompute)

@@ -1,0 +1,189 @@
+"""A whole model: tables, layers, head, and which of it a pipeline stage holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from mindspeed_ms.models.layer import FurtherSpec, LayerSpec
+from mindspeed_ms.models.parameter import ParamSpec
+from mindspeed_ms.models.part import (
+    Child,
+    Experts,
+    LinearSpec,
+    NormSpec,
+    TableSpec,
+    parameters_of,
+)
+from mindspeed_ms.plan.layer_placement import LayerPlacement
+
+OWN_ROOT = "language_model"
+EMBEDDING = f"{OWN_ROOT}.embedding.word_embeddings.weight"
+"""Name of the table of token embeddings; a tied head uses it."""
+HEAD = f"{OWN_ROOT}.output_layer.weight"
+"""Name of the head's matrix."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingSpec:
+    """What is looked up for a token, its place and its type."""
+
+    word: TableSpec
+    position: TableSpec | None = None
+    tokentype: TableSpec | None = None
+
+    def children(self) -> Iterator[Child]:
+        """In the order of construction."""
+        yield Child("word_embeddings", "word_embeddings", self.word)
+        if self.position is not None:
+            yield Child("position_embeddings", "position_embeddings", self.position)
+        if self.tokentype is not None:
+            yield Child("tokentype_embeddings", "tokentype_embeddings", self.tokentype)
+
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the tables."""
+        return parameters_of(self.children(), experts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A decoder-only language model."""
+
+    embedding: EmbeddingSpec
+    layers: tuple[LayerSpec | None, ...]
+    """None: a numbered layer that passes its input through."""
+    final_norm: NormSpec | None
+    further: tuple[FurtherSpec, ...] = ()
+    """Layers that predict further tokens."""
+    head: LinearSpec | None = None
+    """None: the head uses the table of token embeddings."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the residual stream."""
+        return self.embedding.word.width
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the vocabulary, padding included."""
+        return self.embedding.word.rows
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head uses the table of token embeddings."""
+        return self.head is None
+
+    @property
+    def has_shared_embedding(self) -> bool:
+        """Whether the last stage of several needs the table of token embeddings, too."""
+        return self.is_tied or bool(self.further)
+
+    # --- parameters -------------------------------------------------------------------------------
+
+    def before_layers(self) -> Iterator[ParamSpec]:
+        """Parameters of the embedding."""
+        yield from _under("embedding", "embedding", self.embedding)
+
+    def of_layer(self, index: int, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Parameters of one layer, counted from 0."""
+        layer = self.layers[index]
+        if layer is not None:
+            yield from _under(f"encoder.layers.{index}", f"decoder.layers.{index}", layer, experts)
+
+    def behind_layers(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Parameters of the final norm, of the layers for further tokens, and of the head."""
+        if self.final_norm is not None:
+            yield from _under("encoder.final_norm", "decoder.final_layernorm", self.final_norm)
+        for depth, further in enumerate(self.further):
+            path = f"mtp.layers.{depth}"
+            yield from _under(path, path, further, experts)
+        if self.head is not None:
+            yield from _under("output_layer", "output_layer", self.head)
+
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Every parameter once, in the order of construction."""
+        yield from self.before_layers()
+        for index in range(len(self.layers)):
+            yield from self.of_layer(index, experts)
+        yield from self.behind_layers(experts)
+
+    @cached_property
+    def by_name(self) -> dict[str, ParamSpec]:
+        """Every parameter by its name here."""
+        return {spec.name: spec for spec in self.parameters()}
+
+    @cached_property
+    def by_megatron_name(self) -> dict[str, ParamSpec]:
+        """Every parameter by its name in Megatron-core."""
+        return {spec.megatron_name: spec for spec in self.parameters()}
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained elements of the whole model, each counted once."""
+        once = (*self.before_layers(), *self.behind_layers())
+        total = sum(spec.size for spec in once if spec.is_trained)
+        sizes = {
+            layer: sum(spec.size for spec in layer.parameters() if spec.is_trained)
+            for layer in set(self.layers) - {None}
+        }
+        return total + sum(sizes[layer] for layer in self.layers if layer is not None)
+
+    # --- a pipeline's stage -----------------------------------------------------------------------
+
+    def of_chunk(
+        self, placement: LayerPlacement, stage: int, chunk: int, experts: Experts = None
+    ) -> Iterator[ParamSpec]:
+        """Parameters of one model chunk of a stage.
+
+        The last stage of several may hold a copy of the table of token embeddings; it comes last.
+        """
+        is_first = (stage, chunk) == (0, 0)
+        is_last = (stage, chunk) == (placement.num_stages - 1, placement.num_chunks - 1)
+        if is_first:
+            yield from self.before_layers()
+        for index in placement.layers_of(stage, chunk):
+            yield from self.of_layer(index, experts)
+        if is_last:
+            yield from self.behind_layers(experts)
+            if not is_first and self.has_shared_embedding:
+                yield self.embedding_copy
+
+    @property
+    def embedding_copy(self) -> ParamSpec:
+        """The last stage's copy of the table: within an embedding if it embeds, else as a head."""
+        table = next(iter(self.before_layers()))
+        if self.further:
+            return table
+        return replace(table, name=HEAD, megatron_name="output_layer.weight")
+
+    # --- the stream of initial weights ------------------------------------------------------------
+
+    @cached_property
+    def layer_starts(self) -> tuple[int, ...]:
+        """Words of the stream in front of every layer, and behind the last one."""
+        words = {layer: 0 if layer is None else layer.words for layer in set(self.layers)}
+        starts = [sum(spec.words for spec in self.before_layers())]
+        for layer in self.layers:
+            starts.append(starts[-1] + words[layer])
+        return tuple(starts)
+
+    @property
+    def words_of_head(self) -> int:
+        """Words that the head's own matrix takes."""
+        return 0 if self.head is None else sum(spec.words for spec in self.head.parameters())
+
+    @property
+    def head_start(self) -> int:
+        """Words of the stream in front of the head."""
+        return self.layer_starts[-1] + sum(further.words for further in self.further)
+
+
+def _under(
+    name: str,
+    megatron_name: str,
+    part: EmbeddingSpec | LayerSpec | FurtherSpec | NormSpec | LinearSpec,
+    experts: Experts = None,
+) -> Iterator[ParamSpec]:
+    """Parameters of a part of the model."""
+    return parameters_of(iter([Child(f"{OWN_ROOT}.{name}", megatron_name, part)]), experts)
