@@ -28,13 +28,14 @@ from typing import Any
 import numpy as np
 import psutil
 
-from mindspeed_ms.formats import convert as engine
+from mindspeed_ms.config import AllConfig
 from mindspeed_ms.formats import own_writer
 from mindspeed_ms.formats.catalog import Catalog, StoredPiece, StoredTensor
-from mindspeed_ms.formats.facts import ModelFacts
-from mindspeed_ms.formats.huggingface import links
 from mindspeed_ms.formats.source import Source
+from mindspeed_ms.models import gpt_spec
+from mindspeed_ms.models.families import llama
 from mindspeed_ms.plan.region import Region, Span
+from mindspeed_ms.training import conversion as engine
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS, HEADS, GROUPS, VOCABULARY = 8, 16, 4, 8192
@@ -69,32 +70,23 @@ print(min(seconds))
 # --- checkpoints ------------------------------------------------------------------------------
 
 
-def facts_for(megabytes: int) -> ModelFacts:
+def config_for(megabytes: int) -> AllConfig:
     """A model of about this size in fp32."""
     hidden = max(256, round((megabytes * 1e6 / 4 / LAYERS / 12) ** 0.5 / 128 - 0.5) * 128)
-    return ModelFacts(
-        num_layers=LAYERS,
-        hidden_size=hidden,
-        ffn_hidden_size=3 * hidden,
-        num_attention_heads=HEADS,
-        num_query_groups=GROUPS,
-        kv_channels=hidden // HEADS,
-        padded_vocab_size=VOCABULARY,
-        vocab_size=VOCABULARY,
-        seq_length=1024,
-        max_position_embeddings=1024,
-        position_embedding_type="rope",
-        normalization="RMSNorm",
-        swiglu=True,
-        activation="swiglu",
-        add_bias_linear=False,
-        add_qkv_bias=False,
-        out_proj_has_bias=False,
-        untie_embeddings_and_output_weights=True,
+    return llama.FAMILY.config(
+        {
+            "vocab_size": VOCABULARY,
+            "num_hidden_layers": LAYERS,
+            "hidden_size": hidden,
+            "intermediate_size": 3 * hidden,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": GROUPS,
+            "max_position_embeddings": 1024,
+        }
     )
 
 
-def make_checkpoint(folder: Path, facts: ModelFacts, with_optimizer: bool) -> Path:
+def make_checkpoint(folder: Path, config: AllConfig, with_optimizer: bool) -> Path:
     """A checkpoint of random numbers in this project's format."""
     noise = folder / "noise.bin"
     rng = np.random.default_rng(0)
@@ -102,15 +94,16 @@ def make_checkpoint(folder: Path, facts: ModelFacts, with_optimizer: bool) -> Pa
         for _ in range(64):
             rng.standard_normal(1 << 20, np.float32).tofile(file)
     catalog = Catalog({}, {"iteration": 1, "optimizer": {"num_steps": 1}}, "noise")
-    for link in links("llama", facts, facts.padded_vocab_size):
-        shape = tuple(high for _, high in link.region.bounds)
-        known = catalog.tensors.get(link.name)
-        if known is None or np.prod(known.shape) < np.prod(shape):
-            for kind in ("", *(("exp_avg.", "exp_avg_sq.") if with_optimizer else ())):
-                piece = StoredPiece(Span.all_of(Region.whole(shape)), "F32", noise, 0)
-                catalog.tensors[f"{kind}{link.name}"] = StoredTensor(shape, "F32", [piece])
+    spec = gpt_spec(config.model_config)
+    for parameter in spec.parameters():
+        for kind in ("", *(("exp_avg.", "exp_avg_sq.") if with_optimizer else ())):
+            piece = StoredPiece(Span.all_of(Region.whole(parameter.shape)), "F32", noise, 0)
+            tensor = StoredTensor(parameter.shape, "F32", [piece])
+            catalog.tensors[f"{kind}{parameter.name}"] = tensor
     target = folder / "own"
-    own_writer.write(Source(catalog), facts, target, lambda count: None)
+    own_writer.write(
+        Source(catalog, spec), config, target, lambda count: None, vocab_size=VOCABULARY
+    )
     noise.unlink()
     return target
 
@@ -118,8 +111,8 @@ def make_checkpoint(folder: Path, facts: ModelFacts, with_optimizer: bool) -> Pa
 def sources_of(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
     """The same model in every format that is converted from."""
     with_optimizer = arguments.with_optimizer
-    facts = facts_for(arguments.megabytes)
-    sources = {"own format": make_checkpoint(folder, facts, with_optimizer)}
+    config = config_for(arguments.megabytes)
+    sources = {"own format": make_checkpoint(folder, config, with_optimizer)}
     made = {"megatron tp2": TARGETS["megatron tp2"]}
     if with_optimizer:
         made[DISTRIBUTED] = [*TARGETS["megatron tp2"], "--use-distributed-optimizer"]
@@ -233,7 +226,7 @@ def measure_conversions(folder: Path, arguments: argparse.Namespace) -> list[dic
     """Every source into every target."""
     rows = []
     sources = sources_of(folder, arguments)
-    catalog = engine.open_source(sources["own format"], engine.ConvertOptions())
+    catalog, _ = engine.open_source(sources["own format"], engine.ConvertOptions())
     largest = max(tensor.num_bytes for tensor in catalog.tensors.values()) / 1e6
     for source, path in sources.items():
         for target, flags in TARGETS.items():
@@ -267,15 +260,16 @@ def measure_conversions(folder: Path, arguments: argparse.Namespace) -> list[dic
 # --- runs -------------------------------------------------------------------------------------
 
 
-def trained(facts: ModelFacts, *flags: str) -> str:
+def trained(config: AllConfig, *flags: str) -> str:
     """What a run of ``pretrain_gpt.py`` prints.
 
     Raises:
         RuntimeError: it failed.
     """
+    model = config.model_config
     sizes = (
-        f"--num-layers {facts.num_layers} --hidden-size {facts.hidden_size} --ffn-hidden-size "
-        f"{facts.ffn_hidden_size} --num-attention-heads {HEADS} --group-query-attention "
+        f"--num-layers {model.num_layers} --hidden-size {model.hidden_size} --ffn-hidden-size "
+        f"{model.ffn_hidden_size} --num-attention-heads {HEADS} --group-query-attention "
         f"--num-query-groups {GROUPS} --padded-vocab-size {VOCABULARY} --vocab-size "
         f"{VOCABULARY - 1} --seq-length 32 --max-position-embeddings 1024 --micro-batch-size 1 "
         "--swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear "
@@ -291,9 +285,9 @@ def trained(facts: ModelFacts, *flags: str) -> str:
 
 def measure_loading(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A run's own checkpoint and the same in Megatron's form, with optimizer state."""
-    facts = facts_for(arguments.megabytes)
+    config = config_for(arguments.megabytes)
     own = folder / "run"
-    trained(facts, "--train-iters", "1", "--save", str(own), "--save-interval", "1")
+    trained(config, "--train-iters", "1", "--save", str(own), "--save-interval", "1")
     sources = {"own format": own}
     for name, flags in (("megatron tp2", []), (DISTRIBUTED, ["--use-distributed-optimizer"])):
         sources[name] = folder / name.replace(" ", "_")
@@ -302,7 +296,7 @@ def measure_loading(folder: Path, arguments: argparse.Namespace) -> list[dict[st
     for source, path in sources.items():
 
         def work(path: Path = path) -> float:
-            text = trained(facts, "--train-iters", "1", "--skip-train", "--load", str(path))
+            text = trained(config, "--train-iters", "1", "--skip-train", "--load", str(path))
             match = re.search(r"successfully loaded .*MB in ([\d.]+) s", text)
             assert match is not None, "the run did not say how long loading took"
             return float(match[1])
@@ -320,7 +314,7 @@ def measure_loading(folder: Path, arguments: argparse.Namespace) -> list[dict[st
 
 def measure_stall(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """How long training waits for a save in the background."""
-    facts = facts_for(arguments.megabytes)
+    config = config_for(arguments.megabytes)
     every = 10
     waited: list[list[float]] = []
     copies = []
@@ -328,7 +322,7 @@ def measure_stall(folder: Path, arguments: argparse.Namespace) -> list[dict[str,
         target = folder / f"run{number}"
         steps = ["--train-iters", str(SAVES * every), "--save-interval", str(every)]
         settled(arguments.patience)
-        text = trained(facts, *steps, "--save", str(target), "--async-save")
+        text = trained(config, *steps, "--save", str(target), "--async-save")
         waited.append([float(item) for item in re.findall(r"training waited ([\d.]+) s", text)])
         newest = target / f"iter_{SAVES * every:07d}"
         size = megabytes_in(newest)

@@ -23,6 +23,7 @@ from mindspeed_ms.formats.catalog import TensorReader
 from mindspeed_ms.formats.containers.new_file import FileRecord
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.plan.region import Region, Span
+from mindspeed_ms.training.checkpoint_config import spec_of
 
 CALLS = ("write", "fsync", "replace", "unlink", "rmdir", "open", "mkdir")
 
@@ -72,7 +73,7 @@ def die_at(point):
 def check(folder):
     """The newest checkpoint is complete and holds one number everywhere; return that."""
     found = find_checkpoint(folder)
-    catalog = open_checkpoint(found)
+    catalog = open_checkpoint(found, spec_of)
     for name, file in catalog.common["files"].items():
         record = FileRecord(file["bytes"], file["crc32"])
         own_format.verify_file(found.folder / name, record, with_crc=True)

@@ -23,6 +23,7 @@ from mindspeed_ms.formats import names, own_format
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.containers.new_file import FileRecord
 from mindspeed_ms.formats.find import Found, find_checkpoint, open_checkpoint
+from mindspeed_ms.models import gpt_spec
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ def load_checkpoint(
         return Progress()
     print_rank_0(f" loading checkpoint from {found.folder} (format {found.kind})")
     started = time.monotonic()
-    catalog = open_checkpoint(found)
+    catalog = open_checkpoint(found, lambda common: gpt_spec(config.model_config))
     if training.crc_check:
         _verify_files(catalog, found)
     is_resumed = training.resume_training and not training.finetune

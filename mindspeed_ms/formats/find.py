@@ -9,6 +9,7 @@ from typing import Literal
 from mindspeed_ms.formats import huggingface, megatron, mindspore_dirs, own_format, torch_dist
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.containers import storage
+from mindspeed_ms.formats.names import Describe
 
 Format = Literal["mindspeed_ms", "torch", "torch_dist", "huggingface", "mindspore"]
 
@@ -89,8 +90,12 @@ def _iteration_of(folder: Path) -> int:
     return int(digits) if folder.name.startswith("iter_") and digits.isdigit() else 0
 
 
-def open_checkpoint(found: Found) -> Catalog:
+def open_checkpoint(found: Found, describe: Describe) -> Catalog:
     """What a checkpoint holds, under this project's names.
+
+    Args:
+        found: the checkpoint.
+        describe: its common part -> the model, for formats with names of their own.
 
     Raises:
         ValueError: it is damaged, or of a format that is not read.
@@ -98,9 +103,9 @@ def open_checkpoint(found: Found) -> Catalog:
     if found.kind == "mindspeed_ms":
         return own_format.read_catalog(found.folder)
     if found.kind == "torch":
-        return megatron.read_catalog(found.folder)
+        return megatron.read_catalog(found.folder, describe)
     if found.kind == "huggingface":
         return huggingface.read_catalog(found.folder)
     if found.kind == "mindspore":
-        return mindspore_dirs.read_catalog(found.folder)
-    return torch_dist.read_catalog(found.folder)
+        return mindspore_dirs.read_catalog(found.folder, describe)
+    return torch_dist.read_catalog(found.folder, describe)

@@ -26,6 +26,7 @@ from mindspeed_ms.formats.megatron_parts import (
     add_piece,
     global_span,
 )
+from mindspeed_ms.models import ModelSpec, ParamSpec
 
 MODEL_FILE = "model_optim_rng.pt"
 _FOLDER = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?")
@@ -34,12 +35,14 @@ _NOT_READ = ("_extra_state", "local_tokens_per_expert")
 
 _TOGETHER = re.compile(r"(.*\.experts)\.weight([12])$")
 """All experts of a rank in one tensor (grouped products before Transformer Engine)."""
-_ONE_EACH = re.compile(r"(.*\.experts)\.(linear_fc[12])\.weight(\d+)$")
-"""A tensor per expert (grouped products of Transformer Engine)."""
 
 
-def read_catalog(folder: Path) -> Catalog:
+def read_catalog(folder: Path, describe: names.Describe) -> Catalog:
     """What a checkpoint holds; tensors stay in their files.
+
+    Args:
+        folder: of the checkpoint.
+        describe: its common part -> the model.
 
     Raises:
         ValueError: a file is damaged, ranks are missing, or tensors contradict each other.
@@ -49,15 +52,16 @@ def read_catalog(folder: Path) -> Catalog:
     args = content.get("args", Namespace())
     sizes = Sizes.of(args, files)
     sizes.check(folder, files)
+    catalog = Catalog({}, _common(content, args, sizes), f"Megatron checkpoint {folder}")
+    spec = describe(catalog.common)
     firsts = _first_layers(files)
     for item in files:
-        item.chunks = _chunks(item, firsts, sizes)
-    catalog = Catalog({}, _common(content, args, sizes), f"Megatron checkpoint {folder}")
+        item.chunks = _chunks(item, firsts, sizes, catalog, spec)
     for item in files:
         for part in (part for chunk in item.chunks for part in chunk.parts):
             shape, span = global_span(part, item.rank, sizes)
             piece = item.file.piece(part.ref, span, part.first, part.is_transposed)
-            add_piece(catalog, part.name, shape, piece)
+            add_piece(catalog, part.spec.name, shape, piece)
     if sizes.is_tied:
         catalog.tensors.pop(names.HEAD, None)
     add_optimizer(catalog, files, args, sizes)
@@ -125,37 +129,55 @@ def _first_layers(files: list[RankFile]) -> dict[tuple[int, int], int]:
     return firsts
 
 
-def _chunks(item: RankFile, firsts: Mapping[tuple[int, int], int], sizes: Sizes) -> list[Chunk]:
-    """Parameters of each chunk of a rank, under this project's names."""
+def _chunks(
+    item: RankFile,
+    firsts: Mapping[tuple[int, int], int],
+    sizes: Sizes,
+    catalog: Catalog,
+    spec: ModelSpec,
+) -> list[Chunk]:
+    """Parameters of each chunk of a rank, under this project's names.
+
+    Raises:
+        ValueError: a tensor that the model does not have.
+    """
     chunks = []
     for chunk, model in enumerate(_models(item.file.content)):
         refs = _flat(model)
-        present = {name for name, _ in refs}
         first = firsts[item.rank.pipeline, chunk]
         parts = [part for name, ref in refs for part in _parts(name, ref, item.rank, sizes)]
         for part in parts:
-            own = names.own_name(part.name, present.__contains__)
-            layer = names.layer_of(own)
-            part.name = own if layer is None else names.with_layer(own, layer + first)
+            layer = names.layer_of(part.name)
+            full = part.name if layer is None else names.with_layer(part.name, layer + first)
+            part.spec = _parameter(full, spec, catalog, item)
         chunks.append(Chunk(parts))
     return chunks
+
+
+def _parameter(name: str, spec: ModelSpec, catalog: Catalog, item: RankFile) -> ParamSpec:
+    """The parameter of a name of Megatron-core, counted over the whole model."""
+    if name == "output_layer.weight" and spec.is_tied:
+        return spec.tied_head  # a copy on the last stage, or another model's head
+    if name not in spec.by_megatron_name:
+        raise ValueError(
+            f"{catalog.source}: {item.file.path} holds {name}, which is not in the model that "
+            "is described; correct the configuration"
+        )
+    return spec.by_megatron_name[name]
 
 
 def _parts(name: str, ref: TensorRef, rank: Rank, sizes: Sizes) -> Iterator[Part]:
     """The parameters a tensor holds: itself, or the matrices of several experts."""
     first = rank.expert * sizes.experts_per_rank
-    together, one_each = _TOGETHER.match(name), _ONE_EACH.match(name)
-    local = names.expert_of(name)
+    together = _TOGETHER.match(name)
     if together:
         yield from _experts_together(name, together, ref, first, sizes.experts_per_rank)
-    elif one_each:
-        number = first + int(one_each[3])
-        full = f"{one_each[1]}.local_experts.{number}.{one_each[2]}.weight"
-        yield Part(full, name, ref, ref.shape)
-    elif local is not None:
-        yield Part(names.with_expert(name, first + local), name, ref, ref.shape)
-    else:
-        yield Part(name, name, ref, ref.shape)
+        return
+    full = names.current_name(name)
+    local = names.expert_of(full)
+    if local is not None:
+        full = names.with_expert(full, first + local)
+    yield Part(full, name, ref, ref.shape)
 
 
 def _experts_together(

@@ -22,6 +22,7 @@ from mindspeed_ms.formats.megatron_parts import (
     add_piece,
     global_span,
 )
+from mindspeed_ms.models import ParamSpec
 from mindspeed_ms.plan.param_layout import (
     PARAM_ALIGNMENT,
     LayoutRules,
@@ -117,7 +118,7 @@ def _unique(chunks: Iterable[Chunk], expert: bool | None, sizes: Sizes) -> list[
     parts = [part for chunk in chunks for part in chunk.parts]
     if expert is None or sizes.expert == 1:
         return parts
-    return [part for part in parts if (names.expert_of(part.name) is not None) == expert]
+    return [part for part in parts if (part.spec.expert is not None) == expert]
 
 
 def _add_numbered(
@@ -144,7 +145,7 @@ def _add_numbered(
 
 def _trained(parts: list[Part]) -> list[Part]:
     """Parameters the optimizer knows: not the buffers of routers."""
-    return [part for part in parts if not part.name.endswith(("expert_bias", "tokens_per_expert"))]
+    return [part for part in parts if part.spec.is_trained]
 
 
 def _numbered(
@@ -156,11 +157,11 @@ def _numbered(
     for part in parts:
         key = (
             has_decay(part.file_name, part.shape),
-            are_decoupled and part.name in names.VOCABULARY,
+            are_decoupled and part.spec.is_vocabulary,
         )
         # Experts in one tensor are one parameter; the chunks of a rank all name layers from 0.
         of_kind = kinds.setdefault(key, {})
-        of_kind.setdefault((names.layer_of(part.name), part.file_name), []).append(part)
+        of_kind.setdefault((names.layer_of(part.spec.name), part.file_name), []).append(part)
     numbered: dict[int, list[Part]] = {}
     for group in groups:
         decays = group.get("wd_mult", 1.0) != 0.0
@@ -187,7 +188,7 @@ def _add(  # noqa: PLR0913 - what a piece is made of
 ) -> None:
     shape, span = global_span(part, item.rank, sizes)
     piece = file.piece(ref, span, first, part.is_transposed)
-    add_piece(catalog, f"{kind}.{part.name}", shape, piece)
+    add_piece(catalog, f"{kind}.{part.spec.name}", shape, piece)
 
 
 # --- flat buffers -----------------------------------------------------------------------------
@@ -238,11 +239,11 @@ def _count(shape: Sequence[int]) -> int:
     return total
 
 
-def own_buckets(chunk_names: Iterable[str], args: Any) -> set[str]:
-    """Copies of a table on two stages, which lie apart from the rest."""
+def has_own_bucket(spec: ParamSpec, args: Any) -> bool:
+    """Whether it is a table that two stages hold, which lies apart from the rest."""
     is_tied = not names.get(args, "untie_embeddings_and_output_weights", False)
     is_apart = int(names.get(args, "pipeline_model_parallel_size", 1)) > 1 and is_tied
-    return {name for name in chunk_names if is_apart and name in names.VOCABULARY}
+    return is_apart and spec.is_vocabulary
 
 
 def _add_flat(catalog: Catalog, item: RankFile, file: TorchFile, args: Any, sizes: Sizes) -> None:
@@ -293,9 +294,7 @@ def _add_buffer(
         ranks,
         is_bucketed=item.rank.pipeline == 0 and buffer.chunk == 0,
         own_bucket=[
-            part.file_name
-            for part in buffer.parts
-            if part.name in own_buckets([part.name], buffer.args)
+            part.file_name for part in buffer.parts if has_own_bucket(part.spec, buffer.args)
         ],
     )
     if size != tensors["param"].shape[0]:

@@ -10,6 +10,7 @@ from typing import Any
 from mindspeed_ms.formats import names
 from mindspeed_ms.formats.catalog import Catalog, StoredPiece, StoredTensor
 from mindspeed_ms.formats.containers.torch_file import TensorRef, TorchFile
+from mindspeed_ms.models import ParamSpec
 from mindspeed_ms.plan.region import Region, Span
 
 _DOWN = re.compile(r"\.(q|kv)_down_proj\.weight$")
@@ -29,7 +30,7 @@ class Part:
     """A parameter as one rank holds it."""
 
     name: str
-    """Here, counted over the whole model."""
+    """In Megatron-core, experts counted over the whole model."""
     file_name: str
     """In the file."""
     ref: TensorRef
@@ -38,6 +39,8 @@ class Part:
     first: int = 0
     """First element within ``ref``, which several experts may share."""
     is_transposed: bool = False
+    spec: ParamSpec = field(init=False)
+    """The whole parameter."""
 
 
 @dataclass(slots=True)
@@ -64,15 +67,12 @@ class Sizes:
     tensor: int
     pipeline: int
     expert: int
-    is_gated: bool
     is_tied: bool
     version: float
     heads: int
     num_experts: int
     expert_tensor: int
     """Parts an expert's matrices are cut into; the tensor parallel size unless it was given."""
-    latent_rows: tuple[int, ...] = ()
-    """Rows of the down projections of latent attention, when they are whole."""
 
     @classmethod
     def of(cls, args: Any, files: list[RankFile]) -> Sizes:
@@ -82,7 +82,6 @@ class Sizes:
             tensor=1 + max(rank.tensor for rank in ranks),
             pipeline=1 + max(rank.pipeline for rank in ranks),
             expert=1 + max(rank.expert for rank in ranks),
-            is_gated=bool(names.get(args, "swiglu", False)),
             is_tied=not names.get(args, "untie_embeddings_and_output_weights", False),
             version=float(files[0].file.content.get("checkpoint_version", 0)),
             heads=int(names.get(args, "num_attention_heads", 1)),
@@ -90,11 +89,6 @@ class Sizes:
             expert_tensor=int(
                 names.get(args, "expert_tensor_parallel_size", 0)
                 or 1 + max(rank.tensor for rank in ranks)
-            ),
-            latent_rows=(
-                int(names.get(args, "q_lora_rank", 0)),
-                int(names.get(args, "kv_lora_rank", 0))
-                + int(names.get(args, "qk_pos_emb_head_dim", 0)),
             ),
         )
 
@@ -117,17 +111,17 @@ class Sizes:
 
 def global_span(part: Part, rank: Rank, sizes: Sizes) -> tuple[tuple[int, ...], Span]:
     """Global shape of a parameter, and what of it a rank holds."""
-    split = names.split_of(part.name, sizes.is_gated)
-    if _DOWN.search(part.name) and part.shape[0] not in sizes.latent_rows:
-        split = names.Split(0)  # cut by some versions of Megatron, whole in others
+    spec, dim = part.spec, part.spec.partition_dim
+    if _DOWN.search(spec.name) and part.shape[0] != spec.shape[0]:
+        dim = 0  # cut by some versions of Megatron, whole in others
     shape = list(part.shape)
-    if split.dim >= 0:
-        parts = sizes.expert_tensor if split.is_expert else sizes.tensor
-        shape[split.dim] *= parts
-        region = Region.of_part(shape, split.dim, rank.tensor % parts, parts, split.stride)
+    if dim >= 0:
+        parts = sizes.tensor if spec.expert is None else sizes.expert_tensor
+        shape[dim] *= parts
+        region = Region.of_part(shape, dim, rank.tensor % parts, parts, spec.partition_stride)
     else:
         region = Region.whole(shape)
-    if ".qkv_proj." in part.name and sizes.version < 2.0:
+    if ".qkv_proj." in spec.name and sizes.version < 2.0:
         region = _old_query_rows(region, tuple(shape), sizes)
     return tuple(shape), Span.all_of(region)
 

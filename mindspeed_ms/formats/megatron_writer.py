@@ -18,17 +18,17 @@ from mindspeed_ms.formats import names
 from mindspeed_ms.formats.containers import storage
 from mindspeed_ms.formats.containers.torch_file import TorchDtype
 from mindspeed_ms.formats.containers.torch_writer import DTYPES, TensorSpec, write_file
-from mindspeed_ms.formats.facts import ModelFacts, megatron_arguments
 from mindspeed_ms.formats.megatron_optimizer import (
     MOMENTS,
     OPTIMIZER_FILE,
     flat_starts,
     has_decay,
-    own_buckets,
+    has_own_bucket,
 )
 from mindspeed_ms.formats.source import Source
+from mindspeed_ms.models import ParamSpec
 from mindspeed_ms.plan.layer_placement import LayerPlacement
-from mindspeed_ms.plan.region import Region, Span
+from mindspeed_ms.plan.region import Span
 
 Naming = Literal["local", "te", "legacy"]
 Progress = Callable[[int], None]
@@ -44,9 +44,6 @@ _ORDER = (
     *("mlp.linear_fc2", "post_mlp_layernorm"),
 )
 """Modules of a layer in the order of Megatron-core's own construction."""
-
-_FURTHER = re.compile(r"\.mtp\.layers\.(\d+)\.")
-"""Layers for further tokens."""
 
 _LEGACY = (
     (r"^embedding\.", "language_model.embedding."),
@@ -69,23 +66,29 @@ class MegatronTarget:
     placement: LayerPlacement
     tensor: int = 1
     expert: int = 1
+    num_experts: int = 0
     naming: Naming = "local"
     distributed_optimizer: bool = False
     data_parallel: int = 1
     with_optimizer: bool = True
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Megatron's arguments of the source, which the written ones are based on."""
+    """Megatron's arguments of the model, and of the run as far as they are known."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Param:
     """A parameter of one rank."""
 
-    name: str
-    """Here."""
+    spec: ParamSpec
+    """The whole one, under the name its values have in the source."""
     file_name: str
     shape: tuple[int, ...]
     span: Span
+
+    @property
+    def name(self) -> str:
+        """Here."""
+        return self.spec.name
 
 
 class MegatronWriter:
@@ -93,15 +96,13 @@ class MegatronWriter:
 
     Args:
         source: what is converted.
-        facts: the model.
         target: layout and naming.
         progress: told the bytes written.
     """
 
-    def __init__(
-        self, source: Source, facts: ModelFacts, target: MegatronTarget, progress: Progress
-    ) -> None:
-        self._source, self._facts, self._target, self._progress = source, facts, target, progress
+    def __init__(self, source: Source, target: MegatronTarget, progress: Progress) -> None:
+        self._source, self._target, self._progress = source, target, progress
+        self._spec = source.spec
         self._common = source.catalog.common
         self._args = self._arguments()
         held = [source.kinds(name) for name in source.weights]
@@ -158,68 +159,52 @@ class MegatronWriter:
 
     def _parameters(self, tensor: int, stage: int, chunk: int, expert: int) -> list[_Param]:
         """Parameters of one chunk of a rank in Megatron's order."""
-        placement = self._target.placement
+        placement, spec = self._target.placement, self._spec
         layers = {number: index for index, number in enumerate(placement.layers_of(stage, chunk))}
+        experts = range(expert * self._experts_per_rank, (expert + 1) * self._experts_per_rank)
         is_first = stage == 0 and chunk == 0
         is_last = stage == placement.num_stages - 1 and chunk == placement.num_chunks - 1
-        mine = []
-        for name in self._source.weights:
-            layer = names.layer_of(name)
-            is_mine = (
-                layer in layers
-                if layer is not None
-                else is_first
-                if ".embedding." in name
-                else is_last
-            )
-            if is_mine and self._has_expert(name, expert):
-                mine.append(name)
-        params = [self._param(name, layers, tensor, expert) for name in mine]
-        if is_last and not is_first and self._facts.is_tied:
+        mine = list(spec.before_layers()) if is_first else []
+        for number in layers:
+            mine += spec.of_layer(number, experts)
+        if is_last:
+            mine += spec.behind_layers(experts)
+        params = [self._param(one, layers, tensor, expert) for one in mine]
+        if is_last and not is_first and spec.is_tied:
             params.append(self._copy_of_embedding(tensor, self._tied_head_name()))
-        if is_last and not is_first and any(".mtp." in name for name in mine):
-            name = self._file_name(names.EMBEDDING)  # what further tokens are looked up in
+        if is_last and not is_first and spec.further:
+            name = self._file_name(spec.table.megatron_name)  # what further tokens are looked up in
             params.append(self._copy_of_embedding(tensor, name))
         return sorted(params, key=lambda param: self._place(param.file_name))
 
-    def _has_expert(self, name: str, rank: int) -> bool:
-        number = names.expert_of(name)
-        per_rank = max(1, self._facts.num_experts // self._target.expert)
-        return number is None or number // per_rank == rank
+    @property
+    def _experts_per_rank(self) -> int:
+        return max(1, self._target.num_experts // self._target.expert)
 
-    def _param(self, name: str, layers: dict[int, int], tensor: int, expert: int) -> _Param:
-        shape = self._source.shape(name)
-        span = self._span(name, shape, tensor)
-        local = name
-        layer, number = names.layer_of(name), names.expert_of(name)
+    def _param(self, spec: ParamSpec, layers: dict[int, int], tensor: int, expert: int) -> _Param:
+        local = spec.megatron_name
+        layer = names.layer_of(local)
         if layer is not None:
             local = names.with_layer(local, layers[layer])
-        if number is not None:
-            per_rank = max(1, self._facts.num_experts // self._target.expert)
-            local = names.with_expert(local, number - expert * per_rank)
-        return _Param(name, self._file_name(local), span.region.shape, span)
+        if spec.expert is not None:
+            local = names.with_expert(local, spec.expert - expert * self._experts_per_rank)
+        span = self._source.span(spec, tensor, self._target.tensor)
+        return _Param(spec, self._file_name(local), span.region.shape, span)
 
     def _tied_head_name(self) -> str:
         is_legacy = self._target.naming == "legacy"
         return "word_embeddings_for_head.weight" if is_legacy else "output_layer.weight"
 
     def _copy_of_embedding(self, tensor: int, file_name: str) -> _Param:
-        span = self._span(names.EMBEDDING, self._source.shape(names.EMBEDDING), tensor)
-        return _Param(names.EMBEDDING, file_name, span.region.shape, span)
+        table = self._spec.table
+        span = self._source.span(table, tensor, self._target.tensor)
+        return _Param(table, file_name, span.region.shape, span)
 
-    def _span(self, name: str, shape: tuple[int, ...], tensor: int) -> Span:
-        split = names.split_of(name, self._facts.swiglu)
-        if split.dim < 0 or self._target.tensor == 1:
-            return Span.all_of(Region.whole(shape))
-        return Span.all_of(
-            Region.of_part(shape, split.dim, tensor, self._target.tensor, split.stride)
-        )
-
-    def _file_name(self, own: str) -> str:
-        name = names.megatron_name(own)
+    def _file_name(self, name: str) -> str:
+        """The name in the naming that is asked for."""
         if self._target.naming == "te":
             name = re.sub(r"\.input_layernorm\.", ".self_attention.linear_qkv.layer_norm_", name)
-            if not self._facts.num_experts:
+            if not self._target.num_experts:
                 name = re.sub(r"\.pre_mlp_layernorm\.", ".mlp.linear_fc1.layer_norm_", name)
         elif self._target.naming == "legacy":
             for pattern, replacement in _LEGACY:
@@ -229,7 +214,7 @@ class MegatronWriter:
     def _place(self, file_name: str) -> tuple:
         """Sort key: the order in which Megatron builds the model."""
         if self._target.naming == "legacy":
-            file_name = names.megatron_name(names.own_name(file_name, lambda _: False))
+            file_name = names.current_name(file_name)
         decoder = re.match(r"decoder\.layers\.(\d+)\.(.*)", file_name)
         if decoder is not None:
             return (1, int(decoder[1]), *self._place_in_layer(decoder[2]))
@@ -285,18 +270,18 @@ class MegatronWriter:
 
     def _optimizers(self, chunks: Sequence[Sequence[_Param]]) -> list[list[_Param]]:
         """Parameters of each chained optimizer: experts have their own when they are spread."""
-        params = [param for chunk in chunks for param in chunk if _is_trained(param)]
+        params = [param for chunk in chunks for param in chunk if param.spec.is_trained]
         if self._target.expert == 1:
             return [params]
-        dense = [param for param in params if names.expert_of(param.name) is None]
-        return [dense, [param for param in params if names.expert_of(param.name) is not None]]
+        dense = [param for param in params if param.spec.expert is None]
+        return [dense, [param for param in params if param.spec.expert is not None]]
 
     def _optimizer_state(self, params: Sequence[_Param]) -> dict[str, Any]:
         groups: dict[float, list[_Param]] = {}
         for param in params:
             decay = 1.0 if has_decay(param.file_name, param.shape) else 0.0
             groups.setdefault(decay, []).append(param)
-        is_expert = any(names.expert_of(param.name) is not None for param in params)
+        is_expert = any(param.spec.expert is not None for param in params)
         step = float((self._common.get("optimizer") or {}).get("num_steps", 0))
         state: dict[int, Any] = {}
         listed, masters = [], []
@@ -374,8 +359,8 @@ class MegatronWriter:
                 members = [
                     param
                     for param in params
-                    if _is_trained(param)
-                    and (expert is None or (names.expert_of(param.name) is not None) == expert)
+                    if param.spec.is_trained
+                    and (expert is None or (param.spec.expert is not None) == expert)
                 ]
                 if members:
                     state[number] = self._buffer(members, stage == 0 and number == 0)
@@ -384,7 +369,7 @@ class MegatronWriter:
 
     def _buffer(self, params: Sequence[_Param], is_bucketed: bool) -> dict:
         shapes = [(param.file_name, param.shape) for param in params]
-        vocabulary = [p.file_name for p in params if p.name in own_buckets([p.name], self._args)]
+        vocabulary = [p.file_name for p in params if has_own_bucket(p.spec, self._args)]
         starts, size = flat_starts(
             shapes, self._args, self._target.data_parallel, is_bucketed, vocabulary
         )
@@ -424,16 +409,12 @@ class MegatronWriter:
             for key, value in target.arguments.items()
             if not (isinstance(value, str) and value.startswith("<"))
         }
-        facts = megatron_arguments(self._facts)
-        facts["padded_vocab_size"] = self._source.shape(names.EMBEDDING)[0]
         chunks = placement.num_chunks
         dtype = DTYPES.get(self._source.dtype(names.EMBEDDING), "float32")
         stages = placement.num_stages
-        known.update(facts)
-        further = {match[1] for match in map(_FURTHER.search, self._source.weights) if match}
         known.update(
             {
-                "mtp_num_layers": len(further) or None,
+                "padded_vocab_size": self._source.shape(names.EMBEDDING)[0],
                 "tensor_model_parallel_size": target.tensor,
                 "pipeline_model_parallel_size": stages,
                 "transformer_pipeline_model_parallel_size": stages,
@@ -460,10 +441,6 @@ class MegatronWriter:
         for name in ("overlap_grad_reduce", "ddp_bucket_size", "ddp_num_buckets"):
             known.setdefault(name, None)
         return Namespace(**{key: _from_plain(value) for key, value in known.items()})
-
-
-def _is_trained(param: _Param) -> bool:
-    return not param.name.endswith("expert_bias")
 
 
 def _from_plain(value: Any) -> Any:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,8 @@ from mindspeed_ms.formats import dtypes, names
 from mindspeed_ms.formats.catalog import Catalog, StoredPiece, StoredTensor
 from mindspeed_ms.formats.containers import mindspore_file, storage
 from mindspeed_ms.formats.containers import safetensors_file as safetensors
-from mindspeed_ms.formats.facts import ModelFacts
 from mindspeed_ms.formats.source import Source, kind_of
+from mindspeed_ms.models import ModelSpec, ParamSpec
 from mindspeed_ms.plan.layer_placement import LayerPlacement
 from mindspeed_ms.plan.region import Region, Span
 
@@ -39,11 +40,14 @@ class _RankFile:
     tensors: dict[str, mindspore_file.CkptTensor]
 
 
-def read_catalog(path: Path, tensor_parallel: int | None = None) -> Catalog:
+def read_catalog(
+    path: Path, describe: names.Describe, tensor_parallel: int | None = None
+) -> Catalog:
     """What a folder (or a single file) holds.
 
     Args:
         path: a folder with ``rank_N/*.ckpt`` or with one file, or that file.
+        describe: its common part -> the model.
         tensor_parallel: ranks every tensor is cut for; None finds it out from the shapes.
 
     Raises:
@@ -57,15 +61,15 @@ def read_catalog(path: Path, tensor_parallel: int | None = None) -> Catalog:
             "tools/convert_ckpt/combine_ckpt_dp_zero.py"
         )
     parts = tensor_parallel or _tensor_parallel(files)
-    is_gated = _is_gated(files)
     catalog = Catalog({}, {"iteration": _iteration(files[0])}, f"MindSpore checkpoint {path}")
     description = path / DESCRIPTION
     if description.is_file():
         catalog.common.update(json.loads(description.read_text(encoding="utf-8")))
+    spec = describe(catalog.common)
     for file in files:
         for key, tensor in file.tensors.items():
             if _is_state(key):
-                _add(catalog, key, tensor, file, (file.rank % parts, parts, is_gated))
+                _add(catalog, spec, key, tensor, file, (file.rank % parts, parts))
     catalog.common["is_tied"] = names.HEAD not in catalog.tensors
     return catalog
 
@@ -115,16 +119,6 @@ def _tensor_parallel(files: list[_RankFile]) -> int:
     return 1
 
 
-def _is_gated(files: list[_RankFile]) -> bool:
-    """Whether the first matrix of an MLP holds [gate; up]: it is twice as wide as the second."""
-    for file in files:
-        for key, tensor in file.tensors.items():
-            second = file.tensors.get(key.replace("mapping", "projection"))
-            if key.endswith("mapping.weight") and second is not None:
-                return tensor.shape[0] == 2 * second.shape[1]
-    return False
-
-
 def _iteration(file: _RankFile) -> int:
     step = file.tensors.get("global_step") or file.tensors.get("step_num")
     if step is None:
@@ -136,18 +130,25 @@ def _iteration(file: _RankFile) -> int:
 
 def _add(
     catalog: Catalog,
+    spec: ModelSpec,
     key: str,
     tensor: mindspore_file.CkptTensor,
     file: _RankFile,
-    place: tuple[int, int, bool],
+    place: tuple[int, int],
 ) -> None:
-    rank, parts, is_gated = place
-    split = names.split_of(key.removeprefix(f"{kind_of(key)}."), is_gated)
-    shape = list(tensor.shape)
+    rank, parts = place
+    name = key.removeprefix(f"{kind_of(key)}.")
+    told = spec.tied_head if name == names.HEAD else spec.by_name.get(name)
+    if told is None:
+        raise ValueError(
+            f"{catalog.source} holds {name}, which is not in the model that is described; correct "
+            "the configuration"
+        )
+    shape, dim = list(tensor.shape), told.partition_dim
     region = Region.whole(shape)
-    if split.dim >= 0 and parts > 1:
-        shape[split.dim] *= parts
-        region = Region.of_part(shape, split.dim, rank, parts, split.stride)
+    if dim >= 0 and parts > 1:
+        shape[dim] *= parts
+        region = Region.of_part(shape, dim, rank, parts, told.partition_stride)
     stored = catalog.tensors.setdefault(key, StoredTensor(tuple(shape), tensor.dtype))
     if stored.shape != tuple(shape):
         raise ValueError(
@@ -181,37 +182,44 @@ class MindSporeTarget:
 
 def write(
     source: Source,
-    facts: ModelFacts,
+    described: Mapping[str, Any],
     root: Path,
     target: MindSporeTarget,
     progress: Callable[[int], None],
 ) -> Path:
-    """Write the files of all ranks; return the folder."""
+    """Write the files of all ranks; return the folder.
+
+    Args:
+        source: what is converted.
+        described: the model, as plain data.
+        root: the folder.
+        target: layout and file names.
+        progress: told the bytes of every tensor written.
+    """
     for stage in range(target.placement.num_stages):
         for rank in range(target.tensor):
-            keys = _keys_of_stage(source, facts, target, stage)
+            keys = _keys_of_stage(source, target, stage)
             entries = [
                 safetensors.Entry(
-                    f"{kind}.{name}" if kind else name,
-                    source.dtype(name, kind),
-                    _span(source, facts, name, rank, target.tensor).region.shape,
-                    partial(_read, source, facts, (name, kind), (rank, target.tensor), progress),
+                    f"{kind}.{spec.name}" if kind else spec.name,
+                    source.dtype(spec.name, kind),
+                    source.span(spec, rank, target.tensor).region.shape,
+                    partial(_read, source, (spec, kind), (rank, target.tensor), progress),
                 )
-                for name, kind in keys
+                for spec, kind in keys
             ]
             copies = range(target.data_parallel if target.all_copies else 1)
             for copy in copies:
                 number = rank + target.tensor * (copy + target.data_parallel * stage)
                 _put(root / f"rank_{number}", target, entries)
-    _describe(source, facts, root)
+    _describe(source, described, root)
     return root
 
 
-def _describe(source: Source, facts: ModelFacts, root: Path) -> None:
+def _describe(source: Source, described: Mapping[str, Any], root: Path) -> None:
     kept = ("iteration", "consumed_train_samples", "scheduler", "optimizer", "megatron_args")
     common = {key: source.catalog.common.get(key) for key in kept if source.catalog.common.get(key)}
-    text = json.dumps({**common, "vocab_size": facts.vocab_size, "facts": asdict(facts)}, indent=1)
-    storage.write_text(root / DESCRIPTION, text)
+    storage.write_text(root / DESCRIPTION, json.dumps({**common, **described}, indent=1))
 
 
 def _put(folder: Path, target: MindSporeTarget, entries: list[safetensors.Entry]) -> None:
@@ -226,37 +234,30 @@ def _put(folder: Path, target: MindSporeTarget, entries: list[safetensors.Entry]
 
 
 def _keys_of_stage(
-    source: Source, facts: ModelFacts, target: MindSporeTarget, stage: int
-) -> list[tuple[str, str]]:
-    layers = set(target.placement.layers_of_stage(stage))
-    last = target.placement.num_stages - 1
-    keys = []
-    for name, kind in source.all_tensors(target.with_optimizer):
-        layer = names.layer_of(name)
-        is_first = ".embedding." in name
-        is_mine = layer in layers if layer is not None else stage == (0 if is_first else last)
-        is_copy = name == names.EMBEDDING and facts.is_tied and stage == last
-        if is_mine or is_copy:
-            keys.append((name, kind))
-    return keys
-
-
-def _span(source: Source, facts: ModelFacts, name: str, rank: int, parts: int) -> Span:
-    shape = source.shape(name)
-    split = names.split_of(name, facts.swiglu)
-    if split.dim < 0 or parts == 1:
-        return Span.all_of(Region.whole(shape))
-    return Span.all_of(Region.of_part(shape, split.dim, rank, parts, split.stride))
+    source: Source, target: MindSporeTarget, stage: int
+) -> list[tuple[ParamSpec, str]]:
+    """Parameters of a stage and their kinds; the last one of several may have the table too."""
+    placement, spec = target.placement, source.spec
+    mine: dict[str, ParamSpec] = {}
+    for chunk in range(placement.num_chunks):
+        mine |= {one.name: one for one in spec.of_chunk(placement, stage, chunk)}
+    if placement.num_stages > 1 and stage == placement.num_stages - 1 and spec.is_tied:
+        mine.pop(spec.tied_head.name, None)
+        mine[spec.table.name] = spec.table
+    return [
+        (mine[name], kind)
+        for name, kind in source.all_tensors(target.with_optimizer)
+        if name in mine
+    ]
 
 
 def _read(
     source: Source,
-    facts: ModelFacts,
-    item: tuple[str, str],
+    item: tuple[ParamSpec, str],
     place: tuple[int, int],
     progress: Callable[[int], None],
 ) -> np.ndarray:
-    name, kind = item
-    array = source.read(name, kind, _span(source, facts, name, *place))
+    spec, kind = item
+    array = source.read(spec.name, kind, source.span(spec, *place))
     progress(array.nbytes)
     return array

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mindspeed_ms.config import AllConfig, to_yaml
 from mindspeed_ms.formats import dtypes, own_format
 from mindspeed_ms.formats.containers import mindspore_file, storage
 from mindspeed_ms.formats.containers import safetensors_file as safetensors
 from mindspeed_ms.formats.containers.digest import digest_part
-from mindspeed_ms.formats.facts import ModelFacts, model_sections
 from mindspeed_ms.formats.own_format import WrittenFile, WrittenPiece
 from mindspeed_ms.formats.source import Source
 from mindspeed_ms.plan.region import Region, Span
@@ -47,14 +46,25 @@ class _Item:
 
 def write(
     source: Source,
-    facts: ModelFacts,
+    config: AllConfig,
     root: Path,
     progress: Progress,
     *,
+    vocab_size: int | None = None,
     container: Literal["safetensors", "ckpt"] = "safetensors",
     with_optimizer: bool = True,
 ) -> Path:
-    """Write a checkpoint and the marker; return its folder."""
+    """Write a checkpoint and the marker; return its folder.
+
+    Args:
+        source: what is converted.
+        config: the model, and what is known of its run.
+        root: folder of checkpoints.
+        progress: told the bytes of every tensor written.
+        container: kind of the files.
+        with_optimizer: write the optimizer's tensors too.
+        vocab_size: tokens in use, None if unknown.
+    """
     common = source.catalog.common
     iteration = int(common.get("iteration", 0))
     folder = storage.iteration_folder(root, iteration)
@@ -84,12 +94,15 @@ def write(
             for piece in _pieces(item, stretches)
         ]
         files.append(WrittenFile(name, record, tuple(pieces)))
-    sections = common.get("config") or model_sections(facts)
-    config = f"config{generation}.yaml"
-    storage.write_text(folder / config, json.dumps(sections, indent=1))
-    own_format.write_index(
-        folder, own_format.build_index(files, _common(common, sections, config, facts))
-    )
+    name = f"config{generation}.yaml"
+    storage.write_text(folder / name, to_yaml(config))
+    described = {
+        "config": config.to_dict(),
+        "config_file": name,
+        "is_tied": source.spec.is_tied,
+        "vocab_size": vocab_size,
+    }
+    own_format.write_index(folder, own_format.build_index(files, _common(common, described)))
     storage.set_latest(root, iteration)
     return folder
 
@@ -137,20 +150,15 @@ def _pieces(item: _Item, stretches: list[safetensors.Stretch]) -> list[WrittenPi
     return pieces
 
 
-def _common(
-    common: dict[str, Any], sections: dict[str, Any], config: str, facts: ModelFacts
-) -> dict[str, Any]:
+def _common(common: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in common.items()
-        if key not in ("files", "rng", "layout", "facts", "seal", "format", "version")
+        if key not in ("files", "rng", "layout", "seal", "format", "version")
     }
     return {
         **kept,
         "iteration": int(common.get("iteration", 0)),
-        "is_tied": facts.is_tied,
-        "vocab_size": facts.vocab_size,
-        "config": sections,
-        "config_file": config,
+        **described,
         "rng": [],
     }

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mindspeed_ms.formats import dtypes, names
+from mindspeed_ms.formats import dtypes
 from mindspeed_ms.formats.catalog import Catalog, StoredTensor, TensorReader
 from mindspeed_ms.formats.padding import read_repadded
+from mindspeed_ms.models import ModelSpec, ParamSpec
 from mindspeed_ms.plan.region import Region, Span
 
 OPTIMIZER_KINDS = ("main", "exp_avg", "exp_avg_sq", "momentum_buffer")
@@ -19,12 +20,19 @@ class Source:
 
     Args:
         catalog: the checkpoint.
+        spec: the model it holds.
         rows: rows of vocabulary tables, None for the stored ones.
         dtype: type of floating-point weights, None for the stored one.
     """
 
-    def __init__(self, catalog: Catalog, rows: int | None = None, dtype: str | None = None) -> None:
-        self.catalog, self.rows, self._dtype = catalog, rows, dtype
+    def __init__(
+        self,
+        catalog: Catalog,
+        spec: ModelSpec,
+        rows: int | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        self.catalog, self.spec, self.rows, self._dtype = catalog, spec, rows, dtype
         self.reader = TensorReader()
         self._buffers, self._turn = [np.empty(0, np.uint8), np.empty(0, np.uint8)], 0
         self.weights = [name for name in catalog.tensors if kind_of(name) == ""]
@@ -41,16 +49,27 @@ class Source:
     def shape(self, name: str) -> tuple[int, ...]:
         """Global shape of a parameter."""
         shape = self.catalog.tensors[name].shape
-        if self.rows is not None and name in names.VOCABULARY:
+        told = self.spec.by_name.get(name)
+        if self.rows is not None and told is not None and told.is_vocabulary:
             return (self.rows, *shape[1:])
         return shape
+
+    def span(self, spec: ParamSpec, rank: int, ranks: int) -> Span:
+        """The part of a parameter that one of some tensor parallel ranks holds."""
+        shape = self.shape(spec.name)
+        if spec.partition_dim < 0 or ranks == 1:
+            return Span.all_of(Region.whole(shape))
+        return Span.all_of(
+            Region.of_part(shape, spec.partition_dim, rank, ranks, spec.partition_stride)
+        )
 
     def dtype(self, name: str, kind: str = "") -> str:
         """Type in which a tensor is written."""
         if kind:
             return "F32"
         stored = self.catalog.tensors[name].dtype
-        if name.endswith("expert_bias"):
+        told = self.spec.by_name.get(name)
+        if told is not None and not told.is_trained:
             return stored  # too fine for 16 bits, and never converted by Megatron either
         return self._dtype if self._dtype and stored in dtypes.FLOATS else stored
 

@@ -31,6 +31,7 @@ from mindspeed_ms.formats.containers.torch_file import (
     TorchFile,
     plain,
 )
+from mindspeed_ms.models import ModelSpec
 from mindspeed_ms.plan.region import Region, Span
 
 _KINDS = {
@@ -58,8 +59,12 @@ class _Chunk:
     length: int
 
 
-def read_catalog(folder: Path) -> Catalog:
+def read_catalog(folder: Path, describe: names.Describe) -> Catalog:
     """What a checkpoint holds; tensors stay in their files.
+
+    Args:
+        folder: of the checkpoint.
+        describe: its common part -> the model.
 
     Raises:
         ValueError: a file is damaged or missing.
@@ -69,6 +74,7 @@ def read_catalog(folder: Path) -> Catalog:
     args = common.get("args", Namespace())
     weights = {key: shape for key, (shape, _) in tensors.items() if key.startswith(_MODEL)}
     catalog = Catalog({}, _common(common, args, steps), f"Megatron checkpoint {folder}")
+    spec = describe(catalog.common)
     left = len(buffers)
     for key, (shape, chunks) in tensors.items():
         kind, name = _kind(key)
@@ -76,7 +82,7 @@ def read_catalog(folder: Path) -> Catalog:
             left += _CHAINED.sub("", key).startswith("optimizer.")
             continue
         for chunk in chunks:
-            _add_chunk(catalog, kind, name, shape, chunk, weights)
+            _add_chunk(catalog, spec, (kind, name), shape, chunk, weights)
     for name in [name for name in catalog.tensors if name.startswith("main.")]:
         if catalog.tensors[name.removeprefix("main.")].dtype == "F32":  # a view of the weight
             del catalog.tensors[name]
@@ -239,14 +245,32 @@ def _span(chunk: _Chunk, shape: tuple[int, ...], whole_shape: tuple[int, ...], a
     return Span(Region(runs), start, start + size)
 
 
+def _own_name(name: str, spec: ModelSpec, catalog: Catalog) -> str:
+    """Name here of a parameter.
+
+    Raises:
+        ValueError: the model has none of that name.
+    """
+    current = names.current_name(name)
+    if current == "output_layer.weight":
+        return names.HEAD
+    if current not in spec.by_megatron_name:
+        raise ValueError(
+            f"{catalog.source} holds {name}, which is not in the model that is described; correct "
+            "the configuration"
+        )
+    return spec.by_megatron_name[current].name
+
+
 def _add_chunk(
     catalog: Catalog,
-    kind: str,
-    name: str,
+    spec: ModelSpec,
+    place: tuple[str, str],
     shape: tuple[int, ...],
     chunk: _Chunk,
     weights: Mapping[str, tuple[int, ...]],
 ) -> None:
+    kind, name = place
     file = TorchFile(chunk.path, chunk.start, chunk.length)
     ref = file.content
     if not isinstance(ref, TensorRef) or math.prod(ref.shape) != math.prod(chunk.sizes):
@@ -255,11 +279,8 @@ def _add_chunk(
     axes = int(bool(re.search(r"\.layers\.(?!\d)", name))) + int(".experts.experts." in name)
     whole_shape = weights.get(name, shape) if kind else shape
     span = _span(chunk, shape, whole_shape, axes)
-    has_bias = (
-        f"{name.rpartition('.')[0]}.bias" in weights or name.replace("weight", "bias") in weights
-    )
     for full, first in stacked:
-        own = names.own_name(full, lambda _: has_bias)
+        own = _own_name(full, spec, catalog)
         key = f"{kind}.{own}" if kind else own
         whole = file.piece(ref, Span.all_of(Region.whole(ref.shape)))
         width = whole.num_bytes // max(1, math.prod(ref.shape))

@@ -150,12 +150,19 @@ class ModelSpec:
                 yield self.embedding_copy
 
     @property
+    def table(self) -> ParamSpec:
+        """The table of token embeddings."""
+        return next(iter(self.before_layers()))
+
+    @property
+    def tied_head(self) -> ParamSpec:
+        """The table under the name of a head."""
+        return replace(self.table, name=HEAD, megatron_name="output_layer.weight")
+
+    @property
     def embedding_copy(self) -> ParamSpec:
         """The last stage's copy of the table: within an embedding if it embeds, else as a head."""
-        table = next(iter(self.before_layers()))
-        if self.further:
-            return table
-        return replace(table, name=HEAD, megatron_name="output_layer.weight")
+        return self.table if self.further else self.tied_head
 
     # --- the stream of initial weights ------------------------------------------------------------
 

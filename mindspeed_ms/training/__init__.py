@@ -1,26 +1,39 @@
-"""Arguments, initialisation, and the training loop."""
+"""Arguments, initialisation, and training, under Megatron's names.
 
-from mindspeed_ms.engine.datasets import (
-    get_batch,
-    get_train_valid_test_num_samples,
-    train_valid_test_datasets_provider,
+Names are loaded when they are asked for: reading flags and configurations needs no MindSpore.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+_HOME: Mapping[str, str] = MappingProxyType(
+    {
+        "get_args": "global_args",
+        "get_batch": "data",
+        "get_train_valid_test_num_samples": "data",
+        "init_configs_from_args": "from_args",
+        "initialize_megatron": "initialize",
+        "pretrain": "training",
+        "print_rank_0": "output",
+        "set_parallel_context": "utils",
+        "set_seed": "utils",
+        "train_valid_test_datasets_provider": "data",
+    }
 )
-from mindspeed_ms.engine.output import print_rank_0
-from mindspeed_ms.engine.parallel_setup import set_parallel_context, set_seed
-from mindspeed_ms.training.from_args import init_configs_from_args
-from mindspeed_ms.training.global_args import get_args
-from mindspeed_ms.training.initialize import initialize_megatron
-from mindspeed_ms.training.training import pretrain
+"""Name -> module of this package."""
 
-__all__ = [
-    "get_args",
-    "get_batch",
-    "get_train_valid_test_num_samples",
-    "init_configs_from_args",
-    "initialize_megatron",
-    "pretrain",
-    "print_rank_0",
-    "set_parallel_context",
-    "set_seed",
-    "train_valid_test_datasets_provider",
-]
+__all__ = list(_HOME)  # noqa: PLE0605 - a list of names
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

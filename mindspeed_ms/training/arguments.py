@@ -12,10 +12,12 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from mindspeed_ms.config.build import Sections
 from mindspeed_ms.training.derived_args import derive
 from mindspeed_ms.training.flags import BY_NAME, ROWS, EntryPoint, Flag, Refused
 from mindspeed_ms.training.from_args import (
     YamlSource,
+    attributes_of,
     defaults_of_flags,
     override_by_command_line,
     values_of_sections,
@@ -181,6 +183,7 @@ def parse_args(
     extra_args_provider: ExtraArgsProvider | None = None,
     args_defaults: Mapping[str, Any] | None = None,
     ignore_unknown_args: bool = False,
+    of_checkpoint: Sections | None = None,
 ) -> Namespace:
     """Return the command line as attributes with Megatron's names, derived values included.
 
@@ -194,6 +197,7 @@ def parse_args(
         args_defaults: attribute -> default of this entry point, used where nothing else gives a
             value.
         ignore_unknown_args: leave unknown flags alone instead of refusing them.
+        of_checkpoint: fields of the model that a checkpoint states; they win.
 
     """
     parser = build_parser(extra_args_provider)
@@ -216,6 +220,8 @@ def parse_args(
         elif values["yaml_cfg"]:
             values = _with_megatron_yaml(values, users)
         _fill_defaults(values, args_defaults or {})
+        if of_checkpoint:
+            values |= attributes_of(of_checkpoint) | {"checkpoint_sections": of_checkpoint}
         values = derive(values)
     except ValueError as error:
         parser.error(str(error))
@@ -253,6 +259,11 @@ def _with_megatron_yaml(
     merged = override_by_command_line(base, {name: values[name] for name in given if name in base})
     flags = dict.fromkeys((*values["given_flags"], *flags_of(stated)))
     return {**own, **merged, "yaml_cfg": values["yaml_cfg"], "given_flags": list(flags)}
+
+
+def given_attributes(args: Namespace) -> set[str]:
+    """Attributes that the command line set."""
+    return {BY_NAME[name].dest for name in args.given_flags if name in BY_NAME}
 
 
 def _given(values: Mapping[str, Any], user_defaults: Mapping[str, Any]) -> set[str]:

@@ -398,6 +398,23 @@ def values_of_sections(sections: Mapping[str, Mapping[str, Any]]) -> Values:
     return values
 
 
+def attributes_of(sections: Sections) -> dict[str, Any]:
+    """The arguments that these fields are, for code that asks for Megatron's arguments."""
+    values = values_of_sections(clean_sections(sections))
+    return {
+        row.dest: values[row.dest]
+        for row in ROWS
+        if isinstance(row.state, Field)
+        and row.dest in values
+        and any(_is_among(path, sections) for path in row.state.paths)
+    }
+
+
+def _is_among(path: str, sections: Sections) -> bool:
+    section, _, name = path.partition(".")
+    return name.partition(".")[0] in sections.get(section, {})
+
+
 def override_by_command_line(base: Values, command_line: Mapping[str, Any]) -> Values:
     """Return the arguments of a YAML file with those of the command line put over them."""
     values = dict(base)
@@ -455,6 +472,12 @@ def sections_from_args(run_args: Namespace) -> Sections:
 
     """
     values = derive(vars(run_args))
+    of_checkpoint = values.get("checkpoint_sections") or {}
+    return merge_sections([_stated_sections(values), clean_sections(of_checkpoint)])
+
+
+def _stated_sections(values: Values) -> Sections:
+    """The sections that command line and YAML files describe."""
     source = values.get("yaml_source")
     if source is None:
         sections: Sections = {}

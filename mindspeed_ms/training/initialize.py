@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,8 +11,8 @@ from mindspeed_ms.backend import comm
 from mindspeed_ms.data.tokenizers import build_tokenizer, vocab_size_with_padding
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.start import set_up_run
-from mindspeed_ms.training.arguments import parse_args, validate_args
-from mindspeed_ms.training.checkpoint_args import flags_from_checkpoint
+from mindspeed_ms.training.arguments import given_attributes, parse_args, validate_args
+from mindspeed_ms.training.checkpoint_args import sections_from_checkpoint
 from mindspeed_ms.training.dry_run import dry_run
 from mindspeed_ms.training.entry import user_errors
 from mindspeed_ms.training.from_args import init_configs_from_args
@@ -51,9 +50,8 @@ def initialize_megatron(
     args = parse_args(argv, extra_args_provider, args_defaults, ignore_unknown_args)
     if args.use_checkpoint_args:
         with user_errors():
-            preferred, required = flags_from_checkpoint(args.load, args.ckpt_step)
-        words = [*preferred, *(sys.argv[1:] if argv is None else argv), *required]
-        args = parse_args(words, extra_args_provider, args_defaults, ignore_unknown_args)
+            model = sections_from_checkpoint(args.load, args.ckpt_step, given_attributes(args))
+        args = parse_args(argv, extra_args_provider, args_defaults, ignore_unknown_args, model)
     if args.dry_run:
         with user_errors():
             status = dry_run(args)

@@ -8,7 +8,7 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.training.from_args import no_effect_report
 
-HIDDEN_ARGUMENTS = frozenset({"given_flags", "refusals", "yaml_source"})
+HIDDEN_ARGUMENTS = frozenset({"checkpoint_sections", "given_flags", "refusals", "yaml_source"})
 """Attributes that are no arguments of the user."""
 
 

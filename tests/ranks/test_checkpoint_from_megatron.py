@@ -8,9 +8,9 @@ import pytest
 from mindspeed_ms.backend import comm
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.formats.catalog import TensorReader
-from mindspeed_ms.formats.convert import ConvertOptions, convert, open_source
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain
+from mindspeed_ms.training.conversion import ConvertOptions, convert, open_source
 from tools import parity
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -85,8 +85,8 @@ def save_worker(output):
 def test_what_is_saved_is_what_megatron_saved(dist_run, tmp_path):
     """The same state after ten iterations, down to the optimizer's, in files of the same form."""
     dist_run(save_worker, ranks=1, timeout=120.0, output=str(tmp_path))
-    ours = open_source(tmp_path / "megatron", ConvertOptions())
-    theirs = open_source(GOLDEN / "ckpt" / "a_gpt2_save", ConvertOptions())
+    ours = open_source(tmp_path / "megatron", ConvertOptions())[0]
+    theirs = open_source(GOLDEN / "ckpt" / "a_gpt2_save", ConvertOptions())[0]
     assert ours.tensors.keys() == theirs.tensors.keys()
     with TensorReader() as reader:
         for name, tensor in theirs.tensors.items():

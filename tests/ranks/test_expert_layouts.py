@@ -20,7 +20,7 @@ from mindspeed_ms.core.tensor_parallel.random import seed_initialization
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.parallel_setup import set_seed
 from mindspeed_ms.legacy.model import GPTModel
-from mindspeed_ms.legacy.model.megatron_names import megatron_name
+from mindspeed_ms.legacy.model.megatron_names import megatron_names
 from mindspeed_ms.legacy.model.moe import MoELayer, Routing
 from mindspeed_ms.legacy.model.moe.dispatch_plan import drop_over_capacity, expert_capacity
 from mindspeed_ms.legacy.model.moe.experts import local_experts
@@ -99,7 +99,8 @@ def drawing_worker(path):
     recorded = parity.recorded_flags(parity.load_run(GOLDEN, "g_moe"), GOLDEN, "unused")
     initialize_megatron(argv=[*recorded, *parity.QUIET])
     model = GPTModel(get_all_config().model_config)
-    arrays = {megatron_name(name): param.asnumpy() for name, param in named_parameters(model)}
+    names = megatron_names(model)
+    arrays = {names[name]: param.asnumpy() for name, param in named_parameters(model)}
     np.savez(path, **arrays)
 
 
@@ -273,7 +274,7 @@ def layer_worker(tensor, expert, expert_tensor, ddp=None, **moe):
             else group
         )
         whole = comm.all_gather_object(memory.as_numpy(param.main_grad).copy(), owner)
-        grads[megatron_name(name)] = shard_of(param).join(whole)
+        grads[name] = shard_of(param).join(whole)
     return {"batches": mine, "y": outputs, "dx": dxs, "logged": logged, "grads": grads}
 
 

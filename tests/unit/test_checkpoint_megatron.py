@@ -11,15 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindspeed_ms.formats import convert as engine
+from mindspeed_ms.config import MoEConfig, TransformerConfig
 from mindspeed_ms.formats import names
 from mindspeed_ms.formats.catalog import TensorReader
+from mindspeed_ms.formats.compare import diff
 from mindspeed_ms.formats.containers import torch_file, zip_writer
 from mindspeed_ms.formats.containers.new_file import NewFile
 from mindspeed_ms.formats.containers.torch_file import SafeUnpickler, TorchFile
 from mindspeed_ms.formats.containers.torch_writer import TensorSpec, write_file
-from mindspeed_ms.formats.convert import ConvertOptions, convert, diff, open_source
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
+from mindspeed_ms.models import gpt_spec
+from mindspeed_ms.training import conversion as engine
+from mindspeed_ms.training.checkpoint_config import spec_of
+from mindspeed_ms.training.conversion import ConvertOptions, convert, open_source
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 MEGATRON_CORE = GOLDEN.parent / "megatron_core"
@@ -27,11 +31,11 @@ MOMENTS = {"exp_avg", "exp_avg_sq"}
 
 
 def opened(path):
-    return open_source(path, ConvertOptions())
+    return open_source(path, ConvertOptions())[0]
 
 
 def read_all(path, step=None):
-    catalog = open_checkpoint(find_checkpoint(path, step))
+    catalog = open_checkpoint(find_checkpoint(path, step), spec_of)
     with TensorReader() as reader:
         return catalog, {name: reader.read(tensor) for name, tensor in catalog.tensors.items()}
 
@@ -51,7 +55,8 @@ def test_every_layout_and_naming_holds_the_same_model(case):
     assert catalog.common["megatron_args"]["params_dtype"] == "torch.float32"
     # The initial weights do not depend on the learning rate: the shapes of the hot case are equal.
     hot = weights("b_llama_hot")
-    assert {names.megatron_name(name): a.shape for name, a in arrays.items()} == {
+    spec = spec_of(catalog.common)
+    assert {spec.by_name[name].megatron_name: a.shape for name, a in arrays.items()} == {
         name: a.shape for name, a in hot.items()
     }
 
@@ -229,15 +234,37 @@ def torch_file_tensor(ref, piece):
     return StoredTensor(ref.shape, ref.storage.dtype, [piece])
 
 
-def test_names_go_there_and_back():
-    _, moe = read_all(GOLDEN / "ckpt" / "g_moe")
-    _, gpt = read_all(GOLDEN / "ckpt" / "a_gpt2_save")
-    for name in [*moe, *(name for name in gpt if not name.startswith("exp_avg"))]:
-        theirs = names.megatron_name(name)
-        has_bias = {theirs} | {
-            theirs.replace("weight", "bias") for _ in range(1) if name.endswith("gamma")
-        }
-        assert names.own_name(theirs, has_bias.__contains__) == name
+@pytest.mark.parametrize(
+    ("spelling", "current"),
+    [
+        (
+            "language_model.encoder.layers.3.self_attention.query_key_value.bias",
+            "decoder.layers.3.self_attention.linear_qkv.bias",
+        ),
+        (
+            "language_model.transformer.layers.0.attention.dense.weight",
+            "decoder.layers.0.self_attention.linear_proj.weight",
+        ),
+        (
+            "decoder.layers.1.self_attention.linear_qkv.layer_norm_weight",
+            "decoder.layers.1.input_layernorm.weight",
+        ),
+        (
+            "decoder.layers.1.mlp.linear_fc1.layer_norm_bias",
+            "decoder.layers.1.pre_mlp_layernorm.bias",
+        ),
+        ("word_embeddings_for_head.weight", "output_layer.weight"),
+        ("word_embeddings.weight", "embedding.word_embeddings.weight"),
+        (
+            "decoder.layers.0.mlp.experts.linear_fc1.weight5",
+            "decoder.layers.0.mlp.experts.local_experts.5.linear_fc1.weight",
+        ),
+        ("mtp.layers.0.eh_proj.weight", "mtp.layers.0.eh_proj.weight"),
+    ],
+)
+def test_every_spelling_has_one_current_name(spelling, current):
+    assert names.current_name(spelling) == current
+    assert names.current_name(current) == current
 
 
 @pytest.mark.parametrize(
@@ -250,27 +277,47 @@ def test_names_go_there_and_back():
         ("encoder.layers.3.mlp.shared_experts.mlp.mapping.weight", "mlp.shared_experts.linear_fc1"),
         ("encoder.layers.3.mlp.shared_experts.gate.weight", "mlp.shared_experts.gate_weight"),
         ("mtp.layers.0.eh_proj.weight", "mtp.layers.0.eh_proj"),
-        ("mtp.layers.0.transformer_layer.mlp.mapping.weight", "transformer_layer.mlp.linear_fc1"),
+        (
+            "mtp.layers.0.transformer_layer.mlp.shared_experts.mlp.mapping.weight",
+            "transformer_layer.mlp.shared_experts.linear_fc1",
+        ),
         ("mtp.layers.0.final_norm.weight", "mtp.layers.0.final_layernorm"),
     ],
 )
 def test_names_of_further_parts(ours, theirs):
     name = f"language_model.{ours}"
-    assert theirs in names.megatron_name(name)
-    assert names.own_name(names.megatron_name(name), lambda _: False) == name
-    assert names.layer_of(name) == (None if ours.startswith("mtp.") else 3)
-
-
-def test_grouped_experts_are_named_one_by_one():
-    stem = "decoder.layers.0.mlp.experts"
-    assert names.single_expert(f"{stem}.linear_fc1.weight5") == (
-        f"{stem}.local_experts.5.linear_fc1.weight"
+    model = TransformerConfig(
+        vocab_size=64,
+        num_layers=4,
+        num_attention_heads=4,
+        hidden_size=32,
+        seq_length=8,
+        position_embedding_type="rope",
+        normalization="RMSNorm",
+        multi_latent_attention=True,
+        mla_config={"q_lora_rank": 8},
+        qk_layernorm=True,
+        mtp_num_layers=1,
+        hidden_act="swiglu",
+        qkv_has_bias=False,
+        out_proj_has_bias=False,
+        mlp_has_bias=False,
+        moe_config=MoEConfig(
+            num_experts=2,
+            moe_router_score_function="sigmoid",
+            moe_router_enable_expert_bias=True,
+            moe_shared_expert_intermediate_size=8,
+            moe_shared_expert_gate=True,
+        ),
     )
+    assert theirs in gpt_spec(model).by_name[name].megatron_name
+    assert names.layer_of(name) == (None if ours.startswith("mtp.") else 3)
 
 
 def test_experts_together_in_one_tensor(tmp_path):
     """Grouped products before Transformer Engine: matrices transposed, all of a rank at once."""
-    golden = read_all(GOLDEN / "ckpt" / "g_moe")[1]
+    catalog, golden = read_all(GOLDEN / "ckpt" / "g_moe")
+    spec = spec_of(catalog.common)
     source = TorchFile(next((GOLDEN / "ckpt" / "g_moe").glob("iter_*/mp_rank_00/*.pt"))).content
     args = source["args"]
     args.__dict__.update(
@@ -284,7 +331,7 @@ def test_experts_together_in_one_tensor(tmp_path):
         model = {}
         for name, array in golden.items():
             if names.expert_of(name) is None:
-                model[names.megatron_name(name)] = TensorSpec.of(array)
+                model[spec.by_name[name].megatron_name] = TensorSpec.of(array)
         for layer in range(4):
             mine = range(2 * rank, 2 * rank + 2)
             first = np.stack([golden[stem.format(layer, e, "mapping")].T for e in mine])
@@ -309,7 +356,7 @@ def test_older_orders_of_query_key_and_value(tmp_path, version):
     rows = golden[name].reshape(4, 3, 16, 64)  # heads, kinds, width
     order = (1, 0, 2, 3) if version == 0 else (0, 2, 1, 3)
     old = np.ascontiguousarray(rows.transpose(order)).reshape(192, 64)
-    args = {"num_attention_heads": 4, "hidden_size": 64, "num_layers": 1}
+    args = {"num_attention_heads": 4, "hidden_size": 64, "num_layers": 1, "seq_length": 64}
     from argparse import Namespace
 
     content = {

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.parameter import ShardSpec
 from mindspeed_ms.formats import dtypes, names
 from mindspeed_ms.formats.catalog import (
@@ -20,6 +21,7 @@ from mindspeed_ms.formats.catalog import (
 )
 from mindspeed_ms.formats.containers import digest, native
 from mindspeed_ms.formats.source import Source
+from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.plan.region import Region, Span, boxes_of_range
 
 
@@ -224,7 +226,15 @@ def test_a_source_keeps_two_tensors_in_memory(tmp_path, rows):
     values = np.random.default_rng(0).standard_normal((8192, 256)).astype(np.float32)
     tensor = store(tmp_path, values, [Span.all_of(Region.whole(values.shape))], "F32")
     stored = [names.EMBEDDING, names.HEAD, f"exp_avg.{names.HEAD}", f"exp_avg.{names.EMBEDDING}"]
-    source = Source(Catalog(dict.fromkeys(stored, tensor)), rows)
+    model = TransformerConfig(
+        vocab_size=8192,
+        num_layers=1,
+        num_attention_heads=4,
+        hidden_size=256,
+        seq_length=8,
+        untie_embeddings_and_output_weights=True,
+    )
+    source = Source(Catalog(dict.fromkeys(stored, tensor)), gpt_spec(model), rows)
     limit = 2 * (rows or 8192) * 256 * 4 + CHUNK_BYTES + 200_000
     with source.reader:
         tracemalloc.start()

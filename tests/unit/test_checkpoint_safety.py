@@ -19,6 +19,7 @@ from mindspeed_ms.formats.containers import mindspore_file, storage
 from mindspeed_ms.formats.containers import safetensors_file as safetensors
 from mindspeed_ms.formats.containers.new_file import NewFile
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
+from mindspeed_ms.training.checkpoint_config import spec_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,17 +156,17 @@ def test_damage_is_named_and_another_checkpoint_can_be_chosen(tmp_path):
         killer.check(tmp_path)
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"rank_00000.safetensors has \d+ bytes instead of"):
-        open_checkpoint(find_checkpoint(tmp_path))
+        open_checkpoint(find_checkpoint(tmp_path), spec_of)
     file.unlink()
     with pytest.raises(ValueError, match=r"rank_00000.safetensors is missing.*--ckpt-step"):
-        open_checkpoint(find_checkpoint(tmp_path))
+        open_checkpoint(find_checkpoint(tmp_path), spec_of)
     _flip(folder / "index.json", 40)
     with pytest.raises(ValueError, match=r"index.json is damaged.*--ckpt-step"):
-        open_checkpoint(find_checkpoint(tmp_path))
+        open_checkpoint(find_checkpoint(tmp_path), spec_of)
     (folder / "index.json").unlink()
     with pytest.raises(ValueError, match="complete iterations in .*: 1"):
         find_checkpoint(tmp_path)
-    assert open_checkpoint(find_checkpoint(tmp_path, 1)).common["value"] == 1
+    assert open_checkpoint(find_checkpoint(tmp_path, 1), spec_of).common["value"] == 1
 
 
 def test_a_marker_that_says_nothing_is_refused(tmp_path):

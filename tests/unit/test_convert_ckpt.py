@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindspeed_ms.formats import convert as engine
 from mindspeed_ms.formats import names
 from mindspeed_ms.formats.catalog import TensorReader
+from mindspeed_ms.formats.compare import diff
 from mindspeed_ms.formats.containers import torch_file
-from mindspeed_ms.formats.convert import ConvertOptions, convert, diff, open_source
-from mindspeed_ms.training.checkpoint_args import flags_from_checkpoint
+from mindspeed_ms.training import conversion as engine
+from mindspeed_ms.training.checkpoint_args import sections_from_checkpoint
+from mindspeed_ms.training.checkpoint_config import config_of, spec_of
+from mindspeed_ms.training.conversion import ConvertOptions, convert, open_source
 from tools.convert_ckpt.__main__ import layer_list, main
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +24,7 @@ GOLDEN = ROOT / "tests" / "data" / "golden" / "ckpt"
 
 
 def opened(path):
-    return open_source(path, ConvertOptions())
+    return open_source(path, ConvertOptions())[0]
 
 
 def differences(first, second, weights_only=False):
@@ -170,14 +172,13 @@ def test_stretched_rotations_keep_their_factor(tmp_path, own):
     convert(tmp_path / "hf", tmp_path / "megatron", ConvertOptions(to="megatron"))
     arguments = opened(tmp_path / "megatron").common["megatron_args"]
     assert (arguments["use_rope_scaling"], arguments["rope_scaling_factor"]) == (True, 4.0)
-    flags, required = flags_from_checkpoint(str(tmp_path / "megatron"), None)
-    words = [*flags, *required]
-    assert words[words.index("--rope-scaling-factor") + 1] == "4.0"
+    sections = sections_from_checkpoint(str(tmp_path / "megatron"), None)
+    assert sections["model_config"]["rope_scaling_factor"] == 4.0
     convert(tmp_path / "megatron", tmp_path / "own", ConvertOptions())
     convert(tmp_path / "own", tmp_path / "back", ConvertOptions(to="huggingface"))
     assert json.loads((tmp_path / "back" / "config.json").read_text())["rope_scaling"] == stretch
-    path.write_text(json.dumps({**config, "rope_scaling": {"type": "linear", "factor": 2.0}}))
-    with pytest.raises(ValueError, match="only Llama 3.1's form"):
+    path.write_text(json.dumps({**config, "rope_scaling": {"type": "longrope", "factor": 2.0}}))
+    with pytest.raises(ValueError, match="Llama 3.1's form"):
         convert(tmp_path / "hf", tmp_path / "no", ConvertOptions())
 
 
@@ -273,7 +274,9 @@ def test_weights_of_mixed_types_lose_nothing(tmp_path, own):
     for flags in ({"distributed_optimizer": True}, {"distributed_optimizer": False}):
         target = tmp_path / str(flags["distributed_optimizer"])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine, "open_source", lambda path, options: catalog)
+            patch.setattr(
+                engine, "open_source", lambda path, options: (catalog, config_of(catalog.common))
+            )
             convert(half, target, ConvertOptions(to="megatron", tensor=2, **flags))
         written = opened(target)
         assert {
@@ -322,8 +325,8 @@ def test_missing_layers_are_named(tmp_path, own):
     for name in list(catalog.tensors):
         if ".layers.2." in name or name.endswith("layers.1.input_norm.weight"):
             del catalog.tensors[name]
-    with pytest.raises(ValueError, match=r"layers \[2\] are missing; layer 1 differs .*input_norm"):
-        engine._check_complete(catalog, engine.facts_of(catalog))
+    with pytest.raises(ValueError, match=r"missing: .*layers.1.input_norm.weight.*layers.2"):
+        engine._check_complete(catalog, spec_of(catalog.common))
 
 
 def test_no_framework_is_imported(tmp_path):

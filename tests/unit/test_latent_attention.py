@@ -14,7 +14,7 @@ from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization
 from mindspeed_ms.legacy.model import AttnMaskType, AttnType, GPTModel
-from mindspeed_ms.legacy.model.megatron_names import megatron_name
+from mindspeed_ms.legacy.model.megatron_names import megatron_names
 from mindspeed_ms.legacy.model.multi_latent_attention import (
     MultiLatentAttention,
     YarnRotaryEmbedding,
@@ -216,7 +216,7 @@ def test_yarn_of_factor_one_is_rope():
 def test_names_are_those_of_megatron():
     model = GPTModel(config(q_lora_rank=4))
     prefix = "decoder.layers.1.self_attention."
-    names = {megatron_name(name) for name, _ in named_parameters(model)}
+    names = set(megatron_names(model).values())
     assert {name.removeprefix(prefix) for name in names if name.startswith(prefix)} == {
         "linear_proj.weight",
         "linear_q_down_proj.weight",

@@ -16,7 +16,7 @@ from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.parameter import named_buffers, named_parameters, shard_of
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.legacy.model import GPTModel
-from mindspeed_ms.legacy.model.megatron_names import load_megatron_parameters, megatron_name
+from mindspeed_ms.legacy.model.megatron_names import load_megatron_parameters, megatron_names
 from mindspeed_ms.training import initialize_megatron, pretrain
 
 DATA = Path(__file__).parents[1] / "data"
@@ -68,9 +68,9 @@ def provider(pre_process, post_process, is_zero_centered):
     model = GPTModel(
         get_all_config().model_config, pre_process=pre_process, post_process=post_process
     )
-    arrays = {}
+    arrays, names = {}, megatron_names(model)
     for own, param in [*named_parameters(model), *named_buffers(model)]:
-        name = megatron_name(own)
+        name = names[own]
         shape = shard_of(param).full_shape(param.shape)
         arrays[name] = drawn(name, shape, is_zero_centered=is_zero_centered)
     load_megatron_parameters(model, arrays)

@@ -26,9 +26,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ms.formats import convert as engine
+from mindspeed_ms.formats import compare
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.find import find_checkpoint
+from mindspeed_ms.formats.source import kind_of
+from mindspeed_ms.training import conversion as engine
 
 BAR_WIDTH = 30
 REDRAW_SECONDS = 0.2
@@ -164,10 +166,10 @@ def run_convert(arguments: argparse.Namespace) -> int:
 def run_inspect(arguments: argparse.Namespace) -> int:
     """Print what a checkpoint holds, from its indices and headers only."""
     options = engine.ConvertOptions(**source_options(arguments))
-    catalog = engine.open_source(arguments.source, options)
+    catalog, _ = engine.open_source(arguments.source, options)
     found = find_checkpoint(arguments.source, arguments.ckpt_step)
     say(f"{catalog.source}, format {found.kind if found else 'unknown'}")
-    for key, value in engine.describe(catalog).items():
+    for key, value in compare.describe(catalog).items():
         say(f"  {key}: {value}")
     for line in tensor_lines(catalog, arguments.pieces):
         say(line)
@@ -197,14 +199,14 @@ def tensor_lines(catalog: Catalog, with_pieces: bool) -> list[str]:
 def run_diff(arguments: argparse.Namespace) -> int:
     """Print where two checkpoints differ; status 1 if they do."""
     options = engine.ConvertOptions(**source_options(arguments))
-    first = engine.open_source(arguments.source, options)
-    second = engine.open_source(arguments.second, engine.ConvertOptions())
+    first, _ = engine.open_source(arguments.source, options)
+    second, _ = engine.open_source(arguments.second, engine.ConvertOptions())
     if arguments.weights_only:
         for catalog in (first, second):
             catalog.tensors = {
-                name: tensor for name, tensor in catalog.tensors.items() if not engine.kind_of(name)
+                name: tensor for name, tensor in catalog.tensors.items() if not kind_of(name)
             }
-    found = engine.diff(first, second, with_values=not arguments.metadata_only)
+    found = compare.diff(first, second, with_values=not arguments.metadata_only)
     for item in found:
         say(f"  {item.name}: {item.what}")
     if found:

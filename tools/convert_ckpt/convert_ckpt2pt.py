@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mindspeed_ms.formats.convert import ConvertOptions, convert
+from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 
 def main(argv: Sequence[str] | None = None) -> int:

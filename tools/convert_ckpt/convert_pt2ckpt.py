@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mindspeed_ms.formats.convert import ConvertOptions, convert
+from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 
 def add_layout_flags(parser: argparse.ArgumentParser) -> None:

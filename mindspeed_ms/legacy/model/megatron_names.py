@@ -10,11 +10,9 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core.parameter import named_buffers, named_parameters, shard_of
-from mindspeed_ms.formats.names import megatron_name, single_expert
+from mindspeed_ms.formats.names import current_name
 from mindspeed_ms.models.gpt import gpt_spec
 from mindspeed_ms.models.model import EMBEDDING
-
-__all__ = ["load_megatron_parameters", "megatron_name"]
 
 
 def load_megatron_parameters(model: Cell, arrays: Mapping[str, np.ndarray]) -> None:
@@ -28,7 +26,7 @@ def load_megatron_parameters(model: Cell, arrays: Mapping[str, np.ndarray]) -> N
         ValueError: names that do not correspond one to one, or a shape that differs.
     """
     spec = gpt_spec(model.config)
-    given = {single_expert(name): values for name, values in arrays.items()}
+    given = {current_name(name): values for name, values in arrays.items()}
     held = dict([*named_parameters(model), *named_buffers(model)])
     sources = {name: EMBEDDING if shard_of(param).shared else name for name, param in held.items()}
     wanted = {spec.by_name[name].megatron_name for name in sources.values()}
@@ -48,3 +46,11 @@ def load_megatron_parameters(model: Cell, arrays: Mapping[str, np.ndarray]) -> N
             )
         part = shard_of(param).local_slice(values.astype(np.float32))
         ops.copy_cast_(param, memory.from_numpy(np.ascontiguousarray(part)))
+
+
+def megatron_names(model: Cell) -> dict[str, str]:
+    """Name here -> name in Megatron-core, of the parameters of a model or of a chunk of it."""
+    spec = gpt_spec(model.config)
+    named = {**spec.by_name, spec.tied_head.name: spec.tied_head} if spec.is_tied else spec.by_name
+    held = [*named_parameters(model), *named_buffers(model)]
+    return {name: named[name].megatron_name for name, _ in held}

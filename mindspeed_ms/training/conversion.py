@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
+from mindspeed_ms.config import AllConfig, ModelParallelConfig
+from mindspeed_ms.config.build import assemble
+from mindspeed_ms.config.yaml_reader import read_yaml
 from mindspeed_ms.formats import (
     dtypes,
     huggingface,
@@ -20,12 +20,15 @@ from mindspeed_ms.formats import (
     names,
     own_writer,
 )
-from mindspeed_ms.formats.catalog import Catalog, TensorReader
-from mindspeed_ms.formats.facts import ModelFacts, facts_of
+from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.formats.padding import padded_rows
 from mindspeed_ms.formats.source import Source, kind_of
+from mindspeed_ms.models import ModelSpec, gpt_spec
+from mindspeed_ms.models.families.family import Family
+from mindspeed_ms.models.families.registry import family_of, family_of_type
 from mindspeed_ms.plan.layer_placement import LayerPlacement, layer_placement
+from mindspeed_ms.training.checkpoint_config import config_of, megatron_args, spec_of
 
 TARGETS = ("mindspeed_ms", "megatron", "huggingface", "mindspore")
 
@@ -78,8 +81,8 @@ class ConvertReport:
     notes: tuple[str, ...]
 
 
-def open_source(path: Path, options: ConvertOptions) -> Catalog:
-    """The checkpoint at a path.
+def open_source(path: Path, options: ConvertOptions) -> tuple[Catalog, AllConfig]:
+    """The checkpoint at a path and the configuration of its model.
 
     Raises:
         ValueError: there is none, or it cannot be read.
@@ -90,27 +93,30 @@ def open_source(path: Path, options: ConvertOptions) -> Catalog:
             f"{path} holds no checkpoint; name the folder of a run, of one checkpoint, of a "
             "Hugging Face model, or a .ckpt file"
         )
+    given = {} if options.model_config is None else described_by(options.model_config)
+
+    def describe(common: Mapping[str, Any]) -> ModelSpec:
+        return spec_of(given or common)
+
     if found.kind == "mindspore":
-        catalog = mindspore_dirs.read_catalog(found.folder, options.source_tensor)
+        catalog = mindspore_dirs.read_catalog(found.folder, describe, options.source_tensor)
     else:
-        catalog = open_checkpoint(found)
-    if options.model_config is not None:
-        _describe(catalog, options.model_config)
-    return catalog
+        catalog = open_checkpoint(found, describe)
+    return catalog, config_of(given or catalog.common)
 
 
-def _describe(catalog: Catalog, path: Path) -> None:
-    """Take the description of the model from a file."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} describes no model; name a YAML configuration or a config.json")
-    if "model_config" in content:
-        catalog.common["config"] = content
-    elif "model_type" in content:
-        facts = huggingface.facts_of_config(content)
-        catalog.common["facts"] = {name: getattr(facts, name) for name in facts.__slots__}
-    else:
-        catalog.common["megatron_args"] = content
+def described_by(path: Path) -> dict[str, Any]:
+    """A description of a model in a file: YAML of ours, or a ``config.json``, or arguments.
+
+    Raises:
+        ValueError: it describes no model.
+    """
+    content = read_yaml(path)
+    if "model_type" in content:
+        return {"huggingface": content}
+    if "num_layers" in content:
+        return {"megatron_args": content}
+    return {"config": content}
 
 
 def convert(
@@ -130,19 +136,16 @@ def convert(
     Raises:
         ValueError: the source cannot be read, or has no counterpart in the target.
     """
-    catalog = open_source(source_path, options)
-    facts = facts_of(catalog)
-    facts.vocab_size = options.vocab_size or facts.vocab_size
-    rows = padded_rows(
-        facts.vocab_size,
-        catalog.tensor(names.EMBEDDING).shape[0],
-        options.make_vocab_size_divisible_by,
-        options.tensor,
-    )
-    _check_complete(catalog, facts)
+    catalog, config = open_source(source_path, options)
+    vocab_size = options.vocab_size or catalog.common.get("vocab_size")
+    stored = catalog.tensor(names.EMBEDDING).shape[0]
+    rows = padded_rows(vocab_size, stored, options.make_vocab_size_divisible_by, options.tensor)
+    _check_complete(catalog, gpt_spec(config.model_config))
     if options.noop_layers:
-        catalog = _with_noop_layers(catalog, facts, options)
-    source = Source(catalog, rows, options.dtype or _common_dtype(catalog, options))
+        catalog, config = _with_noop_layers(catalog, config, options)
+    target = _Target(config, vocab_size, target_path, options)
+    spec = gpt_spec(config.model_config)
+    source = Source(catalog, spec, rows, options.dtype or _common_dtype(catalog, options))
     total = _total_bytes(source, options)
     done = 0
 
@@ -152,49 +155,69 @@ def convert(
         progress(min(done, total), total)
 
     with source.reader:
-        folder = _write(source, facts, target_path, options, advance)
-    notes = _notes(catalog, source, facts, options)
+        folder = _write(source, target, advance)
+    notes = _notes(catalog, source, target)
     return ConvertReport(folder, len(source.weights), done, tuple(notes))
 
 
-def _with_noop_layers(catalog: Catalog, facts: ModelFacts, options: ConvertOptions) -> Catalog:
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What is written, and where."""
+
+    config: AllConfig
+    vocab_size: int | None
+    path: Path
+    options: ConvertOptions
+
+
+def _with_noop_layers(
+    catalog: Catalog, config: AllConfig, options: ConvertOptions
+) -> tuple[Catalog, AllConfig]:
     """The catalog with its layers moved apart to make room for identity layers."""
-    total = options.num_layers or facts.num_layers + len(options.noop_layers)
-    free = [layer for layer in range(total) if layer not in options.noop_layers]
-    if len(free) != facts.num_layers:
+    model, noop = config.model_config, options.noop_layers
+    total = options.num_layers or model.num_layers + len(noop)
+    free = [layer for layer in range(total) if layer not in noop]
+    if len(free) != model.num_layers:
         raise ValueError(
-            f"{total} layers without {len(options.noop_layers)} identity layers are {len(free)}, "
-            f"but the source has {facts.num_layers}; correct num_layers or the list"
+            f"{total} layers without {len(noop)} identity layers are {len(free)}, but the source "
+            f"has {model.num_layers}; correct num_layers or the list"
         )
-    facts.num_layers = total
     moved = {}
     for name, tensor in catalog.tensors.items():
         layer = names.layer_of(name)
         moved[name if layer is None else names.with_layer(name, free[layer])] = tensor
-    return Catalog(moved, catalog.common, catalog.source)
+    sections = config.to_dict()
+    sections["model_config"]["num_layers"] = total
+    sections["parallel_config"]["noop_layers"] = list(noop)
+    return Catalog(moved, catalog.common, catalog.source), assemble(sections)
 
 
-def _write(
-    source: Source,
-    facts: ModelFacts,
-    path: Path,
-    options: ConvertOptions,
-    advance: Callable[[int], None],
-) -> Path:
+def _write(source: Source, target: _Target, advance: Callable[[int], None]) -> Path:
+    config, options, path = target.config, target.options, target.path
     if options.to == "mindspeed_ms":
         return own_writer.write(
             source,
-            facts,
+            config,
             path,
             advance,
             container=options.container or "safetensors",
             with_optimizer=options.with_optimizer,
+            vocab_size=target.vocab_size,
         )
     if options.to == "huggingface":
-        return huggingface.write(source, facts, path, advance, options.model_type)
-    placement = placement_of(facts, options)
+        original = source.catalog.common.get("huggingface")
+        return huggingface.write(
+            source,
+            config,
+            _family(source.catalog, config, options),
+            path,
+            advance,
+            vocab_size=target.vocab_size,
+            original=original,
+        )
+    placement = placement_of(config, options)
     if options.to == "mindspore":
-        target = mindspore_dirs.MindSporeTarget(
+        layout = mindspore_dirs.MindSporeTarget(
             placement=placement,
             tensor=options.tensor,
             data_parallel=options.data_parallel,
@@ -203,21 +226,48 @@ def _write(
             container=options.container or "ckpt",
             with_optimizer=options.with_optimizer,
         )
-        return mindspore_dirs.write(source, facts, path, target, advance)
+        described = {"vocab_size": target.vocab_size, "config": config.to_dict()}
+        return mindspore_dirs.write(source, described, path, layout, advance)
     arguments = source.catalog.common.get("megatron_args") or {}
     was_sharded = bool(arguments.get("use_distributed_optimizer"))
     is_sharded = options.distributed_optimizer
+    moe = config.moe_config
     megatron_target = megatron_writer.MegatronTarget(
         placement=placement,
         tensor=options.tensor,
         expert=options.expert,
+        num_experts=moe.num_experts if moe.is_moe else 0,
         naming=options.naming,
         distributed_optimizer=was_sharded if is_sharded is None else is_sharded,
         data_parallel=options.data_parallel,
         with_optimizer=options.with_optimizer,
-        arguments={**_known_arguments(source.catalog), **options.arguments},
+        arguments={
+            **_known_arguments(source.catalog),
+            **megatron_args(config),
+            "vocab_size": target.vocab_size,
+            **options.arguments,
+        },
     )
-    return megatron_writer.MegatronWriter(source, facts, megatron_target, advance).write(path)
+    return megatron_writer.MegatronWriter(source, megatron_target, advance).write(path)
+
+
+def _family(catalog: Catalog, config: AllConfig, options: ConvertOptions) -> Family:
+    """The kind of Hugging Face model to write: the one named, that of the origin, or the first.
+
+    Raises:
+        ValueError: it does not hold the model.
+    """
+    origin = (catalog.common.get("huggingface") or {}).get("model_type")
+    name = options.model_type or origin
+    if name is None:
+        return family_of(config)
+    family = family_of_type(name)
+    misfits = family.misfits(config)
+    if misfits and options.model_type is None:
+        return family_of(config)
+    if misfits:
+        raise ValueError(f"{name} models have another {'; '.join(misfits[:4])}; name another kind")
+    return family
 
 
 def _known_arguments(catalog: Catalog) -> dict[str, Any]:
@@ -235,7 +285,7 @@ def _known_arguments(catalog: Catalog) -> dict[str, Any]:
     return arguments
 
 
-def placement_of(facts: ModelFacts, options: ConvertOptions) -> LayerPlacement:
+def placement_of(config: AllConfig, options: ConvertOptions) -> LayerPlacement:
     """Which stage holds which layers.
 
     Raises:
@@ -244,21 +294,13 @@ def placement_of(facts: ModelFacts, options: ConvertOptions) -> LayerPlacement:
     rows = options.num_layer_list
     if rows is not None:
         rows = tuple(tuple(row) if isinstance(row, Iterable) else row for row in rows)
-    parallel = Namespace(
+    parallel = ModelParallelConfig(
         pipeline_model_parallel_size=options.pipeline,
         virtual_pipeline_model_parallel_size=options.virtual_pipeline,
-        num_layers_per_virtual_pipeline_stage=None,
         num_layer_list=rows,
-        pipeline_model_parallel_layout=None,
-        noop_layers=None,
-        standalone_embedding_stage=False,
-        decoder_first_pipeline_num_layers=None,
-        decoder_last_pipeline_num_layers=None,
-        account_for_embedding_in_pipeline_split=False,
-        account_for_loss_in_pipeline_split=False,
         allow_uneven_stages=False,
     )
-    return layer_placement(Namespace(num_layers=facts.num_layers), parallel)  # type: ignore[arg-type]
+    return layer_placement(config.model_config, parallel)
 
 
 def _common_dtype(catalog: Catalog, options: ConvertOptions) -> str | None:
@@ -282,43 +324,29 @@ def _total_bytes(source: Source, options: ConvertOptions) -> int:
     return total
 
 
-def _check_complete(catalog: Catalog, facts: ModelFacts) -> None:
-    """Every layer must have the tensors that the first of its kind has.
+def _check_complete(catalog: Catalog, spec: ModelSpec) -> None:
+    """Every parameter of the model must be there, and nothing else.
 
     Raises:
-        ValueError: what is missing, tensor by tensor.
+        ValueError: what is missing or left over, tensor by tensor.
     """
-    by_layer: dict[int, set[str]] = {}
-    for name in catalog.tensors:
-        layer = names.layer_of(name)
-        if layer is not None and kind_of(name) == "":
-            by_layer.setdefault(layer, set()).add(names.with_layer(name, 0))
-    absent = set(range(facts.num_layers)) - by_layer.keys()
-    extra = by_layer.keys() - set(range(facts.num_layers))
-    parts = []
-    if absent:
-        parts.append(f"layers {sorted(absent)} are missing")
-    if extra:
-        parts.append(f"layers {sorted(extra)} are more than num_layers ({facts.num_layers})")
-    kinds: dict[bool, set[str]] = {}
-    for layer, members in sorted(by_layer.items()):
-        first = kinds.setdefault(any(".experts." in name for name in members), members)
-        if members != first:
-            differing = sorted(members ^ first)[:8]
-            parts.append(f"layer {layer} differs from the first of its kind in {differing}")
-    if parts:
-        raise ValueError(f"{catalog.source} is no complete model: {'; '.join(parts)}")
+    present = {name for name in catalog.tensors if kind_of(name) == ""}
+    missing = sorted(spec.by_name.keys() - present)
+    left = sorted(present - spec.by_name.keys() - {names.HEAD})
+    if missing or left:
+        raise ValueError(
+            f"{catalog.source} is no complete model; missing: {missing[:8]}, not in the model that "
+            f"is described: {left[:8]}"
+        )
 
 
-def _notes(
-    catalog: Catalog, source: Source, facts: ModelFacts, options: ConvertOptions
-) -> list[str]:
-    notes = []
+def _notes(catalog: Catalog, source: Source, target: _Target) -> list[str]:
+    options, notes = target.options, []
     stored = catalog.tensors[names.EMBEDDING].shape[0]
     rows = source.rows or stored
     if rows != stored:
         notes.append(f"vocabulary: {stored} rows became {rows}")
-    if facts.vocab_size is None:
+    if target.vocab_size is None:
         notes.append("vocabulary: the number of tokens in use is unknown (--vocab-size); all rows")
     has_state = any(kind_of(name) for name in catalog.tensors)
     if has_state and (not options.with_optimizer or options.to == "huggingface"):
@@ -328,79 +356,6 @@ def _notes(
     if catalog.common.get("rng"):
         notes.append("left out: random states (each system has generators of its own)")
     if options.to == "huggingface" and options.model_type is None:
-        notes.append(f"written as a model of type {huggingface.family_of(facts)}")
+        family = _family(catalog, target.config, options)
+        notes.append(f"written as a model of type {family.model_type}")
     return notes
-
-
-# --- comparing --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Where two checkpoints differ."""
-
-    name: str
-    what: str
-
-
-def diff(first: Catalog, second: Catalog, with_values: bool = True) -> list[Difference]:
-    """Compare two checkpoints of any formats, tensor by tensor.
-
-    Rows behind the smaller of two padded vocabularies are not compared.
-    """
-    found = [
-        *(Difference(name, "only in the first") for name in first.tensors.keys() - second.tensors),
-        *(Difference(name, "only in the second") for name in second.tensors.keys() - first.tensors),
-    ]
-    with TensorReader() as reader:
-        for name in sorted(first.tensors.keys() & second.tensors.keys()):
-            found += _diff_tensor(name, first, second, reader if with_values else None)
-    return sorted(found, key=lambda item: item.name)
-
-
-def _diff_tensor(
-    name: str, first: Catalog, second: Catalog, reader: TensorReader | None
-) -> list[Difference]:
-    a, b = first.tensors[name], second.tensors[name]
-    bare = name.removeprefix(f"{kind_of(name)}.")
-    rows = None
-    if a.shape != b.shape:
-        if bare not in names.VOCABULARY or a.shape[1:] != b.shape[1:]:
-            return [Difference(name, f"shape {list(a.shape)} and {list(b.shape)}")]
-        rows = min(a.shape[0], b.shape[0])
-    found = []
-    if a.dtype != b.dtype:
-        found.append(Difference(name, f"type {a.dtype} and {b.dtype}"))
-    if (
-        reader is None
-        or a.digest is not None
-        and (a.digest, a.shape, a.dtype)
-        == (
-            b.digest,
-            b.shape,
-            b.dtype,
-        )
-    ):
-        return found
-    left, right = reader.read(a)[:rows], reader.read(b)[:rows]
-    if a.dtype == b.dtype and left.tobytes() == right.tobytes():
-        return found
-    left = dtypes.convert(left, a.dtype, "F32") if a.dtype in dtypes.FLOATS else left
-    right = dtypes.convert(right, b.dtype, "F32") if b.dtype in dtypes.FLOATS else right
-    error = np.abs(left.astype(np.float64) - right.astype(np.float64))
-    changed = int((left != right).sum())
-    if changed:
-        found.append(
-            Difference(name, f"{changed} of {left.size} numbers, at most by {error.max():.3e}")
-        )
-    return found
-
-
-def describe(catalog: Catalog) -> dict[str, Any]:
-    """What a checkpoint says of itself beside its tensors, as plain data."""
-    kept = {
-        key: value
-        for key, value in catalog.common.items()
-        if key not in ("rng", "files", "config", "megatron_args", "facts", "seal")
-    }
-    return json.loads(json.dumps(kept, default=str))

@@ -1,0 +1,1 @@
+"""Families of models by name; each is a folder with its table and the sizes it comes in."""

@@ -1,0 +1,62 @@
+"""Mixtral: Mistral with experts in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mindspeed_ms.models.families import llama
+from mindspeed_ms.models.families.family import Family
+from mindspeed_ms.models.families.place import Place, Places, experts
+from mindspeed_ms.models.families.rules import Key, Only
+from mindspeed_ms.models.feed_forward import MoESpec
+from mindspeed_ms.models.model import ModelSpec
+
+
+def _places(spec: ModelSpec) -> Iterator[Place]:
+    places = Places(spec)
+    yield from places.whole("model.embed_tokens.weight", "embedding.word_embeddings.weight")
+    for number, layer in enumerate(spec.layers):
+        if layer is not None:
+            yield from llama.attention_places(places, number, layer)
+            assert isinstance(layer.mlp, MoESpec), "every layer has experts"
+            theirs, ours = f"model.layers.{number}.block_sparse_moe", f"encoder.layers.{number}.mlp"
+            yield from places.whole(f"{theirs}.gate.weight", f"{ours}.router.weight")
+            yield from experts(places, f"{theirs}.experts", ours, layer.mlp, ("w1", "w3", "w2"))
+    yield from llama.head_places(places)
+
+
+FAMILY = Family(
+    name="mixtral",
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    fixed={**llama.FIXED, "model_config.attention_dropout_rate": 0.0},
+    rules=(
+        *llama.RULES,
+        Key("intermediate_size", "moe_config.moe_ffn_hidden_size"),
+        Key("num_local_experts", "moe_config.num_experts", 8),
+        Key("num_experts_per_tok", "moe_config.moe_router_topk", 2),
+        Key("router_aux_loss_coef", "moe_config.moe_aux_loss_coeff", 0.001, float),
+        Key("router_jitter_noise", "moe_config.moe_input_jitter_eps", 0.0, lambda x: x or None),
+        Only("sliding_window", (None,), None),
+    ),
+    places=_places,
+    neutral=frozenset({"output_router_logits"}),
+    presets={
+        "mixtral_8x7b": {
+            "model_type": "mixtral",
+            "vocab_size": 32000,
+            "num_hidden_layers": 32,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1000000.0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+    },
+)

@@ -1,0 +1,57 @@
+"""The families there are. A new one is a folder beside this file and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.models.families import gpt2, llama, mistral, mixtral, qwen2
+from mindspeed_ms.models.families.family import Family
+
+FAMILIES: tuple[Family, ...] = (
+    gpt2.FAMILY,
+    llama.FAMILY,
+    qwen2.FAMILY,
+    mistral.FAMILY,
+    mixtral.FAMILY,
+)
+"""In the order in which a model is tried to be written as one of them."""
+
+BY_MODEL_TYPE: Mapping[str, Family] = MappingProxyType(
+    {family.model_type: family for family in FAMILIES}
+)
+
+
+def family_of_type(model_type: object) -> Family:
+    """The family of a ``config.json``'s ``model_type``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    family = BY_MODEL_TYPE.get(str(model_type))
+    if family is None:
+        raise ValueError(
+            f"model_type is {model_type!r}; models of type {', '.join(BY_MODEL_TYPE)} are supported"
+        )
+    return family
+
+
+def family_of(config: AllConfig) -> Family:
+    """The first family that holds a model.
+
+    Raises:
+        ValueError: none does; the message says what the nearest one cannot hold.
+    """
+    nearest: tuple[Family, list[str]] | None = None
+    for family in FAMILIES:
+        misfits = family.misfits(config)
+        if not misfits:
+            return family
+        if nearest is None or len(misfits) < len(nearest[1]):
+            nearest = family, misfits
+    assert nearest is not None, "there are families"
+    raise ValueError(
+        f"no family of Hugging Face models holds this model; {nearest[0].model_type}, the nearest, "
+        f"has another {'; '.join(nearest[1][:4])}: convert to another format"
+    )

@@ -1,0 +1,130 @@
+"""What a model computes, as plain values: the options that another format must hold or refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.section import field_names
+
+RUN_SETTINGS = frozenset(
+    {
+        # how numbers are held
+        "params_dtype",
+        "compute_dtype",
+        "softmax_compute_dtype",
+        "attention_softmax_in_fp32",
+        "embedding_init_dtype",
+        "residual_connection_dtype",
+        "fp32_residual_connection",
+        "fp16_lm_cross_entropy",
+        "moe_router_dtype",
+        # which kernels compute them, and what backward does again
+        "transformer_impl",
+        "use_flash_attention",
+        "fa_config",
+        "mask_func_type",
+        "apply_rope_fusion",
+        "apply_swiglu_fusion",
+        "apply_query_key_layer_scaling",
+        "recompute_granularity",
+        "recompute_method",
+        "recompute_num_layers",
+        "recompute_modules",
+        "moe_grouped_gemm",
+        "moe_token_dispatcher_type",
+        "use_self_defined_alltoall",
+        "moe_shared_expert_overlap",
+        "moe_layer_recompute",
+        "moe_permute_fusion",
+        "moe_per_layer_logging",
+        # what only training does
+        "init_method_std",
+        "embedding_init_method_std",
+        "init_method_xavier_uniform",
+        "attention_dropout_rate",
+        "hidden_dropout_rate",
+        "mtp_loss_scaling_factor",
+        "moe_aux_loss_coeff",
+        "moe_z_loss_coeff",
+        "moe_input_jitter_eps",
+        "moe_router_bias_update_rate",
+        "moe_router_force_load_balancing",
+        # lengths and padding, which a run may choose
+        "vocab_size",
+        "seq_length",
+        "max_position_embeddings",
+    }
+)
+"""Fields that do not change what a trained model computes. A new field counts as changing it."""
+
+_ROTARY = (
+    "rotary_base",
+    "rotary_percent",
+    "rotary_interleaved",
+    "rotary_seq_len_interpolation_factor",
+    "use_rope_scaling",
+    "rope_scaling_factor",
+)
+
+
+def identity(config: AllConfig) -> dict[str, Any]:
+    """Option -> value, without those that this model does not use; spellings are made equal."""
+    model, moe = config.model_config, config.moe_config
+    found = {
+        f"model_config.{name}": getattr(model, name)
+        for name in field_names(type(model))
+        if name not in RUN_SETTINGS and name not in type(model).LINKS
+    }
+    has_rotation = model.position_embedding_type == "rope" or model.multi_latent_attention
+    for name in _ROTARY if not has_rotation else ():
+        del found[f"model_config.{name}"]
+    if not model.use_rope_scaling:
+        found.pop("model_config.rope_scaling_factor", None)
+    if not model.use_sandwich_norm:
+        del found["model_config.attn_post_norm_scale"], found["model_config.ffn_post_norm_scale"]
+    if model.has_learned_positions:
+        found["model_config.max_position_embeddings"] = model.max_position_embeddings
+    found |= {
+        "model_config.position_embedding_type": (
+            "absolute" if model.has_learned_positions else model.position_embedding_type
+        ),
+        "model_config.normalization": "RMSNorm" if model.is_rms_norm else "LayerNorm",
+        "model_config.hidden_act": model.hidden_act.removeprefix("fused_"),
+        "model_config.num_query_groups": model.num_kv_groups,
+        "model_config.qkv_has_bias": model.qkv_has_bias or model.add_bias_linear,
+        "model_config.out_proj_has_bias": model.out_proj_has_bias or model.add_bias_linear,
+        "model_config.mlp_has_bias": model.mlp_has_bias or model.add_bias_linear,
+    }
+    for name in ("group_query_attention", "add_bias_linear"):
+        del found[f"model_config.{name}"]
+    if model.multi_latent_attention:
+        for name in ("kv_channels", "num_query_groups"):
+            del found[f"model_config.{name}"]
+        latent = model.mla_config
+        del found["model_config.mla_config"]
+        found |= {f"mla_config.{name}": getattr(latent, name) for name in field_names(type(latent))}
+    else:
+        del found["model_config.mla_config"]
+    if moe.is_moe:
+        found |= _experts(config)
+    return found
+
+
+def _experts(config: AllConfig) -> dict[str, Any]:
+    model, moe = config.model_config, config.moe_config
+    found = {
+        f"moe_config.{name}": getattr(moe, name)
+        for name in field_names(type(moe))
+        if name not in RUN_SETTINGS
+    }
+    found["moe_config.moe_layer_freq"] = tuple(
+        model.has_experts(layer) for layer in range(model.num_layers)
+    )
+    found["moe_config.moe_ffn_hidden_size"] = moe.moe_ffn_hidden_size or model.ffn_hidden_size
+    # Only this kind of balancing takes part in the choice of experts.
+    found["moe_config.moe_router_load_balancing_type"] = moe.balances_by("sinkhorn")
+    if moe.moe_expert_capacity_factor is None:
+        del found["moe_config.moe_token_drop_policy"]
+        del found["moe_config.moe_pad_expert_input_to_capacity"]
+    return found
