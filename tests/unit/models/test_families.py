@@ -1,0 +1,91 @@
+"""Every family: its keys and its tensors go there and back, and nothing is left over."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mindspeed_ms.models import gpt_spec
+from mindspeed_ms.models.families.registry import BY_MODEL_TYPE, FAMILIES, family_of
+
+PRESETS = [(family, name) for family in FAMILIES for name in family.presets]
+IDS = [name for _, name in PRESETS]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_family_is_found_by_its_model_type(family):
+    assert BY_MODEL_TYPE[family.model_type] is family
+    assert family.presets, "sizes to build it in"
+
+
+@pytest.mark.parametrize(("family", "name"), PRESETS, ids=IDS)
+def test_a_preset_is_held_by_its_family(family, name):
+    theirs = family.presets[name]
+    config = family.config(theirs)
+    assert family.misfits(config) == []
+    assert family.unknown_keys(theirs) == []
+    written = family.config_json(config, theirs["vocab_size"])
+    known = {key: written.get(key) for key in theirs if key in written}
+    assert known == {key: theirs[key] for key in known}
+    assert json.loads(json.dumps(written)) == written
+
+
+@pytest.mark.parametrize(("family", "name"), PRESETS, ids=IDS)
+def test_tensors_cover_every_parameter_once(family, name):
+    theirs = dict(family.presets[name])
+    layers = next(key for key in ("num_hidden_layers", "n_layer") if key in theirs)
+    theirs[layers] = 2
+    spec = gpt_spec(family.config(theirs).model_config)
+    covered = {parameter.name: 0 for parameter in spec.parameters()}
+    seen = set()
+    for place in family.places(spec):
+        assert place.theirs not in seen, "a tensor is named twice"
+        seen.add(place.theirs)
+        covered[place.name] += int(np.prod(place.shape))
+        bounds = [high for _, high in place.region.bounds]
+        assert all(
+            high <= size for high, size in zip(bounds, spec.by_name[place.name].shape, strict=True)
+        )
+    assert covered == {parameter.name: parameter.size for parameter in spec.parameters()}
+
+
+def test_the_nearest_family_is_named_with_what_it_cannot_hold():
+    config = family_of_llama(model={"layernorm_zero_centered_gamma": True})
+    with pytest.raises(ValueError, match=r"llama, the nearest, .*layernorm_zero_centered_gamma"):
+        family_of(config)
+
+
+def family_of_llama(model):
+    from mindspeed_ms.config.build import assemble
+
+    sections = BY_MODEL_TYPE["llama"].sections(BY_MODEL_TYPE["llama"].presets["llama2_7b"])
+    sections["model_config"] |= model
+    return assemble(sections)
+
+
+OPTIONS = {
+    "qk_layernorm": {"qk_layernorm": True},
+    "sandwich norms": {"use_sandwich_norm": True},
+    "interpolated positions": {"rotary_seq_len_interpolation_factor": 2.0},
+    "part of the channels rotated": {"rotary_percent": 0.5},
+    "residual after norm": {"apply_residual_connection_post_norm": True},
+    "squared relu": {"hidden_act": "squared_relu", "ffn_hidden_size": 64},
+    "no final norm": {"use_final_norm": False},
+    "layer norm": {"normalization": "LayerNorm"},
+    "further tokens": {"mtp_num_layers": 1},
+    "biases of the output": {"out_proj_has_bias": True},
+    "neighbours rotated": {"rotary_interleaved": True},
+}
+
+
+@pytest.mark.parametrize("change", OPTIONS.values(), ids=OPTIONS)
+def test_an_option_is_held_at_its_value_or_refused(change):
+    config = family_of_llama(model=change)
+    try:
+        family = family_of(config)
+    except ValueError as error:
+        assert "convert to another format" in str(error)
+        return
+    back = family.config(family.config_json(config, 32000))
+    for name, value in change.items():
+        assert getattr(back.model_config, name) == value
