@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mindspeed_ms.config import AllConfig
-from mindspeed_ms.models.families import gpt2, llama, mistral, mixtral, qwen2
+from mindspeed_ms.models.families import gpt2, llama, mistral, mixtral, qwen2, qwen3
 from mindspeed_ms.models.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -15,6 +15,7 @@ FAMILIES: tuple[Family, ...] = (
     qwen2.FAMILY,
     mistral.FAMILY,
     mixtral.FAMILY,
+    qwen3.FAMILY,
 )
 """In the order in which a model is tried to be written as one of them."""
 
