@@ -3,24 +3,25 @@
 MindSpore's dynamic graph has such a tape under private names; they are used here and nowhere else.
 Two facts shape the interface. The engine accumulates a second gradient into a leaf out of place,
 and wrongly so for transposed gradients on CPU: whoever owns a parameter must take its gradient in
-a post-accumulate hook and clear it (``set_grad(p, None)``). And an exception inside a primitive
-can switch graph building off for the whole process: ``backward`` and ``enable`` switch it on again.
+a post-accumulate hook and clear it (``set_grad(p, None)``). And one flag of the process says
+whether there is a tape at all: MindSpore's own ``value_and_grad`` works only while it is off, and
+an exception inside a primitive can switch it off. So it is on inside ``recording()`` only, which
+steps of this package enter, and each entry switches it on anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, ops
-from mindspore._c_expression import run_backward
-from mindspore.common._grad_function import _Function
+from mindspore import Parameter, Tensor
+from mindspore._c_expression import FunctionBase, run_backward
 from mindspore.common.api import _pynative_executor
 from mindspore.graph.api import saved_tensors_hooks
 
-from mindspeed_ms.backend import device  # noqa: F401  (sets the execution mode before any tensor)
+from mindspeed_ms.backend import device
 
 __all__ = [
     "Function",
@@ -33,6 +34,7 @@ __all__ = [
     "get_grad",
     "is_grad_enabled",
     "no_grad",
+    "recording",
     "register_post_accumulate_hook",
     "requires_grad",
     "requires_grad_",
@@ -40,14 +42,44 @@ __all__ = [
     "set_grad",
 ]
 
-Function = _Function
-"""Base of operations with a hand-written gradient.
+_SHARED_TUPLES: dict[tuple[bool, ...], tuple[bool, ...]] = {}
 
-A subclass defines static ``forward(ctx, *inputs)`` and ``backward(ctx, *output_grads)``; the latter
-returns one gradient (or None) per input of ``forward``. ``ctx.save_for_backward(*tensors)`` and
-``ctx.saved_tensors`` carry tensors, plain attributes of ``ctx`` the rest. State lives in ``ctx``,
-one per call, so several micro-batches can be in flight. Call with ``apply``.
-"""
+
+class Function(FunctionBase):
+    """Base of operations with a hand-written gradient.
+
+    A subclass defines static ``forward(ctx, *inputs)`` and ``backward(ctx, *output_grads)``; the
+    latter returns one gradient (or None) per input of ``forward``. ``ctx.save_for_backward`` and
+    ``ctx.saved_tensors`` carry tensors, plain attributes of ``ctx`` the rest. State lives in
+    ``ctx``, one per call, so several micro-batches can be in flight. Call with ``apply``.
+    """
+
+    _has_setup_context = False  # read by the engine, which else asks for a third static method
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "forward" in cls.__dict__:
+            cls.forward = staticmethod(_with_shared_tuple(cls.forward))
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Keep tensors for ``backward``, which finds them in ``ctx.saved_tensors``."""
+        self.saved_tensors = tensors
+
+
+def _with_shared_tuple(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward``, with the engine's new tuple of flags replaced by the one of equal flags.
+
+    The engine makes a tuple per call, ``ctx.needs_input_grad``, and never gives up its reference:
+    about 60 bytes of every call would stay for ever, gigabytes in a long run. Its setter does give
+    up the old tuple, so only the count of references to a few tuples grows.
+    """
+
+    def shared(ctx: Any, *inputs: Any) -> Any:
+        needed = ctx.needs_input_grad
+        ctx.needs_input_grad = _SHARED_TUPLES.setdefault(needed, needed)
+        return forward(ctx, *inputs)
+
+    return shared
 
 
 class HookHandle(Protocol):
@@ -58,8 +90,28 @@ class HookHandle(Protocol):
 
 
 def enable() -> None:
-    """Let the process build graphs; cheap, called at the start of every step."""
+    """Put the process on the tape for good: for scripts that call layers outside of a step."""
+    device.initialize()
     _pynative_executor.set_grad_flag(True)
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Context in which operations are recorded; afterwards the process is as it was before.
+
+    Inside, MindSpore is in PyNative mode, the only one that has a tape.
+    """
+    mode, flag = ms.get_context("mode"), _pynative_executor.grad_flag()
+    if mode != ms.PYNATIVE_MODE:
+        ms.set_context(mode=ms.PYNATIVE_MODE)
+    enable()
+    try:
+        yield
+    finally:
+        # Not left on: the first value_and_grad of somebody else would find no graph of its own.
+        _pynative_executor.set_grad_flag(flag)
+        if mode != ms.PYNATIVE_MODE:
+            ms.set_context(mode=mode)
 
 
 def is_grad_enabled() -> bool:
@@ -82,10 +134,11 @@ def no_grad() -> AbstractContextManager[None]:
     return _grad_mode(False)
 
 
-def enable_grad() -> AbstractContextManager[None]:
-    """Context in which operations are recorded, also inside a ``Function``."""
-    enable()
-    return _grad_mode(True)
+@contextmanager
+def enable_grad() -> Iterator[None]:
+    """Context in which operations are recorded, also inside a ``Function`` or ``no_grad``."""
+    with recording(), _grad_mode(True):
+        yield
 
 
 def backward(
@@ -112,8 +165,8 @@ def backward(
         ms.ops.ones_like(output) if grad is None else grad
         for output, grad in zip(outputs, grads, strict=True)
     )
-    enable()
-    run_backward(outputs, seeds, keep_graph, False, ())
+    with recording():
+        run_backward(outputs, seeds, keep_graph, False, ())
 
 
 def cast(tensor: Tensor, dtype: ms.Type) -> Tensor:
@@ -123,7 +176,7 @@ def cast(tensor: Tensor, dtype: ms.Type) -> Tensor:
 
 def detach(tensor: Tensor) -> Tensor:
     """The same storage without history: a leaf that needs no gradient."""
-    return ops.stop_gradient(tensor)
+    return tensor.data
 
 
 def requires_grad(tensor: Tensor) -> bool:
@@ -165,6 +218,3 @@ def register_post_accumulate_hook(
         hook(parameter)
 
     return parameter._grad_node.register_hook(fire)
-
-
-enable()

@@ -19,7 +19,7 @@ from typing import Any
 from mindspore import Tensor
 from mindspore.common import dtype as mstype
 
-from mindspeed_ms.backend import env, launch, memory
+from mindspeed_ms.backend import device, env, launch, memory
 from mindspeed_ms.backend.base import Comm, Group, P2POp, ReduceOp, Work
 from mindspeed_ms.backend.single import SingleComm
 
@@ -75,6 +75,7 @@ def init_process_group() -> None:
     Raises:
         RuntimeError: a peer or the scheduler cannot be reached in time, or MPI is not installed.
     """
+    device.initialize()
     if _state.comm is None:
         _state.comm = launch.start()
         _state.groups[_state.comm.world_group.ranks] = _state.comm.world_group

@@ -27,10 +27,13 @@ def is_ascend() -> bool:
 
 @functools.lru_cache(maxsize=1)
 def initialize() -> None:
-    """Bring MindSpore into the mode the package relies on (idempotent).
+    """Bring MindSpore into the mode the package works in; the first call counts.
 
-    On CPU every operator is launched synchronously: kernels called through a pointer need the data
-    in place, errors surface at the call that caused them, and it is faster on few cores.
+    Called by the first communication, kernel or recording of this package, not while it is
+    imported: a script that only imports it keeps its own settings. On CPU operators are then
+    launched one after the other, which is faster on few cores and lets errors surface at the call
+    that caused them. MindSpore heeds that only before its first operator; results do not depend on
+    it, because reading the address of a tensor waits for all operators in flight.
     """
     ms.set_context(mode=ms.PYNATIVE_MODE)
     if not is_ascend():
@@ -78,6 +81,3 @@ def release_cached_memory() -> None:
         ms.runtime.empty_cache()
     else:
         ctypes.CDLL(None).malloc_trim(0)
-
-
-initialize()

@@ -235,6 +235,18 @@ def permuted(tensor: Tensor, dims: Sequence[int]) -> Tensor:
     return result
 
 
+def concatenated(tensors: Sequence[Tensor]) -> Tensor:
+    """The tensors one after the other in their first dimension; no graph is built."""
+    if device.is_ascend():
+        return mint.cat(list(tensors))
+    first = tensors[0]
+    rows = sum(tensor.shape[0] for tensor in tensors)
+    result = empty((rows, *first.shape[1:]), first.dtype)
+    # Not MindSpore's operator: on CPU each call of it keeps the memory of its argument `dim`.
+    np.concatenate([as_numpy(contiguous(tensor)) for tensor in tensors], out=as_numpy(result))
+    return result
+
+
 def view_of(flat: Tensor, start: int, shape: Sequence[int]) -> Tensor:
     """View of ``prod(shape)`` elements of a one-dimensional tensor, beginning at ``start``."""
     return flat[start : start + math.prod(shape)].view(tuple(shape))

@@ -49,6 +49,7 @@ def select(kernels: Kernels = "auto") -> str:
             raise RuntimeError(f"kernel set {kernels!r} was requested but cannot run: {reason}")
     else:
         raise ValueError(f"unknown kernel set {kernels!r}; use one of auto, {', '.join(_SETS)}")
+    device.initialize()
     _SELECTION.kernels, _SELECTION.name, _SELECTION.reason = _SETS[name], name, reason
     return name
 

@@ -2,9 +2,11 @@
 
 import pytest
 
-from mindspeed_ms.backend import autograd, comm
+from mindspeed_ms.backend import autograd, comm, device
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.engine.parallel_setup import set_seed
+
+device.initialize()  # before any test runs an operator: errors then come from the call they are of
 
 
 @pytest.fixture
@@ -14,6 +16,6 @@ def single_rank():
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel()
     set_seed(1234)
-    autograd.enable()
-    yield
+    with autograd.recording():
+        yield
     parallel_state.destroy_model_parallel()

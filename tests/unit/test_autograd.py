@@ -22,6 +22,12 @@ class Square(autograd.Function):
         return 2 * grad * x
 
 
+@pytest.fixture(autouse=True)
+def _on_the_tape():
+    with autograd.recording():
+        yield
+
+
 def _leaf(*values):
     return autograd.requires_grad_(memory.from_numpy(np.array(values, np.float32)))
 
@@ -103,8 +109,56 @@ def test_recording_survives_a_failing_primitive():
     x = _leaf(1.0)
     with pytest.raises((RuntimeError, TypeError, ValueError)):
         ops.matmul(x, ms.Tensor(np.ones((3, 3), np.float32)))
-    autograd.enable()
-    assert autograd.requires_grad(Square.apply(x))
+    with autograd.recording():
+        assert autograd.requires_grad(Square.apply(x))
+
+
+def test_the_tape_is_off_outside_of_recording_and_before_it():
+    autograd._pynative_executor.set_grad_flag(False)
+    x = _leaf(1.0)
+    assert not autograd.requires_grad(Square.apply(x))
+    with autograd.recording():
+        assert autograd.is_grad_enabled()
+        y = Square.apply(x)
+    assert not autograd.is_grad_enabled()
+    autograd.backward(y)
+    assert autograd.get_grad(x).asnumpy() == 2.0
+    assert not autograd.is_grad_enabled()
+    with pytest.raises(KeyError), autograd.recording():
+        raise KeyError("inside")
+    assert not autograd.is_grad_enabled()
+
+
+def test_recording_works_in_graph_mode_and_leaves_it():
+    x = _leaf(3.0)
+    ms.set_context(mode=ms.GRAPH_MODE)
+    try:
+        with autograd.recording():
+            y = Square.apply(x)
+        autograd.backward(y)
+        assert ms.get_context("mode") == ms.GRAPH_MODE
+    finally:
+        ms.set_context(mode=ms.PYNATIVE_MODE)
+    assert autograd.get_grad(x).asnumpy() == 6.0
+
+
+def test_needs_input_grad_says_which_inputs_take_a_gradient():
+    seen = []
+
+    class Scaled(autograd.Function):
+        @staticmethod
+        def forward(ctx, x, factor, y):
+            seen.append(ctx.needs_input_grad)
+            return x * factor + y
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(ctx.needs_input_grad)
+            return grad, None, None
+
+    x, constant = _leaf(1.0), memory.from_numpy(np.ones(1, np.float32))
+    autograd.backward(Scaled.apply(x, 2.0, constant))
+    assert seen == [(True, False, False)] * 2
 
 
 def test_errors_in_backward_keep_their_type():

@@ -146,10 +146,10 @@ class StageExecutor:
 
     def run(self) -> list[Report]:
         """Carry out the plan; reports of the micro-batches on the last virtual stage, else []."""
-        autograd.enable()
         aux_losses.begin_step(self.work.loss_scale / self.shape.microbatches)
-        for step in plan(self.shape, self.work.stage):
-            self._run(step)
+        with autograd.recording():
+            for step in plan(self.shape, self.work.stage):
+                self._run(step)
         if self.link is not None:
             self.link.finish()
         return self.reports

@@ -197,9 +197,9 @@ class MultiLatentAttention(Cell):
     ) -> tuple[Tensor, Tensor | None]:
         """[S, B, H] (sequence parallel: [S/p, B, H]) -> (the same shape, bias not added)."""
         refuse_unserved(encoder_output=encoder_output, inference_params=inference_params)
-        narrow_q = hidden_states
+        narrow_q, hidden_states = ops.branch(hidden_states)
         if self.q_down_proj is not None:
-            narrow_q = self.q_down_proj(hidden_states)
+            narrow_q = self.q_down_proj(narrow_q)
             if self.q_layernorm is not None:
                 narrow_q = self.q_layernorm(narrow_q)
         narrow_kv, turned = ops.split_columns(

@@ -36,11 +36,18 @@ class _Split(autograd.Function):
 
     @staticmethod
     def forward(ctx: Context, x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        # The engine would fill in zeros for an unused part, on CPU by an operator that leaks.
+        ctx.materialize_grads = False
+        ctx.sizes, ctx.shape, ctx.dtype = sizes, tuple(x.shape), x.dtype
         return tuple(_tensor(part, x) for part in _cut(_bits(x), sizes))
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None]:
-        return _tensor(np.concatenate([_bits(grad) for grad in grads], axis=-1), grads[0]), None
+    def backward(ctx: Context, *grads: Tensor | None) -> tuple[Tensor, None]:
+        whole = np.zeros(ctx.shape, memory.numpy_dtype(ctx.dtype))
+        for part, grad in zip(_cut(whole, ctx.sizes), grads, strict=True):
+            if grad is not None:
+                part[...] = _bits(grad)
+        return _tensor(whole, next(grad for grad in grads if grad is not None)), None
 
 
 def split_columns(x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from mindspore import Parameter, Tensor
-from mindspore import ops as ms_ops
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
@@ -100,7 +99,7 @@ def _stacked(
     used = [memory.contiguous(part) for part, count in zip(parts, counts, strict=True) if count]
     if not used:
         return memory.zeros(shape, dtype)
-    return used[0] if len(used) == 1 else ms_ops.cat(used, axis=0)
+    return used[0] if len(used) == 1 else memory.concatenated(used)
 
 
 class _AddShareOfBias(autograd.Function):
