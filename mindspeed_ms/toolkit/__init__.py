@@ -7,6 +7,25 @@ Every name here is one of ``mindspeed_ms`` too and is loaded when it is first as
 import importlib
 
 EXPORTS: dict[str, str] = {
+    "AutoProcessor": "processors",
+    "AutoTokenizer": "tokenization.auto",
+    "BertTokenizer": "tokenization.classes",
+    "CohereTokenizer": "tokenization.classes",
+    "GPT2Processor": "processors",
+    "GPT2Tokenizer": "tokenization.classes",
+    "GPT2TokenizerFast": "tokenization.classes",
+    "GPTNeoXTokenizer": "tokenization.classes",
+    "GemmaTokenizer": "tokenization.classes",
+    "LlamaProcessor": "processors",
+    "LlamaTokenizer": "tokenization.classes",
+    "LlamaTokenizerFast": "tokenization.classes",
+    "PanguAlphaProcessor": "processors",
+    "PreTrainedTokenizerFast": "tokenization.classes",
+    "Qwen2Tokenizer": "tokenization.classes",
+    "Qwen3_5Tokenizer": "tokenization.classes",
+    "RobertaTokenizer": "tokenization.classes",
+    "T5Tokenizer": "tokenization.classes",
+    "TextProcessor": "processors",
     "register_dataset": "registry",
     "register_model": "registry",
 }

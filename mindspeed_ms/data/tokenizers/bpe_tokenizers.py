@@ -7,13 +7,14 @@ Source: Megatron-LM core 0.12 ``data/tokenizers/{tokenizer,gpt2_tokenization}.py
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from mindspeed_ms.data.tokenizers import optional_libraries
+from mindspeed_ms.data.tokenizers.assembly import load
+from mindspeed_ms.data.tokenizers.byte_level import read_json, symbols_of_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -22,14 +23,6 @@ _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\
 
 
 _MAX_KNOWN_WORDS = 1 << 20
-
-
-def _symbols_of_bytes() -> dict[int, str]:
-    """GPT-2's printable character for each byte: itself where it has one, else one from 256 on."""
-    itself = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    symbols = {byte: chr(byte) for byte in itself}
-    others = (byte for byte in range(256) if byte not in symbols)
-    return symbols | {byte: chr(256 + place) for place, byte in enumerate(others)}
 
 
 class GPT2BPETokenizer:
@@ -70,7 +63,7 @@ class GPT2BPETokenizer:
             ) from error
         self._find_words = words.compile(_GPT2_PATTERN).findall
         self._known: dict[str, list[int]] = {}
-        self._symbol_of = _symbols_of_bytes()
+        self._symbol_of = symbols_of_bytes()
         self._byte_of = {symbol: byte for byte, symbol in self._symbol_of.items()}
         self.eod: int = self.vocab[END_OF_TEXT]
         self.eos: int = self.eod
@@ -127,8 +120,7 @@ class HuggingFaceTokenizer:
     """A tokenizer in Hugging Face's format, from a local folder.
 
     With the ``transformers`` library installed, its ``AutoTokenizer`` is used, as Megatron does;
-    otherwise ``tokenizers`` reads ``tokenizer.json`` and the special tokens are those of
-    ``tokenizer_config.json`` or ``special_tokens_map.json``.
+    otherwise the folder is read as the high-level ``AutoTokenizer`` reads it, to the same ids.
 
     Args:
         path: folder, or its ``tokenizer.json``.
@@ -175,20 +167,12 @@ class HuggingFaceTokenizer:
         return self._backend.token_to_id(token)
 
 
-class _TokenizersBackend:
-    """``tokenizers`` on ``tokenizer.json``."""
+class _OwnBackend:
+    """The loader of the high-level room: any form a tokenizer's files have."""
 
-    def __init__(self, file: Path) -> None:
-        library = optional_libraries.load("tokenizers", "HuggingFaceTokenizer")
-        try:
-            self._tokenizer = library.Tokenizer.from_file(str(file))
-        except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
-            raise ValueError(f"{file} is not a tokenizer file ({error}); copy it again") from error
-        self._special: dict[str, Any] = {}
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            path = file.with_name(name)
-            if path.is_file():
-                self._special |= _read_json(path)
+    def __init__(self, path: Path) -> None:
+        _, self._assembly = load(path)
+        self._tokenizer = self._assembly.backend
         self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -201,9 +185,7 @@ class _TokenizersBackend:
         return self._tokenizer.token_to_id(token)
 
     def special(self, name: str) -> int | None:
-        token = self._special.get(name)
-        text = token.get("content") if isinstance(token, dict) else token
-        return None if text is None else self._tokenizer.token_to_id(text)
+        return self._assembly.token_id(name)
 
 
 class _TransformersBackend:
@@ -246,13 +228,7 @@ def _hugging_face_backend(path: str, trust_remote_code: bool, use_fast: bool) ->
     transformers = optional_libraries.load_if_installed("transformers")
     if transformers is not None and os.path.isdir(path):
         return _TransformersBackend(transformers, path, trust_remote_code, use_fast)
-    file = Path(path) / "tokenizer.json" if os.path.isdir(path) else Path(path)
-    if not file.is_file():
-        raise ValueError(
-            f"{path} has no tokenizer.json; save the tokenizer in that form, or install the "
-            "transformers library, which reads older forms"
-        )
-    return _TokenizersBackend(file)
+    return _OwnBackend(Path(path))
 
 
 def _read_vocab(path: str) -> dict[str, int]:
@@ -261,7 +237,7 @@ def _read_vocab(path: str) -> dict[str, int]:
             f"vocabulary {path} is not a file; GPT2BPETokenizer needs --vocab-file vocab.json and "
             "--merge-file merges.txt"
         )
-    vocab = _read_json(Path(path))
+    vocab = read_json(Path(path))
     if not all(isinstance(number, int) for number in vocab.values()):
         raise ValueError(f"vocabulary {path} must map tokens to numbers; give GPT-2's vocab.json")
     return vocab
@@ -284,13 +260,3 @@ def _read_merges(path: str) -> list[tuple[str, str]]:
             )
         merges.append((parts[0], parts[1]))
     return merges
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON in UTF-8 ({error}); copy it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}; an object is needed")
-    return content

@@ -7,8 +7,8 @@ import importlib.util
 from types import ModuleType
 
 
-def load(library: str, needed_for: str) -> ModuleType:
-    """Import a library.
+def load(library: str, needed_for: str, extra: str = "tokenizers") -> ModuleType:
+    """Import a library that comes with one of the project's extras.
 
     Raises:
         RuntimeError: it is not installed; says what for and how to install it.
@@ -18,7 +18,7 @@ def load(library: str, needed_for: str) -> ModuleType:
     except ImportError as error:
         raise RuntimeError(
             f"{needed_for} needs the library {library.partition('.')[0]}, which is not installed "
-            f"({error}); run: pip install 'mindspeed_ms[tokenizers]'"
+            f"({error}); run: pip install 'mindspeed_ms[{extra}]'"
         ) from error
 
 
@@ -27,3 +27,9 @@ def load_if_installed(library: str) -> ModuleType | None:
     if importlib.util.find_spec(library) is None:
         return None
     return importlib.import_module(library)
+
+
+def one_line(error: BaseException) -> str:
+    """A library's error, which may fill a page, as one short line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."

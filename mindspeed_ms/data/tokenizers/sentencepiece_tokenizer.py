@@ -5,25 +5,10 @@ Source: Megatron-LM core 0.12 ``data/tokenizers/tokenizer.py`` (behaviour).
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 
-import sentencepiece
-
-
-def _load_model(path: str) -> sentencepiece.SentencePieceProcessor:
-    if not os.path.isfile(path):
-        raise ValueError(
-            f"tokenizer model {path} is not a file; --tokenizer-model needs the path of a "
-            "SentencePiece .model file"
-        )
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=path)
-    except (RuntimeError, OSError) as error:
-        raise ValueError(
-            f"tokenizer model {path} is not a SentencePiece model ({error}); give the .model file"
-        ) from error
+from mindspeed_ms.data.tokenizers.sentencepiece_model import load_processor
 
 
 class SentencePieceTokenizer:
@@ -47,7 +32,7 @@ class SentencePieceTokenizer:
             "tokenizer_path": [model_file],
             "vocab_extra_ids": str(vocab_extra_ids),
         }
-        self._model = _load_model(model_file)
+        self._model = load_processor(model_file)
         model = self._model
         self.vocab: dict[str, int] = {
             model.id_to_piece(number): number for number in range(model.get_piece_size())
@@ -123,7 +108,7 @@ class GPTSentencePieceTokenizer:
             "tokenizer_path": [model_file],
             "vocab_extra_ids": "0",
         }
-        self._model = _load_model(model_file)
+        self._model = load_processor(model_file)
         self.bos: int = self._model.bos_id()
         self.eos: int = self._model.eos_id()
         self.eod: int = self.eos
