@@ -20,6 +20,7 @@ EXPORTS: dict[str, str] = {
     "LlamaTokenizer": "tokenization.classes",
     "LlamaTokenizerFast": "tokenization.classes",
     "PanguAlphaProcessor": "processors",
+    "PanguAlphaTokenizer": "tokenization.pangualpha",
     "PreTrainedTokenizerFast": "tokenization.classes",
     "Qwen2Tokenizer": "tokenization.classes",
     "Qwen3_5Tokenizer": "tokenization.classes",

@@ -272,6 +272,43 @@ def test_a_changed_ranks_file_is_read_anew(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path).vocab_size == first.vocab_size - 50
 
 
+def test_pangualphas_words_are_found_first(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("jieba")
+    texts = [
+        "我 喜欢 北京 \u2582 因为 它 很 美 \u2583",
+        "the \u2582 lamp <eot> 灯塔 在 港口 附近",
+    ] * 9
+    with open(tmp_path / "vocab.model", "wb") as stream:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=stream,
+            vocab_size=90,
+            hard_vocab_limit=False,
+            minloglevel=2,
+            control_symbols=["<eot>", "<pad>"],
+        )
+    cases._model(tmp_path, model_type="pangualpha")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(tokenizer) is mindspeed_ms.PanguAlphaTokenizer
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "vocab.model"))
+    text = "我喜欢北京\n因为它很美 the lamp"
+    words = "我 喜欢 北京 \u2583 因为 它 很 美 \u2582 the \u2582 lamp"
+    assert tokenizer(text)["input_ids"] == model.encode(words)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer("灯塔<eot>")["input_ids"][-1] == tokenizer.eos_token_id == 3
+    assert tokenizer(["灯塔", text], padding=True)["input_ids"][0][-1] == tokenizer.pad_token_id
+    assert tokenizer.batch_decode([tokenizer(text).input_ids] * 2) == [text] * 2
+    with pytest.raises(ValueError, match="finds the words of a text itself"):
+        tokenizer(["我"], is_split_into_words=True)
+    processor = mindspeed_ms.AutoProcessor.from_pretrained(tmp_path, return_tensors="np")
+    assert type(processor) is mindspeed_ms.PanguAlphaProcessor
+    assert processor(text)["text"].shape == (1, 128)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again(text).data == tokenizer(text).data
+
+
 # ---- settings ----
 
 

@@ -112,7 +112,7 @@ def assemble(class_name: str, source: Source | Tokenizer, settings: Mapping[str,
     else:
         backend = source
     if class_name == "T5Tokenizer":
-        settings.setdefault(OLD_EXTRA, _sentinels(settings["extra_ids"]))
+        _add_sentinels(settings)
     _take_padding(backend, settings)
     assembly = _with_special_tokens(backend, settings)
     _add_tokens(assembly, added)
@@ -219,7 +219,6 @@ def _from_vocab_json(
             f"merges {merges} of {class_name} is not a file; {vocab} needs the merges.txt that "
             "belongs to it"
         )
-    read_json(vocab)
     library = optional_libraries.load("tokenizers", class_name)
     try:
         entries, pairs = library.models.BPE.read_file(str(vocab), str(merges))
@@ -237,20 +236,18 @@ def _from_pieces(
     """A SentencePiece model; its control and user-defined pieces become special tokens."""
     library = optional_libraries.load("tokenizers", class_name)
     is_generic = PIPELINES[class_name].build is None
-    is_t5 = class_name == "T5Tokenizer"
-    sentinels = _sentinels(settings["extra_ids"]) if is_t5 else []
-    tokens = [
+    settings[OLD_EXTRA] = [
         library.AddedToken(text, normalized=False, special=is_control)
         for text, is_control in pieces.added()
         if is_control or not is_generic
     ]
-    settings[OLD_EXTRA] = [*tokens, *sentinels]
     if is_generic:
         names = {} if pieces.is_unigram else {n: str(token) for n, token in added.items()}
         settings |= {**pieces.named, **settings}
         return as_tokenizer(pieces, names, settings.get("legacy", True))
-    if is_t5:
-        entries = [*pieces.pieces, *((text, 0.0) for text in reversed(sentinels))]
+    if class_name == "T5Tokenizer":
+        sentinels = reversed(_sentinels(settings["extra_ids"]))
+        entries = [*pieces.pieces, *((text, 0.0) for text in sentinels)]
         return pipelines.build(class_name, Vocabulary(entries, [], pieces.charsmap), settings)
     vocab = pieces.vocab()
     return pipelines.build(class_name, Vocabulary(vocab, merges_by_id(vocab)), settings)
@@ -285,6 +282,13 @@ def _from_tiktoken(
 def _sentinels(count: int) -> list[str]:
     """T5's tokens for gaps in a text."""
     return [f"<extra_id_{number}>" for number in range(count)]
+
+
+def _add_sentinels(settings: dict[str, Any]) -> None:
+    """The sentinels are special tokens; a list that names some names all."""
+    others = settings.get(OLD_EXTRA) or []
+    if not any("<extra_id_" in str(token) for token in others):
+        settings[OLD_EXTRA] = [*others, *_sentinels(settings["extra_ids"])]
 
 
 # ---- special tokens ----

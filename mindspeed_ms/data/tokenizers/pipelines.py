@@ -217,6 +217,17 @@ _QWEN_TOKENS = {"unk_token": _END, "eos_token": _END, "pad_token": _END}
 
 PIPELINES: dict[str, Pipeline] = {
     GENERIC: Pipeline(build=None),
+    # Words are found before; the pieces are those of the model's own settings.
+    "PanguAlphaTokenizer": Pipeline(
+        build=None,
+        tokens={
+            "bos_token": "<s>",
+            "eos_token": "<eot>",
+            "unk_token": "<unk>",
+            "pad_token": "<pad>",
+        },
+        vocab_file="vocab.model",
+    ),
     # MindFormers' class: pads with the end token and returns token types, in this order.
     "GPT2Tokenizer": Pipeline(
         build=_gpt2,

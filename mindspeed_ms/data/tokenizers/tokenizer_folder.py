@@ -65,6 +65,7 @@ _CLASSES_OF_MODELS = {
     "Qwen3_5Tokenizer": "qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text",
     "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text recurrent_gemma",
     "CohereTokenizer": "cohere cohere2",
+    "PanguAlphaTokenizer": "pangualpha",
     "T5Tokenizer": "t5 mt5 switch_transformers",
     "BertTokenizer": "bert distilbert electra megatron-bert ernie nomic_bert",
     "RobertaTokenizer": "roberta bart longformer",
@@ -148,8 +149,10 @@ class _Files:
 
     def class_name(self, model_type: str | None = None) -> str:
         """The class that opens the files."""
+        declared = (self.declared or "").removesuffix("Fast")
         is_byte_level = (
-            self.tokenizer_json is not None
+            declared == "LlamaTokenizer"
+            and self.tokenizer_json is not None
             and '"ByteLevel"' in self.tokenizer_json.read_text(encoding="utf-8")
         )
         model_type = model_type or self.model.get("model_type")

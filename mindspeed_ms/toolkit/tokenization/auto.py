@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 from mindspeed_ms.data.tokenizers.pipelines import PIPELINES
 from mindspeed_ms.data.tokenizers.tokenizer_folder import WANTED, class_of_folder
 from mindspeed_ms.toolkit import hub, registry
-from mindspeed_ms.toolkit.tokenization.classes import PreTrainedTokenizerFast
+from mindspeed_ms.toolkit.tokenization import classes, pangualpha  # noqa: F401  (they register)
+from mindspeed_ms.toolkit.tokenization.base import PreTrainedTokenizerFast
 
 
 class AutoTokenizer:

@@ -147,6 +147,8 @@ def as_lists(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, list | tuple):
+        if value and type(value[0]) is int:
+            return list(value)
         return [as_lists(inner) for inner in value]
     # A tensor can only come from a library that is loaded.
     if "mindspore" in sys.modules:
