@@ -112,6 +112,10 @@ def record():
     tokenizer = AutoTokenizer.from_pretrained(folder, bos_token="<s>")
     found["chat"] = {"written": chat_cases.written(tokenizer)}
     found["chat"]["encoded"] = chat_cases.encoded(tokenizer)
+    found["chat"]["sanitized"] = chat_cases.sanitized(tokenizer)
+    folder = Path(tempfile.mkdtemp())
+    cases.llama(folder)
+    found["chat"]["sanitized pieces"] = chat_cases.sanitized(AutoTokenizer.from_pretrained(folder))
     found["schemas"] = [get_json_schema(chat_cases.weather), get_json_schema(chat_cases.nothing)]
     return found
 

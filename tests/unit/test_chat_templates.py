@@ -10,12 +10,12 @@ import chat_cases
 import pytest
 import tokenizer_cases as cases
 
-from mindspeed_ms import AutoTokenizer
+from mindspeed_ms import AutoTokenizer, PreTrainedTokenizerFast
 from mindspeed_ms.data.tokenizers import chat_templates
 from mindspeed_ms.data.tokenizers.tool_schemas import schema_of
 
 jinja2 = pytest.importorskip("jinja2")
-pytest.importorskip("tokenizers")
+tokenizers = pytest.importorskip("tokenizers")
 EXPECTED = json.loads(gzip.decompress(cases.EXPECTED.read_bytes()))
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
 
@@ -44,6 +44,33 @@ def test_ids_and_masks_are_alike(tokenizer):
     ]
     assert "far away" in tokenizer.decode(learned)
     assert "harbour" not in tokenizer.decode(learned)
+
+
+def test_control_tokens_of_a_user_become_text_alike(tokenizer, tmp_path):
+    found = json.loads(json.dumps(chat_cases.sanitized(tokenizer)))
+    assert found == EXPECTED["chat"]["sanitized"]
+    clean, forged = found["chatml plain one"]["input_ids"], found["chatml off one"]["input_ids"]
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert clean.count(start) == 3 < forged.count(start)
+    folder = tmp_path / "pieces"
+    folder.mkdir()
+    cases.llama(folder)
+    pieces = AutoTokenizer.from_pretrained(folder)
+    found = json.loads(json.dumps(chat_cases.sanitized(pieces)))
+    assert found == EXPECTED["chat"]["sanitized pieces"]
+
+
+def test_a_token_that_plain_text_makes_cannot_be_text():
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"lamp": 0, "?": 1}, unk_token="?"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer.add_tokens(["lamp"])
+    with pytest.raises(ValueError, match="'lamp' cannot be text: the tokenizer makes it of plain"):
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": "a lamp"}],
+            chat_template="{{ messages[0].content }} lamp",
+            sanitize_control_tokens=True,
+        )
 
 
 def test_functions_become_the_same_schemas():

@@ -4,6 +4,7 @@ import copy
 import gzip
 import json
 import pickle
+import re
 import shutil
 import sys
 from importlib import util
@@ -160,6 +161,20 @@ def test_the_guides_processors_print_what_the_guide_shows(gpt2_here):
     longer = mindspeed_ms.GPT2Processor(tokenizer=tok, max_length=256, return_tensors="ms")
     assert str(auto("hello!")) == str(own("hello!")) == shown % 128
     assert str(longer("hello!")) == shown % 256
+
+
+def test_the_documents_examples_run(gpt2_here, capsys):
+    document = Path(__file__).parents[2] / "docs" / "tokenizers.md"
+    blocks = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0] == blocks[0].split("# ")[1].splitlines()[0]
+    assert "['one text', 'another']" in printed and "shape=[1, 128], dtype=Int32" in printed
+    assert names["text"] == "user: Where is the lamp?\n"
+    assert names["rows"]["input_ids"].shape == (2, len(names["tokenizer"](names["text"]).input_ids))
 
 
 # ---- names and classes ----
@@ -452,6 +467,7 @@ def test_tensors_are_int32_for_mindspore_and_int64_for_numpy(tmp_path):
             },
             r"max_length \(5\) must be a multiple of pad_to_multiple_of \(4\)",
         ),
+        ({"text": ["a", "b\ud800"]}, r"'\\ud800' at 1 is half a character; replace it"),
         (
             {"text": "a b", "text_pair": "c", "truncation": "only_second", "max_length": 1},
             "cannot be encoded as asked .*change truncation",

@@ -121,6 +121,15 @@ def has_generation(template: str) -> bool:
     return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
 
 
+def literal_text(template: str) -> str:
+    """What a template itself writes: its text and its strings, apart from each other."""
+    nodes = optional_libraries.load("jinja2.nodes", "a chat template")
+    tree = _compiled(template).environment.parse(template)
+    texts = {node.data for node in tree.find_all(nodes.TemplateData)}
+    texts |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    return "\0".join(sorted(texts))
+
+
 def _without_marks(text: str, marks: _Marks) -> Rendered:
     spans: list[tuple[int, int]] = []
     pieces, length, start = [], 0, 0

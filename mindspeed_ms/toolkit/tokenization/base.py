@@ -6,6 +6,7 @@ Source: ``transformers`` 5.24 (names, arguments, results; compared with it text 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -348,7 +349,8 @@ class PreTrainedTokenizerFast(SpecialTokens, ChatTemplates, Saving):
             )
         except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
             raise ValueError(
-                f"the texts cannot be encoded as asked ({optional_libraries.one_line(error)}); "
+                _half_character(rows)
+                or f"the texts cannot be encoded as asked ({optional_libraries.one_line(error)}); "
                 "change truncation, max_length or stride"
             ) from error
 
@@ -531,6 +533,16 @@ def _check_text(name: str, value: Any) -> None:
             f"{name} holds {type(first).__name__} {first!r:.40}; give a str, a list of str, or "
             "lists of words with is_split_into_words=True"
         )
+
+
+def _half_character(rows: Any) -> str:
+    """What is wrong with texts that are no Unicode; empty when they are."""
+    if not isinstance(rows, str):
+        return next(filter(None, map(_half_character, rows)), "")
+    found = re.search("[\ud800-\udfff]", rows)
+    if found is None:
+        return ""
+    return f"a text is no Unicode: {found[0]!r} at {found.start()} is half a character; replace it"
 
 
 _READERS = {

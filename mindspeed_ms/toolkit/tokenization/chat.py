@@ -8,6 +8,7 @@ from typing import Any
 
 from mindspeed_ms.data.tokenizers import chat_templates
 from mindspeed_ms.toolkit import messages
+from mindspeed_ms.toolkit.tokenization import control_tokens, lengths
 from mindspeed_ms.toolkit.tokenization.batch_encoding import BatchEncoding, as_tensor
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class ChatTemplates:
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
         tokenize: bool = True,
+        sanitize_control_tokens: bool = False,
         padding: bool | str = False,
         truncation: bool = False,
         max_length: int | None = None,
@@ -83,6 +85,8 @@ class ChatTemplates:
             add_generation_prompt: end with the start of an assistant's message.
             continue_final_message: leave the last message open; a string names its field.
             tokenize: ids; else the text.
+            sanitize_control_tokens: control tokens in messages, tools, documents and variables are
+                encoded as text; only those that the template writes are control tokens.
             padding: as in a call.
             truncation: as in a call.
             max_length: as in a call.
@@ -96,16 +100,20 @@ class ChatTemplates:
             ValueError: no template, a conversation it refuses, or arguments that do not fit.
         """
         with_mask = return_assistant_tokens_mask
-        if with_mask and (continue_final_message or not (tokenize and return_dict)):
-            raise ValueError(
-                "return_assistant_tokens_mask needs tokenize=True, return_dict=True and no "
-                "continue_final_message"
-            )
+        _check(tokenize, return_dict, with_mask, continue_final_message, sanitize_control_tokens)
         template = self.get_chat_template(chat_template, tools)
         if with_mask and not chat_templates.has_generation(template):
             messages.say_once(logger, _NO_BLOCK)
         first = next(iter(getattr(conversation, "messages", conversation)), None)
         is_batch = isinstance(first, list | tuple) or hasattr(first, "messages")
+        chats = list(
+            map(chat_templates.plain_messages, conversation if is_batch else [conversation])
+        )
+        if sanitize_control_tokens:
+            tokens = control_tokens.of_template(self.added_tokens_decoder.values(), template)
+            chats, tools, documents, variables = (
+                control_tokens.marked(one, tokens) for one in (chats, tools, documents, variables)
+            )
         options = {
             "tools": tools,
             "documents": documents,
@@ -113,20 +121,18 @@ class ChatTemplates:
             "continue_final_message": continue_final_message,
             "with_spans": with_mask,
         }
-        rendered = [
-            chat_templates.render(one, template, **options, **(self.special_tokens_map | variables))
-            for one in (conversation if is_batch else [conversation])
-        ]
+        options |= self.special_tokens_map | variables
+        rendered = [chat_templates.render(chat, template, **options) for chat in chats]
         texts = [one.text for one in rendered]
         given = texts if is_batch else texts[0]
         if not tokenize:
             return given
-        result = self(
+        encode = self._encode_marked if sanitize_control_tokens else self._encode_chat
+        result = encode(
             given,
             padding=padding,
             truncation=truncation,
             max_length=max_length,
-            add_special_tokens=False,
             return_tensors=return_tensors,
             **(tokenizer_kwargs or {}),
         )
@@ -135,6 +141,54 @@ class ChatTemplates:
             has_rows = is_batch or return_tensors is not None
             result["assistant_masks"] = masks if has_rows else masks[0]
         return result if return_dict else result["input_ids"]
+
+    def _encode_chat(self, texts: str | list[str], **options: Any) -> BatchEncoding:
+        return self(texts, add_special_tokens=False, **options)
+
+    def _encode_marked(
+        self,
+        texts: str | list[str],
+        *,
+        padding: bool | str,
+        truncation: bool,
+        max_length: int | None,
+        return_tensors: str | None,
+        **options: Any,
+    ) -> BatchEncoding:
+        """Encode texts in which the user's control tokens are marked."""
+        is_batch = isinstance(texts, list)
+        rows = [control_tokens.encode(self, text) for text in (texts if is_batch else [texts])]
+        found = lengths.lengths_of(padding, truncation, max_length, None, self.model_max_length)
+        if found.truncates:
+            length = found.max_length
+            cuts_left = self.truncation_side == "left"
+            rows = [row[-length:] if cuts_left else row[:length] for row in rows]
+        return self.pad(
+            {"input_ids": rows if is_batch or return_tensors is not None else rows[0]},
+            padding=found.padding,
+            max_length=found.max_length,
+            return_tensors=return_tensors,
+            **options,
+        )
+
+
+def _check(
+    tokenize: bool,
+    return_dict: bool,
+    with_mask: bool,
+    continued: bool | str,
+    sanitize: bool,
+) -> None:
+    """Refuse arguments of ``apply_chat_template`` that do not go together."""
+    if with_mask and (continued or not (tokenize and return_dict)):
+        raise ValueError(
+            "return_assistant_tokens_mask needs tokenize=True, return_dict=True and no "
+            "continue_final_message"
+        )
+    if sanitize and (with_mask or not tokenize):
+        raise ValueError(
+            "sanitize_control_tokens needs tokenize=True and no return_assistant_tokens_mask"
+        )
 
 
 def _masks(
