@@ -118,6 +118,16 @@ def test_megatrons_flag_reads_the_same_folders_to_the_same_ids(kind, tmp_path, m
     assert megatron.pad == tokenizer.pad_token_id
 
 
+def test_megatrons_flag_finds_the_end_token_in_the_generation_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(optional_libraries, "load_if_installed", lambda _: None)
+    made("bert", tmp_path)
+    with pytest.raises(ValueError, match="names no eos_token"):
+        HuggingFaceTokenizer(str(tmp_path))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 4], "bos_token_id": 2}')
+    megatron = HuggingFaceTokenizer(str(tmp_path))
+    assert (megatron.eod, megatron.bos) == (3, 2)
+
+
 # ---- the guides' prints, with the real vocabulary ----
 
 
@@ -259,7 +269,7 @@ def test_classes_are_made_from_files_and_objects(tmp_path):
     other = LlamaTokenizer(vocab_file=cases.VOCABULARIES / "llama.model", add_bos_token=True)
     assert other("a")["input_ids"][0] == other.bos_token_id == 1
     three = PreTrainedTokenizerFast(tokenizer_object=two.backend_tokenizer, eos_token="</s>")
-    assert three.eos_token_id == len(two.get_vocab()) - 1
+    assert three.eos_token_id == len(two) and "</s>" not in two.get_vocab()
     two.save_pretrained(tmp_path / "saved")
     file = tmp_path / "saved" / "tokenizer.json"
     assert PreTrainedTokenizerFast(tokenizer_file=file)("a b")["input_ids"] == two("a b").input_ids
@@ -557,7 +567,14 @@ def test_unusable_files_are_named_in_one_line(tmp_path):
         "t5",
         tokenizer_json=cases.byte_level_json(),
     )
-    refused("pad_token is 3; a special token is", tokenizer_config_json='{"pad_token": 3}')
+    for config, message in (
+        ('{"pad_token": 3}', "pad_token is 3; a special token is"),
+        ('{"extra_special_tokens": "<a>"}', "extra_special_tokens is '<a>'; give a list"),
+        ('{"added_tokens_decoder": []}', r"added_tokens_decoder is \[\]; it maps ids"),
+        ('{"added_tokens_decoder": {"x": "<a>"}}', "added_tokens_decoder is {'x': '<a>'}"),
+        ('{"eos_token": {"content": 3}}', "a token is described as {'content': 3}"),
+    ):
+        refused(message, tokenizer_config_json=config)
     folder = tmp_path / "no merges"
     folder.mkdir()
     cases.gpt2(folder)

@@ -315,6 +315,8 @@ def _with_special_tokens(backend: Tokenizer, settings: dict[str, Any]) -> Assemb
     own = settings.pop("model_specific_special_tokens", None) or {}
     if isinstance(extra, dict):
         own, extra = own | extra, []
+    if not isinstance(extra, list | tuple):
+        raise ValueError(f"{EXTRA} is {extra!r:.60}; give a list of tokens")
     for name in [name for name in settings if name.endswith("_token")]:
         if not isinstance(settings[name], (bool, type(None))):
             own[name] = settings.pop(name)

@@ -171,7 +171,8 @@ class _OwnBackend:
     """The loader of the high-level room: any form a tokenizer's files have."""
 
     def __init__(self, path: Path) -> None:
-        _, self._assembly = load(path)
+        folder, self._assembly = load(path)
+        self._generation = folder.generation
         self._tokenizer = self._assembly.backend
         self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
@@ -185,7 +186,10 @@ class _OwnBackend:
         return self._tokenizer.token_to_id(token)
 
     def special(self, name: str) -> int | None:
-        return self._assembly.token_id(name)
+        number = self._assembly.token_id(name)
+        if number is None:
+            number = self._generation.get(f"{name}_id")
+        return number[0] if isinstance(number, list) else number
 
 
 class _TransformersBackend:

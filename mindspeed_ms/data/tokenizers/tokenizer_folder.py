@@ -72,10 +72,9 @@ _CLASSES_OF_MODELS = {
     GENERIC: "glm glm4 glm4_moe glm4_moe_lite granite granitemoe granitemoehybrid "
     "granitemoeshared gpt_bigcode stablelm persimmon olmo2 olmo3 olmo_hybrid kimi_linear umt5",
 }
-_CLASS_OF = {
+_CLASS_OF = dict.fromkeys((*_MISTRAL, *_WRONGLY_DECLARED), GENERIC) | {
     model: name for name, models in _CLASSES_OF_MODELS.items() for model in models.split()
-} | dict.fromkeys((*sorted(_MISTRAL), *sorted(_WRONGLY_DECLARED - {"qwen2"})), GENERIC)
-_CLASS_OF |= dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text"), "Qwen3_5Tokenizer")
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,8 +288,7 @@ def _with_tokens(
     """Settings in which tokens are objects with all their properties."""
     added_token = optional_libraries.load("tokenizers", "a tokenizer's folder").AddedToken
     if "added_tokens_decoder" in settings:
-        described = settings["added_tokens_decoder"].items()
-        added = {int(number): as_token(token) for number, token in described}
+        added = _numbered(settings["added_tokens_decoder"])
     else:
         folder = files.folder
         if folder is not None:
@@ -319,6 +317,16 @@ def _with_tokens(
     return settings
 
 
+def _numbered(described: Any) -> dict[int, Any]:
+    """Tokens of ``added_tokens_decoder`` by their ids."""
+    try:
+        return {int(number): as_token(token) for number, token in described.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"added_tokens_decoder is {described!r:.60}; it maps ids to descriptions of tokens"
+        ) from error
+
+
 def _listed(extra: Any) -> list[Any]:
     """Tokens of a list; the names of a dictionary are no part of it."""
     return list(extra) if isinstance(extra, list | tuple) else []
@@ -328,6 +336,8 @@ def as_token(value: Any) -> Any:
     """A token as an object when it is described by an object of JSON; else as it is."""
     if not isinstance(value, dict):
         return value
+    if not isinstance(value.get("content"), str):
+        raise ValueError(f"a token is described as {value!r:.80}, without its content")
     library = optional_libraries.load("tokenizers", "a tokenizer's folder")
     return library.AddedToken(**{name: value[name] for name in _PROPERTIES & value.keys()})
 

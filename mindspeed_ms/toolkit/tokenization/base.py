@@ -5,6 +5,7 @@ Source: ``transformers`` 5.24 (names, arguments, results; compared with it text 
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -73,7 +74,8 @@ class PreTrainedTokenizerFast(SpecialTokens, ChatTemplates, Saving):
         **settings: Any,
     ) -> None:
         arguments.check(type(self).__name__, settings, self.pipeline_name)
-        source: Any = tokenizer_object
+        # A tokenizer changes its backend; the user's object stays as it is.
+        source: Any = copy.deepcopy(tokenizer_object)
         if source is None:
             paths = (tokenizer_file, vocab_file, merges_file)
             json_file, vocab, merges = (None if path is None else Path(path) for path in paths)
@@ -87,8 +89,8 @@ class PreTrainedTokenizerFast(SpecialTokens, ChatTemplates, Saving):
         self.generation: Mapping[str, Any] = settings.pop("generation", {})
         self._given_input_names = settings.pop("model_input_names", None)
         self.model_input_names = list(self._given_input_names or pipeline.input_names)
-        limit = settings.pop("model_max_length", None) or settings.pop("max_len", None)
-        self.model_max_length: int = limit or lengths.UNLIMITED
+        older = settings.pop("max_len", None)
+        self.model_max_length: int = settings.pop("model_max_length", older) or lengths.UNLIMITED
         for name, default in (
             ("padding_side", pipeline.padding_side),
             ("truncation_side", "right"),
