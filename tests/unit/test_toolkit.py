@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,9 @@ from mindspeed_ms.toolkit import hub, messages, registry
 
 
 def run(script):
+    here = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
     return subprocess.run(
-        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+        [sys.executable, "-c", here + script], check=True, capture_output=True, text=True
     ).stdout
 
 
@@ -28,6 +30,19 @@ def test_pure_modules_of_the_room_load_without_mindspore():
     run(
         "import sys; sys.modules['mindspore'] = None\n"
         "from mindspeed_ms.toolkit import hub, messages, registry"
+    )
+
+
+def test_tokenizers_need_no_mindspore(tmp_path):
+    run(
+        "import sys; sys.modules['mindspore'] = None\n"
+        "import tokenizer_cases as cases, pathlib\n"
+        "from mindspeed_ms import AutoProcessor, AutoTokenizer, LlamaTokenizer\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "cases.llama(folder)\n"
+        "rows = AutoTokenizer.from_pretrained(folder)(['a', 'b c'], padding=True)\n"
+        "assert len(AutoTokenizer.from_pretrained(folder).batch_decode(rows['input_ids'])) == 2\n"
+        "assert AutoProcessor.from_pretrained(folder, return_tensors='np')('a')['text'].shape\n"
     )
 
 
