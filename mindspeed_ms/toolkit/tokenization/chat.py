@@ -106,41 +106,46 @@ class ChatTemplates:
             messages.say_once(logger, _NO_BLOCK)
         first = next(iter(getattr(conversation, "messages", conversation)), None)
         is_batch = isinstance(first, list | tuple) or hasattr(first, "messages")
-        chats = list(
-            map(chat_templates.plain_messages, conversation if is_batch else [conversation])
-        )
+        inputs: dict[str, Any] = {"tools": tools, "documents": documents, "variables": variables}
+        inputs["chats"] = [
+            chat_templates.plain_messages(one)
+            for one in (conversation if is_batch else [conversation])
+        ]
         if sanitize_control_tokens:
-            tokens = control_tokens.of_template(self.added_tokens_decoder.values(), template)
-            chats, tools, documents, variables = (
-                control_tokens.marked(one, tokens) for one in (chats, tools, documents, variables)
-            )
-        options = {
-            "tools": tools,
-            "documents": documents,
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "with_spans": with_mask,
-        }
-        options |= self.special_tokens_map | variables
-        rendered = [chat_templates.render(chat, template, **options) for chat in chats]
+            added = self.added_tokens_decoder.values()
+            inputs = control_tokens.marked(inputs, control_tokens.of_template(added, template))
+        rendered = self._rendered(
+            template,
+            **inputs,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            with_spans=with_mask,
+        )
         texts = [one.text for one in rendered]
         given = texts if is_batch else texts[0]
         if not tokenize:
             return given
+        lengths_wanted = {"padding": padding, "truncation": truncation, "max_length": max_length}
         encode = self._encode_marked if sanitize_control_tokens else self._encode_chat
         result = encode(
-            given,
-            padding=padding,
-            truncation=truncation,
-            max_length=max_length,
-            return_tensors=return_tensors,
-            **(tokenizer_kwargs or {}),
+            given, return_tensors=return_tensors, **lengths_wanted, **(tokenizer_kwargs or {})
         )
         if with_mask:
             masks = _masks(result, [one.spans for one in rendered], return_tensors)
             has_rows = is_batch or return_tensors is not None
             result["assistant_masks"] = masks if has_rows else masks[0]
         return result if return_dict else result["input_ids"]
+
+    def _rendered(
+        self,
+        template: str,
+        *,
+        chats: Sequence[chat_templates.Conversation],
+        variables: Mapping[str, Any],
+        **options: Any,
+    ) -> list[chat_templates.Rendered]:
+        options |= self.special_tokens_map | variables
+        return [chat_templates.render(chat, template, **options) for chat in chats]
 
     def _encode_chat(self, texts: str | list[str], **options: Any) -> BatchEncoding:
         return self(texts, add_special_tokens=False, **options)
