@@ -82,9 +82,12 @@ class _ColumnLinear(autograd.Function):
     ) -> Tensor:
         x = memory.contiguous(x)
         make_ready(weight)
-        ctx.weight, ctx.plan, ctx.has_bias = weight, plan, bias is not None
+        ctx.weight, ctx.plan = weight, plan
+        ctx.bias_dtype = None if bias is None else bias.dtype
         total = mappings.gathered_first_dim(x, plan.group) if plan.sequence_parallel else x
         ctx.save_for_backward(total if plan.keeps_gathered_input else x)
+        if bias is not None:
+            bias = autograd.cast(bias, x.dtype)
         return ops.linear_forward(total, autograd.cast(weight, x.dtype), bias)
 
     @staticmethod
@@ -110,7 +113,9 @@ class _ColumnLinear(autograd.Function):
         elif parallel and plan.sums_over_group:
             reducing = comm.all_reduce(dx, group=group, async_op=True)
         dw = _weight_grad(grad, total, ctx.weight, plan.gradient_accumulation_fusion)
-        db = ops.bias_grad(grad) if ctx.has_bias else None
+        db = None
+        if ctx.bias_dtype is not None:
+            db = autograd.cast(ops.bias_grad(grad), ctx.bias_dtype)
         if reducing is not None:
             reducing.wait()
         return dx, dw, db, None
@@ -201,6 +206,11 @@ class _VocabParallelLookup(autograd.Function):
             return None, autograd.cast(dw, weight.dtype), None, None
         sink.mark_ready()
         return None, None, None, None
+
+
+def add_bias(y: Tensor, bias: Tensor) -> Tensor:
+    """The sum over the last dimension, in the type of y. Shapes: [..., o], [o] -> [..., o]."""
+    return _AddBias.apply(y, bias)
 
 
 def column_parallel_linear(
@@ -463,7 +473,7 @@ class RowParallelLinear(Cell):
         output = _RowLinear.apply(input_, self.weight, self.plan)
         if self.skip_bias_add or self.bias is None:
             return output, self.bias
-        return _AddBias.apply(output, self.bias), None
+        return add_bias(output, self.bias), None
 
 
 class VocabParallelEmbedding(Cell):

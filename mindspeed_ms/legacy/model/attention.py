@@ -12,6 +12,7 @@ from mindspore import Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
+from mindspeed_ms.backend import autograd
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, context_parallel_attention
 from mindspeed_ms.core.process_groups import ProcessGroups
@@ -181,7 +182,8 @@ class ParallelAttention(Cell):
             mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
         )
         if self.q_layernorm is not None:
-            q_SBND, k_SBGD = self.q_layernorm(q_SBND), self.k_layernorm(k_SBGD)
+            q_SBND = autograd.cast(self.q_layernorm(q_SBND), v_SBGD.dtype)
+            k_SBGD = autograd.cast(self.k_layernorm(k_SBGD), v_SBGD.dtype)
         if rotary_pos_emb is not None:
             cos, sin = rotary_pos_emb
             q_SBND = ops.rotary(q_SBND, cos, sin, self.rotary_interleaved)

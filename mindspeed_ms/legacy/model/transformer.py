@@ -24,7 +24,11 @@ from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import checkpoint, forgotten
 from mindspeed_ms.core.tensor_parallel import mappings
-from mindspeed_ms.core.tensor_parallel.layers import column_parallel_linear, linear_plan
+from mindspeed_ms.core.tensor_parallel.layers import (
+    add_bias,
+    column_parallel_linear,
+    linear_plan,
+)
 from mindspeed_ms.core.tensor_parallel.random import MODEL_PARALLEL_RNG, get_rng_tracker
 from mindspeed_ms.legacy.model.attention import CoreAttention, ParallelAttention, RotaryTables
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, LayerType
@@ -177,7 +181,7 @@ class ParallelTransformerLayer(Cell):
     ) -> Tensor:
         """The sum: residual + dropout(post_norm(output + bias))."""
         if post_norm is not None:
-            output, bias = post_norm(output if bias is None else output + bias), None
+            output, bias = post_norm(output if bias is None else add_bias(output, bias)), None
         output, residual, bias = (
             None if part is None else autograd.cast(part, self.residual_dtype)
             for part in (output, residual, bias)
