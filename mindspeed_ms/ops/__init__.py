@@ -17,11 +17,21 @@ from mindspore import Tensor
 
 from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops import checks
+from mindspeed_ms.ops.attending import (
+    attend,
+    attention,
+    attention_accumulate,
+    attention_backward_accumulate,
+    attention_sinks_grad,
+)
 from mindspeed_ms.ops.attention_call import (
     AttentionCall,
     Documents,
+    KeyRanges,
     ScoreDropout,
     ScorePlaces,
+    ScoreStorage,
+    Window,
     draw_dropout,
 )
 from mindspeed_ms.ops.columns import join_columns, split_columns
@@ -45,12 +55,17 @@ from mindspeed_ms.ops.selection import current, report, select, selected
 __all__ = [
     "AttentionCall",
     "Documents",
+    "KeyRanges",
     "ScoreDropout",
     "ScorePlaces",
+    "ScoreStorage",
+    "Window",
     "adamw_",
+    "attend",
     "attention",
     "attention_accumulate",
     "attention_backward_accumulate",
+    "attention_sinks_grad",
     "axpy_",
     "bias_dropout_add",
     "bias_grad",
@@ -201,38 +216,6 @@ def rotary(t: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Te
     return current().rotary(t, cos, sin, interleaved)
 
 
-def attention(  # noqa: PLR0913 - one argument per option of an attention
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    causal: bool = True,
-    mask: Tensor | None = None,
-    documents: Documents | None = None,
-    dropout_p: float = 0.0,
-    generator: Generator | None = None,
-    places: ScorePlaces | None = None,
-) -> Tensor:
-    """Scaled dot-product attention, ``dropout(softmax(scale * q k^T, hidden keys out)) v``.
-
-    Query head n reads key/value group ``n // (N / G)``; keys and values are not repeated. A key is
-    hidden by ``mask``, by ``causal`` when it comes later than its query (the last query sees the
-    last key, also when S and S' differ), or by ``documents`` when it is of another one. A query
-    without any visible key gives zeros. Dropout bits are indexed by the position in [B, N, S, S']
-    of the whole attention, of which ``places`` says which part this is (None: all of it).
-
-    Shapes: q [S, B, N, D]; k [S', B, G, D] and v [S', B, G, E]; mask bool [B or 1, 1, S, S'],
-    True = hidden; result [S, B, N * E].
-    """
-    checks.attention(q, k, v, mask, documents)
-    _check_dropout("attention", dropout_p, generator)
-    shape = (q.shape[1], q.shape[2], q.shape[0], k.shape[0])
-    dropout = draw_dropout(dropout_p, generator, shape, places)
-    call = AttentionCall(scale=scale, causal=causal, documents=documents, dropout=dropout)
-    return current().attention(q, k, v, mask, call)
-
-
 def softmax(
     scores: Tensor, mask: Tensor | None = None, causal: bool = False, scale: float = 1.0
 ) -> Tensor:
@@ -254,7 +237,7 @@ def dropout(x: Tensor, p: float, generator: Generator | None) -> Tensor:
     same in every kernel set. With ``p = 0`` the input itself is returned and nothing is drawn.
     """
     checks.floating("dropout", x)
-    _check_dropout("dropout", p, generator)
+    checks.dropout("dropout", p, generator)
     return current().dropout(x, p, generator) if p > 0.0 else x
 
 
@@ -265,7 +248,7 @@ def bias_dropout_add(
     checks.floating("bias_dropout_add", x, residual)
     checks.same_shape("bias_dropout_add", x, residual)
     _check_activation("bias_dropout_add", x, bias)
-    _check_dropout("bias_dropout_add", p, generator)
+    checks.dropout("bias_dropout_add", p, generator)
     return current().bias_dropout_add(x, bias, residual, p, generator)
 
 
@@ -296,59 +279,6 @@ def masked_mean(values: Tensor, weights: Tensor, scale: float = 1.0) -> Tensor:
 
 
 # ---- plain kernels: no graph ---------------------------------------------------------------------
-
-
-def attention_accumulate(  # noqa: PLR0913 - one argument per tensor
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    call: AttentionCall,
-    mask: Tensor | None = None,
-) -> None:
-    """Go on with an attention over further keys, in place.
-
-    ``out`` and ``lse`` hold the result over earlier keys and become the result over all of them,
-    wherever the keys lie: ``lse = log(exp(lse) + sum exp(scores))``, ``out`` the mean of both
-    results weighted by their sums. Begin with ``out`` 0 and ``lse`` -infinity.
-
-    Shapes: q, k, v, mask as in ``attention``, contiguous; out fp32 [S, B, N * E]; lse fp32
-    [S, B, N].
-    Source: Milakov and Gimelshein, 2018; Liu et al., 2023 (ring attention).
-    """
-    checks.attention(q, k, v, mask, call.documents)
-    checks.attention_sums(q, v, out, lse)
-    checks.flat_float32("attention_accumulate", out)
-    checks.in_place("attention_accumulate", q, k, v, lse)
-    current().attention_accumulate(q, k, v, mask, out, lse, call)
-
-
-def attention_backward_accumulate(  # noqa: PLR0913 - one argument per tensor
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    dout: Tensor,
-    grads: tuple[Tensor, Tensor, Tensor],
-    call: AttentionCall,
-    mask: Tensor | None = None,
-) -> None:
-    """Add the gradients that come from some of the keys to fp32 tensors (dq, dk, dv), in place.
-
-    Shapes: q, k, v, mask of these keys as in ``attention``, contiguous; out, dout (of the type of
-    q) [S, B, N * E] and lse fp32 [S, B, N] of the attention over all keys; dq, dk, dv like q, k, v.
-    """
-    checks.attention(q, k, v, mask, call.documents)
-    checks.attention_sums(q, v, out, lse)
-    checks.floating("attention_backward_accumulate", q, out, dout)
-    checks.same_shape("attention_backward_accumulate", out, dout)
-    checks.in_place("attention_backward_accumulate", q, k, v, out, lse, dout)
-    for grad, tensor in zip(grads, (q, k, v), strict=True):
-        checks.same_shape("attention_backward_accumulate", grad, tensor)
-        checks.flat_float32("attention_backward_accumulate", grad)
-    current().attention_backward_accumulate(q, k, v, mask, out, lse, dout, grads, call)
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -563,9 +493,3 @@ def _check_activation(name: str, x: Tensor, bias: Tensor | None) -> None:
     else:
         checks.floating(name, x, bias)
         checks.vector(name, "bias", bias, x.shape[-1])
-
-
-def _check_dropout(name: str, p: float, generator: Generator | None) -> None:
-    checks.probability(name, p)
-    if p > 0.0 and generator is None:
-        raise ValueError(f"{name}: drop probability {p} without a generator; pass one or use p=0")

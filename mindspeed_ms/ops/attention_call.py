@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from mindspore import Tensor
+from mindspore.common.dtype import Type
 from numpy.typing import NDArray
 
 from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops.dropout_words import draw
 
 Places: TypeAlias = NDArray[np.int64]
+
+Window: TypeAlias = tuple[int | None, int | None]
+"""(left, right): tokens before and after its own place that a query sees; None: all of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,16 +122,162 @@ class ScoreDropout:
     """None: the scores of the call are the whole."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class KeyRanges:
+    """Which keys exist in each row of a batch, and where its queries stand among them.
+
+    For padding on either side, and for queries that go on from keys of earlier calls.
+
+    Raises:
+        ValueError: other shapes, or ranges outside the keys are found by ``ops.attention``.
+    """
+
+    starts: Places
+    """[B]: first key that exists."""
+
+    stops: Places
+    """[B]: one past the last."""
+
+    offsets: Places
+    """[B]: place of the row's first query among its keys."""
+
+    def __post_init__(self) -> None:
+        for name in ("starts", "stops", "offsets"):
+            numbers = np.ascontiguousarray(getattr(self, name), dtype=np.int64)
+            if numbers.ndim != 1 or numbers.shape != np.shape(self.starts):
+                raise ValueError(
+                    f"key ranges: {name} has shape {numbers.shape}; starts, stops and offsets are "
+                    "one number per row of the batch"
+                )
+            object.__setattr__(self, name, numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreStorage:
+    """Scores that lie in memory between operators, and so are rounded to a storage type.
+
+    The statistics of the softmax stay fp32 all the same. Gradients pass as if nothing was rounded.
+    """
+
+    dtype: Type
+    """bfloat16 or float16."""
+
+    divisor: float = 1.0
+    """Scores are divided by it before they are rounded and multiplied afterwards, which keeps large
+    ones in the range of float16."""
+
+    weights: bool = False
+    """Round the result of the softmax, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Keys that a query sees by their places: query i stands at key ``offset + i``."""
+
+    offset: int
+    left: int | None
+    """Keys before its place; None: all."""
+    right: int | None
+    """Keys after it; None: all."""
+
+    def is_apart(self, queries: int, keys: int) -> bool:
+        """Whether none of some queries sees any of some keys."""
+        last = self.offset + queries - 1
+        before = self.right is not None and last + self.right < 0
+        return before or (self.left is not None and self.offset - self.left >= keys)
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class AttentionCall:
     """Options of an attention over tensors q [S, B, N, D] and k, v [S', B, G, D]."""
 
     scale: float
     causal: bool = False
-    """Hide keys that come later; the last query sees the last key, also when S and S' differ."""
+    """Hide keys that come later than their query."""
+
+    window: Window = (None, None)
+    """Hide keys too far before or after their query."""
+
+    offset: int | None = None
+    """Place of the first query among the keys. None: the last query stands at the last key, also
+    when S and S' differ."""
+
+    ranges: KeyRanges | None = None
+    """Keys by row of the batch, with offsets of their own."""
 
     documents: Documents | None = None
     dropout: ScoreDropout | None = None
+
+    softcap: float | None = None
+    """Scaled scores become ``softcap * tanh(score / softcap)``."""
+
+    slopes: NDArray[np.float32] | None = None
+    """[N]: ``slope * |distance of query and key|`` is subtracted from the scores of a head."""
+
+    bias: Tensor | None = None
+    """[B or 1, N or 1, S, S'] of a floating type, contiguous: added to the scores. No gradient."""
+
+    storage: ScoreStorage | None = None
+    """None: scores are fp32."""
+
+    max_logits: Tensor | None = None
+    """fp32 [N], raised in place to the largest visible score of each head."""
+
+    def band(self, queries: int, keys: int) -> Band:
+        """What places hide, in a call with so many queries and keys."""
+        left, right = self.window
+        if self.causal:
+            right = 0 if right is None else min(right, 0)
+        return Band(keys - queries if self.offset is None else self.offset, left, right)
+
+    def hidden(self, queries: int, keys: int) -> NDArray[np.bool_] | None:
+        """Dense mask [B or 1, 1, S, S'] of what places, ranges and documents hide; None: nothing.
+
+        True = hidden.
+        """
+        band, parts = self.band(queries, keys), []
+        if band.left is not None or band.right is not None:
+            distances = self._distances(queries, keys)
+            if band.right is not None:
+                parts.append(distances > band.right)
+            if band.left is not None:
+                parts.append(distances < -band.left)
+        if self.ranges is not None:
+            keys_of_row = np.arange(keys)[None, None]
+            parts.append(keys_of_row < self.ranges.starts[:, None, None])
+            parts.append(keys_of_row >= self.ranges.stops[:, None, None])
+        if self.documents is not None:
+            parts.append(self.documents.hidden()[:, 0])
+        if not parts:
+            return None
+        hidden = parts[0]
+        for part in parts[1:]:
+            hidden = hidden | part
+        shape = (hidden.shape[0], queries, keys)
+        return np.broadcast_to(hidden, shape)[:, None]
+
+    def alibi(self, queries: int, keys: int) -> NDArray[np.float32] | None:
+        """What ``slopes`` add to the scores, [B or 1, N, S, S']; None: nothing."""
+        if self.slopes is None:
+            return None
+        distances = np.abs(self._distances(queries, keys)).astype(np.float32)
+        return -self.slopes[:, None, None] * distances[:, None]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether scores enter the softmax as they come from the product, times ``scale``."""
+        return all(
+            option is None for option in (self.softcap, self.slopes, self.bias, self.storage)
+        )
+
+    def _distances(self, queries: int, keys: int) -> Places:
+        """Place of each key less that of each query, [B or 1, S, S']."""
+        if self.ranges is None:
+            offsets = np.array([self.band(queries, keys).offset])
+        else:
+            offsets = self.ranges.offsets
+        places = offsets[:, None] + np.arange(queries)
+        return np.arange(keys)[None, None] - places[..., None]
 
 
 def draw_dropout(

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor
 
-from mindspeed_ms.ops.attention_call import Documents
+from mindspeed_ms.backend.random import Generator
+from mindspeed_ms.ops.attention_call import AttentionCall
 
 _FLOATS = (ms.float32, ms.bfloat16, ms.float16)
 _INTS = (ms.int32, ms.int64)
@@ -71,6 +73,13 @@ def probability(name: str, p: float) -> None:
         raise ValueError(f"{name}: drop probability {p}; it must be in [0, 1)")
 
 
+def dropout(name: str, p: float, generator: Generator | None) -> None:
+    """A probability, and a generator where something is dropped."""
+    probability(name, p)
+    if p > 0.0 and generator is None:
+        raise ValueError(f"{name}: drop probability {p} without a generator; pass one or use p=0")
+
+
 def linear(name: str, x: Tensor, weight: Tensor, dim: int) -> None:
     """The last dimension of ``x`` is dimension ``dim`` of the 2-D ``weight``."""
     floating(name, x, weight)
@@ -126,9 +135,14 @@ def flat_float32(name: str, *tensors: Tensor) -> None:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, documents: Documents | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    call: AttentionCall,
+    sinks: Tensor | None = None,
 ) -> None:
-    """Shapes of q [S, B, N, D], k [S', B, G, D], v [S', B, G, E], mask [B or 1, 1, S, S']."""
+    """Shapes of q [S, B, N, D], k [S', B, G, D], v [S', B, G, E], and of what ``call`` holds."""
     floating("attention", q, k, v)
     if len(q.shape) != 4 or len(k.shape) != 4 or k.shape[:3] != v.shape[:3]:
         raise ValueError(
@@ -140,16 +154,70 @@ def attention(
             f"attention: q {tuple(q.shape)} and k {tuple(k.shape)}: batch and head size must be "
             "equal, and the query heads a multiple of the key heads"
         )
+    scores = (q.shape[1], q.shape[2], q.shape[0], k.shape[0])
     if mask is not None:
-        boolean_mask("attention", mask, (q.shape[1], q.shape[2], q.shape[0], k.shape[0]))
-    if documents is not None:
-        rows = (1, q.shape[1])
-        found = documents.queries.shape, documents.keys.shape
-        if found not in [((b, q.shape[0]), (b, k.shape[0])) for b in rows]:
+        boolean_mask("attention", mask, scores)
+    attention_places(call, scores)
+    attention_scores(call, scores)
+    if sinks is not None:
+        floating("attention", sinks)
+        vector("attention", "sinks", sinks, q.shape[2])
+
+
+def attention_places(call: AttentionCall, scores: tuple[int, int, int, int]) -> None:
+    """Window, key ranges and documents of a call fit scores [B, N, S, S']."""
+    batch, _, queries, keys = scores
+    if any(side is not None and side < 0 for side in call.window):
+        raise ValueError(
+            f"attention: window {call.window}; its sides are numbers of tokens from 0, or None for "
+            "no limit"
+        )
+    if call.ranges is not None:
+        starts, stops = call.ranges.starts, call.ranges.stops
+        fits = len(starts) == batch and (starts >= 0).all() and (stops <= keys).all()
+        if not fits:
             raise ValueError(
-                f"attention: document numbers {found[0]} and {found[1]} for q {tuple(q.shape)} and "
-                f"k {tuple(k.shape)}; they must be [B or 1, S] and [B or 1, S']"
+                f"attention: key ranges from {starts.tolist()} to {stops.tolist()} for {batch} "
+                f"rows of {keys} keys; there must be one range per row, within its keys"
             )
+    if call.documents is not None:
+        found = call.documents.queries.shape, call.documents.keys.shape
+        if found not in [((b, queries), (b, keys)) for b in (1, batch)]:
+            raise ValueError(
+                f"attention: document numbers {found[0]} and {found[1]} for {batch} rows of "
+                f"{queries} queries and {keys} keys; they must be [B or 1, S] and [B or 1, S']"
+            )
+
+
+def attention_scores(call: AttentionCall, scores: tuple[int, int, int, int]) -> None:
+    """What a call does to scores [B, N, S, S'] fits them."""
+    batch, heads, queries, keys = scores
+    if call.softcap is not None and not call.softcap > 0.0:
+        raise ValueError(f"attention: softcap {call.softcap}; it must be above 0, or None")
+    if call.slopes is not None and (
+        call.slopes.shape != (heads,) or call.slopes.dtype != np.float32
+    ):
+        raise ValueError(
+            f"attention: slopes {call.slopes.shape} {call.slopes.dtype}; there must be {heads}, "
+            "one per head, float32"
+        )
+    if call.bias is not None:
+        floating("attention", call.bias)
+        in_place("attention", call.bias)
+        if tuple(call.bias.shape) not in [
+            (b, n, queries, keys) for b in (1, batch) for n in (1, heads)
+        ]:
+            raise ValueError(
+                f"attention: bias {tuple(call.bias.shape)}; it must be [{batch} or 1, "
+                f"{heads} or 1, {queries}, {keys}]"
+            )
+    if call.storage is not None and call.storage.dtype not in (ms.bfloat16, ms.float16):
+        raise ValueError(
+            f"attention: scores stored in {call.storage.dtype}; use bfloat16 or float16, or None"
+        )
+    if call.max_logits is not None:
+        vector("attention", "max_logits", call.max_logits, heads)
+        flat_float32("attention", call.max_logits)
 
 
 def attention_sums(q: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:

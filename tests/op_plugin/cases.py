@@ -7,6 +7,7 @@ of its own, the portable definition in the test process.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -191,7 +192,7 @@ _KINDS = (
     "dropout-blind mask",
 )
 _FUSED = ("FlashAttentionScore", "FlashAttentionScoreGrad")
-_COMPOSED = ("BatchMatMulExt", "SoftmaxBackward")
+_COMPOSED = ("BatchMatMulExt", "Exp")
 
 
 def _mask(random, shape, kind):
@@ -205,7 +206,8 @@ def _mask(random, shape, kind):
     return Tensor(hidden)
 
 
-def _attention_case(name, dtype, sizes, kind, launches, make=ref.tensor, ids=None):
+def _attention_case(name, dtype, sizes, kind, launches, make=ref.tensor, ids=None, **more):
+    """``more``: options of the call; a bias and sinks by the types they have."""
     s, keys, b, n, g, d = sizes
 
     def run(kernels, random):
@@ -219,15 +221,73 @@ def _attention_case(name, dtype, sizes, kind, launches, make=ref.tensor, ids=Non
             "documents": None if ids is None else ops.Documents(ids, ids),
             "dropout_p": 0.25 if "dropout" in kind else 0.0,
             "generator": Generator(5, 3),
+            **{name: option for name, option in more.items() if name not in ("bias", "sinks")},
         }
+        if "bias" in more:
+            call["bias"] = ref.tensor(random.randn(1, n, s, keys), more["bias"])
+        if "max_logits" in more:
+            call["max_logits"] = ref.tensor(np.full(n, -1e30))
         attention = ref.attention_of(kernels)
-        return differentiated(lambda *t: attention(*t, **call), arrays, dtype, random, make)
+
+        def attend(q, k, v, *sinks):
+            return attention(q, k, v, sinks=sinks[0] if sinks else None, **call)
+
+        if "sinks" in more:  # in the type of the parameters
+            arrays.append(random.randn(n))
+        results = differentiated(attend, arrays, dtype, random, make)
+        if "max_logits" in more:
+            results |= kept(max_logits=call["max_logits"])
+        return results
 
     # Rounded are the result, whose products with its gradient enter every score, and the gradients.
     _add(f"attention-{name}", dtype, run, launches, roundings=8)
 
 
+def _attention_options():
+    """What goes to the fused kernel, and what is composed."""
+    small, long = (8, 16, 2, 4, 2, 16), (70, 72, 1, 4, 2, 48)
+    ids = np.array([[0, 0, 1, 1, 1, 1, 4, 4], [0, 1, 1, 2, 2, 2, 2, 2]], np.int32)
+    ranges = ops.KeyRanges(np.array([0, 3]), np.array([14, 16]), np.array([6, 8]))
+    slopes = np.array([0.5, 0.25, 0.125, 0.0625], np.float32)
+    for dtype in FLOATS:
+        fused = _COMPOSED if dtype == ms.float32 else _FUSED
+        add = functools.partial(_attention_case, dtype=dtype)
+        for left, right in ((3, None), (1, 0), (2, 3), (None, 2), (20, None)):
+            window = {"window": (left, right)}
+            add(f"window {left} {right}", sizes=small, kind="causal", launches=fused, **window)
+            add(f"window {left} {right} full", sizes=small, kind="", launches=fused, **window)
+        add("window-long", sizes=long, kind="causal", launches=fused, window=(9, None))
+        add("window-mask", sizes=small, kind="mask", launches=fused, window=(3, 1))
+        add("window-dropout", sizes=small, kind="dropout-causal", launches=fused, window=(3, None))
+        more_queries = (9, 5, 2, 4, 2, 16)
+        add("window before keys", sizes=more_queries, kind="", launches=fused, window=(2, 1))
+        for left in (2, 5):  # shorter than a document, and longer than all
+            add(
+                f"documents-window {left}",
+                sizes=(8, 8, 2, 4, 2, 16),
+                kind="causal",
+                launches=fused,
+                ids=ids,
+                window=(left, None),
+            )
+        add("ranges", sizes=small, kind="causal", launches=fused, ranges=ranges)
+        add("sinks", sizes=small, kind="causal", launches=fused, sinks=True)
+        add("sinks-blind mask", sizes=small, kind="blind mask", launches=fused, sinks=True)
+        add("sinks-dropout", sizes=small, kind="dropout-causal", launches=fused, sinks=True)
+        add("bias", sizes=small, kind="causal", launches=fused, bias=dtype)
+        add("largest", sizes=small, kind="causal", launches=fused, max_logits=True)
+        add("largest blind", sizes=small, kind="blind mask", launches=fused, max_logits=True)
+        composed = functools.partial(add, sizes=small, launches=_COMPOSED)
+        composed("wide bias", kind="causal", bias=ms.float32)
+        composed("cap", kind="causal", softcap=0.8)
+        composed("cap-sinks", kind="dropout-causal", softcap=0.8, sinks=True)
+        composed("slopes", kind="mask", slopes=slopes, window=(6, None))
+    storage = ops.ScoreStorage(ms.bfloat16, divisor=3.0, weights=True)
+    _attention_case("stored", ms.bfloat16, small, "causal", _COMPOSED, storage=storage)
+
+
 def _attention():
+    _attention_options()
     for kind in _KINDS:
         for dtype in FLOATS:
             launches = _COMPOSED if dtype == ms.float32 else _FUSED

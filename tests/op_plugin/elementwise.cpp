@@ -144,6 +144,9 @@ OPERATION(Exp) {
 OPERATION(Log) {
     unary(call, [](float value) { return std::log(value); });
 }
+OPERATION(Tanh) {
+    unary(call, [](float value) { return std::tanh(value); });
+}
 OPERATION(Square) {
     unary(call, [](float value) { return value * value; });
 }

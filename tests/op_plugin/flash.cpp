@@ -1,5 +1,6 @@
 // FlashAttentionScore and its gradient in layouts SBH and TND, by the documented rules: 16-bit
-// storage, head sizes in steps of 16, the compressed triangle for sparse mode 3, dropout as bits.
+// storage, head sizes in steps of 16, the compressed triangle for sparse modes 3 and 4, a bias for
+// every head, dropout as bits.
 //
 // Without dropout the native library computes; its dropout words have another source, so a given
 // mask of bits is applied by plain loops. What the Ascend kernel gives for a query that sees no key
@@ -23,7 +24,7 @@ using plugin::text_of;
 namespace {
 
 constexpr int64_t kSbh = 2, kTnd = 4;  // codes of the layouts
-constexpr int64_t kAll = 1, kRightDownCausal = 3, kTriangle = 2048, kCopies = 8;
+constexpr int64_t kAll = 1, kRightDownCausal = 3, kBand = 4, kTriangle = 2048, kCopies = 8;
 constexpr float kUndocumented = 1000.0f;
 
 // Positions of the arguments, which the gradient has in another order.
@@ -42,6 +43,7 @@ struct Request {
     int64_t layout, heads, groups, dim;
     float keep, scale;
     Bytes mask, kept;  // [mask_batch, S, S'] and [B, N, S, S'], empty: none
+    Floats bias;       // [B or 1, N, S, S'], empty: none
     std::vector<Part> parts;
 };
 
@@ -57,6 +59,7 @@ void require_triangle(const Call& call, int at) {
     require(call.bytes(at) == triangle, "the compressed mask is not the strict upper triangle");
 }
 
+// The last query stands at the last key.
 Part part_of(const Request& request, int64_t queries, int64_t keys, int64_t batch, bool causal) {
     Part part;
     part.n.queries = queries;
@@ -66,7 +69,10 @@ Part part_of(const Request& request, int64_t queries, int64_t keys, int64_t batc
     part.n.groups = request.groups;
     part.n.dim = part.n.value_dim = request.dim;
     part.n.mask_batch = 1;
-    part.n.causal = causal;
+    part.n.band = {keys - queries, plugin::kUnbounded, causal ? 0 : plugin::kUnbounded, nullptr,
+                   nullptr, nullptr};
+    part.n.row_step = batch;
+    part.n.batch_step = 1;
     part.n.scale = request.scale;
     part.n.whole_queries = queries;
     part.n.whole_keys = keys;
@@ -80,6 +86,12 @@ void read_sbh(const Call& call, const Places& at, int64_t mode, Request& request
     AttentionSizes& n = part.n;
     if (mode == kRightDownCausal) {
         require_triangle(call, at.mask);
+    } else if (mode == kBand) {
+        require_triangle(call, at.mask);
+        n.band.left = call.integer(at.heads + 3);
+        n.band.right = call.integer(at.heads + 4);
+        require(n.band.left >= 0 && n.band.right >= 0, "limits of the band below 0");
+        require(n.band.offset + n.band.right >= 0, "a query without a key in the band");
     } else if (call.given(at.mask)) {
         const Shape mask = call.shape(at.mask);
         const bool is_plain = mask == Shape{n.queries, n.keys};
@@ -89,6 +101,16 @@ void read_sbh(const Call& call, const Places& at, int64_t mode, Request& request
         request.mask = call.bytes(at.mask);
     } else {
         require(mode != kAll, "sparse mode 1 takes a mask");
+    }
+    if (call.given(at.shift)) {
+        const Shape shift = call.shape(at.shift);
+        require(call.type(at.shift) == call.type(0) && shift.size() == 4 &&
+                    (shift[0] == 1 || shift[0] == n.batch) &&
+                    Shape(shift.begin() + 1, shift.end()) == Shape{n.heads, n.queries, n.keys},
+                "bias " + call.type(at.shift) + text_of(shift));
+        request.bias = call.floats(at.shift);
+        n.finish.bias_batch = shift[0];
+        n.finish.bias_heads = n.heads;
     }
     if (call.given(at.drop)) {
         require(n.keys % 8 == 0, "dropout needs a multiple of 8 keys");
@@ -104,7 +126,8 @@ void read_sbh(const Call& call, const Places& at, int64_t mode, Request& request
 
 void read_tnd(const Call& call, const Places& at, int64_t mode, Request& request) {
     require(call.given(at.query_ends) && call.given(at.key_ends), "TND takes lengths");
-    require(!call.given(at.drop) && !call.given(at.prefix), "options that TND does not take");
+    require(!call.given(at.drop) && !call.given(at.prefix) && !call.given(at.shift),
+            "options that TND does not take");
     const Ints queries = call.integers(at.query_ends), keys = call.integers(at.key_ends);
     require(queries.size() == keys.size() && queries.size() <= 1024, "number of sequences");
     if (mode == kRightDownCausal) {
@@ -132,7 +155,7 @@ Request read(const Call& call, const Places& at) {
     Request request;
     require(call.type(0) == "float16" || call.type(0) == "bfloat16", "storage " + call.type(0));
     require(call.type(1) == call.type(0) && call.type(2) == call.type(0), "one type for q, k, v");
-    require(!call.given(at.shift) && !call.given(at.padding), "position shifts and padding");
+    require(!call.given(at.padding), "padding masks");
     require(!call.given(at.mask) || call.type(at.mask) == "bool" || call.type(at.mask) == "uint8",
             "mask of type " + call.type(at.mask));
     request.heads = call.integer(at.heads);
@@ -143,7 +166,7 @@ Request read(const Call& call, const Places& at) {
     const Shape q = call.shape(0), k = call.shape(1);
     require(call.shape(2) == k && q.size() == 3 && k.size() == 3, "shapes of q, k, v");
     require(request.layout == kSbh || request.layout == kTnd, "this layout is not served");
-    require(mode == 0 || mode == kAll || mode == kRightDownCausal, "this mode is not served");
+    require(mode == 0 || mode == kAll || mode == kRightDownCausal || mode == kBand, "this mode is not served");
     require((request.keep == 1.0f) == !call.given(at.drop), "dropout needs bits, bits dropout");
     if (request.layout == kSbh) {
         require(q[1] == k[1] && q[2] % request.heads == 0, "shapes of q, k, v");
@@ -197,11 +220,16 @@ Floats scores_of(const Request& request, const AttentionSizes& n, const float* q
     const Rows at{n};
     Floats scores(static_cast<size_t>(n.keys));
     for (int64_t j = 0; j < n.keys; ++j) {
-        bool hidden = n.causal && j > i + n.keys - n.queries;
+        const int64_t place = i + n.band.offset;
+        bool hidden = j > place + n.band.right || j < place - n.band.left;
         if (!request.mask.empty())
             hidden |= request.mask[((n.mask_batch == 1 ? 0 : b) * n.queries + i) * n.keys + j] != 0;
         scores[j] = hidden ? -INFINITY
                            : n.scale * dot(q + at.query(i, b, h), k + at.key(j, b, h), n.dim);
+        if (!request.bias.empty()) {
+            const int64_t matrix = (n.finish.bias_batch == 1 ? 0 : b) * n.heads + h;
+            scores[j] += request.bias[(matrix * n.queries + i) * n.keys + j];
+        }
     }
     return scores;
 }
@@ -217,13 +245,20 @@ Floats factors_of(const Request& request, const AttentionSizes& n, int64_t b, in
     return factors;
 }
 
+// With the bias, whose place is known when the request is complete.
+AttentionSizes sizes_of(const Request& request, const Part& part) {
+    AttentionSizes n = part.n;
+    if (!request.bias.empty()) n.finish.bias = request.bias.data();
+    return n;
+}
+
 struct Statistics {
     Floats top, sum;  // [rows, B, N]
 };
 
 void forward(const Request& request, const Part& part, const float* q, const float* k,
              const float* v, float* out, float* top, float* sum) {
-    const AttentionSizes& n = part.n;
+    const AttentionSizes n = sizes_of(request, part);
     const Rows at{n};
     if (request.kept.empty()) {
         Floats lse(static_cast<size_t>(n.queries * n.batch * n.heads));
@@ -338,7 +373,7 @@ OPERATION(FlashAttentionScoreGrad) {
     const Floats top = call.floats(8), sum = call.floats(9), out = call.floats(11);
     Floats dq(q.size()), dk(k.size()), dv(v.size());
     for (const Part& part : request.parts) {
-        const AttentionSizes& n = part.n;
+        const AttentionSizes n = sizes_of(request, part);
         Floats lse(static_cast<size_t>(n.queries * n.batch * n.heads));
         each_query(n, [&](int64_t b, int64_t h, int64_t i) {
             const int64_t from = copies_at(request, part, b, h, i);

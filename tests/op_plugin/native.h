@@ -11,9 +11,23 @@ constexpr int32_t kFloat32 = 0;  // code of the storage type, as in csrc/common.
 constexpr int32_t kGelu = 0, kGeluTanh = 1, kSilu = 2, kSwiglu = 4;
 
 // AttentionSizes of csrc/attention.h.
+struct Band {
+    int64_t offset, left, right;
+    const int64_t *starts, *stops, *offsets;
+};
+constexpr int64_t kUnbounded = int64_t{1} << 40;
+
+struct Finish {
+    float softcap = 0.0f, divisor = 1.0f;
+    int32_t storage = -1, rounds_weights = 0;
+    const float* slopes = nullptr;
+    const void* bias = nullptr;
+    int32_t bias_storage = 0, unused = 0;
+    int64_t bias_batch = 1, bias_heads = 1;
+};
+
 struct AttentionSizes {
     int64_t queries, keys, batch, heads, groups, dim, value_dim, mask_batch;
-    bool causal;
     float scale;
     uint64_t seed, offset;
     uint32_t threshold;
@@ -21,6 +35,12 @@ struct AttentionSizes {
     const int32_t *query_documents, *key_documents;
     int64_t document_batch, whole_heads, first_head, whole_queries, whole_keys;
     const int64_t *query_places, *key_places;
+    Band band;
+    Finish finish;
+    int64_t row_step, batch_step;
+    const int64_t* slots;
+    const float* sinks;
+    float* tops;
 };
 
 struct Native {

@@ -34,6 +34,12 @@ KINDS = {
     "mask": {"causal": False, "mask": True},
     "dropout": {"dropout_p": 0.3},
     "documents+dropout": {"documents": True, "dropout_p": 0.3},
+    "window": {"window": (3, None)},
+    "window both sides": {"window": (1, 4), "causal": False},
+    "window mask": {"window": (6, 2), "causal": False, "mask": True},
+    "window documents dropout": {"window": (5, None), "documents": True, "dropout_p": 0.3},
+    "slopes cap sinks": {"slopes": True, "softcap": 1.5, "sinks": True},
+    "bias window sinks": {"bias": True, "window": (4, None), "sinks": True},
 }
 
 
@@ -63,49 +69,72 @@ def problem(length, groups, kind, value_dim=VALUE_DIM):
         hidden = rng.random((1, 1, length, length)) < 0.4
         hidden[..., 0] = False
         options["mask"] = hidden
+    if options.get("slopes"):
+        options["slopes"] = np.array([0.5, 0.25, 0.125, 0.0625], np.float32)
+    if options.get("bias"):
+        options["bias"] = rng.standard_normal((1, HEADS, length, length)).astype(np.float32)
+    if options.pop("sinks", False):
+        arrays.insert(3, rng.standard_normal(HEADS).astype(np.float32))
     return arrays, options
 
 
 def run(function, arrays, dtype):
     """Result and gradients, as fp32 arrays."""
     tensors = [ms.Tensor(np.ascontiguousarray(a)).astype(dtype) for a in arrays]
-    leaves = [autograd.requires_grad_(tensor) for tensor in tensors[:3]]
+    leaves = [autograd.requires_grad_(tensor) for tensor in tensors[:-1]]
     autograd.enable()
     out = function(*leaves)
-    autograd.backward(out, tensors[3])
+    autograd.backward(out, tensors[-1])
     results = [out, *(autograd.get_grad(leaf) for leaf in leaves)]
     return [memory.contiguous(t).astype(ms.float32).asnumpy() for t in results]
 
 
-def attention_worker(  # noqa: PLR0913 - one argument per choice
-    size, algo, degree, kind, groups=2, length=16, dtype="float32", value_dim=VALUE_DIM
-):
-    """Largest error of result, dq, dk and dv, relative to the largest wanted value."""
+def attention_worker(size, algo, degree, kind, **choices):
+    """The largest error of ``errors_of`` a kind of attention."""
+    return max(errors_of(layout(size, algo, degree), kind, **choices))
+
+
+def kinds_worker(size, algo, degree):
+    """The largest error of every kind."""
     context = layout(size, algo, degree)
+    return {kind: max(errors_of(context, kind)) for kind in KINDS}
+
+
+def errors_of(context, kind, groups=2, length=16, dtype="float32", value_dim=VALUE_DIM):
+    """Largest errors of result and gradients, relative to the largest wanted value."""
     arrays, options = problem(length, groups, kind, value_dim)
-    mask = options.pop("mask", None)
-    places = context.positions(length)
+    mask, bias = options.pop("mask", None), options.pop("bias", None)
+    places, rows = context.positions(length), context.ring_positions(length)
     dtype = getattr(ms, dtype)
+    largest = [ms.Tensor(np.full(HEADS, -1e30, np.float32)) for _ in range(2)]
 
     def generator():
         return Generator(11, 8) if "dropout_p" in options else None
 
-    def whole(q, k, v):
-        full = None if mask is None else ms.Tensor(mask)
-        return ops.attention(q, k, v, mask=full, generator=generator(), **options)
+    def given(mask, bias, at=slice(None)):
+        tensors = (mask, bias if bias is None else bias)
+        mask, bias = (None if t is None else ms.Tensor(t[:, :, at].copy()) for t in tensors)
+        return {"mask": mask, "bias": bias, "generator": generator(), **options}
 
-    def shared(q, k, v):
-        rows = None
-        if mask is not None:
-            rows = ms.Tensor(np.ascontiguousarray(mask[:, :, context.ring_positions(length)]))
+    def whole(q, k, v, sinks=None):
+        return ops.attention(q, k, v, sinks=sinks, max_logits=largest[0], **given(mask, bias))
+
+    def shared(q, k, v, sinks=None):
+        more = given(mask, bias, rows)
         return context_parallel_attention(
-            q, k, v, context, mask=rows, generator=generator(), **options
+            q, k, v, context, sinks=sinks, max_logits=largest[1], **more
         )
 
     wanted = run(whole, arrays, dtype)
-    results = run(shared, [a[places] for a in arrays], dtype)
+    results = run(shared, [a[places] if a.ndim > 1 else a for a in arrays], dtype)
+    if len(results) > 4:  # every rank has the part of its queries, or of its heads
+        total = ms.Tensor(results[-1])
+        comm.all_reduce(total, group=context.group)
+        results[-1] = total.asnumpy()
+    comm.all_reduce(largest[1], comm.ReduceOp.MAX, group=context.group)
+    np.testing.assert_allclose(largest[1].asnumpy(), largest[0].asnumpy(), rtol=1e-5)
     return [
-        float(np.abs(got - want[places]).max() / np.abs(want).max())
+        float(np.abs(got - (want[places] if want.ndim > 1 else want)).max() / np.abs(want).max())
         for got, want in zip(results, wanted, strict=True)
     ]
 
@@ -121,20 +150,17 @@ ALGORITHMS = [
 ]
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize(("ranks", "algo", "degree"), ALGORITHMS)
-def test_shared_attention_is_the_attention_of_one_rank(dist_run, ranks, algo, degree, kind):
-    for errors in dist_run(
-        attention_worker, ranks=ranks, size=ranks, algo=algo, degree=degree, kind=kind
-    ):
-        assert max(errors) < FP32, errors
+def test_shared_attention_is_the_attention_of_one_rank(dist_run, ranks, algo, degree):
+    for errors in dist_run(kinds_worker, ranks=ranks, size=ranks, algo=algo, degree=degree):
+        assert max(errors.values()) < FP32, errors
 
 
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize(("ranks", "algo", "degree"), [ALGORITHMS[index] for index in (1, 3, 5, 6)])
 def test_any_number_of_key_groups_is_shared(dist_run, ranks, algo, degree, groups):
     """One group for all heads is sent to every rank of an all-to-all."""
-    for errors in dist_run(
+    for error in dist_run(
         attention_worker,
         ranks=ranks,
         size=ranks,
@@ -143,16 +169,16 @@ def test_any_number_of_key_groups_is_shared(dist_run, ranks, algo, degree, group
         kind="causal",
         groups=groups,
     ):
-        assert max(errors) < FP32, errors
+        assert error < FP32
 
 
 @pytest.mark.parametrize("algo", ["megatron_cp_algo", "ulysses_cp_algo", "kvallgather_cp_algo"])
 def test_bf16_gradients_are_summed_in_fp32(dist_run, algo):
     """Two roundings of the storage type, as on one rank; not one per rank of the ring."""
-    for errors in dist_run(
+    for error in dist_run(
         attention_worker, ranks=4, size=4, algo=algo, degree=None, kind="causal", dtype="bfloat16"
     ):
-        assert max(errors) < 2**-6, errors
+        assert error < 2**-6
 
 
 def traffic_worker(size, algo, degree, groups):
@@ -184,7 +210,7 @@ def traffic_worker(size, algo, degree, groups):
     try:
         for name, call, _ in patches:
             setattr(comm, name, call)
-        attention_worker(size, algo, degree, "causal", groups, value_dim=DIM)
+        attention_worker(size, algo, degree, "causal", groups=groups, value_dim=DIM)
     finally:
         for name, _, original in patches:
             setattr(comm, name, original)
@@ -218,6 +244,46 @@ def test_the_planner_knows_the_traffic(dist_run, ranks, algo, degree, groups):
         traffic_worker, ranks=ranks, size=ranks, algo=algo, degree=degree, groups=groups
     ):
         assert sent == planned
+
+
+def messages_worker(left, size=4):
+    """Elements of keys, values and their gradients that all ranks send in one attention."""
+    sent = []
+    original = comm.batch_isend_irecv
+
+    def counting(transfers):
+        sent.extend(op.tensor.size for op in transfers if op.kind == "isend")
+        return original(transfers)
+
+    context = layout(size, "megatron_cp_algo")
+    arrays, options = problem(64, 2, "causal")
+    tensors = [ms.Tensor(a[context.positions(64)]) for a in arrays]
+    leaves = [autograd.requires_grad_(tensor) for tensor in tensors[:-1]]
+    comm.batch_isend_irecv = counting
+    try:
+        autograd.enable()
+        options["window"] = (left, None)
+        out = context_parallel_attention(*leaves, context, **options)
+        autograd.backward(out, tensors[-1])
+    finally:
+        comm.batch_isend_irecv = original
+    return sum(sent)
+
+
+@pytest.mark.parametrize(
+    ("left", "chunks"),
+    [
+        (8, 7),  # each of 8 sees the one before it; 3 and 4 are one stretch, which travels whole
+        (0, 0),
+        (None, 24),  # a ring: both chunks of every rank to each other one
+    ],
+)
+def test_keys_that_are_not_seen_are_not_sent(dist_run, left, chunks):
+    """Keys travel in forward and in backward, their gradients once (in a ring also home)."""
+    sent = sum(dist_run(messages_worker, ranks=4, left=left))
+    of_chunk = 8 * BATCH * 2 * (DIM + VALUE_DIM)
+    ways = 3 if left is not None else 3 + 1 / 3
+    assert sent == round(ways * chunks * of_chunk)
 
 
 def order_worker():
@@ -303,8 +369,8 @@ def blocks_worker(length):
 
 
 def test_chunks_need_not_be_whole_blocks(dist_run):
-    for errors in dist_run(blocks_worker, ranks=2, length=4 * 75):
-        assert max(errors) < 2 * FP32, errors
+    for error in dist_run(blocks_worker, ranks=2, length=4 * 75):
+        assert error < 2 * FP32
 
 
 def exchange_worker():

@@ -103,10 +103,13 @@ def assert_close(got, want, tolerance, what="", floor=1e-30):
 def attention_of(module):
     """``ops.attention`` computed by a named kernel set."""
 
-    def attention(q, k, v, *, mask=None, dropout_p=0.0, generator=None, places=None, **options):
+    def attention(  # noqa: PLR0913 - what is no option of an ``AttentionCall``
+        q, k, v, *, mask=None, sinks=None, dropout_p=0.0, generator=None, places=None, **options
+    ):
         shape = (q.shape[1], q.shape[2], q.shape[0], k.shape[0])
         dropout = ops.draw_dropout(dropout_p, generator, shape, places)
-        return module.attention(q, k, v, mask, ops.AttentionCall(dropout=dropout, **options))
+        call = ops.AttentionCall(dropout=dropout, **options)
+        return module.attention(q, k, v, mask, sinks, call)
 
     return attention
 

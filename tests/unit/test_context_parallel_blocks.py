@@ -7,6 +7,8 @@ from mindspeed_ms import ops
 from mindspeed_ms.core.context_parallel.blocks import SharedAttention, block_of
 from mindspeed_ms.plan.sequence_slices import positions_on_cp_rank
 
+CAUSAL = ops.AttentionCall(scale=1.0, causal=True)
+
 
 def places_of(ranks, length):
     if ranks == 1:
@@ -60,22 +62,54 @@ def test_documents_and_masks_are_those_of_the_tokens(ranks):
     seen = np.zeros((2, length, length), bool)
     skipped = 0
     for rank in range(ranks):
-        shared = SharedAttention(rank, places, 1.0, True, documents=ops.Documents(numbers, numbers))
-        dense = SharedAttention(rank, places, 1.0, True, mask=mask[:, :, places[rank]])
+        documents = ops.Documents(numbers, numbers)
+        options = ops.AttentionCall(scale=1.0, causal=True, documents=documents)
+        shared = SharedAttention(rank, places, options)
+        dense = SharedAttention(rank, places, CAUSAL, mask=mask[:, :, places[rank]])
         for owner in range(ranks):
-            whole = dense.block(owner)
+            (whole,) = dense.blocks(owner)
             at = (places[rank][:, None], places[owner][None, :])
             assert not whole.causal
             np.testing.assert_array_equal(
                 dense.mask_of(whole, owner).asnumpy()[0, 0], mask[0, 0][at]
             )
-            block = shared.block(owner)
-            if block is None:
+            if not shared.blocks(owner):
                 skipped += 1
                 continue
+            (block,) = shared.blocks(owner)
             call = shared.call(block, owner)
             visible, at = computed(block, places[rank], places[owner])
             seen[:, at[0], at[1]] |= visible & ~call.documents.hidden()[:, 0]
     same = numbers[:, :, None] == numbers[:, None, :]
     np.testing.assert_array_equal(seen, same & np.tri(length, dtype=bool))
     assert ranks == 2 or skipped  # ranks that have no document in common
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both"])
+@pytest.mark.parametrize("left", [0, 3, 8, 20, 200])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_blocks_of_a_window_are_its_scores_and_skip_the_rest(ranks, left, causal):
+    length = 16 * ranks
+    places = places_of(ranks, length)
+    window = (left, None if causal else 5)
+    options = ops.AttentionCall(scale=1.0, causal=causal, window=window)
+    times, calculated = np.zeros((length, length), int), 0
+    for rank in range(ranks):
+        shared = SharedAttention(rank, places, options)
+        for owner in range(ranks):
+            for block in shared.blocks(owner):
+                rows, columns = places[rank][block.rows], places[owner][block.columns]
+                call = shared.call(block, owner)
+                hidden = call.hidden(len(rows), len(columns))
+                visible = 1 if hidden is None else ~hidden[0, 0]
+                assert np.any(visible), "a block outside the window"
+                times[rows[:, None], columns[None]] += visible
+                calculated += len(rows) * len(columns)
+            if rank != owner:  # what one rank knows of another is what that one computes
+                other = SharedAttention(owner, places, options)
+                assert other.blocks(rank) == shared.blocks(rank, owner)
+    away = np.arange(length)[None] - np.arange(length)[:, None]
+    seen = (away >= -left) & (away <= (0 if causal else 5))
+    np.testing.assert_array_equal(times, seen)
+    if ranks == 4 and left <= 8:
+        assert calculated <= length * length // 2

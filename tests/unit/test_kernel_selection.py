@@ -14,8 +14,17 @@ from mindspeed_ms.ops.cpu import library, products
 
 SELECTION = {"report", "select", "selected"}
 # What an attention call is made of, the same for every set.
-ARGUMENTS = {"AttentionCall", "Documents", "ScoreDropout", "ScorePlaces", "draw_dropout"}
-NOT_OPERATIONS = SELECTION | ARGUMENTS
+ARGUMENTS = {
+    "AttentionCall",
+    "Documents",
+    "KeyRanges",
+    "ScoreDropout",
+    "ScorePlaces",
+    "ScoreStorage",
+    "Window",
+    "draw_dropout",
+}
+NOT_OPERATIONS = SELECTION | ARGUMENTS | {"attend"}
 # Public and inner arguments differ: options become an ``AttentionCall``, masks are made fit.
 BUNDLED = {"attention", "attention_accumulate", "attention_backward_accumulate"}
 

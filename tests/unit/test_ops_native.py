@@ -278,7 +278,7 @@ def test_attention_refuses_a_mask_per_head():
     q, k, v = attention_arguments(3, 3, 1, 2, 2, 4)
     with pytest.raises(ValueError, match="differs between heads"):
         cpu.attention(
-            q, k, v, ms.Tensor(np.zeros((1, 2, 3, 3), bool)), ops.AttentionCall(scale=1.0)
+            q, k, v, ms.Tensor(np.zeros((1, 2, 3, 3), bool)), None, ops.AttentionCall(scale=1.0)
         )
 
 

@@ -17,10 +17,11 @@ from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core.context_parallel.blocks import (
     SharedAttention,
-    add_block,
     add_block_gradients,
+    add_blocks,
     begin_result,
     rows_of,
+    sinks_gradient,
     stored,
 )
 
@@ -44,23 +45,29 @@ def _part(tensor: Tensor, rank: int, length: int) -> Tensor:
 
 class _AllGatherAttention(autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, shared: SharedAttention, group: Group
+    def forward(  # noqa: PLR0913 - the context and the arguments of ``ring_attention``
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sinks: Tensor | None,
+        shared: SharedAttention,
+        group: Group,
     ) -> Tensor:
         q, k, v = memory.contiguous(q), memory.contiguous(k), memory.contiguous(v)
         length = k.shape[0]
         keys = _gathered(group, k, v)
-        out, lse = begin_result(q, v)
+        out, lse = begin_result(q, v, sinks)
         for owner in range(group.size):
-            add_block(shared, owner, q, [_part(t, owner, length) for t in keys], out, lse)
+            add_blocks(shared, owner, q, [_part(t, owner, length) for t in keys], out, lse)
         out = stored(out, q)
-        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.save_for_backward(q, k, v, out, lse, sinks)
         ctx.shared, ctx.group = shared, group
         return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, out, lse, sinks = ctx.saved_tensors
         shared, group, length = ctx.shared, ctx.group, k.shape[0]
         dout, dq = memory.contiguous(dout), memory.zeros(q.shape)
         all_k, all_v = _gathered(group, k, v)
@@ -72,14 +79,20 @@ class _AllGatherAttention(autograd.Function):
         dk, dv = memory.empty(k.shape), memory.empty(v.shape)
         for own, whole in ((dk, all_dk), (dv, all_dv)):
             comm.reduce_scatter_tensor(own, whole, group=group)
-        return stored(dq, q), stored(dk, k), stored(dv, v), None, None
+        dsinks = sinks_gradient(out, dout, lse, sinks)
+        return stored(dq, q), stored(dk, k), stored(dv, v), dsinks, None, None
 
 
-def all_gather_attention(
-    q: Tensor, k: Tensor, v: Tensor, shared: SharedAttention, group: Group
+def all_gather_attention(  # noqa: PLR0913 - one argument per tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    shared: SharedAttention,
+    group: Group,
 ) -> Tensor:
     """Attention of this rank's queries to the keys of all ranks; arguments as ``ring_attention``.
 
     Parallelism: collective over the group, in forward and in backward.
     """
-    return _AllGatherAttention.apply(q, k, v, shared, group)
+    return _AllGatherAttention.apply(q, k, v, sinks, shared, group)

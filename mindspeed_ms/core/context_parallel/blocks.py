@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from mindspore import Tensor, mint
@@ -22,7 +23,9 @@ class Block:
     rows: slice
     columns: slice
     causal: bool
-    """Only on the diagonal; elsewhere the block is wholly visible."""
+    """Whether later keys are hidden; those wholly visible need no limit."""
+    offset: int | None = None
+    """Place of the first query among the keys, where places decide; None: last at last."""
 
 
 def block_of(rank: int, owner: int, length: int, causal: bool) -> Block:
@@ -39,7 +42,7 @@ def block_of(rank: int, owner: int, length: int, causal: bool) -> Block:
         causal: keys later than their query are hidden.
 
     >>> block_of(1, 0, 8, True)
-    Block(rows=slice(0, 8, None), columns=slice(0, 4, None), causal=False)
+    Block(rows=slice(0, 8, None), columns=slice(0, 4, None), causal=False, offset=None)
     """
     whole, half = slice(0, length), length // 2
     if not causal or owner == rank:
@@ -56,25 +59,34 @@ class SharedAttention:
     rank: int
     places: tuple[NDArray[np.int64], ...]
     """By rank: places of its tokens in the sequence."""
-    scale: float
-    causal: bool
-    documents: Documents | None = None
-    """Of the whole sequence, [B or 1, S] for queries and keys."""
-    dropout: ScoreDropout | None = None
-    """Its places name the heads; those of queries and keys are known here."""
+    options: AttentionCall
+    """Of the whole attention: documents [B or 1, S] for queries and keys, a bias with the rows of
+    this rank; the places of dropout name the heads, those of queries and keys are known here."""
     mask: NDArray[np.bool_] | None = None
     """[B or 1, 1, queries of this rank, keys of the whole sequence], True = hidden."""
 
-    def block(self, owner: int) -> Block | None:
-        """What this rank computes with the keys of another one; None: nothing is visible."""
-        length = len(self.places[self.rank])
-        block = block_of(self.rank, owner, length, self.causal and self.mask is None)
-        documents = self._documents(block, owner)
-        return None if documents is not None and documents.are_apart else block
+    def blocks(self, owner: int, rank: int | None = None) -> list[Block]:
+        """What a rank (None: this one) computes with the keys of another one, or its own.
+
+        With a window or slopes the distance of tokens counts, so that every block is of tokens that
+        follow each other.
+        """
+        rank = self.rank if rank is None else rank
+        causal = self.options.causal and self.mask is None
+        if self.is_by_distance:
+            blocks = self._by_distance(rank, owner, causal)
+        else:
+            blocks = [block_of(rank, owner, len(self.places[rank]), causal)]
+        return [block for block in blocks if not self._are_apart(block, rank, owner)]
+
+    @property
+    def is_by_distance(self) -> bool:
+        """Whether more than the order of tokens counts."""
+        return self.options.window != (None, None) or self.options.slopes is not None
 
     def call(self, block: Block, owner: int) -> AttentionCall:
         """Options of a block."""
-        dropout = self.dropout
+        dropout = self.options.dropout
         if dropout is not None:
             assert dropout.places is not None, "shared scores know their places"
             whole = dropout.places
@@ -87,11 +99,13 @@ class SharedAttention:
                 np.ascontiguousarray(self.places[owner][block.columns]),
             )
             dropout = ScoreDropout(dropout.probability, dropout.seed, dropout.offset, places)
-        return AttentionCall(
-            scale=self.scale,
+        return replace(
+            self.options,
             causal=block.causal,
-            documents=self._documents(block, owner),
+            offset=block.offset,
+            documents=self._documents(block, self.rank, owner),
             dropout=dropout,
+            bias=self._bias_of(block, owner),
         )
 
     def mask_of(self, block: Block, owner: int) -> Tensor | None:
@@ -101,13 +115,53 @@ class SharedAttention:
         columns = self.places[owner][block.columns]
         return memory.from_numpy(np.ascontiguousarray(self.mask[:, :, block.rows][..., columns]))
 
-    def _documents(self, block: Block, owner: int) -> Documents | None:
-        if self.documents is None:
+    def _by_distance(self, rank: int, owner: int, causal: bool) -> list[Block]:
+        queries, keys = self.places[rank], self.places[owner]
+        band = replace(self.options, causal=causal, offset=0).band(1, 1)
+        blocks = []
+        for rows in stretches(queries):
+            for columns in stretches(keys):
+                offset = int(queries[rows.start] - keys[columns.start])
+                sizes = (rows.stop - rows.start, columns.stop - columns.start)
+                if not replace(band, offset=offset).is_apart(*sizes):
+                    blocks.append(Block(rows, columns, causal, offset))
+        return blocks
+
+    def _bias_of(self, block: Block, owner: int) -> Tensor | None:
+        if self.options.bias is None:
+            return None
+        rows = mint.narrow(
+            self.options.bias, 2, block.rows.start, block.rows.stop - block.rows.start
+        )
+        places = self.places[owner][block.columns]
+        parts = [
+            mint.narrow(rows, 3, int(places[part.start]), part.stop - part.start)
+            for part in stretches(places)
+        ]
+        return memory.contiguous(parts[0] if len(parts) == 1 else mint.cat(parts, 3))
+
+    def _documents(self, block: Block, rank: int, owner: int) -> Documents | None:
+        documents = self.options.documents
+        if documents is None:
             return None
         return Documents(
-            self.documents.queries[:, self.places[self.rank][block.rows]],
-            self.documents.keys[:, self.places[owner][block.columns]],
+            documents.queries[:, self.places[rank][block.rows]],
+            documents.keys[:, self.places[owner][block.columns]],
         )
+
+    def _are_apart(self, block: Block, rank: int, owner: int) -> bool:
+        documents = self._documents(block, rank, owner)
+        return documents is not None and documents.are_apart
+
+
+def stretches(places: NDArray[np.int64]) -> list[slice]:
+    """Where the tokens of a rank follow each other.
+
+    >>> stretches(np.array([2, 3, 8, 9]))
+    [slice(0, 2, None), slice(2, 4, None)]
+    """
+    cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
+    return [slice(first, last) for first, last in pairwise(cuts)]
 
 
 def rows_of(tensor: Tensor, rows: slice) -> Tensor:
@@ -117,7 +171,7 @@ def rows_of(tensor: Tensor, rows: slice) -> Tensor:
     return mint.narrow(tensor, 0, rows.start, rows.stop - rows.start)
 
 
-def add_block(
+def add_blocks(
     shared: SharedAttention,
     owner: int,
     q: Tensor,
@@ -129,14 +183,25 @@ def add_block(
 
     Shapes: q [s, B, N, D]; k [s, B, G, D]; v [s, B, G, E]; out fp32 [s, B, N * E]; lse [s, B, N].
     """
-    block = shared.block(owner)
-    if block is None:
-        return
+    for block in shared.blocks(owner):
+        add_block(shared, block, owner, q, [rows_of(t, block.columns) for t in keys], out, lse)
+
+
+def add_block(  # noqa: PLR0913 - one argument per tensor
+    shared: SharedAttention,
+    block: Block,
+    owner: int,
+    q: Tensor,
+    keys: Sequence[Tensor],
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    """One block of ``add_blocks``; ``keys`` are those of the block alone."""
     k, v = keys
     ops.attention_accumulate(
         rows_of(q, block.rows),
-        rows_of(k, block.columns),
-        rows_of(v, block.columns),
+        k,
+        v,
         rows_of(out, block.rows),
         rows_of(lse, block.rows),
         shared.call(block, owner),
@@ -162,12 +227,24 @@ def add_block_gradients(
         dout: gradient of the result.
         grads: dq of this rank; dk and dv of ``owner``.
     """
-    block = shared.block(owner)
-    if block is None:
-        return
+    for block in shared.blocks(owner):
+        of_block = (grads[0], *(rows_of(grad, block.columns) for grad in grads[1:]))
+        keys_of_block = [rows_of(tensor, block.columns) for tensor in keys]
+        add_gradients_of_block(shared, block, owner, keys_of_block, saved, dout, of_block)
+
+
+def add_gradients_of_block(  # noqa: PLR0913 - one argument per tensor
+    shared: SharedAttention,
+    block: Block,
+    owner: int,
+    keys: Sequence[Tensor],
+    saved: tuple[Tensor, Tensor, Tensor],
+    dout: Tensor,
+    grads: tuple[Tensor, ...],
+) -> None:
+    """One block of ``add_block_gradients``; ``keys``, dk and dv are those of the block alone."""
+    (dq, dk, dv), (k, v) = grads, keys
     q, out, lse = (rows_of(tensor, block.rows) for tensor in saved)
-    k, v = (rows_of(tensor, block.columns) for tensor in keys)
-    dq, dk, dv = grads
     ops.attention_backward_accumulate(
         q,
         k,
@@ -175,20 +252,25 @@ def add_block_gradients(
         out,
         lse,
         rows_of(dout, block.rows),
-        (
-            rows_of(dq, block.rows),
-            rows_of(dk, block.columns),
-            rows_of(dv, block.columns),
-        ),
+        (rows_of(dq, block.rows), dk, dv),
         shared.call(block, owner),
         shared.mask_of(block, owner),
     )
 
 
-def begin_result(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Result and log-sum-exp before any key was seen: fp32 zeros and -infinity."""
+def begin_result(q: Tensor, v: Tensor, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Result and log-sum-exp before any key was seen: fp32 zeros, and the sinks or -infinity."""
     s, b, n, _ = q.shape
-    return memory.zeros((s, b, n * v.shape[3])), memory.full((s, b, n), -math.inf)
+    lse = memory.full((s, b, n), -math.inf)
+    if sinks is not None:
+        logits = stored(sinks, lse)
+        memory.copy_(lse, mint.broadcast_to(logits, (s, b, n)))
+    return memory.zeros((s, b, n * v.shape[3])), lse
+
+
+def sinks_gradient(out: Tensor, dout: Tensor, lse: Tensor, sinks: Tensor | None) -> Tensor | None:
+    """Gradient of the sinks by this rank's queries, None without sinks."""
+    return None if sinks is None else ops.attention_sinks_grad(out, dout, lse, sinks)
 
 
 def stored(tensor: Tensor, like: Tensor) -> Tensor:

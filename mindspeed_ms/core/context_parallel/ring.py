@@ -24,9 +24,10 @@ from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group, P2POp, Work
 from mindspeed_ms.core.context_parallel.blocks import (
     SharedAttention,
-    add_block,
     add_block_gradients,
+    add_blocks,
     begin_result,
+    sinks_gradient,
     stored,
 )
 
@@ -55,25 +56,31 @@ class _Passing:
 
 class _RingAttention(autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, shared: SharedAttention, group: Group
+    def forward(  # noqa: PLR0913 - the context and the arguments of ``ring_attention``
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sinks: Tensor | None,
+        shared: SharedAttention,
+        group: Group,
     ) -> Tensor:
         q, k, v = memory.contiguous(q), memory.contiguous(k), memory.contiguous(v)
-        out, lse = begin_result(q, v)
+        out, lse = begin_result(q, v, sinks)
         keys: tuple[Tensor, ...] = (k, v)
         for step in range(group.size):
             passing = _Passing(group, *keys) if step < group.size - 1 else None
-            add_block(shared, (group.rank - step) % group.size, q, keys, out, lse)
+            add_blocks(shared, (group.rank - step) % group.size, q, keys, out, lse)
             if passing is not None:
                 keys = passing.wait()
         out = stored(out, q)
-        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.save_for_backward(q, k, v, out, lse, sinks)
         ctx.shared, ctx.group = shared, group
         return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, out, lse, sinks = ctx.saved_tensors
         shared, group = ctx.shared, ctx.group
         dout, dq = memory.contiguous(dout), memory.zeros(q.shape)
         keys: tuple[Tensor, ...] = (k, v)
@@ -89,11 +96,17 @@ class _RingAttention(autograd.Function):
                 ops.axpy_(total, part)
             keys, grads = arrived[len(grads) :], own
         dk, dv = _Passing(group, *grads).wait()
-        return stored(dq, q), stored(dk, k), stored(dv, v), None, None
+        dsinks = sinks_gradient(out, dout, lse, sinks)
+        return stored(dq, q), stored(dk, k), stored(dv, v), dsinks, None, None
 
 
-def ring_attention(
-    q: Tensor, k: Tensor, v: Tensor, shared: SharedAttention, group: Group
+def ring_attention(  # noqa: PLR0913 - one argument per tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    shared: SharedAttention,
+    group: Group,
 ) -> Tensor:
     """Attention of this rank's queries to the keys of all ranks.
 
@@ -101,6 +114,7 @@ def ring_attention(
         q: [s, B, N, D].
         k: [s, B, G, D].
         v: [s, B, G, E].
+        sinks: [N], a further logit of each head.
         shared: how the sequence is shared, and what hides keys.
         group: the ring.
 
@@ -109,4 +123,4 @@ def ring_attention(
 
     Parallelism: collective over the group, in forward and in backward.
     """
-    return _RingAttention.apply(q, k, v, shared, group)
+    return _RingAttention.apply(q, k, v, sinks, shared, group)

@@ -13,6 +13,7 @@ from mindspeed_ms.ops.ascend.attention import (
     attention,
     attention_accumulate,
     attention_backward_accumulate,
+    attention_sinks_grad,
     softmax,
 )
 from mindspeed_ms.ops.ascend.columns import join_columns, split_columns
@@ -75,6 +76,7 @@ __all__ = [
     "attention",
     "attention_accumulate",
     "attention_backward_accumulate",
+    "attention_sinks_grad",
     "axpy_",
     "bias_dropout_add",
     "bias_grad",

@@ -13,6 +13,7 @@ from mindspeed_ms.ops.cpu.attention import (
     attention,
     attention_accumulate,
     attention_backward_accumulate,
+    attention_sinks_grad,
     softmax,
 )
 from mindspeed_ms.ops.cpu.branch import branch
@@ -61,6 +62,7 @@ __all__ = [
     "attention",
     "attention_accumulate",
     "attention_backward_accumulate",
+    "attention_sinks_grad",
     "axpy_",
     "bias_dropout_add",
     "bias_grad",

@@ -5,16 +5,52 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+import mindspore as ms
+import numpy as np
 from mindspore import Tensor
 from numpy.typing import NDArray
 
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.ops.attention_call import AttentionCall, ScoreDropout
 from mindspeed_ms.ops.cpu.dropout import NO_DROPOUT, Draw
+from mindspeed_ms.ops.cpu.flat import copy_cast_
 from mindspeed_ms.ops.cpu.library import STORAGE, library
 from mindspeed_ms.ops.portable.dropout import threshold
 
 Context = Any
+
+
+_UNBOUNDED = 1 << 40
+
+
+class _Band(ctypes.Structure):
+    """Band of csrc/attention.h."""
+
+    _fields_ = (
+        ("offset", ctypes.c_int64),
+        ("left", ctypes.c_int64),
+        ("right", ctypes.c_int64),
+        ("starts", ctypes.c_void_p),
+        ("stops", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+    )
+
+
+class _Finish(ctypes.Structure):
+    """Finish of csrc/attention.h."""
+
+    _fields_ = (
+        ("softcap", ctypes.c_float),
+        ("divisor", ctypes.c_float),
+        ("storage", ctypes.c_int32),
+        ("rounds_weights", ctypes.c_int32),
+        ("slopes", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("bias_storage", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+        ("bias_batch", ctypes.c_int64),
+        ("bias_heads", ctypes.c_int64),
+    )
 
 
 class _Sizes(ctypes.Structure):
@@ -29,7 +65,6 @@ class _Sizes(ctypes.Structure):
         ("dim", ctypes.c_int64),
         ("value_dim", ctypes.c_int64),
         ("mask_batch", ctypes.c_int64),
-        ("causal", ctypes.c_bool),
         ("scale", ctypes.c_float),
         ("seed", ctypes.c_uint64),
         ("offset", ctypes.c_uint64),
@@ -44,6 +79,13 @@ class _Sizes(ctypes.Structure):
         ("whole_keys", ctypes.c_int64),
         ("query_places", ctypes.c_void_p),
         ("key_places", ctypes.c_void_p),
+        ("band", _Band),
+        ("finish", _Finish),
+        ("row_step", ctypes.c_int64),
+        ("batch_step", ctypes.c_int64),
+        ("slots", ctypes.c_void_p),
+        ("sinks", ctypes.c_void_p),
+        ("tops", ctypes.c_void_p),
     )
 
 
@@ -58,7 +100,7 @@ def _sizes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: Attention
         )
     mask_batch = 1 if mask is None else mask.shape[0]
     sizes = _Sizes(seq, keys, batch, heads, groups, dim, value_dim, mask_batch)
-    sizes.causal, sizes.scale = call.causal, call.scale
+    sizes.scale = call.scale
     sizes.seed, sizes.offset, sizes.threshold, sizes.keep_scale = _draw(call.dropout)
     if call.documents is not None:
         sizes.query_documents = _pointer(call.documents.queries)
@@ -71,7 +113,31 @@ def _sizes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: Attention
         sizes.whole_queries, sizes.whole_keys = places.num_queries, places.num_keys
         sizes.query_places = _pointer(places.queries)
         sizes.key_places = _pointer(places.keys)
+    sizes.band = _band(call, seq, keys)
+    sizes.finish = _finish(call)
+    sizes.row_step, sizes.batch_step = batch, 1
     return sizes
+
+
+def _band(call: AttentionCall, queries: int, keys: int) -> _Band:
+    band = call.band(queries, keys)
+    left, right = (_UNBOUNDED if side is None else side for side in (band.left, band.right))
+    if call.ranges is None:
+        return _Band(band.offset, left, right)
+    ranges = (call.ranges.starts, call.ranges.stops, call.ranges.offsets)
+    return _Band(band.offset, left, right, *(_pointer(array) for array in ranges))
+
+
+def _finish(call: AttentionCall) -> _Finish:
+    finish = _Finish(softcap=call.softcap or 0.0, divisor=1.0, storage=-1)
+    finish.slopes = _pointer(call.slopes)
+    if call.storage is not None:
+        finish.divisor, finish.storage = call.storage.divisor, STORAGE[call.storage.dtype]
+        finish.rounds_weights = call.storage.weights
+    if call.bias is not None:
+        finish.bias, finish.bias_storage = call.bias.data_ptr(), STORAGE[call.bias.dtype]
+        finish.bias_batch, finish.bias_heads = call.bias.shape[:2]
+    return finish
 
 
 def _pointer(array: NDArray | None) -> int | None:
@@ -93,8 +159,14 @@ class _Attention(autograd.Function):
     """Keeps q, k, v, the output and one fp32 number per query and head for backward."""
 
     @staticmethod
-    def forward(
-        ctx: Context, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: AttentionCall
+    def forward(  # noqa: PLR0913 - the context and the arguments of ``attention``
+        ctx: Context,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        sinks: Tensor | None,
+        call: AttentionCall,
     ) -> Tensor:
         q, k, v = memory.contiguous(q), memory.contiguous(k), memory.contiguous(v)
         if mask is not None:
@@ -103,16 +175,20 @@ class _Attention(autograd.Function):
         out = memory.empty((seq, batch, heads * v.shape[3]), q.dtype)
         lse = memory.empty((seq, batch, heads))
         sizes = _sizes(q, k, v, mask, call)
+        logits = None if sinks is None else _in_fp32(sinks)
+        tops = None if call.max_logits is None else memory.empty((seq, batch, heads))
+        sizes.sinks, sizes.tops = _addresses(logits, tops)
         library().attention_forward(
             STORAGE[q.dtype], *_addresses(q, k, v, mask, out, lse), ctypes.addressof(sizes)
         )
-        ctx.save_for_backward(q, k, v, mask, out, lse)
+        _note_largest(call, tops)
+        ctx.save_for_backward(q, k, v, mask, out, lse, sinks)
         ctx.call = call
         return out
 
     @staticmethod
     def backward(ctx: Context, dout: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, mask, out, lse = ctx.saved_tensors
+        q, k, v, mask, out, lse, sinks = ctx.saved_tensors
         dout = memory.contiguous(dout)
         grads = tuple(memory.empty(t.shape, t.dtype) for t in (q, k, v))
         sizes = _sizes(q, k, v, mask, ctx.call)
@@ -122,12 +198,53 @@ class _Attention(autograd.Function):
             False,
             ctypes.addressof(sizes),
         )
-        return *grads, None, None
+        dsinks = None if sinks is None else attention_sinks_grad(out, dout, lse, sinks)
+        return *grads, None, dsinks, None
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: AttentionCall) -> Tensor:
+def attention(  # noqa: PLR0913 - one argument per tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    call: AttentionCall,
+) -> Tensor:
     """See ``ops.attention``."""
-    return _Attention.apply(q, k, v, mask, call)
+    return _Attention.apply(q, k, v, mask, sinks, call)
+
+
+def _in_fp32(t: Tensor) -> Tensor:
+    """Contiguous fp32 tensor of the same values."""
+    t = memory.contiguous(t)
+    if t.dtype == ms.float32:
+        return t
+    result = memory.empty(t.shape)
+    copy_cast_(result, t)
+    return result
+
+
+def _note_largest(call: AttentionCall, tops: Tensor | None) -> None:
+    """Raise ``call.max_logits`` to the largest of the scores of each head."""
+    if call.max_logits is not None and tops is not None and memory.num_elements(tops):
+        largest = memory.as_numpy(call.max_logits)
+        np.maximum(largest, memory.as_numpy(tops).max(axis=(0, 1)), out=largest)
+
+
+def attention_sinks_grad(out: Tensor, dout: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """See ``ops.attention_sinks_grad``."""
+    rows, heads = memory.num_elements(lse) // lse.shape[-1], lse.shape[-1]
+    out, dout, logits = memory.contiguous(out), memory.contiguous(dout), _in_fp32(sinks)
+    grad = memory.empty(logits.shape)
+    width = out.shape[-1] // heads
+    library().attention_sinks_grad(
+        STORAGE[out.dtype], *_addresses(out, dout, lse, logits, grad), rows, heads, width
+    )
+    if sinks.dtype == ms.float32:
+        return grad
+    result = memory.empty(sinks.shape, sinks.dtype)
+    copy_cast_(result, grad)
+    return result
 
 
 def attention_accumulate(  # noqa: PLR0913 - one argument per tensor
@@ -141,9 +258,12 @@ def attention_accumulate(  # noqa: PLR0913 - one argument per tensor
 ) -> None:
     """See ``ops.attention_accumulate``."""
     sizes = _sizes(q, k, v, mask, call)
+    tops = None if call.max_logits is None else memory.empty(lse.shape)
+    (sizes.tops,) = _addresses(tops)
     library().attention_accumulate(
         STORAGE[q.dtype], *_addresses(q, k, v, mask, out, lse), ctypes.addressof(sizes)
     )
+    _note_largest(call, tops)
 
 
 def attention_backward_accumulate(  # noqa: PLR0913 - one argument per tensor

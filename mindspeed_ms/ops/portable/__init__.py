@@ -14,6 +14,7 @@ from mindspeed_ms.ops.portable.attention import (
     attention,
     attention_accumulate,
     attention_backward_accumulate,
+    attention_sinks_grad,
     softmax,
 )
 from mindspeed_ms.ops.portable.branch import branch
@@ -68,6 +69,7 @@ __all__ = [
     "attention",
     "attention_accumulate",
     "attention_backward_accumulate",
+    "attention_sinks_grad",
     "axpy_",
     "bias_dropout_add",
     "bias_grad",

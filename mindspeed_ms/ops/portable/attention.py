@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from mindspore import Tensor
+from mindspore.common.dtype import Type
 
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.ops.attention_call import AttentionCall
@@ -66,28 +67,48 @@ class _Softmax(autograd.Function):
 
 
 class _Attention(autograd.Function):
-    """``o = (p * keep) v`` with ``p = softmax(scale * q k^T)``, per head; keeps q, k, v only."""
+    """Keeps its arguments only; backward computes the scores again."""
 
     @staticmethod
-    def forward(
-        ctx: Context, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: AttentionCall
+    def forward(  # noqa: PLR0913 - the context and the arguments of ``attention``
+        ctx: Context,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        sinks: Tensor | None,
+        call: AttentionCall,
     ) -> Tensor:
-        ctx.save_for_backward(q, k, v, mask)
+        ctx.save_for_backward(q, k, v, mask, sinks)
         ctx.call = call
-        scores = _scores(q, k, mask, call)
-        return tensor_of(_weighted(_probabilities(scores), _keep(q, k, call), q, v), q.dtype)
+        scores, _ = _scores(q, k, mask, call)
+        _note_largest(scores, call)
+        probs, _ = _probabilities(scores, sinks, call)
+        return tensor_of(_weighted(probs, _keep(q, k, call), q, v), q.dtype)
 
     @staticmethod
     def backward(ctx: Context, dout: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, mask = ctx.saved_tensors
-        probs = _probabilities(_scores(q, k, mask, ctx.call))
-        grads = _gradients(q, k, v, dout, probs, None, ctx.call)
-        return (*(tensor_of(g, t.dtype) for g, t in zip(grads, (q, k, v), strict=True)), None, None)
+        q, k, v, mask, sinks = ctx.saved_tensors
+        scores, slope = _scores(q, k, mask, ctx.call)
+        probs, at_sink = _probabilities(scores, sinks, ctx.call)
+        *grads, delta = _gradients(q, k, v, dout, (probs, slope), None, ctx.call)
+        stored = [tensor_of(g, t.dtype) for g, t in zip(grads, (q, k, v), strict=True)]
+        dsinks = None
+        if sinks is not None:
+            dsinks = tensor_of(-(at_sink * delta).sum(axis=(0, 2)), sinks.dtype)
+        return (*stored, None, dsinks, None)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: AttentionCall) -> Tensor:
+def attention(  # noqa: PLR0913 - one argument per tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    call: AttentionCall,
+) -> Tensor:
     """See ``ops.attention``."""
-    return _Attention.apply(q, k, v, mask, call)
+    return _Attention.apply(q, k, v, mask, sinks, call)
 
 
 def attention_accumulate(  # noqa: PLR0913 - one argument per tensor
@@ -100,8 +121,9 @@ def attention_accumulate(  # noqa: PLR0913 - one argument per tensor
     call: AttentionCall,
 ) -> None:
     """See ``ops.attention_accumulate``: both results weighted by their sums of exponentials."""
-    scores = _scores(q, k, mask, call)
-    part = _weighted(_probabilities(scores), _keep(q, k, call), q, v)
+    scores, _ = _scores(q, k, mask, call)
+    _note_largest(scores, call)
+    part = _weighted(_probabilities(scores, None, call)[0], _keep(q, k, call), q, v)
     part_lse = _log_sum_exp(scores)
     before = wide(lse)
     after = np.logaddexp(before, part_lse)
@@ -125,11 +147,18 @@ def attention_backward_accumulate(  # noqa: PLR0913 - one argument per tensor
     call: AttentionCall,
 ) -> None:
     """See ``ops.attention_backward_accumulate``."""
-    scores = _scores(q, k, mask, call)
+    scores, slope = _scores(q, k, mask, call)
     seen = wide(lse).transpose(1, 2, 0)[..., None]
     probs = np.exp(scores - np.where(np.isneginf(seen), np.float32(np.inf), seen))
-    for grad, part in zip(grads, _gradients(q, k, v, dout, probs, out, call), strict=True):
+    *parts, _ = _gradients(q, k, v, dout, (probs, slope), out, call)
+    for grad, part in zip(grads, parts, strict=True):
         store(grad, wide(grad) + part)
+
+
+def attention_sinks_grad(out: Tensor, dout: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """See ``ops.attention_sinks_grad``."""
+    delta = (wide(out) * wide(dout)).reshape((*lse.shape, -1)).sum(axis=-1)  # [S, B, N]
+    return tensor_of(-(np.exp(wide(sinks) - wide(lse)) * delta).sum(axis=(0, 1)), sinks.dtype)
 
 
 def _out(q: Tensor, v: Tensor) -> tuple[int, int, int]:
@@ -153,22 +182,55 @@ def _ungrouped(grouped: Array, shape: tuple[int, ...]) -> Array:
     return split.reshape(s, b, n, d)
 
 
-def _scores(q: Tensor, k: Tensor, mask: Tensor | None, call: AttentionCall) -> Array:
-    """Scaled scores [B, N, S, S'], -infinity where a key is hidden."""
+def _rounded(array: Array, dtype: Type) -> Array:
+    return wide(tensor_of(array, dtype))
+
+
+def _scores(
+    q: Tensor, k: Tensor, mask: Tensor | None, call: AttentionCall
+) -> tuple[Array, Array | None]:
+    """Scores [B, N, S, S'], -infinity where a key is hidden, and their slopes by the scaled ones.
+
+    No slopes: all are 1.
+    """
     rows, batch, heads, _ = q.shape
     columns, _, groups, _ = k.shape
     scores = _grouped(q, groups) @ _grouped(k, groups).swapaxes(-1, -2) * np.float32(call.scale)
-    scores = scores.reshape(batch, heads, rows, columns)
-    hidden = hidden_positions(rows, columns, mask, call.causal)
-    if call.documents is not None:
-        others = call.documents.hidden()
-        hidden = others if hidden is None else hidden | others
-    return scores if hidden is None else np.where(hidden, np.float32(-np.inf), scores)
+    scores, slope = scores.reshape(batch, heads, rows, columns), None
+    if call.softcap is not None:
+        share = np.tanh(scores / np.float32(call.softcap))
+        scores, slope = share * np.float32(call.softcap), 1 - share * share
+    distances = call.alibi(rows, columns)
+    if distances is not None:
+        scores = scores + distances
+    if call.bias is not None:
+        scores = scores + wide(call.bias)
+    if call.storage is not None:
+        divisor = np.float32(call.storage.divisor)
+        scores = _rounded(scores / divisor, call.storage.dtype) * divisor
+    for hidden in (hidden_positions(rows, columns, mask, False), call.hidden(rows, columns)):
+        if hidden is not None:
+            scores = np.where(hidden, np.float32(-np.inf), scores)
+    return scores, slope
 
 
-def _probabilities(scores: Array) -> Array:
-    """Softmax [B, N, S, S']."""
-    return masked_softmax(scores, None)
+def _note_largest(scores: Array, call: AttentionCall) -> None:
+    """Raise ``call.max_logits`` to the largest score of each head."""
+    if call.max_logits is not None and scores.size:
+        store(call.max_logits, np.maximum(wide(call.max_logits), scores.max(axis=(0, 2, 3))))
+
+
+def _probabilities(scores: Array, sinks: Tensor | None, call: AttentionCall) -> tuple[Array, Array]:
+    """Softmax [B, N, S, S'] with a further logit per head, and what that one gets, [B, N, S]."""
+    if sinks is None:
+        probs, at_sink = masked_softmax(scores, None), np.zeros(scores.shape[:-1], np.float32)
+    else:
+        logits = np.broadcast_to(wide(sinks)[None, :, None, None], (*scores.shape[:-1], 1))
+        together = masked_softmax(np.concatenate((scores, logits), axis=-1), None)
+        probs, at_sink = together[..., :-1], together[..., -1]
+    if call.storage is not None and call.storage.weights:
+        probs = _rounded(probs, call.storage.dtype)
+    return probs, at_sink
 
 
 def _log_sum_exp(scores: Array) -> Array:
@@ -210,22 +272,22 @@ def _by_group(scores: Array, groups: int) -> Array:
     return scores.reshape(batch, groups, heads // groups * rows, columns)
 
 
-def _gradients(
+def _gradients(  # noqa: PLR0913 - one argument per tensor
     q: Tensor,
     k: Tensor,
     v: Tensor,
     dout: Tensor,
-    probs: Array,
+    softmaxed: tuple[Array, Array | None],
     out: Tensor | None,
     call: AttentionCall,
-) -> tuple[Array, Array, Array]:
-    """``dv = (p * keep)^T do``, ``dp = (do v^T) * keep``, ``ds = scale * p * (dp - do . o)``,
-    ``dq = ds k``, ``dk = ds^T q``; dk and dv add over the query heads of a group.
+) -> tuple[Array, Array, Array, Array]:
+    """``dv = (p * keep)^T do``, ``dp = (do v^T) * keep``, ``ds = scale * slope * p * (dp - d)``
+    with ``d = do . o``, ``dq = ds k``, ``dk = ds^T q``; dk and dv add over the heads of a group.
 
-    The product of a row of do and o is the sum of p * dp over the row; o (of all keys) is given
+    d, returned last, [B, N, S], is also the sum of p * dp over the row; o (of all keys) is given
     where p is only a part of the row.
     """  # noqa: D205 - the formulas are the summary
-    groups = k.shape[2]
+    groups, (probs, slope) = k.shape[2], softmaxed
     keep = _keep(q, k, call)
     wide_shape = (*q.shape[:3], v.shape[3])
     grad = _grouped(dout, groups, wide_shape)
@@ -234,14 +296,15 @@ def _gradients(
     dprobs = (grad @ _grouped(v, groups).swapaxes(-1, -2)).reshape(probs.shape)
     dprobs = dprobs if keep is None else dprobs * keep
     if out is None:
-        dscores = _softmax_grad(probs, dprobs)
+        delta = (probs * dprobs).sum(axis=-1)
     else:
-        delta = (wide(out) * wide(dout)).reshape(wide_shape).sum(axis=-1)  # [S, B, N]
-        dscores = probs * (dprobs - delta.transpose(1, 2, 0)[..., None])
+        delta = (wide(out) * wide(dout)).reshape(wide_shape).sum(axis=-1).transpose(1, 2, 0)
+    dscores = probs * (dprobs - delta[..., None])
+    dscores = dscores if slope is None else dscores * slope
     dscores = _by_group(dscores * np.float32(call.scale), groups)
     dq = _ungrouped(dscores @ _grouped(k, groups), q.shape)
     dk = _ungrouped(dscores.swapaxes(-1, -2) @ _grouped(q, groups), k.shape)
-    return dq, dk, _ungrouped(dv, v.shape)
+    return dq, dk, _ungrouped(dv, v.shape), delta
 
 
 def softmax(scores: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:

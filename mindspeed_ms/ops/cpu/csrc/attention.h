@@ -4,6 +4,7 @@
 // and values of one (batch, group) are packed once and serve all query heads of the group.
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
 
 #include "philox.h"
@@ -22,10 +23,38 @@ struct ScorePlaces {
     const int64_t *query_places, *key_places;  // null: 0, 1, 2, ...
 };
 
+// Keys that a query sees by its place: query i stands at key offset + i and sees keys from `left`
+// before it to `right` after it.
+struct Band {
+    int64_t offset, left, right;  // no limit: kUnbounded
+    // By row of the batch, null: keys [0, keys) and one offset.
+    const int64_t *starts, *stops, *offsets;
+};
+constexpr int64_t kUnbounded = int64_t{1} << 40;
+
+// What is done to scores before the softmax, in this order; see ops.attention.
+struct Finish {
+    float softcap;        // 0: none
+    float divisor;        // of the scores where they are rounded
+    int32_t storage;      // they are rounded to; -1: not
+    int32_t rounds_weights;
+    const float* slopes;  // [heads], null: none
+    const void* bias;     // [bias_batch, bias_heads, queries, keys], null: none
+    int32_t bias_storage, unused;
+    int64_t bias_batch, bias_heads;  // 1 or all
+
+    bool any() const { return softcap != 0.0f || storage >= 0 || slopes || bias; }
+};
+
+// Where keys and values lie, in units of one row of all groups.
+struct KeyLayout {
+    int64_t row_step, batch_step;  // from key to key, from one row of the batch to the next
+    const int64_t* slots;          // of the rows of the batch among those in memory; null: in order
+};
+
 struct AttentionSizes {
     int64_t queries, keys, batch, heads, groups, dim, value_dim;
     int64_t mask_batch;  // 1 or batch
-    bool causal;
     float scale;
     Dropout dropout;  // dropout.scale == 0: none
     // Numbers of documents [document_batch, queries] and [document_batch, keys], never decreasing
@@ -33,6 +62,11 @@ struct AttentionSizes {
     const int32_t *query_documents, *key_documents;
     int64_t document_batch;  // 1 or batch
     ScorePlaces places;
+    Band band;
+    Finish finish;
+    KeyLayout layout;
+    const float* sinks;  // [heads], a further logit of each head; null: none
+    float* tops;         // [queries, batch, heads], largest score of each query; null: not wanted
 
     int64_t padded_dim() const { return round_up(dim, kCols); }
     int64_t padded_value_dim() const { return round_up(value_dim, kCols); }
@@ -40,24 +74,34 @@ struct AttentionSizes {
     int64_t heads_per_group() const { return heads / groups; }
     int64_t query_stride() const { return batch * heads * dim; }
     int64_t out_stride() const { return batch * heads * value_dim; }
-    int64_t key_stride() const { return batch * groups * dim; }
-    int64_t value_stride() const { return batch * groups * value_dim; }
+    int64_t key_stride() const { return layout.row_step * groups * dim; }
+    int64_t value_stride() const { return layout.row_step * groups * value_dim; }
     // Beginning of the queries of a head, of its results, of the keys and the values of a group.
     int64_t query_at(int64_t b, int64_t head) const { return (b * heads + head) * dim; }
     int64_t out_at(int64_t b, int64_t head) const { return (b * heads + head) * value_dim; }
-    int64_t key_at(int64_t b, int64_t group) const { return (b * groups + group) * dim; }
-    int64_t value_at(int64_t b, int64_t group) const { return (b * groups + group) * value_dim; }
+    int64_t group_at(int64_t b, int64_t group) const {
+        return (layout.slots ? layout.slots[b] : b) * layout.batch_step * groups + group;
+    }
+    int64_t key_at(int64_t b, int64_t group) const { return group_at(b, group) * dim; }
+    int64_t value_at(int64_t b, int64_t group) const { return group_at(b, group) * value_dim; }
     const int32_t* documents_of_queries(int64_t b) const {
         return query_documents + (document_batch == 1 ? 0 : b) * queries;
     }
     const int32_t* documents_of_keys(int64_t b) const {
         return key_documents + (document_batch == 1 ? 0 : b) * keys;
     }
-    // Keys that the queries before `query_end` can see.
-    int64_t keys_before(int64_t query_end) const {
-        if (!causal) return keys;
-        const int64_t limit = query_end + keys - queries;
-        return limit < 0 ? 0 : (limit < keys ? limit : keys);
+    // Key at which a query stands.
+    int64_t place(int64_t b, int64_t query) const {
+        return query + (band.offsets ? band.offsets[b] : band.offset);
+    }
+    // Keys [first_key(b, first), keys_before(b, end)) are those that queries [first, end) can see.
+    int64_t first_key(int64_t b, int64_t query) const {
+        const int64_t start = band.starts ? band.starts[b] : 0;
+        return std::max(start, place(b, query) - band.left);
+    }
+    int64_t keys_before(int64_t b, int64_t query_end) const {
+        const int64_t stop = band.stops ? band.stops[b] : keys;
+        return std::max(int64_t{0}, std::min(stop, place(b, query_end) + band.right));
     }
 };
 
@@ -228,18 +272,88 @@ inline bool shares_document(const AttentionSizes& n, QueryBlock block, int64_t k
     return queries[0] <= keys[count - 1] && keys[0] <= queries[block.count - 1];
 }
 
+// visit(key, count) for every block of keys of which the queries of a block can see some.
+template <class Visit>
+inline void each_key_block(const AttentionSizes& n, QueryBlock block, Visit visit) {
+    const int64_t keys = n.keys_before(block.batch, block.first + block.count);
+    for (int64_t key = n.first_key(block.batch, block.first) / kBlock * kBlock; key < keys;
+         key += kBlock) {
+        const int64_t count = std::min(keys - key, kBlock);
+        if (shares_document(n, block, key, count)) visit(key, count);
+    }
+}
+
+inline vf rounded(vf value, int32_t storage) {
+    with_storage(storage, [&](auto type) {
+        decltype(type) stored[kWidth];
+        store(stored, value);
+        value = load(stored);
+    });
+    return value;
+}
+
+// Scores of one query as they enter the softmax, from the products; `slope`, where it is wanted,
+// becomes their derivatives by the scaled products. `key` is the position of the start.
+inline void finish_line(const AttentionSizes& n, int64_t batch, int64_t head, int64_t query,
+                        int64_t key, float* line, float* slope) {
+    const Finish& f = n.finish;
+    const float per_token = f.slopes ? f.slopes[head] : 0.0f;
+    vf distance;
+    for (int lane = 0; lane < kWidth; ++lane) distance[lane] = static_cast<float>(lane);
+    distance += static_cast<float>(key - n.place(batch, query));
+    for (int64_t i = 0; i < kBlock; i += kWidth, distance += static_cast<float>(kWidth)) {
+        vf score = load(line + i) * n.scale, derivative = splat(1.0f);
+        if (f.softcap != 0.0f) {
+            const vf share = vtanh(score / f.softcap);
+            score = share * f.softcap;
+            derivative = 1.0f - share * share;
+        }
+        if (f.slopes) score -= vabs(distance) * per_token;
+        store(line + i, score);
+        if (slope) store(slope + i, derivative);
+    }
+    if (f.bias) {
+        const int64_t row = (f.bias_batch == 1 ? 0 : batch) * f.bias_heads +
+                            (f.bias_heads == 1 ? 0 : head);
+        const int64_t at = (row * n.queries + query) * n.keys + key;
+        with_storage(f.bias_storage, [&](auto type) {
+            const auto* bias = static_cast<const decltype(type)*>(f.bias) + at;
+            vector_loop(std::min(n.keys - key, kBlock), [&](int64_t i, int64_t lanes) {
+                store(line + i, load(line + i) + load(bias + i, lanes));
+            });
+        });
+    }
+    if (f.storage >= 0)
+        for (int64_t i = 0; i < kBlock; i += kWidth)
+            store(line + i, rounded(load(line + i) / f.divisor, f.storage) * f.divisor);
+}
+
+// Whether some key of a block of keys is hidden from some query of a block, or may be.
+inline bool hides_some(const AttentionSizes& n, const uint8_t* mask, QueryBlock block,
+                       int64_t key) {
+    return mask || n.query_documents ||
+           n.keys_before(block.batch, block.first + 1) < key + kBlock ||
+           n.first_key(block.batch, block.first + block.count - 1) > key;
+}
+
+// Lanes of a line of kBlock scores outside [begin, end) become -infinity.
+inline void keep_lanes(int64_t begin, int64_t end, float* line) {
+    vi place;
+    for (int lane = 0; lane < kWidth; ++lane) place[lane] = lane;
+    const int32_t first = static_cast<int32_t>(begin), last = static_cast<int32_t>(end);
+    for (int64_t i = 0; i < kBlock; i += kWidth, place += kWidth)
+        store(line + i,
+              ((place >= first) & (place < last)) ? load(line + i) : splat(-INFINITY));
+}
+
 // Hides keys of one line of kBlock scores; `query` and `key` are the position of its start.
 inline void hide_line(const AttentionSizes& n, const uint8_t* mask, int64_t batch, int64_t query,
                       int64_t key, float* line) {
-    int64_t visible = n.keys_before(query + 1) - key;
-    visible = visible < 0 ? 0 : (visible < kBlock ? visible : kBlock);
-    if (visible < kBlock) {
-        vi place;
-        for (int lane = 0; lane < kWidth; ++lane) place[lane] = lane;
-        place -= static_cast<int32_t>(visible);
-        for (int64_t i = 0; i < kBlock; i += kWidth, place += kWidth)
-            store(line + i, place < 0 ? load(line + i) : splat(-INFINITY));
-    }
+    const int64_t visible =
+        std::min(std::max(n.keys_before(batch, query + 1) - key, int64_t{0}), kBlock);
+    const int64_t begin = std::max(n.first_key(batch, query) - key, int64_t{0});
+    if (visible < kBlock || begin > 0)
+        keep_lanes(std::min(begin, kBlock), visible, line);
     if (mask) {
         const int64_t at = n.mask_batch == 1 ? 0 : batch;
         const uint8_t* hidden = mask + (at * n.queries + query) * n.keys + key;

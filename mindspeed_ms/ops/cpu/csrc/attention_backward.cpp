@@ -1,8 +1,8 @@
 // Attention backward: scores are computed again block by block from the stored log-sum-exp.
 //
 // P = exp(scale q k^T - lse), W = P * keep, dV = W^T dO, dP = (dO V^T) * keep,
-// dS = scale * P * (dP - sum(dO * O)), dQ = dS K, dK = dS^T Q. One thread owns one (batch, group),
-// so dK and dV add over the heads of the group in a fixed order.
+// dS = scale * slope * P * (dP - sum(dO * O)), dQ = dS K, dK = dS^T Q. One thread owns one (batch,
+// group), so dK and dV add over the heads of the group in a fixed order.
 #include "attention.h"
 
 namespace kernels {
@@ -74,11 +74,12 @@ struct Tensors {
     }
 };
 
-// One line of scores -> P (weights), W = P * keep (dropped) and dS (dscores holds dP on entry).
-void line_gradient(const AttentionSizes& n, const uint8_t* mask, QueryBlock block, int64_t row,
-                   int64_t key, float lse, float delta, float* weights, float* dscores,
+// One line of scores, hidden ones -infinity, -> P (weights), W = P * keep (dropped) and dS (dscores
+// holds dP on entry). `slope`: derivatives of the scores by the products, where they are finished.
+template <bool Finishes>
+void line_gradient(const AttentionSizes& n, QueryBlock block, int64_t row, int64_t key, float lse,
+                   float delta, const float* slope, float* weights, float* dscores,
                    float* dropped) {
-    hide_line(n, mask, block.batch, block.first + row, key, weights);
     float keep[kBlock];
     const bool drops = n.dropout.scale != 0.0f;
     if (drops) {
@@ -87,7 +88,8 @@ void line_gradient(const AttentionSizes& n, const uint8_t* mask, QueryBlock bloc
         keep_line(n, block.batch, block.head, block.first + row, key, count, keep);
     }
     for (int64_t i = 0; i < kBlock; i += kWidth) {
-        const vf weight = vexp(load(weights + i) * n.scale - lse);
+        vf weight = vexp((Finishes ? load(weights + i) : load(weights + i) * n.scale) - lse);
+        if (Finishes && n.finish.rounds_weights) weight = rounded(weight, n.finish.storage);
         vf dweight = load(dscores + i);
         if (drops) {
             const vf factor = load(keep + i);
@@ -95,7 +97,8 @@ void line_gradient(const AttentionSizes& n, const uint8_t* mask, QueryBlock bloc
             dweight *= factor;
         }
         store(weights + i, weight);
-        store(dscores + i, weight * (dweight - delta) * n.scale);
+        const vf dscore = weight * (dweight - delta) * n.scale;
+        store(dscores + i, Finishes ? dscore * load(slope + i) : dscore);
     }
 }
 
@@ -127,21 +130,30 @@ void query_block(const Tensors<T, Grad>& t, const AttentionSizes& n, QueryBlock 
         if (lse[row] == -INFINITY) lse[row] = INFINITY;  // no key is seen: all weights are 0
     }
     const float* dropped = n.dropout.scale != 0.0f ? space.dropped : space.weights;
-    const int64_t keys = n.keys_before(block.first + block.count);
     bool started = false;
-    for (int64_t key = 0; key < keys; key += kBlock) {
-        const int64_t count = keys - key < kBlock ? keys - key : kBlock, index = key / kBlock;
-        if (!shares_document(n, block, key, count)) continue;
+    each_key_block(n, block, [&](int64_t key, int64_t count) {
+        const int64_t index = key / kBlock;
         space.watch.product([&] {
             Math::scores(block.count, n.dim, space.query, space.keys_t + index * space.key_t_step,
                          space.weights);
             Math::scores(block.count, n.value_dim, space.grad,
                          space.values_t + index * space.value_t_step, space.dscores);
         });
-        for (int64_t row = 0; row < block.count; ++row)
-            line_gradient(n, t.mask, block, row, key, lse[row], delta[row],
-                          space.weights + row * kLine, space.dscores + row * kLine,
-                          space.dropped + row * kLine);
+        const bool finishes = n.finish.any(), hides = hides_some(n, t.mask, block, key);
+        for (int64_t row = 0; row < block.count; ++row) {
+            float* line = space.weights + row * kLine;
+            float slope[kBlock];
+            if (finishes)
+                finish_line(n, block.batch, block.head, block.first + row, key, line, slope);
+            if (hides) hide_line(n, t.mask, block.batch, block.first + row, key, line);
+            float *dscores = space.dscores + row * kLine, *kept = space.dropped + row * kLine;
+            if (finishes)
+                line_gradient<true>(n, block, row, key, lse[row], delta[row], slope, line, dscores,
+                                    kept);
+            else
+                line_gradient<false>(n, block, row, key, lse[row], delta[row], slope, line, dscores,
+                                     kept);
+        }
         space.watch.product([&] {
             Math::weighted_back(block.count, count, n.value_dim, dropped, space.packed,
                                 space.grad_right, space.dvalues + key * value_dim);
@@ -151,7 +163,7 @@ void query_block(const Tensors<T, Grad>& t, const AttentionSizes& n, QueryBlock 
                            space.keys + index * space.key_step, space.dquery, started);
         });
         started = true;
-    }
+    });
     if (!started) std::memset(space.dquery, 0, static_cast<size_t>(kBlock * dim) * sizeof(float));
     for (int64_t row = 0; row < block.count; ++row)
         t.put(t.dq + at + row * stride, space.dquery + row * dim, n.dim);
@@ -230,4 +242,30 @@ EXPORT void attention_backward(int32_t storage, const void* q, const void* k, co
         if (adds) run(float{});
         else run(T{});
     });
+}
+
+// dsinks [heads] = -sum over queries of exp(sink - lse) * (out . dout); tensors as above.
+EXPORT void attention_sinks_grad(int32_t storage, const void* out, const void* dout,
+                                 const float* lse, const float* sinks, float* dsinks, int64_t rows,
+                                 int64_t heads, int64_t value_dim) {
+    const int64_t pieces = row_pieces(rows), stride = round_up(heads, kWidth);
+    float* partial = scratch(kPartial, pieces * stride);
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        const T *results = static_cast<const T*>(out), *grads = static_cast<const T*>(dout);
+        parallel_ranges(pieces, rows / pieces * heads * value_dim, [&](int64_t begin, int64_t end) {
+            for (int64_t piece = begin; piece < end; ++piece) {
+                float* sums = partial + piece * stride;
+                std::memset(sums, 0, static_cast<size_t>(stride) * sizeof(float));
+                for (int64_t row = rows * piece / pieces; row < rows * (piece + 1) / pieces; ++row)
+                    for (int64_t head = 0; head < heads; ++head) {
+                        const int64_t at = row * heads + head;
+                        const float share = std::exp(sinks[head] - lse[at]);
+                        sums[head] -= share * row_dot(results + at * value_dim,
+                                                      grads + at * value_dim, value_dim);
+                    }
+            }
+        });
+    });
+    add_pieces(partial, pieces, stride, heads, dsinks);
 }

@@ -33,8 +33,10 @@ struct Workspace {
 // Running softmax of a block of queries: scores -> weights, `out` (the sum so far) rescaled.
 struct Running {
     float top[kBlock], sum[kBlock];
+    float highest[kBlock];  // score; only kept where it is wanted
 
-    void add_block(int64_t rows, float scale, float* scores, float* out, int64_t dim) {
+    void add_block(int64_t rows, float scale, float* scores, float* out, int64_t dim,
+                   bool keeps_highest) {
         alignas(64) float now[kBlock], factor[kBlock];
         for (int64_t row = 0; row < rows; ++row) {
             const float* line = scores + row * kLine;
@@ -42,6 +44,7 @@ struct Running {
             for (int64_t i = kWidth; i < kBlock; i += kWidth)
                 best = vmax(load(line + i) * scale, best);
             now[row] = max_of(best);
+            if (keeps_highest) highest[row] = std::max(highest[row], now[row]);
         }
         for (int64_t row = 0; row < rows; row += kWidth) {
             const vf before = load(top + row), highest = vmax(before, load(now + row));
@@ -64,6 +67,25 @@ struct Running {
             if (factor[row] != 1.0f && out)
                 for (int64_t i = 0; i < dim; i += kWidth)
                     store(out + row * dim + i, load(out + row * dim + i) * factor[row]);
+        }
+    }
+
+    // From now on weights have the sum 1.
+    void settle(int64_t rows) {
+        for (int64_t row = 0; row < rows; ++row) {
+            if (sum[row] == 0.0f) continue;
+            top[row] += std::log(sum[row]);
+            sum[row] = 1.0f;
+        }
+    }
+
+    // Scores -> rounded weights, once the sums are known.
+    void weigh_block(int64_t rows, float scale, int32_t storage, float* scores) const {
+        for (int64_t row = 0; row < rows; ++row) {
+            float* line = scores + row * kLine;
+            const vf shift = splat(top[row] == -INFINITY ? INFINITY : top[row]);
+            for (int64_t i = 0; i < kBlock; i += kWidth)
+                store(line + i, rounded(vexp(load(line + i) * scale - shift), storage));
         }
     }
 };
@@ -110,47 +132,81 @@ void put_results(const AttentionSizes& n, QueryBlock block, const Running& runni
         });
         lse[lse_index(n, block, row)] =
             sum > 0.0f ? running.top[row] + std::log(sum) : -INFINITY;
+        if (n.tops) n.tops[lse_index(n, block, row)] = running.highest[row];
     }
+}
+
+// Scores of a block of queries with a block of keys, hidden ones -infinity.
+template <class Math>
+void block_scores(const AttentionSizes& n, const uint8_t* mask, QueryBlock block, int64_t key,
+                  const Workspace<Math>& space) {
+    space.watch.product([&] {
+        Math::scores(block.count, n.dim, space.query,
+                     space.key_panels + key / kBlock * space.key_step, space.scores);
+    });
+    if (n.finish.any())
+        for (int64_t row = 0; row < block.count; ++row)
+            finish_line(n, block.batch, block.head, block.first + row, key,
+                        space.scores + row * kLine, nullptr);
+    if (hides_some(n, mask, block, key))
+        for (int64_t row = 0; row < block.count; ++row)
+            hide_line(n, mask, block.batch, block.first + row, key, space.scores + row * kLine);
+}
+
+// Adds the values of a block of keys, weighted by what the scores have become.
+template <class Math>
+void add_values(const AttentionSizes& n, QueryBlock block, int64_t key, int64_t count, bool adds,
+                const Workspace<Math>& space) {
+    for (int64_t row = 0; row < block.count && n.dropout.scale != 0.0f; ++row) {
+        float* line = space.scores + row * kLine;
+        float keep[kBlock] = {};
+        keep_line(n, block.batch, block.head, block.first + row, key, count, keep);
+        for (int64_t i = 0; i < kBlock; i += kWidth)
+            store(line + i, load(line + i) * load(keep + i));
+    }
+    space.watch.product([&] {
+        Math::weighted(block.count, count, n.value_dim, space.scores, space.packed,
+                       space.value_panels + key / kBlock * space.value_step, space.out, adds);
+    });
 }
 
 template <class Math, bool Continues, class T, class Out>
 void query_block(const T* q, const uint8_t* mask, Out* out, float* lse, const AttentionSizes& n,
                  QueryBlock block, const Workspace<Math>& space) {
     const int64_t dim = n.padded_value_dim(), stride = n.query_stride();
-    const int64_t keys = n.keys_before(block.first + block.count);
     space.watch.product([&] {
         Math::pack_left(q + n.query_at(block.batch, block.head) + block.first * stride, stride,
                         block.count, n.dim, space.query);
     });
     Out* results = out + n.out_at(block.batch, block.head) + block.first * n.out_stride();
     Running running;
-    for (int64_t row = 0; row < kBlock; ++row) running.top[row] = -INFINITY, running.sum[row] = 0;
-    if constexpr (Continues) take_up(n, block, results, lse, running, space.out);
-    bool started = Continues;
-    for (int64_t key = 0; key < keys; key += kBlock) {
-        const int64_t count = keys - key < kBlock ? keys - key : kBlock;
-        if (!shares_document(n, block, key, count)) continue;
-        space.watch.product([&] {
-            Math::scores(block.count, n.dim, space.query,
-                         space.key_panels + key / kBlock * space.key_step, space.scores);
-        });
-        for (int64_t row = 0; row < block.count; ++row)
-            hide_line(n, mask, block.batch, block.first + row, key, space.scores + row * kLine);
-        running.add_block(block.count, n.scale, space.scores, started ? space.out : nullptr, dim);
-        for (int64_t row = 0; row < block.count && n.dropout.scale != 0.0f; ++row) {
-            float* line = space.scores + row * kLine;
-            float keep[kBlock] = {};
-            keep_line(n, block.batch, block.head, block.first + row, key, count, keep);
-            for (int64_t i = 0; i < kBlock; i += kWidth)
-                store(line + i, load(line + i) * load(keep + i));
-        }
-        space.watch.product([&] {
-            Math::weighted(block.count, count, n.value_dim, space.scores, space.packed,
-                           space.value_panels + key / kBlock * space.value_step, space.out,
-                           started);
-        });
-        started = true;
+    for (int64_t row = 0; row < kBlock; ++row) {
+        running.top[row] = n.sinks ? n.sinks[block.head] : -INFINITY;
+        running.sum[row] = n.sinks ? 1.0f : 0.0f;
+        running.highest[row] = -INFINITY;
     }
+    if constexpr (Continues) take_up(n, block, results, lse, running, space.out);
+    const float scale = n.finish.any() ? 1.0f : n.scale;
+    bool started = Continues;
+    const bool settles = n.finish.rounds_weights != 0;
+    if (settles) {  // rounded are weights of the whole, so their sum must be known before
+        each_key_block(n, block, [&](int64_t key, int64_t) {
+            block_scores(n, mask, block, key, space);
+            running.add_block(block.count, scale, space.scores, nullptr, dim, n.tops);
+        });
+        running.settle(block.count);
+    }
+    each_key_block(n, block, [&](int64_t key, int64_t count) {
+        block_scores(n, mask, block, key, space);
+        if (settles)
+            running.weigh_block(block.count, scale, n.finish.storage, space.scores);
+        else
+            running.add_block(block.count, scale, space.scores, started ? space.out : nullptr, dim,
+                              n.tops);
+        add_values(n, block, key, count, started, space);
+        started = true;
+    });
+    if (!started) std::memset(space.out, 0, static_cast<size_t>(kBlock * dim) * sizeof(float));
     put_results(n, block, running, space.out, results, lse);
 }
 
