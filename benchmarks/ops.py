@@ -81,6 +81,39 @@ def _packed_cases(tokens: int = 2048, documents: int = 16) -> list[Case]:
     ]
 
 
+def _window_cases(tokens: int = 2048) -> list[Case]:
+    """A long row of which each token sees the last ones only."""
+    key = (tokens, 1, GROUPS, DIM)
+    return [
+        Case(
+            f"attention {tokens} window {left}",
+            ((tokens, 1, HEADS, DIM), key, key),
+            lambda *a, left=left: ops.attention(*a, scale=0.125, window=(left, None)),
+        )
+        for left in (64, 256, 1024)
+    ]
+
+
+def _decode_cases(keys: int = 4096) -> list[Case]:
+    """One new token per row and a cache: in blocks made for many queries, and read once."""
+    cases = []
+    for rows in (1, 8):
+        ranges = ops.KeyRanges.of_lengths([keys] * rows, 1)
+        cache = (keys, rows, GROUPS, DIM)
+        shapes = ((1, rows, HEADS, DIM), cache, cache)
+        calls: dict[str, Callable[..., Tensor]] = {
+            "attention": lambda *a: ops.attention(*a, scale=0.125),
+            "decode_attention": lambda *a, ranges=ranges: ops.decode_attention(
+                *a, ranges, scale=0.125
+            ),
+        }
+        cases += [
+            Case(f"{name} 1 of {keys}, {rows} rows", shapes, call, False)
+            for name, call in calls.items()
+        ]
+    return cases
+
+
 def _cases() -> list[Case]:
     rng = np.random.RandomState(0)
     target = Tensor(rng.randint(0, VOCAB, TOKENS))
@@ -140,6 +173,8 @@ def _cases() -> list[Case]:
         Case("axpy_ 8M", (flat, flat), ops.axpy_, False),
         Case("l2_norm_squared 8M", (flat,), ops.l2_norm_squared, False),
         *_packed_cases(),
+        *_window_cases(),
+        *_decode_cases(),
     ]
 
 

@@ -23,6 +23,7 @@ from mindspeed_ms.ops.attending import (
     attention_accumulate,
     attention_backward_accumulate,
     attention_sinks_grad,
+    decode_attention,
 )
 from mindspeed_ms.ops.attention_call import (
     AttentionCall,
@@ -78,6 +79,7 @@ __all__ = [
     "combine_rows",
     "copy_cast_",
     "count_zeros",
+    "decode_attention",
     "draw_dropout",
     "dropout",
     "embedding",

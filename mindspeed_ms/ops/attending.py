@@ -8,12 +8,14 @@ import numpy as np
 from mindspore import Tensor
 from numpy.typing import NDArray
 
+from mindspeed_ms.backend import autograd
 from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops import checks
 from mindspeed_ms.ops.attention_call import (
     AttentionCall,
     Documents,
     KeyRanges,
+    Places,
     ScorePlaces,
     ScoreStorage,
     Window,
@@ -177,3 +179,55 @@ def attention_sinks_grad(out: Tensor, dout: Tensor, lse: Tensor, sinks: Tensor) 
     checks.floating("attention_sinks_grad", lse)
     checks.vector("attention_sinks_grad", "sinks", sinks, lse.shape[-1])
     return current().attention_sinks_grad(out, dout, lse, sinks)
+
+
+def decode_attention(  # noqa: PLR0913 - one argument per option of an attention
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ranges: KeyRanges,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: Window = (None, None),
+    slots: Places | None = None,
+    softcap: float | None = None,
+    slopes: NDArray[np.float32] | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention of a few new tokens to the keys of a cache; forward only, nothing is recorded.
+
+    A cache is memory for S' keys and values per row, of which ``ranges`` say which exist. The
+    caller writes the keys and values of the new tokens first, so that a token sees itself. What
+    lies outside the ranges may hold anything. For one or few queries every key and value is read
+    once, and threads share rows, groups and stretches of keys; the time is that of reading them.
+
+    A server with many requests keeps one memory of slots, [slots, S', G, D] per layer, and a
+    request keeps its slot: ``slots`` names those of the rows of this call, in any order, so that no
+    keys move when requests come and go. Rows of different lengths stand side by side
+    (``KeyRanges.of_lengths``); prompts padded on the left begin at ``starts``, those padded on the
+    right end at ``stops``. Several rows may share a slot, and a cut is a smaller ``stops``.
+
+    Args:
+        q: [S, B, N, D], S new tokens of each row.
+        k: [S', B, G, D], or with ``slots`` [slots, S', G, D]; contiguous.
+        v: [S', B, G, E], or [slots, S', G, E].
+        ranges: keys of each row, and the place of its first query among them.
+        scale: factor of the products.
+        causal: hide keys later than their query.
+        window: (left, right) tokens around its own place that a query sees; None: all.
+        slots: int64 [B], slot of each row.
+        softcap: see ``attention``, as the others below.
+        slopes: fp32 [N].
+        sinks: floating [N].
+
+    Returns:
+        [S, B, N * E].
+    """
+    call = AttentionCall(
+        scale=scale, causal=causal, window=window, ranges=ranges, softcap=softcap, slopes=slopes
+    )
+    slots = None if slots is None else np.ascontiguousarray(slots, dtype=np.int64)
+    checks.decode_attention(q, k, v, slots, call, sinks)
+    with autograd.no_grad():
+        return current().decode_attention(q, k, v, sinks, slots, call)

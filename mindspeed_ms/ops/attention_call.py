@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -129,7 +130,7 @@ class KeyRanges:
     For padding on either side, and for queries that go on from keys of earlier calls.
 
     Raises:
-        ValueError: other shapes, or ranges outside the keys are found by ``ops.attention``.
+        ValueError: other shapes; that the keys hold the ranges is checked by ``ops.attention``.
     """
 
     starts: Places
@@ -150,6 +151,20 @@ class KeyRanges:
                     "one number per row of the batch"
                 )
             object.__setattr__(self, name, numbers)
+
+    @classmethod
+    def of_lengths(
+        cls, lengths: Sequence[int] | Places, queries: int, starts: Sequence[int] | Places = (0,)
+    ) -> KeyRanges:
+        """Rows whose last query stands at their last key, as after new tokens went to a cache.
+
+        Args:
+            lengths: [B], keys of each row, from the beginning of its memory.
+            queries: new tokens of each row.
+            starts: [B] or one for all: keys before are padding.
+        """
+        stops = np.asarray(lengths, np.int64)
+        return cls(np.broadcast_to(np.asarray(starts), stops.shape), stops, stops - queries)
 
 
 @dataclass(frozen=True, slots=True)

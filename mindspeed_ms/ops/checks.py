@@ -10,6 +10,7 @@ import math
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
+from numpy.typing import NDArray
 
 from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops.attention_call import AttentionCall
@@ -162,6 +163,41 @@ def attention(
     if sinks is not None:
         floating("attention", sinks)
         vector("attention", "sinks", sinks, q.shape[2])
+
+
+def decode_attention(  # noqa: PLR0913 - one argument per tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slots: NDArray[np.int64] | None,
+    call: AttentionCall,
+    sinks: Tensor | None,
+) -> None:
+    """As ``attention`` without a mask, with keys [S', B, G, D] or [slots, S', G, D]."""
+    floating("decode_attention", q, k, v)
+    if len(q.shape) != 4 or len(k.shape) != 4 or k.shape[:3] != v.shape[:3]:
+        raise ValueError(
+            f"decode_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; q must "
+            "be [S, B, N, D], k and v [S', B, G, D], or [slots, S', G, D] with slots"
+        )
+    in_place("decode_attention", k, v)
+    queries, batch, heads, dim = q.shape
+    keys = k.shape[0] if slots is None else k.shape[1]
+    rows = k.shape[1] if slots is None else len(slots)
+    if rows != batch or k.shape[3] != dim or heads % k.shape[2]:
+        raise ValueError(
+            f"decode_attention: q {tuple(q.shape)}, k {tuple(k.shape)} and {rows} rows of keys: "
+            "rows and head size must be equal, and the query heads a multiple of the key heads"
+        )
+    if slots is not None and not all(0 <= slot < k.shape[0] for slot in slots):
+        raise ValueError(
+            f"decode_attention: slots {slots.tolist()}; there are {k.shape[0]}, counted from 0"
+        )
+    attention_places(call, (batch, heads, queries, keys))
+    attention_scores(call, (batch, heads, queries, keys))
+    if sinks is not None:
+        floating("decode_attention", sinks)
+        vector("decode_attention", "sinks", sinks, heads)
 
 
 def attention_places(call: AttentionCall, scores: tuple[int, int, int, int]) -> None:

@@ -365,6 +365,59 @@ def _blocks_of_attention():
                 )
 
 
+def _decode():
+    """Rows of a cache: padded on either side, in slots, with a window; and one that has no keys."""
+    fused = ("IncreFlashAttention",)
+    kinds = {
+        "causal": {},
+        "window": {"window": (3, None)},
+        "cap": {"softcap": 1.5},
+        "sinks": {"sinks": True},
+    }
+    for dtype in FLOATS:
+        for queries in (1, 3):
+            for kind, options in kinds.items():
+                for slots in (None, [0, 1, 2], [4, 0, 2]):
+                    more = "" if slots is None else f" slots {slots[0]}"
+                    is_fused = dtype != ms.float32 and kind in ("causal", "window")
+                    launches = fused if is_fused and queries == 1 else _FUSED[:1]
+                    _decode_case(
+                        f"{kind}{more} {queries}",
+                        dtype,
+                        (queries, 3 if slots == [0, 1, 2] else 5),
+                        slots,
+                        launches
+                        if is_fused or (dtype != ms.float32 and kind == "sinks")
+                        else _COMPOSED,
+                        options,
+                    )
+
+
+def _decode_case(name, dtype, sizes, slots, launches, options):  # noqa: PLR0913 - see ``_decode``
+    queries, memory_rows = sizes
+    lengths = [9, queries, 14]
+    ranges = ops.KeyRanges.of_lengths(lengths, queries, [0, 0, 5])
+
+    def run(kernels, random):
+        shape = (14, 3, 2, 16) if slots is None else (memory_rows, 14, 2, 16)
+        q = ref.tensor(random.randn(queries, 3, 4, 16), dtype)
+        keys = [random.randn(*shape) for _ in "kv"]
+        for array in keys:  # beyond the ranges there may be anything
+            rows = array.swapaxes(0, 1) if slots is None else array[slots]
+            for row, start, stop in zip(rows, ranges.starts, ranges.stops, strict=True):
+                row[:start] = row[stop:] = np.nan
+            if slots is not None:
+                array[slots] = rows
+        call = {name: option for name, option in options.items() if name != "sinks"}
+        call = ops.AttentionCall(scale=0.3, causal=True, ranges=ranges, **call)
+        sinks = ref.tensor(random.randn(4)) if "sinks" in options else None
+        k, v = (ref.tensor(a, dtype) for a in keys)
+        places = None if slots is None else np.array(slots)
+        return kept(y=kernels.decode_attention(q, k, v, sinks, places, call))
+
+    _add(f"decode-{name}", dtype, run, launches)
+
+
 def _softmax():
     for causal in (False, True):
 
@@ -603,6 +656,7 @@ for _fill in (
     _embedding,
     _attention,
     _blocks_of_attention,
+    _decode,
     _softmax,
     _linear,
     _loss,

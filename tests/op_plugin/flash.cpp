@@ -398,3 +398,55 @@ OPERATION(FlashAttentionScoreGrad) {
     call.put(1, dk);
     call.put(2, dv);
 }
+
+// One query per row in layout BSH. query, key, value, mask, lengths, .. heads, layout, scale, key
+// heads, block size, precision -> out; keys beyond the length of a row are not read.
+OPERATION(IncreFlashAttention) {
+    for (int other = 5; other < 15; ++other)
+        require(!call.given(other), "shifts, quantization, pages and padding sizes");
+    const int64_t heads = call.integer(15), groups = call.integer(18);
+    const float scale = static_cast<float>(call.number(17));
+    const Shape q = call.shape(0), k = call.shape(1);
+    require(call.type(0) == "float16" || call.type(0) == "bfloat16", "storage " + call.type(0));
+    require(call.type(1) == call.type(0) && call.type(2) == call.type(0), "one type for q, k, v");
+    require(call.integer(16) == 0, "layout BSH");
+    require(call.integer(20) == 0, "the precise mode");
+    require(q.size() == 3 && q[1] == 1 && k.size() == 3 && k == call.shape(2) && q[0] == k[0] &&
+                heads % groups == 0 && q[2] / heads == k[2] / groups && q[2] / heads <= 512,
+            "shapes of q, k, v");
+    const int64_t batch = q[0], keys = k[1], dim = q[2] / heads;
+    Bytes mask;
+    if (call.given(3)) {
+        require(call.type(3) == "bool" && call.shape(3) == Shape{batch, keys},
+                "mask " + call.type(3) + text_of(call.shape(3)));
+        mask = call.bytes(3);
+    }
+    const Ints lengths = call.ints(4);
+    require(static_cast<int64_t>(lengths.size()) == batch, "a length per row");
+    const Floats query = call.floats(0), key = call.floats(1), value = call.floats(2);
+    Floats out(query.size(), kUndocumented);
+    for (int64_t b = 0; b < batch; ++b)
+        for (int64_t h = 0; h < heads; ++h) {
+            require(lengths[b] > 0 && lengths[b] <= keys, "lengths within the keys");
+            Floats scores(static_cast<size_t>(lengths[b]), -INFINITY);
+            const auto at = [&](int64_t j) {
+                return (b * keys + j) * k[2] + h / (heads / groups) * dim;
+            };
+            for (int64_t j = 0; j < lengths[b]; ++j)
+                if (mask.empty() || !mask[b * keys + j])
+                    scores[j] = scale * dot(query.data() + (b * heads + h) * dim,
+                                            key.data() + at(j), dim);
+            const float top = *std::max_element(scores.begin(), scores.end());
+            if (top == -INFINITY) continue;
+            double total = 0.0;
+            for (float score : scores) total += std::exp(score - top);
+            for (int64_t d = 0; d < dim; ++d) {
+                double sum = 0.0;
+                for (int64_t j = 0; j < lengths[b]; ++j)
+                    if (scores[j] > -INFINITY)
+                        sum += std::exp(scores[j] - top) * value[at(j) + d];
+                out[(b * heads + h) * dim + d] = static_cast<float>(sum / total);
+            }
+        }
+    call.put(0, out);
+}

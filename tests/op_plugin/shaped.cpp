@@ -324,3 +324,20 @@ OPERATION(Concat) {
     else
         call.put(0, joined<int64_t>(call, parts, [&](int part) { return call.ints(part); }));
 }
+
+// values, dimension, indices
+OPERATION(IndexSelect) {
+    const Shape from = call.shape(0);
+    const Around around(from, call.integer(1));
+    const Floats values = call.floats(0);
+    const Ints indices = call.ints(2);
+    const int64_t count = static_cast<int64_t>(indices.size());
+    Floats result(static_cast<size_t>(around.before * count * around.after));
+    for (int64_t before = 0; before < around.before; ++before)
+        for (int64_t i = 0; i < count; ++i) {
+            require(indices[i] >= 0 && indices[i] < around.size, "an index beyond the dimension");
+            std::copy_n(&values[(before * around.size + indices[i]) * around.after], around.after,
+                        &result[(before * count + i) * around.after]);
+        }
+    call.put(0, result);
+}

@@ -26,7 +26,12 @@ ARGUMENTS = {
 }
 NOT_OPERATIONS = SELECTION | ARGUMENTS | {"attend"}
 # Public and inner arguments differ: options become an ``AttentionCall``, masks are made fit.
-BUNDLED = {"attention", "attention_accumulate", "attention_backward_accumulate"}
+BUNDLED = {
+    "attention",
+    "attention_accumulate",
+    "attention_backward_accumulate",
+    "decode_attention",
+}
 
 
 @pytest.fixture(autouse=True)

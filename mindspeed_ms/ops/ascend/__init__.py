@@ -14,6 +14,7 @@ from mindspeed_ms.ops.ascend.attention import (
     attention_accumulate,
     attention_backward_accumulate,
     attention_sinks_grad,
+    decode_attention,
     softmax,
 )
 from mindspeed_ms.ops.ascend.columns import join_columns, split_columns
@@ -89,6 +90,7 @@ __all__ = [
     "combine_rows",
     "copy_cast_",
     "count_zeros",
+    "decode_attention",
     "describe",
     "dropout",
     "embedding",

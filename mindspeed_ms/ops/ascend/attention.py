@@ -25,7 +25,7 @@ from mindspeed_ms.ops.ascend.composed_attention import (
     raise_largest,
     sink_logits,
 )
-from mindspeed_ms.ops.attention_call import AttentionCall, Documents
+from mindspeed_ms.ops.attention_call import AttentionCall, Documents, Places
 
 _FUSED_TYPES = (ms.bfloat16, ms.float16)
 _FUSED_DIM = 16
@@ -454,3 +454,62 @@ def attention_backward_accumulate(  # noqa: PLR0913 - one argument per tensor
     parts = take(q, k, v, mask, out, lse, dout, call)
     for grad, part in zip(grads, parts, strict=True):
         grad.add_(part.astype(ms.float32))
+
+
+def decode_attention(  # noqa: PLR0913 - one argument per tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    slots: Places | None,
+    call: AttentionCall,
+) -> Tensor:
+    """See ``ops.decode_attention``; one query goes to IncreFlashAttention.
+
+    That takes a cache of slots as it lies when the rows are all slots in order; others are copied
+    together first, as are keys in the layout [S', B, G, D].
+    """
+    if slots is None:
+        k, v = (mint.permute(t, (1, 0, 2, 3)) for t in (k, v))
+    elif not np.array_equal(slots, np.arange(k.shape[0])):
+        k, v = (mint.index_select(t, 0, Tensor(slots)) for t in (k, v))
+    if q.shape[0] == 1 and sinks is None and call.bias is None and _is_fused(q, v, call):
+        return _incremental(q, k, v, call)
+    k, v = (mint.permute(_cleared(t, call), (1, 0, 2, 3)) for t in (k, v))
+    take = _flash_part if _is_fused(q, v, call) else composed.part_of_keys
+    part, _ = take(q, k, v, None, sinks, call)
+    return _sbh(part).astype(q.dtype)
+
+
+def _cleared(t: Tensor, call: AttentionCall) -> Tensor:
+    """Keys or values [B, S', G, D], zeros outside the ranges: 0 times NaN would count."""
+    assert call.ranges is not None, "a cache has ranges"
+    place = np.arange(t.shape[1])[None]
+    outside = (place < call.ranges.starts[:, None]) | (place >= call.ranges.stops[:, None])
+    return t.masked_fill(Tensor(outside[..., None, None]), 0.0)
+
+
+def _incremental(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+    """One query per row; k and v [B, S', G, D]."""
+    batch, keys, groups, dim = k.shape
+    hidden = call.hidden(1, keys)
+    assert hidden is not None, "a cache has ranges"
+    hidden = np.broadcast_to(hidden[:, 0, 0], (batch, keys))
+    # Up to the last key that is seen; all of a row without any, whose result is replaced.
+    lengths = np.where(hidden.all(1), keys, keys - hidden[:, ::-1].argmin(1))
+    needs_mask = any(row[:length].any() for row, length in zip(hidden, lengths, strict=True))
+    out = ops.incre_flash_attention(
+        q.reshape((1, batch, q.shape[2] * dim)).swapaxes(0, 1),
+        [k.reshape((batch, keys, groups * dim))],
+        [v.reshape((batch, keys, groups * dim))],
+        Tensor(hidden.copy()) if needs_mask else None,
+        lengths.tolist(),
+        num_heads=q.shape[2],
+        input_layout="BSH",
+        scale_value=call.scale,
+        num_key_value_heads=groups,
+        inner_precise=0,
+    )
+    out = out.swapaxes(0, 1)
+    blind = hidden.all(1)
+    return out.masked_fill(Tensor(blind[None, :, None]), 0.0) if blind.any() else out

@@ -14,6 +14,7 @@ from mindspeed_ms.ops.cpu.attention import (
     attention_accumulate,
     attention_backward_accumulate,
     attention_sinks_grad,
+    decode_attention,
     softmax,
 )
 from mindspeed_ms.ops.cpu.branch import branch
@@ -75,6 +76,7 @@ __all__ = [
     "combine_rows",
     "copy_cast_",
     "count_zeros",
+    "decode_attention",
     "describe",
     "dropout",
     "embedding",

@@ -11,7 +11,7 @@ from mindspore import Tensor
 from numpy.typing import NDArray
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.ops.attention_call import AttentionCall, ScoreDropout
+from mindspeed_ms.ops.attention_call import AttentionCall, Places, ScoreDropout
 from mindspeed_ms.ops.cpu.dropout import NO_DROPOUT, Draw
 from mindspeed_ms.ops.cpu.flat import copy_cast_
 from mindspeed_ms.ops.cpu.library import STORAGE, library
@@ -285,6 +285,40 @@ def attention_backward_accumulate(  # noqa: PLR0913 - one argument per tensor
         True,
         ctypes.addressof(sizes),
     )
+
+
+_FEW_QUERIES = 4
+"""Up to so many each key is read straight from memory; more are worth packing the keys for."""
+
+
+def decode_attention(  # noqa: PLR0913 - one argument per tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    slots: Places | None,
+    call: AttentionCall,
+) -> Tensor:
+    """See ``ops.decode_attention``."""
+    q, k, v = memory.contiguous(q), memory.contiguous(k), memory.contiguous(v)
+    seq, batch, heads, _ = q.shape
+    out = memory.empty((seq, batch, heads * v.shape[3]), q.dtype)
+    sizes = _sizes(q, k, v, None, call)
+    logits = None if sinks is None else _in_fp32(sinks)
+    (sizes.sinks,) = _addresses(logits)
+    if slots is not None:
+        sizes.keys = k.shape[1]
+        sizes.row_step, sizes.batch_step, sizes.slots = 1, k.shape[1], _pointer(slots)
+    if seq <= _FEW_QUERIES:
+        library().attention_decode(
+            STORAGE[q.dtype], *_addresses(q, k, v, out), ctypes.addressof(sizes)
+        )
+    else:
+        lse = memory.empty((seq, batch, heads))
+        library().attention_forward(
+            STORAGE[q.dtype], *_addresses(q, k, v, None, out, lse), ctypes.addressof(sizes)
+        )
+    return out
 
 
 class _Softmax(autograd.Function):

@@ -68,6 +68,7 @@ _SIGNATURES = {
     "attention_forward": "ippppppp",
     "attention_accumulate": "ippppppp",
     "attention_backward": "i" + "p" * 10 + "ip",
+    "attention_decode": "ippppp",
     "attention_sinks_grad": "ipppppnnn",
     "ce_max": "ippnn",
     "ce_sum": "ippppp" + "nnn",

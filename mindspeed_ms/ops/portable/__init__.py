@@ -15,6 +15,7 @@ from mindspeed_ms.ops.portable.attention import (
     attention_accumulate,
     attention_backward_accumulate,
     attention_sinks_grad,
+    decode_attention,
     softmax,
 )
 from mindspeed_ms.ops.portable.branch import branch
@@ -82,6 +83,7 @@ __all__ = [
     "combine_rows",
     "copy_cast_",
     "count_zeros",
+    "decode_attention",
     "describe",
     "dropout",
     "embedding",

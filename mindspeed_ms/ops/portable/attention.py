@@ -9,7 +9,7 @@ from mindspore import Tensor
 from mindspore.common.dtype import Type
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.ops.attention_call import AttentionCall
+from mindspeed_ms.ops.attention_call import AttentionCall, Places
 from mindspeed_ms.ops.portable.arrays import Array, store, tensor_of, wide
 from mindspeed_ms.ops.portable.dropout import keep_scale, keep_scale_of_words
 
@@ -159,6 +159,31 @@ def attention_sinks_grad(out: Tensor, dout: Tensor, lse: Tensor, sinks: Tensor) 
     """See ``ops.attention_sinks_grad``."""
     delta = (wide(out) * wide(dout)).reshape((*lse.shape, -1)).sum(axis=-1)  # [S, B, N]
     return tensor_of(-(np.exp(wide(sinks) - wide(lse)) * delta).sum(axis=(0, 1)), sinks.dtype)
+
+
+def decode_attention(  # noqa: PLR0913 - one argument per tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    slots: Places | None,
+    call: AttentionCall,
+) -> Tensor:
+    """See ``ops.decode_attention``: what lies outside the ranges is cleared before it is used."""
+    k, v = (_existing(t, slots, call) for t in (k, v))
+    scores, _ = _scores(q, k, None, call)
+    return tensor_of(_weighted(_probabilities(scores, sinks, call)[0], None, q, v), q.dtype)
+
+
+def _existing(cache: Tensor, slots: Places | None, call: AttentionCall) -> Tensor:
+    """Keys or values [S', B, G, D] of a cache, zeros where none exist."""
+    array = wide(cache)
+    rows = array if slots is None else array[slots].swapaxes(0, 1)
+    if call.ranges is None:
+        return tensor_of(rows)
+    place = np.arange(len(rows))[:, None]
+    exists = (place >= call.ranges.starts) & (place < call.ranges.stops)
+    return tensor_of(np.where(exists[..., None, None], rows, np.float32(0)))
 
 
 def _out(q: Tensor, v: Tensor) -> tuple[int, int, int]:

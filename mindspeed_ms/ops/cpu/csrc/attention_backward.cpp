@@ -174,8 +174,9 @@ void pack_keys(const Tensors<T, Grad>& t, const AttentionSizes& n, int64_t batch
                const Workspace<Math>& space) {
     const int64_t at = n.key_at(batch, group), stride = n.key_stride();
     const int64_t value_at = n.value_at(batch, group), value_stride = n.value_stride();
-    for (int64_t block = 0; block * kBlock < n.keys; ++block) {
-        const int64_t key = block * kBlock, count = n.keys - key < kBlock ? n.keys - key : kBlock;
+    const int64_t last = n.keys_before(batch, n.queries);
+    for (int64_t block = n.first_key(batch, 0) / kBlock; block * kBlock < last; ++block) {
+        const int64_t key = block * kBlock, count = std::min(last - key, kBlock);
         const T* keys = t.k + at + key * stride;
         Math::pack_transposed(keys, stride, count, n.dim, space.keys_t + block * space.key_t_step);
         Math::pack_right(keys, stride, count, n.dim, space.keys + block * space.key_step);

@@ -90,15 +90,28 @@ struct Running {
     }
 };
 
+// The keys that are seen; values before them do not count, whatever they are.
 template <class Math, class T>
 void pack_keys(const T* k, const T* v, const AttentionSizes& n, int64_t batch, int64_t group,
                const Workspace<Math>& space) {
     const T *keys = k + n.key_at(batch, group), *values = v + n.value_at(batch, group);
-    for (int64_t block = 0; block * kBlock < n.keys; ++block) {
-        const int64_t key = block * kBlock, count = n.keys - key < kBlock ? n.keys - key : kBlock;
+    const int64_t first = n.first_key(batch, 0), last = n.keys_before(batch, n.queries);
+    for (int64_t block = first / kBlock; block * kBlock < last; ++block) {
+        const int64_t key = block * kBlock, count = std::min(last - key, kBlock);
         Math::pack_transposed(keys + key * n.key_stride(), n.key_stride(), count, n.dim,
                               space.key_panels + block * space.key_step);
-        Math::pack_right(values + key * n.value_stride(), n.value_stride(), count, n.value_dim,
+        const T* from = values + key * n.value_stride();
+        int64_t stride = n.value_stride();
+        if (key < first) {
+            const size_t bytes = static_cast<size_t>(n.value_dim) * sizeof(T);
+            T* cleared = reinterpret_cast<T*>(space.out);  // not in use yet
+            std::memset(cleared, 0, kBlock * bytes);
+            for (int64_t row = first - key; row < count; ++row)
+                std::memcpy(cleared + row * n.value_dim, from + row * stride, bytes);
+            from = cleared;
+            stride = n.value_dim;
+        }
+        Math::pack_right(from, stride, count, n.value_dim,
                          space.value_panels + block * space.value_step);
     }
 }
