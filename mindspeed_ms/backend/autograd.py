@@ -2,8 +2,8 @@
 
 MindSpore's dynamic graph has such a tape under private names; they are used here and nowhere else.
 Two facts shape the interface. The engine accumulates a second gradient into a leaf out of place,
-and wrongly so for transposed gradients on CPU: whoever owns a parameter must take its gradient in
-a post-accumulate hook and clear it (``set_grad(p, None)``). And one flag of the process says
+and wrongly so for transposed gradients on CPU: whoever owns a parameter takes its gradients one by
+one (``take_gradients``). And one flag of the process says
 whether there is a tape at all: MindSpore's own ``value_and_grad`` works only while it is off, and
 an exception inside a primitive can switch it off. So it is on inside ``recording()`` only, which
 steps of this package enter, and each entry switches it on anew.
@@ -27,7 +27,6 @@ __all__ = [
     "Function",
     "HookHandle",
     "backward",
-    "cast",
     "detach",
     "enable",
     "enable_grad",
@@ -35,11 +34,11 @@ __all__ = [
     "is_grad_enabled",
     "no_grad",
     "recording",
-    "register_post_accumulate_hook",
     "requires_grad",
     "requires_grad_",
     "saved_tensors_hooks",
     "set_grad",
+    "take_gradients",
 ]
 
 _SHARED_TUPLES: dict[tuple[bool, ...], tuple[bool, ...]] = {}
@@ -121,6 +120,8 @@ def is_grad_enabled() -> bool:
 
 @contextmanager
 def _grad_mode(recorded: bool) -> Iterator[None]:
+    # Beside the flag of recording(): both must be on for an operation to be recorded, and the
+    # engine itself turns this one off inside Function.forward and .backward.
     previous = _pynative_executor.enable_grad()
     _pynative_executor.set_enable_grad(recorded)
     try:
@@ -165,24 +166,19 @@ def backward(
         ms.ops.ones_like(output) if grad is None else grad
         for output, grad in zip(outputs, grads, strict=True)
     )
-    with recording():
+    with recording():  # a backward of the user's own may come after the step that built the graph
+        # No create_graph, and no inputs: gradients go to every leaf that needs one.
         run_backward(outputs, seeds, keep_graph, False, ())
-
-
-def cast(tensor: Tensor, dtype: ms.Type) -> Tensor:
-    """The tensor itself if it has the type, else a converted copy; recorded on the tape."""
-    return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
 def detach(tensor: Tensor) -> Tensor:
     """The same storage without history: a leaf that needs no gradient."""
+    # Not stop_gradient, an operator whose inferred types MindSpore remembers call by call.
     return tensor.data
 
 
 def requires_grad(tensor: Tensor) -> bool:
     """True when a gradient flows to (a leaf) or through (a result) the tensor."""
-    if isinstance(tensor, Parameter):
-        return tensor.requires_grad
     return bool(tensor._requires_grad)
 
 
@@ -205,16 +201,18 @@ def set_grad(tensor: Tensor, grad: Tensor | None) -> None:
     tensor._grad = grad
 
 
-def register_post_accumulate_hook(
-    parameter: Parameter, hook: Callable[[Parameter], None]
-) -> HookHandle:
-    """Call ``hook(parameter)`` each time the engine has set the parameter's gradient.
+def take_gradients(parameter: Parameter, take: Callable[[Tensor], object]) -> HookHandle:
+    """Hand each gradient of a parameter to ``take`` instead of accumulating it.
 
-    It runs inside ``backward``, in the order the gradients become ready (last layer first). It
-    does not run when the gradient is None, as with an operation that accumulates by itself.
+    ``take`` runs inside ``backward``, in the order the gradients become ready (last layer first).
+    It does not run when the gradient is None, as with an operation that accumulates by itself.
     """
 
     def fire(_grad_inputs: tuple, _grad_outputs: tuple) -> None:
-        hook(parameter)
+        grad = parameter._grad
+        # Cleared before the next one comes: the engine's own sum is out of place, and on CPU wrong
+        # where a gradient is transposed.
+        parameter._grad = None
+        take(grad)
 
     return parameter._grad_node.register_hook(fire)

@@ -1,9 +1,13 @@
-"""The communication seam: what every implementation of ``Comm`` offers, and the objects it uses.
+"""Two seams: ``Device``, where tensors live, and ``Comm``, how ranks communicate.
 
-Implementations are ``cpu_mpi.MpiComm``, ``ascend.AscendComm`` and ``single.SingleComm``. Callers
-use the functions of ``comm``; those check arguments once, so an implementation may rely on: tensors
-are contiguous, element counts and types agree, the caller is a member of the group, the group has
-more than one rank (``SingleComm`` serves the others), a peer is another rank of the group.
+Implementations of ``Device`` are ``cpu_device.CpuDevice`` and ``ascend_device.AscendDevice``;
+``device`` chooses one when it is imported, and the functions of ``memory`` are its methods.
+
+Implementations of ``Comm`` are ``cpu_mpi.MpiComm``, ``ascend.AscendComm`` and
+``single.SingleComm``. Callers use the functions of ``comm``; those check arguments once, so an
+implementation may rely on: tensors are contiguous, element counts and types agree, the caller is a
+member of the group, the group has more than one rank (``SingleComm`` serves the others), a peer is
+another rank of the group.
 """
 
 from __future__ import annotations
@@ -11,9 +15,91 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from mindspore import Tensor
+from mindspore.common import dtype as mstype
+
+Platform = Literal["cpu", "ascend"]
+
+
+class Device(Protocol):
+    """Where tensors live, and what is done differently there.
+
+    Nothing here is recorded on the tape. What is in place works on the tensor's own memory.
+    """
+
+    @property
+    def name(self) -> Platform:
+        """Which device it is."""
+
+    def initialize(self) -> None:
+        """Bring MindSpore into the mode the package works in."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished all work."""
+
+    def memory_stats(self) -> dict[str, int]:
+        """Memory of this rank in bytes: ``peak`` so far and ``current``."""
+
+    def release_cached_memory(self) -> None:
+        """Give memory that no tensor uses back to the system."""
+
+    # ---- new tensors -----------------------------------------------------------------------------
+
+    def empty(self, shape: Sequence[int], dtype: mstype.Type = mstype.float32) -> Tensor:
+        """Tensor with undefined contents."""
+
+    def zeros(self, shape: Sequence[int], dtype: mstype.Type = mstype.float32) -> Tensor:
+        """Tensor of zeros with storage of its own."""
+
+    def full(
+        self, shape: Sequence[int], value: float, dtype: mstype.Type = mstype.float32
+    ) -> Tensor:
+        """Tensor of one value (float32 or float16) with storage of its own."""
+
+    def permuted(self, tensor: Tensor, dims: Sequence[int]) -> Tensor:
+        """Contiguous copy with the dimensions in another order."""
+
+    def transposed(self, tensor: Tensor) -> Tensor:
+        """Contiguous copy with the first two dimensions exchanged; for ids and masks."""
+
+    def in_dtype(self, tensor: Tensor, dtype: mstype.Type) -> Tensor:
+        """The tensor itself if it has the type, else a copy; for ids, masks and statistics."""
+
+    def concatenated(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The tensors one after the other in their first dimension."""
+
+    # ---- the host's view, and in place -----------------------------------------------------------
+
+    def as_numpy(self, tensor: Tensor, flat: bool = False) -> np.ndarray:
+        """The elements of a contiguous tensor, bfloat16 as uint16 bits; ``flat``: in one dimension.
+
+        On CPU a view: writable, nothing is copied, and it keeps the tensor alive. On Ascend a copy
+        on the host, for reading only.
+
+        Raises:
+            ValueError: the tensor is not contiguous, so no dense array can alias it.
+        """
+
+    def copy_(self, dst: Tensor, src: Tensor) -> None:
+        """Copy the elements of ``src`` into the storage of ``dst`` (same shape and type).
+
+        Raises:
+            ValueError: shapes or types differ.
+        """
+
+    def copy_from_host(self, dst: Tensor, values: np.ndarray) -> None:
+        """Copy host values (bfloat16 as its raw bits) into the storage of ``dst``, of equal size.
+
+        Raises:
+            ValueError: the values have another layout than the tensor.
+        """
+
+    def zero_(self, tensor: Tensor) -> None:
+        """Set all elements to 0, whatever they were: NaN times 0 would stay NaN."""
 
 
 class ReduceOp(Enum):
@@ -40,7 +126,7 @@ class Group:
     _handle: Any = field(default=None, repr=False)
     """The implementation's own object (an MPI communicator, an HCCL group name)."""
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of ranks."""
         return len(self.ranks)

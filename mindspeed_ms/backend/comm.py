@@ -12,14 +12,16 @@ Parallelism:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from mindspore import Tensor
 from mindspore.common import dtype as mstype
 
-from mindspeed_ms.backend import device, env, launch, memory
+from mindspeed_ms.backend import device, env, launch
 from mindspeed_ms.backend.base import Comm, Group, P2POp, ReduceOp, Work
 from mindspeed_ms.backend.single import SingleComm
 
@@ -158,9 +160,8 @@ def all_reduce(
     async_op: bool = False,
 ) -> Work | None:
     """Replace the tensor of every rank by the reduction over the group."""
-    comm, group = _enter("all_reduce", group)
-    _check_tensors("all_reduce", tensor)
-    _check_reduction("all_reduce", op, tensor)
+    comm, group = _enter("all_reduce", group, tensor)
+    _check_reduction("all_reduce", op, tensor.dtype)
     return comm.all_reduce(tensor, op, group, async_op)
 
 
@@ -174,9 +175,8 @@ def all_gather_into_tensor(
     Shapes:
         input n elements, output group.size * n.
     """
-    comm, group = _enter("all_gather_into_tensor", group)
-    _check_tensors("all_gather_into_tensor", output, input)
-    _check_count("all_gather_into_tensor", "output", output, "input", input, group.size)
+    comm, group = _enter("all_gather_into_tensor", group, output, input)
+    _check_count("all_gather_into_tensor", "output", output.shape, "input", input.shape, group.size)
     return comm.all_gather_into_tensor(output, input, group, async_op)
 
 
@@ -194,10 +194,9 @@ def reduce_scatter_tensor(
     Shapes:
         input group.size * n elements, output n.
     """
-    comm, group = _enter("reduce_scatter_tensor", group)
-    _check_tensors("reduce_scatter_tensor", input, output)
-    _check_count("reduce_scatter_tensor", "input", input, "output", output, group.size)
-    _check_reduction("reduce_scatter_tensor", op, input)
+    comm, group = _enter("reduce_scatter_tensor", group, input, output)
+    _check_count("reduce_scatter_tensor", "input", input.shape, "output", output.shape, group.size)
+    _check_reduction("reduce_scatter_tensor", op, input.dtype)
     return comm.reduce_scatter_tensor(output, input, op, group, async_op)
 
 
@@ -214,14 +213,13 @@ def all_to_all_single(
     Split sizes count rows (dimension 0), one per rank of the group; ``None`` means equal parts.
     The two tensors must not overlap.
     """
-    comm, group = _enter("all_to_all_single", group)
-    _check_tensors("all_to_all_single", output, input)
+    comm, group = _enter("all_to_all_single", group, output, input)
     splits = (
         _splits("output", output, output_split_sizes, group),
         _splits("input", input, input_split_sizes, group),
     )
     if group.size == 1:
-        _check_count("all_to_all_single", "output", output, "input", input, 1)
+        _check_count("all_to_all_single", "output", output.shape, "input", input.shape, 1)
     return comm.all_to_all_single(output, input, splits, group, async_op)
 
 
@@ -229,8 +227,7 @@ def broadcast(
     tensor: Tensor, src: int, group: Group | None = None, async_op: bool = False
 ) -> Work | None:
     """Replace the tensor of every rank by that of global rank ``src``."""
-    comm, group = _enter("broadcast", group)
-    _check_tensors("broadcast", tensor)
+    comm, group = _enter("broadcast", group, tensor)
     group.rank_of(src)
     return comm.broadcast(tensor, src, group, async_op)
 
@@ -243,25 +240,22 @@ def reduce(
     async_op: bool = False,
 ) -> Work | None:
     """Leave the reduction in the tensor of global rank ``dst``; the others keep theirs."""
-    comm, group = _enter("reduce", group)
-    _check_tensors("reduce", tensor)
-    _check_reduction("reduce", op, tensor)
+    comm, group = _enter("reduce", group, tensor)
+    _check_reduction("reduce", op, tensor.dtype)
     group.rank_of(dst)
     return comm.reduce(tensor, dst, op, group, async_op)
 
 
 def isend(tensor: Tensor, dst: int, group: Group | None = None, tag: int = 0) -> Work:
     """Start sending to global rank ``dst``; the tensor must not change before ``wait``."""
-    comm, group = _enter("isend", group)
-    _check_tensors("isend", tensor)
+    comm, group = _enter("isend", group, tensor)
     _check_peer("isend", dst, group)
     return comm.isend(tensor, dst, group, tag)
 
 
 def irecv(tensor: Tensor, src: int, group: Group | None = None, tag: int = 0) -> Work:
     """Start receiving from global rank ``src``; the tensor is undefined until ``wait``."""
-    comm, group = _enter("irecv", group)
-    _check_tensors("irecv", tensor)
+    comm, group = _enter("irecv", group, tensor)
     _check_peer("irecv", src, group)
     return comm.irecv(tensor, src, group, tag)
 
@@ -283,7 +277,7 @@ def batch_isend_irecv(ops: Sequence[P2POp]) -> list[Work]:
             raise ValueError(
                 "batch_isend_irecv got transfers of several groups; call it once per group"
             )
-        _check_tensors(op.kind, op.tensor)
+        _enter(op.kind, group, op.tensor)
         _check_peer(op.kind, op.peer, group)
     return comm.batch_isend_irecv(ops, group)
 
@@ -320,21 +314,17 @@ def _active() -> Comm:
     return _state.comm
 
 
-def _enter(name: str, group: Group | None) -> tuple[Comm, Group]:
-    """Implementation and group of a call, after checking that the caller is a member."""
-    comm = _active()
+def _enter(name: str, group: Group | None, *tensors: Tensor) -> tuple[Comm, Group]:
+    """Implementation and group of a call; the caller is a member, the tensors can be used."""
+    comm = _state.comm or _active()
     group = comm.world_group if group is None else group
     if group.rank < 0:
         raise ValueError(
             f"rank {comm.rank} called {name} on group {group.name} of ranks {group.ranks}; "
             "only members may: test group.rank >= 0 first"
         )
-    return (comm if group.size > 1 else _alone), group
-
-
-def _check_tensors(name: str, *tensors: Tensor) -> None:
     for tensor in tensors:
-        if not memory.is_contiguous(tensor):
+        if not tensor.is_contiguous():
             raise ValueError(
                 f"{name} got a non-contiguous tensor of shape {tuple(tensor.shape)}; it works in "
                 "place on contiguous memory: pass memory.contiguous(tensor)"
@@ -344,23 +334,28 @@ def _check_tensors(name: str, *tensors: Tensor) -> None:
                 f"{name} got tensors of {tensors[0].dtype} and {tensor.dtype}; the types must be "
                 "equal: cast one of them"
             )
+    return (comm if group.size > 1 else _alone), group
 
 
-def _check_count(name: str, big: str, large: Tensor, small: str, part: Tensor, size: int) -> None:
-    if memory.num_elements(large) != size * memory.num_elements(part):
+@lru_cache(maxsize=1024)
+def _check_count(
+    name: str, big: str, large: tuple[int, ...], small: str, part: tuple[int, ...], size: int
+) -> None:
+    """Of shapes only, so each combination is looked at once."""
+    if math.prod(large) != size * math.prod(part):
         raise ValueError(
-            f"{name} got {big} of shape {tuple(large.shape)} and {small} of shape "
-            f"{tuple(part.shape)}; {big} must hold group size ({size}) times as many elements"
+            f"{name} got {big} of shape {large} and {small} of shape {part}; {big} must hold "
+            f"group size ({size}) times as many elements"
         )
 
 
-def _check_reduction(name: str, op: ReduceOp, tensor: Tensor) -> None:
-    if op is ReduceOp.AVG and tensor.dtype not in _FLOATING:
+@lru_cache(maxsize=1024)
+def _check_reduction(name: str, op: ReduceOp, dtype: mstype.Type) -> None:
+    if op is ReduceOp.AVG and dtype not in _FLOATING:
         raise ValueError(
-            f"{name} got ReduceOp.AVG for {tensor.dtype}; averages need a floating point type: "
-            "use SUM"
+            f"{name} got ReduceOp.AVG for {dtype}; averages need a floating point type: use SUM"
         )
-    if tensor.dtype == mstype.bool_ and op not in (ReduceOp.MAX, ReduceOp.MIN):
+    if dtype == mstype.bool_ and op not in (ReduceOp.MAX, ReduceOp.MIN):
         raise ValueError(f"{name} got {op} for bool; use ReduceOp.MAX (any) or ReduceOp.MIN (all)")
 
 

@@ -220,6 +220,9 @@ class MpiComm:
         self._communicators = [world]
         self._groups_made = 0
         self._in_flight: set[MpiWork] = set()
+        self._at = mpi.buffer.fromaddress
+        """(address, bytes) -> memory that MPI takes in place of an array."""
+        # A buffer for MPI is [memory, type]; it derives the count, per rank where it must.
         self._moved_types = {
             1: mpi.UINT8_T,
             2: mpi.UINT16_T,
@@ -272,20 +275,23 @@ class MpiComm:
     ) -> Work | None:
         work = _widen(array, tensor)
         finish = _finisher(array, work, tensor, op, group.size)
-        arguments = (self._mpi.IN_PLACE, self._numbers(work), self._operations[op])
+        arguments = (
+            self._mpi.IN_PLACE,
+            [work, self._number_types[work.dtype]],
+            self._operations[op],
+        )
         return self._run(group, "Allreduce", arguments, (tensor, array, work), finish, async_op)
 
     def all_gather_into_tensor(
         self, output: Tensor, input: Tensor, group: Group, async_op: bool
     ) -> Work | None:
         """Allgather; in place when the input is this rank's part of the output."""
-        received, sent = flat_view(output), flat_view(input)
-        own = received[group.rank * sent.size : (group.rank + 1) * sent.size]
-        is_own_part = sent.size > 0 and own.ctypes.data == sent.ctypes.data
-        source = self._mpi.IN_PLACE if is_own_part else self._moved(sent)
-        keep = (output, input, received, sent)
-        arguments = (source, self._moved(received))
-        return self._run(group, "Allgather", arguments, keep, None, async_op)
+        target, source = output.data_ptr(), input.data_ptr()
+        kind = self._moved_types[output.itemsize]
+        is_own_part = input.size > 0 and source == target + group.rank * input.nbytes
+        sent = self._mpi.IN_PLACE if is_own_part else [self._at(source, input.nbytes), kind]
+        arguments = (sent, [self._at(target, output.nbytes), kind])
+        return self._run(group, "Allgather", arguments, (output, input), None, async_op)
 
     def reduce_scatter_tensor(
         self, output: Tensor, input: Tensor, op: ReduceOp, group: Group, async_op: bool
@@ -321,7 +327,11 @@ class MpiComm:
         work = result if is_direct else np.empty(result.size, source.dtype)
         finish = _finisher(result, work, output, op, group.size)
         keep = (output, input, result, source, work)
-        arguments = (self._numbers(source), self._numbers(work), self._operations[op])
+        arguments = (
+            [source, self._number_types[source.dtype]],
+            [work, self._number_types[work.dtype]],
+            self._operations[op],
+        )
         return self._run(group, "Reduce_scatter_block", arguments, keep, finish, async_op)
 
     def all_to_all_single(
@@ -344,7 +354,7 @@ class MpiComm:
     def broadcast(self, tensor: Tensor, src: int, group: Group, async_op: bool) -> Work | None:
         """Bcast in place."""
         array = flat_view(tensor)
-        arguments = (self._moved(array), group.rank_of(src))
+        arguments = ([array, self._moved_types[array.itemsize]], group.rank_of(src))
         return self._run(group, "Bcast", arguments, (tensor, array), None, async_op)
 
     def reduce(
@@ -353,7 +363,7 @@ class MpiComm:
         """Reduce, in place on the destination."""
         array, root = flat_view(tensor), group.rank_of(dst)
         work = _widen(array, tensor)
-        numbers, operation = self._numbers(work), self._operations[op]
+        numbers, operation = [work, self._number_types[work.dtype]], self._operations[op]
         if group.rank == root:
             finish = _finisher(array, work, tensor, op, group.size)
             arguments: tuple[Any, ...] = (self._mpi.IN_PLACE, numbers, operation, root)
@@ -365,13 +375,17 @@ class MpiComm:
     def isend(self, tensor: Tensor, dst: int, group: Group, tag: int) -> Work:
         """Isend to a global rank."""
         array = flat_view(tensor)
-        request = group._handle.Isend(self._moved(array), group.rank_of(dst), tag)
+        request = group._handle.Isend(
+            [array, self._moved_types[array.itemsize]], group.rank_of(dst), tag
+        )
         return self._track(MpiWork(request, self.clock, (tensor, array)))
 
     def irecv(self, tensor: Tensor, src: int, group: Group, tag: int) -> Work:
         """Irecv from a global rank."""
         array = flat_view(tensor)
-        request = group._handle.Irecv(self._moved(array), group.rank_of(src), tag)
+        request = group._handle.Irecv(
+            [array, self._moved_types[array.itemsize]], group.rank_of(src), tag
+        )
         return self._track(MpiWork(request, self.clock, (tensor, array)))
 
     def batch_isend_irecv(self, ops: Sequence[P2POp], group: Group) -> list[Work]:
@@ -413,14 +427,6 @@ class MpiComm:
             communicator.Free()
         self._communicators.clear()
 
-    def _moved(self, array: np.ndarray) -> list[Any]:
-        """A buffer of untyped elements; MPI derives the count, per rank where it must."""
-        return [array, self._moved_types[array.itemsize]]
-
-    def _numbers(self, array: np.ndarray) -> list[Any]:
-        """A buffer of typed elements, for a reduction."""
-        return [array, self._number_types[array.dtype]]
-
     def _run(
         self,
         group: Group,
@@ -434,8 +440,8 @@ class MpiComm:
         if async_op:
             request = getattr(group._handle, "I" + name.lower())(*arguments)
             return self._track(MpiWork(request, self.clock, keep, finish))
-        self._meet(group)
         with self.clock:
+            wait_asleep(group._handle.Ibarrier())  # so that the collective only works, never waits
             getattr(group._handle, name)(*arguments)
         if finish is not None:
             finish()

@@ -255,12 +255,9 @@ def _context_groups(context_ranks: list[tuple[int, ...]], sizes: Sequence[int]) 
 
 def _create(all_ranks: list[tuple[int, ...]]) -> Group:
     """Create every group of one role; returns the one of this rank, or one it is not part of."""
-    me, mine = comm.get_rank(), None
-    for ranks in all_ranks:
-        group = comm.new_group(ranks)
-        if mine is None or me in ranks:
-            mine = group
-    return mine
+    me = comm.get_rank()
+    groups = [comm.new_group(ranks) for ranks in all_ranks]
+    return next((group for group in groups if me in group.ranks), groups[0])
 
 
 def model_parallel_is_initialized() -> bool:

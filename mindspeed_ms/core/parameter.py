@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -15,10 +16,11 @@ from mindspore.common import dtype as mstype
 from mindspore.common.initializer import Initializer, initializer
 from mindspore.nn import Cell
 
+from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.plan.region import Region
 
-InitMethod = Callable[[Sequence[int]], np.ndarray] | Initializer | str
+InitMethod: TypeAlias = Callable[[Sequence[int]], np.ndarray] | Initializer | str
 """Full (unsharded) shape -> fp32 values; MindSpore initializers and their names work too."""
 
 
@@ -118,15 +120,18 @@ def grad_sink_of(parameter: Parameter) -> GradSink | None:
     return getattr(parameter, "grad_sink", None)
 
 
-def make_ready(parameter: Tensor) -> None:
-    """Complete what must happen before a parameter is used, such as gathering its shards.
+def make_ready(parameter: Tensor, dtype: mstype.Type | None = None) -> Tensor:
+    """The values of a parameter, in ``dtype`` if one is given, after what must happen before.
 
-    Called by operations that take a parameter, in forward and again in backward if they read it
-    there; costs nothing where parameters are whole.
+    Such as gathering its shards; costs nothing where parameters are whole. Called by operations
+    that take a parameter, in forward and again in backward if they read it there.
     """
     before_use = getattr(parameter, "before_use", None)
     if before_use is not None:
         before_use()
+    if dtype is None or parameter.dtype == dtype:
+        return parameter
+    return ops.cast(parameter, dtype)
 
 
 def initial_values(init_method: InitMethod, shape: Sequence[int]) -> np.ndarray:

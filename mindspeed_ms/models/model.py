@@ -125,7 +125,8 @@ class ModelSpec:
         total = sum(spec.size for spec in once if spec.is_trained)
         sizes = {
             layer: sum(spec.size for spec in layer.parameters() if spec.is_trained)
-            for layer in set(self.layers) - {None}
+            for layer in set(self.layers)
+            if layer is not None
         }
         return total + sum(sizes[layer] for layer in self.layers if layer is not None)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import mindspore as ms
 from mindspore import Tensor
 
 from mindspeed_ms.backend.random import Generator
@@ -51,7 +52,7 @@ from mindspeed_ms.ops.experts import (
     take_columns,
     weighted_total,
 )
-from mindspeed_ms.ops.selection import current, report, select, selected
+from mindspeed_ms.ops.selection import chosen, report, select, selected
 
 __all__ = [
     "AttentionCall",
@@ -71,6 +72,7 @@ __all__ = [
     "bias_dropout_add",
     "bias_grad",
     "branch",
+    "cast",
     "ce_backward",
     "ce_loss",
     "ce_max",
@@ -130,10 +132,10 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     Shapes: x and result [..., H]; weight and bias [H].
     Source: Ba et al., 2016; biased variance as in torch.nn.LayerNorm.
     """
-    checks.floating("layer_norm", x, weight, bias)
-    checks.vector("layer_norm", "weight", weight, x.shape[-1])
-    checks.vector("layer_norm", "bias", bias, x.shape[-1])
-    return current().layer_norm(x, weight, bias, eps)
+    checks.floating("layer_norm", x.dtype, weight.dtype, bias.dtype)
+    checks.vector("layer_norm", "weight", weight.shape, x.shape[-1])
+    checks.vector("layer_norm", "bias", bias.shape, x.shape[-1])
+    return chosen.kernels.layer_norm(x, weight, bias, eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -142,9 +144,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Shapes: x and result [..., H]; weight [H].
     Source: Zhang and Sennrich, 2019. The product with weight is formed in fp32 and rounded once.
     """
-    checks.floating("rms_norm", x, weight)
-    checks.vector("rms_norm", "weight", weight, x.shape[-1])
-    return current().rms_norm(x, weight, eps)
+    checks.floating("rms_norm", x.dtype, weight.dtype)
+    checks.vector("rms_norm", "weight", weight.shape, x.shape[-1])
+    return chosen.kernels.rms_norm(x, weight, eps)
 
 
 def gelu(
@@ -160,8 +162,10 @@ def gelu(
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate={approximate!r}; use 'none' or 'tanh'")
-    _check_activation("gelu", x, bias)
-    return current().gelu(x, bias, approximate)
+    checks.floating("gelu", x.dtype)
+    if bias is not None:
+        checks.bias("gelu", x.shape[-1], x.dtype, bias.shape, bias.dtype)
+    return chosen.kernels.gelu(x, bias, approximate)
 
 
 def swiglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -170,18 +174,22 @@ def swiglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     Shapes: x [..., 2H], bias [2H], result [..., H]; the first half is the gate.
     Source: Shazeer, 2020.
     """
-    _check_activation("swiglu", x, bias)
+    checks.floating("swiglu", x.dtype)
+    if bias is not None:
+        checks.bias("swiglu", x.shape[-1], x.dtype, bias.shape, bias.dtype)
     if x.shape[-1] % 2:
         raise ValueError(
             f"swiglu: last dimension {x.shape[-1]} is odd; it holds gate and up halves of one size"
         )
-    return current().swiglu(x, bias)
+    return chosen.kernels.swiglu(x, bias)
 
 
 def silu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """``z * sigmoid(z)`` with ``z = x + bias``. Shapes: x and result [..., H]; bias [H]."""
-    _check_activation("silu", x, bias)
-    return current().silu(x, bias)
+    checks.floating("silu", x.dtype)
+    if bias is not None:
+        checks.bias("silu", x.shape[-1], x.dtype, bias.shape, bias.dtype)
+    return chosen.kernels.silu(x, bias)
 
 
 def squared_relu(x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -189,8 +197,10 @@ def squared_relu(x: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Source: So et al., 2021 (Primer).
     """
-    _check_activation("squared_relu", x, bias)
-    return current().squared_relu(x, bias)
+    checks.floating("squared_relu", x.dtype)
+    if bias is not None:
+        checks.bias("squared_relu", x.shape[-1], x.dtype, bias.shape, bias.dtype)
+    return chosen.kernels.squared_relu(x, bias)
 
 
 def split_qkv(
@@ -201,8 +211,8 @@ def split_qkv(
     Shapes: mixed [S, B, G * (R + 2) * D] for R queries per group -> q [S, B, G * R, D],
     k and v [S, B, G, D], all contiguous.
     """
-    checks.split_qkv(mixed, num_groups, queries_per_group, head_dim)
-    return current().split_qkv(mixed, num_groups, queries_per_group, head_dim)
+    checks.split_qkv(mixed.shape, num_groups, queries_per_group, head_dim)
+    return chosen.kernels.split_qkv(mixed, num_groups, queries_per_group, head_dim)
 
 
 def rotary(t: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
@@ -214,8 +224,8 @@ def rotary(t: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Te
     Shapes: t and result [S, B, N, D]; cos and sin fp32 [S, B or 1, 1, rot], rot even, rot <= D.
     Source: Su et al., 2021.
     """
-    checks.rotary(t, cos, sin)
-    return current().rotary(t, cos, sin, interleaved)
+    checks.rotary(t.shape, t.dtype, cos.shape, cos.dtype, sin.shape, sin.dtype)
+    return chosen.kernels.rotary(t, cos, sin, interleaved)
 
 
 def softmax(
@@ -226,10 +236,10 @@ def softmax(
     Shapes: scores and result [..., Sq, Sk]; mask bool [B or 1, 1, Sq, Sk] or that of the scores,
     True = hidden. ``causal`` as in ``attention``.
     """
-    checks.floating("softmax", scores)
+    checks.floating("softmax", scores.dtype)
     if mask is not None:
         checks.boolean_mask("softmax", mask, tuple(scores.shape))
-    return current().softmax(scores, mask, causal, scale)
+    return chosen.kernels.softmax(scores, mask, causal, scale)
 
 
 def dropout(x: Tensor, p: float, generator: Generator | None) -> Tensor:
@@ -238,26 +248,38 @@ def dropout(x: Tensor, p: float, generator: Generator | None) -> Tensor:
     Element i uses word ``offset + i`` of the Philox4x32-10 stream of the generator's seed, the
     same in every kernel set. With ``p = 0`` the input itself is returned and nothing is drawn.
     """
-    checks.floating("dropout", x)
-    checks.dropout("dropout", p, generator)
-    return current().dropout(x, p, generator) if p > 0.0 else x
+    checks.floating("dropout", x.dtype)
+    checks.dropout("dropout", p, generator is not None)
+    if generator is None or p == 0.0:
+        return x
+    return chosen.kernels.dropout(x, p, generator)
+
+
+def cast(x: Tensor, dtype: ms.Type) -> Tensor:
+    """``x`` itself if it has the type, else a copy rounded to nearest even; differentiable."""
+    if x.dtype == dtype:
+        return x
+    checks.floating("cast", x.dtype)
+    checks.floating("cast", dtype)
+    return chosen.kernels.cast(x, dtype)
 
 
 def bias_dropout_add(
     x: Tensor, bias: Tensor | None, residual: Tensor, p: float, generator: Generator | None
 ) -> Tensor:
     """``residual + dropout(x + bias)``. Shapes: x, residual and result [..., H]; bias [H]."""
-    checks.floating("bias_dropout_add", x, residual)
-    checks.same_shape("bias_dropout_add", x, residual)
-    _check_activation("bias_dropout_add", x, bias)
-    checks.dropout("bias_dropout_add", p, generator)
-    return current().bias_dropout_add(x, bias, residual, p, generator)
+    checks.floating("bias_dropout_add", x.dtype, residual.dtype)
+    checks.same_shape("bias_dropout_add", x.shape, residual.shape)
+    if bias is not None:
+        checks.bias("bias_dropout_add", x.shape[-1], x.dtype, bias.shape, bias.dtype)
+    checks.dropout("bias_dropout_add", p, generator is not None)
+    return chosen.kernels.bias_dropout_add(x, bias, residual, p, generator)
 
 
 def branch(x: Tensor) -> tuple[Tensor, Tensor]:
     """``x`` for two uses, whose gradients are summed by a kernel instead of by the framework."""
-    checks.floating("branch", x)
-    return current().branch(x)
+    checks.floating("branch", x.dtype)
+    return chosen.kernels.branch(x)
 
 
 def embedding(weight: Tensor, ids: Tensor, vocab_start: int = 0) -> Tensor:
@@ -265,9 +287,9 @@ def embedding(weight: Tensor, ids: Tensor, vocab_start: int = 0) -> Tensor:
 
     Shapes: weight [V, H]; ids int [...]; result [..., H]. Foreign ids get no gradient.
     """
-    checks.floating("embedding", weight)
-    checks.integers("embedding", ids)
-    return current().embedding(weight, ids, vocab_start)
+    checks.floating("embedding", weight.dtype)
+    checks.integers("embedding", ids.dtype)
+    return chosen.kernels.embedding(weight, ids, vocab_start)
 
 
 def masked_mean(values: Tensor, weights: Tensor, scale: float = 1.0) -> Tensor:
@@ -275,9 +297,9 @@ def masked_mean(values: Tensor, weights: Tensor, scale: float = 1.0) -> Tensor:
 
     Shapes: values fp32 and weights (any number type) [...], the same; the result is an fp32 scalar.
     """
-    checks.floating("masked_mean", values)
-    checks.same_shape("masked_mean", values, weights)
-    return current().masked_mean(values, weights, scale)
+    checks.floating("masked_mean", values.dtype)
+    checks.same_shape("masked_mean", values.shape, weights.shape)
+    return chosen.kernels.masked_mean(values, weights, scale)
 
 
 # ---- plain kernels: no graph ---------------------------------------------------------------------
@@ -285,41 +307,41 @@ def masked_mean(values: Tensor, weights: Tensor, scale: float = 1.0) -> Tensor:
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``y = x @ weight.T + bias``. Shapes: x [..., in], weight [out, in], bias [out]."""
-    checks.linear("linear_forward", x, weight, 1)
+    checks.linear("linear_forward", x.shape, x.dtype, weight.shape, weight.dtype, 1)
     if bias is not None:
-        checks.floating("linear_forward", x, bias)
-        checks.vector("linear_forward", "bias", bias, weight.shape[0])
-    return current().linear_forward(x, weight, bias)
+        checks.bias("linear_forward", weight.shape[0], x.dtype, bias.shape, bias.dtype)
+    return chosen.kernels.linear_forward(x, weight, bias)
 
 
 def linear_dgrad(dy: Tensor, weight: Tensor) -> Tensor:
     """``dx = dy @ weight``. Shapes: dy [..., out], weight [out, in], dx [..., in]."""
-    checks.linear("linear_dgrad", dy, weight, 0)
-    return current().linear_dgrad(dy, weight)
+    checks.linear("linear_dgrad", dy.shape, dy.dtype, weight.shape, weight.dtype, 0)
+    return chosen.kernels.linear_dgrad(dy, weight)
 
 
 def linear_wgrad(dy: Tensor, x: Tensor) -> Tensor:
     """``dw = dy.T @ x`` over all rows. Shapes: dy [..., out], x [..., in], dw [out, in]."""
-    checks.weight_grad("linear_wgrad", dy, x, None)
-    return current().linear_wgrad(dy, x)
+    checks.weight_grad("linear_wgrad", dy.shape, dy.dtype, x.shape, x.dtype)
+    return chosen.kernels.linear_wgrad(dy, x)
 
 
 def linear_wgrad_accumulate(dy: Tensor, x: Tensor, main_grad: Tensor) -> None:
     """``main_grad += dy.T @ x`` in place; main_grad fp32 [out, in], contiguous."""
-    checks.weight_grad("linear_wgrad_accumulate", dy, x, main_grad)
-    current().linear_wgrad_accumulate(dy, x, main_grad)
+    checks.weight_grad("linear_wgrad_accumulate", dy.shape, dy.dtype, x.shape, x.dtype)
+    checks.accumulator("linear_wgrad_accumulate", main_grad, (dy.shape[-1], x.shape[-1]))
+    chosen.kernels.linear_wgrad_accumulate(dy, x, main_grad)
 
 
 def bias_grad(dy: Tensor) -> Tensor:
     """Sum over all rows. Shapes: dy [..., out], result [out]."""
-    checks.floating("bias_grad", dy)
-    return current().bias_grad(dy)
+    checks.floating("bias_grad", dy.dtype)
+    return chosen.kernels.bias_grad(dy)
 
 
 def ce_max(logits: Tensor) -> Tensor:
     """Largest logit of each row of this partition, fp32. Shapes: [..., V] -> [...]."""
-    checks.floating("ce_max", logits)
-    return current().ce_max(logits)
+    checks.floating("ce_max", logits.dtype)
+    return chosen.kernels.ce_max(logits)
 
 
 def ce_sum(
@@ -333,17 +355,17 @@ def ce_sum(
 
     Shapes: logits [..., V]; target int [...] (global ids); row_max fp32 [...] (global maximum).
     """
-    checks.floating("ce_sum", logits)
-    checks.integers("ce_sum", target)
-    checks.leading_shape("ce_sum", logits, target)
-    checks.leading_shape("ce_sum", logits, row_max)
-    return current().ce_sum(logits, target, row_max, vocab_start)
+    checks.floating("ce_sum", logits.dtype)
+    checks.integers("ce_sum", target.dtype)
+    checks.leading_shape("ce_sum", logits.shape, target.shape)
+    checks.leading_shape("ce_sum", logits.shape, row_max.shape)
+    return chosen.kernels.ce_sum(logits, target, row_max, vocab_start)
 
 
 def ce_sum_logits(logits: Tensor) -> Tensor:
     """Sum of the logits of each row of this partition, fp32 (label smoothing)."""
-    checks.floating("ce_sum_logits", logits)
-    return current().ce_sum_logits(logits)
+    checks.floating("ce_sum_logits", logits.dtype)
+    return chosen.kernels.ce_sum_logits(logits)
 
 
 def ce_loss(
@@ -359,7 +381,7 @@ def ce_loss(
     With ``smoothing`` the uniform distribution over ``vocab_size`` entries takes that part of the
     target's weight; ``sum_logits`` is needed then. All tensors fp32 [...].
     """
-    return current().ce_loss(row_max, sum_exp, predicted, sum_logits, smoothing, vocab_size)
+    return chosen.kernels.ce_loss(row_max, sum_exp, predicted, sum_logits, smoothing, vocab_size)
 
 
 def ce_backward(
@@ -380,12 +402,12 @@ def ce_backward(
 
     Shapes: logits and result [..., V]; target, row_max, sum_exp (global) and dloss [...].
     """
-    checks.floating("ce_backward", logits)
-    checks.integers("ce_backward", target)
+    checks.floating("ce_backward", logits.dtype)
+    checks.integers("ce_backward", target.dtype)
     for rows in (target, row_max, sum_exp, dloss):
-        checks.leading_shape("ce_backward", logits, rows)
+        checks.leading_shape("ce_backward", logits.shape, rows.shape)
     total = logits.shape[-1] if vocab_size is None else vocab_size
-    return current().ce_backward(
+    return chosen.kernels.ce_backward(
         logits, target, row_max, sum_exp, dloss, vocab_start, smoothing, total
     )
 
@@ -397,11 +419,11 @@ def embedding_wgrad_accumulate(
 
     Shapes: dy [..., H]; ids int [...]; main_grad fp32 [V, H], contiguous.
     """
-    checks.floating("embedding_wgrad_accumulate", dy)
-    checks.integers("embedding_wgrad_accumulate", ids)
-    checks.leading_shape("embedding_wgrad_accumulate", dy, ids)
+    checks.floating("embedding_wgrad_accumulate", dy.dtype)
+    checks.integers("embedding_wgrad_accumulate", ids.dtype)
+    checks.leading_shape("embedding_wgrad_accumulate", dy.shape, ids.shape)
     checks.accumulator("embedding_wgrad_accumulate", main_grad, (main_grad.shape[0], dy.shape[-1]))
-    current().embedding_wgrad_accumulate(dy, ids, main_grad, vocab_start)
+    chosen.kernels.embedding_wgrad_accumulate(dy, ids, main_grad, vocab_start)
 
 
 # ---- in place on flat fp32 buffers ---------------------------------------------------------------
@@ -428,10 +450,11 @@ def adamw_(  # noqa: PLR0913 - the arguments of torch.optim.AdamW
 
     Source: Loshchilov and Hutter, 2019, as in torch.optim.AdamW.
     """
-    checks.flat_float32("adamw_", param, grad, exp_avg, exp_avg_sq)
+    for buffer in (param, grad, exp_avg, exp_avg_sq):
+        checks.buffer("adamw_", param.size, buffer.shape, buffer.dtype, buffer.is_contiguous())
     if step < 1:
         raise ValueError(f"adamw_: step {step}; steps count from 1")
-    current().adamw_(
+    chosen.kernels.adamw_(
         param,
         grad,
         exp_avg,
@@ -448,50 +471,42 @@ def adamw_(  # noqa: PLR0913 - the arguments of torch.optim.AdamW
 
 def axpy_(y: Tensor, x: Tensor, alpha: float = 1.0) -> None:
     """``y += alpha * x`` in place; y fp32, x of any floating type and the same size."""
-    checks.flat_float32("axpy_", y)
-    checks.floating("axpy_", x)
+    checks.buffer("axpy_", y.size, y.shape, y.dtype, y.is_contiguous())
+    checks.floating("axpy_", x.dtype)
     if y.size != x.size:
         raise ValueError(f"axpy_: sizes {y.size} and {x.size} differ; they must be equal")
-    current().axpy_(y, x, alpha)
+    chosen.kernels.axpy_(y, x, alpha)
 
 
 def scale_(t: Tensor, factor: float) -> None:
     """``t *= factor`` in place; t fp32."""
-    checks.flat_float32("scale_", t)
-    current().scale_(t, factor)
+    checks.buffer("scale_", t.size, t.shape, t.dtype, t.is_contiguous())
+    chosen.kernels.scale_(t, factor)
 
 
 def zero_(t: Tensor) -> None:
     """Set all elements to 0 in place, whatever they were; t contiguous, of any type."""
     checks.in_place("zero_", t)
-    current().zero_(t)
+    chosen.kernels.zero_(t)
 
 
 def l2_norm_squared(t: Tensor) -> float:
     """Sum of squares, accumulated in fp64; the same bits every time for one thread count."""
-    checks.floating("l2_norm_squared", t)
-    return current().l2_norm_squared(t)
+    checks.floating("l2_norm_squared", t.dtype)
+    return chosen.kernels.l2_norm_squared(t)
 
 
 def count_zeros(t: Tensor) -> int:
     """Number of elements equal to zero."""
-    checks.floating("count_zeros", t)
-    return current().count_zeros(t)
+    checks.floating("count_zeros", t.dtype)
+    return chosen.kernels.count_zeros(t)
 
 
 def copy_cast_(dst: Tensor, src: Tensor) -> None:
     """Copy ``src`` into ``dst`` in place, converting between floating types (round to nearest)."""
-    checks.floating("copy_cast_", dst)
-    checks.floating("copy_cast_", src)
+    checks.floating("copy_cast_", dst.dtype)
+    checks.floating("copy_cast_", src.dtype)
     if dst.size != src.size:
         raise ValueError(f"copy_cast_: sizes {dst.size} and {src.size} differ; they must be equal")
     checks.in_place("copy_cast_", dst)
-    current().copy_cast_(dst, src)
-
-
-def _check_activation(name: str, x: Tensor, bias: Tensor | None) -> None:
-    if bias is None:
-        checks.floating(name, x)
-    else:
-        checks.floating(name, x, bias)
-        checks.vector(name, "bias", bias, x.shape[-1])
+    chosen.kernels.copy_cast_(dst, src)

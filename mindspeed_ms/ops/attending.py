@@ -21,7 +21,7 @@ from mindspeed_ms.ops.attention_call import (
     Window,
     draw_dropout,
 )
-from mindspeed_ms.ops.selection import current
+from mindspeed_ms.ops.selection import chosen
 
 
 def attention(  # noqa: PLR0913 - one argument per option of an attention
@@ -95,7 +95,7 @@ def attention(  # noqa: PLR0913 - one argument per option of an attention
         storage=storage,
         max_logits=max_logits,
     )
-    checks.dropout("attention", dropout_p, generator)
+    checks.dropout("attention", dropout_p, generator is not None)
     if dropout_p > 0.0:
         shape = (q.shape[1], q.shape[2], q.shape[0], k.shape[0])
         call = replace(call, dropout=draw_dropout(dropout_p, generator, shape, places))
@@ -112,7 +112,7 @@ def attend(  # noqa: PLR0913 - one argument per tensor
 ) -> Tensor:
     """``attention`` with its options as an ``AttentionCall``."""
     checks.attention(q, k, v, mask, call, sinks)
-    return current().attention(q, k, v, mask, sinks, call)
+    return chosen.kernels.attention(q, k, v, mask, sinks, call)
 
 
 def attention_accumulate(  # noqa: PLR0913 - one argument per tensor
@@ -138,7 +138,7 @@ def attention_accumulate(  # noqa: PLR0913 - one argument per tensor
     checks.attention_sums(q, v, out, lse)
     checks.flat_float32("attention_accumulate", out)
     checks.in_place("attention_accumulate", q, k, v, lse)
-    current().attention_accumulate(q, k, v, mask, out, lse, call)
+    chosen.kernels.attention_accumulate(q, k, v, mask, out, lse, call)
 
 
 def attention_backward_accumulate(  # noqa: PLR0913 - one argument per tensor
@@ -159,13 +159,13 @@ def attention_backward_accumulate(  # noqa: PLR0913 - one argument per tensor
     """
     checks.attention(q, k, v, mask, call)
     checks.attention_sums(q, v, out, lse)
-    checks.floating("attention_backward_accumulate", q, out, dout)
-    checks.same_shape("attention_backward_accumulate", out, dout)
+    checks.floating("attention_backward_accumulate", q.dtype, out.dtype, dout.dtype)
+    checks.same_shape("attention_backward_accumulate", out.shape, dout.shape)
     checks.in_place("attention_backward_accumulate", q, k, v, out, lse, dout)
     for grad, tensor in zip(grads, (q, k, v), strict=True):
-        checks.same_shape("attention_backward_accumulate", grad, tensor)
+        checks.same_shape("attention_backward_accumulate", grad.shape, tensor.shape)
         checks.flat_float32("attention_backward_accumulate", grad)
-    current().attention_backward_accumulate(q, k, v, mask, out, lse, dout, grads, call)
+    chosen.kernels.attention_backward_accumulate(q, k, v, mask, out, lse, dout, grads, call)
 
 
 def attention_sinks_grad(out: Tensor, dout: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
@@ -174,11 +174,11 @@ def attention_sinks_grad(out: Tensor, dout: Tensor, lse: Tensor, sinks: Tensor) 
     Shapes: out and dout [S, B, N * E] of one type; lse fp32 [S, B, N], with the sinks in it; sinks
     [N].
     """
-    checks.floating("attention_sinks_grad", out, dout)
-    checks.same_shape("attention_sinks_grad", out, dout)
-    checks.floating("attention_sinks_grad", lse)
-    checks.vector("attention_sinks_grad", "sinks", sinks, lse.shape[-1])
-    return current().attention_sinks_grad(out, dout, lse, sinks)
+    checks.floating("attention_sinks_grad", out.dtype, dout.dtype)
+    checks.same_shape("attention_sinks_grad", out.shape, dout.shape)
+    checks.floating("attention_sinks_grad", lse.dtype)
+    checks.vector("attention_sinks_grad", "sinks", sinks.shape, lse.shape[-1])
+    return chosen.kernels.attention_sinks_grad(out, dout, lse, sinks)
 
 
 def decode_attention(  # noqa: PLR0913 - one argument per option of an attention
@@ -230,4 +230,4 @@ def decode_attention(  # noqa: PLR0913 - one argument per option of an attention
     slots = None if slots is None else np.ascontiguousarray(slots, dtype=np.int64)
     checks.decode_attention(q, k, v, slots, call, sinks)
     with autograd.no_grad():
-        return current().decode_attention(q, k, v, sinks, slots, call)
+        return chosen.kernels.decode_attention(q, k, v, sinks, slots, call)

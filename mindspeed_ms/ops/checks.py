@@ -1,106 +1,186 @@
 """Argument checks of the public functions, shared by every kernel set.
 
-The native kernels trust the sizes they are given, so a wrong shape must end here.
+The native kernels trust the sizes they are given, so a wrong shape must end here. A check that sees
+shapes and types only is done once per combination of them: it is cached, a failure never is.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import ParamSpec
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 from numpy.typing import NDArray
 
-from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops.attention_call import AttentionCall
+
+Shape = tuple[int, ...]
+P = ParamSpec("P")
 
 _FLOATS = (ms.float32, ms.bfloat16, ms.float16)
 _INTS = (ms.int32, ms.int64)
 
 
-def floating(name: str, *tensors: Tensor) -> None:
-    """All tensors have the same floating type.
+def _once(check: Callable[P, None]) -> Callable[P, None]:
+    """``check``, skipped for arguments that have passed it."""
+    # The cache is bounded: sequences of many lengths must not fill the memory of a long run.
+    return lru_cache(maxsize=4096)(check)  # type: ignore[return-value]
+
+
+# ---- of shapes and types -------------------------------------------------------------------------
+
+
+@_once
+def floating(name: str, dtype: ms.Type, *others: ms.Type) -> None:
+    """All types are the same floating type.
 
     Raises:
         ValueError: a type the kernels do not store, or two different ones.
     """
-    dtype = tensors[0].dtype
     if dtype not in _FLOATS:
         raise ValueError(f"{name}: type {dtype}; use float32, bfloat16 or float16")
-    for tensor in tensors[1:]:
-        if tensor.dtype != dtype:
+    for other in others:
+        if other != dtype:
             raise ValueError(
-                f"{name}: types {dtype} and {tensor.dtype} differ; cast the arguments to one type"
+                f"{name}: types {dtype} and {other} differ; cast the arguments to one type"
             )
 
 
-def vector(name: str, what: str, tensor: Tensor, size: int) -> None:
-    """``tensor`` is one-dimensional with ``size`` elements."""
-    if tuple(tensor.shape) != (size,):
+@_once
+def vector(name: str, what: str, shape: Shape, size: int) -> None:
+    """A tensor is one-dimensional with ``size`` elements."""
+    if shape != (size,):
         raise ValueError(
-            f"{name}: {what} has shape {tuple(tensor.shape)}; it must be ({size},), the last "
-            "dimension of the input"
+            f"{name}: {what} has shape {shape}; it must be ({size},), the last dimension of the "
+            "input"
         )
 
 
-def same_shape(name: str, first: Tensor, second: Tensor) -> None:
-    """Both tensors have equal shapes."""
-    if first.shape != second.shape:
-        raise ValueError(
-            f"{name}: shapes {tuple(first.shape)} and {tuple(second.shape)} differ; they must be "
-            "equal"
-        )
+@_once
+def bias(name: str, size: int, dtype: ms.Type, bias_shape: Shape, bias_dtype: ms.Type) -> None:
+    """A bias of the type of the input, for its ``size`` columns."""
+    floating(name, dtype, bias_dtype)
+    vector(name, "bias", bias_shape, size)
 
 
-def leading_shape(name: str, wide: Tensor, rows: Tensor) -> None:
-    """``rows`` has the shape of ``wide`` without its last dimension."""
-    if tuple(wide.shape[:-1]) != tuple(rows.shape):
-        raise ValueError(
-            f"{name}: one value per row is needed, shape {tuple(wide.shape[:-1])}; got "
-            f"{tuple(rows.shape)}"
-        )
+@_once
+def same_shape(name: str, first: Shape, second: Shape) -> None:
+    """Both shapes are equal."""
+    if first != second:
+        raise ValueError(f"{name}: shapes {first} and {second} differ; they must be equal")
 
 
-def integers(name: str, tensor: Tensor) -> None:
-    """``tensor`` holds int32 or int64."""
-    if tensor.dtype not in _INTS:
-        raise ValueError(f"{name}: indices of type {tensor.dtype}; use int32 or int64")
+@_once
+def leading_shape(name: str, wide: Shape, rows: Shape) -> None:
+    """``rows`` is the shape ``wide`` without its last dimension."""
+    if wide[:-1] != rows:
+        raise ValueError(f"{name}: one value per row is needed, shape {wide[:-1]}; got {rows}")
 
 
-def probability(name: str, p: float) -> None:
-    """``p`` is a probability below one."""
+@_once
+def integers(name: str, dtype: ms.Type) -> None:
+    """The type is int32 or int64."""
+    if dtype not in _INTS:
+        raise ValueError(f"{name}: indices of type {dtype}; use int32 or int64")
+
+
+@_once
+def float32_matrix(name: str, shape: Shape, dtype: ms.Type) -> None:
+    """A matrix of fp32."""
+    if dtype != ms.float32 or len(shape) != 2:
+        raise ValueError(f"{name}: got {shape} {dtype}; it must be Float32 [rows, columns]")
+
+
+@_once
+def dropout(name: str, p: float, has_generator: bool) -> None:
+    """``p`` is a probability below one, and words can be drawn for it."""
     if not 0.0 <= p < 1.0:
         raise ValueError(f"{name}: drop probability {p}; it must be in [0, 1)")
-
-
-def dropout(name: str, p: float, generator: Generator | None) -> None:
-    """A probability, and a generator where something is dropped."""
-    probability(name, p)
-    if p > 0.0 and generator is None:
+    if p > 0.0 and not has_generator:
         raise ValueError(f"{name}: drop probability {p} without a generator; pass one or use p=0")
 
 
-def linear(name: str, x: Tensor, weight: Tensor, dim: int) -> None:
-    """The last dimension of ``x`` is dimension ``dim`` of the 2-D ``weight``."""
-    floating(name, x, weight)
-    if len(weight.shape) != 2 or len(x.shape) < 1 or x.shape[-1] != weight.shape[dim]:
+@_once
+def linear(
+    name: str, x: Shape, x_dtype: ms.Type, weight: Shape, weight_dtype: ms.Type, dim: int
+) -> None:
+    """The last dimension of the input is dimension ``dim`` of the 2-D weight."""
+    floating(name, x_dtype, weight_dtype)
+    if len(weight) != 2 or len(x) < 1 or x[-1] != weight[dim]:
         raise ValueError(
-            f"{name}: input {tuple(x.shape)} does not fit weight {tuple(weight.shape)}; the "
-            f"input's last dimension must equal dimension {dim} of a 2-D weight [out, in]"
+            f"{name}: input {x} does not fit weight {weight}; the input's last dimension must "
+            f"equal dimension {dim} of a 2-D weight [out, in]"
         )
 
 
-def weight_grad(name: str, dy: Tensor, x: Tensor, main_grad: Tensor | None) -> None:
-    """``dy`` and ``x`` have the same rows, and ``main_grad`` is fp32 [out, in] in one piece."""
-    floating(name, dy, x)
-    if tuple(dy.shape[:-1]) != tuple(x.shape[:-1]):
+@_once
+def weight_grad(name: str, dy: Shape, dy_dtype: ms.Type, x: Shape, x_dtype: ms.Type) -> None:
+    """Input and gradient of the output have the same rows."""
+    floating(name, dy_dtype, x_dtype)
+    if dy[:-1] != x[:-1]:
         raise ValueError(
-            f"{name}: rows of dy {tuple(dy.shape[:-1])} and x {tuple(x.shape[:-1])} differ; both "
-            "must come from one forward"
+            f"{name}: rows of dy {dy[:-1]} and x {x[:-1]} differ; both must come from one forward"
         )
-    if main_grad is not None:
-        accumulator(name, main_grad, (dy.shape[-1], x.shape[-1]))
+
+
+@_once
+def rotary(
+    t: Shape,
+    t_dtype: ms.Type,
+    cos: Shape,
+    cos_dtype: ms.Type,
+    sin: Shape,
+    sin_dtype: ms.Type,
+) -> None:
+    """Shapes of t [S, B, N, D] and of the fp32 tables [S, B or 1, 1, rot], rot even, <= D."""
+    floating("rotary", t_dtype)
+    same_shape("rotary", cos, sin)
+    fits = (
+        len(t) == 4
+        and len(cos) == 4
+        and cos[0] == t[0]
+        and cos[1] in (1, t[1])
+        and cos[2] == 1
+        and cos[3] % 2 == 0
+        and cos[3] <= t[3]
+    )
+    if not fits or cos_dtype != ms.float32 or sin_dtype != ms.float32:
+        raise ValueError(
+            f"rotary: tables {cos} {cos_dtype} for an input {t}; they must be "
+            "Float32 [S, B or 1, 1, rot] with rot even and at most the head size"
+        )
+
+
+@_once
+def split_qkv(mixed: Shape, num_groups: int, queries_per_group: int, head_dim: int) -> None:
+    """Check the arguments of ``ops.split_qkv``."""
+    columns = num_groups * (queries_per_group + 2) * head_dim
+    if len(mixed) != 3 or mixed[-1] != columns:
+        raise ValueError(
+            f"split_qkv: mixed has shape {mixed}; {num_groups} groups of "
+            f"{queries_per_group} queries, a key and a value of {head_dim} need [S, B, {columns}]"
+        )
+
+
+@_once
+def buffer(name: str, size: int, shape: Shape, dtype: ms.Type, is_contiguous: bool) -> None:
+    """``size`` elements of fp32 in one piece, so that they can be written through their address."""
+    if dtype != ms.float32 or math.prod(shape) != size:
+        raise ValueError(
+            f"{name}: got {shape} {dtype}; all buffers must be Float32 with {size} elements"
+        )
+    if not is_contiguous:
+        raise ValueError(
+            f"{name}: a tensor of shape {shape} is written in place but is not contiguous; pass a "
+            "contiguous view of the buffer"
+        )
+
+
+# ---- of tensors: what is not a matter of shape and type is looked at every time -----------------
 
 
 def accumulator(name: str, main_grad: Tensor, shape: tuple[int, int]) -> None:
@@ -144,7 +224,7 @@ def attention(
     sinks: Tensor | None = None,
 ) -> None:
     """Shapes of q [S, B, N, D], k [S', B, G, D], v [S', B, G, E], and of what ``call`` holds."""
-    floating("attention", q, k, v)
+    floating("attention", q.dtype, k.dtype, v.dtype)
     if len(q.shape) != 4 or len(k.shape) != 4 or k.shape[:3] != v.shape[:3]:
         raise ValueError(
             f"attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; q must be "
@@ -161,8 +241,8 @@ def attention(
     attention_places(call, scores)
     attention_scores(call, scores)
     if sinks is not None:
-        floating("attention", sinks)
-        vector("attention", "sinks", sinks, q.shape[2])
+        floating("attention", sinks.dtype)
+        vector("attention", "sinks", sinks.shape, q.shape[2])
 
 
 def decode_attention(  # noqa: PLR0913 - one argument per tensor
@@ -174,7 +254,7 @@ def decode_attention(  # noqa: PLR0913 - one argument per tensor
     sinks: Tensor | None,
 ) -> None:
     """As ``attention`` without a mask, with keys [S', B, G, D] or [slots, S', G, D]."""
-    floating("decode_attention", q, k, v)
+    floating("decode_attention", q.dtype, k.dtype, v.dtype)
     if len(q.shape) != 4 or len(k.shape) != 4 or k.shape[:3] != v.shape[:3]:
         raise ValueError(
             f"decode_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; q must "
@@ -196,14 +276,15 @@ def decode_attention(  # noqa: PLR0913 - one argument per tensor
     attention_places(call, (batch, heads, queries, keys))
     attention_scores(call, (batch, heads, queries, keys))
     if sinks is not None:
-        floating("decode_attention", sinks)
-        vector("decode_attention", "sinks", sinks, heads)
+        floating("decode_attention", sinks.dtype)
+        vector("decode_attention", "sinks", sinks.shape, heads)
 
 
 def attention_places(call: AttentionCall, scores: tuple[int, int, int, int]) -> None:
     """Window, key ranges and documents of a call fit scores [B, N, S, S']."""
     batch, _, queries, keys = scores
-    if any(side is not None and side < 0 for side in call.window):
+    left, right = call.window
+    if (left is not None and left < 0) or (right is not None and right < 0):
         raise ValueError(
             f"attention: window {call.window}; its sides are numbers of tokens from 0, or None for "
             "no limit"
@@ -238,7 +319,7 @@ def attention_scores(call: AttentionCall, scores: tuple[int, int, int, int]) -> 
             "one per head, float32"
         )
     if call.bias is not None:
-        floating("attention", call.bias)
+        floating("attention", call.bias.dtype)
         in_place("attention", call.bias)
         if tuple(call.bias.shape) not in [
             (b, n, queries, keys) for b in (1, batch) for n in (1, heads)
@@ -252,7 +333,7 @@ def attention_scores(call: AttentionCall, scores: tuple[int, int, int, int]) -> 
             f"attention: scores stored in {call.storage.dtype}; use bfloat16 or float16, or None"
         )
     if call.max_logits is not None:
-        vector("attention", "max_logits", call.max_logits, heads)
+        vector("attention", "max_logits", call.max_logits.shape, heads)
         flat_float32("attention", call.max_logits)
 
 
@@ -280,35 +361,4 @@ def boolean_mask(name: str, mask: Tensor, scores_shape: tuple[int, ...]) -> None
         raise ValueError(
             f"{name}: mask {shape} {mask.dtype}; it must be Bool [{batch} or 1, 1, {rows}, "
             f"{columns}], True where a key is hidden"
-        )
-
-
-def rotary(t: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Shapes of t [S, B, N, D] and of the fp32 tables [S, B or 1, 1, rot], rot even, <= D."""
-    floating("rotary", t)
-    same_shape("rotary", cos, sin)
-    shape = tuple(cos.shape)
-    fits = (
-        len(t.shape) == 4
-        and len(shape) == 4
-        and shape[0] == t.shape[0]
-        and shape[1] in (1, t.shape[1])
-        and shape[2] == 1
-        and shape[3] % 2 == 0
-        and shape[3] <= t.shape[3]
-    )
-    if not fits or cos.dtype != ms.float32 or sin.dtype != ms.float32:
-        raise ValueError(
-            f"rotary: tables {shape} {cos.dtype} for an input {tuple(t.shape)}; they must be "
-            "Float32 [S, B or 1, 1, rot] with rot even and at most the head size"
-        )
-
-
-def split_qkv(mixed: Tensor, num_groups: int, queries_per_group: int, head_dim: int) -> None:
-    """Check the arguments of ``ops.split_qkv``."""
-    columns = num_groups * (queries_per_group + 2) * head_dim
-    if mixed.ndim != 3 or mixed.shape[-1] != columns:
-        raise ValueError(
-            f"split_qkv: mixed has shape {tuple(mixed.shape)}; {num_groups} groups of "
-            f"{queries_per_group} queries, a key and a value of {head_dim} need [S, B, {columns}]"
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mindspore import Tensor
 
 from mindspeed_ms.ops import checks
-from mindspeed_ms.ops.selection import current
+from mindspeed_ms.ops.selection import chosen
 
 __all__ = ["join_columns", "split_columns"]
 
@@ -17,13 +17,13 @@ def split_columns(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
 
     Shapes: x [..., C] -> [..., sizes[i]], where the sizes sum to C.
     """
-    checks.floating("split_columns", x)
+    checks.floating("split_columns", x.dtype)
     if min(sizes) < 1 or sum(sizes) != x.shape[-1]:
         raise ValueError(
             f"split_columns: sizes {list(sizes)} for {x.shape[-1]} columns; give positive sizes "
             "that sum to them"
         )
-    return current().split_columns(x, tuple(sizes))
+    return chosen.kernels.split_columns(x, tuple(sizes))
 
 
 def join_columns(parts: Sequence[Tensor], padding: int = 0) -> Tensor:
@@ -34,7 +34,7 @@ def join_columns(parts: Sequence[Tensor], padding: int = 0) -> Tensor:
 
     Shapes: parts [..., N or 1, C_i] -> [..., N, sum of C_i + padding].
     """
-    checks.floating("join_columns", *parts)
+    checks.floating("join_columns", *(part.dtype for part in parts))
     rows = max(part.shape[-2] for part in parts)
     for part in parts:
         same = part.shape[:-2] == parts[0].shape[:-2] and part.shape[-2] in (1, rows)
@@ -44,4 +44,4 @@ def join_columns(parts: Sequence[Tensor], padding: int = 0) -> Tensor:
                 f"join_columns: parts {shapes} with padding {padding}; they must agree in all but "
                 "the last dimension (the one before may be 1)"
             )
-    return current().join_columns(tuple(parts), padding)
+    return chosen.kernels.join_columns(tuple(parts), padding)

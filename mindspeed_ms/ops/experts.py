@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import mindspore as ms
 from mindspore import Tensor
 
 from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops import checks
-from mindspeed_ms.ops.selection import current
+from mindspeed_ms.ops.selection import chosen
 
 __all__ = [
     "combine_rows",
@@ -37,14 +36,14 @@ def router_scores(logits: Tensor, function: Literal["softmax", "sigmoid"]) -> Te
     """Softmax over each row, or the sigmoid of each element. Shapes: [T, E] -> fp32 [T, E]."""
     if function not in ("softmax", "sigmoid"):
         raise ValueError(f"router_scores: function {function!r}; use 'softmax' or 'sigmoid'")
-    _float32_matrix("router_scores", logits)
-    return current().router_scores(logits, function)
+    checks.float32_matrix("router_scores", logits.shape, logits.dtype)
+    return chosen.kernels.router_scores(logits, function)
 
 
 def normalized_rows(scores: Tensor) -> Tensor:
     """Each row divided by (its sum + 1e-20). Shapes: fp32 [T, K] -> [T, K]."""
-    _float32_matrix("normalized_rows", scores)
-    return current().normalized_rows(scores)
+    checks.float32_matrix("normalized_rows", scores.shape, scores.dtype)
+    return chosen.kernels.normalized_rows(scores)
 
 
 def take_columns(x: Tensor, columns: Tensor) -> Tensor:
@@ -52,16 +51,16 @@ def take_columns(x: Tensor, columns: Tensor) -> Tensor:
 
     Shapes: x fp32 [T, E]; columns int32 [T, K], different within a row; result [T, K].
     """
-    _float32_matrix("take_columns", x)
-    checks.integers("take_columns", columns)
-    return current().take_columns(x, columns)
+    checks.float32_matrix("take_columns", x.shape, x.dtype)
+    checks.integers("take_columns", columns.dtype)
+    return chosen.kernels.take_columns(x, columns)
 
 
 def weighted_total(x: Tensor, weights: Tensor) -> Tensor:
     """Scalar ``sum(x * weights)``; weights get no gradient. Shapes: fp32 [T, E] both."""
-    _float32_matrix("weighted_total", x)
-    checks.same_shape("weighted_total", x, weights)
-    return current().weighted_total(x, weights)
+    checks.float32_matrix("weighted_total", x.shape, x.dtype)
+    checks.same_shape("weighted_total", x.shape, weights.shape)
+    return chosen.kernels.weighted_total(x, weights)
 
 
 def squared_logsumexp(logits: Tensor) -> Tensor:
@@ -69,8 +68,8 @@ def squared_logsumexp(logits: Tensor) -> Tensor:
 
     Source: Zoph et al., 2022 (ST-MoE), router z-loss.
     """
-    _float32_matrix("squared_logsumexp", logits)
-    return current().squared_logsumexp(logits)
+    checks.float32_matrix("squared_logsumexp", logits.shape, logits.dtype)
+    return chosen.kernels.squared_logsumexp(logits)
 
 
 def combine_rows(rows: Tensor, probs: Tensor, places: Tensor) -> Tensor:
@@ -80,11 +79,11 @@ def combine_rows(rows: Tensor, probs: Tensor, places: Tensor) -> Tensor:
 
     Shapes: rows [N, H]; probs fp32 [T, K]; places int32 [T, K]; result [T, H] in the type of rows.
     """
-    checks.floating("combine_rows", rows)
-    _float32_matrix("combine_rows", probs)
-    checks.integers("combine_rows", places)
-    checks.same_shape("combine_rows", probs, places)
-    return current().combine_rows(rows, probs, places)
+    checks.floating("combine_rows", rows.dtype)
+    checks.float32_matrix("combine_rows", probs.shape, probs.dtype)
+    checks.integers("combine_rows", places.dtype)
+    checks.same_shape("combine_rows", probs.shape, places.shape)
+    return chosen.kernels.combine_rows(rows, probs, places)
 
 
 # ---- plain kernels: no graph ---------------------------------------------------------------------
@@ -101,7 +100,7 @@ def largest_columns(
     Shapes: scores fp32 [T, E] -> int32 [T, k].
     Source: DeepSeek-AI, 2024 (DeepSeek-V2, device-limited routing; V3, node-limited routing).
     """
-    _float32_matrix("largest_columns", scores)
+    checks.float32_matrix("largest_columns", scores.shape, scores.dtype)
     experts = scores.shape[1]
     if not 1 <= k <= experts:
         raise ValueError(f"largest_columns: k {k}; rows have {experts} columns, use 1 to {experts}")
@@ -116,8 +115,8 @@ def largest_columns(
                 f"largest_columns: {group_topk} groups of {experts // num_groups} columns hold "
                 f"fewer than k ({k}); take more groups"
             )
-        return current().largest_columns(scores, k, num_groups, group_topk)
-    return current().largest_columns(scores, k, None, None)
+        return chosen.kernels.largest_columns(scores, k, num_groups, group_topk)
+    return chosen.kernels.largest_columns(scores, k, None, None)
 
 
 def grouped_linear_forward(x: Tensor, weights: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
@@ -127,26 +126,26 @@ def grouped_linear_forward(x: Tensor, weights: Sequence[Tensor], counts: Sequenc
     [out, in] each; result [N, out].
     """
     _check_groups("grouped_linear_forward", x, weights, counts, 1)
-    return current().grouped_linear_forward(x, weights, counts)
+    return chosen.kernels.grouped_linear_forward(x, weights, counts)
 
 
 def grouped_linear_dgrad(dy: Tensor, weights: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     """``dx_g = dy_g @ weights[g]``. Shapes: dy [N, out], weights [out, in], result [N, in]."""
     _check_groups("grouped_linear_dgrad", dy, weights, counts, 0)
-    return current().grouped_linear_dgrad(dy, weights, counts)
+    return chosen.kernels.grouped_linear_dgrad(dy, weights, counts)
 
 
 def grouped_linear_wgrad_accumulate(
     dy: Tensor, x: Tensor, main_grads: Sequence[Tensor], counts: Sequence[int]
 ) -> None:
     """``main_grads[g] += dy_g.T @ x_g`` in place. Shapes: main_grads fp32 [out, in], contiguous."""
-    checks.floating("grouped_linear_wgrad_accumulate", dy, x)
+    checks.floating("grouped_linear_wgrad_accumulate", dy.dtype, x.dtype)
     for main_grad in main_grads:
         checks.accumulator(
             "grouped_linear_wgrad_accumulate", main_grad, (dy.shape[-1], x.shape[-1])
         )
     _check_counts("grouped_linear_wgrad_accumulate", (dy, x), len(main_grads), counts)
-    current().grouped_linear_wgrad_accumulate(dy, x, main_grads, counts)
+    chosen.kernels.grouped_linear_wgrad_accumulate(dy, x, main_grads, counts)
 
 
 def product_fp64(a: Tensor, b: Tensor) -> Tensor:
@@ -154,31 +153,24 @@ def product_fp64(a: Tensor, b: Tensor) -> Tensor:
 
     On the host in every kernel set: NPUs have no float64 product.
     """
-    return current().product_fp64(a, b)
+    return chosen.kernels.product_fp64(a, b)
 
 
 def random_uniform(shape: Sequence[int], low: float, high: float, generator: Generator) -> Tensor:
     """Fp32 numbers in [low, high); the same in every kernel set."""
-    return current().random_uniform(tuple(shape), low, high, generator)
+    return chosen.kernels.random_uniform(tuple(shape), low, high, generator)
 
 
 def random_normal(shape: Sequence[int], generator: Generator) -> Tensor:
     """Standard normal fp32 numbers; the same in every kernel set."""
-    return current().random_normal(tuple(shape), generator)
-
-
-def _float32_matrix(name: str, x: Tensor) -> None:
-    if x.dtype != ms.float32 or x.ndim != 2:
-        raise ValueError(
-            f"{name}: got {tuple(x.shape)} {x.dtype}; it must be Float32 [rows, columns]"
-        )
+    return chosen.kernels.random_normal(tuple(shape), generator)
 
 
 def _check_groups(
     name: str, x: Tensor, weights: Sequence[Tensor], counts: Sequence[int], dim: int
 ) -> None:
     for weight in weights:
-        checks.linear(name, x, weight, dim)
+        checks.linear(name, x.shape, x.dtype, weight.shape, weight.dtype, dim)
     _check_counts(name, (x,), len(weights), counts)
 
 

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from mindspeed_ms.backend import device
 from mindspeed_ms.ops import ascend, cpu, portable
+from mindspeed_ms.ops.kernel_set import KernelSet
 
 Kernels = Literal["auto", "portable", "cpu", "ascend"]
 
-_SETS: dict[str, ModuleType] = {"portable": portable, "cpu": cpu, "ascend": ascend}
+SETS: dict[str, KernelSet] = {"portable": portable, "cpu": cpu, "ascend": ascend}
 
 
-class _Selection:
-    """Holder of the one process-wide choice."""
+class Choice:
+    """The one process-wide choice; ``ops`` calls its ``kernels`` directly."""
 
-    __slots__ = ("kernels", "name", "reason")
+    kernels: KernelSet
+    name: str
+    reason: str
+    """Why a faster set is not used; empty when there is none."""
 
-    def __init__(self) -> None:
-        self.kernels: ModuleType | None = None
-        self.name = ""
-        self.reason = ""
+    def __getattr__(self, attribute: str) -> Any:
+        """Choose ``auto``: nothing was chosen before, or the attribute would have been found."""
+        if attribute not in Choice.__annotations__:
+            raise AttributeError(f"a choice of kernels has no {attribute!r}")
+        select()
+        return getattr(self, attribute)
 
 
-_SELECTION = _Selection()
+chosen = Choice()
 
 
 def select(kernels: Kernels = "auto") -> str:
@@ -40,37 +45,28 @@ def select(kernels: Kernels = "auto") -> str:
     """
     if kernels == "auto":
         name = "ascend" if device.is_ascend() else "cpu"
-        reason = _SETS[name].unavailable()
+        reason = SETS[name].unavailable()
         if reason:
             name = "portable"
-    elif kernels in _SETS:
-        name, reason = kernels, _SETS[kernels].unavailable()
+    elif kernels in SETS:
+        name, reason = kernels, SETS[kernels].unavailable()
         if reason:
             raise RuntimeError(f"kernel set {kernels!r} was requested but cannot run: {reason}")
     else:
-        raise ValueError(f"unknown kernel set {kernels!r}; use one of auto, {', '.join(_SETS)}")
+        raise ValueError(f"unknown kernel set {kernels!r}; use one of auto, {', '.join(SETS)}")
     device.initialize()
-    _SELECTION.kernels, _SELECTION.name, _SELECTION.reason = _SETS[name], name, reason
+    chosen.kernels, chosen.name, chosen.reason = SETS[name], name, reason
     return name
-
-
-def current() -> ModuleType:
-    """The chosen set; the first use of an operation chooses ``auto``."""
-    if _SELECTION.kernels is None:
-        select()
-    assert _SELECTION.kernels is not None, "select() always stores a set"
-    return _SELECTION.kernels
 
 
 def selected() -> str:
     """Name of the chosen set."""
-    current()
-    return _SELECTION.name
+    return chosen.name
 
 
 def report() -> str:
     """One or two lines for the start-up log: the set, how it computes, what is missing."""
-    line = f"ops: {selected()} kernels, {current().describe()}"
-    if _SELECTION.reason:
-        line += f"\nops: {_SELECTION.reason}"
+    line = f"ops: {chosen.name} kernels, {chosen.kernels.describe()}"
+    if chosen.reason:
+        line += f"\nops: {chosen.reason}"
     return line

@@ -195,7 +195,6 @@ def count_at(
         return 0
     if value is True:
         return available
-    per_stage = value
     if isinstance(value, tuple):
         if value and isinstance(value[0], tuple):
             return _chunk_count(value, placement, place, name)
@@ -205,7 +204,10 @@ def count_at(
                 "pipeline stages; give one count per stage, or rows of them per chunk"
             )
         per_stage = value[stage]
+        assert isinstance(per_stage, int), "rows of counts went another way"
         _check_count(per_stage, len(placement.layers_of_stage(stage)), stage, name)
+    else:
+        per_stage = value
     before = sum(len(placement.layers_of(stage, earlier)) for earlier in range(chunk))
     return min(max(per_stage - before, 0), available)
 

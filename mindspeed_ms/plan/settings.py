@@ -22,29 +22,50 @@ class ExpertSettings(Protocol):
 class ModelSettings(Protocol):
     """Of a model: its layers, and what they recompute; see ``TransformerConfig``."""
 
-    num_layers: int
-    recompute_granularity: str | None
-    recompute_method: str | None
-    recompute_num_layers: int | None
-    recompute_modules: tuple[str, ...] | None
-    moe_config: ExpertSettings
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def recompute_granularity(self) -> str | None: ...
+    @property
+    def recompute_method(self) -> str | None: ...
+    @property
+    def recompute_num_layers(self) -> int | None: ...
+    @property
+    def recompute_modules(self) -> tuple[str, ...] | None: ...
+    @property
+    def moe_config(self) -> ExpertSettings: ...
 
 
 class LayoutSettings(Protocol):
     """Of pipeline stages; see ``ModelParallelConfig``."""
 
-    pipeline_model_parallel_size: int
-    virtual_pipeline_model_parallel_size: int | None
-    num_layers_per_virtual_pipeline_stage: int | None
-    num_layer_list: LayerList | None
-    allow_uneven_stages: bool
-    noop_layers: tuple[int, ...] | None
-    decoder_first_pipeline_num_layers: int | None
-    decoder_last_pipeline_num_layers: int | None
-    account_for_embedding_in_pipeline_split: bool
-    account_for_loss_in_pipeline_split: bool
-    pipeline_model_parallel_layout: str | None
-    standalone_embedding_stage: bool
-    recompute: RecomputeList | None
-    select_recompute: RecomputeList | None
-    select_comm_recompute: RecomputeList | None
+    @property
+    def pipeline_model_parallel_size(self) -> int: ...
+    @property
+    def virtual_pipeline_model_parallel_size(self) -> int | None: ...
+    @property
+    def num_layers_per_virtual_pipeline_stage(self) -> int | None: ...
+    @property
+    def num_layer_list(self) -> LayerList | None: ...
+    @property
+    def allow_uneven_stages(self) -> bool: ...
+    @property
+    def noop_layers(self) -> tuple[int, ...] | None: ...
+    @property
+    def decoder_first_pipeline_num_layers(self) -> int | None: ...
+    @property
+    def decoder_last_pipeline_num_layers(self) -> int | None: ...
+    @property
+    def account_for_embedding_in_pipeline_split(self) -> bool: ...
+    @property
+    def account_for_loss_in_pipeline_split(self) -> bool: ...
+    @property
+    def pipeline_model_parallel_layout(self) -> str | None: ...
+    @property
+    def standalone_embedding_stage(self) -> bool: ...
+    @property
+    def recompute(self) -> RecomputeList | None: ...
+    @property
+    def select_recompute(self) -> RecomputeList | None: ...
+    @property
+    def select_comm_recompute(self) -> RecomputeList | None: ...

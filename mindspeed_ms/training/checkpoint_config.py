@@ -71,11 +71,12 @@ def config_of_megatron(args: Mapping[str, Any]) -> AllConfig:
         ValueError: an argument asks for a model that cannot be held here.
     """
     for row in ROWS:
-        value = args.get(row.dest)
-        is_asked = value not in (None, False, row.default) and isinstance(row.state, Refused)
-        if is_asked and row.group in _MODEL_REFUSALS and row.refusal(value) is not None:
+        value, state = args.get(row.dest), row.state
+        if not isinstance(state, Refused) or value in (None, False, row.default):
+            continue
+        if row.group in _MODEL_REFUSALS and row.refusal(value) is not None:
             raise ValueError(
-                f"the checkpoint was trained with {row.names[0]} {value}: {row.state.advice}"
+                f"the checkpoint was trained with {row.names[0]} {value}: {state.advice}"
             )
     dests = model_dests()
     values = {dest: value for dest, value in defaults_of_flags().items() if dest in dests}

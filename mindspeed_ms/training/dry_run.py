@@ -126,11 +126,12 @@ def _assume_vocabulary(args: argparse.Namespace) -> list[str]:
         return []
     kind = args.tokenizer_type
     try:
-        tokens, notes = build_tokenizer(args).vocab_size, []
+        tokens, notes = int(build_tokenizer(args).vocab_size), []
     except (ValueError, OSError, RuntimeError):
-        tokens = args.vocab_size or TYPICAL_VOCABULARIES.get(kind or "GPT2BPETokenizer")
-        if tokens is None:
+        usual = args.vocab_size or TYPICAL_VOCABULARIES.get(kind or "GPT2BPETokenizer")
+        if usual is None:
             return []
+        tokens = int(usual)
         notes = [
             f"a vocabulary of {tokens} tokens, usual for {kind or 'a GPT'}, because its files "
             "cannot be read; give --padded-vocab-size for another"

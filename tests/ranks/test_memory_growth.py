@@ -112,6 +112,7 @@ RECOMPUTE = [
 ]
 ONE_RANK = {
     "llama": LLAMA,
+    "bf16": [*LLAMA, "--bf16"],
     "gpt2 with dropout": [*GPT2, "--attention-dropout", "0.1", "--hidden-dropout", "0.1"],
     "recompute": [*LLAMA, *RECOMPUTE],
     "latent attention": [*LLAMA, "--multi-latent-attention", "--mtp-num-layers", "1"],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -266,13 +267,12 @@ def _chunks(model_config, count=1):
 
 
 def _watch_gradients(chunk):
-    def add(param):
-        param.total = param.total + memory.as_numpy(memory.contiguous(autograd.get_grad(param)))
-        autograd.set_grad(param, None)
+    def add(param, grad):
+        param.total = param.total + memory.as_numpy(memory.contiguous(grad))
 
     for _, param in named_parameters(chunk):
         param.total = np.zeros(param.shape, np.float32)
-        autograd.register_post_accumulate_hook(param, add)
+        autograd.take_gradients(param, partial(add, param))
 
 
 @pytest.mark.parametrize("flags", [pp(2), pp(2, *CHUNKS2)], ids=["pp2", "pp2-vpp2"])

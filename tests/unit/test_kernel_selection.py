@@ -11,6 +11,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import device
 from mindspeed_ms.ops import ascend, cpu, portable, selection
 from mindspeed_ms.ops.cpu import library, products
+from mindspeed_ms.ops.kernel_set import KernelSet
 
 SELECTION = {"report", "select", "selected"}
 # What an attention call is made of, the same for every set.
@@ -25,13 +26,7 @@ ARGUMENTS = {
     "draw_dropout",
 }
 NOT_OPERATIONS = SELECTION | ARGUMENTS | {"attend"}
-# Public and inner arguments differ: options become an ``AttentionCall``, masks are made fit.
-BUNDLED = {
-    "attention",
-    "attention_accumulate",
-    "attention_backward_accumulate",
-    "decode_attention",
-}
+OPERATIONS = {name for name in vars(KernelSet) if not name.startswith("_")}
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +45,14 @@ def no_library(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("kernels", [portable, cpu, ascend], ids=lambda m: m.__name__)
-def test_every_set_has_every_operation_with_the_public_parameters(kernels):
-    for name in set(ops.__all__) - NOT_OPERATIONS:
-        asked = portable if name in BUNDLED else ops
-        public = list(inspect.signature(getattr(asked, name)).parameters)
-        assert list(inspect.signature(getattr(kernels, name)).parameters) == public, name
-    assert set(kernels.__all__) - {"describe", "unavailable"} == set(ops.__all__) - NOT_OPERATIONS
+def test_every_set_has_every_operation_with_the_parameters_of_the_protocol(kernels):
+    for name in OPERATIONS:
+        wanted = list(inspect.signature(getattr(KernelSet, name)).parameters)[1:]
+        assert list(inspect.signature(getattr(kernels, name)).parameters) == wanted, name
+
+
+def test_every_operation_is_public():
+    assert OPERATIONS - {"describe", "unavailable"} == set(ops.__all__) - NOT_OPERATIONS
 
 
 def test_portable_can_be_asked_for_everywhere():
@@ -68,7 +65,7 @@ def test_auto_takes_the_native_library_when_it_loads():
 
 
 def test_the_first_use_chooses(monkeypatch):
-    monkeypatch.setattr(selection, "_SELECTION", selection._Selection())
+    monkeypatch.setattr(selection, "chosen", selection.Choice())
     assert ops.selected() in ("cpu", "portable")
 
 

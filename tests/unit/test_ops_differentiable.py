@@ -341,3 +341,35 @@ def test_masked_mean_matches_float64(kept, mask_dtype):
             [RNG.randn(3, 4)],
             strided=strided,
         )
+
+
+@DTYPES
+@pytest.mark.parametrize("wanted", [ms.float32, ms.bfloat16, ms.float16], ids=str)
+def test_cast_rounds_once_and_takes_the_gradient_back(dtype, wanted):
+    rng = np.random.RandomState(11)
+    numbers = rng.randn(3, 7) * 10.0 ** rng.randint(-3, 3, (3, 7))
+    x = ref.leaf(ref.tensor(numbers, dtype))
+    with autograd.recording():
+        y = ops.cast(x, wanted)
+        assert (y is x) == (wanted == dtype) and y.dtype == wanted
+        np.testing.assert_array_equal(ref.values(y), rounded(ref.values(x), wanted))
+        dy = ref.tensor(numbers[::-1].copy(), wanted)
+        autograd.backward(y, dy)
+    grad = autograd.get_grad(x)
+    assert grad.dtype == dtype
+    np.testing.assert_array_equal(ref.values(grad), rounded(ref.values(dy), dtype))
+
+
+def test_cast_refuses_types_that_are_not_stored():
+    with pytest.raises(ValueError, match="cast: type Int32; use float32"):
+        ops.cast(memory.from_numpy(np.zeros(2, np.int32)), ms.float32)
+    with pytest.raises(ValueError, match="cast: type Float64; use float32"):
+        ops.cast(memory.zeros((2,)), ms.float64)
+
+
+def test_a_part_of_a_split_may_be_unused():
+    x = ref.leaf(ref.tensor(np.zeros((2, 5))))
+    with autograd.recording():
+        _, second = ops.split_columns(x, (2, 3))
+        autograd.backward(second, ref.tensor(np.ones((2, 3))))
+    np.testing.assert_array_equal(ref.values(autograd.get_grad(x)), [[0, 0, 1, 1, 1]] * 2)

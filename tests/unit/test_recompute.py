@@ -2,6 +2,7 @@
 
 import tracemalloc
 import weakref
+from functools import partial
 
 import mindspore as ms
 import numpy as np
@@ -88,15 +89,13 @@ def gradients(model, dropout_seed=3, microbatches=3):
     set_seed(dropout_seed)
     totals = {}
 
-    def collect(param):
-        grad = memory.as_numpy(memory.contiguous(autograd.get_grad(param))).copy()
-        totals[param.name] = totals.get(param.name, 0.0) + grad
-        autograd.set_grad(param, None)
+    def collect(name, grad):
+        totals[name] = totals.get(name, 0.0) + memory.as_numpy(memory.contiguous(grad))
 
-    hooks = []
-    for name, param in named_parameters(model):
-        param.name = name
-        hooks.append(autograd.register_post_accumulate_hook(param, collect))
+    hooks = [
+        autograd.take_gradients(param, partial(collect, name))
+        for name, param in named_parameters(model)
+    ]
     losses = [model(**batch(seed)) for seed in range(microbatches)]
     for loss in losses:
         autograd.backward(loss)

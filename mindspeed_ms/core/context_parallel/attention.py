@@ -86,7 +86,7 @@ def context_parallel_attention(  # noqa: PLR0913 - the arguments of ops.attentio
     if ulysses.size > 1:
         q, k, v = share_heads(q, k, v, ulysses)
     places = ScorePlaces(heads, own.first, length, length)
-    checks.dropout("attention", dropout_p, generator)
+    checks.dropout("attention", dropout_p, generator is not None)
     call = AttentionCall(
         scale=scale,
         causal=causal and mask is None,

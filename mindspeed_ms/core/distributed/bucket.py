@@ -62,11 +62,11 @@ class Reduction:
 def add_(total: Tensor, term: Tensor) -> None:
     """``total += term`` in place; 16-bit totals are added in fp32 and rounded once."""
     if total.dtype == mstype.float32:
-        ops.axpy_(total, memory.contiguous(term))
+        ops.axpy_(total, term)
         return
     wide = memory.empty(total.shape)
     ops.copy_cast_(wide, total)
-    ops.axpy_(wide, memory.contiguous(term))
+    ops.axpy_(wide, term)
     ops.copy_cast_(total, wide)
 
 

@@ -72,17 +72,18 @@ class Gradients(Protocol):
 def attach_sink(parameter: Parameter, sink: Sink, dtype: mstype.Type) -> autograd.HookHandle:
     """Let the gradient of a parameter go to a sink.
 
-    Gradients that the engine computes are added in a hook, which also clears them, so the engine
-    never accumulates. Operations that add by themselves do it in fp32 only.
+    Gradients that the engine computes are taken from it, so it never accumulates. Operations that
+    add by themselves do it in fp32 only.
     """
-    parameter.grad_sink = sink if dtype == mstype.float32 else None
+    is_wide = dtype == mstype.float32
+    parameter.grad_sink = sink if is_wide else None
+    add = ops.axpy_ if is_wide else add_
 
-    def accumulate(param: Parameter) -> None:
-        add_(sink.main_grad, autograd.get_grad(param))
-        autograd.set_grad(param, None)
+    def accumulate(grad: Tensor) -> None:
+        add(sink.main_grad, grad)
         sink.mark_ready()
 
-    return autograd.register_post_accumulate_hook(parameter, accumulate)
+    return autograd.take_gradients(parameter, accumulate)
 
 
 def detach_sink(parameter: Parameter, hook: autograd.HookHandle) -> None:

@@ -173,10 +173,10 @@ class StageExecutor:
         else:
             output = self._backward(step, received)
             self._note("backward", step.chunk, step.microbatch, start)
-        transfer = transfer_of(self.shape, self.work.stage, step)
-        if transfer is not None:
+        sent = transfer_of(self.shape, self.work.stage, step)
+        if sent is not None:
             assert output is not None, "a pass between stages has a result"
-            self._to_send[transfer] = output
+            self._to_send[sent] = output
         if self.link is not None:
             self.link.release_sent()
 

@@ -80,29 +80,29 @@ class _ColumnLinear(autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Parameter, bias: Tensor | None, plan: LinearPlan
     ) -> Tensor:
-        x = memory.contiguous(x)
-        make_ready(weight)
+        x = x.contiguous()
+        values = make_ready(weight, x.dtype)
         ctx.weight, ctx.plan = weight, plan
         ctx.bias_dtype = None if bias is None else bias.dtype
         total = mappings.gathered_first_dim(x, plan.group) if plan.sequence_parallel else x
         ctx.save_for_backward(total if plan.keeps_gathered_input else x)
         if bias is not None:
-            bias = autograd.cast(bias, x.dtype)
-        return ops.linear_forward(total, autograd.cast(weight, x.dtype), bias)
+            bias = ops.cast(bias, x.dtype)
+        return ops.linear_forward(total, values, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         plan, group = ctx.plan, ctx.plan.group
-        make_ready(ctx.weight)
-        grad = memory.contiguous(grad)
+        grad = grad.contiguous()
+        values = make_ready(ctx.weight, grad.dtype)
         parallel = group.size > 1
         total, gathering = x, None
         is_split = parallel and plan.sequence_parallel
         if is_split and not plan.keeps_gathered_input:
             total = memory.empty((x.shape[0] * group.size, *x.shape[1:]), x.dtype)
             gathering = comm.all_gather_into_tensor(total, x, group=group, async_op=True)
-        dx = ops.linear_dgrad(grad, autograd.cast(ctx.weight, grad.dtype))
+        dx = ops.linear_dgrad(grad, values)
         if gathering is not None:
             gathering.wait()
         reducing = None
@@ -115,7 +115,7 @@ class _ColumnLinear(autograd.Function):
         dw = _weight_grad(grad, total, ctx.weight, plan.gradient_accumulation_fusion)
         db = None
         if ctx.bias_dtype is not None:
-            db = autograd.cast(ops.bias_grad(grad), ctx.bias_dtype)
+            db = ops.cast(ops.bias_grad(grad), ctx.bias_dtype)
         if reducing is not None:
             reducing.wait()
         return dx, dw, db, None
@@ -132,11 +132,10 @@ class _RowLinear(autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Parameter, plan: LinearPlan) -> Tensor:
-        x = memory.contiguous(x)
-        make_ready(weight)
+        x = x.contiguous()
         ctx.save_for_backward(x)
         ctx.weight, ctx.plan = weight, plan
-        y = ops.linear_forward(x, autograd.cast(weight, x.dtype), None)
+        y = ops.linear_forward(x, make_ready(weight, x.dtype), None)
         if plan.group.size == 1:
             return y
         if plan.sequence_parallel:
@@ -149,11 +148,11 @@ class _RowLinear(autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         plan = ctx.plan
-        make_ready(ctx.weight)
-        grad = memory.contiguous(grad)
+        values = make_ready(ctx.weight, grad.dtype)
+        grad = grad.contiguous()
         if plan.sequence_parallel:
             grad = mappings.gathered_first_dim(grad, plan.group)
-        dx = ops.linear_dgrad(grad, autograd.cast(ctx.weight, grad.dtype))
+        dx = ops.linear_dgrad(grad, values)
         dw = _weight_grad(grad, x, ctx.weight, plan.gradient_accumulation_fusion)
         return dx, dw, None
 
@@ -164,11 +163,11 @@ class _AddBias(autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, bias: Tensor) -> Tensor:
         ctx.bias_dtype = bias.dtype
-        return y + autograd.cast(bias, y.dtype)
+        return y + ops.cast(bias, y.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, autograd.cast(ops.bias_grad(memory.contiguous(grad)), ctx.bias_dtype)
+        return grad, ops.cast(ops.bias_grad(grad.contiguous()), ctx.bias_dtype)
 
 
 class _VocabParallelLookup(autograd.Function):
@@ -194,7 +193,7 @@ class _VocabParallelLookup(autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, plan = ctx.weight, ctx.plan
-        grad = memory.contiguous(grad)
+        grad = grad.contiguous()
         if plan.sequence_parallel:
             grad = mappings.gathered_first_dim(grad, plan.group)
         if not weight.requires_grad:
@@ -203,7 +202,7 @@ class _VocabParallelLookup(autograd.Function):
         dw = memory.zeros(weight.shape) if sink is None else sink.main_grad
         ops.embedding_wgrad_accumulate(grad, ctx.ids, dw, ctx.vocab_start)
         if sink is None:
-            return None, autograd.cast(dw, weight.dtype), None, None
+            return None, ops.cast(dw, weight.dtype), None, None
         sink.mark_ready()
         return None, None, None, None
 
@@ -365,7 +364,7 @@ class ColumnParallelLinear(Cell):
         if weight is None:
             raise RuntimeError("the layer was built without a weight; pass one to the call")
         if self.compute_dtype is not None:
-            input_ = autograd.cast(input_, self.compute_dtype)
+            input_ = ops.cast(input_, self.compute_dtype)
         added = None if self.skip_bias_add else self.bias
         output = _ColumnLinear.apply(input_, weight, added, self.plan)
         if self.gather_output:
@@ -467,7 +466,7 @@ class RowParallelLinear(Cell):
     def construct(self, input_: Tensor) -> tuple[Tensor, Parameter | None]:
         """(output, bias if it was not added)."""
         if self.compute_dtype is not None:
-            input_ = autograd.cast(input_, self.compute_dtype)
+            input_ = ops.cast(input_, self.compute_dtype)
         if not self.input_is_parallel:
             input_ = mappings.scatter_to_tensor_model_parallel_region(input_, self.plan.group)
         output = _RowLinear.apply(input_, self.weight, self.plan)

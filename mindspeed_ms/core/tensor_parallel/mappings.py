@@ -41,7 +41,7 @@ def gathered_first_dim(tensor: Tensor, group: Group) -> Tensor:
     if group.size == 1:
         return tensor
     result = memory.empty((tensor.shape[0] * group.size, *tensor.shape[1:]), tensor.dtype)
-    comm.all_gather_into_tensor(result, memory.contiguous(tensor), group=group)
+    comm.all_gather_into_tensor(result, tensor.contiguous(), group=group)
     return result
 
 
@@ -51,7 +51,7 @@ def reduce_scattered_first_dim(tensor: Tensor, group: Group) -> Tensor:
         return tensor
     rows = divide(tensor.shape[0], group.size, "first dimension of a sequence parallel tensor")
     result = memory.empty((rows, *tensor.shape[1:]), tensor.dtype)
-    comm.reduce_scatter_tensor(result, memory.contiguous(tensor), group=group)
+    comm.reduce_scatter_tensor(result, tensor.contiguous(), group=group)
     return result
 
 
@@ -75,7 +75,7 @@ def gathered_last_dim(tensor: Tensor, group: Group) -> Tensor:
     """Parts of all ranks joined along the last dim."""
     if group.size == 1:
         return tensor
-    parts = gathered_first_dim(memory.contiguous(tensor).view((1, *tensor.shape)), group)
+    parts = gathered_first_dim(tensor.contiguous().view((1, *tensor.shape)), group)
     return ops.cat([parts[rank] for rank in range(group.size)], axis=-1)
 
 

@@ -6,7 +6,8 @@ from mindspore import Tensor
 from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
-from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms import ops
+from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.parameter import InitMethod, ShardSpec, create_parameter
@@ -57,5 +58,5 @@ class ReplicatedLinear(Cell):
 
     def construct(self, input_: Tensor) -> Tensor:
         """X -> Y."""
-        input_ = autograd.cast(input_, self.compute_dtype)
+        input_ = ops.cast(input_, self.compute_dtype)
         return column_parallel_linear(input_, self.weight, None, self.plan)

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 from mindspore import Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
-from mindspeed_ms.backend import autograd
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, context_parallel_attention
 from mindspeed_ms.core.process_groups import ProcessGroups
@@ -30,7 +29,7 @@ from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, NO_RECOMPUTE, Layer
 RotaryTables = tuple[Tensor, Tensor]
 """(cos, sin), each fp32 [S, 1, 1, rotated channels]."""
 
-AttentionMask = Tensor | ops.Documents | None
+AttentionMask: TypeAlias = Tensor | ops.Documents | None
 """Dense, bool [B or 1, 1, S, S] or [B, S, S] with True = masked; or the documents of packed
 sequences, which stay causal inside; or None. With context parallelism documents number the whole
 sequence, and a dense mask has the rows of ``ContextParallel.ring_positions``."""
@@ -67,6 +66,7 @@ class CoreAttention(Cell):
         )
         self.context = context_parallel(config.parallel_config)
         self.dropout_rate = config.attention_dropout_rate
+        assert config.kv_channels is not None, "filled in by the configuration"
         self.scale = 1.0 / math.sqrt(config.kv_channels)
 
     def construct(
@@ -181,9 +181,9 @@ class ParallelAttention(Cell):
         q_SBND, k_SBGD, v_SBGD = ops.split_qkv(
             mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
         )
-        if self.q_layernorm is not None:
-            q_SBND = autograd.cast(self.q_layernorm(q_SBND), v_SBGD.dtype)
-            k_SBGD = autograd.cast(self.k_layernorm(k_SBGD), v_SBGD.dtype)
+        if self.q_layernorm is not None and self.k_layernorm is not None:
+            q_SBND = ops.cast(self.q_layernorm(q_SBND), v_SBGD.dtype)
+            k_SBGD = ops.cast(self.k_layernorm(k_SBGD), v_SBGD.dtype)
         if rotary_pos_emb is not None:
             cos, sin = rotary_pos_emb
             q_SBND = ops.rotary(q_SBND, cos, sin, self.rotary_interleaved)

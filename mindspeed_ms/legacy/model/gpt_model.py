@@ -51,7 +51,7 @@ def post_language_model_processing(
     # Our cross entropy computes in fp32 from logits of any type: it needs no fp32 copy of them.
     per_token = getattr(loss_fn, "loss_func", loss_fn)
     if not fp16_lm_cross_entropy and not isinstance(per_token, VocabParallelCrossEntropy):
-        output = autograd.cast(output, mstype.float32)
+        output = ops.cast(output, mstype.float32)
     # Labels and mask follow the layout of the logits: v times fewer numbers to transpose.
     return loss_fn(output, memory.transposed(labels), memory.transposed(loss_mask))
 
@@ -200,7 +200,7 @@ class GPTModel(Module):
                 "was given none; let get_batch_func return tokens on every stage"
             )
         ahead = []
-        for _ in range(self.config.mtp_num_layers):
+        for _ in range(self.config.mtp_num_layers or 0):
             batch = tuple(moved_ahead(values, self.context) for values in batch)
             ahead.append(batch)
         hidden = self.language_model.further_hidden_states(

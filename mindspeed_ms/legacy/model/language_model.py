@@ -14,7 +14,7 @@ from mindspore import Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
-from mindspeed_ms.backend import autograd, memory
+from mindspeed_ms.backend import memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
 from mindspeed_ms.core.process_groups import ProcessGroups
@@ -129,7 +129,7 @@ class Embedding(Cell):
                 )
             if self.sequence_parallel:
                 embeddings = mappings.scatter_to_sequence_parallel_region(embeddings, self.group)
-        embeddings = autograd.cast(embeddings, self.residual_dtype)
+        embeddings = ops.cast(embeddings, self.residual_dtype)
         if self.dropout and self.training:
             with residual_dropout_stream(self.sequence_parallel):
                 generator = share_of_draws(get_rng_tracker().current(), self.context)
@@ -274,6 +274,7 @@ class TransformerLanguageModel(Cell):
 
     def _rotary_tables(self, length: int) -> tuple[Tensor, ...]:
         """Rotary tables of the tokens in the layers: of this rank's share of the sequence."""
+        assert self.rotary_pos_emb is not None, "asked of a model with rotary embedding"
         if self.context is None:
             return self.rotary_pos_emb(length)
         if length not in self._local_tables:
@@ -304,6 +305,7 @@ def rotary_embedding(config: TransformerConfig) -> RotaryEmbedding | None:
         return latent_rotary(config)
     if config.position_embedding_type != "rope":
         return None
+    assert config.kv_channels is not None, "filled in by the configuration"
     return RotaryEmbedding(
         config.kv_channels,
         config.rotary_percent,

@@ -89,7 +89,7 @@ class ParallelMLP(Cell):
         """[s, b, h] -> ([s, b, h], bias that was not added)."""
         inner, bias = self.mapping(hidden_states)  # [s, b, (2) f/p]
         if bias is not None:
-            bias = autograd.cast(bias, inner.dtype)
+            bias = ops.cast(bias, inner.dtype)
         activated = self.activation(inner, bias)
         if not self.activates_again or not autograd.is_grad_enabled():
             return self.projection(activated)

@@ -28,6 +28,9 @@ class Module(Cell):
         share_embeddings_and_output_weights: the head uses the embedding table.
     """
 
+    config: TransformerConfig
+    """Absent in a module that was made without one."""
+
     def __init__(
         self,
         config: TransformerConfig | None = None,
@@ -35,7 +38,8 @@ class Module(Cell):
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
-        self.config = config
+        if config is not None:
+            self.config = config
         self.share_embeddings_and_output_weights = share_embeddings_and_output_weights
         self.pre_process = parallel_state.is_pipeline_first_stage()
         self.post_process = parallel_state.is_pipeline_last_stage()

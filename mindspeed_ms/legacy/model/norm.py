@@ -11,7 +11,6 @@ from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
-from mindspeed_ms.backend import autograd
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.parameter import ShardSpec, create_parameter
 from mindspeed_ms.models.gpt import norm_spec
@@ -53,8 +52,8 @@ class LayerNorm(Cell):
     def construct(self, x: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
         gamma = self.gamma + 1 if self.zero_centered else self.gamma
-        gamma, beta = autograd.cast(gamma, x.dtype), autograd.cast(self.beta, x.dtype)
-        return autograd.cast(ops.layer_norm(x, gamma, beta, self.eps), self.gamma.dtype)
+        gamma, beta = ops.cast(gamma, x.dtype), ops.cast(self.beta, x.dtype)
+        return ops.cast(ops.layer_norm(x, gamma, beta, self.eps), self.gamma.dtype)
 
 
 class RMSNorm(Cell):
@@ -92,8 +91,8 @@ class RMSNorm(Cell):
     def construct(self, x: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
         weight = self.weight + 1 if self.zero_centered else self.weight
-        normed = ops.rms_norm(x, autograd.cast(weight, x.dtype), self.eps)
-        return autograd.cast(normed, self.weight.dtype)
+        normed = ops.rms_norm(x, ops.cast(weight, x.dtype), self.eps)
+        return ops.cast(normed, self.weight.dtype)
 
 
 def norm_from_spec(spec: NormSpec, config: TransformerConfig) -> LayerNorm | RMSNorm:

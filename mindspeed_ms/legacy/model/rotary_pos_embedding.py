@@ -7,6 +7,7 @@ from mindspore import Tensor
 from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
+from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 
 STRETCHED_LENGTH = 8192
@@ -93,4 +94,4 @@ class RotaryEmbedding(Cell):
         tensor = memory.from_numpy(table)
         if self._dtype == mstype.float32:
             return tensor
-        return tensor.astype(self._dtype).astype(mstype.float32)
+        return ops.cast(ops.cast(tensor, self._dtype), mstype.float32)

@@ -182,10 +182,9 @@ class ParallelTransformerLayer(Cell):
         """The sum: residual + dropout(post_norm(output + bias))."""
         if post_norm is not None:
             output, bias = post_norm(output if bias is None else add_bias(output, bias)), None
-        output, residual, bias = (
-            None if part is None else autograd.cast(part, self.residual_dtype)
-            for part in (output, residual, bias)
-        )
+        dtype = self.residual_dtype
+        output, residual = ops.cast(output, dtype), ops.cast(residual, dtype)
+        bias = None if bias is None else ops.cast(bias, dtype)
         rate = self.hidden_dropout if self.training else 0.0
         if rate == 0.0:
             return ops.bias_dropout_add(output, bias, residual, 0.0, None)
@@ -203,16 +202,10 @@ def _attention(
     recompute: LayerRecompute,
 ) -> ParallelAttention | MultiLatentAttention:
     """The attention of a description."""
-    kind = MultiLatentAttention if isinstance(spec, LatentAttentionSpec) else ParallelAttention
-    return kind(
-        config,
-        layer_number,
-        AttnType.self_attn,
-        mask_type,
-        spec=spec,
-        groups=groups,
-        recompute=recompute,
-    )
+    place = (config, layer_number, AttnType.self_attn, mask_type)
+    if isinstance(spec, LatentAttentionSpec):
+        return MultiLatentAttention(*place, spec=spec, groups=groups, recompute=recompute)
+    return ParallelAttention(*place, spec=spec, groups=groups, recompute=recompute)
 
 
 class _Identity(autograd.Function):
@@ -361,6 +354,7 @@ class ParallelTransformer(Cell):
     def sequence_length(self, hidden_states: Tensor | None) -> int:
         """Tokens per sequence of what enters the layers: the argument or the stage's input."""
         entering = hidden_states if self.pre_process else self._stage_input.tensor
+        assert entering is not None, "a stage gets activations before it is asked for tables"
         return entering.shape[0] * self._sequence_parts
 
     def construct(
@@ -423,7 +417,7 @@ class ParallelLMLogits(Cell):
                 f"bias={self.has_bias}; both must agree"
             )
         if self.compute_dtype is not None:
-            input_ = autograd.cast(input_, self.compute_dtype)
+            input_ = ops.cast(input_, self.compute_dtype)
         logits = column_parallel_linear(input_, word_embedding_table, bias, self.plan)
         if parallel_output:
             return logits

@@ -16,6 +16,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return ops.rms_norm(x, weight, eps)[0]
 
 
+def branch(x: Tensor) -> tuple[Tensor, Tensor]:
+    """See ``ops.branch``; the tape sums what comes back."""
+    return x, x
+
+
+def cast(x: Tensor, dtype: ms.Type) -> Tensor:
+    """See ``ops.cast``."""
+    return x.astype(dtype)
+
+
 def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
     return x if bias is None else mint.add(x, bias)
 

@@ -2,6 +2,11 @@
 
 fp32, bf16 and fp16 storage, fp32 arithmetic, OpenMP threads. Sums are formed in pieces whose size
 does not depend on the threads, so results repeat bit by bit, also with another thread count.
+
+The library sees addresses. Three rules keep them valid, in every function here: a name holds each
+tensor until the call returns (``x = x.contiguous()``: a copy would else be freed while its address
+is used); a result is a new tensor, of which the kernel writes every element; and an input is never
+written to, because the tape may hand one tensor to several readers.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from mindspeed_ms.ops.cpu.attention import (
     softmax,
 )
 from mindspeed_ms.ops.cpu.branch import branch
+from mindspeed_ms.ops.cpu.cast import cast
 from mindspeed_ms.ops.cpu.cross_entropy import ce_backward, ce_max, ce_sum, ce_sum_logits
 from mindspeed_ms.ops.cpu.dropout import bias_dropout_add, dropout
 from mindspeed_ms.ops.cpu.embedding import embedding, embedding_wgrad_accumulate
@@ -57,63 +63,6 @@ from mindspeed_ms.ops.cpu.qkv import split_qkv
 from mindspeed_ms.ops.cpu.rotary import rotary
 from mindspeed_ms.ops.portable.columns import join_columns, split_columns
 from mindspeed_ms.ops.portable.cross_entropy import ce_loss, masked_mean
-
-__all__ = [
-    "adamw_",
-    "attention",
-    "attention_accumulate",
-    "attention_backward_accumulate",
-    "attention_sinks_grad",
-    "axpy_",
-    "bias_dropout_add",
-    "bias_grad",
-    "branch",
-    "ce_backward",
-    "ce_loss",
-    "ce_max",
-    "ce_sum",
-    "ce_sum_logits",
-    "combine_rows",
-    "copy_cast_",
-    "count_zeros",
-    "decode_attention",
-    "describe",
-    "dropout",
-    "embedding",
-    "embedding_wgrad_accumulate",
-    "gelu",
-    "grouped_linear_dgrad",
-    "grouped_linear_forward",
-    "grouped_linear_wgrad_accumulate",
-    "join_columns",
-    "l2_norm_squared",
-    "largest_columns",
-    "layer_norm",
-    "linear_dgrad",
-    "linear_forward",
-    "linear_wgrad",
-    "linear_wgrad_accumulate",
-    "masked_mean",
-    "normalized_rows",
-    "product_fp64",
-    "random_normal",
-    "random_uniform",
-    "rms_norm",
-    "rotary",
-    "router_scores",
-    "scale_",
-    "silu",
-    "softmax",
-    "split_columns",
-    "split_qkv",
-    "squared_logsumexp",
-    "squared_relu",
-    "swiglu",
-    "take_columns",
-    "unavailable",
-    "weighted_total",
-    "zero_",
-]
 
 
 def unavailable() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.ops.cpu.library import STORAGE, library
+from mindspeed_ms.ops.cpu.library import STORAGE, native
 
 Context = Any
 
@@ -20,15 +20,15 @@ class _Activation(autograd.Function):
 
     @staticmethod
     def forward(ctx: Context, x: Tensor, bias: Tensor | None, kind: int) -> Tensor:
-        x = memory.contiguous(x)
+        x = x.contiguous()
         if bias is not None:
-            bias = memory.contiguous(bias)
+            bias = bias.contiguous()
         columns = x.shape[-1]
         width = columns // 2 if kind == _SWIGLU else columns
         y = memory.empty((*x.shape[:-1], width), x.dtype)
-        ctx.rows = memory.num_elements(x) // columns if columns else 0
+        ctx.rows = x.size // max(columns, 1)
         ctx.kind = kind
-        library().activation_forward(
+        native.activation_forward(
             STORAGE[x.dtype],
             kind,
             x.data_ptr(),
@@ -43,9 +43,9 @@ class _Activation(autograd.Function):
     @staticmethod
     def backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, bias = ctx.saved_tensors
-        dy, dx = memory.contiguous(dy), memory.empty(x.shape, x.dtype)
+        dy, dx = dy.contiguous(), memory.empty(x.shape, x.dtype)
         dbias = None if bias is None else memory.empty(bias.shape, bias.dtype)
-        library().activation_backward(
+        native.activation_backward(
             STORAGE[x.dtype],
             ctx.kind,
             x.data_ptr(),

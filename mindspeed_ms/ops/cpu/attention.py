@@ -14,7 +14,7 @@ from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.ops.attention_call import AttentionCall, Places, ScoreDropout
 from mindspeed_ms.ops.cpu.dropout import NO_DROPOUT, Draw
 from mindspeed_ms.ops.cpu.flat import copy_cast_
-from mindspeed_ms.ops.cpu.library import STORAGE, library
+from mindspeed_ms.ops.cpu.library import STORAGE, native
 from mindspeed_ms.ops.portable.dropout import threshold
 
 Context = Any
@@ -121,7 +121,8 @@ def _sizes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: Attention
 
 def _band(call: AttentionCall, queries: int, keys: int) -> _Band:
     band = call.band(queries, keys)
-    left, right = (_UNBOUNDED if side is None else side for side in (band.left, band.right))
+    left = _UNBOUNDED if band.left is None else band.left
+    right = _UNBOUNDED if band.right is None else band.right
     if call.ranges is None:
         return _Band(band.offset, left, right)
     ranges = (call.ranges.starts, call.ranges.stops, call.ranges.offsets)
@@ -168,9 +169,9 @@ class _Attention(autograd.Function):
         sinks: Tensor | None,
         call: AttentionCall,
     ) -> Tensor:
-        q, k, v = memory.contiguous(q), memory.contiguous(k), memory.contiguous(v)
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         if mask is not None:
-            mask = memory.contiguous(mask)
+            mask = mask.contiguous()
         seq, batch, heads, _ = q.shape
         out = memory.empty((seq, batch, heads * v.shape[3]), q.dtype)
         lse = memory.empty((seq, batch, heads))
@@ -178,25 +179,26 @@ class _Attention(autograd.Function):
         logits = None if sinks is None else _in_fp32(sinks)
         tops = None if call.max_logits is None else memory.empty((seq, batch, heads))
         sizes.sinks, sizes.tops = _addresses(logits, tops)
-        library().attention_forward(
+        native.attention_forward(
             STORAGE[q.dtype], *_addresses(q, k, v, mask, out, lse), ctypes.addressof(sizes)
         )
         _note_largest(call, tops)
         ctx.save_for_backward(q, k, v, mask, out, lse, sinks)
-        ctx.call = call
+        sizes.sinks = sizes.tops = None  # addresses of tensors that end with this call
+        ctx.sizes, ctx.call = sizes, call  # the call owns what other addresses in sizes point to
         return out
 
     @staticmethod
     def backward(ctx: Context, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask, out, lse, sinks = ctx.saved_tensors
-        dout = memory.contiguous(dout)
-        grads = tuple(memory.empty(t.shape, t.dtype) for t in (q, k, v))
-        sizes = _sizes(q, k, v, mask, ctx.call)
-        library().attention_backward(
+        dout = dout.contiguous()
+        dq, dk = memory.empty(q.shape, q.dtype), memory.empty(k.shape, k.dtype)
+        grads = (dq, dk, memory.empty(v.shape, v.dtype))
+        native.attention_backward(
             STORAGE[q.dtype],
             *_addresses(q, k, v, mask, out, lse, dout, *grads),
             False,
-            ctypes.addressof(sizes),
+            ctypes.addressof(ctx.sizes),
         )
         dsinks = None if sinks is None else attention_sinks_grad(out, dout, lse, sinks)
         return *grads, None, dsinks, None
@@ -216,7 +218,7 @@ def attention(  # noqa: PLR0913 - one argument per tensor
 
 def _in_fp32(t: Tensor) -> Tensor:
     """Contiguous fp32 tensor of the same values."""
-    t = memory.contiguous(t)
+    t = t.contiguous()
     if t.dtype == ms.float32:
         return t
     result = memory.empty(t.shape)
@@ -226,18 +228,18 @@ def _in_fp32(t: Tensor) -> Tensor:
 
 def _note_largest(call: AttentionCall, tops: Tensor | None) -> None:
     """Raise ``call.max_logits`` to the largest of the scores of each head."""
-    if call.max_logits is not None and tops is not None and memory.num_elements(tops):
+    if call.max_logits is not None and tops is not None and tops.size:
         largest = memory.as_numpy(call.max_logits)
         np.maximum(largest, memory.as_numpy(tops).max(axis=(0, 1)), out=largest)
 
 
 def attention_sinks_grad(out: Tensor, dout: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
     """See ``ops.attention_sinks_grad``."""
-    rows, heads = memory.num_elements(lse) // lse.shape[-1], lse.shape[-1]
-    out, dout, logits = memory.contiguous(out), memory.contiguous(dout), _in_fp32(sinks)
+    rows, heads = lse.size // lse.shape[-1], lse.shape[-1]
+    out, dout, logits = out.contiguous(), dout.contiguous(), _in_fp32(sinks)
     grad = memory.empty(logits.shape)
     width = out.shape[-1] // heads
-    library().attention_sinks_grad(
+    native.attention_sinks_grad(
         STORAGE[out.dtype], *_addresses(out, dout, lse, logits, grad), rows, heads, width
     )
     if sinks.dtype == ms.float32:
@@ -260,7 +262,7 @@ def attention_accumulate(  # noqa: PLR0913 - one argument per tensor
     sizes = _sizes(q, k, v, mask, call)
     tops = None if call.max_logits is None else memory.empty(lse.shape)
     (sizes.tops,) = _addresses(tops)
-    library().attention_accumulate(
+    native.attention_accumulate(
         STORAGE[q.dtype], *_addresses(q, k, v, mask, out, lse), ctypes.addressof(sizes)
     )
     _note_largest(call, tops)
@@ -279,7 +281,7 @@ def attention_backward_accumulate(  # noqa: PLR0913 - one argument per tensor
 ) -> None:
     """See ``ops.attention_backward_accumulate``."""
     sizes = _sizes(q, k, v, mask, call)
-    library().attention_backward(
+    native.attention_backward(
         STORAGE[q.dtype],
         *_addresses(q, k, v, mask, out, lse, dout, *grads),
         True,
@@ -300,7 +302,7 @@ def decode_attention(  # noqa: PLR0913 - one argument per tensor
     call: AttentionCall,
 ) -> Tensor:
     """See ``ops.decode_attention``."""
-    q, k, v = memory.contiguous(q), memory.contiguous(k), memory.contiguous(v)
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     seq, batch, heads, _ = q.shape
     out = memory.empty((seq, batch, heads * v.shape[3]), q.dtype)
     sizes = _sizes(q, k, v, None, call)
@@ -310,12 +312,12 @@ def decode_attention(  # noqa: PLR0913 - one argument per tensor
         sizes.keys = k.shape[1]
         sizes.row_step, sizes.batch_step, sizes.slots = 1, k.shape[1], _pointer(slots)
     if seq <= _FEW_QUERIES:
-        library().attention_decode(
+        native.attention_decode(
             STORAGE[q.dtype], *_addresses(q, k, v, out), ctypes.addressof(sizes)
         )
     else:
         lse = memory.empty((seq, batch, heads))
-        library().attention_forward(
+        native.attention_forward(
             STORAGE[q.dtype], *_addresses(q, k, v, None, out, lse), ctypes.addressof(sizes)
         )
     return out
@@ -328,16 +330,16 @@ class _Softmax(autograd.Function):
     def forward(
         ctx: Context, scores: Tensor, mask: Tensor | None, causal: bool, scale: float
     ) -> Tensor:
-        scores = memory.contiguous(scores)
+        scores = scores.contiguous()
         rows, columns = (1, *scores.shape)[-2:]
-        matrices = memory.num_elements(scores) // (rows * columns) if rows * columns else 0
+        matrices = scores.size // (rows * columns) if rows * columns else 0
         per_mask = 1
         if mask is not None:
-            mask = memory.contiguous(mask)
-            masks = memory.num_elements(mask) // (rows * columns) if rows * columns else 1
+            mask = mask.contiguous()
+            masks = mask.size // (rows * columns) if rows * columns else 1
             per_mask = max(1, matrices // max(1, masks))
         probs = memory.empty(scores.shape, scores.dtype)
-        library().softmax_forward(
+        native.softmax_forward(
             STORAGE[scores.dtype],
             scores.data_ptr(),
             None if mask is None else mask.data_ptr(),
@@ -356,9 +358,9 @@ class _Softmax(autograd.Function):
     @staticmethod
     def backward(ctx: Context, dprobs: Tensor) -> tuple[Tensor | None, ...]:
         (probs,) = ctx.saved_tensors
-        dprobs = memory.contiguous(dprobs)
+        dprobs = dprobs.contiguous()
         dscores = memory.empty(probs.shape, probs.dtype)
-        library().softmax_backward(
+        native.softmax_backward(
             STORAGE[probs.dtype],
             probs.data_ptr(),
             dprobs.data_ptr(),

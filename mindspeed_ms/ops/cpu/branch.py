@@ -7,7 +7,7 @@ from typing import Any
 from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.ops.cpu.library import STORAGE, library
+from mindspeed_ms.ops.cpu.library import STORAGE, native
 
 
 class _Branch(autograd.Function):
@@ -15,20 +15,22 @@ class _Branch(autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.materialize_grads = False  # a use without a gradient adds nothing
         return x.view(x.shape), x.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, first: Tensor | None, second: Tensor | None) -> Tensor | None:
         if first is None or second is None:
             return second if first is None else first
-        first, second = memory.contiguous(first), memory.contiguous(second)
+        first, second = first.contiguous(), second.contiguous()
+        # A new tensor, not first += second: one gradient may have been handed to several readers.
         total = memory.empty(first.shape, first.dtype)
-        library().add(
+        native.add(
             STORAGE[first.dtype],
             first.data_ptr(),
             second.data_ptr(),
             total.data_ptr(),
-            memory.num_elements(total),
+            total.size,
         )
         return total
 

@@ -6,27 +6,27 @@ import mindspore as ms
 from mindspore import Tensor
 
 from mindspeed_ms.backend import memory
-from mindspeed_ms.ops.cpu.library import STORAGE, library
+from mindspeed_ms.ops.cpu.library import STORAGE, native
 
 
 def int64_of(t: Tensor) -> Tensor:
     """The indices as contiguous int64, which is what the library reads."""
-    return memory.in_dtype(memory.contiguous(t), ms.int64)
+    return memory.in_dtype(t.contiguous(), ms.int64)
 
 
 def _float32_of(t: Tensor) -> Tensor:
-    return memory.in_dtype(memory.contiguous(t), ms.float32)
+    return memory.in_dtype(t.contiguous(), ms.float32)
 
 
 def _rows(logits: Tensor) -> int:
-    return memory.num_elements(logits) // logits.shape[-1] if logits.shape[-1] else 0
+    return logits.size // max(logits.shape[-1], 1)
 
 
 def ce_max(logits: Tensor) -> Tensor:
     """See ``ops.ce_max``."""
-    logits = memory.contiguous(logits)
+    logits = logits.contiguous()
     result = memory.empty(logits.shape[:-1])
-    library().ce_max(
+    native.ce_max(
         STORAGE[logits.dtype],
         logits.data_ptr(),
         result.data_ptr(),
@@ -40,9 +40,9 @@ def ce_sum(
     logits: Tensor, target: Tensor, row_max: Tensor, vocab_start: int
 ) -> tuple[Tensor, Tensor]:
     """See ``ops.ce_sum``."""
-    logits, target, row_max = memory.contiguous(logits), int64_of(target), _float32_of(row_max)
+    logits, target, row_max = logits.contiguous(), int64_of(target), _float32_of(row_max)
     sum_exp, predicted = memory.empty(target.shape), memory.empty(target.shape)
-    library().ce_sum(
+    native.ce_sum(
         STORAGE[logits.dtype],
         logits.data_ptr(),
         target.data_ptr(),
@@ -58,9 +58,9 @@ def ce_sum(
 
 def ce_sum_logits(logits: Tensor) -> Tensor:
     """See ``ops.ce_sum_logits``."""
-    logits = memory.contiguous(logits)
+    logits = logits.contiguous()
     result = memory.empty(logits.shape[:-1])
-    library().ce_sum_logits(
+    native.ce_sum_logits(
         STORAGE[logits.dtype],
         logits.data_ptr(),
         result.data_ptr(),
@@ -81,10 +81,10 @@ def ce_backward(
     vocab_size: int,
 ) -> Tensor:
     """See ``ops.ce_backward``."""
-    logits, target = memory.contiguous(logits), int64_of(target)
+    logits, target = logits.contiguous(), int64_of(target)
     row_max, sum_exp, dloss = _float32_of(row_max), _float32_of(sum_exp), _float32_of(dloss)
     grad = memory.empty(logits.shape, logits.dtype)
-    library().ce_backward(
+    native.ce_backward(
         STORAGE[logits.dtype],
         logits.data_ptr(),
         target.data_ptr(),

@@ -10,7 +10,7 @@ from mindspore import Tensor
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.ops.cpu.cross_entropy import int64_of
 from mindspeed_ms.ops.cpu.flat import copy_cast_
-from mindspeed_ms.ops.cpu.library import STORAGE, library
+from mindspeed_ms.ops.cpu.library import STORAGE, native
 
 Context = Any
 
@@ -20,15 +20,15 @@ class _Embedding(autograd.Function):
 
     @staticmethod
     def forward(ctx: Context, weight: Tensor, ids: Tensor, vocab_start: int) -> Tensor:
-        weight, ids = memory.contiguous(weight), int64_of(ids)
+        weight, ids = weight.contiguous(), int64_of(ids)
         vocab, columns = weight.shape
         y = memory.empty((*ids.shape, columns), weight.dtype)
-        library().embedding_forward(
+        native.embedding_forward(
             STORAGE[weight.dtype],
             weight.data_ptr(),
             ids.data_ptr(),
             y.data_ptr(),
-            memory.num_elements(ids),
+            ids.size,
             vocab,
             columns,
             vocab_start,
@@ -40,7 +40,7 @@ class _Embedding(autograd.Function):
     @staticmethod
     def backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         (ids,) = ctx.saved_tensors
-        grad = memory.zeros(ctx.shape)
+        grad = memory.zeros(ctx.shape)  # of fp32 whatever the table: rows of equal ids are summed
         embedding_wgrad_accumulate(dy, ids, grad, ctx.vocab_start)
         if ctx.dtype != ms.float32:
             narrow = memory.empty(ctx.shape, ctx.dtype)
@@ -58,14 +58,14 @@ def embedding_wgrad_accumulate(
     dy: Tensor, ids: Tensor, main_grad: Tensor, vocab_start: int
 ) -> None:
     """See ``ops.embedding_wgrad_accumulate``."""
-    dy, ids = memory.contiguous(dy), int64_of(ids)
+    dy, ids = dy.contiguous(), int64_of(ids)
     vocab, columns = main_grad.shape
-    library().embedding_accumulate(
+    native.embedding_accumulate(
         STORAGE[dy.dtype],
         dy.data_ptr(),
         ids.data_ptr(),
         main_grad.data_ptr(),
-        memory.num_elements(ids),
+        ids.size,
         vocab,
         columns,
         vocab_start,

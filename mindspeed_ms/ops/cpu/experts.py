@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from mindspore import Tensor
 
 from mindspeed_ms.backend import memory
-from mindspeed_ms.ops.cpu.library import STORAGE, library
+from mindspeed_ms.ops.cpu.library import STORAGE, native
 from mindspeed_ms.ops.portable.experts import (
     combine_rows,
     largest_columns,
@@ -54,7 +54,7 @@ def _per_group(
     product: Callable[[int, int, int, int, int], None],
 ) -> Tensor:
     """[tokens, columns], filled by ``product(code, rows, weight, result, count)`` per group."""
-    rows = memory.contiguous(rows)
+    rows = rows.contiguous()
     result = memory.empty((rows.shape[0], columns), rows.dtype)
     if not sum(counts):
         return result
@@ -62,7 +62,7 @@ def _per_group(
     source_bytes, target_bytes = _row_bytes(rows), _row_bytes(result)
     for weight, count in zip(weights, counts, strict=True):
         if count:
-            kept = memory.contiguous(weight)
+            kept = weight.contiguous()  # by name: a copy must live until the product is done
             product(code, source, kept.data_ptr(), target, count)
             source += count * source_bytes
             target += count * target_bytes
@@ -72,10 +72,9 @@ def _per_group(
 def grouped_linear_forward(x: Tensor, weights: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     """See ``ops.grouped_linear_forward``."""
     out, width = weights[0].shape
-    native = library().linear_forward
 
     def product(code: int, x: int, weight: int, y: int, count: int) -> None:
-        native(code, x, weight, None, y, count, width, out)
+        native.linear_forward(code, x, weight, None, y, count, width, out)
 
     return _per_group(x, out, weights, counts, product)
 
@@ -83,10 +82,9 @@ def grouped_linear_forward(x: Tensor, weights: Sequence[Tensor], counts: Sequenc
 def grouped_linear_dgrad(dy: Tensor, weights: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     """See ``ops.grouped_linear_dgrad``."""
     out, width = weights[0].shape
-    native = library().linear_dgrad
 
     def product(code: int, dy: int, weight: int, dx: int, count: int) -> None:
-        native(code, dy, weight, dx, count, width, out)
+        native.linear_dgrad(code, dy, weight, dx, count, width, out)
 
     return _per_group(dy, width, weights, counts, product)
 
@@ -97,10 +95,10 @@ def grouped_linear_wgrad_accumulate(
     """See ``ops.grouped_linear_wgrad_accumulate``."""
     if not sum(counts):
         return
-    dy, x = memory.contiguous(dy), memory.contiguous(x)
+    dy, x = dy.contiguous(), x.contiguous()
     grad, source, code = dy.data_ptr(), x.data_ptr(), STORAGE[dy.dtype]
     grad_bytes, source_bytes = _row_bytes(dy), _row_bytes(x)
-    product = library().linear_wgrad_accumulate
+    product = native.linear_wgrad_accumulate
     for main_grad, count in zip(main_grads, counts, strict=True):
         if count:
             product(code, grad, source, main_grad.data_ptr(), count, x.shape[1], dy.shape[1])

@@ -6,8 +6,7 @@ import math
 
 from mindspore import Tensor
 
-from mindspeed_ms.backend import memory
-from mindspeed_ms.ops.cpu.library import STORAGE, library
+from mindspeed_ms.ops.cpu.library import STORAGE, native
 
 
 def adamw_(  # noqa: PLR0913 - the public signature
@@ -25,12 +24,12 @@ def adamw_(  # noqa: PLR0913 - the public signature
     grad_scale: float,
 ) -> None:
     """See ``ops.adamw_``."""
-    library().adamw(
+    native.adamw(
         param.data_ptr(),
         grad.data_ptr(),
         exp_avg.data_ptr(),
         exp_avg_sq.data_ptr(),
-        memory.num_elements(param),
+        param.size,
         beta1,
         beta2,
         1.0 - beta1,
@@ -45,39 +44,39 @@ def adamw_(  # noqa: PLR0913 - the public signature
 
 def axpy_(y: Tensor, x: Tensor, alpha: float) -> None:
     """See ``ops.axpy_``."""
-    x = memory.contiguous(x)
-    library().axpy(STORAGE[x.dtype], y.data_ptr(), x.data_ptr(), memory.num_elements(y), alpha)
+    x = x.contiguous()
+    native.axpy(STORAGE[x.dtype], y.data_ptr(), x.data_ptr(), y.size, alpha)
 
 
 def scale_(t: Tensor, factor: float) -> None:
     """See ``ops.scale_``."""
-    library().scale(t.data_ptr(), memory.num_elements(t), factor)
+    native.scale(t.data_ptr(), t.size, factor)
 
 
 def zero_(t: Tensor) -> None:
     """See ``ops.zero_``."""
-    library().zero(t.data_ptr(), memory.num_bytes(t))
+    native.zero(t.data_ptr(), t.nbytes)
 
 
 def l2_norm_squared(t: Tensor) -> float:
     """See ``ops.l2_norm_squared``."""
-    t = memory.contiguous(t)
-    return library().l2_norm_squared(STORAGE[t.dtype], t.data_ptr(), memory.num_elements(t))
+    t = t.contiguous()
+    return native.l2_norm_squared(STORAGE[t.dtype], t.data_ptr(), t.size)
 
 
 def count_zeros(t: Tensor) -> int:
     """See ``ops.count_zeros``."""
-    t = memory.contiguous(t)
-    return library().count_zeros(STORAGE[t.dtype], t.data_ptr(), memory.num_elements(t))
+    t = t.contiguous()
+    return native.count_zeros(STORAGE[t.dtype], t.data_ptr(), t.size)
 
 
 def copy_cast_(dst: Tensor, src: Tensor) -> None:
     """See ``ops.copy_cast_``."""
-    src = memory.contiguous(src)
-    library().copy_cast(
+    src = src.contiguous()
+    native.copy_cast(
         STORAGE[dst.dtype],
         STORAGE[src.dtype],
         dst.data_ptr(),
         src.data_ptr(),
-        memory.num_elements(dst),
+        dst.size,
     )

@@ -218,6 +218,24 @@ def library() -> Library:
     return found.library
 
 
+class _EntryPoints:
+    """The entry points as attributes, each looked up once: a kernel's call costs no more than that.
+
+    The library is loaded by the first use of one, not by the import of this module: loading it
+    reads the number of threads and takes OpenBLAS' own threads from the process.
+    """
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name not in _SIGNATURES:
+            raise AttributeError(f"the native library has no entry point {name!r}")
+        function = getattr(library(), name)
+        setattr(self, name, function)
+        return function
+
+
+native = _EntryPoints()
+
+
 def set_num_threads(count: int) -> None:
     """Threads that the kernels use from now on."""
     library().set_threads(count)

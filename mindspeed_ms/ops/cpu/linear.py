@@ -5,22 +5,18 @@ from __future__ import annotations
 from mindspore import Tensor
 
 from mindspeed_ms.backend import memory
-from mindspeed_ms.ops.cpu.library import STORAGE, library
-
-
-def _rows(t: Tensor) -> int:
-    return memory.num_elements(t) // t.shape[-1] if t.shape[-1] else 0
+from mindspeed_ms.ops.cpu.library import STORAGE, native
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See ``ops.linear_forward``."""
-    x, weight = memory.contiguous(x), memory.contiguous(weight)
+    x, weight = x.contiguous(), weight.contiguous()
     out, width = weight.shape
     y = memory.empty((*x.shape[:-1], out), x.dtype)
-    rows = memory.num_elements(y) // out if out else 0
+    rows = y.size // max(out, 1)
     if bias is not None:
-        bias = memory.contiguous(bias)
-    library().linear_forward(
+        bias = bias.contiguous()
+    native.linear_forward(
         STORAGE[x.dtype],
         x.data_ptr(),
         weight.data_ptr(),
@@ -35,11 +31,11 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear_dgrad(dy: Tensor, weight: Tensor) -> Tensor:
     """See ``ops.linear_dgrad``."""
-    dy, weight = memory.contiguous(dy), memory.contiguous(weight)
+    dy, weight = dy.contiguous(), weight.contiguous()
     out, width = weight.shape
     dx = memory.empty((*dy.shape[:-1], width), dy.dtype)
-    rows = memory.num_elements(dx) // width if width else 0
-    library().linear_dgrad(
+    rows = dx.size // max(width, 1)
+    native.linear_dgrad(
         STORAGE[dy.dtype], dy.data_ptr(), weight.data_ptr(), dx.data_ptr(), rows, width, out
     )
     return dx
@@ -47,33 +43,37 @@ def linear_dgrad(dy: Tensor, weight: Tensor) -> Tensor:
 
 def linear_wgrad(dy: Tensor, x: Tensor) -> Tensor:
     """See ``ops.linear_wgrad``."""
-    dy, x = memory.contiguous(dy), memory.contiguous(x)
+    dy, x = dy.contiguous(), x.contiguous()
     out, width = dy.shape[-1], x.shape[-1]
     dw = memory.empty((out, width), dy.dtype)
-    library().linear_wgrad(
-        STORAGE[dy.dtype], dy.data_ptr(), x.data_ptr(), dw.data_ptr(), _rows(x), width, out
+    rows = x.size // max(width, 1)
+    native.linear_wgrad(
+        STORAGE[dy.dtype], dy.data_ptr(), x.data_ptr(), dw.data_ptr(), rows, width, out
     )
     return dw
 
 
 def linear_wgrad_accumulate(dy: Tensor, x: Tensor, main_grad: Tensor) -> None:
     """See ``ops.linear_wgrad_accumulate``."""
-    dy, x = memory.contiguous(dy), memory.contiguous(x)
-    library().linear_wgrad_accumulate(
+    dy, x = dy.contiguous(), x.contiguous()
+    # The one product that writes to an argument: main_grad is the buffer itself, never a copy.
+    out, width = main_grad.shape
+    native.linear_wgrad_accumulate(
         STORAGE[dy.dtype],
         dy.data_ptr(),
         x.data_ptr(),
         main_grad.data_ptr(),
-        _rows(x),
-        x.shape[-1],
-        dy.shape[-1],
+        x.size // max(width, 1),
+        width,
+        out,
     )
 
 
 def bias_grad(dy: Tensor) -> Tensor:
     """See ``ops.bias_grad``."""
-    dy = memory.contiguous(dy)
+    dy = dy.contiguous()
     out = dy.shape[-1]
     result = memory.empty((out,), dy.dtype)
-    library().bias_grad(STORAGE[dy.dtype], dy.data_ptr(), result.data_ptr(), _rows(dy), out)
+    rows = dy.size // max(out, 1)
+    native.bias_grad(STORAGE[dy.dtype], dy.data_ptr(), result.data_ptr(), rows, out)
     return result

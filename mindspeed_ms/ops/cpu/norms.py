@@ -7,7 +7,7 @@ from typing import Any
 from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.ops.cpu.library import STORAGE, library
+from mindspeed_ms.ops.cpu.library import STORAGE, native
 
 Context = Any
 
@@ -17,15 +17,15 @@ class _Norm(autograd.Function):
 
     @staticmethod
     def forward(ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-        x, weight = memory.contiguous(x), memory.contiguous(weight)
+        x, weight = x.contiguous(), weight.contiguous()
         columns = x.shape[-1]
-        rows = memory.num_elements(x) // columns if columns else 0
+        rows = x.size // max(columns, 1)
         y = memory.empty(x.shape, x.dtype)
         rstd = memory.empty((rows,))
         mean = None
         if bias is not None:
-            bias, mean = memory.contiguous(bias), memory.empty((rows,))
-        library().norm_forward(
+            bias, mean = bias.contiguous(), memory.empty((rows,))
+        native.norm_forward(
             STORAGE[x.dtype],
             x.data_ptr(),
             weight.data_ptr(),
@@ -37,16 +37,17 @@ class _Norm(autograd.Function):
             columns,
             eps,
         )
+        # Backward reads the weight again, so the optimizer must not run between the two.
         ctx.save_for_backward(x, weight, mean, rstd)
         return y
 
     @staticmethod
     def backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
-        dy = memory.contiguous(dy)
+        dy = dy.contiguous()
         dx, dweight = memory.empty(x.shape, x.dtype), memory.empty(weight.shape, weight.dtype)
         dbias = None if mean is None else memory.empty(weight.shape, weight.dtype)
-        library().norm_backward(
+        native.norm_backward(
             STORAGE[x.dtype],
             x.data_ptr(),
             dy.data_ptr(),
@@ -56,7 +57,7 @@ class _Norm(autograd.Function):
             dx.data_ptr(),
             dweight.data_ptr(),
             None if dbias is None else dbias.data_ptr(),
-            memory.num_elements(rstd),
+            rstd.size,
             weight.shape[0],
         )
         return dx, dweight, dbias, None

@@ -7,7 +7,7 @@ from typing import Any
 from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.ops.cpu.library import library
+from mindspeed_ms.ops.cpu.library import native
 
 Context = Any
 
@@ -19,7 +19,7 @@ class _SplitQKV(autograd.Function):
     def forward(
         ctx: Context, mixed: Tensor, groups: int, queries: int, channels: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mixed = memory.contiguous(mixed)
+        mixed = mixed.contiguous()
         seq, batch = mixed.shape[:2]
         q = memory.empty((seq, batch, groups * queries, channels), mixed.dtype)
         k = memory.empty((seq, batch, groups, channels), mixed.dtype)
@@ -27,16 +27,14 @@ class _SplitQKV(autograd.Function):
         item = memory.numpy_dtype(mixed.dtype).itemsize
         ctx.sizes = (seq * batch, groups, queries * channels * item, channels * item)
         ctx.shape = mixed.shape
-        library().split_qkv(mixed.data_ptr(), q.data_ptr(), k.data_ptr(), v.data_ptr(), *ctx.sizes)
+        native.split_qkv(mixed.data_ptr(), q.data_ptr(), k.data_ptr(), v.data_ptr(), *ctx.sizes)
         return q, k, v
 
     @staticmethod
     def backward(ctx: Context, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
-        dq, dk, dv = memory.contiguous(dq), memory.contiguous(dk), memory.contiguous(dv)
+        dq, dk, dv = dq.contiguous(), dk.contiguous(), dv.contiguous()
         dmixed = memory.empty(ctx.shape, dq.dtype)
-        library().join_qkv(
-            dmixed.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr(), *ctx.sizes
-        )
+        native.join_qkv(dmixed.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr(), *ctx.sizes)
         return dmixed, None, None, None
 
 

@@ -7,15 +7,15 @@ from typing import Any
 from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.ops.cpu.library import STORAGE, library
+from mindspeed_ms.ops.cpu.library import STORAGE, native
 
 Context = Any
 
 
 def _rotated(t: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bool) -> Tensor:
-    t = memory.contiguous(t)
+    t = t.contiguous()
     y = memory.empty(t.shape, t.dtype)
-    library().rotary(
+    native.rotary(
         STORAGE[t.dtype],
         t.data_ptr(),
         cos.data_ptr(),
@@ -35,7 +35,7 @@ class _Rotary(autograd.Function):
 
     @staticmethod
     def forward(ctx: Context, t: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        cos, sin = memory.contiguous(cos), memory.contiguous(sin)
+        cos, sin = cos.contiguous(), sin.contiguous()
         ctx.save_for_backward(cos, sin)
         ctx.interleaved = interleaved
         return _rotated(t, cos, sin, interleaved, backward=False)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mindspeed_ms.ops.cpu.library import SIZE_ARGUMENTS, library
+from mindspeed_ms.ops.cpu.library import SIZE_ARGUMENTS, native
 
 Call = tuple[str, tuple[int, ...]]
 """Entry point and the sizes it was called with, in the order of its arguments."""
@@ -56,16 +56,16 @@ def measured() -> Iterator[CallTimes]:
     Raises:
         RuntimeError: there is no native library.
     """
-    loaded, times = library(), CallTimes()
-    originals = {name: getattr(loaded, name) for name in SIZE_ARGUMENTS}
-    loaded.measure_attention(True)
+    times = CallTimes()
+    originals = {name: getattr(native, name) for name in SIZE_ARGUMENTS}
+    native.measure_attention(True)
     try:
         for name, sizes in SIZE_ARGUMENTS.items():
-            setattr(loaded, name, _timed(name, originals[name], sizes, times))
+            setattr(native, name, _timed(name, originals[name], sizes, times))
         yield times
     finally:
         for name, function in originals.items():
-            setattr(loaded, name, function)
-        loaded.measure_attention(False)
-        times.attention_thread_seconds = loaded.attention_seconds(False)
-        times.attention_product_seconds = loaded.attention_seconds(True)
+            setattr(native, name, function)
+        native.measure_attention(False)
+        times.attention_thread_seconds = native.attention_seconds(False)
+        times.attention_product_seconds = native.attention_seconds(True)

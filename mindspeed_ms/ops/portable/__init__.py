@@ -19,6 +19,7 @@ from mindspeed_ms.ops.portable.attention import (
     softmax,
 )
 from mindspeed_ms.ops.portable.branch import branch
+from mindspeed_ms.ops.portable.cast import cast
 from mindspeed_ms.ops.portable.columns import join_columns, split_columns
 from mindspeed_ms.ops.portable.cross_entropy import (
     ce_backward,
@@ -64,63 +65,6 @@ from mindspeed_ms.ops.portable.linear import (
 from mindspeed_ms.ops.portable.norms import layer_norm, rms_norm
 from mindspeed_ms.ops.portable.qkv import split_qkv
 from mindspeed_ms.ops.portable.rotary import rotary
-
-__all__ = [
-    "adamw_",
-    "attention",
-    "attention_accumulate",
-    "attention_backward_accumulate",
-    "attention_sinks_grad",
-    "axpy_",
-    "bias_dropout_add",
-    "bias_grad",
-    "branch",
-    "ce_backward",
-    "ce_loss",
-    "ce_max",
-    "ce_sum",
-    "ce_sum_logits",
-    "combine_rows",
-    "copy_cast_",
-    "count_zeros",
-    "decode_attention",
-    "describe",
-    "dropout",
-    "embedding",
-    "embedding_wgrad_accumulate",
-    "gelu",
-    "grouped_linear_dgrad",
-    "grouped_linear_forward",
-    "grouped_linear_wgrad_accumulate",
-    "join_columns",
-    "l2_norm_squared",
-    "largest_columns",
-    "layer_norm",
-    "linear_dgrad",
-    "linear_forward",
-    "linear_wgrad",
-    "linear_wgrad_accumulate",
-    "masked_mean",
-    "normalized_rows",
-    "product_fp64",
-    "random_normal",
-    "random_uniform",
-    "rms_norm",
-    "rotary",
-    "router_scores",
-    "scale_",
-    "silu",
-    "softmax",
-    "split_columns",
-    "split_qkv",
-    "squared_logsumexp",
-    "squared_relu",
-    "swiglu",
-    "take_columns",
-    "unavailable",
-    "weighted_total",
-    "zero_",
-]
 
 
 def unavailable() -> str:

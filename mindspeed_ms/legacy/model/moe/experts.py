@@ -111,12 +111,12 @@ class _AddShareOfBias(autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, bias: Parameter, ranks: int) -> Tensor:
         ctx.dtype = bias.dtype
-        share = autograd.cast(bias, y.dtype)
+        share = ops.cast(bias, y.dtype)
         return y + (share if ranks == 1 else share / ranks)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        return grad, autograd.cast(ops.bias_grad(memory.contiguous(grad)), ctx.dtype), None
+        return grad, ops.cast(ops.bias_grad(memory.contiguous(grad)), ctx.dtype), None
 
 
 class LocalExperts(Cell):
@@ -249,15 +249,13 @@ class _GroupedLinear(autograd.Function):
                 sink.mark_ready()
                 grads.append(None)
             else:
-                grads.append(autograd.cast(total, weight.dtype))
+                grads.append(ops.cast(total, weight.dtype))
         return (dx, None, *grads)
 
 
 def _ready(weights: Sequence[Parameter], like: Tensor) -> list[Tensor]:
     """The weights, complete and in the type of the rows."""
-    for weight in weights:
-        make_ready(weight)
-    return [autograd.cast(weight, like.dtype) for weight in weights]
+    return [make_ready(weight, like.dtype) for weight in weights]
 
 
 class _Matrix(Cell):
@@ -314,7 +312,7 @@ class GroupedMLP(Cell):
         experts, plan = list(self.local_experts), _GroupPlan(counts, self.fused)
         first = [expert.mapping.weight for expert in experts]
         second = [expert.projection.weight for expert in experts]
-        rows = autograd.cast(rows, self.compute_dtype)
+        rows = ops.cast(rows, self.compute_dtype)
         inner = _GroupedLinear.apply(rows, plan, *first)  # [M, (2) f/q]
         activated = self.activation(inner, None)
         if not self.activates_again or not autograd.is_grad_enabled() or not np.any(counts):

@@ -71,7 +71,9 @@ class _Gating(autograd.Function):
         if dtype == "fp64":
             return ops.product_fp64(x, weight)
         working = mstype.float32 if dtype == "fp32" else x.dtype
-        return _cast(ops.linear_forward(_cast(x, working), _cast(weight, working)), mstype.float32)
+        return ops.cast(
+            ops.linear_forward(ops.cast(x, working), ops.cast(weight, working)), mstype.float32
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -80,28 +82,25 @@ class _Gating(autograd.Function):
         make_ready(weight)
         grad = memory.contiguous(grad)
         working = x.dtype if ctx.dtype is None else mstype.float32
-        grad = _cast(grad, working)
+        grad = ops.cast(grad, working)
         if ctx.dtype == "fp64":
             dx = ops.product_fp64(grad, memory.contiguous(weight.swapaxes(0, 1)))
         else:
-            dx = ops.linear_dgrad(grad, _cast(weight, working))
-        dx = _cast(dx, x.dtype)
+            dx = ops.linear_dgrad(grad, ops.cast(weight, working))
+        dx = ops.cast(dx, x.dtype)
         if not weight.requires_grad:
             return dx, None, None, None
         sink = grad_sink_of(weight) if ctx.fused else None
         if sink is None:
-            return dx, _cast(ops.linear_wgrad(grad, _cast(x, working)), weight.dtype), None, None
-        ops.linear_wgrad_accumulate(grad, _cast(x, working), sink.main_grad)
+            return (
+                dx,
+                ops.cast(ops.linear_wgrad(grad, ops.cast(x, working)), weight.dtype),
+                None,
+                None,
+            )
+        ops.linear_wgrad_accumulate(grad, ops.cast(x, working), sink.main_grad)
         sink.mark_ready()
         return dx, None, None, None
-
-
-def _cast(tensor: Tensor, dtype: mstype.Type) -> Tensor:
-    if tensor.dtype == dtype:
-        return tensor
-    result = memory.empty(tensor.shape, dtype)
-    ops.copy_cast_(result, memory.contiguous(tensor))
-    return result
 
 
 class _RandomLogits(autograd.Function):
@@ -192,7 +191,7 @@ class TopKRouter(Cell):
                 factors = ops.random_uniform(x.shape, 1.0 - eps, 1.0 + eps, stream)
         else:
             factors = ops.random_uniform(x.shape, 1.0 - eps, 1.0 + eps, tracker.current())
-        return x * factors.astype(x.dtype)
+        return x * ops.cast(factors, x.dtype)
 
     def gating(self, x: Tensor) -> Tensor:
         """Logits of every expert. Shapes: [T, h] -> fp32 [T, E]."""

@@ -53,7 +53,7 @@ class SharedExpertMLP(Cell):
         output, _ = self.mlp(hidden_states)
         if self.gate is None:
             return output
-        logits = self.gate(hidden_states).reshape((-1, 1)).astype(mstype.float32)
+        logits = ops.cast(self.gate(hidden_states).reshape((-1, 1)), mstype.float32)
         every = np.arange(logits.shape[0], dtype=np.int32)[:, None]
         weighed = ops.combine_rows(
             output.reshape((-1, output.shape[-1])),
