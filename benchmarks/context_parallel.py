@@ -93,17 +93,17 @@ def measure_attention(arguments: argparse.Namespace) -> dict[str, int]:
     rows = arguments.seq_length // comm.get_world_size()
     heads, groups = arguments.heads, arguments.groups
     dim = arguments.hidden // heads
-    leaves = [
+    q, k, v = (
         autograd.requires_grad_(random_tensor(rows, 1, count, dim))
         for count in (heads, groups, groups)
-    ]
+    )
     grad = random_tensor(rows, 1, heads * dim)
     kept, before = KeptTensors(), forget_highest()
     with kept.hooks:
         if context is None:
-            out = ops.attention(*leaves, scale=dim**-0.5)
+            out = ops.attention(q, k, v, scale=dim**-0.5)
         else:
-            out = context_parallel_attention(*leaves, context, scale=dim**-0.5, causal=True)
+            out = context_parallel_attention(q, k, v, context, scale=dim**-0.5, causal=True)
     grown = resident() - before
     autograd.backward(out, grad)
     return {

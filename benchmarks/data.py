@@ -19,15 +19,17 @@ import numpy as np
 
 from mindspeed_ms.data.blending import build_blending_indices
 from mindspeed_ms.data.builder import build_train_valid_test_datasets
+from mindspeed_ms.data.gpt_dataset import GPTDataset
 from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig, TokenizerInfo
 from mindspeed_ms.data.gpt_indices import build_sample_index, build_shuffle_index
 from mindspeed_ms.data.indexed_dataset import IndexedDatasetBuilder, get_bin_path, get_idx_path
-from mindspeed_ms.data.loader import LoaderSettings
+from mindspeed_ms.data.loader import LoaderSettings, PretrainingDataLoader
 from mindspeed_ms.data.native import native_indices
 from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
 from mindspeed_ms.data.samplers import randperm
 from mindspeed_ms.data.tokenizers import build_tokenizer
 from mindspeed_ms.data.tokenizers.corpus import Encoder, read_chunks
+from mindspeed_ms.data.tokenizers.tokenizer import Tokenizer
 
 TINY_MODEL = Path(__file__).parents[1] / "data" / "tiny" / "tok.model"
 WORDS = "the keeper opens the dome and counts meteors before midnight in the north".split()
@@ -105,7 +107,7 @@ def measure_preprocessing(folder: Path, megabytes: float) -> None:
         report(f"preprocessing     {name}: {size / seconds:.2f} MB/s of text on one core")
 
 
-def _gpt2_like(folder: Path) -> object | None:
+def _gpt2_like(folder: Path) -> Tokenizer | None:
     """A byte-level tokenizer with the tiny corpus's words as merges, if the library is there."""
     try:
         library = __import__("tokenizers")
@@ -141,10 +143,11 @@ def measure_reading(folder: Path, sequence_length: int, micro_batch: int, step_m
         path_to_cache=str(folder / "cache"),
     )
     dataset = build_train_valid_test_datasets(config, (200 * micro_batch, None, None))[0]
+    assert isinstance(dataset, GPTDataset), "one data path is one dataset"
     for workers in (0, 2):
         settings = LoaderSettings(micro_batch_size=micro_batch, num_workers=workers)
         loader = build_pretraining_data_loader(dataset, 0, settings=settings)
-        assert loader is not None, "a dataset gives a loader"
+        assert isinstance(loader, PretrainingDataLoader), "a dataset gives a loader"
         batches = iter(loader)
         next(batches)
         waited = 0.0
@@ -156,7 +159,7 @@ def measure_reading(folder: Path, sequence_length: int, micro_batch: int, step_m
             f"reading           {micro_batch} x {sequence_length} tokens, {workers} workers: "
             f"{waited * 10:.3f} ms waited per step of {step_ms:.0f} ms ({share:.2%})"
         )
-        batches.close()
+        loader.close()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -38,7 +39,7 @@ class Case:
 
     name: str
     shapes: tuple[Shape, ...]
-    call: Callable[..., Tensor | object]
+    call: Callable[..., Any]
     differentiable: bool = True
     gigaflops: float = 0.0
 
@@ -103,8 +104,8 @@ def _decode_cases(keys: int = 4096) -> list[Case]:
         shapes = ((1, rows, HEADS, DIM), cache, cache)
         calls: dict[str, Callable[..., Tensor]] = {
             "attention": lambda *a: ops.attention(*a, scale=0.125),
-            "decode_attention": lambda *a, ranges=ranges: ops.decode_attention(
-                *a, ranges, scale=0.125
+            "decode_attention": lambda q, k, v, ranges=ranges: ops.decode_attention(
+                q, k, v, ranges, scale=0.125
             ),
         }
         cases += [
@@ -122,7 +123,7 @@ def _cases() -> list[Case]:
     row = Tensor(rng.rand(TOKENS).astype(np.float32) + 5.0)
     x, flat = (SEQ, BATCH, HIDDEN), (FLAT,)
     key = (SEQ, BATCH, GROUPS, DIM)
-    adam = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": 3}
+    adam = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
     cases = [
         case for out, width in ((HIDDEN, HIDDEN), (2 * FFN, HIDDEN)) for case in _linear(out, width)
     ]
@@ -131,10 +132,12 @@ def _cases() -> list[Case]:
     ]
     return [
         *cases,
-        Case("layer_norm", (x, (HIDDEN,), (HIDDEN,)), lambda *a: ops.layer_norm(*a, 1e-5)),
-        Case("rms_norm", (x, (HIDDEN,)), lambda *a: ops.rms_norm(*a, 1e-5)),
+        Case(
+            "layer_norm", (x, (HIDDEN,), (HIDDEN,)), lambda x, w, b: ops.layer_norm(x, w, b, 1e-5)
+        ),
+        Case("rms_norm", (x, (HIDDEN,)), lambda x, w: ops.rms_norm(x, w, 1e-5)),
         Case("gelu erf + bias", ((SEQ, BATCH, FFN), (FFN,)), ops.gelu),
-        Case("gelu tanh + bias", ((SEQ, BATCH, FFN), (FFN,)), lambda *a: ops.gelu(*a, "tanh")),
+        Case("gelu tanh + bias", ((SEQ, BATCH, FFN), (FFN,)), lambda x, b: ops.gelu(x, b, "tanh")),
         Case("silu", ((SEQ, BATCH, FFN),), ops.silu),
         Case("swiglu", ((SEQ, BATCH, 2 * FFN),), ops.swiglu),
         Case("rotary", ((SEQ, BATCH, HEADS, DIM),), lambda t: ops.rotary(t, table, table)),
@@ -157,7 +160,7 @@ def _cases() -> list[Case]:
         Case(
             "bias_dropout_add",
             (x, (HIDDEN,), x),
-            lambda *a: ops.bias_dropout_add(*a, 0.1, Generator(1)),
+            lambda x, b, r: ops.bias_dropout_add(x, b, r, 0.1, Generator(1)),
         ),
         Case("embedding", ((VOCAB, HIDDEN),), lambda w: ops.embedding(w, ids)),
         Case("ce_max", ((TOKENS, VOCAB),), ops.ce_max, False),
@@ -169,7 +172,7 @@ def _cases() -> list[Case]:
             False,
         ),
         Case("bias_grad", ((TOKENS, FFN),), ops.bias_grad, False),
-        Case("adamw_ 8M", (flat,) * 4, lambda *a: ops.adamw_(*a, **adam), False),
+        Case("adamw_ 8M", (flat,) * 4, lambda *a: ops.adamw_(*a, step=3, **adam), False),
         Case("axpy_ 8M", (flat, flat), ops.axpy_, False),
         Case("l2_norm_squared 8M", (flat,), ops.l2_norm_squared, False),
         *_packed_cases(),

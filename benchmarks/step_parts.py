@@ -58,8 +58,8 @@ def parts(times: CallTimes, seconds: float, steps: int, head_rows: int) -> dict[
     named["attention products"] = attention * share
     products = sum(named.values())
     named["attention, the rest"] = attention * (1.0 - share)
-    for part, names in GROUPS.items():
-        named[part] = times.of(*names.split())
+    for part, entry_points in GROUPS.items():
+        named[part] = times.of(*entry_points.split())
     named["Python, tape, data, communication"] = seconds - sum(named.values())
     return {
         "milliseconds": {part: round(spent / steps * 1e3, 2) for part, spent in named.items()},

@@ -32,7 +32,7 @@ _SplitMatrix = Sequence[SplitRange | None]
 class DatasetClass(Protocol):
     """A class of datasets the builder can make, like ``GPTDataset``."""
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """(low-level dataset, path, indices, number of samples, split, config) -> dataset."""
         ...
 
@@ -40,7 +40,7 @@ class DatasetClass(Protocol):
         """Units that ``split`` divides."""
         ...
 
-    def build_low_level_dataset(self, dataset_path: str | None, config: Any) -> Any:
+    def build_low_level_dataset(self, dataset_path: Any, config: Any) -> Any:
         """Open what is on disk."""
         ...
 

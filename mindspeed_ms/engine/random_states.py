@@ -16,7 +16,9 @@ from mindspeed_ms.core.tensor_parallel.random import get_rng_tracker
 def capture() -> dict[str, Any]:
     """The streams of dropout, and the host's generators."""
     version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    numbers = np.random.get_state()
+    assert isinstance(numbers, tuple), "the form that was asked for"
+    kind, keys, position, has_gauss, cached = numbers
     return {
         "place": _place(),
         "streams": {name: list(state) for name, state in get_rng_tracker().get_states().items()},

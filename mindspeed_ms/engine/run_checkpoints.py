@@ -24,9 +24,12 @@ class SavedRun(Protocol):
     """What a checkpoint is made of; the training loop has it."""
 
     config: AllConfig
-    model: Sequence[DistributedDataParallel]
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+
+    @property
+    def model(self) -> Sequence[DistributedDataParallel]:
+        """The chunks of this rank."""
 
     @property
     def state(self) -> Position:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from mindspeed_ms.backend import device
 from mindspeed_ms.ops import ascend, cpu, portable
 from mindspeed_ms.ops.kernel_set import KernelSet
-
-Kernels = Literal["auto", "portable", "cpu", "ascend"]
 
 SETS: dict[str, KernelSet] = {"portable": portable, "cpu": cpu, "ascend": ascend}
 
@@ -32,7 +30,7 @@ class Choice:
 chosen = Choice()
 
 
-def select(kernels: Kernels = "auto") -> str:
+def select(kernels: str = "auto") -> str:
     """Choose the kernel set of this process; returns its name.
 
     ``auto`` takes the fastest set that works here: ``ascend`` on an NPU; on CPU ``cpu`` when its

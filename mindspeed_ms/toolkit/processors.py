@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from mindspeed_ms.data.tokenizers.byte_level import read_json
 from mindspeed_ms.data.tokenizers.tokenizer_folder import WANTED
@@ -159,7 +159,7 @@ def _stored(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
 class AutoProcessor:
     """Makes the processor of a model; it is not made itself."""
 
-    def __init__(self) -> NoReturn:
+    def __init__(self) -> None:
         raise OSError(
             "AutoProcessor makes processors and is none; call "
             "AutoProcessor.from_pretrained(name_or_folder)"

@@ -73,10 +73,10 @@ MODELS: Registry[type] = Registry("model")
 DATASETS: Registry[Callable[..., Any]] = Registry("dataset")
 """Name -> ``f(options, split)`` that returns a dataset."""
 
-TOKENIZERS: Registry[type] = Registry("tokenizer")
+TOKENIZERS: Registry[Any] = Registry("tokenizer")
 """Class name, as in ``tokenizer_config.json`` -> tokenizer class."""
 
-PROCESSORS: Registry[type] = Registry("processor")
+PROCESSORS: Registry[Any] = Registry("processor")
 """Model family -> processor class."""
 
 

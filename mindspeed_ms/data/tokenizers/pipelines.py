@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from mindspeed_ms.data.tokenizers import optional_libraries
@@ -212,7 +213,7 @@ def _bert(library: Any, vocabulary: Vocabulary, settings: Settings) -> Tokenizer
 
 
 _END = "<|endoftext|>"
-_GPT2_FILES = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
+_of_gpt2_files = partial(Pipeline, vocab_file="vocab.json", merges_file="merges.txt")
 _QWEN_TOKENS = {"unk_token": _END, "eos_token": _END, "pad_token": _END}
 
 PIPELINES: dict[str, Pipeline] = {
@@ -229,14 +230,13 @@ PIPELINES: dict[str, Pipeline] = {
         vocab_file="vocab.model",
     ),
     # MindFormers' class: pads with the end token and returns token types, in this order.
-    "GPT2Tokenizer": Pipeline(
+    "GPT2Tokenizer": _of_gpt2_files(
         build=_gpt2,
         tokens={"bos_token": _END, "eos_token": _END, "unk_token": _END, "pad_token": _END},
         options={"add_prefix_space": False, "errors": "replace"},
         input_names=("input_ids", "token_type_ids", "attention_mask"),
-        **_GPT2_FILES,
     ),
-    "GPTNeoXTokenizer": Pipeline(
+    "GPTNeoXTokenizer": _of_gpt2_files(
         build=_gpt_neox,
         tokens={
             "bos_token": _END,
@@ -246,7 +246,6 @@ PIPELINES: dict[str, Pipeline] = {
         },
         options={"add_prefix_space": False, "errors": "replace", "trim_offsets": True},
         rebuilds_around=True,
-        **_GPT2_FILES,
     ),
     "CohereTokenizer": Pipeline(
         build=_cohere,
@@ -268,18 +267,16 @@ PIPELINES: dict[str, Pipeline] = {
         vocab_file="tokenizer.json",
         adds_special_again=True,
     ),
-    "Qwen2Tokenizer": Pipeline(
+    "Qwen2Tokenizer": _of_gpt2_files(
         build=_qwen(_QWEN),
         tokens=_QWEN_TOKENS,
         options={"add_prefix_space": None},
         adds_special_again=True,
-        **_GPT2_FILES,
     ),
-    "Qwen3_5Tokenizer": Pipeline(
+    "Qwen3_5Tokenizer": _of_gpt2_files(
         build=_qwen(_QWEN_3_5),
         tokens=_QWEN_TOKENS,
         options={"add_prefix_space": None},
-        **_GPT2_FILES,
     ),
     "LlamaTokenizer": Pipeline(
         build=_llama,
@@ -319,7 +316,7 @@ PIPELINES: dict[str, Pipeline] = {
         vocab_file="vocab.txt",
         around="cls and sep",
     ),
-    "RobertaTokenizer": Pipeline(
+    "RobertaTokenizer": _of_gpt2_files(
         build=_gpt2,
         tokens={
             "bos_token": "<s>",
@@ -332,7 +329,6 @@ PIPELINES: dict[str, Pipeline] = {
         },
         options={"add_prefix_space": False, "errors": "replace", "trim_offsets": True},
         around="roberta",
-        **_GPT2_FILES,
     ),
 }
 """Class name -> what makes it."""

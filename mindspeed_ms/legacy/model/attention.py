@@ -75,9 +75,8 @@ class CoreAttention(Cell):
         """-> [S, B, N * D]; mask: see ``AttentionMask``."""
         if self.attn_mask_type == AttnMaskType.no_mask:
             attention_mask = None
-        has_documents = isinstance(attention_mask, ops.Documents)
-        documents = attention_mask if has_documents else None
-        mask = None if has_documents else attention_mask
+        documents = attention_mask if isinstance(attention_mask, ops.Documents) else None
+        mask = attention_mask if isinstance(attention_mask, Tensor) else None
         if mask is not None and mask.ndim == 3:
             mask = mask.expand_dims(1)  # [B, 1, S, S]
         arguments = {

@@ -12,7 +12,7 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.config import TransformerConfig
-from mindspeed_ms.core.parameter import ShardSpec, create_parameter
+from mindspeed_ms.core.parameter import InitMethod, ShardSpec, create_parameter
 from mindspeed_ms.models.gpt import norm_spec
 from mindspeed_ms.models.part import NormSpec
 
@@ -116,5 +116,5 @@ def get_norm(config: TransformerConfig) -> LayerNorm | RMSNorm:
     return norm_from_spec(norm_spec(config), config)
 
 
-def _constant(value: float):  # noqa: ANN202 - an InitMethod
+def _constant(value: float) -> InitMethod:
     return lambda shape: np.full(shape, value, np.float32)

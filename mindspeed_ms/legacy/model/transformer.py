@@ -7,7 +7,7 @@ Legend: s sequence, b batch, h hidden, v vocabulary, p tensor parallel ranks. Ac
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -249,7 +249,7 @@ class TransformerLayers(Cell):
         for index, layer in layers:
             self.insert_child_to_cell(str(index), layer)
 
-    def __iter__(self):  # noqa: ANN204 - an iterator of cells
+    def __iter__(self) -> Iterator[Cell]:
         return iter(self.cells())
 
     def __len__(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mindspeed_ms.data.tokenizers.pipelines import PIPELINES
 from mindspeed_ms.data.tokenizers.tokenizer_folder import WANTED, class_of_folder
@@ -16,7 +16,7 @@ from mindspeed_ms.toolkit.tokenization.base import PreTrainedTokenizerFast
 class AutoTokenizer:
     """Opens any tokenizer; it is not made itself."""
 
-    def __init__(self) -> NoReturn:
+    def __init__(self) -> None:
         raise OSError(
             "AutoTokenizer makes tokenizers and is none; call "
             "AutoTokenizer.from_pretrained(name_or_folder)"
@@ -51,7 +51,8 @@ class AutoTokenizer:
         model_type = getattr(config, "model_type", None)
         name, declared = class_of_folder(path, model_type, tokenizer_type)
         # A class that the user registered opens the folders that name it.
-        name = declared if declared in registry.TOKENIZERS and declared not in PIPELINES else name
+        if declared is not None and declared in registry.TOKENIZERS and declared not in PIPELINES:
+            name = declared
         return registry.TOKENIZERS.get(name).from_pretrained(
             pretrained_model_name_or_path, **settings
         )

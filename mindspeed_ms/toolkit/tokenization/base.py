@@ -21,7 +21,6 @@ from mindspeed_ms.toolkit.tokenization import arguments, lengths
 from mindspeed_ms.toolkit.tokenization.batch_encoding import BatchEncoding, as_lists
 from mindspeed_ms.toolkit.tokenization.chat import ChatTemplates
 from mindspeed_ms.toolkit.tokenization.saving import Saving
-from mindspeed_ms.toolkit.tokenization.special_tokens import SpecialTokens
 
 Text = str | Sequence[Any]
 """A text, a list of texts, or (``is_split_into_words``) words and lists of words."""
@@ -43,7 +42,7 @@ _CLEAN_UP = {
 }
 
 
-class PreTrainedTokenizerFast(SpecialTokens, ChatTemplates, Saving):
+class PreTrainedTokenizerFast(ChatTemplates, Saving):
     """A tokenizer; ``from_pretrained`` reads one from a folder.
 
     Args:
@@ -310,7 +309,7 @@ class PreTrainedTokenizerFast(SpecialTokens, ChatTemplates, Saving):
             length=return_length,
         )
 
-        def encode(text: Text, pair: Text | None) -> BatchEncoding:
+        def encode(text: Any, pair: Text | None) -> BatchEncoding:
             rows, is_batch = _batch(text, pair, is_split_into_words)
             encodings = self._encodings(rows, add_special_tokens, is_split_into_words)
             keep = is_batch or return_tensors is not None or return_overflowing_tokens
@@ -487,7 +486,7 @@ class PreTrainedTokenizerFast(SpecialTokens, ChatTemplates, Saving):
 
     def batch_decode(
         self,
-        sequences: Ids,
+        sequences: Sequence[Any],
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:

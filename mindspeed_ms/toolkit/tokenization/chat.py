@@ -10,13 +10,14 @@ from mindspeed_ms.data.tokenizers import chat_templates
 from mindspeed_ms.toolkit import messages
 from mindspeed_ms.toolkit.tokenization import control_tokens, lengths
 from mindspeed_ms.toolkit.tokenization.batch_encoding import BatchEncoding, as_tensor
+from mindspeed_ms.toolkit.tokenization.special_tokens import SpecialTokens
 
 logger = logging.getLogger(__name__)
 
 _NO_BLOCK = "the chat template has no {% generation %} block, so no token counts as the assistant's"
 
 
-class ChatTemplates:
+class ChatTemplates(SpecialTokens):
     """Conversations to text or ids.
 
     ``chat_template`` is a Jinja text, or name -> text where a model has several.
@@ -125,11 +126,10 @@ class ChatTemplates:
         given = texts if is_batch else texts[0]
         if not tokenize:
             return given
-        lengths_wanted = {"padding": padding, "truncation": truncation, "max_length": max_length}
+        wanted: dict[str, Any] = {"padding": padding, "truncation": truncation}
+        wanted |= {"max_length": max_length, "return_tensors": return_tensors}
         encode = self._encode_marked if sanitize_control_tokens else self._encode_chat
-        result = encode(
-            given, return_tensors=return_tensors, **lengths_wanted, **(tokenizer_kwargs or {})
-        )
+        result = encode(given, **wanted, **(tokenizer_kwargs or {}))
         if with_mask:
             masks = _masks(result, [one.spans for one in rendered], return_tensors)
             has_rows = is_batch or return_tensors is not None
@@ -144,11 +144,12 @@ class ChatTemplates:
         variables: Mapping[str, Any],
         **options: Any,
     ) -> list[chat_templates.Rendered]:
-        options |= self.special_tokens_map | variables
+        options |= {**self.special_tokens_map, **variables}
         return [chat_templates.render(chat, template, **options) for chat in chats]
 
     def _encode_chat(self, texts: str | list[str], **options: Any) -> BatchEncoding:
-        return self(texts, add_special_tokens=False, **options)
+        call: Callable[..., BatchEncoding] = self.__call__
+        return call(texts, add_special_tokens=False, **options)
 
     def _encode_marked(
         self,
@@ -161,11 +162,13 @@ class ChatTemplates:
         **options: Any,
     ) -> BatchEncoding:
         """Encode texts in which the user's control tokens are marked."""
-        is_batch = isinstance(texts, list)
-        rows = [control_tokens.encode(self, text) for text in (texts if is_batch else [texts])]
+        is_batch = not isinstance(texts, str)
+        every = [texts] if isinstance(texts, str) else texts
+        rows = [control_tokens.encode(self, text) for text in every]
         found = lengths.lengths_of(padding, truncation, max_length, None, self.model_max_length)
         if found.truncates:
             length = found.max_length
+            assert length is not None, "what cuts has a length to cut to"
             cuts_left = self.truncation_side == "left"
             rows = [row[-length:] if cuts_left else row[:length] for row in rows]
         return self.pad(

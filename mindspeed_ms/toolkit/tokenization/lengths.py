@@ -45,8 +45,8 @@ class Lengths:
 
 
 def _chosen(name: str, value: bool | str | None, words: dict[Any, str], all_: tuple) -> str:
-    chosen = words.get(value, value) if not isinstance(value, str) else value
-    if chosen not in all_:
+    chosen = value if isinstance(value, str) else words.get(value)
+    if chosen is None or chosen not in all_:
         raise ValueError(f"{name} is {value!r}; use True, False, {', '.join(map(repr, all_))}")
     return chosen
 

@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mindspeed_ms.data.tokenizers.assembly import Assembly
 from mindspeed_ms.data.tokenizers.pipelines import GENERIC, PIPELINES
+from mindspeed_ms.toolkit.tokenization.special_tokens import SpecialTokens
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -17,11 +17,10 @@ TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
 
 
-class Saving:
+class Saving(SpecialTokens):
     """``save_pretrained`` of a tokenizer."""
 
-    _assembly: Assembly
-    pipeline_name: str
+    pipeline_name: ClassVar[str]
     declared_class: str | None
     chat_template: str | dict[str, str] | None
 
