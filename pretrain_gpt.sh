@@ -2,7 +2,8 @@
 # Pre-train a GPT model with msrun; flags go to pretrain_gpt.py, by default the tiny example.
 #   bash pretrain_gpt.sh
 #   WORKER_NUM=8 bash pretrain_gpt.sh --yaml configs/38BV3/model_38BV3.yaml
-# The log of every rank is in msrun_log/worker_*.log; the last rank's, with the losses, is shown.
+# The log of every rank is in msrun_log/worker_*.log; the first rank's, which says what is wrong with
+# a command line, and the last one's, with the losses, are shown.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -13,4 +14,4 @@ WORKER_NUM="${WORKER_NUM:-4}"
 
 exec msrun --worker_num "$WORKER_NUM" --local_worker_num="$WORKER_NUM" \
   --master_port="${MASTER_PORT:-8848}" --log_dir=msrun_log --join=True --cluster_time_out=300 \
-  --tail_worker_log="$((WORKER_NUM - 1))" pretrain_gpt.py "$@"
+  --tail_worker_log="0$([ "$WORKER_NUM" -eq 1 ] || echo ",$((WORKER_NUM - 1))")" pretrain_gpt.py "$@"

@@ -23,6 +23,10 @@ class AscendDevice:
         """PyNative; operators are launched asynchronously."""
         ms.set_context(mode=ms.PYNATIVE_MODE)
 
+    def set_deterministic(self) -> None:
+        """See ``Device``."""
+        ms.set_deterministic(True)
+
     def synchronize(self) -> None:
         """See ``Device``."""
         ms.runtime.synchronize()

@@ -38,6 +38,9 @@ class Device(Protocol):
     def initialize(self) -> None:
         """Bring MindSpore into the mode the package works in."""
 
+    def set_deterministic(self) -> None:
+        """Only use kernels whose result is the same in every run; before communication starts."""
+
     def synchronize(self) -> None:
         """Wait until the device has finished all work."""
 

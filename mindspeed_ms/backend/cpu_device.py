@@ -30,6 +30,9 @@ class CpuDevice:
         ms.set_context(mode=ms.PYNATIVE_MODE)
         ms.runtime.launch_blocking()
 
+    def set_deterministic(self) -> None:
+        """Kernels always are: each result is summed in an order that no thread changes."""
+
     def synchronize(self) -> None:
         """Work is finished when a call returns."""
 

@@ -20,6 +20,7 @@ CURRENT: Device = AscendDevice() if ms.get_context("device_target") == "Ascend" 
 synchronize = CURRENT.synchronize
 memory_stats = CURRENT.memory_stats
 release_cached_memory = CURRENT.release_cached_memory
+set_deterministic = CURRENT.set_deterministic
 
 
 def platform() -> Platform:

@@ -6,7 +6,7 @@ from mindspeed_ms.config.lora_config import LoraConfig
 from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
 from mindspeed_ms.config.moe_config import MoEConfig
 from mindspeed_ms.config.optimizer_config import OptimizerConfig
-from mindspeed_ms.config.support import unsupported_reason
+from mindspeed_ms.config.support import unsupported_reason, without_effect
 from mindspeed_ms.config.training_config import TrainingConfig
 from mindspeed_ms.config.transformer_config import (
     FlashAttentionConfig,
@@ -30,4 +30,5 @@ __all__ = [
     "padded_vocab_size",
     "to_yaml",
     "unsupported_reason",
+    "without_effect",
 ]

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import yaml
-
 from mindspeed_ms.config import rules
 from mindspeed_ms.config.dataset_config import DatasetConfig
 from mindspeed_ms.config.lora_config import LoraConfig
@@ -16,6 +14,7 @@ from mindspeed_ms.config.moe_config import MoEConfig
 from mindspeed_ms.config.optimizer_config import OptimizerConfig
 from mindspeed_ms.config.training_config import TrainingConfig
 from mindspeed_ms.config.transformer_config import TransformerConfig
+from mindspeed_ms.config.yaml_reader import yaml_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,8 +42,11 @@ SECTION_CLASSES: Mapping[str, type[Section]] = MappingProxyType(
 class AllConfig:
     """All sections of one run. Sections that another section links to are the same objects.
 
+    An object of this class obeys every rule that needs no number of ranks.
+
     Raises:
-        ValueError: a section links to other settings than the ones given here.
+        ValueError: a section links to other settings than the ones given here, or the first broken
+            rule between sections, as one line: given, rule, fix.
 
     """
 
@@ -73,7 +75,7 @@ class AllConfig:
     """Name under which the user knows the model section; it is an attribute of this object too."""
 
     def __post_init__(self) -> None:
-        """Refuse links to other sections than these."""
+        """Refuse links to other sections than these, and sections that contradict each other."""
         for name in SECTION_CLASSES:
             section = getattr(self, name)
             for link in section.LINKS:
@@ -83,6 +85,11 @@ class AllConfig:
                         f"{name}.{link} differs from the {link} of the whole configuration; "
                         f"pass the same object to both"
                     )
+        rules.check_model_and_layout(self.model_config, self.parallel_config)
+        rules.check_layers_and_stages(self.model_config, self.parallel_config)
+        rules.check_model_and_training(self.model_config, self.training_config)
+        rules.check_model_and_experts(self.model_config, self.moe_config, self.parallel_config)
+        rules.check_training_and_optimizer(self.training_config, self.optimizer_config)
 
     def __getattr__(self, name: str) -> TransformerConfig:
         """Return the model section under the name the user gave it."""
@@ -92,20 +99,15 @@ class AllConfig:
         raise AttributeError(f"the configuration has no section {name!r}")
 
     def validate(self, world_size: int | None = None) -> AllConfig:
-        """Check every rule between sections; return self.
+        """Check the rules that need the number of ranks; return self.
 
         Args:
-            world_size: number of ranks; None leaves out the rules that need it.
+            world_size: number of ranks; None checks nothing.
 
         Raises:
             ValueError: the first broken rule, as one line: given, rule, fix.
 
         """
-        rules.check_model_and_layout(self.model_config, self.parallel_config)
-        rules.check_layers_and_stages(self.model_config, self.parallel_config)
-        rules.check_model_and_training(self.model_config, self.training_config)
-        rules.check_model_and_experts(self.model_config, self.moe_config, self.parallel_config)
-        rules.check_training_and_optimizer(self.training_config, self.optimizer_config)
         if world_size is not None:
             rules.check_world(self.parallel_config, world_size)
             rules.check_remainder(self.dataset_config, world_size)
@@ -141,4 +143,4 @@ class AllConfig:
 
 def to_yaml(all_config: AllConfig) -> str:
     """Return the resolved configuration as YAML, defaults included; it loads back equal."""
-    return yaml.safe_dump(all_config.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+    return yaml_text(all_config.to_dict())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mindspeed_ms.config.all_config import SECTION_CLASSES, AllConfig
 from mindspeed_ms.config.section import Section, required_fields
+
+logger = logging.getLogger(__name__)
 
 Sections = dict[str, dict[str, Any]]
 """Section -> field -> value."""
@@ -61,7 +64,7 @@ def build_sections(
 def assemble(
     sections: Mapping[str, Mapping[str, Any]], model_type: str = "model_config"
 ) -> AllConfig:
-    """Build and validate the whole configuration from sections with today's names.
+    """Build the whole configuration, which is valid then, from sections with today's names.
 
     What ``AllConfig.to_dict`` returns, and the configuration in a checkpoint, are such sections.
 
@@ -72,4 +75,8 @@ def assemble(
     own = {name: dict(values) for name, values in sections.items()}
     fill_types(own)
     built = build_sections(own, SECTION_CLASSES)
-    return AllConfig(**built, model_type=model_type).validate()  # type: ignore[arg-type]
+    config = AllConfig(**built, model_type=model_type)  # type: ignore[arg-type]
+    if own.get("parallel_config", {}).get("sequence_parallel"):
+        if not config.parallel_config.sequence_parallel:
+            logger.warning("sequence_parallel is off: tensor_model_parallel_size is 1")
+    return config

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
+from mindspeed_ms.config.kinds import Blend, Count, Natural, Share, Split, Threads, TokenId, Workers
 from mindspeed_ms.config.section import Section
 
 DEFAULT_SPLIT = "969, 30, 1"
 """Shares of train, validation and test when a data path is given without a split."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class DatasetConfig(Section):
     """Section ``dataset_config``: data files, tokenizer, masks and micro-batches."""
 
@@ -23,10 +24,10 @@ class DatasetConfig(Section):
     )
 
     # --- batches
-    batch_size: int = 1
+    batch_size: Count = 1
     """Sequences in one micro-batch on one rank."""
 
-    micro_batch_num: int = 1
+    micro_batch_num: Count = 1
     """Micro-batches per training step on one rank.
 
     training_config.global_batch_size, when given, decides instead.
@@ -47,7 +48,7 @@ class DatasetConfig(Section):
     shuffle: bool = False
     """Shuffle samples of a dataset that brings no order of its own. False: keep its order."""
 
-    num_workers: int = 2
+    num_workers: Workers = 2
     """Processes that prepare batches ahead of the step. 0: prepare in the training process."""
 
     data_layout: Literal["BSH", "SBH"] = "BSH"
@@ -57,25 +58,25 @@ class DatasetConfig(Section):
     """
 
     # --- files
-    data_path: tuple[str, ...] | None = None
+    data_path: Blend | None = None
     """Prefix of the ``.bin/.idx`` pair, or a blend as weight, prefix, weight, prefix.
 
     None: no common source.
     """
 
-    split: str | None = None
+    split: Split | None = None
     """Shares of train, validation and test documents of data_path, e.g.
 
     ``949,50,1``. None: 969, 30, 1.
     """
 
-    train_data_path: tuple[str, ...] | None = None
+    train_data_path: Blend | None = None
     """Training data apart from data_path. None: take it from data_path."""
 
-    valid_data_path: tuple[str, ...] | None = None
+    valid_data_path: Blend | None = None
     """Validation data apart from data_path. None: take it from data_path."""
 
-    test_data_path: tuple[str, ...] | None = None
+    test_data_path: Blend | None = None
     """Test data apart from data_path. None: take it from data_path."""
 
     data_args_path: str | None = None
@@ -90,7 +91,7 @@ class DatasetConfig(Section):
     data_cache_path: str | None = None
     """Folder for the sample index files. None: ``cache/`` beside the data."""
 
-    mid_level_dataset_surplus: float = 0.005
+    mid_level_dataset_surplus: Share = 0.005
     """Share of samples each corpus of a weighted blend prepares beyond its target."""
 
     multiple_validation_sets: bool = False
@@ -99,7 +100,7 @@ class DatasetConfig(Section):
     per_dataset_sequences_path: str | None = None
     """JSON file, prefix -> number of sequences it must have. None: not checked."""
 
-    num_dataset_builder_threads: int = 1
+    num_dataset_builder_threads: Threads = 1
     """Threads that build the index files of a blend."""
 
     mmap_bin_files: bool = True
@@ -127,7 +128,7 @@ class DatasetConfig(Section):
     tiktoken_pattern: str | None = None
     """How TikTokenizer cuts a text before merging: v1 or v2. None: the type needs none."""
 
-    tiktoken_num_special_tokens: int = 1000
+    tiktoken_num_special_tokens: Natural = 1000
     """Token ids at the start of TikTokenizer's vocabulary that no text becomes."""
 
     tiktoken_special_tokens: tuple[str, ...] | None = None
@@ -142,20 +143,20 @@ class DatasetConfig(Section):
     merge_file: str | None = None
     """Merge rules of a BPE tokenizer. None: the type needs none."""
 
-    vocab_extra_ids: int = 0
+    vocab_extra_ids: Natural = 0
     """Extra tokens appended to the vocabulary."""
 
-    vocab_size: int | None = None
+    vocab_size: Count | None = None
     """Tokens in the vocabulary before padding. None: ask the tokenizer."""
 
-    make_vocab_size_divisible_by: int = 128
+    make_vocab_size_divisible_by: Count = 128
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
 
     # --- documents and masks
-    eos_token_id: int = 0
+    eos_token_id: Natural = 0
     """Token that ends a document. 0 is a token like any other."""
 
-    pad_token_id: int | None = None
+    pad_token_id: TokenId | None = None
     """Token that fills short sequences; its positions carry no loss. None: no padding token."""
 
     reset_position_ids: bool = False
@@ -181,16 +182,16 @@ class DatasetConfig(Section):
     fim_data: bool = False
     """Rearrange parts of documents, so that the model learns to fill gaps. False: leave them."""
 
-    fim_rate: float = 0.5
+    fim_rate: Share = 0.5
     """With fim_data: share of documents that are rearranged."""
 
-    fim_spm_rate: float = 0.5
+    fim_spm_rate: Share = 0.5
     """With fim_data: share of those written suffix first."""
 
     fim_split_sample: str | None = None
     """With fim_data: token between parts that are rearranged apart. None: whole documents."""
 
-    fim_fragment_rate: float | None = None
+    fim_fragment_rate: Share | None = None
     """With fim_split_sample: share of parts that are rearranged. None: none given."""
 
     fim_no_prefix: str | None = None
@@ -217,15 +218,6 @@ class DatasetConfig(Section):
             self._fill("split", DEFAULT_SPLIT)
 
     def _check(self) -> None:
-        self._require_at_least(
-            1,
-            "batch_size",
-            "micro_batch_num",
-            "vocab_size",
-            "make_vocab_size_divisible_by",
-            "num_dataset_builder_threads",
-        )
-        self._require_at_least(0, "num_workers", "vocab_extra_ids", "eos_token_id")
         if self.sft and self.fim_data:
             raise ValueError(
                 "dataset_config gives sft and fim_data; conversations are not rearranged, keep one"

@@ -5,50 +5,51 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from mindspeed_ms.config.kinds import Count, Factor, NonNegative, Positive
 from mindspeed_ms.config.section import Section
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class LatentAttentionConfig(Section):
     """Block ``model_config.mla_config``; read with ``multi_latent_attention`` only."""
 
     NAME: ClassVar[str] = "model_config.mla_config"
 
-    q_lora_rank: int | None = None
+    q_lora_rank: Count | None = None
     """Width of the vector that queries are made from. None: straight from the hidden state."""
 
-    kv_lora_rank: int = 32
+    kv_lora_rank: Count = 32
     """Width of the vector that keys and values are made from."""
 
-    qk_head_dim: int = 128
+    qk_head_dim: Count = 128
     """Channels of a query or key head without position."""
 
-    qk_pos_emb_head_dim: int = 64
+    qk_pos_emb_head_dim: Count = 64
     """Channels of a query or key head that are rotated; those of the keys are shared by all heads.
     """
 
-    v_head_dim: int = 128
+    v_head_dim: Count = 128
     """Channels of a value head."""
 
     rope_type: Literal["rope", "yarn"] = "yarn"
     """Rotation angles: plain, or stretched to longer sequences by rotary_scaling_factor (yarn)."""
 
-    rotary_scaling_factor: float = 1.0
+    rotary_scaling_factor: Factor = 1.0
     """How many times longer sequences are than those of the first training. 1: not at all."""
 
-    original_max_position_embeddings: int | None = None
+    original_max_position_embeddings: Count | None = None
     """Tokens per sequence of the first training. None: max_position_embeddings."""
 
-    beta_fast: float = 32.0
+    beta_fast: Positive = 32.0
     """Channels that turn more often than this over the original length keep their angles."""
 
-    beta_slow: float = 1.0
+    beta_slow: Positive = 1.0
     """Channels that turn less often than this are stretched in full."""
 
-    mscale: float = 1.0
+    mscale: NonNegative = 1.0
     """Growth of the rotated channels with the logarithm of rotary_scaling_factor."""
 
-    mscale_all_dim: float = 0.0
+    mscale_all_dim: NonNegative = 0.0
     """The same for all channels of the scores; it divides the growth of the rotated ones."""
 
     @property
@@ -57,16 +58,6 @@ class LatentAttentionConfig(Section):
         return self.qk_head_dim + self.qk_pos_emb_head_dim
 
     def _check(self) -> None:
-        self._require_at_least(
-            1,
-            "q_lora_rank",
-            "kv_lora_rank",
-            "qk_head_dim",
-            "qk_pos_emb_head_dim",
-            "v_head_dim",
-            "rotary_scaling_factor",
-            "original_max_position_embeddings",
-        )
         if self.qk_pos_emb_head_dim % 2:
             raise ValueError(
                 f"qk_pos_emb_head_dim ({self.qk_pos_emb_head_dim}) must be even, because pairs of "

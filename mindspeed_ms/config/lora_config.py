@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from mindspeed_ms.config.coercion import unknown_key
+from mindspeed_ms.config.kinds import Count, Share
 from mindspeed_ms.config.section import Section
 
+_TARGET_KEYS = ("target_cells", "cell", "rank", "alpha")
+"""Keys of an item of target_cells."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+
+@dataclass(frozen=True, kw_only=True)
 class LoraConfig(Section):
     """Section ``lora_config``: which layers get an adapter and how large it is."""
 
@@ -17,13 +22,13 @@ class LoraConfig(Section):
     use_lora: bool = False
     """Train small adapters beside frozen weights. False: train all weights."""
 
-    lora_rank: int = 8
+    lora_rank: Count = 8
     """Inner width of an adapter."""
 
-    lora_alpha: int = 32
+    lora_alpha: Count = 32
     """Scale of an adapter's output, divided by lora_rank."""
 
-    lora_dropout: float = 0.0
+    lora_dropout: Share = 0.0
     """Probability of dropping an element of an adapter's input."""
 
     target_cells: tuple[dict[str, Any], ...] | None = None
@@ -32,5 +37,7 @@ class LoraConfig(Section):
     """
 
     def _check(self) -> None:
-        self._require_at_least(1, "lora_rank", "lora_alpha")
-        self._require_fraction("lora_dropout")
+        for item in self.target_cells or ():
+            for key in item:
+                if key not in _TARGET_KEYS:
+                    raise unknown_key(f"{self.NAME}.target_cells", key, _TARGET_KEYS)

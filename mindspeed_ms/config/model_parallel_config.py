@@ -8,11 +8,12 @@ from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from mindspeed_ms.config.dtypes import FLOAT32, DType
+from mindspeed_ms.config.kinds import Count, Layers, Ranks
 from mindspeed_ms.config.section import Section
 from mindspeed_ms.plan.settings import LayerList, RecomputeList
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelParallelConfig(Section):
     """Section ``parallel_config``, the layout.
 
@@ -25,25 +26,25 @@ class ModelParallelConfig(Section):
     )
 
     # --- sizes
-    tensor_model_parallel_size: int = 1
+    tensor_model_parallel_size: Ranks = 1
     """Ranks that share each layer's matrices (heads, ffn columns, vocabulary rows).
 
     1: layers are whole.
     """
 
-    pipeline_model_parallel_size: int = 1
+    pipeline_model_parallel_size: Ranks = 1
     """Ranks that share the stack of layers as consecutive stages. 1: one rank holds all layers."""
 
-    virtual_pipeline_model_parallel_size: int | None = None
+    virtual_pipeline_model_parallel_size: Layers | None = None
     """Model chunks per pipeline stage (interleaved schedule). None: one chunk, plain 1F1B."""
 
-    num_layers_per_virtual_pipeline_stage: int | None = None
+    num_layers_per_virtual_pipeline_stage: Layers | None = None
     """Layers in one model chunk; another way to state the number of chunks.
 
     None: not interleaved.
     """
 
-    context_parallel_size: int = 1
+    context_parallel_size: Ranks = 1
     """Ranks that share each sequence. 1: every rank sees whole sequences."""
 
     context_parallel_algo: Literal[
@@ -53,7 +54,7 @@ class ModelParallelConfig(Section):
     keys and values gathered.
     """
 
-    ulysses_degree_in_cp: int | None = None
+    ulysses_degree_in_cp: Ranks | None = None
     """With ``hybrid_cp_algo``: ranks of the all-to-all part; must divide context_parallel_size.
     None elsewhere.
     """
@@ -63,13 +64,13 @@ class ModelParallelConfig(Section):
     the dense attention_mask of each micro-batch.
     """
 
-    expert_model_parallel_size: int = 1
+    expert_model_parallel_size: Ranks = 1
     """Ranks that share the experts of each MoE layer; a part of the data-parallel ranks.
 
     1: all experts on each rank.
     """
 
-    expert_tensor_parallel_size: int | None = None
+    expert_tensor_parallel_size: Ranks | None = None
     """Ranks that share one expert's matrices. None: the same as tensor_model_parallel_size."""
 
     order: str = "tp-cp-ep-dp-pp"
@@ -79,7 +80,7 @@ class ModelParallelConfig(Section):
     sequence_parallel: bool = False
     """Split norm and dropout regions along the sequence over the tensor-parallel ranks.
 
-    Needs a tensor-parallel size > 1.
+    Off with a tensor-parallel size of 1, where there is nothing to split.
     """
 
     async_tensor_model_parallel_allreduce: bool = True
@@ -112,10 +113,10 @@ class ModelParallelConfig(Section):
     None: every layer computes.
     """
 
-    decoder_first_pipeline_num_layers: int | None = None
+    decoder_first_pipeline_num_layers: Layers | None = None
     """Layers of the first stage; the others share the rest. None: not set apart."""
 
-    decoder_last_pipeline_num_layers: int | None = None
+    decoder_last_pipeline_num_layers: Layers | None = None
     """Layers of the last stage; the others share the rest. None: not set apart."""
 
     account_for_embedding_in_pipeline_split: bool = False
@@ -142,7 +143,7 @@ class ModelParallelConfig(Section):
     False: one fixed length.
     """
 
-    microbatch_group_size_per_vp_stage: int | None = None
+    microbatch_group_size_per_vp_stage: Count | None = None
     """Micro-batches a chunk runs before the next chunk takes over.
 
     None: the number of pipeline stages.
@@ -175,12 +176,12 @@ class ModelParallelConfig(Section):
     nothing.
     """
 
-    zero_shard_size: int | None = None
+    zero_shard_size: Ranks | None = None
     """Ranks that share one optimizer state; a divisor of the data × context parallel size, whose
     other parts keep equal copies. None: num_distributed_optimizer_instances decides.
     """
 
-    num_distributed_optimizer_instances: int = 1
+    num_distributed_optimizer_instances: Ranks = 1
     """Copies of the sharded optimizer state among the data-parallel ranks; another way to state
     zero_shard_size.
     """
@@ -197,7 +198,7 @@ class ModelParallelConfig(Section):
     communicator_config_path: str | None = None
     """File with tuning options of the communication library. None: the library's own values."""
 
-    distributed_timeout_minutes: int = 10
+    distributed_timeout_minutes: Count = 10
     """Minutes a rank waits for the others before it gives up."""
 
     @property
@@ -269,24 +270,11 @@ class ModelParallelConfig(Section):
             )
         return instances
 
+    def _resolve(self) -> None:
+        if self.tensor_model_parallel_size == 1:
+            self._set("sequence_parallel", False)
+
     def _check(self) -> None:
-        self._require_at_least(
-            1,
-            "tensor_model_parallel_size",
-            "pipeline_model_parallel_size",
-            "virtual_pipeline_model_parallel_size",
-            "num_layers_per_virtual_pipeline_stage",
-            "context_parallel_size",
-            "ulysses_degree_in_cp",
-            "expert_model_parallel_size",
-            "expert_tensor_parallel_size",
-            "decoder_first_pipeline_num_layers",
-            "decoder_last_pipeline_num_layers",
-            "microbatch_group_size_per_vp_stage",
-            "distributed_timeout_minutes",
-            "zero_shard_size",
-            "num_distributed_optimizer_instances",
-        )
         self._check_order()
         self._check_pipeline()
         self._check_context_parallel()

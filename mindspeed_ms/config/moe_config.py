@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from mindspeed_ms.config.kinds import Count, Experts, NonNegative, Positive, Share
 from mindspeed_ms.config.section import Section
 
 BalancingType = Literal["none", "aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class MoEConfig(Section):
     """Section ``moe_config``: experts, router and token exchange."""
 
     NAME: ClassVar[str] = "moe_config"
 
-    num_experts: int = 1
+    num_experts: Experts = 1
     """Experts in each MoE layer. 1: a dense model, the other keys have no effect."""
 
     moe_grouped_gemm: bool = False
@@ -24,7 +25,7 @@ class MoEConfig(Section):
     expert after the other.
     """
 
-    moe_router_topk: int = 2
+    moe_router_topk: Experts = 2
     """Experts each token is sent to."""
 
     moe_router_load_balancing_type: BalancingType | tuple[BalancingType, ...] = "none"
@@ -54,19 +55,19 @@ class MoEConfig(Section):
     moe_token_drop_policy: Literal["probs", "position"] = "probs"
     """Which tokens an over-full expert drops: the least probable or the last."""
 
-    moe_aux_loss_coeff: float | tuple[float, ...] = 0.0
+    moe_aux_loss_coeff: NonNegative | tuple[NonNegative, ...] = 0.0
     """Weight of the load-balancing loss, or of each of them."""
 
-    moe_z_loss_coeff: float | None = None
+    moe_z_loss_coeff: NonNegative | None = None
     """Weight of the router's z-loss. None: off."""
 
-    moe_input_jitter_eps: float | None = None
+    moe_input_jitter_eps: Share | None = None
     """Relative noise on the router's input. None: off."""
 
-    moe_ffn_hidden_size: int | None = None
+    moe_ffn_hidden_size: Count | None = None
     """Width of one expert. None: ffn_hidden_size of the model."""
 
-    moe_shared_expert_intermediate_size: int | None = None
+    moe_shared_expert_intermediate_size: Count | None = None
     """Total width of the expert that every token passes. None: no shared expert."""
 
     moe_shared_expert_overlap: bool = False
@@ -81,7 +82,7 @@ class MoEConfig(Section):
     moe_per_layer_logging: bool = False
     """Print the balance losses of every layer. False: their mean only."""
 
-    moe_layer_freq: tuple[int, ...] | int = 1
+    moe_layer_freq: tuple[Literal[0, 1], ...] | Count = 1
     """Every n-th layer is a MoE layer, or a 0/1 list with one item per layer. 1: all layers."""
 
     moe_router_score_function: Literal["softmax", "sigmoid"] = "softmax"
@@ -90,19 +91,19 @@ class MoEConfig(Section):
     moe_router_pre_softmax: bool = False
     """Take the softmax before choosing the experts. False: over the chosen ones."""
 
-    moe_router_topk_scaling_factor: float | None = None
+    moe_router_topk_scaling_factor: Positive | None = None
     """Factor on the chosen experts' weights. None: 1."""
 
     moe_router_enable_expert_bias: bool = False
     """Balance with a per-expert bias that is adjusted every step instead of learnt. False: off."""
 
-    moe_router_bias_update_rate: float = 1e-3
+    moe_router_bias_update_rate: Positive = 1e-3
     """Step of that adjustment."""
 
-    moe_router_num_groups: int | None = None
+    moe_router_num_groups: Experts | None = None
     """Groups of experts for group-limited routing. None: no groups."""
 
-    moe_router_group_topk: int | None = None
+    moe_router_group_topk: Experts | None = None
     """Groups each token may use. None: all."""
 
     moe_router_dtype: Literal["fp32", "fp64"] | None = None
@@ -149,22 +150,18 @@ class MoEConfig(Section):
         for name in ("moe_router_load_balancing_type", "moe_aux_loss_coeff"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) == 1:
-                object.__setattr__(self, name, value[0])
+                self._set(name, value[0])
         factor = self.moe_expert_capacity_factor
         if factor is not None and factor < 0:
-            object.__setattr__(self, "moe_expert_capacity_factor", None)
+            self._set("moe_expert_capacity_factor", None)
 
     def _check(self) -> None:
-        self._require_at_least(
-            1,
-            "num_experts",
-            "moe_router_topk",
-            "moe_ffn_hidden_size",
-            "moe_shared_expert_intermediate_size",
-            "moe_router_num_groups",
-            "moe_router_group_topk",
-        )
         self._check_router()
+        if self.moe_expert_capacity_factor == 0:
+            raise ValueError(
+                "moe_expert_capacity_factor (0.0) lets no expert take a token; give 1.0 for the "
+                "even share, more for some room, or leave it out"
+            )
         if self.is_moe and self.moe_router_topk > self.num_experts:
             raise ValueError(
                 f"moe_router_topk ({self.moe_router_topk}) must not exceed num_experts "

@@ -7,6 +7,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
+from mindspeed_ms.config.kinds import (
+    Count,
+    DecayRate,
+    Epsilon,
+    Natural,
+    NonNegative,
+    Positive,
+    Share,
+)
 from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
 from mindspeed_ms.config.section import Section
 
@@ -19,7 +28,7 @@ WsdDecayStyle = Literal["linear", "cosine", "exponential", "minus_sqrt"]
 WeightDecayStyle = Literal["constant", "linear", "cosine"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
     """Section ``optimizer_config``, update rule, clipping, learning rate and weight decay."""
 
@@ -29,7 +38,7 @@ class OptimizerConfig(Section):
         {"optimizer": "optimizer_type", "lr": "learning_rate", "adam_eps": "eps"}
     )
 
-    parallel_config: ModelParallelConfig | None = field(default=None, repr=False)
+    parallel_config: ModelParallelConfig | None = field(default=None, repr=False, kw_only=False)
     """The run's parallel section."""
 
     # --- rule
@@ -53,7 +62,7 @@ class OptimizerConfig(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
 
-    eps: float = 1e-8
+    eps: Epsilon = 1e-8
     """Adam's addend to the root of the second moment."""
 
     decoupled_weight_decay: bool = True
@@ -61,66 +70,66 @@ class OptimizerConfig(Section):
     regularisation).
     """
 
-    sgd_momentum: float = 0.9
+    sgd_momentum: DecayRate = 0.9
     """Momentum of SGD."""
 
-    clip_grad: float = 0.0
+    clip_grad: NonNegative = 0.0
     """Largest L2 norm of all gradients together; larger ones are scaled down.
 
     0: no clipping, no norm.
     """
 
     # --- learning rate
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Largest learning rate."""
 
-    min_lr: float = 0.0
+    min_lr: NonNegative = 0.0
     """Learning rate at and after the end of decay."""
 
     lr_decay_style: LrDecayStyle = "constant"
     """Shape of the decay after warm-up."""
 
-    lr_decay_iters: int | None = None
+    lr_decay_iters: Count | None = None
     """Steps until min_lr. None: the length of training."""
 
-    lr_decay_samples: int | None = None
+    lr_decay_samples: Count | None = None
     """Sequences until min_lr, with train_samples. None: train_samples."""
 
-    lr_warmup_iters: int = 0
+    lr_warmup_iters: Natural = 0
     """Steps of linear warm-up."""
 
-    lr_warmup_samples: int = 0
+    lr_warmup_samples: Natural = 0
     """Sequences of linear warm-up, with train_samples."""
 
-    lr_warmup_fraction: float | None = None
+    lr_warmup_fraction: Share | None = None
     """Warm-up as a fraction of the decay length. None: lr_warmup_iters or lr_warmup_samples."""
 
-    lr_warmup_init: float = 0.0
+    lr_warmup_init: NonNegative = 0.0
     """Learning rate at the start of warm-up."""
 
     lr_wsd_decay_style: WsdDecayStyle = "linear"
     """Shape of the last part of WSD. Megatron flags set it to exponential."""
 
-    lr_wsd_decay_iters: int | None = None
+    lr_wsd_decay_iters: Count | None = None
     """Steps of the last part of WSD. None: not WSD."""
 
-    lr_wsd_decay_samples: int | None = None
+    lr_wsd_decay_samples: Count | None = None
     """Sequences of the last part of WSD, with train_samples. None: not WSD."""
 
-    decoupled_lr: float | None = None
+    decoupled_lr: Positive | None = None
     """Learning rate of embedding and output weights. None: learning_rate."""
 
-    decoupled_min_lr: float | None = None
+    decoupled_min_lr: NonNegative | None = None
     """min_lr of embedding and output weights. None: min_lr."""
 
     # --- weight decay
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """Decoupled weight decay."""
 
-    start_weight_decay: float | None = None
+    start_weight_decay: NonNegative | None = None
     """Weight decay at the start. None: weight_decay when constant, otherwise 0."""
 
-    end_weight_decay: float | None = None
+    end_weight_decay: NonNegative | None = None
     """Weight decay at the end of training. None: weight_decay when constant, otherwise 0."""
 
     weight_decay_incr_style: WeightDecayStyle = "constant"
@@ -156,28 +165,6 @@ class OptimizerConfig(Section):
         self._fill("end_weight_decay", self.weight_decay if constant else 0.0)
 
     def _check(self) -> None:
-        self._require_at_least(
-            0,
-            "learning_rate",
-            "min_lr",
-            "lr_warmup_init",
-            "lr_warmup_iters",
-            "lr_warmup_samples",
-            "decoupled_lr",
-            "decoupled_min_lr",
-            "weight_decay",
-            "start_weight_decay",
-            "clip_grad",
-            "eps",
-        )
-        self._require_at_least(
-            1,
-            "lr_decay_iters",
-            "lr_decay_samples",
-            "lr_wsd_decay_iters",
-            "lr_wsd_decay_samples",
-        )
-        self._require_fraction("lr_warmup_fraction", "sgd_momentum")
         for index, beta in enumerate(self.betas):
             if not 0.0 <= beta < 1.0:
                 raise ValueError(
@@ -225,12 +212,10 @@ class OptimizerConfig(Section):
         start, end = self.start_weight_decay, self.end_weight_decay
         if start is None or end is None:  # filled by _resolve; tells the type checker so
             raise AssertionError("weight decay ends are filled before they are checked")
-        if self.weight_decay_incr_style == "constant" and {start, end} != {self.weight_decay}:
+        if self.weight_decay_incr_style == "constant" and start != end:
             raise ValueError(
-                f"start_weight_decay ({start}) and end_weight_decay ({end}) differ from "
-                "weight_decay "
-                f"({self.weight_decay}) although weight_decay_incr_style is constant; choose "
-                "linear or cosine, or leave them out"
+                f"start_weight_decay ({start}) and end_weight_decay ({end}) differ although "
+                "weight_decay_incr_style is constant; choose linear or cosine, or make them equal"
             )
         if end < start:
             raise ValueError(

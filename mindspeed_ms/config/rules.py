@@ -45,11 +45,6 @@ def check_model_and_layout(model: TransformerConfig, parallel: ModelParallelConf
             f"lower {axis} or use {nearest_multiples(groups, ranks)} groups",
         )
     if parallel.sequence_parallel:
-        if ranks == 1:
-            raise ValueError(
-                "sequence_parallel needs tensor_model_parallel_size of at least 2, given 1; "
-                "raise it or set sequence_parallel: False"
-            )
         _require_divisible(
             "seq_length",
             model.seq_length,

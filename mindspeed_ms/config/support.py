@@ -1,12 +1,111 @@
-"""What a valid configuration may ask for that this version does not do yet.
+"""What a valid configuration may ask for that changes nothing, or that this version does not do.
 
-Lines leave this file as features arrive.
+Entries leave this file as features arrive; help and documentation of the flags read them here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 from mindspeed_ms.config.all_config import AllConfig
+from mindspeed_ms.config.section import field_default
 from mindspeed_ms.plan.layer_placement import expand_layout
+
+_KERNELS = "the kernel of each operation is chosen once at start"
+_NO_PROFILER = "there is no profiler yet"
+_NO_TIMERS = "there are no timers of the parts of a step yet"
+_NO_METRIC = "evaluation reports loss and perplexity, and no checkpoint of the best is kept apart"
+_NO_ADAPTERS = "low-rank adapters are not available yet"
+_BAND = "attention to a window of tokens is not available yet"
+
+WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
+    {
+        "model_config.use_flash_attention": _KERNELS,
+        "model_config.apply_swiglu_fusion": _KERNELS,
+        "model_config.transformer_impl": "there is one implementation of the layers",
+        "model_config.attention_softmax_in_fp32": "every kernel takes the softmax in float32",
+        "model_config.softmax_compute_dtype": "every kernel takes the softmax in float32",
+        "model_config.apply_query_key_layer_scaling": (
+            "the factor it moves cancels, and scores are float32"
+        ),
+        "model_config.mask_func_type": "a hidden key gets no weight, in either way",
+        "model_config.fa_config.input_layout": "kernels take tensors in the order they need",
+        "moe_config.moe_permute_fusion": "rows are sorted by one copy in every kernel set",
+        "dataset_config.data_layout": "activations are [sequence, batch, hidden] inside",
+        "parallel_config.async_tensor_model_parallel_allreduce": (
+            "the input gradient is always reduced while the weight gradient is computed"
+        ),
+        "parallel_config.communicator_config_path": "it tunes NCCL, which is not used",
+        "parallel_config.distributed_timeout_minutes": (
+            "a rank that ends is noticed at once, one that hangs is waited for"
+        ),
+        "training_config.epochs": "training_iters or train_samples is the length of training",
+        "training_config.eval_metric": _NO_METRIC,
+        "training_config.best_metric_comparison": _NO_METRIC,
+        "training_config.log_progress": "no progress file is written yet",
+        "training_config.timing_log_level": _NO_TIMERS,
+        "training_config.timing_log_option": _NO_TIMERS,
+        "training_config.barrier_with_level_1_timing": _NO_TIMERS,
+        "training_config.tensorboard_dir": (
+            "no TensorBoard files are written; the log line holds the figures"
+        ),
+        **{
+            f"training_config.profile_{name}": _NO_PROFILER
+            for name in (
+                *("save_path", "step_start", "step_end", "level", "with_stack", "memory"),
+                *("framework", "communication", "parallel_strategy", "aicore_metrics", "l2_cache"),
+                *("hbm_ddr", "pcie", "data_process", "data_simplification", "op_time"),
+                *("offline_analyse", "dynamic_profiler_config_path"),
+            )
+        },
+        **{
+            f"lora_config.{name}": _NO_ADAPTERS
+            for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_cells")
+        },
+    }
+)
+"""Field -> why its value changes nothing."""
+
+UNAVAILABLE: Mapping[str, str] = MappingProxyType(
+    {
+        "lora_config.use_lora": _NO_ADAPTERS,
+        "model_config.init_method_xavier_uniform": "initial weights are normal",
+        "model_config.fa_config.pre_tokens": _BAND,
+        "model_config.fa_config.next_tokens": _BAND,
+        "model_config.fa_config.sparse_mode": _BAND,
+        "training_config.profile": _NO_PROFILER,
+        "training_config.loss_reduction": "losses of tokens are averaged",
+    }
+)
+"""Field -> why a run that asks for more than the usual is refused; see ``unsupported_reason``."""
+
+_FOLLOW_OTHERS = ("training_config.profile_save_path",)
+_BOTH_USUAL = (
+    "model_config.transformer_impl",
+    "model_config.attention_softmax_in_fp32",
+    "model_config.mask_func_type",
+    "dataset_config.data_layout",
+)
+"""Fields that Megatron's arguments and YAML fill in different ways, neither asking for anything."""
+
+
+def without_effect(all_config: AllConfig) -> list[str]:
+    """Return one line for each field that is not at its default and changes nothing."""
+    lines = []
+    for path, reason in WITHOUT_EFFECT.items():
+        if path in (*_FOLLOW_OTHERS, *_BOTH_USUAL):
+            continue
+        section, _, key = path.partition(".")
+        value: Any = getattr(all_config, section)
+        default: Any = None
+        for name in key.split("."):
+            default = field_default(type(value), name)
+            value = getattr(value, name)
+        if value != default:
+            lines.append(f"{path} has no effect: {reason}")
+    return lines
 
 
 def unsupported_reason(all_config: AllConfig) -> list[str]:
@@ -17,6 +116,7 @@ def unsupported_reason(all_config: AllConfig) -> list[str]:
     return [
         *_unsupported_layout(all_config),
         *_unsupported_model(all_config),
+        *_unsupported_attention(all_config),
         *_unsupported_training(all_config),
     ]
 
@@ -36,7 +136,7 @@ def _unsupported_model(all_config: AllConfig) -> list[str]:
     model = all_config.model_config
     reasons = []
     if all_config.lora_config.use_lora:
-        reasons.append("use_lora: low-rank adapters are not available yet; train all weights")
+        reasons.append(f"use_lora: {_NO_ADAPTERS}; train all weights")
     if model.init_method_xavier_uniform:
         reasons.append(
             "init_method_xavier_uniform: initial weights are normal; use init_method_std"
@@ -49,11 +149,37 @@ def _unsupported_model(all_config: AllConfig) -> list[str]:
     return reasons
 
 
+def _unsupported_attention(all_config: AllConfig) -> list[str]:
+    """Options of the fused kernel that hide other keys than later ones.
+
+    Modes 1 to 3 are causal and read no window; 0 and 4 read one, and 4 shows later tokens too.
+    """
+    model = all_config.model_config
+    options, last = model.fa_config, model.seq_length - 1
+    if options.sparse_mode not in (0, 4):
+        return []
+    asked = {
+        "pre_tokens": options.pre_tokens < last,
+        "next_tokens": options.next_tokens < 0
+        or (options.sparse_mode == 4 and options.next_tokens > 0),
+    }
+    return [
+        f"fa_config.{name} {getattr(options, name)} with sparse_mode {options.sparse_mode}: "
+        f"{_BAND}; use pre_tokens {last} or more and next_tokens 0, which is causal"
+        for name, is_asked in asked.items()
+        if is_asked
+    ]
+
+
 def _unsupported_training(all_config: AllConfig) -> list[str]:
     training = all_config.training_config
     reasons = []
     if training.profile:
-        reasons.append("profile: the profiler is not available yet; leave it out")
+        reasons.append(f"profile: {_NO_PROFILER}; leave it out")
+    if training.epochs and not training.training_iters and training.train_samples is None:
+        reasons.append(
+            f"epochs {training.epochs}: {WITHOUT_EFFECT['training_config.epochs']}; give one"
+        )
     if training.loss_reduction != "mean":
         reasons.append(
             "loss_reduction sum: losses of tokens are averaged; use mean, with "

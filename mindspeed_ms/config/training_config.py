@@ -8,12 +8,21 @@ from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from mindspeed_ms.config.dataset_config import DatasetConfig
+from mindspeed_ms.config.kinds import (
+    BatchSchedule,
+    Count,
+    Factor,
+    MaybeEmptyText,
+    Natural,
+    Positive,
+    Seed,
+)
 from mindspeed_ms.config.lora_config import LoraConfig
 from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
 from mindspeed_ms.config.section import Section
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Section):
     """Section ``training_config``: how long to train, what to log and save, in which precision."""
 
@@ -34,29 +43,29 @@ class TrainingConfig(Section):
         }
     )
 
-    parallel_config: ModelParallelConfig | None = field(default=None, repr=False)
+    parallel_config: ModelParallelConfig | None = field(default=None, repr=False, kw_only=False)
     """The run's parallel section."""
 
-    dataset_config: DatasetConfig | None = field(default=None, repr=False)
+    dataset_config: DatasetConfig | None = field(default=None, repr=False, kw_only=False)
     """The run's dataset section."""
 
-    lora_config: LoraConfig | None = field(default=None, repr=False)
+    lora_config: LoraConfig | None = field(default=None, repr=False, kw_only=False)
     """The run's adapter section."""
 
     # --- length
-    seed: int | None = None
+    seed: Seed | None = None
     """Start of all random streams. None: 1234, so that runs repeat."""
 
-    training_iters: int = 0
+    training_iters: Natural = 0
     """Training steps. 0: given by train_samples or epochs."""
 
-    train_samples: int | None = None
+    train_samples: Count | None = None
     """Training sequences; excludes training_iters. None: training_iters counts."""
 
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over a user-supplied loader. None: training_iters counts."""
 
-    global_batch_size: int | None = None
+    global_batch_size: Count | None = None
     """Sequences per step over all ranks.
 
     None: batch_size × micro_batch_num × data-parallel size.
@@ -68,7 +77,7 @@ class TrainingConfig(Section):
     None: constant.
     """
 
-    step_batch_size_schedule: str | None = None
+    step_batch_size_schedule: BatchSchedule | None = None
     """``"0:16 2.4B:320"``: global batch from each token count on. None: constant."""
 
     decrease_batch_size_if_needed: bool = False
@@ -77,10 +86,10 @@ class TrainingConfig(Section):
     False: refuse one that does not divide.
     """
 
-    exit_interval: int | None = None
+    exit_interval: Count | None = None
     """Stop after an iteration divisible by this. None: run to the end."""
 
-    exit_duration_in_mins: int | None = None
+    exit_duration_in_mins: Count | None = None
     """Save and stop this many minutes after the process began. None: run to the end."""
 
     exit_signal_handler: bool = False
@@ -102,10 +111,10 @@ class TrainingConfig(Section):
     """
 
     # --- evaluation
-    eval_interval: int | None = None
+    eval_interval: Count | None = None
     """Training steps between evaluations. None: no evaluation during training."""
 
-    eval_iters: int = 100
+    eval_iters: Natural = 100
     """Evaluation steps each time. 0: no evaluation."""
 
     full_validation: bool = False
@@ -121,7 +130,7 @@ class TrainingConfig(Section):
     """Keep a separate checkpoint of the best metric, compared this way. None: not kept."""
 
     # --- logging
-    log_interval: int | None = None
+    log_interval: Count | None = None
     """Training steps between log lines. None: every step."""
 
     log_style: Literal["megatron", "guide"] = "megatron"
@@ -144,7 +153,7 @@ class TrainingConfig(Section):
     log_progress: bool = False
     """Append tokens and FLOPs so far to progress.txt beside the checkpoints. False: no file."""
 
-    logging_level: int | None = None
+    logging_level: Natural | None = None
     """Level of Python's logging (10 debug, 20 info, 30 warning). None: info."""
 
     timing_log_level: Literal[0, 1, 2] = 0
@@ -166,16 +175,16 @@ class TrainingConfig(Section):
     save_checkpoints: bool = True
     """Write checkpoints to output_dir. Megatron flags without ``--save`` set it to False."""
 
-    save_interval: int | None = None
+    save_interval: Count | None = None
     """Training steps between checkpoints. None: only at the end."""
 
-    save_retain_interval: int | None = None
+    save_retain_interval: Count | None = None
     """Keep checkpoints whose iteration this divides, beside the newest.
 
     None: keep_checkpoint_max decides.
     """
 
-    keep_checkpoint_max: int = 5
+    keep_checkpoint_max: Natural = 5
     """Checkpoints kept; older ones are removed after a new one is complete. 0: all are kept."""
 
     no_save_optim: bool = False
@@ -184,7 +193,7 @@ class TrainingConfig(Section):
     no_save_rng: bool = False
     """Leave the random states out of checkpoints. False: save them."""
 
-    load_checkpoint: str = ""
+    load_checkpoint: MaybeEmptyText = ""
     """Folder or file to load. Empty: start from initial weights."""
 
     no_load_optim: bool = False
@@ -196,7 +205,7 @@ class TrainingConfig(Section):
     finetune: bool = False
     """Load weights only and count from iteration 0. False: load what resume_training asks for."""
 
-    ckpt_step: int | None = None
+    ckpt_step: Count | None = None
     """Iteration to load. None: the newest."""
 
     exit_on_missing_checkpoint: bool | None = None
@@ -238,30 +247,30 @@ class TrainingConfig(Section):
     bf16: bool = False
     """Train in bfloat16 with fp32 master weights. False: off."""
 
-    loss_scale: float | None = None
+    loss_scale: Positive | None = None
     """Constant loss scale. None: dynamic with fp16, otherwise 1."""
 
-    loss_scale_value: float | None = None
+    loss_scale_value: Positive | None = None
     """First value of the dynamic loss scale. None: 2**32."""
 
-    loss_scale_factor: float | None = None
+    loss_scale_factor: Factor | None = None
     """Growth factor of the dynamic loss scale in YAML; from flags it repeats ``--hysteresis``, as
     the guide maps it. None: 2.
     """
 
-    loss_scale_growth_factor: float | None = None
+    loss_scale_growth_factor: Factor | None = None
     """Factor the loss scale really grows by.
 
     None: loss_scale_factor, or 2. Flags always mean 2, as in Megatron.
     """
 
-    loss_scale_window: int | None = None
+    loss_scale_window: Count | None = None
     """Steps without overflow before the loss scale grows. None: 1000."""
 
-    min_loss_scale: float = 1.0
+    min_loss_scale: Positive = 1.0
     """Smallest dynamic loss scale."""
 
-    hysteresis: int = 2
+    hysteresis: Count = 2
     """Overflows tolerated before the loss scale is halved."""
 
     accumulate_allreduce_grads_in_fp32: bool = False
@@ -296,7 +305,7 @@ class TrainingConfig(Section):
     False: each stage when ready.
     """
 
-    bucket_size: int | None = None
+    bucket_size: Count | None = None
     """Elements per bucket with overlap_grad_reduce.
 
     None: max(40 000 000, 1 000 000 × data-parallel size).
@@ -305,7 +314,7 @@ class TrainingConfig(Section):
     ddp_average_in_collective: bool = False
     """Average inside the collective. False: scale gradients before a sum."""
 
-    ddp_num_buckets: int | None = None
+    ddp_num_buckets: Count | None = None
     """Buckets with overlap_grad_reduce; another way to state bucket_size. None: bucket_size counts.
     """
 
@@ -322,10 +331,10 @@ class TrainingConfig(Section):
     profile_save_path: str | None = None
     """Folder of profiles. None: ``profile`` below output_dir."""
 
-    profile_step_start: int = 1
+    profile_step_start: Natural = 1
     """First step recorded."""
 
-    profile_step_end: int = 5
+    profile_step_end: Natural = 5
     """Last step recorded."""
 
     profile_level: Literal["level0", "level1", "level2"] = "level0"
@@ -370,7 +379,7 @@ class TrainingConfig(Section):
     profile_offline_analyse: bool = False
     """Only record; analyse later."""
 
-    profile_dynamic_profiler_config_path: str = ""
+    profile_dynamic_profiler_config_path: MaybeEmptyText = ""
     """File that switches the profiler while training runs. Empty: not used."""
 
     @property
@@ -388,26 +397,6 @@ class TrainingConfig(Section):
         self._fill("loss_scale_growth_factor", self.loss_scale_factor or 2.0)
 
     def _check(self) -> None:
-        self._require_at_least(
-            1,
-            "log_interval",
-            "save_interval",
-            "save_retain_interval",
-            "eval_interval",
-            "exit_interval",
-            "exit_duration_in_mins",
-            "global_batch_size",
-            "train_samples",
-            "loss_scale_window",
-            "hysteresis",
-            "bucket_size",
-            "ddp_num_buckets",
-            "epochs",
-            "ckpt_step",
-        )
-        self._require_at_least(
-            0, "seed", "training_iters", "eval_iters", "profile_step_start", "keep_checkpoint_max"
-        )
         self._check_precision()
         self._check_gradient_buffers()
         self._check_length()
@@ -421,17 +410,6 @@ class TrainingConfig(Section):
     def _check_precision(self) -> None:
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 are both set, but exclude each other; keep one")
-        for name in (
-            "loss_scale",
-            "loss_scale_value",
-            "loss_scale_growth_factor",
-            "min_loss_scale",
-        ):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(
-                    f"training_config.{name} ({value}) must be larger than 0; use a power of 2"
-                )
 
     def _check_gradient_buffers(self) -> None:
         if not self.wrap_with_ddp:

@@ -9,6 +9,16 @@ from typing import ClassVar, Literal
 
 from mindspeed_ms.config.dataset_config import DatasetConfig
 from mindspeed_ms.config.dtypes import FLOAT16, FLOAT32, DType
+from mindspeed_ms.config.kinds import (
+    Count,
+    Epsilon,
+    Layers,
+    Natural,
+    NonNegative,
+    Positive,
+    PositiveShare,
+    Share,
+)
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.config.lora_config import LoraConfig
 from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
@@ -37,19 +47,19 @@ def padded_vocab_size(
     return -(-vocab_size // multiple) * multiple
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class FlashAttentionConfig(Section):
     """Block ``model_config.fa_config``: options of the fused attention kernel."""
 
     NAME: ClassVar[str] = "model_config.fa_config"
 
-    keep_prob: float = 1.0
+    keep_prob: PositiveShare = 1.0
     """Probability of keeping an attention weight; 1 - attention dropout.
 
     1: attention_dropout_rate alone decides.
     """
 
-    pre_tokens: int = 65536
+    pre_tokens: Natural = 65536
     """Tokens before a query that it may attend to, in the sparse modes that use it. 65536: all."""
 
     next_tokens: int = 0
@@ -61,11 +71,8 @@ class FlashAttentionConfig(Section):
     sparse_mode: Literal[0, 1, 2, 3, 4] = 0
     """How the kernel reads the mask: 0 given in full, 2 compressed causal, 4 band."""
 
-    def _check(self) -> None:
-        self._require_fraction("keep_prob")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TransformerConfig(Section):
     """Section ``model_config``, the shape and the arithmetic of the model."""
 
@@ -89,48 +96,53 @@ class TransformerConfig(Section):
         }
     )
 
-    # --- the other sections
-    parallel_config: ModelParallelConfig = field(default_factory=ModelParallelConfig, repr=False)
-    """The run's parallel section."""
-
-    training_config: TrainingConfig = field(default_factory=TrainingConfig, repr=False)
-    """The run's training section."""
-
-    dataset_config: DatasetConfig = field(default_factory=DatasetConfig, repr=False)
-    """The run's dataset section."""
-
-    moe_config: MoEConfig = field(default_factory=MoEConfig, repr=False)
-    """The run's expert section."""
-
-    lora_config: LoraConfig = field(default_factory=LoraConfig, repr=False)
-    """The run's adapter section."""
-
     # --- sizes
-    vocab_size: int
+    vocab_size: Count = field(kw_only=False)
     """Rows of the embedding: the padded vocabulary."""
 
-    num_layers: int
+    num_layers: Layers = field(kw_only=False)
     """Transformer layers in the whole model."""
 
-    num_attention_heads: int
+    num_attention_heads: Count = field(kw_only=False)
     """Query heads of each layer."""
 
-    hidden_size: int
+    hidden_size: Count = field(kw_only=False)
     """Width of the residual stream, elements per token."""
 
-    seq_length: int
-    """Tokens in one sequence."""
-
-    ffn_hidden_size: int | None = None
+    ffn_hidden_size: Count | None = field(default=None, kw_only=False)
     """Inner width of the feed-forward block.
 
     None: 4 × hidden_size; with swiglu 8/3 of it, rounded down to 64s.
     """
 
-    max_position_embeddings: int | None = None
+    # --- the other sections
+    parallel_config: ModelParallelConfig = field(
+        default_factory=ModelParallelConfig, repr=False, kw_only=False
+    )
+    """The run's parallel section."""
+
+    training_config: TrainingConfig = field(
+        default_factory=TrainingConfig, repr=False, kw_only=False
+    )
+    """The run's training section."""
+
+    lora_config: LoraConfig = field(default_factory=LoraConfig, repr=False, kw_only=False)
+    """The run's adapter section."""
+
+    dataset_config: DatasetConfig = field(default_factory=DatasetConfig, repr=False, kw_only=False)
+    """The run's dataset section."""
+
+    moe_config: MoEConfig = field(default_factory=MoEConfig, repr=False, kw_only=False)
+    """The run's expert section."""
+
+    # --- further sizes
+    seq_length: Count
+    """Tokens in one sequence."""
+
+    max_position_embeddings: Count | None = None
     """Rows of a learnt position table, and the longest sequence. None: seq_length."""
 
-    kv_channels: int | None = None
+    kv_channels: Count | None = None
     """Width of one head. None: hidden_size / num_attention_heads."""
 
     group_query_attention: bool = False
@@ -139,7 +151,7 @@ class TransformerConfig(Section):
     False: as many key/value heads as query heads.
     """
 
-    num_query_groups: int = 32
+    num_query_groups: Count = 32
     """Key/value heads; only read with group_query_attention."""
 
     # --- positions
@@ -148,23 +160,23 @@ class TransformerConfig(Section):
     angles, or none.
     """
 
-    rotary_base: float = 10000.0
+    rotary_base: Positive = 10000.0
     """Longest rotary period is 2π times this, tokens."""
 
-    rotary_percent: float = 1.0
+    rotary_percent: PositiveShare = 1.0
     """Share of each head's width that is rotated, from the start of the head."""
 
     rotary_interleaved: bool = False
     """Rotate neighbouring elements as pairs. False: element i with element i + half."""
 
-    rotary_seq_len_interpolation_factor: float | None = None
+    rotary_seq_len_interpolation_factor: Positive | None = None
     """Divide positions by this to stretch the context. None: 1."""
 
     use_rope_scaling: bool = False
     """Stretch slow rotations to sequences longer than 8192 tokens, as Llama 3.1 does; not with
     multi_latent_attention, which has rotary_scaling_factor."""
 
-    rope_scaling_factor: float = 8.0
+    rope_scaling_factor: Positive = 8.0
     """How many times longer sequences are; read with use_rope_scaling only."""
 
     apply_rope_fusion: bool = False
@@ -177,7 +189,7 @@ class TransformerConfig(Section):
     out_proj_has_bias: bool = True
     """Bias on the attention output projection."""
 
-    attention_dropout_rate: float = 0.0
+    attention_dropout_rate: Share = 0.0
     """Probability of dropping an attention weight."""
 
     attention_softmax_in_fp32: bool = True
@@ -236,7 +248,7 @@ class TransformerConfig(Section):
     normalization: Literal["LayerNorm", "RMSNorm", "FusedRMSNorm"] = "LayerNorm"
     """Kind of norm; FusedRMSNorm asks for the fused kernel of RMSNorm."""
 
-    norm_epsilon: float = 1e-5
+    norm_epsilon: Epsilon = 1e-5
     """Addend to the variance."""
 
     layernorm_zero_centered_gamma: bool = False
@@ -253,13 +265,13 @@ class TransformerConfig(Section):
     added.
     """
 
-    attn_post_norm_scale: float = 1.0
+    attn_post_norm_scale: Share = 1.0
     """Initial weight of the norm after attention."""
 
-    ffn_post_norm_scale: float = 1.0
+    ffn_post_norm_scale: Share = 1.0
     """Initial weight of the norm after the feed-forward block."""
 
-    hidden_dropout_rate: float = 0.0
+    hidden_dropout_rate: Share = 0.0
     """Probability of dropping an element of a block's output and of the embedding."""
 
     fp32_residual_connection: bool = False
@@ -272,19 +284,19 @@ class TransformerConfig(Section):
     fp16_lm_cross_entropy: bool = False
     """Compute the loss on float16 logits. False: on float32 logits."""
 
-    mtp_num_layers: int | None = None
+    mtp_num_layers: Layers | None = None
     """Layers behind the model that each predict one token further ahead. None: none."""
 
-    mtp_loss_scaling_factor: float = 0.1
+    mtp_loss_scaling_factor: NonNegative = 0.1
     """Weight of the mean of their losses beside the main loss."""
 
     # --- initial weights
-    init_method_std: float = 0.01
+    init_method_std: NonNegative = 0.01
     """Standard deviation of initial weights; matrices before a residual use it divided by sqrt(2 ×
     num_layers).
     """
 
-    embedding_init_method_std: float | None = None
+    embedding_init_method_std: NonNegative | None = None
     """Standard deviation of initial embeddings. None: init_method_std."""
 
     init_method_xavier_uniform: bool = False
@@ -322,7 +334,7 @@ class TransformerConfig(Section):
     None with selective.
     """
 
-    recompute_num_layers: int | None = None
+    recompute_num_layers: Natural | None = None
     """Layers per group (uniform) or per stage and model chunk (block)."""
 
     recompute_modules: tuple[str, ...] | None = None
@@ -333,6 +345,21 @@ class TransformerConfig(Section):
     # --- implementation
     transformer_impl: Literal["local", "transformer_engine"] = "local"
     """Megatron's choice of layer classes. There is one implementation here; both names mean it."""
+
+    @property
+    def init_method(self) -> str:
+        """The predecessor's name of how matrices start; ``init_method_std`` says how wide."""
+        return "normal"
+
+    @property
+    def output_layer_init_method(self) -> str:
+        """The predecessor's name of how the last matrix of a block starts."""
+        return "normal"
+
+    @property
+    def bias_init(self) -> str:
+        """The predecessor's name of how biases start."""
+        return "zeros"
 
     @property
     def attention_dropout(self) -> float:
@@ -389,35 +416,13 @@ class TransformerConfig(Section):
         self._fill("embedding_init_method_std", self.init_method_std)
         residual = FLOAT32 if self.fp32_residual_connection else self.compute_dtype
         self._fill("residual_connection_dtype", residual)
+        dropped = round(1.0 - self.fa_config.keep_prob, 12)
+        if dropped and self.attention_dropout_rate == 0.0:
+            self._set("attention_dropout_rate", dropped)
+        if self.apply_query_key_layer_scaling:  # scores are scaled back in float32
+            self._set("attention_softmax_in_fp32", True)
 
     def _check(self) -> None:
-        self._require_at_least(
-            1,
-            "vocab_size",
-            "num_layers",
-            "num_attention_heads",
-            "hidden_size",
-            "seq_length",
-            "ffn_hidden_size",
-            "kv_channels",
-            "num_query_groups",
-            "mtp_num_layers",
-        )
-        self._require_at_least(
-            0,
-            "recompute_num_layers",
-            "init_method_std",
-            "embedding_init_method_std",
-            "norm_epsilon",
-            "rotary_base",
-        )
-        self._require_fraction(
-            "attention_dropout_rate",
-            "hidden_dropout_rate",
-            "rotary_percent",
-            "attn_post_norm_scale",
-            "ffn_post_norm_scale",
-        )
         self._check_attention()
         self._check_feed_forward()
         self._check_further_tokens()
@@ -425,6 +430,12 @@ class TransformerConfig(Section):
         self._check_recompute()
 
     def _check_attention(self) -> None:
+        keep, dropped = self.fa_config.keep_prob, self.attention_dropout_rate
+        if keep != 1.0 and abs(1.0 - keep - dropped) > 1e-9:
+            raise ValueError(
+                f"fa_config.keep_prob ({keep}) and attention_dropout_rate ({dropped}) both say how "
+                "many attention weights are dropped, and differ; keep attention_dropout_rate"
+            )
         if self.kv_channels is None:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads "

@@ -14,7 +14,7 @@ def expected_losses(config: TransformerConfig) -> dict[str, aux_losses.Kind]:
     """Name -> how its values over the ranks of a sequence go together, in a fixed order."""
     moe = config.moe_config
     kinds: dict[str, aux_losses.Kind] = {}
-    if moe.is_moe:
+    if any(moe.moe_layers(config.num_layers)):
         for kind, weight in moe.balance_coefficients().items():
             if weight:
                 kinds[LOSS_NAMES[kind]] = "part"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mindspeed_ms import ops
-from mindspeed_ms.backend import comm
+from mindspeed_ms.backend import comm, device
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.num_microbatches_calculator import (
@@ -22,6 +22,8 @@ def set_up_run(all_config: AllConfig) -> None:
     Raises:
         ValueError: the configuration does not fit the number of ranks.
     """
+    if all_config.parallel_config.deterministic_mode:
+        device.set_deterministic()
     comm.init_process_group()
     world_size = comm.get_world_size()
     all_config.validate(world_size)

@@ -215,6 +215,10 @@ def _shared_out(
 _REPEATED = re.compile(r"\(([^()]*)\)\*(\d+)|([Etml|])\*(\d+)")
 
 
+_LONGEST_LAYOUT = 1_000_000
+"""Letters; more layers than any model has."""
+
+
 def expand_layout(layout: str) -> list[str]:
     """Stages of a layout string, one word of letters each.
 
@@ -230,6 +234,11 @@ def expand_layout(layout: str) -> list[str]:
     text = re.sub(r"[,\s]", "", layout)
     while (match := _REPEATED.search(text)) is not None:
         part, times = (match[1], match[2]) if match[2] else (match[3], match[4])
+        if len(times) > len(str(_LONGEST_LAYOUT)) or len(part) * int(times) > _LONGEST_LAYOUT:
+            raise ValueError(
+                f"pipeline_model_parallel_layout repeats {part[:20]!r} {times[:20]} times; no "
+                "model has so many layers"
+            )
         text = text[: match.start()] + part * int(times) + text[match.end() :]
     strange = set(text) - set("EtmL|")
     if strange:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -17,6 +18,7 @@ from mindspeed_ms.planning.timing import Device
 from mindspeed_ms.training.arguments import validate_args
 from mindspeed_ms.training.entry import USER_ERROR_STATUS
 from mindspeed_ms.training.from_args import init_configs_from_args
+from mindspeed_ms.training.one_line import one_line
 from mindspeed_ms.training.print_arguments import config_lines, dotted, print_arguments
 from mindspeed_ms.training.scale_down import assume_sizes, scale_down
 
@@ -66,12 +68,15 @@ def resolve(args: argparse.Namespace) -> Resolved:
 
 
 def dry_run(args: argparse.Namespace) -> int:
-    """Print the plan of a run; return the exit status: 2 when the run itself would be refused.
+    """Print what a run would need; return the process's status.
 
-    Under a launcher its first process prints, and plans for as many ranks as it started.
+    The answer comes first, then what the plan takes for granted, then the arguments, as far as
+    ``--print-args`` wants them; ``all`` adds every field of the configuration. It is 2 when the run
+    would be refused. Under a launcher its first process prints, and plans for as many ranks as it
+    started.
 
     Raises:
-        ValueError: settings that a run would refuse, after the arguments have been printed.
+        ValueError: settings that a run would refuse; nothing has been printed.
     """
     told = launch.told_by_launcher()
     if told is not None:
@@ -80,26 +85,23 @@ def dry_run(args: argparse.Namespace) -> int:
             return 0  # one process prints the plan
         args.world_size = args.world_size or size
     set_up_output(args.logging_level)
-    print_arguments(args)
-    for line in args.refusals:
-        print_rank_0(line)
     resolved = resolve(args)
     config, world_size = resolved.config, resolved.world_size
-    print_rank_0("----------------- resolved configuration ------------------")
-    for name, value in config_lines(config):
-        print_rank_0(dotted(name, value))
-    print_rank_0("------------- end of resolved configuration ---------------")
-    for line in resolved.assumptions:
-        print_rank_0(f"assumed: {line}")
-    device = with_memory(Device(), args.device_memory, args.device_tflops)
-    for line in plan_lines(make_plan(config, world_size, device)):
-        print_rank_0(line)
-    if args.suggest:
-        for line in suggestion_lines(suggest(config, world_size, device)):
-            print_rank_0(line)
     missing = unsupported_reason(config)
-    for line in missing:
-        print_rank_0(f"refused: {line}")
+    device = with_memory(Device(), args.device_memory, args.device_tflops)
+    lines = plan_lines(make_plan(config, world_size, device))
+    if args.suggest:
+        lines += suggestion_lines(suggest(config, world_size, device))
+    lines += [f"assumed: {line}" for line in resolved.assumptions]
+    lines += [*args.refusals, *(f"refused: {line}" for line in missing)]
+    for line in lines:
+        print_rank_0(one_line(line) if line in args.refusals else line)
+    print_arguments(args)
+    if args.print_args == "all":
+        print_rank_0("----------------- resolved configuration ------------------")
+        for name, value in config_lines(config):
+            print_rank_0(dotted(name, value))
+        print_rank_0("------------- end of resolved configuration ---------------")
     return USER_ERROR_STATUS if args.refusals or missing else 0
 
 
@@ -114,10 +116,7 @@ def smallest_world(args: argparse.Namespace) -> int:
     expert_tensor = args.expert_tensor_parallel_size or tensor
     experts = expert_tensor * (args.expert_model_parallel_size or 1) * stages
     instances = args.num_distributed_optimizer_instances or 1
-    world = dense * instances
-    while world % experts:
-        world += dense * instances
-    return world
+    return math.lcm(dense * instances, experts)
 
 
 def _assume_vocabulary(args: argparse.Namespace) -> list[str]:

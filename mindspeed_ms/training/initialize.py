@@ -7,7 +7,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mindspeed_ms.backend import comm
+from mindspeed_ms.backend import comm, launch
+from mindspeed_ms.backend.spokesman import is_first_of_host
+from mindspeed_ms.config import unsupported_reason
 from mindspeed_ms.data.tokenizers import build_tokenizer, vocab_size_with_padding
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.start import set_up_run
@@ -47,6 +49,24 @@ def initialize_megatron(
 
     Source: Megatron-LM ``initialize_megatron`` (order of the steps).
     """
+    return start(extra_args_provider, args_defaults, ignore_unknown_args, argv)
+
+
+def start(
+    extra_args_provider: Callable | None = None,
+    args_defaults: dict[str, Any] | None = None,
+    ignore_unknown_args: bool = False,
+    argv: Sequence[str] | None = None,
+    *,
+    will_train: bool = False,
+) -> argparse.Namespace:
+    """See :func:`initialize_megatron`; ``will_train`` refuses what training cannot do at once.
+
+    Whatever does not need the other ranks is checked before they are met, so that a refusal is the
+    first thing to be seen, and is seen once.
+    """
+    if not is_first_of_host():
+        logging.getLogger("mindspeed_ms").addHandler(logging.NullHandler())
     args = parse_args(argv, extra_args_provider, args_defaults, ignore_unknown_args)
     if args.use_checkpoint_args:
         with user_errors():
@@ -57,16 +77,29 @@ def initialize_megatron(
             status = dry_run(args)
         raise SystemExit(status)
     with user_errors():
-        comm.init_process_group()
-        changes = scale_down(args, comm.get_world_size()) if args.scale_down else []
+        world_size = _num_ranks()
+        changes = scale_down(args, world_size) if args.scale_down else []
         _complete_vocabulary(args)
+        config = init_configs_from_args(validate_args(args, world_size))
+        missing = unsupported_reason(config) if will_train else []
+        if missing:
+            raise ValueError("; ".join(missing))
+        set_up_run(config)
         args.rank, args.local_rank = comm.get_rank(), comm.get_local_rank()
-        set_global_args(validate_args(args, comm.get_world_size()))
-        set_up_run(init_configs_from_args(args))
+        set_global_args(args)
     print_arguments(args)
     for line in changes:
         print_rank_0(line)
     return args
+
+
+def _num_ranks() -> int:
+    """Ranks of the job, which need not be met yet if the launcher tells their number."""
+    told = launch.told_by_launcher()
+    if told is not None and not comm.is_initialized():
+        return told[1]
+    comm.init_process_group()
+    return comm.get_world_size()
 
 
 def _complete_vocabulary(args: argparse.Namespace) -> None:

@@ -10,56 +10,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from types import MappingProxyType
-from typing import Any
+
+from mindspeed_ms.training.flags import ROWS
+from mindspeed_ms.training.flags.row import SAME
 
 HEAD_WIDTH = 16
 STEPS = 2
-
-_LENGTHS_OF_SCHEDULES = (
-    "lr_decay_iters",
-    "lr_decay_samples",
-    "save",
-    "save_interval",
-    "load",
-    "exit_interval",
-    "exit_duration_in_mins",
-    "data_path",
-    "train_data_path",
-    "valid_data_path",
-    "test_data_path",
-    "data_args_path",
-    "per_split_data_args_path",
-    "per_dataset_sequences_path",
-    "data_cache_path",
-    "split",
-    "vocab_file",
-    "merge_file",
-    "tokenizer_model",
-    "padded_vocab_size",
-    "global_batch_size",
-    "micro_batch_num",
-    "bucket_size",
-    "eval_interval",
-    "validation_set_names",
-    "encoder_seq_length",
-    "data_parallel_size",
-)
-"""Arguments that lose their value: they name files, or count what has become too short."""
-
-
-TYPICAL_SIZES = MappingProxyType(
-    {
-        "num_layers": 12,
-        "hidden_size": 512,
-        "num_attention_heads": 8,
-        "seq_length": 1024,
-        "max_position_embeddings": 1024,
-        "micro_batch_size": 1,
-        "lr": 1e-4,
-    }
-)
-"""Argument -> value that a plan takes when a script, made to be called by another, gives none."""
 
 
 def assume_sizes(args: argparse.Namespace) -> list[str]:
@@ -67,10 +23,10 @@ def assume_sizes(args: argparse.Namespace) -> list[str]:
     if args.yaml:
         return []
     notes = []
-    for name, size in TYPICAL_SIZES.items():
-        if getattr(args, name) is None:
-            setattr(args, name, args.seq_length if name == "max_position_embeddings" else size)
-            notes.append(f"--{name.replace('_', '-')} {getattr(args, name)}, which is not given")
+    for row in ROWS:
+        if row.typical is not None and getattr(args, row.dest) is None:
+            setattr(args, row.dest, row.typical)
+            notes.append(f"{row.names[0]} {row.typical}, which is not given")
     return notes
 
 
@@ -86,6 +42,9 @@ def scale_down(args: argparse.Namespace, world_size: int) -> list[str]:
     """
     before = dict(vars(args))
     assume_sizes(args)
+    for row in ROWS:
+        if row.small is not SAME:
+            setattr(args, row.dest, row.small)
     _shrink_layout(args, world_size)
     _shrink_layers(args)
     _shrink_widths(args)
@@ -94,7 +53,7 @@ def scale_down(args: argparse.Namespace, world_size: int) -> list[str]:
     return [
         f"scaled down: {name} {before[name]} -> {value}"
         for name, value in sorted(vars(args).items())
-        if name in before and before[name] != value and name not in ("refusals", "given_flags")
+        if name in before and before[name] != value
     ]
 
 
@@ -113,8 +72,6 @@ def _shrink_layout(args: argparse.Namespace, world_size: int) -> None:
     expert_tensor = min(args.expert_tensor_parallel_size or tensor, tensor)
     args.expert_tensor_parallel_size = expert_tensor
     _shrink_axis(args, "expert_model_parallel_size", pipelines // expert_tensor)
-    if tensor == 1:
-        args.sequence_parallel = False
     if args.context_parallel_size < 4 and args.context_parallel_algo == "hybrid_cp_algo":
         args.context_parallel_algo = "megatron_cp_algo"
         args.ulysses_degree_in_cp = None
@@ -138,17 +95,11 @@ def _shrink_axis(args: argparse.Namespace, name: str, rest: int) -> int:
 def _shrink_layers(args: argparse.Namespace) -> None:
     """One layer for each model chunk, at least two; lists of layers become lists of ones."""
     stages = args.pipeline_model_parallel_size
-    asked = (
-        args.virtual_pipeline_model_parallel_size
-        or args.num_virtual_stages_per_pipeline_rank
-        or args.num_layers_per_virtual_pipeline_stage
-    )
+    asked = args.virtual_pipeline_model_parallel_size or args.num_layers_per_virtual_pipeline_stage
     chunks = 2 if asked and asked != 1 and stages > 1 else 1
     layers = max(2, stages * chunks)
     args.virtual_pipeline_model_parallel_size = chunks if chunks > 1 else None
-    args.num_virtual_stages_per_pipeline_rank = None
     args.num_layers_per_virtual_pipeline_stage = None
-    args.microbatch_group_size_per_vp_stage = None
     if args.num_layer_list:
         row = [layers // (stages * chunks)] * stages
         args.num_layer_list = str([row] * chunks if chunks > 1 else row)
@@ -224,37 +175,19 @@ def _shrink_experts(args: argparse.Namespace) -> None:
 
 
 def _shrink_run(args: argparse.Namespace, world_size: int) -> None:
-    for name in _LENGTHS_OF_SCHEDULES:
-        if hasattr(args, name):
-            setattr(args, name, None)
-    if args.finetune or args.use_checkpoint_args:
-        args.finetune = args.use_checkpoint_args = False
-    args.mock_data, args.tokenizer_type, args.vocab_size = True, "NullTokenizer", 255
-    args.make_vocab_size_divisible_by = 64
-    args.sft = args.fim_data = args.multiple_validation_sets = False
+    """Batch, length, warm-up and decay, in the unit the script counts in."""
     stages = args.pipeline_model_parallel_size
     model = args.tensor_model_parallel_size * stages * args.context_parallel_size
-    copies = max(1, world_size // model)
-    args.micro_batch_size = 1
-    batch = copies * max(2, stages)
+    batch = max(1, world_size // model) * max(2, stages)
     args.global_batch_size = batch
     if args.rampup_batch_size:
         args.rampup_batch_size = [batch // 2, batch // 2, batch]
-    args.step_batch_size_schedule, args.skip_train = None, False
-    _shrink_schedule(args, batch)
-    args.eval_iters, args.log_interval, args.num_workers = 0, 1, 0
-
-
-def _shrink_schedule(args: argparse.Namespace, batch: int) -> None:
-    """Length, warm-up and decay, in the unit the script counts in."""
-    lengths: dict[str, Any] = {"lr_warmup_iters": 0, "lr_warmup_samples": 0}
     if args.train_samples:
         # While it grows the batch has half its size.
-        lengths |= {"train_samples": STEPS * batch // (2 if args.rampup_batch_size else 1)}
+        args.train_samples = STEPS * batch // (2 if args.rampup_batch_size else 1)
     else:
-        lengths |= {"train_iters": STEPS}
+        args.train_iters = STEPS
     if args.lr_wsd_decay_iters:
-        lengths |= {"lr_wsd_decay_iters": 1}
+        args.lr_wsd_decay_iters = 1
     if args.lr_wsd_decay_samples:
-        lengths |= {"lr_wsd_decay_samples": batch}
-    vars(args).update(lengths)
+        args.lr_wsd_decay_samples = batch

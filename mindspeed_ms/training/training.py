@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from mindspore.nn import Cell
 
-from mindspeed_ms.config import AllConfig
+from mindspeed_ms.backend.spokesman import is_first_of_host
+from mindspeed_ms.config import AllConfig, without_effect
 from mindspeed_ms.engine import run
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.forward_step import GetBatch
 from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.engine.train_loop import StepReport, TrainState, train
 from mindspeed_ms.training.entry import user_errors
-from mindspeed_ms.training.initialize import initialize_megatron
+from mindspeed_ms.training.initialize import start
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["StepReport", "TrainState", "get_model", "pretrain", "train"]
 
@@ -65,10 +69,11 @@ def pretrain(  # noqa: PLR0913 - Megatron's signature and the guide's keywords
         raise ValueError("process_non_loss_data_func is not supported; pass None")
     context: AbstractContextManager[None] = nullcontext()
     if all_config is None:
-        initialize_megatron(
-            extra_args_provider=extra_args_provider, args_defaults=args_defaults or {}
-        )
+        start(extra_args_provider, args_defaults or {}, will_train=True)
         all_config, context = get_all_config(), user_errors()
+    elif is_first_of_host():
+        for line in without_effect(all_config):
+            logger.warning("%s", line)
     with context:
         return run.pretrain(
             all_config,

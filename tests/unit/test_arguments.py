@@ -11,14 +11,14 @@ import pytest
 from mindspeed_ms.config import SECTION_CLASSES, MoEConfig, TrainingConfig, to_yaml
 from mindspeed_ms.config.section import field_default
 from mindspeed_ms.training.arguments import build_parser, parse_args, validate_args
+from mindspeed_ms.training.flag_rules import RULES
 from mindspeed_ms.training.flags import BY_NAME, ROWS, Field, Refused
-from mindspeed_ms.training.flags.row import eval_list, field_doc
+from mindspeed_ms.training.flags.row import SAME, UNSET, field_doc
+from mindspeed_ms.training.flags.value_types import eval_list
 from mindspeed_ms.training.from_args import (
-    INVERSES,
-    RESETS,
-    TRANSFORMS,
     init_configs_from_args,
     no_effect_report,
+    values_of_sections,
 )
 from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_yaml
 
@@ -455,8 +455,7 @@ def test_rows_are_well_formed():
                 dests_of.setdefault(path, set()).add(row.dest)
         if row.choices and row.default is not None:
             assert row.default in row.choices, row.names[0]
-    for path, dests in dests_of.items():
-        assert path in TRANSFORMS or len(dests) == 1, f"{path} has several flags, no transform"
+    assert RULES.keys() <= dests_of.keys()
 
 
 def test_flags_of_one_attribute_have_one_default():
@@ -465,29 +464,43 @@ def test_flags_of_one_attribute_have_one_default():
         assert defaults.setdefault(row.dest, row.default) == row.default, row.dest
 
 
-def test_helper_tables_name_attributes_that_exist():
+def test_rows_name_flags_and_attributes_that_exist():
     dests = {row.dest for row in ROWS}
-    assert set(INVERSES) <= dests
-    assert set(RESETS) | {name for names in RESETS.values() for name in names} <= dests
-    assert set(TRANSFORMS) <= {
-        path for row in ROWS if isinstance(row.state, Field) for path in row.state.paths
+    for row in ROWS:
+        assert set(row.excludes) <= BY_NAME.keys(), row.names[0]
+        assert not set(row.attributes) & dests, row.names[0]
+        if isinstance(row.state, Field):
+            assert set(row.state.clears) <= dests - {row.dest}, row.names[0]
+            assert callable(row.state.means) <= (row.state.yields or row.state.back is not None)
+
+
+def test_what_a_row_states_can_be_read_back():
+    """A file that flags override is first turned into the flags that would say the same."""
+    for row in ROWS:
+        state = row.state
+        if not isinstance(state, Field) or state.by_rule or callable(state.means):
+            continue
+        choices = row.choices or (row.default,)
+        for value in [True] if state.means is not SAME else choices:
+            if state.means is SAME and value is not None and state.item is None:
+                back = state.read_back(lambda path, value=value: value)
+                assert back in (value, UNSET) or row.dest in ("normalization", "save"), row.names[0]
+            elif state.item is None and value is not None:
+                stated = state.stated(value)
+                assert state.read_back(lambda path, stated=stated: stated) == value, row.names[0]
+
+
+def test_the_guides_defaults_are_read_back_whole():
+    values = values_of_sections({})
+    assert values.keys() == {row.dest for row in ROWS} | {
+        name for row in ROWS for name in row.attributes
     }
+    assert values["adam_beta2"] == 0.999 and values["save"] == "./output" and values["load"] is None
 
 
 def test_names_that_do_not_exist_are_found():
     with pytest.raises(ValueError, match="names model_config.nothing"):
         field_doc("model_config.nothing")
-
-
-def test_help_is_grouped_and_complete(capsys):
-    with pytest.raises(SystemExit) as caught:
-        parse_args(["--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    for row in ROWS:
-        assert row.names[0] in text
-    for group in {row.group for row in ROWS}:
-        assert f"\n{group}:\n" in text
 
 
 # --- golden runs
@@ -877,7 +890,7 @@ def test_a_provider_may_return_nothing():
         ("--hiden-size 3", "unknown flag --hiden-size; did you mean --hidden-size?"),
         ("--hiden_size=3", "unknown flag --hiden_size; did you mean --hidden-size?"),
         ("--num-layer 3", "abbreviations are not accepted, write --num-layer"),
-        ("--zzzz", "unknown flag --zzzz; --help lists all flags"),
+        ("--zzzz", "unknown flag --zzzz; --help shows the usual flags, --help-all every flag"),
         ("word", "unexpected word 'word'"),
         ("--hidden-size x", "invalid int value: 'x'"),
         ("--hidden-size", "expected one argument"),

@@ -417,7 +417,6 @@ WRONG_PAIRS = [
         {"parallel_config": TP2},
         "num_query_groups .1. must be divisible",
     ),
-    ({}, {"parallel_config": {"sequence_parallel": True}}, "at least 2, given 1"),
     (
         {"seq_length": 63},
         {"parallel_config": {**TP2, "sequence_parallel": True}},
@@ -552,6 +551,36 @@ def test_rules_between_sections(model_changes, sections, message):
     with pytest.raises(ValueError, match=message) as caught:
         whole(model_changes, **sections)
     assert "\n" not in str(caught.value)
+
+
+def test_sequence_parallelism_is_off_where_there_is_nothing_to_split(caplog):
+    """As in Megatron, whichever way the configuration comes; front doors say so."""
+    assert not ModelParallelConfig(sequence_parallel=True).sequence_parallel
+    assert ModelParallelConfig(**TP2, sequence_parallel=True).sequence_parallel
+    with caplog.at_level("WARNING"):
+        config = whole(parallel_config={"sequence_parallel": True})
+    assert not config.parallel_config.sequence_parallel
+    assert caplog.messages == ["sequence_parallel is off: tensor_model_parallel_size is 1"]
+    caplog.clear()
+    whole(parallel_config={**TP2, "sequence_parallel": True})
+    assert caplog.messages == []
+
+
+def test_equal_ends_of_a_constant_weight_decay_count():
+    optimizer = OptimizerConfig(weight_decay=0.3, start_weight_decay=0.1, end_weight_decay=0.1)
+    assert (optimizer.start_weight_decay, optimizer.end_weight_decay) == (0.1, 0.1)
+
+
+def test_probability_of_keeping_is_one_minus_dropout():
+    assert model(fa_config={"keep_prob": 0.9}).attention_dropout_rate == 0.1
+    with pytest.raises(ValueError, match="both say how many attention weights are dropped"):
+        model(fa_config={"keep_prob": 0.9}, attention_dropout_rate=0.2)
+    model(fa_config={"keep_prob": 0.9}, attention_dropout_rate=0.1)
+
+
+def test_all_layers_may_be_dense_beside_experts():
+    config = whole(moe_config={"num_experts": 2, "moe_layer_freq": [0, 0, 0, 0]})
+    assert config.moe_config.moe_layers(4) == (False,) * 4
 
 
 def test_uneven_stages_are_split_automatically_in_yaml():

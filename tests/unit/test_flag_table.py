@@ -39,6 +39,12 @@ RENAMED = {
     "--qk-nope-head-dim": "Megatron's name",
     "--qk-rope-head-dim": "Megatron's name",
     "--num-nextn-predict-layers": "Megatron's name",
+    "--encoder-num-layers": "today's name; its own attribute is kept beside it",
+    "--encoder-seq-length": "today's name; its own attribute is kept beside it",
+    "--num-virtual-stages-per-pipeline-rank": "its own attribute is kept beside it",
+    "--use-fused-rotary-pos-emb": "Megatron's name; its own attribute is kept beside it",
+    "--verify-integrity": "the guide's name; its own attribute is kept beside it",
+    "--npu-deterministic": "Megatron's name; its own attribute is kept beside it",
 }
 """Flag -> why its attribute has another name than in the version that was read."""
 

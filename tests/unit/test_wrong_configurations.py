@@ -148,7 +148,7 @@ FLAGS = [
     ("--weight-decay-incr-style linear", "needs --start-weight-decay; give both ends"),
     (
         "--start-weight-decay 0.1 --end-weight-decay 0.2",
-        "differ from weight_decay (0.01) although weight_decay_incr_style is constant",
+        "(0.2) differ although weight_decay_incr_style is constant",
     ),
     ("--data-path a --train-data-path b", "keep either data_path or the per-split paths"),
     (
@@ -171,7 +171,7 @@ FLAGS = [
     ("--num-layers four", "invalid int value: 'four'"),
     ("--num-layers 0", "num_layers (0) must be at least 1"),
     ("--lr fast", "invalid float value: 'fast'"),
-    ("--lr -1", "learning_rate (-1.0) must be at least 0"),
+    ("--lr -1", "learning_rate (-1.0) must be larger than 0"),
     ("--hidden-dropout 1.5", "hidden_dropout_rate (1.5) must lie between 0 and 1"),
     ("--adam-beta1 1.0", "betas[0] (1.0) must lie in [0, 1)"),
     ("--lr-decay-style cosin", "invalid choice: 'cosin'"),
@@ -220,7 +220,7 @@ FILES = [
     (GOOD + "training_config: {training_iters: 1.5}", "training_iters is 1.5, but must be a whole"),
     (GOOD + "optimizer_config: {betas: [0.9]}", "betas is [0.9], but must be a list of 2 items"),
     (GOOD + "training_config: {seed: 1, seed: 2}", "key 'seed' is written twice"),
-    (GOOD + "parallel_config: {sequence_parallel: True}", "sequence_parallel needs tensor_model"),
+    (GOOD + "parallel_config: {tensor_model_parallel_size: 8}", "num_attention_heads (4) must be"),
     (GOOD + "parallel_config:\n\t- x", "is not valid YAML: "),
     ("just words", "holds no keys; a configuration file has sections"),
     ("", "holds no keys"),

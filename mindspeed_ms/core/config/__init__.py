@@ -12,15 +12,14 @@ from mindspeed_ms.config.support import unsupported_reason
 from mindspeed_ms.config.training_config import TrainingConfig
 from mindspeed_ms.config.transformer_config import (
     FlashAttentionConfig,
-    TransformerConfig,
     default_ffn_hidden_size,
     padded_vocab_size,
 )
+from mindspeed_ms.core.config.predecessor import TransformerConfig, init_configs_from_yaml
 from mindspeed_ms.training.from_args import init_configs_from_args, no_effect_report
 from mindspeed_ms.training.global_args import get_args, set_global_args
 from mindspeed_ms.training.yaml_styles.yaml_files import (
     init_configs_from_dict,
-    init_configs_from_yaml,
     load_sections,
 )
 

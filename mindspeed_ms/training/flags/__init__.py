@@ -6,28 +6,31 @@ Parser, help, mapping to the configuration and reports are all generated from it
 from __future__ import annotations
 
 from mindspeed_ms.training.flags import (
-    data,
+    checkpoints,
+    datasets,
     experts,
-    features,
-    hardware,
-    network,
+    layout,
+    model,
+    optimizer,
+    other_hardware,
     other_programs,
-    parallel,
-    spellings,
-    training,
+    refused,
+    run,
 )
 from mindspeed_ms.training.flags.row import EntryPoint, Field, Flag, NoEffect, Refused
 
 ROWS: tuple[Flag, ...] = (
-    *training.ROWS,
-    *network.ROWS,
-    *parallel.ROWS,
+    *run.FIRST,
+    *model.ROWS,
+    *run.ROWS,
+    *optimizer.ROWS,
+    *layout.ROWS,
     *experts.ROWS,
-    *data.ROWS,
-    *spellings.ROWS,
-    *hardware.ROWS,
+    *datasets.ROWS,
+    *checkpoints.ROWS,
+    *other_hardware.ROWS,
     *other_programs.ROWS,
-    *features.ROWS,
+    *refused.ROWS,
 )
 """Every flag, in the order of help."""
 

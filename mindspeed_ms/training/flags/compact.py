@@ -31,13 +31,13 @@ from mindspeed_ms.training.flags.row import (
     NoEffect,
     Refused,
     in_group,
-    number_or_list,
     off,
     on,
     toggle,
     value,
     values,
 )
+from mindspeed_ms.training.flags.value_types import number_or_list
 
 _TYPES: Mapping[str, Callable[[str], Any]] = MappingProxyType(
     {"int": int, "float": float, "str": str, "list": number_or_list}

@@ -1,12 +1,137 @@
-"""Further flags of experts, latent attention and multi-token prediction, with other spellings."""
+"""Flags of mixture of experts, multi-latent attention and multi-token prediction."""
 
 from __future__ import annotations
 
 from mindspeed_ms.training.flags.compact import compact
-from mindspeed_ms.training.flags.row import Field, Flag, NoEffect, Refused, in_group, on, value
+from mindspeed_ms.training.flags.row import (
+    Field,
+    Flag,
+    NoEffect,
+    Refused,
+    in_group,
+    on,
+    value,
+    values,
+)
+from mindspeed_ms.training.flags.value_types import natural, number_or_list
 
 _EXPERTS = "moe_config."
 _LATENT = "model_config.mla_config."
+_NO_ROUTER = Refused("the router does not do this", "use aux_loss, and softmax or sigmoid scores")
+_WIDTH = f"{_EXPERTS}moe_ffn_hidden_size"
+_SHARED_WIDTH = f"{_EXPERTS}moe_shared_expert_intermediate_size"
+
+MOE = in_group(
+    "mixture of experts",
+    [
+        value(
+            "--num-experts",
+            int,
+            Field(
+                f"{_EXPERTS}num_experts",
+                back=lambda count, _: None if count == 1 else count,
+                also=(_WIDTH,),
+            ),
+            common=True,
+        ),
+        value("--moe-router-topk", int, Field(f"{_EXPERTS}moe_router_topk"), 2, common=True),
+        values(
+            "--moe-router-load-balancing-type",
+            str,
+            Field(f"{_EXPERTS}moe_router_load_balancing_type"),
+            arity="some",
+            default="aux_loss",
+            choices=(
+                "aux_loss",
+                "seq_aux_loss",
+                "global_aux_loss",
+                "sinkhorn",
+                "none",
+                "quantile_balancing",
+            ),
+            refuses=(("quantile_balancing", _NO_ROUTER),),
+        ),
+        values(
+            "--moe-aux-loss-coeff",
+            float,
+            Field(f"{_EXPERTS}moe_aux_loss_coeff"),
+            arity="some",
+            default=0.0,
+        ),
+        value("--moe-z-loss-coeff", float, Field(f"{_EXPERTS}moe_z_loss_coeff")),
+        value("--moe-input-jitter-eps", float, Field(f"{_EXPERTS}moe_input_jitter_eps")),
+        value(
+            "--moe-token-dispatcher-type",
+            str,
+            Field(f"{_EXPERTS}moe_token_dispatcher_type"),
+            "allgather",
+            choices=("allgather", "alltoall", "alltoall_seq", "flex"),
+        ),
+        on("--moe-grouped-gemm", Field(f"{_EXPERTS}moe_grouped_gemm")),
+        on(
+            "--moe-permute-fusion",
+            Field(f"{_EXPERTS}moe_permute_fusion"),
+        ),
+        value("--moe-ffn-hidden-size", int, Field(_WIDTH, also=(_SHARED_WIDTH,))),
+        value(
+            "--moe-shared-expert-intermediate-size",
+            int,
+            Field(_SHARED_WIDTH),
+        ),
+        on("--moe-shared-expert-overlap", Field(f"{_EXPERTS}moe_shared_expert_overlap")),
+        on("--moe-shared-expert-gate", Field(f"{_EXPERTS}moe_shared_expert_gate")),
+        on("--moe-layer-recompute", Field(f"{_EXPERTS}moe_layer_recompute")),
+        on("--moe-per-layer-logging", Field(f"{_EXPERTS}moe_per_layer_logging")),
+        value("--moe-layer-freq", number_or_list, Field(f"{_EXPERTS}moe_layer_freq"), 1),
+        value(
+            "--moe-expert-capacity-factor", float, Field(f"{_EXPERTS}moe_expert_capacity_factor")
+        ),
+        on(
+            "--moe-pad-expert-input-to-capacity",
+            Field(f"{_EXPERTS}moe_pad_expert_input_to_capacity"),
+        ),
+        value(
+            "--moe-token-drop-policy",
+            str,
+            Field(f"{_EXPERTS}moe_token_drop_policy"),
+            "probs",
+            choices=("probs", "position"),
+        ),
+        value(
+            "--moe-router-score-function",
+            str,
+            Field(f"{_EXPERTS}moe_router_score_function"),
+            "softmax",
+            choices=("softmax", "sigmoid", "sqrtsoftplus"),
+            refuses=(("sqrtsoftplus", _NO_ROUTER),),
+        ),
+        on("--moe-router-pre-softmax", Field(f"{_EXPERTS}moe_router_pre_softmax")),
+        value(
+            "--moe-router-topk-scaling-factor",
+            float,
+            Field(f"{_EXPERTS}moe_router_topk_scaling_factor"),
+        ),
+        on("--moe-router-enable-expert-bias", Field(f"{_EXPERTS}moe_router_enable_expert_bias")),
+        value(
+            "--moe-router-bias-update-rate",
+            float,
+            Field(f"{_EXPERTS}moe_router_bias_update_rate"),
+            1e-3,
+        ),
+        value("--moe-router-num-groups", int, Field(f"{_EXPERTS}moe_router_num_groups")),
+        value("--moe-router-group-topk", int, Field(f"{_EXPERTS}moe_router_group_topk")),
+        value(
+            "--moe-router-dtype",
+            str,
+            Field(f"{_EXPERTS}moe_router_dtype"),
+            choices=("fp32", "fp64"),
+        ),
+        on(
+            "--moe-router-force-load-balancing",
+            Field(f"{_EXPERTS}moe_router_force_load_balancing"),
+        ),
+    ],
+)
 
 OTHER_NAMES = in_group(
     "mixture of experts",
@@ -14,7 +139,7 @@ OTHER_NAMES = in_group(
         value(
             "--moe-intermediate-size",
             int,
-            Field(f"{_EXPERTS}moe_ffn_hidden_size"),
+            Field(_WIDTH, also=(_SHARED_WIDTH,)),
             dest="moe_ffn_hidden_size",
             help="Same as --moe-ffn-hidden-size.",
         ),
@@ -41,11 +166,34 @@ OTHER_NAMES = in_group(
         ),
         value(
             "--n-shared-experts",
-            int,
-            Field(f"{_EXPERTS}moe_shared_expert_intermediate_size"),
+            natural,
+            Field(_SHARED_WIDTH, by_rule=True),
             help="Shared experts of --moe-ffn-hidden-size each; another way to state "
             "--moe-shared-expert-intermediate-size.",
         ),
+    ],
+)
+
+LATENT_ATTENTION = in_group(
+    "multi-latent attention",
+    [
+        on("--multi-latent-attention", Field("model_config.multi_latent_attention")),
+        value("--q-lora-rank", int, Field(f"{_LATENT}q_lora_rank")),
+        value("--kv-lora-rank", int, Field(f"{_LATENT}kv_lora_rank"), 32),
+        value("--qk-head-dim", int, Field(f"{_LATENT}qk_head_dim"), 128),
+        value("--qk-pos-emb-head-dim", int, Field(f"{_LATENT}qk_pos_emb_head_dim"), 64),
+        value("--v-head-dim", int, Field(f"{_LATENT}v_head_dim"), 128),
+        value("--rope-type", str, Field(f"{_LATENT}rope_type"), choices=("rope", "yarn")),
+        value("--rotary-scaling-factor", float, Field(f"{_LATENT}rotary_scaling_factor"), 1.0),
+        value(
+            "--yarn-original-max-position-embeddings",
+            int,
+            Field(f"{_LATENT}original_max_position_embeddings"),
+        ),
+        value("--yarn-beta-fast", float, Field(f"{_LATENT}beta_fast")),
+        value("--yarn-beta-slow", float, Field(f"{_LATENT}beta_slow")),
+        value("--mscale", float, Field(f"{_LATENT}mscale"), 1.0),
+        value("--mscale-all-dim", float, Field(f"{_LATENT}mscale_all_dim"), 0.0),
     ],
 )
 
@@ -84,9 +232,22 @@ OTHER_NAMES_OF_LAYERS = in_group(
     ],
 )
 
+FURTHER_TOKENS = in_group(
+    "multi-token prediction",
+    [
+        value("--mtp-num-layers", int, Field("model_config.mtp_num_layers")),
+        value(
+            "--mtp-loss-scaling-factor", float, Field("model_config.mtp_loss_scaling_factor"), 0.1
+        ),
+    ],
+)
+
 ROWS: tuple[Flag, ...] = (
+    *MOE,
     *OTHER_NAMES,
+    *LATENT_ATTENTION,
     *OTHER_NAMES_OF_LAYERS,
+    *FURTHER_TOKENS,
     *compact(
         "mixture of experts",
         NoEffect("no token is dropped unless --moe-expert-capacity-factor is given"),

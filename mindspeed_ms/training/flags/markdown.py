@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from mindspeed_ms.training.flags import ROWS, EntryPoint, Field, Flag, NoEffect, Refused
 
 _HEAD = """# Flags
@@ -35,16 +37,19 @@ def flags_document() -> str:
 
 
 def _summary() -> str:
-    kinds: dict[str, tuple[type, ...]] = {
-        "implemented": (Field, EntryPoint),
-        "no effect": (NoEffect,),
-        "refused": (Refused,),
-    }
-    counts = {
-        name: sum(isinstance(row.state, kind) for row in ROWS) for name, kind in kinds.items()
-    }
-    listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+    counts = Counter(_kind(row) for row in ROWS)
+    listed = ", ".join(f"{counts[name]} {name}" for name in ("implemented", "no effect", "refused"))
     return f"\n{len(ROWS)} rows: {listed}.\n"
+
+
+def _kind(row: Flag) -> str:
+    """Return the state of a flag in a word."""
+    match row.state:
+        case Field(without_effect=str()) | NoEffect():
+            return "no effect"
+        case Field(unavailable=str()) | Refused():
+            return "refused"
+    return "implemented"
 
 
 def _line(row: Flag) -> str:
@@ -55,10 +60,12 @@ def _line(row: Flag) -> str:
 
 def _state(row: Flag) -> str:
     match row.state:
-        case Field(path=path, without_effect=None):
-            text = f"implemented: `{path}`"
-        case Field(path=path, without_effect=reason):
+        case Field(path=path, without_effect=str() as reason):
             text = f"no effect, kept in `{path}`: {reason}"
+        case Field(path=path, unavailable=str() as reason):
+            text = f"kept in `{path}`; a run that asks for more than usual is refused: {reason}"
+        case Field(path=path):
+            text = f"implemented: `{path}`"
         case NoEffect(reason=reason):
             text = f"no effect: {reason}"
         case Refused(harmless=harmless) as refused:

@@ -2,35 +2,101 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from mindspeed_ms.config.all_config import SECTION_CLASSES
-from mindspeed_ms.config.dtypes import parse_dtype
 from mindspeed_ms.config.section import field_docs, field_names
+from mindspeed_ms.config.support import UNAVAILABLE, WITHOUT_EFFECT
+from mindspeed_ms.training.flags.value_types import parse_bool
+
+SAME: Any = type("Same", (), {"__repr__": lambda _: "SAME"})()
+"""The field holds what the flag says."""
+
+UNSET: Any = type("Unset", (), {"__repr__": lambda _: "UNSET"})()
+"""Nothing is said about a field."""
+
+ReadField: TypeAlias = Callable[[str], Any]
+"""Path -> value of that field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
     """The flag sets a field of the configuration.
 
+    Among several flags of one field those on the command line come first, then those that differ
+    from their default, then the order of the table; ``training/flag_rules.py`` has the fields that
+    several flags decide together.
+
     Attributes:
         path: ``section.field``, or ``section.block.field``.
-        also: further fields whose value depends on the flag.
-        without_effect: reason why the stored value changes nothing yet; None when it does.
+        means: what the field holds when the flag is given: ``SAME``, a mapping or a function from
+            the flag's value, or a constant. A value of None, and a switch that is off and stands
+            for a constant, say nothing.
+        back: from the field's value, and a reader of other fields, to the flag's; needed when
+            ``means`` is a function.
+        item: the flag states this item of the field's list only.
+        sets: further fields -> function from the flag's value, which may be None, to theirs; UNSET
+            or None for nothing.
+        also: further fields whose rule reads the flag.
+        by_rule: only the field's rule reads the flag; by itself it says nothing.
+        clears: attributes of other flags whose values in a file the flag replaces.
+        yields: another flag of the same field may contradict this one, and then wins.
 
     """
 
     path: str
+    means: Any = SAME
+    back: Callable[[Any, ReadField], Any] | None = None
+    item: int | None = None
+    sets: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     also: tuple[str, ...] = ()
-    without_effect: str | None = None
+    by_rule: bool = False
+    clears: tuple[str, ...] = ()
+    yields: bool = False
+
+    @property
+    def without_effect(self) -> str | None:
+        """Reason why the stored value changes nothing; None when it does."""
+        return WITHOUT_EFFECT.get(self.path)
+
+    @property
+    def unavailable(self) -> str | None:
+        """Reason why a run that asks for it is refused at start; None when it is not."""
+        return UNAVAILABLE.get(self.path)
 
     @property
     def paths(self) -> tuple[str, ...]:
         """All fields the flag has a say in."""
-        return (self.path, *self.also)
+        return (self.path, *self.sets, *self.also)
+
+    def stated(self, value: Any) -> Any:
+        """Return what the field holds when the flag has this value, UNSET for nothing."""
+        if value is None or self.by_rule:
+            return UNSET
+        if self.means is SAME:
+            return value
+        if isinstance(self.means, Mapping):
+            return self.means.get(value, UNSET)
+        if callable(self.means):
+            return self.means(value)
+        return self.means if value else UNSET
+
+    def read_back(self, read: ReadField) -> Any:
+        """Return the flag's value that the fields amount to, UNSET when they do not tell."""
+        own = read(self.path)
+        if self.back is not None:
+            return self.back(own, read)
+        if self.by_rule or callable(self.means):
+            return UNSET
+        if self.item is not None:
+            return own[self.item]
+        if self.means is SAME:
+            return list(own) if isinstance(own, tuple) else own
+        if isinstance(self.means, Mapping):
+            return next((flag for flag, field in self.means.items() if field == own), UNSET)
+        return own == self.means
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +150,17 @@ false or nothing.
 class Flag:
     """A row.
 
-    ``names[0]`` is the spelling shown in help; ``dest`` the attribute of the Namespace; ``refuses``
-    holds values, known to Megatron or MindSpeed, that do not exist here.
+    Attributes:
+        names: its spellings; the first is shown in help.
+        dest: attribute of the Namespace.
+        refuses: values, known to Megatron or MindSpeed, that do not exist here.
+        attributes: further attributes that always hold the same value.
+        typical: what a plan takes when a flag that Megatron requires is not given; None: it is not
+            required.
+        excludes: flags that it does not go together with.
+        small: its value with ``--scale-down``; ``SAME``: it stays, or a rule decides.
+        common: ``--help`` shows it.
+
     """
 
     names: tuple[str, ...]
@@ -98,6 +173,11 @@ class Flag:
     refuses: tuple[tuple[str, Refused], ...] = ()
     group: str = ""
     help: str = ""
+    attributes: tuple[str, ...] = ()
+    typical: Any = None
+    excludes: tuple[str, ...] = ()
+    small: Any = SAME
+    common: bool = False
 
     @property
     def summary(self) -> str:
@@ -108,9 +188,12 @@ class Flag:
         if self.help:
             return self.help
         match self.state:
-            case Field():
-                start = "Switch off. " if self.arity == "off" else ""
-                return start + field_doc(self.state.path)
+            case Field(without_effect=str() as reason):
+                return f"Accepted without effect: {reason}."
+            case Field(unavailable=reason):
+                start = "Switch off: " if self.arity == "off" else ""
+                end = f" Not available: {reason}." if reason else ""
+                return start + field_doc(self.state.path) + end
             case NoEffect():
                 return f"Accepted without effect: {self.state.reason}."
             case Refused():
@@ -141,6 +224,16 @@ def field_doc(path: str) -> str:
     if head not in field_names(cls):
         raise ValueError(f"the flag table names {path}, which does not exist; correct the row")
     return field_docs(cls)[head] if not rest else f"{field_docs(cls)[head]} ({rest})"
+
+
+def given_means(constant: Any) -> Callable[[Any], Any]:
+    """Return a function for ``Field.sets``: a constant when the flag has a value."""
+    return lambda given: UNSET if given is None else constant
+
+
+def asked_means(constant: Any) -> Callable[[Any], Any]:
+    """Return a function for ``Field.sets``: a constant when the flag asks for something."""
+    return lambda given: constant if given else UNSET
 
 
 def value(
@@ -189,84 +282,3 @@ def _spellings(name: str) -> tuple[str, str]:
 def in_group(title: str, rows: Iterable[Flag]) -> tuple[Flag, ...]:
     """Return the rows with their help group set."""
     return tuple(replace(row, group=title) for row in rows)
-
-
-# --- value types ----------------------------------------------------------------------------------
-
-
-def parse_bool(text: str) -> bool:
-    """Read ``true`` or ``false``.
-
-    Raises:
-        ValueError: any other word.
-
-    """
-    word = text.strip().lower()
-    if word in ("true", "yes", "1", "on"):
-        return True
-    if word in ("false", "no", "0", "off"):
-        return False
-    raise ValueError(text)
-
-
-def bool_or_word(text: str) -> bool | str:
-    """Read ``true``, ``false`` or another word as it is."""
-    try:
-        return parse_bool(text)
-    except ValueError:
-        return text
-
-
-def dtype(text: str) -> Any:
-    """Read the name of a data type."""
-    return parse_dtype(text)
-
-
-def unescaped(text: str) -> str:
-    """Return a text without the backslashes and quotes that protected it from a shell."""
-    return text.replace("\\", "").strip("\"'")
-
-
-def number_or_list(text: str) -> int | list[int] | str:
-    """Read ``3``, ``[0,1,1]`` or an expression such as ``([0]*3+[1]*58)``.
-
-    A closing bracket at the end that was lost between shells is added.
-
-    Raises:
-        ValueError: neither a number nor a list expression.
-
-    """
-    stripped = text.strip()
-    if stripped.lstrip("-").isdigit():
-        return int(stripped)
-    return eval_list(stripped + ")" * max(0, stripped.count("(") - stripped.count(")")))
-
-
-def eval_list(text: str) -> list[int]:
-    """Evaluate a list expression of integers, ``+`` and ``*`` without running code.
-
-    Raises:
-        ValueError: anything else.
-
-    """
-    wrong = ValueError(f"{text!r} is no list expression")
-    try:
-        result = _evaluate(ast.parse(text, mode="eval").body)
-    except (SyntaxError, TypeError) as error:
-        raise wrong from error
-    if not isinstance(result, list):
-        raise wrong
-    return result
-
-
-def _evaluate(node: ast.expr) -> Any:
-    match node:
-        case ast.List(elts=items) | ast.Tuple(elts=items):
-            return [_evaluate(item) for item in items]
-        case ast.Constant(value=int() as number):
-            return number
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _evaluate(left) + _evaluate(right)
-        case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            return _evaluate(left) * _evaluate(right)
-    raise TypeError(type(node).__name__)

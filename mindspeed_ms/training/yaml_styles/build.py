@@ -7,7 +7,8 @@ from typing import Any
 
 from mindspeed_ms.config.all_config import SECTION_CLASSES, AllConfig
 from mindspeed_ms.config.build import Sections, assemble, build_sections, fill_types
-from mindspeed_ms.config.section import Section, clean_section, unknown_key
+from mindspeed_ms.config.coercion import no_pairs, unknown_key
+from mindspeed_ms.config.section import Section, clean_section
 from mindspeed_ms.training.yaml_styles.guide_style import (
     PENDING,
     is_guide_style,
@@ -24,6 +25,8 @@ def clean_sections(document: Mapping[str, Any], model_type: str = "model_config"
         ValueError: an unknown section or key, or a value of the wrong type.
 
     """
+    if PENDING in document:
+        raise unknown_key("the file", PENDING, SECTION_CLASSES)
     if is_guide_style(document):
         document = translate(document)
     renamed: dict[str, Any] = {}
@@ -32,18 +35,27 @@ def clean_sections(document: Mapping[str, Any], model_type: str = "model_config"
         if section not in SECTION_CLASSES and section != PENDING:
             raise unknown_key("the file", str(name), SECTION_CLASSES)
         if values is not None and not isinstance(values, Mapping):
-            raise ValueError(
-                f"{name} is {values!r}, but must hold key: value pairs; indent its keys below it"
-            )
+            raise no_pairs(name, values)
         renamed[section] = values or {}
     current = modernize(renamed)
     pending = current.pop(PENDING, None)
-    sections = {
-        name: clean_section(SECTION_CLASSES[name], values) for name, values in current.items()
-    }
+    sections = checked_sections(current)
     if pending:
         sections[PENDING] = pending
     return sections
+
+
+def checked_sections(sections: Mapping[str, Mapping[str, Any]]) -> Sections:
+    """Return sections with today's key names with their values checked.
+
+    Raises:
+        ValueError: a value that its field does not take.
+
+    """
+    return {
+        name: clean_section(SECTION_CLASSES[name], values) if name != PENDING else dict(values)
+        for name, values in sections.items()
+    }
 
 
 def merge_sections(layers: Iterable[Mapping[str, Mapping[str, Any]]]) -> Sections:
@@ -84,7 +96,8 @@ def build_selected(
     if not config_classes:
         return _build_all(sections, model_type)
     for cls in config_classes:
-        if SECTION_CLASSES.get(getattr(cls, "NAME", "")) is not cls:
+        known = SECTION_CLASSES.get(getattr(cls, "NAME", ""))
+        if known is None or not (isinstance(cls, type) and issubclass(cls, known)):
             raise ValueError(
                 f"{cls!r} is not a configuration class; use "
                 f"{', '.join(c.__name__ for c in SECTION_CLASSES.values())}"

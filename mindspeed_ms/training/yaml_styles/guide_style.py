@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from mindspeed_ms.config.build import Sections
+from mindspeed_ms.config.coercion import no_pairs, shown, unknown_key
 from mindspeed_ms.config.dtypes import BFLOAT16, FLOAT16, FLOAT32, parse_dtype
-from mindspeed_ms.config.section import unknown_key
 
 GUIDE_SECTIONS = frozenset({"train_config", "accelerate_config"})
 """Top-level names that only this style has."""
@@ -100,8 +100,10 @@ def translate(document: Mapping[str, Any]) -> Sections:
             flat = {key: value for key, value in body.items() if key != "llm"}
             sections.setdefault(name, {}).update(flat)
             nested[name] = {"llm": body["llm"]}
-        else:
+        elif body is None or isinstance(body, Mapping):
             sections.setdefault(name, {}).update(body or {})
+        else:
+            raise no_pairs(name, body)
     for path, value in _leaves(nested):
         if value is not None:
             _place(path, value, sections)
@@ -136,9 +138,7 @@ def _unplaced(path: str, value: Any) -> ValueError:
     """Return the error for a path this style does not have."""
     paths = [*TARGETS, *SPECIAL, f"{PASSED_THROUGH}.wrap_with_ddp"]
     if any(name.startswith(f"{path}.") for name in paths):
-        return ValueError(
-            f"{path} is {value!r}, but must hold key: value pairs; indent its keys below it"
-        )
+        return no_pairs(path, value)
     parent, _, key = path.rpartition(".")
     start = f"{parent}." if parent else ""
     known = {name.removeprefix(start).split(".")[0] for name in paths if name.startswith(start)}
@@ -156,7 +156,7 @@ def _logits_dtype(value: Any) -> dict[str, Any]:
     dtype = parse_dtype(value)
     if dtype == BFLOAT16:
         raise ValueError(
-            f"{_PRECISION}.logits_compute_dtype is {value!r}, but the loss takes float32 or "
+            f"{_PRECISION}.logits_compute_dtype is {shown(value)}, but the loss takes float32 or "
             "float16 logits; use float32"
         )
     return {"model_config.fp16_lm_cross_entropy": dtype == FLOAT16}
@@ -170,7 +170,7 @@ def _gradient_dtype(value: Any) -> dict[str, Any]:
 def _attention_type(value: Any) -> dict[str, Any]:
     if value not in ("GQA", "MHA", "MQA"):
         raise ValueError(
-            f"{_BLOCKS}.attention.attention_type is {value!r}, but must be GQA, MHA or MQA; "
+            f"{_BLOCKS}.attention.attention_type is {shown(value)}, but must be GQA, MHA or MQA; "
             "correct it"
         )
     result: dict[str, Any] = {"model_config.group_query_attention": value != "MHA"}
@@ -184,7 +184,11 @@ def _shared_embedding(value: Any) -> dict[str, Any]:
 
 
 def _operator_names(value: Any) -> list[str]:
-    names = value.split(",") if isinstance(value, str) else list(value)
+    if not isinstance(value, str | list):
+        raise ValueError(
+            f"{_PRECISION}.fused_operators is {shown(value)}, but must be a list of operators"
+        )
+    names = value.split(",") if isinstance(value, str) else value
     names = [str(name).strip() for name in names if str(name).strip()]
     for name in names:
         if name not in _OPERATORS:

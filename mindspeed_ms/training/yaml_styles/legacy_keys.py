@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from mindspeed_ms.config.all_config import SECTION_CLASSES
 from mindspeed_ms.config.build import Sections
+from mindspeed_ms.config.coercion import no_pairs, shown, unknown_key
+from mindspeed_ms.config.optimizer_config import OptimizerConfig
+from mindspeed_ms.config.section import field_default, field_names
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,18 @@ class Inert:
 
     accepted: tuple[object, ...] | None
     reason: str
+
+    def drop(self, name: str, value: object) -> None:
+        """Say that a key has no effect.
+
+        Raises:
+            ValueError: its value asks for something that does not exist here.
+
+        """
+        if self.accepted is None:
+            logger.warning("%s has no effect: %s", name, self.reason)
+        elif value is not None and not any(value == one for one in self.accepted):
+            raise ValueError(f"{name} is {shown(value)}, which does not exist here; {self.reason}")
 
 
 _OPS_CHOOSES = Inert(None, "the kernel of each operation is chosen once at start")
@@ -81,12 +97,44 @@ INERT_KEYS: Mapping[str, Mapping[str, Inert]] = MappingProxyType(
     }
 )
 
+_TOKENS = "dataset_config.eos_token_id and dataset_config.pad_token_id say it"
+
+INERT_ANYWHERE: Mapping[str, Inert] = MappingProxyType(
+    {
+        "model_customize_staged": Inert(None, "parallel_config.num_layer_list cuts the model"),
+        "eod_id": Inert(None, _TOKENS),
+        "pad_token": Inert(None, _TOKENS),
+        "pad_token_id": Inert(None, _TOKENS),
+        "checkpoint_dir": Inert(None, "training_config.output_dir and load_checkpoint say it"),
+        "attn_type": Inert(None, _GPT_ONLY),
+        "moe_input_noise_eps": Inert(None, "use moe_config.moe_input_jitter_eps"),
+        "dataset_size": Inert(None, "the data tells its size"),
+        "seq_length": Inert(None, "model_config.seq_length counts"),
+        "loss_func_type": Inert(None, "the loss is the vocabulary-parallel cross entropy"),
+        "use_dist_ckpt": Inert(None, "checkpoints are re-sharded on load"),
+        "dist_ckpt_format": Inert(None, "use training_config.ckpt_format"),
+    }
+)
+"""Keys that files of the predecessor hold in one section or another, and that nothing read."""
+
 MOVED_KEYS: Mapping[tuple[str, str], tuple[str, str]] = MappingProxyType(
     {
         ("model_config", "num_experts"): ("moe_config", "num_experts"),
         ("parallel_config", "overlap_grad_reduce"): ("training_config", "overlap_grad_reduce"),
         ("dataset_config", "train_samples"): ("training_config", "train_samples"),
         ("training_config", "grad_clip_kwargs"): ("optimizer_config", "clip_grad"),
+        ("model_config", "cp_attention_mask_type"): ("parallel_config", "attention_mask_type"),
+        ("parallel_config", "cp_attention_mask_type"): ("parallel_config", "attention_mask_type"),
+        ("training_config", "cp_attention_mask_type"): ("parallel_config", "attention_mask_type"),
+        ("model_config", "use_post_norm"): ("model_config", "use_final_norm"),
+        ("training_config", "shuffle"): ("dataset_config", "shuffle"),
+        ("training_config", "data_layout"): ("dataset_config", "data_layout"),
+        ("training_config", "mask_func_type"): ("model_config", "mask_func_type"),
+        ("training_config", "softmax_compute_dtype"): ("model_config", "softmax_compute_dtype"),
+        ("optimizer_config", "weight_decay_incre_style"): (
+            "optimizer_config",
+            "weight_decay_incr_style",
+        ),
     }
 )
 """(section, key) as older files have it -> where it is now."""
@@ -96,6 +144,9 @@ def _clip_value(value: object) -> object:
     """Return the limit in ``{grad_clip_type: ..., clip_value: 1.0}``, or the number itself."""
     if not isinstance(value, Mapping):
         return value
+    for key in value:
+        if key not in ("grad_clip_type", "clip_value"):
+            raise unknown_key("grad_clip_kwargs", key, ("grad_clip_type", "clip_value"))
     kind = value.get("grad_clip_type", "ClipGlobalNorm")
     if kind != "ClipGlobalNorm":
         raise ValueError(
@@ -107,6 +158,14 @@ def _clip_value(value: object) -> object:
 
 def _none_if_zero(value: object) -> object:
     return None if value == 0 else value
+
+
+_NONE_IF_ZERO = (
+    ("training_config", "train_samples"),
+    ("optimizer_config", "lr_decay_iters"),
+    ("optimizer_config", "lr_decay_samples"),
+)
+"""Lengths for which older files write 0 when they mean none."""
 
 
 _VALUE_OF_MOVED: Mapping[tuple[str, str], Callable[[object], object]] = MappingProxyType(
@@ -144,11 +203,37 @@ def modernize(sections: Mapping[str, Mapping[str, Any]]) -> Sections:
     result: Sections = {name: dict(values or {}) for name, values in sections.items()}
     _move(result)
     _fold(result)
+    _take_sequence_length(result)
     _drop_inert(result)
-    optimizer = result.get("optimizer_config", {})
+    for section, key in _NONE_IF_ZERO:
+        if key in result.get(section, {}):
+            result[section][key] = _none_if_zero(result[section][key])
+    _modernize_optimizer(result.get("optimizer_config", {}))
+    return result
+
+
+def _take_sequence_length(sections: Sections) -> None:
+    """A length that stands with the data is the model's, if that has none."""
+    length = sections.get("dataset_config", {}).get("seq_length")
+    model = sections.get("model_config")
+    if length is not None and model is not None and model.get("seq_length") is None:
+        model["seq_length"] = sections["dataset_config"].pop("seq_length")
+
+
+def _modernize_optimizer(optimizer: dict[str, Any]) -> None:
     if "clip_grad" in optimizer:
         optimizer["clip_grad"] = _clip_value(optimizer["clip_grad"])
-    return result
+    betas = [optimizer.pop(name, None) for name in ("beta1", "beta2")]
+    if any(beta is not None for beta in betas):
+        usual = field_default(OptimizerConfig, "betas")
+        given = tuple(
+            own if own is not None else other for own, other in zip(betas, usual, strict=True)
+        )
+        _put(optimizer, "betas", given, "optimizer_config.beta1 and beta2")
+    if optimizer.get("lr_warmup_fraction") is not None:
+        for name in ("lr_warmup_iters", "lr_warmup_samples"):
+            if optimizer.pop(name, None):
+                logger.warning("optimizer_config.%s has no effect: lr_warmup_fraction counts", name)
 
 
 def _put(section: dict[str, Any], key: str, value: object, given_as: str) -> None:
@@ -174,10 +259,7 @@ def _fold(sections: Sections) -> None:
         if block is None:
             continue
         if not isinstance(block, Mapping):
-            raise ValueError(
-                f"{section}.{block_name} is {block!r}, but must hold key: value pairs; indent its "
-                "keys below it"
-            )
+            raise no_pairs(f"{section}.{block_name}", block)
         for key, value in block.items():
             if key not in keys:
                 raise ValueError(
@@ -187,13 +269,9 @@ def _fold(sections: Sections) -> None:
 
 
 def _drop_inert(sections: Sections) -> None:
-    for section, inert_keys in INERT_KEYS.items():
-        values = sections.get(section, {})
-        for key in [key for key in values if key in inert_keys]:
-            value, inert = values.pop(key), inert_keys[key]
-            if inert.accepted is None:
-                logger.warning("%s.%s has no effect: %s", section, key, inert.reason)
-            elif value is not None and value not in inert.accepted:
-                raise ValueError(
-                    f"{section}.{key} is {value!r}, which does not exist here; {inert.reason}"
-                )
+    for section, values in sections.items():
+        cls = SECTION_CLASSES.get(section)
+        own = {*field_names(cls), *cls.ALIASES} if cls is not None else set()
+        inert_keys = {**INERT_ANYWHERE, **INERT_KEYS.get(section, {})}
+        for key in [key for key in values if key in inert_keys and key not in own]:
+            inert_keys[key].drop(f"{section}.{key}", values.pop(key))

@@ -9,14 +9,18 @@ Source: Megatron-LM core 0.8 ``yaml_arguments.py`` and its example file (names).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mindspeed_ms.config.section import suggestion
-from mindspeed_ms.training.flags import ROWS, Flag, Refused
-from mindspeed_ms.training.yaml_styles.yaml_files import find_yaml, read_yaml
+from mindspeed_ms.config.all_config import SECTION_CLASSES
+from mindspeed_ms.config.coercion import UnfitError, coerce, shown, suggestion, wrong_value
+from mindspeed_ms.training.flags import ROWS, EntryPoint, Field, Flag, Refused
+from mindspeed_ms.training.flags.value_types import positive, ranks
+from mindspeed_ms.training.yaml_styles.guide_style import is_guide_style
+from mindspeed_ms.training.yaml_styles.legacy_keys import Inert
+from mindspeed_ms.training.yaml_styles.yaml_files import BASE_KEY, find_yaml, read_yaml
 
 RENAMED: Mapping[str, str] = MappingProxyType(
     {
@@ -25,6 +29,9 @@ RENAMED: Mapping[str, str] = MappingProxyType(
         "layernorm_zero_centered_gamma": "apply_layernorm_1p",
         "bias_activation_fusion": "bias_gelu_fusion",
         "use_mcore_models": "deprecated_use_mcore_models",
+        "use_dist_ckpt": "use_dist_ckpt_deprecated",
+        "dist_ckpt_format": "dist_ckpt_format_deprecated",
+        "weight_decay_incre_style": "weight_decay_incr_style",
     }
 )
 """Key of the file -> argument."""
@@ -70,6 +77,31 @@ WITHOUT_EFFECT = frozenset(
 """Keys of Megatron's classes that no argument sets; what they choose is decided elsewhere here."""
 
 
+_GPT_ONLY = "there is one model, one loss and one way to mask"
+_FIELD = "give it in --yaml, as {}"
+
+PREDECESSORS: Mapping[str, Inert] = MappingProxyType(
+    {
+        "model_customize_staged": Inert(None, "--num-layer-list cuts the model"),
+        "mask_func_type": Inert(None, _GPT_ONLY),
+        "loss_func_type": Inert(None, _GPT_ONLY),
+        "softmax_compute_dtype": Inert(None, "every kernel takes the softmax in float32"),
+        "eod_id": Inert(None, "use eos_token_id"),
+        "pad_token": Inert(None, "use pad_token_id"),
+        "epochs": Inert(None, "use train_iters or train_samples"),
+        "data_layout": Inert(None, "activations are [sequence, batch, hidden] inside"),
+        "loss_reduction": Inert(("mean",), "losses of tokens are averaged"),
+        "use_post_norm": Inert((True,), _FIELD.format("model_config.use_final_norm")),
+        "shuffle": Inert((False,), _FIELD.format("dataset_config.shuffle")),
+        "use_lora": Inert((False,), _FIELD.format("lora_config")),
+    }
+)
+"""Keys of the predecessor's second line, which used this layout, that no argument sets."""
+
+BLOCKS = frozenset({"language_model", "model_parallel"})
+"""Names of Megatron's blocks of keys."""
+
+
 def load_megatron_yaml(name: str | Path) -> dict[str, Any]:
     """Return argument -> value as a file in Megatron's layout states them. Empty keys are left out.
 
@@ -85,15 +117,30 @@ def load_megatron_yaml(name: str | Path) -> dict[str, Any]:
         if key == "activation_func":
             values.update(_activation(path, given))
             continue
+        if key in PREDECESSORS:
+            PREDECESSORS[key].drop(key, given)
+            continue
         dest = RENAMED.get(key, key)
         if dest not in rows:
             raise ValueError(f"{path}: unknown key {key!r}{suggestion(key, rows)}")
         if given != rows[dest].default:
             _check(path, key, given, rows[dest])
+        if values.get(dest, given) != given:
+            raise ValueError(f"{path}: {key} is given twice, with different values; keep one")
         values[dest] = given
     if not values.get("group_query_attention"):
         values.pop("num_query_groups", None)
     return values
+
+
+def is_megatron_style(name: str | Path) -> bool:
+    """Tell whether a file has Megatron's layout: its keys are arguments, or blocks of them."""
+    document = read_yaml(find_yaml(name))
+    if BASE_KEY in document or is_guide_style(document) or set(document) & set(SECTION_CLASSES):
+        return False
+    known = {row.dest for row in ROWS} | RENAMED.keys() | WITHOUT_EFFECT | BLOCKS
+    known |= PREDECESSORS.keys()
+    return any(str(key) in known for key in document)
 
 
 def _leaves(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -105,21 +152,45 @@ def _leaves(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _activation(path: Path, given: Any) -> Mapping[str, bool]:
-    if given not in ACTIVATIONS:
+    if not isinstance(given, str) or given not in ACTIVATIONS:
         raise ValueError(
-            f"{path}: activation_func is {given!r}, but must be {', '.join(ACTIVATIONS)}; "
+            f"{path}: activation_func is {shown(given)}, but must be {', '.join(ACTIVATIONS)}; "
             "correct it"
         )
     return ACTIVATIONS[given]
 
 
+_HINTS: Mapping[Any, Any] = MappingProxyType({int: int, float: float, str: str | int | float})
+"""What a row reads on a command line -> what YAML may hold for it."""
+
+
 def _check(path: Path, key: str, given: Any, row: Flag) -> None:
+    name = f"{path}: {key}"
+    if row.dest in ("yaml", "yaml_cfg"):
+        raise ValueError(f"{name} names another file; name files on the command line")
+    if isinstance(row.state, Field | EntryPoint):
+        hint = bool if row.arity in ("on", "off", "toggle") else _HINTS.get(row.type)
+        items = given if row.arity in ("many", "some", "three") else [given]
+        for item in items if isinstance(items, list) and hint is not None else []:
+            try:
+                coerce(item, hint)
+            except UnfitError as unfit:
+                raise wrong_value(name, given, hint, unfit) from None
+        if row.type in (ranks, positive):
+            _read(name, given, row.type)
     refusal = row.refusal(given)
     if refusal is not None and given not in (False, ""):
-        raise ValueError(f"{path}: {key} {given!r} is refused: {refusal.advice}")
+        raise ValueError(f"{path}: {key} {shown(given)} is refused: {refusal.advice}")
     if row.choices and not isinstance(row.state, Refused) and given not in row.choices:
         choices = ", ".join(map(str, row.choices))
-        raise ValueError(f"{path}: {key} is {given!r}, but must be one of {choices}")
+        raise ValueError(f"{path}: {key} is {shown(given)}, but must be one of {choices}")
+
+
+def _read(name: str, given: Any, reader: Callable[[str], Any]) -> None:
+    try:
+        reader(str(given))
+    except ValueError:
+        raise ValueError(f"{name} is {shown(given)}, which is no {reader.__name__}") from None
 
 
 def flags_of(arguments: Mapping[str, Any]) -> list[str]:

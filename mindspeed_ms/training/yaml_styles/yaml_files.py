@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -36,7 +37,7 @@ def find_yaml(name: str | Path, beside: Path | None = None) -> Path:
         if configs.is_dir():
             folders.extend(sorted(folder for folder in configs.iterdir() if folder.is_dir()))
     for folder in folders:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):  # which does not raise for names no file can have
             return folder / name
     raise ValueError(
         f"there is no configuration file {name}; looked in the working directory and in configs/, "

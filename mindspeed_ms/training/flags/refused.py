@@ -17,6 +17,12 @@ _LEAVE_OUT = "leave it out"
 
 ROWS: tuple[Flag, ...] = (
     *_refuse(
+        "refused",
+        "layer specifications are Python objects of Megatron",
+        "use the model flags",
+        "--spec str*",
+    ),
+    *_refuse(
         "refused: other layers",
         "layers of this kind are not available",
         "use the flags of a plain GPT layer, and leave it out",

@@ -1,7 +1,8 @@
-"""Flags of data, tokenizer and checkpoints."""
+"""Flags of data: files, samples, tokenizer."""
 
 from __future__ import annotations
 
+from mindspeed_ms.training.flags.compact import compact
 from mindspeed_ms.training.flags.row import (
     Field,
     Flag,
@@ -15,18 +16,59 @@ from mindspeed_ms.training.flags.row import (
     values,
 )
 
+PATHS = {
+    "--data-path": "data_path",
+    "--train-data-path": "train_data_path",
+    "--valid-data-path": "valid_data_path",
+    "--test-data-path": "test_data_path",
+}
+"""Flags that name files of tokens -> attribute."""
+
+
+def _replaced_by(dest: str) -> tuple[str, ...]:
+    """Paths of a file that a path on the command line replaces: one source, or one per split."""
+    per_split = tuple(other for other in PATHS.values() if other != "data_path")
+    return per_split if dest == "data_path" else ("data_path",)
+
+
+_TOKENIZED = NoEffect("text becomes tokens in tools/preprocess_data.py, before training")
+
 DATA = in_group(
     "data",
     [
-        values("--data-path", str, Field("dataset_config.data_path")),
-        value("--split", str, Field("dataset_config.split")),
-        values("--train-data-path", str, Field("dataset_config.train_data_path")),
-        values("--valid-data-path", str, Field("dataset_config.valid_data_path")),
-        values("--test-data-path", str, Field("dataset_config.test_data_path")),
-        value("--data-args-path", str, Field("dataset_config.data_args_path")),
-        value("--per-split-data-args-path", str, Field("dataset_config.per_split_data_args_path")),
-        value("--data-cache-path", str, Field("dataset_config.data_cache_path")),
-        on("--mock-data", Field("dataset_config.mock_data")),
+        *(
+            values(
+                name,
+                str,
+                Field(
+                    "dataset_config." + dest,
+                    clears=("mock_data", *_replaced_by(dest)),
+                ),
+                small=None,
+                common=dest == "data_path",
+            )
+            for name, dest in PATHS.items()
+        ),
+        value("--split", str, Field("dataset_config.split"), small=None, common=True),
+        value("--data-args-path", str, Field("dataset_config.data_args_path"), small=None),
+        value(
+            "--per-split-data-args-path",
+            str,
+            Field("dataset_config.per_split_data_args_path"),
+            small=None,
+        ),
+        value(
+            "--data-cache-path",
+            str,
+            Field("dataset_config.data_cache_path"),
+            small=None,
+        ),
+        on(
+            "--mock-data",
+            Field("dataset_config.mock_data", clears=tuple(PATHS.values())),
+            small=True,
+            common=True,
+        ),
         value(
             "--num-dataset-builder-threads",
             int,
@@ -40,7 +82,10 @@ DATA = in_group(
             0.005,
         ),
         value(
-            "--per-dataset-sequences-path", str, Field("dataset_config.per_dataset_sequences_path")
+            "--per-dataset-sequences-path",
+            str,
+            Field("dataset_config.per_dataset_sequences_path"),
+            small=None,
         ),
         on(
             "--dataloader-fast-cache-load",
@@ -65,7 +110,7 @@ DATA = in_group(
             choices=("single", "cyclic", "external"),
         ),
         off("--no-data-sharding", "data_sharding", Field("dataset_config.data_sharding")),
-        value("--num-workers", int, Field("dataset_config.num_workers"), 2),
+        value("--num-workers", int, Field("dataset_config.num_workers"), 2, small=0, common=True),
         toggle("--reset-position-ids", Field("dataset_config.reset_position_ids"), False),
         toggle("--reset-attention-mask", Field("dataset_config.reset_attention_mask"), False),
         toggle("--eod-mask-loss", Field("dataset_config.eod_mask_loss"), False),
@@ -83,14 +128,14 @@ DATA = in_group(
 SAMPLES = in_group(
     "kinds of samples",
     [
-        on("--sft", Field("dataset_config.sft")),
+        on("--sft", Field("dataset_config.sft"), small=False),
         value(
             "--sft-tokenizer-prompt-format",
             str,
             Field("dataset_config.sft_tokenizer_prompt_format"),
             "nemotron-h-aligned",
         ),
-        on("--fim-data", Field("dataset_config.fim_data")),
+        on("--fim-data", Field("dataset_config.fim_data"), small=False),
         value("--fim-rate", float, Field("dataset_config.fim_rate"), 0.5),
         value("--fim-spm-rate", float, Field("dataset_config.fim_spm_rate"), 0.5),
         value("--fim-split-sample", str, Field("dataset_config.fim_split_sample")),
@@ -107,20 +152,29 @@ SAMPLES = in_group(
 TOKENIZER = in_group(
     "tokenizer",
     [
-        value("--tokenizer-type", str, Field("dataset_config.tokenizer_type")),
+        value(
+            "--tokenizer-type",
+            str,
+            Field("dataset_config.tokenizer_type", also=("model_config.vocab_size",)),
+            small="NullTokenizer",
+            common=True,
+        ),
         value(
             "--tokenizer-model",
             str,
             Field("dataset_config.tokenizer_model"),
             aliases=("--tokenizer-name-or-path",),
+            small=None,
+            common=True,
         ),
-        value("--vocab-file", str, Field("dataset_config.vocab_file")),
-        value("--merge-file", str, Field("dataset_config.merge_file")),
+        value("--vocab-file", str, Field("dataset_config.vocab_file"), small=None),
+        value("--merge-file", str, Field("dataset_config.merge_file"), small=None),
         on("--trust-remote-code", Field("dataset_config.trust_remote_code")),
         off(
             "--tokenizer-hf-no-use-fast",
             "tokenizer_use_fast",
             Field("dataset_config.tokenizer_use_fast"),
+            aliases=("--tokenizer-not-use-fast",),
         ),
         value(
             "--tiktoken-pattern",
@@ -146,77 +200,28 @@ TOKENIZER = in_group(
             "--vocab-size",
             int,
             Field("dataset_config.vocab_size", also=("model_config.vocab_size",)),
+            small=255,
+            common=True,
         ),
     ],
 )
 
-_SHARDED = NoEffect("checkpoints are written per rank and re-sharded on load")
-
-CHECKPOINTS = in_group(
-    "checkpointing",
-    [
-        value(
-            "--save",
-            str,
-            Field(
-                "training_config.output_dir",
-                also=("training_config.save_checkpoints",),
-            ),
-        ),
-        value(
-            "--save-interval",
-            int,
-            Field("training_config.save_interval"),
-            aliases=("--persistent-save-interval",),
-        ),
-        value("--save-retain-interval", int, Field("training_config.save_retain_interval")),
-        value("--keep-checkpoint-max", int, Field("training_config.keep_checkpoint_max")),
-        on("--no-save-optim", Field("training_config.no_save_optim")),
-        on("--no-save-rng", Field("training_config.no_save_rng")),
-        value(
-            "--load",
-            str,
-            Field("training_config.load_checkpoint", also=("training_config.resume_training",)),
-        ),
-        toggle("--no-load-optim", Field("training_config.no_load_optim"), False),
-        toggle("--no-load-rng", Field("training_config.no_load_rng"), False),
-        on(
-            "--finetune",
-            Field("training_config.finetune", also=("training_config.resume_training",)),
-        ),
-        toggle("--resume-training", Field("training_config.resume_training")),
-        toggle("--resume-crc-check", Field("training_config.crc_check"), False),
-        toggle("--new-dataset", Field("training_config.new_dataset"), False),
-        value("--ckpt-prefix", str, Field("training_config.prefix")),
-        value("--ckpt-step", int, Field("training_config.ckpt_step")),
-        value(
-            "--ckpt-format",
-            str,
-            Field("training_config.ckpt_format"),
-            "torch_dist",
-            choices=(
-                "ckpt",
-                "safetensors",
-                "torch",
-                "torch_dist",
-                "torch_dcp",
-                "zarr",
-                "fsdp_dtensor",
-            ),
-        ),
-        on("--exit-on-missing-checkpoint", Field("training_config.exit_on_missing_checkpoint")),
-        on("--use-checkpoint-args", Field("training_config.use_checkpoint_args")),
-        on("--async-save", Field("training_config.async_save")),
-        on("--use-persistent-ckpt-worker", _SHARDED),
-        value("--dist-ckpt-strictness", str, _SHARDED, "assume_ok_unexpected"),
-        on("--dist-ckpt-optim-fully-reshardable", _SHARDED),
-        on("--dist-ckpt-save-pre-mcore-014", _SHARDED),
-        on("--ckpt-fully-parallel-save", _SHARDED, dest="ckpt_fully_parallel_save_deprecated"),
-        off("--no-ckpt-fully-parallel-save", "ckpt_fully_parallel_save", _SHARDED),
-        on("--ckpt-fully-parallel-load", _SHARDED),
-        on("--ckpt-assume-constant-structure", _SHARDED),
-        on("--auto-detect-ckpt-format", NoEffect("the format of a checkpoint is always detected")),
-    ],
+ROWS: tuple[Flag, ...] = (
+    *DATA,
+    *SAMPLES,
+    *TOKENIZER,
+    *compact("data", NoEffect("files are mapped when they are first read"), "--mmap-warmup"),
+    *compact(
+        "tokenizer",
+        _TOKENIZED,
+        """
+--legacy-tokenizer
+--tokenizer-hf-use-fast
+--tokenizer-hf-include-special-tokens
+--tokenizer-hf-no-include-special-tokens
+--tokenizer-metadata str >metadata_path
+--save-tokenizer-assets negative
+--use-tokenizer-model-from-checkpoint-args negative
+""",
+    ),
 )
-
-ROWS: tuple[Flag, ...] = (*DATA, *SAMPLES, *TOKENIZER, *CHECKPOINTS)

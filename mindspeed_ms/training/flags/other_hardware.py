@@ -27,6 +27,11 @@ _SAME = NoEffect("the result is the same with and without it")
 
 ROWS: tuple[Flag, ...] = (
     *compact(
+        "communication",
+        NoEffect("gradients lie in flat buffers, whichever was asked for"),
+        "--DDP-impl str=local",
+    ),
+    *compact(
         "low precision",
         _LOW_BITS,
         """

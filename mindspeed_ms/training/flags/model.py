@@ -1,22 +1,24 @@
-"""Flags that shape the model."""
+"""Flags that shape the model: sizes, positions, layers, attention, initial weights, precision."""
 
 from __future__ import annotations
 
+from mindspeed_ms.config.transformer_config import GATED_ACTIVATIONS
 from mindspeed_ms.training.flags.row import (
     Field,
     Flag,
     NoEffect,
     Refused,
-    dtype,
+    given_means,
     in_group,
     off,
     on,
     toggle,
     value,
 )
+from mindspeed_ms.training.flags.value_types import dtype
 
-_ACTIVATION = Field("model_config.hidden_act")
-_POSITIONS = Field("model_config.position_embedding_type")
+_ACTIVATION = "model_config.hidden_act"
+_POSITIONS = "model_config.position_embedding_type"
 _OTHER_POSITIONS = ("relative", "alibi", "mrope", "yarn", "nope")
 _NO_POSITIONS = Refused("positions of this kind are not available", "use rope")
 _BIASES = Field(
@@ -25,8 +27,9 @@ _BIASES = Field(
         "model_config.qkv_has_bias",
         "model_config.out_proj_has_bias",
         "model_config.mlp_has_bias",
-        "model_config.hidden_act",
+        _ACTIVATION,
     ),
+    clears=("add_qkv_bias", "add_dense_bias"),
 )
 _KERNELS = NoEffect("the kernel of each operation is chosen once at start")
 _ONE_MODEL = NoEffect("there is one model; its numbers are those of Megatron's local layers")
@@ -34,34 +37,69 @@ _ONE_MODEL = NoEffect("there is one model; its numbers are those of Megatron's l
 SIZE = in_group(
     "network size",
     [
-        value("--num-layers", int, Field("model_config.num_layers")),
-        value("--hidden-size", int, Field("model_config.hidden_size")),
-        value("--ffn-hidden-size", int, Field("model_config.ffn_hidden_size")),
-        value("--num-attention-heads", int, Field("model_config.num_attention_heads")),
+        value(
+            "--num-layers",
+            int,
+            Field("model_config.num_layers"),
+            typical=12,
+            attributes=("encoder_num_layers",),
+            common=True,
+        ),
+        value(
+            "--encoder-num-layers",
+            int,
+            Field("model_config.num_layers"),
+            dest="num_layers",
+            help="Same as --num-layers.",
+        ),
+        value("--hidden-size", int, Field("model_config.hidden_size"), typical=512, common=True),
+        value("--ffn-hidden-size", int, Field("model_config.ffn_hidden_size"), common=True),
+        value(
+            "--num-attention-heads",
+            int,
+            Field("model_config.num_attention_heads"),
+            typical=8,
+            common=True,
+        ),
         value("--kv-channels", int, Field("model_config.kv_channels")),
         on(
             "--group-query-attention",
             Field("model_config.group_query_attention"),
+            common=True,
         ),
-        value("--num-query-groups", int, Field("model_config.num_query_groups"), 1),
-        value("--max-position-embeddings", int, Field("model_config.max_position_embeddings")),
-        value("--seq-length", int, Field("model_config.seq_length")),
+        value("--num-query-groups", int, Field("model_config.num_query_groups"), 1, common=True),
+        value(
+            "--max-position-embeddings",
+            int,
+            Field("model_config.max_position_embeddings"),
+        ),
+        value(
+            "--seq-length",
+            int,
+            Field("model_config.seq_length"),
+            typical=1024,
+            attributes=("encoder_seq_length",),
+            common=True,
+        ),
         value(
             "--encoder-seq-length",
             int,
             Field("model_config.seq_length"),
+            dest="seq_length",
             help="Same as --seq-length.",
         ),
-        value("--padded-vocab-size", int, Field("model_config.vocab_size")),
+        value("--padded-vocab-size", int, Field("model_config.vocab_size"), small=None),
         value(
             "--make-vocab-size-divisible-by",
             int,
             Field("dataset_config.make_vocab_size_divisible_by", also=("model_config.vocab_size",)),
             128,
+            small=64,
         ),
         on(
             "--untie-embeddings-and-output-weights",
             Field("model_config.untie_embeddings_and_output_weights"),
+            common=True,
         ),
     ],
 )
@@ -69,26 +107,27 @@ SIZE = in_group(
 POSITIONS = in_group(
     "positions",
     [
+        on(
+            "--use-rotary-position-embeddings",
+            Field(_POSITIONS, means="rope", yields=True),
+            help="Same as --position-embedding-type rope.",
+        ),
         value(
             "--position-embedding-type",
             str,
-            _POSITIONS,
+            Field(_POSITIONS),
             "learned_absolute",
             choices=("learned_absolute", "absolute", "rope", "none", *_OTHER_POSITIONS),
             refuses=tuple((name, _NO_POSITIONS) for name in _OTHER_POSITIONS),
-        ),
-        on(
-            "--use-rotary-position-embeddings",
-            _POSITIONS,
-            help="Same as --position-embedding-type rope.",
+            common=True,
         ),
         off(
             "--no-position-embedding",
             "add_position_embedding",
-            _POSITIONS,
+            Field(_POSITIONS, by_rule=True, back=lambda kind, _: kind != "none"),
             help="Leave the learnt position table out; rope is not affected.",
         ),
-        value("--rotary-base", float, Field("model_config.rotary_base"), 10000),
+        value("--rotary-base", float, Field("model_config.rotary_base"), 10000, common=True),
         value("--rotary-percent", float, Field("model_config.rotary_percent"), 1.0),
         on("--rotary-interleaved", Field("model_config.rotary_interleaved")),
         value(
@@ -99,10 +138,17 @@ POSITIONS = in_group(
         on("--use-rope-scaling", Field("model_config.use_rope_scaling")),
         value("--rope-scaling-factor", float, Field("model_config.rope_scaling_factor"), 8.0),
         off("--no-rope-fusion", "apply_rope_fusion", Field("model_config.apply_rope_fusion")),
-        toggle("--apply-rope-fusion", Field("model_config.apply_rope_fusion"), True),
+        toggle(
+            "--apply-rope-fusion",
+            Field("model_config.apply_rope_fusion"),
+            True,
+            attributes=("use_fused_rotary_pos_emb",),
+        ),
         on(
             "--use-fused-rotary-pos-emb",
             Field("model_config.apply_rope_fusion"),
+            dest="apply_rope_fusion",
+            default=True,
             help="Same as --apply-rope-fusion.",
         ),
     ],
@@ -114,13 +160,18 @@ LAYERS = in_group(
         value(
             "--normalization",
             str,
-            Field("model_config.normalization"),
+            Field("model_config.normalization", back=lambda kind, _: kind.removeprefix("Fused")),
             "LayerNorm",
             choices=("LayerNorm", "RMSNorm", "FusedRMSNorm"),
+            common=True,
         ),
         on(
             "--use-fused-rmsnorm",
-            Field("model_config.normalization"),
+            Field(
+                "model_config.normalization",
+                by_rule=True,
+                back=lambda kind, _: kind == "FusedRMSNorm",
+            ),
             help="Ask for the fused kernel of RMSNorm.",
         ),
         value(
@@ -129,11 +180,13 @@ LAYERS = in_group(
             Field("model_config.norm_epsilon"),
             1e-5,
             aliases=("--layernorm-epsilon",),
+            attributes=("layernorm_epsilon",),
         ),
         on(
             "--apply-layernorm-1p",
             Field("model_config.layernorm_zero_centered_gamma"),
             aliases=("--layernorm-zero-centered-gamma",),
+            attributes=("layernorm_zero_centered_gamma",),
         ),
         on(
             "--apply-residual-connection-post-layernorm",
@@ -146,20 +199,42 @@ LAYERS = in_group(
         value(
             "--hidden-act",
             str,
-            _ACTIVATION,
+            Field(_ACTIVATION),
             choices=("gelu", "fast_gelu", "swiglu", "fused_swiglu", "silu", "squared_relu"),
         ),
-        on("--swiglu", _ACTIVATION, help="Gated activation: silu(first half) × second half."),
-        on("--squared-relu", _ACTIVATION, help="Activation relu(x)²."),
-        on("--openai-gelu", _ACTIVATION, help="gelu in its tanh form."),
+        on(
+            "--swiglu",
+            Field(_ACTIVATION, means="swiglu", back=lambda kind, _: kind in GATED_ACTIVATIONS),
+            help="Gated activation: silu(first half) × second half.",
+            common=True,
+        ),
+        on(
+            "--squared-relu",
+            Field(_ACTIVATION, means="squared_relu"),
+            help="Activation relu(x)².",
+        ),
+        on(
+            "--openai-gelu",
+            Field(_ACTIVATION, means="fast_gelu"),
+            help="gelu in its tanh form.",
+        ),
         off(
             "--no-bias-gelu-fusion",
             "bias_gelu_fusion",
-            _ACTIVATION,
+            Field(
+                _ACTIVATION,
+                by_rule=True,
+                back=lambda kind, _: kind == "fast_gelu",
+                clears=("hidden_act",),
+            ),
             help="gelu in its erf form; the fused kernel of Megatron computes the tanh form.",
         ),
-        toggle("--use-fused-swiglu", Field("model_config.apply_swiglu_fusion"), False),
-        off("--disable-bias-linear", "add_bias_linear", _BIASES),
+        toggle(
+            "--use-fused-swiglu",
+            Field("model_config.apply_swiglu_fusion"),
+            False,
+        ),
+        off("--disable-bias-linear", "add_bias_linear", _BIASES, common=True),
         toggle("--add-bias-linear", _BIASES, True),
         toggle("--add-qkv-bias", Field("model_config.qkv_has_bias"), False),
         toggle("--add-dense-bias", Field("model_config.out_proj_has_bias"), False),
@@ -169,10 +244,7 @@ LAYERS = in_group(
         value(
             "--transformer-impl",
             str,
-            Field(
-                "model_config.transformer_impl",
-                without_effect="there is one implementation of the layers",
-            ),
+            Field("model_config.transformer_impl"),
             "transformer_engine",
             choices=("local", "transformer_engine", "inference_optimized"),
             refuses=(
@@ -190,7 +262,11 @@ LAYERS = in_group(
 ATTENTION = in_group(
     "attention",
     [
-        toggle("--use-flash-attn", Field("model_config.use_flash_attention"), False),
+        toggle(
+            "--use-flash-attn",
+            Field("model_config.use_flash_attention"),
+            False,
+        ),
         value(
             "--pre-tockens",
             int,
@@ -203,6 +279,7 @@ ATTENTION = in_group(
             Field("model_config.fa_config.next_tokens"),
             aliases=("--next-tokens",),
         ),
+        value("--sparse-mode", int, Field("model_config.fa_config.sparse_mode"), 0),
         value(
             "--shape-order",
             str,
@@ -223,23 +300,45 @@ ATTENTION = in_group(
 INITIALIZATION = in_group(
     "initialization",
     [
-        value("--seed", int, Field("training_config.seed"), 1234),
+        value("--seed", int, Field("training_config.seed"), 1234, common=True),
         value("--init-method-std", float, Field("model_config.init_method_std"), 0.02),
         value(
             "--embedding-init-method-std", float, Field("model_config.embedding_init_method_std")
         ),
-        on("--init-method-xavier-uniform", Field("model_config.init_method_xavier_uniform")),
+        on(
+            "--init-method-xavier-uniform",
+            Field("model_config.init_method_xavier_uniform"),
+        ),
         on("--use-cpu-initialization", Field("parallel_config.use_cpu_initialization")),
     ],
 )
 
 _TYPES = ("model_config.params_dtype", "model_config.compute_dtype", "parallel_config.recv_dtype")
+_CHECK_NAN = "training_config.check_for_nan_in_grad"
+_GRADIENT_TYPE = "training_config.accumulate_allreduce_grads_in_fp32"
 
 PRECISION = in_group(
     "precision",
     [
-        on("--fp16", Field("training_config.fp16", also=_TYPES)),
-        on("--bf16", Field("training_config.bf16", also=_TYPES)),
+        on(
+            "--fp16",
+            Field(
+                "training_config.fp16",
+                also=(*_TYPES, _CHECK_NAN),
+                clears=("bf16", "params_dtype", "compute_dtype"),
+            ),
+            excludes=("--bf16",),
+            common=True,
+        ),
+        on(
+            "--bf16",
+            Field(
+                "training_config.bf16",
+                also=(*_TYPES, _GRADIENT_TYPE),
+                clears=("fp16", "params_dtype", "compute_dtype"),
+            ),
+            common=True,
+        ),
         value("--params-dtype", dtype, Field("model_config.params_dtype")),
         value(
             "--compute-dtype",
@@ -248,12 +347,26 @@ PRECISION = in_group(
         ),
         value("--embedding-dtype", dtype, Field("model_config.embedding_init_dtype")),
         toggle(
-            "--attention-softmax-in-fp32", Field("model_config.attention_softmax_in_fp32"), False
+            "--attention-softmax-in-fp32",
+            Field("model_config.attention_softmax_in_fp32"),
+            False,
         ),
-        on("--apply-query-key-layer-scaling", Field("model_config.apply_query_key_layer_scaling")),
+        on(
+            "--apply-query-key-layer-scaling",
+            Field(
+                "model_config.apply_query_key_layer_scaling",
+                also=("model_config.attention_softmax_in_fp32",),
+            ),
+        ),
+        off(
+            "--no-query-key-layer-scaling",
+            "apply_query_key_layer_scaling",
+            Field("model_config.apply_query_key_layer_scaling"),
+            default=False,
+        ),
         toggle("--fp32-residual-connection", Field("model_config.fp32_residual_connection"), False),
         toggle("--fp16-lm-cross-entropy", Field("model_config.fp16_lm_cross_entropy"), False),
-        value("--loss-scale", float, Field("training_config.loss_scale")),
+        value("--loss-scale", float, Field("training_config.loss_scale", also=(_CHECK_NAN,))),
         value("--initial-loss-scale", float, Field("training_config.loss_scale_value"), 2.0**32),
         value("--min-loss-scale", float, Field("training_config.min_loss_scale"), 1.0),
         value("--loss-scale-window", int, Field("training_config.loss_scale_window"), 1000),
@@ -262,22 +375,23 @@ PRECISION = in_group(
             int,
             Field(
                 "training_config.hysteresis",
-                also=(
-                    "training_config.loss_scale_factor",
-                    "training_config.loss_scale_growth_factor",
-                ),
+                sets={
+                    "training_config.loss_scale_factor": lambda count: count,
+                    "training_config.loss_scale_growth_factor": given_means(2.0),
+                },
             ),
             2,
         ),
-        toggle(
-            "--accumulate-allreduce-grads-in-fp32",
-            Field("training_config.accumulate_allreduce_grads_in_fp32"),
-            False,
+        toggle("--accumulate-allreduce-grads-in-fp32", Field(_GRADIENT_TYPE), False),
+        on(
+            "--grad-reduce-in-bf16",
+            Field(_GRADIENT_TYPE, by_rule=True),
+            help="With --bf16, keep and reduce gradients in bfloat16 instead of float32.",
         ),
         off(
             "--no-check-for-nan-in-loss-and-grad",
             "check_for_nan_in_loss_and_grad",
-            Field("training_config.check_for_nan_in_grad"),
+            Field(_CHECK_NAN),
         ),
     ],
 )

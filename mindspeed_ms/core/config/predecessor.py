@@ -1,0 +1,81 @@
+"""What the predecessor's constructors and files leave open, filled with a line.
+
+Its sections take any key and need no sequence length; those here do. This is the only place that
+knows the difference.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mindspeed_ms import config
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.section import Section, rename_keys, section_fields
+from mindspeed_ms.training.yaml_styles.build import build_selected, clean_sections, merge_sections
+from mindspeed_ms.training.yaml_styles.legacy_keys import modernize
+from mindspeed_ms.training.yaml_styles.yaml_files import load_sections
+
+logger = logging.getLogger(__name__)
+
+ASSUMED_SEQ_LENGTH = 4096
+"""Tokens of a sequence when neither a length nor a number of positions is given."""
+
+
+def _assume_length(model: dict[str, Any]) -> None:
+    if model.get("seq_length") is None:
+        model["seq_length"] = model.get("max_position_embeddings") or ASSUMED_SEQ_LENGTH
+        logger.warning("seq_length is not given; %s is taken", model["seq_length"])
+
+
+class TransformerConfig(config.TransformerConfig):
+    """``model_config`` with the predecessor's freedoms.
+
+    Args:
+        args: the sizes, then the sections it links to, in the order of the fields.
+        kwargs: fields, also by older names; keys that select nothing here are told in a line.
+
+    Raises:
+        ValueError: an unknown key, a wrong value, or a key of another section.
+
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        places = [item.name for item in section_fields(config.TransformerConfig)]
+        given = {**dict(zip(places, args, strict=False)), **kwargs}
+        links = {name: given.pop(name) for name in self.LINKS if given.get(name) is not None}
+        sections = modernize({self.NAME: given})
+        model = sections.pop(self.NAME)
+        for section, values in sections.items():
+            for key in values:
+                raise ValueError(f"{key} belongs to {section}; give it there")
+        _assume_length(model)
+        super().__init__(**rename_keys(config.TransformerConfig, model), **links)
+
+
+def init_configs_from_yaml(
+    file_path: str | Path | Sequence[str | Path],
+    config_classes: Sequence[type[Section]] | None = None,
+    **overrides: Mapping[str, Any],
+) -> AllConfig | Section | list[Section]:
+    """Build the configuration from YAML files; a model without a sequence length gets one.
+
+    Args:
+        file_path: name or names.
+        config_classes: build only these classes; None builds an :class:`AllConfig`.
+        overrides: ``section={key: value}`` that win over the files.
+
+    Returns:
+        As :func:`mindspeed_ms.training.yaml_styles.yaml_files.init_configs_from_yaml`.
+
+    Raises:
+        ValueError: an unreadable file, an unknown key, a wrong value, a missing key or a broken
+            rule.
+
+    """
+    sections = merge_sections([load_sections(file_path), clean_sections(overrides)])
+    if "model_config" in sections:
+        _assume_length(sections["model_config"])
+    return build_selected(sections, config_classes)

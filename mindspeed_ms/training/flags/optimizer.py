@@ -1,0 +1,171 @@
+"""Flags of the optimizer: dropout and decay, update rules, schedules of the learning rate."""
+
+from __future__ import annotations
+
+from mindspeed_ms.training.flags.row import (
+    Field,
+    Flag,
+    Refused,
+    asked_means,
+    in_group,
+    off,
+    toggle,
+    value,
+    values,
+)
+
+_OTHER_OPTIMIZERS = ("muon", "dist_muon", "adaptive_muon", "lion", "soap")
+_NO_OPTIMIZER = Refused("this update rule is not available", "use adam or sgd")
+
+REGULARIZATION = in_group(
+    "regularization and optimizer",
+    [
+        value(
+            "--attention-dropout",
+            float,
+            Field("model_config.attention_dropout_rate"),
+            0.1,
+            common=True,
+        ),
+        value(
+            "--hidden-dropout",
+            float,
+            Field("model_config.hidden_dropout_rate"),
+            0.1,
+            common=True,
+        ),
+        value(
+            "--weight-decay",
+            float,
+            Field(
+                "optimizer_config.weight_decay",
+                clears=("start_weight_decay", "end_weight_decay"),
+            ),
+            0.01,
+            common=True,
+        ),
+        value("--start-weight-decay", float, Field("optimizer_config.start_weight_decay")),
+        value("--end-weight-decay", float, Field("optimizer_config.end_weight_decay")),
+        value(
+            "--weight-decay-incr-style",
+            str,
+            Field("optimizer_config.weight_decay_incr_style"),
+            "constant",
+            choices=("constant", "linear", "cosine"),
+        ),
+        values(
+            "--no-weight-decay-params",
+            str,
+            Field("optimizer_config.no_weight_decay_params"),
+            arity="some",
+        ),
+        value("--clip-grad", float, Field("optimizer_config.clip_grad"), 1.0, common=True),
+        value(
+            "--optimizer",
+            str,
+            Field("optimizer_config.optimizer_type"),
+            "adam",
+            common=True,
+            choices=(
+                "adam",
+                "adamw",
+                "sgd",
+                "AdamWeightDecay",
+                "AdamW",
+                "Adam",
+                "mint.AdamW",
+                "SpeedAdamW",
+                "AdamWZeRO",
+                "SGD",
+                *_OTHER_OPTIMIZERS,
+            ),
+            refuses=tuple((name, _NO_OPTIMIZER) for name in _OTHER_OPTIMIZERS),
+        ),
+        value("--adam-beta1", float, Field("optimizer_config.betas", item=0), 0.9, common=True),
+        value("--adam-beta2", float, Field("optimizer_config.betas", item=1), 0.999, common=True),
+        value("--adam-eps", float, Field("optimizer_config.eps"), 1e-8),
+        off(
+            "--no-decoupled-weight-decay",
+            "decoupled_weight_decay",
+            Field("optimizer_config.decoupled_weight_decay"),
+        ),
+        value("--sgd-momentum", float, Field("optimizer_config.sgd_momentum"), 0.9),
+    ],
+)
+
+LEARNING_RATE = in_group(
+    "learning rate",
+    [
+        value("--lr", float, Field("optimizer_config.learning_rate"), typical=1e-4, common=True),
+        value(
+            "--lr-decay-style",
+            str,
+            Field("optimizer_config.lr_decay_style"),
+            "linear",
+            common=True,
+            choices=("constant", "linear", "cosine", "inverse-square-root", "WSD"),
+        ),
+        value(
+            "--lr-decay-iters",
+            int,
+            Field("optimizer_config.lr_decay_iters"),
+            small=None,
+        ),
+        value("--lr-decay-samples", int, Field("optimizer_config.lr_decay_samples"), small=None),
+        value(
+            "--lr-warmup-iters",
+            int,
+            Field("optimizer_config.lr_warmup_iters"),
+            0,
+            small=0,
+            common=True,
+        ),
+        value(
+            "--lr-warmup-samples",
+            int,
+            Field("optimizer_config.lr_warmup_samples"),
+            0,
+            small=0,
+        ),
+        value(
+            "--lr-warmup-fraction",
+            float,
+            Field("optimizer_config.lr_warmup_fraction"),
+            excludes=("--lr-warmup-iters", "--lr-warmup-samples"),
+        ),
+        value("--lr-warmup-init", float, Field("optimizer_config.lr_warmup_init"), 0.0),
+        value("--min-lr", float, Field("optimizer_config.min_lr"), 0.0, common=True),
+        value(
+            "--lr-wsd-decay-style",
+            str,
+            Field("optimizer_config.lr_wsd_decay_style"),
+            "exponential",
+            choices=("exponential", "linear", "cosine", "minus_sqrt"),
+        ),
+        value("--lr-wsd-decay-iters", int, Field("optimizer_config.lr_wsd_decay_iters")),
+        value("--lr-wsd-decay-samples", int, Field("optimizer_config.lr_wsd_decay_samples")),
+        value("--decoupled-lr", float, Field("optimizer_config.decoupled_lr")),
+        value("--decoupled-min-lr", float, Field("optimizer_config.decoupled_min_lr")),
+        toggle(
+            "--use-checkpoint-opt_param-scheduler",
+            Field(
+                "optimizer_config.use_checkpoint_opt_param_scheduler",
+                clears=("override_opt_param_scheduler",),
+            ),
+            False,
+            aliases=("--use-checkpoint-opt-param-scheduler", "--use-checkpoint-lr-scheduler"),
+        ),
+        toggle(
+            "--override-opt_param-scheduler",
+            Field(
+                "optimizer_config.override_opt_param_scheduler",
+                sets={"optimizer_config.use_checkpoint_opt_param_scheduler": asked_means(False)},
+                clears=("use_checkpoint_opt_param_scheduler",),
+            ),
+            False,
+            aliases=("--override-opt-param-scheduler", "--override-lr-scheduler"),
+        ),
+    ],
+)
+
+ROWS: tuple[Flag, ...] = (*REGULARIZATION, *LEARNING_RATE)

@@ -1,0 +1,422 @@
+"""Flags of the run: configuration files, plans, length, batches, evaluation, logging, profiling."""
+
+from __future__ import annotations
+
+from mindspeed_ms.training.flags.compact import compact
+from mindspeed_ms.training.flags.row import (
+    EntryPoint,
+    Field,
+    Flag,
+    NoEffect,
+    in_group,
+    off,
+    on,
+    toggle,
+    value,
+    values,
+)
+from mindspeed_ms.training.flags.value_types import bool_or_word, count, positive, ranks
+
+CONFIGURATION = in_group(
+    "configuration files",
+    [
+        values(
+            "--yaml",
+            str,
+            EntryPoint(
+                "YAML file, or model, accelerate and train files; repeatable. Flags win over files."
+            ),
+            common=True,
+            arity="some",
+            aliases=("--config",),
+            dest="yaml",
+        ),
+        value(
+            "--yaml-cfg",
+            str,
+            EntryPoint("File in Megatron's own YAML layout, in place of flags. Flags win over it."),
+            common=True,
+        ),
+        value(
+            "--print-args",
+            str,
+            EntryPoint(
+                "Arguments printed at start: those given or other than the default, all in "
+                "Megatron's table, or none."
+            ),
+            "changed",
+            choices=("changed", "all", "none"),
+            common=True,
+        ),
+    ],
+)
+
+PLANNING = in_group(
+    "dry run",
+    [
+        on(
+            "--dry-run",
+            EntryPoint("Print what a run would need; start none."),
+            common=True,
+        ),
+        value(
+            "--world-size",
+            ranks,
+            EntryPoint("With --dry-run: plan for this many ranks. Default: the fewest that fit."),
+            common=True,
+        ),
+        on(
+            "--suggest",
+            EntryPoint("With --dry-run: search layouts that fit and rank them by step time."),
+            common=True,
+        ),
+        value(
+            "--device-memory",
+            positive,
+            EntryPoint("With --dry-run: GiB of memory of one device."),
+        ),
+        value(
+            "--device-tflops",
+            positive,
+            EntryPoint("With --dry-run: peak TFLOP/s of one device in the compute type."),
+        ),
+        on(
+            "--scale-down",
+            EntryPoint("Shrink sizes to a laptop's, keep every structural flag, train two steps."),
+            common=True,
+        ),
+    ],
+)
+
+LENGTH = in_group(
+    "training",
+    [
+        value(
+            "--micro-batch-size",
+            int,
+            Field("dataset_config.batch_size"),
+            typical=1,
+            small=1,
+            common=True,
+        ),
+        value(
+            "--global-batch-size",
+            int,
+            Field("training_config.global_batch_size", clears=("micro_batch_num",)),
+            small=None,
+            common=True,
+        ),
+        value(
+            "--micro-batch-num",
+            int,
+            Field("dataset_config.micro_batch_num", clears=("global_batch_size",)),
+            small=None,
+        ),
+        values(
+            "--rampup-batch-size",
+            int,
+            Field("training_config.rampup_batch_size"),
+            arity="three",
+            excludes=("--step-batch-size-schedule",),
+        ),
+        value(
+            "--step-batch-size-schedule",
+            str,
+            Field("training_config.step_batch_size_schedule"),
+            small=None,
+        ),
+        on(
+            "--decrease-batch-size-if-needed",
+            Field("training_config.decrease_batch_size_if_needed"),
+        ),
+        value(
+            "--train-iters",
+            int,
+            Field("training_config.training_iters", clears=("train_samples",)),
+            excludes=("--train-samples", "--lr-decay-samples", "--lr-warmup-samples"),
+            common=True,
+        ),
+        value(
+            "--train-samples",
+            int,
+            Field("training_config.train_samples", clears=("train_iters",)),
+            excludes=("--lr-decay-iters", "--lr-warmup-iters"),
+            common=True,
+        ),
+        value("--exit-interval", int, Field("training_config.exit_interval"), small=None),
+        value(
+            "--exit-duration-in-mins",
+            int,
+            Field("training_config.exit_duration_in_mins"),
+            small=None,
+        ),
+        on("--exit-signal-handler", Field("training_config.exit_signal_handler")),
+        on("--skip-train", Field("training_config.skip_train"), small=False),
+        on("--calculate-per-token-loss", Field("training_config.calculate_per_token_loss")),
+        on("--cross-entropy-loss-fusion", NoEffect("the loss has one kernel")),
+        value("--cross-entropy-fusion-impl", str, NoEffect("the loss has one kernel"), "native"),
+        on("--manual-gc", NoEffect("Python's collector is left alone; a step leaves no cycles")),
+        value("--manual-gc-interval", int, NoEffect("see --manual-gc"), 0),
+        off("--no-manual-gc-eval", "manual_gc_eval", NoEffect("see --manual-gc")),
+        value(
+            "--rerun-mode",
+            str,
+            NoEffect("a step is not run twice to classify a fault"),
+            "disabled",
+            choices=("disabled", "validate_results", "report_stats"),
+        ),
+        value(
+            "--empty-unused-memory-level",
+            int,
+            NoEffect("MindSpore keeps freed memory in its pool"),
+            0,
+            choices=(0, 1, 2),
+        ),
+    ],
+)
+
+_GRANULARITY = "model_config.recompute_granularity"
+_METHOD, _NUM_LAYERS = "model_config.recompute_method", "model_config.recompute_num_layers"
+_MODULES = "model_config.recompute_modules"
+_WHOLE_LAYERS = Field(_GRANULARITY, by_rule=True, also=(_METHOD, _NUM_LAYERS))
+_PARTS = Field(_GRANULARITY, by_rule=True, also=(_MODULES,))
+
+RECOMPUTATION = in_group(
+    "recomputation",
+    [
+        value(
+            "--recompute-granularity",
+            str,
+            Field(_GRANULARITY, also=(_MODULES,)),
+            choices=("full", "selective"),
+            common=True,
+        ),
+        on(
+            "--recompute-activations",
+            Field(_GRANULARITY, means="selective", also=(_MODULES,)),
+            help="Same as --recompute-granularity selective.",
+        ),
+        value(
+            "--recompute-method",
+            str,
+            Field(_METHOD),
+            choices=("uniform", "block"),
+            common=True,
+        ),
+        value("--recompute-num-layers", int, Field(_NUM_LAYERS), common=True),
+        values("--recompute-modules", str, Field(_MODULES), arity="some"),
+        value("--recompute", str, Field("parallel_config.recompute")),
+        value("--select-recompute", str, Field("parallel_config.select_recompute")),
+        value("--select-comm-recompute", str, Field("parallel_config.select_comm_recompute")),
+        on(
+            "--recompute-activation-function",
+            _PARTS,
+            help="Recompute the activation function of every layer.",
+        ),
+        on("--recompute-norm", _PARTS, help="Recompute the norms of every layer."),
+        on(
+            "--checkpoint-activations",
+            _WHOLE_LAYERS,
+            help="Same as --recompute-granularity full --recompute-method uniform.",
+        ),
+        value(
+            "--activations-checkpoint-method",
+            str,
+            _WHOLE_LAYERS,
+            choices=("uniform", "block"),
+            help="Same as --recompute-granularity full with this --recompute-method.",
+        ),
+        value(
+            "--checkpoint-num-layers",
+            count,
+            _WHOLE_LAYERS,
+            1,
+            aliases=("--activations-checkpoint-num-layers",),
+            help="--recompute-num-layers of the two flags above.",
+        ),
+    ],
+)
+
+VALIDATION = in_group(
+    "validation",
+    [
+        value("--eval-iters", int, Field("training_config.eval_iters"), 100, small=0, common=True),
+        value(
+            "--eval-interval",
+            int,
+            Field("training_config.eval_interval"),
+            1000,
+            small=None,
+            common=True,
+        ),
+        on("--full-validation", Field("training_config.full_validation")),
+        on(
+            "--multiple-validation-sets",
+            Field("dataset_config.multiple_validation_sets"),
+            small=False,
+        ),
+        values(
+            "--validation-set-names",
+            str,
+            Field("training_config.validation_set_names"),
+            "some",
+            small=None,
+        ),
+        on("--test-mode", NoEffect("there are no extra tests inside training")),
+    ],
+)
+
+_TENSORBOARD = NoEffect("no TensorBoard files are written; the log line holds the figures")
+_WANDB = NoEffect("figures are not sent to Weights & Biases; the log line holds them")
+
+LOGGING = in_group(
+    "logging",
+    [
+        value(
+            "--log-interval",
+            int,
+            Field("training_config.log_interval"),
+            100,
+            small=1,
+            common=True,
+        ),
+        value("--pipeline-timeline", str, Field("training_config.pipeline_timeline")),
+        value(
+            "--log-style",
+            str,
+            Field("training_config.log_style"),
+            "megatron",
+            choices=("megatron", "guide"),
+        ),
+        on("--log-throughput", Field("training_config.log_throughput"), common=True),
+        on("--log-params-norm", Field("training_config.log_params_norm")),
+        on("--log-num-zeros-in-grad", Field("training_config.log_num_zeros_in_grad")),
+        on(
+            "--log-progress",
+            Field("training_config.log_progress"),
+        ),
+        value(
+            "--timing-log-level",
+            int,
+            Field("training_config.timing_log_level"),
+            0,
+            choices=(0, 1, 2),
+        ),
+        value(
+            "--timing-log-option",
+            str,
+            Field("training_config.timing_log_option"),
+            "minmax",
+            choices=("max", "minmax", "all"),
+        ),
+        off(
+            "--no-barrier-with-level-1-timing",
+            "barrier_with_L1_time",
+            Field("training_config.barrier_with_level_1_timing"),
+        ),
+        value("--logging-level", int, Field("training_config.logging_level")),
+        value(
+            "--tensorboard-dir",
+            str,
+            Field("training_config.tensorboard_dir"),
+        ),
+        value("--tensorboard-log-interval", int, _TENSORBOARD, 1),
+        value("--tensorboard-queue-size", int, _TENSORBOARD, 1000),
+        on("--log-timers-to-tensorboard", _TENSORBOARD),
+        on("--log-memory-to-tensorboard", _TENSORBOARD),
+        on("--log-validation-ppl-to-tensorboard", _TENSORBOARD),
+        on("--log-world-size-to-tensorboard", _TENSORBOARD),
+        on("--log-batch-size-to-tensorboard", _TENSORBOARD),
+        on("--log-learning-rate-to-tensorboard", _TENSORBOARD),
+        off("--no-log-loss-scale-to-tensorboard", "log_loss_scale_to_tensorboard", _TENSORBOARD),
+        value("--wandb-project", str, _WANDB),
+        value("--wandb-exp-name", str, _WANDB),
+        value("--wandb-save-dir", str, _WANDB),
+        value("--wandb-entity", str, _WANDB),
+    ],
+)
+
+
+_GUIDE_PROFILE_SWITCHES = (
+    "with_stack",
+    "memory",
+    "communication",
+    "parallel_strategy",
+    "l2_cache",
+    "hbm_ddr",
+    "pcie",
+    "data_process",
+    "data_simplification",
+    "offline_analyse",
+)
+
+
+def _dashed(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+PROFILE = in_group(
+    "profiling",
+    [
+        toggle("--profile", Field("training_config.profile"), False),
+        value("--profile-step-start", int, Field("training_config.profile_step_start"), 10),
+        value("--profile-step-end", int, Field("training_config.profile_step_end"), 12),
+        value("--profile-save-path", str, Field("training_config.profile_save_path")),
+        value(
+            "--profile-level",
+            str,
+            Field("training_config.profile_level"),
+            choices=("level0", "level1", "level2"),
+        ),
+        value("--profile-framework", bool_or_word, Field("training_config.profile_framework")),
+        value("--profile-aicore-metrics", int, Field("training_config.profile_aicore_metrics")),
+        toggle("--profile-op-time", Field("training_config.profile_op_time")),
+        value(
+            "--profile-dynamic-profiler-config-path",
+            str,
+            Field("training_config.profile_dynamic_profiler_config_path"),
+        ),
+        *(
+            toggle(_dashed(f"profile_{name}"), Field(f"training_config.profile_{name}"))
+            for name in _GUIDE_PROFILE_SWITCHES
+        ),
+        toggle(
+            "--profile-with-memory",
+            Field("training_config.profile_memory"),
+            dest="profile_memory",
+        ),
+        values(
+            "--profile-ranks", int, NoEffect("every rank of the profile is recorded"), arity="some"
+        ),
+        on("--use-pytorch-profiler", NoEffect("MindSpore's profiler is the only one")),
+    ],
+)
+
+FIRST: tuple[Flag, ...] = (*CONFIGURATION, *PLANNING)
+"""Those that help begins with."""
+
+ROWS: tuple[Flag, ...] = (
+    *LENGTH,
+    *RECOMPUTATION,
+    *VALIDATION,
+    *LOGGING,
+    *PROFILE,
+    *compact(
+        "training",
+        NoEffect("see --manual-gc"),
+        "--disable-manual-gc-eval off >manual_gc_eval",
+    ),
+    *compact(
+        "training",
+        NoEffect("--exit-signal-handler is the switch of the training process"),
+        """
+--exit-signal-handler-for-training
+--exit-signal-handler-for-dataloader
+""",
+    ),
+    *compact(
+        "logging",
+        NoEffect("no TensorBoard files are written; the log line holds the figures"),
+        "--disable-log-loss-scale-to-tensorboard off >log_loss_scale_to_tensorboard",
+    ),
+)

@@ -1,0 +1,300 @@
+"""The predecessor's configuration: its constructors, its keys, its files."""
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+
+from mindspeed_ms.config import TransformerConfig as PlainTransformerConfig
+from mindspeed_ms.core.config import (
+    AllConfig,
+    DatasetConfig,
+    LoraConfig,
+    ModelParallelConfig,
+    MoEConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    TransformerConfig,
+    init_configs_from_yaml,
+)
+from mindspeed_ms.training.arguments import parse_args
+from mindspeed_ms.training.dry_run import resolve
+from mindspeed_ms.training.yaml_styles.megatron_yaml import is_megatron_style
+from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_dict
+
+SIZES = {
+    "vocab_size": 512,
+    "num_layers": 4,
+    "num_attention_heads": 4,
+    "hidden_size": 64,
+    "seq_length": 64,
+}
+
+# --- constructors
+
+
+def test_sections_are_linked_by_position():
+    parallel, dataset, lora = ModelParallelConfig(), DatasetConfig(batch_size=3), LoraConfig()
+    training = TrainingConfig(parallel, dataset, lora, seed=7)
+    assert training.parallel_config is parallel and training.dataset_config is dataset
+    assert training.lora_config is lora and training.seed == 7
+    assert OptimizerConfig(parallel, learning_rate=0.1).parallel_config is parallel
+    with pytest.raises(TypeError):
+        TrainingConfig(parallel, dataset, lora, 7)
+
+
+def test_a_model_takes_sizes_and_sections_by_position():
+    parallel, training = ModelParallelConfig(), TrainingConfig()
+    model = TransformerConfig(512, 4, 4, 64, 256, parallel, training, moe_config=MoEConfig())
+    assert (model.vocab_size, model.num_layers, model.num_attention_heads) == (512, 4, 4)
+    assert (model.hidden_size, model.ffn_hidden_size) == (64, 256)
+    assert model.parallel_config is parallel and model.training_config is training
+    plain = PlainTransformerConfig(512, 4, 4, 64, 256, parallel, training, seq_length=8)
+    assert plain.ffn_hidden_size == 256
+
+
+@pytest.mark.parametrize(
+    ("given", "length"),
+    [({}, 4096), ({"max_position_embeddings": 128}, 128), ({"seq_length": 16}, 16)],
+)
+def test_a_model_without_a_length_gets_one_and_says_so(given, length, caplog):
+    with caplog.at_level("WARNING"):
+        model = TransformerConfig(vocab_size=8, num_layers=1, num_attention_heads=1, hidden_size=8)
+        model = TransformerConfig(8, 1, 1, 8, **given)
+    assert model.seq_length == length
+    assert caplog.messages[0] == "seq_length is not given; 4096 is taken"
+    assert len(caplog.messages) == (1 if "seq_length" in given else 2)
+
+
+def test_attributes_and_views_of_the_predecessor():
+    model = TransformerConfig(**SIZES, attention_dropout_rate=0.1, hidden_dropout=0.2)
+    assert (model.init_method, model.bias_init) == ("normal", "zeros")
+    assert (model.attention_dropout, model.hidden_dropout) == (0.1, 0.2)
+    values = vars(model)
+    assert values["hidden_size"] == 64 and isinstance(
+        values["parallel_config"], ModelParallelConfig
+    )
+    for section in (ModelParallelConfig(), TrainingConfig(), OptimizerConfig(), MoEConfig()):
+        assert vars(section).keys() == {item.name for item in dataclasses.fields(section)}
+
+
+def test_a_model_of_the_predecessor_is_one_of_ours():
+    model = TransformerConfig(**SIZES)
+    assert isinstance(model, PlainTransformerConfig)
+    assert copy.deepcopy(model) == model == pickle.loads(pickle.dumps(model))
+    assert dataclasses.replace(model, hidden_size=128).kv_channels == 16
+    config = AllConfig(model_config=model)
+    assert config.model_config is model
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        model.hidden_size = 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"hiden_size": 3}, "unknown key 'hiden_size' in model_config; did you mean 'hidden_size'"),
+        ({"num_experts": 4}, "num_experts belongs to moe_config; give it there"),
+        ({"use_retriever": True}, "model_config.use_retriever is True, which does not exist here"),
+        ({"hidden_dropout": 2.0}, "must lie between 0 and 1"),
+    ],
+)
+def test_mistakes_in_a_model_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig(**SIZES, **given)
+
+
+def test_inert_arguments_of_a_model_are_told(caplog):
+    with caplog.at_level("WARNING"):
+        TransformerConfig(**SIZES, attention_type="self_attn", bias_dropout_fusion=False)
+    assert [line.partition(" ")[0] for line in caplog.messages] == [
+        "model_config.bias_dropout_fusion"
+    ]
+
+
+# --- keys of its first line
+
+OLD_KEYS = [
+    ("model_config", "model_customize_staged", "x"),
+    ("model_config", "eod_id", 0),
+    ("dataset_config", "eod_id", 0),
+    ("dataset_config", "pad_token", 1),
+    ("model_config", "pad_token", 1),
+    ("model_config", "pad_token_id", 1),
+    ("training_config", "checkpoint_dir", "./x"),
+    ("model_config", "attn_type", "self_attn"),
+    ("moe_config", "moe_input_noise_eps", 0.1),
+    ("dataset_config", "dataset_size", 64),
+    ("dataset_config", "seq_length", 64),
+    ("training_config", "loss_func_type", "VocabParallelCrossEntropy"),
+    ("training_config", "use_dist_ckpt", False),
+    ("training_config", "dist_ckpt_format", "x"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value"), OLD_KEYS)
+def test_inert_keys_load_with_a_line(section, key, value, caplog):
+    document = {"model_config": dict(SIZES)}
+    document.setdefault(section, {})[key] = value
+    with caplog.at_level("WARNING"):
+        init_configs_from_dict(document)
+    assert [line.partition(" ")[0] for line in caplog.messages] == [f"{section}.{key}"]
+
+
+@pytest.mark.parametrize(
+    ("section", "given", "path", "expected"),
+    [
+        ("optimizer_config", {"beta1": 0.8}, "optimizer_config.betas", (0.8, 0.999)),
+        ("optimizer_config", {"beta1": 0.8, "beta2": 0.9}, "optimizer_config.betas", (0.8, 0.9)),
+        ("optimizer_config", {"lr_decay_samples": 0}, "optimizer_config.lr_decay_samples", None),
+        ("optimizer_config", {"lr_decay_iters": 0}, "optimizer_config.lr_decay_iters", None),
+        (
+            "optimizer_config",
+            {"lr_warmup_fraction": 0.1, "lr_warmup_iters": 5},
+            "optimizer_config.lr_warmup_iters",
+            0,
+        ),
+        (
+            "optimizer_config",
+            {"weight_decay_incre_style": "linear"},
+            "optimizer_config.weight_decay_incr_style",
+            "linear",
+        ),
+        (
+            "model_config",
+            {"cp_attention_mask_type": "full"},
+            "parallel_config.attention_mask_type",
+            "full",
+        ),
+        ("model_config", {"use_post_norm": False}, "model_config.use_final_norm", False),
+        ("training_config", {"shuffle": True}, "dataset_config.shuffle", True),
+    ],
+)
+def test_keys_with_a_meaning_find_their_place(section, given, path, expected):
+    document = {"model_config": dict(SIZES)}
+    document.setdefault(section, {}).update(given)
+    value = init_configs_from_dict(document)
+    for name in path.split("."):
+        value = getattr(value, name)
+    assert value == expected
+
+
+def test_a_length_beside_the_data_is_the_models(caplog):
+    sizes = {key: value for key, value in SIZES.items() if key != "seq_length"}
+    with caplog.at_level("WARNING"):
+        config = init_configs_from_dict(
+            {"model_config": sizes, "dataset_config": {"seq_length": 32}}
+        )
+    assert config.model_config.seq_length == 32 and caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"optimizer_config": {"beta1": 0.8, "betas": [0.9, 0.9]}}, "are one option, but differ"),
+        ({"training_config": {"model_customise_staged": 1}}, "unknown key"),
+        ({"training_config": {"grad_clip_kwargs": {"clip": 1}}}, "unknown key 'clip' in grad_clip"),
+    ],
+)
+def test_contradictions_and_misspellings_stay_refused(document, message):
+    with pytest.raises(ValueError, match=message):
+        init_configs_from_dict({"model_config": SIZES, **document})
+
+
+def write(folder, text):
+    path = folder / "a.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_without_a_length_loads(tmp_path, caplog):
+    sizes = "".join(f"  {k}: {v}\n" for k, v in SIZES.items() if k != "seq_length")
+    path = write(tmp_path, f"model_config:\n{sizes}training_config:\n  seed: 3\n")
+    with caplog.at_level("WARNING"):
+        model, training = init_configs_from_yaml(path, [TransformerConfig, TrainingConfig])
+    assert (model.seq_length, training.seed) == (4096, 3)
+    assert caplog.messages == ["seq_length is not given; 4096 is taken"]
+    assert init_configs_from_yaml(path, model_config={"seq_length": 8}).model_config.seq_length == 8
+
+
+def test_keys_written_twice_stay_refused(tmp_path):
+    path = write(tmp_path, "training_config:\n  seed: 3\n  seed: 3\n")
+    with pytest.raises(ValueError, match="'seed' is written twice"):
+        init_configs_from_yaml(path)
+
+
+# --- its second line, in Megatron's layout
+
+SECOND = """
+num_layers: 4
+hidden_size: 64
+num_attention_heads: 4
+seq_length: 64
+max_position_embeddings: 64
+micro_batch_size: 1
+padded_vocab_size: 512
+lr: 1.0e-3
+mock_data: true
+mask_func_type: attn_mask_fill
+eod_id: 0
+epochs: 1
+model_customize_staged: x
+loss_reduction: mean
+use_post_norm: true
+data_layout: BSH
+dist_ckpt_format: torch_dist
+loss_func_type: VocabParallelCrossEntropy
+softmax_compute_dtype: float32
+pad_token: 1
+shuffle: false
+weight_decay_incre_style: constant
+use_dist_ckpt: false
+use_lora: false
+"""
+
+
+@pytest.mark.parametrize("flag", ["--yaml-cfg", "--yaml"])
+def test_its_second_line_loads_through_either_flag(flag, tmp_path, caplog):
+    path = write(tmp_path, SECOND)
+    with caplog.at_level("WARNING"):
+        config = resolve(parse_args([flag, str(path)])).config
+    assert config.model_config.hidden_size == 64 and config.dataset_config.mock_data
+    assert config.model_config.attention_dropout_rate == 0.1  # Megatron's defaults
+    assert {line.partition(" ")[0] for line in caplog.messages} == {
+        *("mask_func_type", "eod_id", "epochs", "model_customize_staged", "data_layout"),
+        *("loss_func_type", "softmax_compute_dtype", "pad_token"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("use_lora: true", "use_lora is True, which does not exist here; give it in --yaml"),
+        ("loss_reduction: sum", "loss_reduction is 'sum', which does not exist here"),
+        ("num_layers: x", "num_layers is 'x', but must be a whole number"),
+        ("bf16: 1", "bf16 is 1, but must be true or false"),
+        ("yaml: other.yaml", "yaml names another file"),
+        ("a: {hidden_size: 8}\nb: {hidden_size: 16}", "hidden_size is given twice"),
+        ("device_memory: -1", "device_memory is -1, which is no positive"),
+    ],
+)
+def test_mistakes_in_megatrons_layout_are_named(line, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_args(["--yaml-cfg", str(write(tmp_path, line + "\nmicro_batch_size: 1\n"))])
+    text = capsys.readouterr().err
+    assert caught.value.code == 2 and text.count("\n") == 1 and message in text, text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("num_layers: 2\n", True),
+        ("language_model: {num_layers: 2}\n", True),
+        ("model_config: {num_layers: 2}\n", False),
+        ("train_config: {}\n", False),
+        ("base: tiny_gpt.yaml\n", False),
+        ("nonsense: 3\n", False),
+    ],
+)
+def test_megatrons_layout_is_recognised(text, expected, tmp_path):
+    assert is_megatron_style(write(tmp_path, text)) == expected
