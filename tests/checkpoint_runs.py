@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import sys
 from pathlib import Path
 
 from mindspeed_ms.backend import comm, memory
@@ -84,7 +83,6 @@ def run(model, flags, data_cache):
         )
         for handler in logging.getLogger("mindspeed_ms.lines").handlers:
             handler.flush()
-    logging.getLogger("mindspeed_ms.lines").handlers = [logging.StreamHandler(sys.stdout)]
     return {
         "loss": {number: step.losses["lm loss"] for number, step in steps.items()},
         "norm": {number: step.grad_norm for number, step in steps.items()},

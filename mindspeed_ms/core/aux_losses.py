@@ -16,22 +16,23 @@ from mindspore import Tensor
 from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import autograd, comm, memory
-from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core import parallel_state, run_state
 
 Kind = Literal["part", "mean"]
 """What a rank records over the ranks that share a sequence: a part of a sum, or its own mean."""
 
 
 @dataclass(slots=True)
-class _State:
-    """The one record of this process."""
+class _Record:
+    """What the layers of a run have noted in the step that is going on."""
 
     scale: float = 1.0
     step: int = 0
     recorded: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
 
 
-_STATE = _State()
+def _record() -> _Record:
+    return run_state.current().member(_Record)
 
 
 def begin_step(scale: float) -> None:
@@ -41,14 +42,15 @@ def begin_step(scale: float) -> None:
     loss it is multiplied by the context parallel size, because gradients are averaged over data x
     context parallel ranks while each of them holds a part of the loss of a sequence.
     """
-    _STATE.scale = scale * parallel_state.get_context_parallel_world_size()
-    _STATE.step += 1
-    _STATE.recorded.clear()  # of a forward outside of steps, that nobody collected
+    record = _record()
+    record.scale = scale * parallel_state.get_context_parallel_world_size()
+    record.step += 1
+    record.recorded.clear()  # of a forward outside of steps, that nobody collected
 
 
 def current_step() -> int:
     """Number of the run over micro-batches that is going on."""
-    return _STATE.step
+    return _record().step
 
 
 class _Attached(autograd.Function):
@@ -61,7 +63,7 @@ class _Attached(autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, Tensor(np.full(ctx.shape, _STATE.scale, np.float32), mstype.float32)
+        return grad, Tensor(np.full(ctx.shape, _record().scale, np.float32), mstype.float32)
 
 
 def attach(activation: Tensor, loss: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ def record(name: str, layer_number: int, value: Tensor) -> None:
         layer_number: global number of the layer, from 1.
         value: scalar; it is read when the step is over.
     """
-    _STATE.recorded.setdefault((name, layer_number), []).append(autograd.detach(value))
+    _record().recorded.setdefault((name, layer_number), []).append(autograd.detach(value))
 
 
 def collect(kinds: Mapping[str, Kind], num_layers: int, num_microbatches: int) -> dict[str, Any]:
@@ -98,13 +100,14 @@ def collect(kinds: Mapping[str, Kind], num_layers: int, num_microbatches: int) -
     """
     values = np.zeros((len(kinds), num_layers), np.float32)
     sharing = parallel_state.get_tensor_and_context_parallel_group()
+    recorded = _record().recorded
     for row, (name, kind) in enumerate(kinds.items()):
         for layer in range(num_layers):
-            for value in _STATE.recorded.get((name, layer + 1), ()):
+            for value in recorded.get((name, layer + 1), ()):
                 values[row, layer] += float(memory.as_numpy(value))
         if kind == "mean":
             values[row] /= sharing.size
-    _STATE.recorded.clear()
+    recorded.clear()
     values /= num_microbatches * parallel_state.get_data_parallel_world_size()
     total = memory.from_numpy(values)
     for group in (

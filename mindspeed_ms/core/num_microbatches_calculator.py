@@ -1,7 +1,7 @@
 """How many micro-batches make a training step: constant, ramping up or growing in stages.
 
-The schedules are pure: consumed samples -> global batch size. One holder object keeps the current
-value for the functions with Megatron's names at the end of the file.
+The schedules are pure: consumed samples -> global batch size. The functions with Megatron's names
+at the end of the file read the calculator of the active run.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from mindspeed_ms.core import run_state
 
 _SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -308,30 +310,23 @@ class NumMicroBatches:
         return iterations + (train_samples - consumed) // self.schedule.final_size
 
 
-# --- Megatron's names: one-line reads of one holder -----------------------------------------------
-
-
-@dataclass(slots=True)
-class _Holder:
-    calculator: NumMicroBatches | None = None
-
-
-_HOLDER = _Holder()
+# --- Megatron's names: one-line reads of the active run -------------------------------------------
 
 
 def get_calculator() -> NumMicroBatches:
-    """Return the calculator of this process.
+    """Return the calculator of the active run.
 
     Raises:
         RuntimeError: it has not been initialized.
 
     """
-    if _HOLDER.calculator is None:
+    calculator = run_state.current().find(NumMicroBatches)
+    if calculator is None:
         raise RuntimeError(
             "the number of micro-batches is not known yet; call "
             "init_num_microbatches_calculator() first"
         )
-    return _HOLDER.calculator
+    return calculator
 
 
 def init_num_microbatches_calculator(
@@ -344,7 +339,7 @@ def init_num_microbatches_calculator(
     step_batch_size_schedule: str | None = None,
     seq_length: int | None = None,
 ) -> None:
-    """Create the calculator of this process. ``rank`` is accepted for Megatron's sake and not used.
+    """Create the calculator of the active run. ``rank`` is accepted for Megatron's sake only.
 
     Raises:
         RuntimeError: there is one already.
@@ -352,7 +347,7 @@ def init_num_microbatches_calculator(
 
     """
     del rank
-    if _HOLDER.calculator is not None:
+    if run_state.current().find(NumMicroBatches) is not None:
         raise RuntimeError(
             "the number of micro-batches is initialized already; call "
             "destroy_num_microbatches_calculator() first"
@@ -360,14 +355,16 @@ def init_num_microbatches_calculator(
     schedule = make_batch_schedule(
         global_batch_size, rampup_batch_size, step_batch_size_schedule, seq_length
     )
-    _HOLDER.calculator = NumMicroBatches(
-        schedule, micro_batch_size, data_parallel_size, decrease_batch_size_if_needed
+    run_state.current().put(
+        NumMicroBatches(
+            schedule, micro_batch_size, data_parallel_size, decrease_batch_size_if_needed
+        )
     )
 
 
 def destroy_num_microbatches_calculator() -> None:
-    """Forget the calculator of this process."""
-    _HOLDER.calculator = None
+    """Forget the calculator of the active run."""
+    run_state.current().remove(NumMicroBatches)
 
 
 def get_num_microbatches() -> int:

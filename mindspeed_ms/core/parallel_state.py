@@ -1,9 +1,9 @@
 """The process groups of this rank, under Megatron's names.
 
-One frozen ``ParallelState`` is built by ``initialize_model_parallel``. Every group of every rank
-is created there, eagerly and in one order, because creating a group is collective. The getters are
-one-line reads of it, for entry points and for constructors that were given no group; nothing reads
-them while a model computes.
+One frozen ``ParallelState``, a member of the active run, is built by ``initialize_model_parallel``.
+Every group of every rank is created there, eagerly and in one order, because creating a group is
+collective. The getters are one-line reads of it, for entry points and for constructors that were
+given no group; nothing reads them while a model computes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.backend.base import Group
+from mindspeed_ms.core import run_state
 from mindspeed_ms.plan.rank_generator import RankGenerator
 
 _DENSE_GROUPS = {
@@ -48,15 +49,13 @@ class ParallelState:
         return self.groups[role]
 
 
-_STATE: ParallelState | None = None
-
-
 def _state() -> ParallelState:
-    if _STATE is None:
+    state = run_state.current().find(ParallelState)
+    if state is None:
         raise RuntimeError(
             "model parallel groups do not exist yet; call initialize_model_parallel() first"
         )
-    return _STATE
+    return state
 
 
 def rank_generators(
@@ -168,7 +167,6 @@ def initialize_model_parallel(  # noqa: PLR0913 - Megatron's public signature
 
     Parallelism: collective over the world, with equal arguments on every rank.
     """
-    global _STATE  # noqa: PLW0603 - the one place that owns the state
     _check_start(pipeline_model_parallel_split_rank, communicator_config_path)
     if virtual_pipeline_model_parallel_size is not None and pipeline_model_parallel_size < 2:
         raise RuntimeError(
@@ -195,10 +193,12 @@ def initialize_model_parallel(  # noqa: PLR0913 - Megatron's public signature
         dense.get_ranks("cp"), hierarchical_context_parallel_sizes or (1, context_parallel_size)
     )
     groups |= _optimizer_groups(dense.get_ranks("dp-cp"), num_distributed_optimizer_instances)
-    _STATE = ParallelState(
-        groups=groups,
-        virtual_pipeline_rank=0 if virtual_pipeline_model_parallel_size else None,
-        virtual_pipeline_size=virtual_pipeline_model_parallel_size,
+    run_state.current().put(
+        ParallelState(
+            groups=groups,
+            virtual_pipeline_rank=0 if virtual_pipeline_model_parallel_size else None,
+            virtual_pipeline_size=virtual_pipeline_model_parallel_size,
+        )
     )
 
 
@@ -206,7 +206,7 @@ def _check_start(split_rank: int | None, communicator_config_path: str | None) -
     """Groups are made once, after communication has begun, for a decoder without NCCL."""
     if not comm.is_initialized():
         raise RuntimeError("communication is not initialised; call init_process_group() first")
-    if _STATE is not None:
+    if model_parallel_is_initialized():
         raise RuntimeError(
             "model parallel groups exist already; call destroy_model_parallel() before a new layout"
         )
@@ -262,7 +262,7 @@ def _create(all_ranks: list[tuple[int, ...]]) -> Group:
 
 def model_parallel_is_initialized() -> bool:
     """True between ``initialize_model_parallel`` and ``destroy_model_parallel``."""
-    return _STATE is not None
+    return run_state.current().find(ParallelState) is not None
 
 
 is_initialized = model_parallel_is_initialized
@@ -270,8 +270,7 @@ is_initialized = model_parallel_is_initialized
 
 def destroy_model_parallel() -> None:
     """Forget the layout, so that another one can be built in this process."""
-    global _STATE  # noqa: PLW0603 - the one place that owns the state
-    _STATE = None
+    run_state.current().remove(ParallelState)
 
 
 # Groups -----------------------------------------------------------------------------------------
@@ -465,14 +464,12 @@ def get_virtual_pipeline_model_parallel_world_size() -> int | None:
 
 def set_virtual_pipeline_model_parallel_rank(rank: int | None) -> None:
     """Name the model chunk that is being built or run."""
-    global _STATE  # noqa: PLW0603 - the one place that owns the state
-    _STATE = replace(_state(), virtual_pipeline_rank=rank)
+    run_state.current().put(replace(_state(), virtual_pipeline_rank=rank))
 
 
 def set_virtual_pipeline_model_parallel_world_size(size: int | None) -> None:
     """Set the number of model chunks per stage."""
-    global _STATE  # noqa: PLW0603 - the one place that owns the state
-    _STATE = replace(_state(), virtual_pipeline_size=size)
+    run_state.current().put(replace(_state(), virtual_pipeline_size=size))
 
 
 def is_pipeline_first_stage(ignore_virtual: bool = False) -> bool:

@@ -70,35 +70,6 @@ class LoaderSettings:
             raise ValueError(f"num_workers ({self.num_workers}) must be 0 or more")
 
 
-class _Defaults:
-    """Holder of the settings of this process."""
-
-    def __init__(self) -> None:
-        self.settings: LoaderSettings | None = None
-
-
-_defaults = _Defaults()
-
-
-def set_loader_defaults(settings: LoaderSettings | None) -> None:
-    """Set what loaders of this process use when they are given no settings; None forgets."""
-    _defaults.settings = settings
-
-
-def get_loader_defaults() -> LoaderSettings:
-    """Settings of this process.
-
-    Raises:
-        RuntimeError: none were set.
-    """
-    if _defaults.settings is None:
-        raise RuntimeError(
-            "no loader settings in this process; call set_loader_defaults at start (training does) "
-            "or pass settings"
-        )
-    return _defaults.settings
-
-
 def make_sampler(
     total_samples: int, consumed_samples: int, settings: LoaderSettings
 ) -> MegatronPretrainingSampler | MegatronPretrainingRandomSampler:

@@ -1,6 +1,6 @@
 """Loader of the training, validation and test data.
 
-Source: Megatron-LM core 0.12 ``data/pretraining_loader.py`` (names and behaviour).
+Source: Megatron-LM core 0.12 ``legacy/data/data_samplers.py`` (behaviour).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from mindspeed_ms.data.loader import (
     LoaderSettings,
     PretrainingDataLoader,
     SampleDataset,
-    get_loader_defaults,
     make_sampler,
 )
 from mindspeed_ms.data.samplers import MegatronPretrainingRandomSampler, MegatronPretrainingSampler
@@ -28,7 +27,7 @@ def build_pretraining_data_loader(
     dataset: SampleDataset | None,
     consumed_samples: int,
     *,
-    settings: LoaderSettings | None = None,
+    settings: LoaderSettings,
 ) -> Iterable[Batch] | None:
     """Loader of a dataset on this rank, starting behind the consumed samples.
 
@@ -36,15 +35,13 @@ def build_pretraining_data_loader(
         dataset: numbered samples; None gives None. With ``--dataloader-type external`` it is a
             loader itself and returned as it is.
         consumed_samples: samples all ranks read in earlier runs.
-        settings: sizes and rank; by default those training set for this process.
+        settings: sizes and rank.
 
     Raises:
-        RuntimeError: no settings given or set.
         ValueError: no samples left, or sizes that do not fit.
     """
     if dataset is None:
         return None
-    settings = get_loader_defaults() if settings is None else settings
     if settings.dataloader_type == "external":
         return dataset  # type: ignore[return-value]  # the user's own loader
     sampler = make_sampler(len(dataset), consumed_samples, settings)

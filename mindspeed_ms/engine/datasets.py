@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from mindspeed_ms.data.gpt_dataset_config import (
     TokenizerInfo,
     TokenizerLike,
 )
-from mindspeed_ms.data.loader import LoaderSettings, set_loader_defaults
+from mindspeed_ms.data.loader import Batch, LoaderSettings, SampleDataset
+from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader as _build_loader
 from mindspeed_ms.data.sft_dataset import SFTDataset
 from mindspeed_ms.data.token_rows import TokenRowsDataset
 from mindspeed_ms.data.tokenizers import TokenizerSettings, build_tokenizer
@@ -41,6 +43,7 @@ __all__ = [
     "MODEL_INPUTS",
     "EndlessLoader",
     "SharedLoader",
+    "build_pretraining_data_loader",
     "get_batch",
     "get_batch_on_this_cp_rank",
     "get_batch_on_this_tp_rank",
@@ -49,7 +52,7 @@ __all__ = [
     "gpt_dataset_config",
     "is_data_needed_on_rank",
     "is_dataset_built_on_rank",
-    "set_loader_settings",
+    "loader_settings",
     "tokenizer_of",
     "train_valid_test_datasets_provider",
 ]
@@ -60,19 +63,37 @@ BlendPerSplit = tuple[Blend | None, Blend | None, Blend | None]
 NumSamples = tuple[int, int | None, int]
 
 
-def set_loader_settings(dataset: DatasetConfig) -> None:
-    """Tell ``build_pretraining_data_loader`` what to load on this rank."""
-    set_loader_defaults(
-        LoaderSettings(
-            micro_batch_size=dataset.batch_size,
-            data_parallel_rank=parallel_state.get_data_parallel_rank(),
-            data_parallel_size=parallel_state.get_data_parallel_world_size(),
-            dataloader_type=dataset.dataloader_type,
-            num_workers=dataset.num_workers,
-            data_sharding=dataset.data_sharding,
-            drop_remainder=dataset.drop_remainder,
-        )
+def loader_settings(dataset: DatasetConfig) -> LoaderSettings:
+    """What a loader reads on this rank, and how."""
+    return LoaderSettings(
+        micro_batch_size=dataset.batch_size,
+        data_parallel_rank=parallel_state.get_data_parallel_rank(),
+        data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        dataloader_type=dataset.dataloader_type,
+        num_workers=dataset.num_workers,
+        data_sharding=dataset.data_sharding,
+        drop_remainder=dataset.drop_remainder,
     )
+
+
+def build_pretraining_data_loader(
+    dataset: SampleDataset | None, consumed_samples: int
+) -> Iterable[Batch] | None:
+    """Loader of a dataset on this rank, starting behind the consumed samples.
+
+    Batch size, order and threads are those of the active run's configuration.
+
+    Args:
+        dataset: numbered samples; None gives None. With ``--dataloader-type external`` it is a
+            loader itself and returned as it is.
+        consumed_samples: samples all ranks read in earlier runs.
+
+    Raises:
+        RuntimeError: there is no configuration yet.
+        ValueError: no samples left, or sizes that do not fit.
+    """
+    settings = loader_settings(get_all_config().dataset_config)
+    return _build_loader(dataset, consumed_samples, settings=settings)
 
 
 def get_train_valid_test_num_samples(all_config: AllConfig | None = None) -> NumSamples:

@@ -16,7 +16,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.context_parallel import context_parallel
+from mindspeed_ms.core.context_parallel import ContextParallel, context_parallel
 from mindspeed_ms.data.loader import Batch, collate
 from mindspeed_ms.data.masks import get_ltor_masks_and_position_ids
 from mindspeed_ms.engine.current_config import get_all_config
@@ -87,9 +87,13 @@ class EndlessLoader:
         return batch
 
     def close(self) -> None:
-        """End the loader's reading threads."""
-        if hasattr(self._loader, "close"):
-            self._loader.close()
+        """End the pass that is going on, and with it the loader's reading threads.
+
+        The loader itself stays as it is: it may be the user's, for another run.
+        """
+        if hasattr(self._iterator, "close"):
+            self._iterator.close()
+        self._loader = ()
 
     def _start(self) -> Iterator[Batch]:
         if hasattr(self._loader, "create_dict_iterator"):
@@ -201,14 +205,35 @@ def _num_words(shape: tuple[int, ...], dtype: str) -> int:
     return -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 4)
 
 
-def get_batch(data_iterator: Iterator[Batch]) -> dict[str, Tensor | ops.Documents | None]:
-    """The next micro-batch as tensors: the arguments of ``GPTModel``.
+class BatchReader:
+    """Reads micro-batches as the arguments of a model such as ``GPTModel``.
 
     tokens, labels, position_ids int32 [b, s]; loss_mask fp32 [b, s]; attention_mask the documents
     of packed sequences, bool [b, 1, s, s], or None for causal. With context parallelism, this
     rank's part of s; on pipeline stages that take nothing from a batch, all None.
+
+    Args:
+        config: how rows become batches, and how ranks share a sequence.
     """
-    batch = get_batch_on_this_cp_rank(get_batch_on_this_tp_rank(data_iterator))
+
+    def __init__(self, config: AllConfig) -> None:
+        self._config = config
+        self._context = context_parallel(config.parallel_config)
+
+    def __call__(self, data_iterator: Iterator[Batch]) -> dict[str, Tensor | ops.Documents | None]:
+        """The next micro-batch as tensors."""
+        batch = whole_sequences(next(data_iterator), self._config)
+        if self._context is not None:
+            batch = share_of_batch(batch, self._context)
+        return _as_inputs(batch)
+
+
+def get_batch(data_iterator: Iterator[Batch]) -> dict[str, Tensor | ops.Documents | None]:
+    """The next micro-batch, read as the active run's configuration says; see ``BatchReader``."""
+    return _as_inputs(get_batch_on_this_cp_rank(get_batch_on_this_tp_rank(data_iterator)))
+
+
+def _as_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor | ops.Documents | None]:
     inputs = {name: _as_tensor(batch.get(name)) for name in MODEL_INPUTS}
     numbers = batch.get(DOCUMENTS)
     if numbers is not None and inputs["attention_mask"] is None:
@@ -223,21 +248,26 @@ def get_batch_on_this_tp_rank(data_iterator: Iterator[Batch]) -> Batch:
     The iterators of this package share micro-batches within the tensor-parallel group themselves.
     """
     batch = next(data_iterator)
-    return batch_from_rows(batch[ROWS]) if ROWS in batch and "tokens" not in batch else batch
+    return whole_sequences(batch, get_all_config()) if _is_rows(batch) else batch
 
 
 def get_batch_on_this_cp_rank(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """This rank's part of every sequence: a dict like the one given, of arrays or tensors.
-
-    Of a dense attention mask, the rows of the queries whose attention is computed here: with
-    ulysses those of all ranks that exchange heads.
-    """
+    """This rank's part of every sequence: a dict like the one given, of arrays or tensors."""
     if not parallel_state.model_parallel_is_initialized():
         return dict(batch)
     if parallel_state.get_context_parallel_world_size() == 1:
         return dict(batch)
     context = context_parallel(get_all_config().parallel_config)
     assert context is not None, "several ranks share a sequence"
+    return share_of_batch(batch, context)
+
+
+def share_of_batch(batch: Mapping[str, Any], context: ContextParallel) -> dict[str, Any]:
+    """A rank's part of every sequence.
+
+    Of a dense attention mask, the rows of the queries whose attention is computed here: with
+    ulysses those of all ranks that exchange heads.
+    """
     sliced: dict[str, Any] = {}
     for name, value in batch.items():
         if value is None or name not in MODEL_INPUTS:
@@ -252,9 +282,17 @@ def get_batch_on_this_cp_rank(batch: Mapping[str, Any]) -> dict[str, Any]:
     return sliced
 
 
-def batch_from_rows(rows: NDArray | Tensor) -> Batch:
+def whole_sequences(batch: Batch, config: AllConfig) -> Batch:
+    """The batch itself, or one made of its rows of tokens."""
+    return batch_from_rows(batch[ROWS], config) if _is_rows(batch) else batch
+
+
+def _is_rows(batch: Mapping[str, Any]) -> bool:
+    return ROWS in batch and "tokens" not in batch
+
+
+def batch_from_rows(rows: NDArray | Tensor, config: AllConfig) -> Batch:
     """Tokens, labels, masks and positions of rows of s + 1 tokens, [b, s + 1]."""
-    config = get_all_config()
     dataset = config.dataset_config
     ids = _narrow(rows).astype(np.int64)
     samples = []

@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 from mindspeed_ms.backend import comm
 
+_PACKAGE = logging.getLogger("mindspeed_ms")
 _LINES = logging.getLogger("mindspeed_ms.lines")
 
 
 class _Output(logging.StreamHandler):
-    """Our own handler, told from those that a user has added."""
+    """Our own handler, told from those that a user has added.
+
+    It writes to what is standard output at the moment: notebooks and tests exchange that.
+    """
+
+    def __init__(self, form: str) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter(form))
+
+    @property
+    def stream(self) -> TextIO:
+        """Where lines go."""
+        return sys.stdout
+
+
+@contextmanager
+def attached(level: int | None = None) -> Iterator[None]:
+    """``set_up_output`` for a block; afterwards the loggers are as they were before."""
+    loggers = (_PACKAGE, _LINES)
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    set_up_output(level)
+    try:
+        yield
+    finally:
+        for logger, (old_level, propagate, handlers) in zip(loggers, before, strict=True):
+            logger.setLevel(old_level)
+            logger.propagate = propagate
+            logger.handlers = handlers
 
 
 def set_up_output(level: int | None = None) -> None:
@@ -20,20 +51,17 @@ def set_up_output(level: int | None = None) -> None:
     Report lines stand alone, as tools expect them; everything else carries its rank. Handlers that
     the user has added stay.
     """
-    package = logging.getLogger("mindspeed_ms")
-    package.setLevel(logging.INFO if level is None else level)
-    package.propagate = False
-    _write_to_output(package, f"[rank {comm.get_rank()}] %(levelname)s: %(message)s")
+    _PACKAGE.setLevel(logging.INFO if level is None else level)
+    _PACKAGE.propagate = False
+    _write_to_output(_PACKAGE, f"[rank {comm.get_rank()}] %(levelname)s: %(message)s")
     _LINES.setLevel(logging.INFO)
     _LINES.propagate = False
     _write_to_output(_LINES, "%(message)s")
 
 
 def _write_to_output(logger: logging.Logger, form: str) -> None:
-    handler = _Output(sys.stdout)
-    handler.setFormatter(logging.Formatter(form))
     others = [one for one in logger.handlers if not isinstance(one, _Output)]
-    logger.handlers = [*others, handler]
+    logger.handlers = [*others, _Output(form)]
 
 
 def print_rank_0(line: str) -> None:

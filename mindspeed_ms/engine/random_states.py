@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import base64
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.tensor_parallel.random import get_rng_tracker
+
+
+class HostGenerators:
+    """The generators of Python and NumPy, which a process has once, as seen by one run."""
+
+    def __init__(self) -> None:
+        self._states: tuple[Any, Any] | None = None
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Let them continue where the last block left them; afterwards they are as before."""
+        outside = random.getstate(), np.random.get_state()
+        if self._states is not None:
+            _set(self._states)
+        try:
+            yield
+        finally:
+            self._states = random.getstate(), np.random.get_state()
+            _set(outside)
+
+
+def _set(states: tuple[Any, Any]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
 
 
 def capture() -> dict[str, Any]:

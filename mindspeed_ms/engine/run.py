@@ -1,15 +1,21 @@
-"""A run: from a configuration to its last evaluation."""
+"""A run: opened from a configuration, trained, evaluated, saved, closed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import TracebackType
+from typing import Literal
 
 from mindspore.nn import Cell
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig, unsupported_reason
+from mindspeed_ms.core import run_state
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.num_microbatches_calculator import get_calculator, update_num_microbatches
 from mindspeed_ms.core.optimizer import (
@@ -17,6 +23,8 @@ from mindspeed_ms.core.optimizer import (
     get_grad_scaler,
     get_megatron_optimizer,
 )
+from mindspeed_ms.core.run_state import RunState
+from mindspeed_ms.engine import output
 from mindspeed_ms.engine.checkpointing import load_checkpoint, make_saver, true_vocab_size
 from mindspeed_ms.engine.forward_step import (
     GetBatch,
@@ -24,11 +32,13 @@ from mindspeed_ms.engine.forward_step import (
     default_forward_step,
     megatron_forward_step,
 )
+from mindspeed_ms.engine.micro_batches import BatchReader
 from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.engine.output import print_rank_0
+from mindspeed_ms.engine.random_states import HostGenerators
 from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
-from mindspeed_ms.engine.run_data import build_run_data
-from mindspeed_ms.engine.start import set_up_run
+from mindspeed_ms.engine.run_data import RunData, build_run_data
+from mindspeed_ms.engine.start import fill_run_state, report_layout
 from mindspeed_ms.engine.train_loop import (
     StepReport,
     TrainingSetup,
@@ -38,28 +48,226 @@ from mindspeed_ms.engine.train_loop import (
 )
 
 
-def pretrain(
-    config: AllConfig,
-    model_provider: Callable[..., Cell],
-    datasets_provider: Callable | None = None,
-    *,
-    forward_step_func: Callable | None = None,
-    train_data_loader: Iterable | None = None,
-    get_batch_func: GetBatch | None = None,
-    on_step: Callable[[StepReport], None] | None = None,
-) -> TrainState:
-    """Train a model; then evaluate it if the configuration asks for that.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepFunctions:
+    """Functions of the user's that a step calls.
+
+    Args:
+        forward_step_func: Megatron's ``forward_step(data_iterator, model)``, None for models that
+            return their loss.
+        get_batch_func: data iterator -> model arguments.
+        on_step: called with a report after every iteration.
+    """
+
+    forward_step_func: Callable | None = None
+    get_batch_func: GetBatch | None = None
+    on_step: Callable[[StepReport], None] | None = None
+
+
+class Run:
+    """A training run of this process.
+
+    It is open from the moment it is made; ``close``, or the end of a ``with`` block, takes
+    everything back that it has brought into the process. Runs may follow one another, also after
+    one that failed, and several may be open at a time: Megatron's functions without a run argument
+    (``get_tensor_model_parallel_group()``, ``get_num_microbatches()``, ...) answer for the run
+    whose method is being carried out, and outside of methods as if there were none.
+
+        with Run(config, model_provider) as run:
+            run.train()
+            run.evaluate()
 
     Args:
         config: the configuration.
         model_provider: (pre_process, post_process) -> model.
         datasets_provider: numbers of samples -> (train, valid, test) datasets; None for the
             configured data.
-        forward_step_func: Megatron's ``forward_step(data_iterator, model)``, None for models that
-            return their loss.
         train_data_loader: yields training micro-batches instead of the datasets.
-        get_batch_func: data iterator -> model arguments.
-        on_step: called with a report after every iteration.
+        functions: forward function, batches and callback of the user's.
+        started: beginning of the time that ``exit_duration_in_mins`` limits, in seconds since the
+            epoch; None: now.
+
+    Attributes:
+        config: the configuration.
+        model: the chunks of this rank.
+        state: iteration and samples consumed.
+        stop_reason: why ``train`` left before the last iteration; None if it did not.
+
+    Raises:
+        ValueError: contradictory or unsupported settings, before any long work.
+
+    Parallelism: every rank makes the same runs and calls the same methods in the same order.
+    """
+
+    def __init__(
+        self,
+        config: AllConfig,
+        model_provider: Callable[..., Cell],
+        datasets_provider: Callable | None = None,
+        train_data_loader: Iterable | None = None,
+        *,
+        functions: StepFunctions | None = None,
+        started: float | None = None,
+    ) -> None:
+        self.config = config
+        self.stop_reason: str | None = None
+        self.model: list[DistributedDataParallel] = []
+        self.state = TrainState()
+        self._undo = ExitStack()
+        self._members = RunState(run_state.current().args)
+        self._generators = HostGenerators()
+        self._setup: TrainingSetup | None = None
+        self._data: RunData | None = None
+        comm.init_process_group()
+        config.validate(comm.get_world_size())
+        reasons = unsupported_reason(config)
+        if reasons:
+            raise ValueError("; ".join(reasons))
+        try:
+            with self.active():
+                self._build(model_provider, functions or StepFunctions(), started)
+                self._read(datasets_provider, train_data_loader)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _build(
+        self, model_provider: Callable[..., Cell], functions: StepFunctions, started: float | None
+    ) -> None:
+        fill_run_state(self.config)
+        report_layout(self.config)
+        self.model = get_model(model_provider, self.config)
+        for chunk in self.model:
+            self._undo.callback(chunk.detach)
+        setup = _set_up(self.config, self.model, self.state, functions)
+        setup.started = time.time() if started is None else started
+        _load(setup)
+        if setup.checkpoints is not None:
+            self._undo.callback(setup.checkpoints.abandon)
+        self._setup = setup
+        now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+        print_rank_0(
+            f"[after model, optimizer, and learning rate scheduler are built] datetime: {now} "
+        )
+
+    def _read(self, datasets_provider: Callable | None, train_data_loader: Iterable | None) -> None:
+        self._data = build_run_data(
+            self.config,
+            datasets_provider,
+            train_data_loader,
+            consumed_train_samples=self.state.consumed_train_samples,
+            consumed_valid_samples=consumed_valid_samples(self.config, self.state.iteration),
+        )
+        self._undo.callback(self._data.close)
+
+    @property
+    def _opened(self) -> TrainingSetup:
+        if self._setup is None:
+            raise RuntimeError("the run is closed; open a new one")
+        return self._setup
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Context in which Megatron's functions without a run argument answer for this run."""
+        if run_state.current() is self._members:
+            yield
+            return
+        level = self.config.training_config.logging_level
+        with (
+            run_state.activated(self._members),
+            output.attached(level),
+            self._generators.active(),
+        ):
+            yield
+
+    def train(self, num_iterations: int | None = None) -> TrainState:
+        """Go on training.
+
+        Args:
+            num_iterations: so many, but not beyond the configured length; None: to its end.
+
+        Returns:
+            Where the run stands then.
+        """
+        setup = self._opened
+        assert self._data is not None, "an open run has data"
+        with self.active():
+            print_rank_0("training ...")
+            until = None if num_iterations is None else setup.state.iteration + num_iterations
+            if self._data.train is not None:
+                self.stop_reason = train(setup, self._data.train, self._data.valid, until)
+        return setup.state
+
+    def evaluate(
+        self, split: Literal["validation", "test"] = "validation"
+    ) -> list[dict[str, float]]:
+        """Evaluate a split and print Megatron's lines; losses by name for each of its sets."""
+        setup = self._opened
+        assert self._data is not None, "an open run has data"
+        sets = self._data.valid if split == "validation" else self._data.test
+        with self.active():
+            prefix = f"iteration {setup.state.iteration} on {split} set"
+            return evaluate_and_print_results(setup, sets, prefix)
+
+    def save(self) -> None:
+        """Write a checkpoint of the present iteration, unless there is one.
+
+        Raises:
+            ValueError: the configuration keeps no checkpoints.
+        """
+        setup = self._opened
+        if setup.checkpoints is None:
+            raise ValueError(
+                "the run keeps no checkpoints; set save_checkpoints: True and output_dir"
+            )
+        with self.active():
+            setup.checkpoints.at_end(setup)
+
+    def close(self) -> None:
+        """Complete what goes on in the background and leave nothing behind; the model stays usable.
+
+        Parallelism: collective, unlike the end of a ``with`` block by an exception.
+        """
+        try:
+            if self._setup is not None:
+                with self.active():
+                    if self._setup.checkpoints is not None:
+                        self._setup.checkpoints.finish()
+                    for chunk in self.model:
+                        chunk.finish_param_sync()
+        finally:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Leave nothing behind, without other ranks' help: they may be anywhere."""
+        self._setup = self._data = None
+        self._undo.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._abandon()
+
+
+def pretrain(
+    config: AllConfig,
+    model_provider: Callable[..., Cell],
+    datasets_provider: Callable | None = None,
+    train_data_loader: Iterable | None = None,
+    *,
+    functions: StepFunctions | None = None,
+    started: float | None = None,
+) -> TrainState:
+    """Train a model; then evaluate it if the configuration asks for that. Arguments as of ``Run``.
 
     Returns:
         Where the run stands at its end.
@@ -69,41 +277,27 @@ def pretrain(
 
     Parallelism: called by every rank; collective.
     """
-    set_up_run(config)
-    reasons = unsupported_reason(config)
-    if reasons:
-        raise ValueError("; ".join(reasons))
-    setup = _setup(
-        config, get_model(model_provider, config), forward_step_func, get_batch_func, on_step
-    )
-    _load(setup)
-    now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-    print_rank_0(
-        f"[after model, optimizer, and learning rate scheduler are built] datetime: {now} "
-    )
-    data = build_run_data(
+    with Run(
         config,
+        model_provider,
         datasets_provider,
         train_data_loader,
-        consumed_train_samples=setup.state.consumed_train_samples,
-        consumed_valid_samples=consumed_valid_samples(config, setup.state.iteration),
-    )
-    print_rank_0("training ...")
-    if data.train is not None and not config.training_config.skip_train:
-        if train(setup, data.train, data.valid):
-            return setup.state
-    iteration = setup.state.iteration
-    for sets, split in ((data.valid, "validation"), (data.test, "test")):
-        evaluate_and_print_results(setup, sets, f"iteration {iteration} on {split} set")
-    return setup.state
+        functions=functions,
+        started=started,
+    ) as run:
+        if not config.training_config.skip_train:
+            run.train()
+        if run.stop_reason is None:
+            run.evaluate("validation")
+            run.evaluate("test")
+        return run.state
 
 
-def _setup(
+def _set_up(
     config: AllConfig,
     model: list[DistributedDataParallel],
-    forward_step_func: Callable | None,
-    get_batch_func: GetBatch | None,
-    on_step: Callable[[StepReport], None] | None,
+    state: TrainState,
+    functions: StepFunctions,
 ) -> TrainingSetup:
     optimizer = get_megatron_optimizer(
         config.optimizer_config,
@@ -114,11 +308,12 @@ def _setup(
     weights = None
     if config.training_config.calculate_per_token_loss:
         weights = TokenWeights(config.dataset_config.batch_size * config.model_config.seq_length)
-    step = (
-        default_forward_step(get_batch_func, weights)
-        if forward_step_func is None
-        else megatron_forward_step(forward_step_func, weights)
-    )
+    if functions.forward_step_func is None:
+        forward_step = default_forward_step(
+            functions.get_batch_func or BatchReader(config), weights
+        )
+    else:
+        forward_step = megatron_forward_step(functions.forward_step_func, weights)
     batch_size = config.global_batch_size(comm.get_world_size())
     return TrainingSetup(
         config=config,
@@ -127,10 +322,11 @@ def _setup(
         scheduler=OptimizerParamScheduler.from_config(
             config.training_config, config.optimizer_config, batch_size
         ),
-        forward_step=step,
+        forward_step=forward_step,
         token_weights=weights,
         train_iters=num_train_iters(config),
-        on_step=on_step,
+        state=state,
+        on_step=functions.on_step,
     )
 
 

@@ -71,6 +71,14 @@ class RunCheckpoints:
         self._save(setup)
         self._complete(wait=True)
 
+    def finish(self) -> None:
+        """Wait until a checkpoint that is being written is complete (collective)."""
+        self._complete(wait=True)
+
+    def abandon(self) -> None:
+        """Give up a checkpoint that is being written, without other ranks."""
+        self._saver.abandon()
+
     def _save(self, setup: SavedRun) -> None:
         state = setup.state
         if state.iteration in (0, self._newest):

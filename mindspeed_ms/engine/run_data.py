@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from mindspeed_ms.core import parallel_state
 from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
 from mindspeed_ms.engine.datasets import (
     get_train_valid_test_num_samples,
+    loader_settings,
     train_valid_test_datasets_provider,
 )
 from mindspeed_ms.engine.micro_batches import EndlessLoader, SharedLoader, is_data_needed_on_rank
@@ -24,7 +25,7 @@ UNKNOWN_LENGTH = -1
 class EvaluationSet:
     """Data that is evaluated, some of it each time; the next evaluation goes on behind it."""
 
-    iterator: Iterator
+    iterator: EndlessLoader | SharedLoader
     """Micro-batches without end."""
 
     num_microbatches: int
@@ -41,6 +42,12 @@ class RunData:
     train: EndlessLoader | SharedLoader | None = None
     valid: list[EvaluationSet] = field(default_factory=list)
     test: list[EvaluationSet] = field(default_factory=list)
+
+    def close(self) -> None:
+        """End all reading threads."""
+        for loader in (self.train, *(one.iterator for one in (*self.valid, *self.test))):
+            if loader is not None:
+                loader.close()
 
 
 def build_run_data(
@@ -180,5 +187,7 @@ def _shared(config: AllConfig, dataset: Any, consumed_samples: int) -> SharedLoa
             "provider gave it none; build datasets on every first tensor-parallel rank of the "
             "first and last pipeline stage"
         )
-    loader = build_pretraining_data_loader(dataset, consumed_samples) if is_reader else None
+    settings = loader_settings(config.dataset_config)
+    data = dataset if is_reader else None
+    loader = build_pretraining_data_loader(data, consumed_samples, settings=settings)
     return SharedLoader(loader, is_needed)

@@ -1,23 +1,21 @@
-"""Make this process ready for a configuration."""
+"""What a run consists of beside model and data: groups, seeds, batch sizes."""
 
 from __future__ import annotations
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, device
 from mindspeed_ms.config import AllConfig
-from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.num_microbatches_calculator import (
-    destroy_num_microbatches_calculator,
-    init_num_microbatches_calculator,
-)
+from mindspeed_ms.core import parallel_state, run_state
+from mindspeed_ms.core.num_microbatches_calculator import init_num_microbatches_calculator
 from mindspeed_ms.engine.current_config import set_all_config
-from mindspeed_ms.engine.datasets import set_loader_settings
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
 from mindspeed_ms.engine.parallel_setup import set_parallel_context, set_seed
 
 
 def set_up_run(all_config: AllConfig) -> None:
-    """Make this process ready for a configuration: groups, seeds, batch sizes, output, kernels.
+    """Make this process ready for scripts that build data and models before ``pretrain``.
+
+    Groups, seeds and batch sizes of an earlier configuration are replaced.
 
     Raises:
         ValueError: the configuration does not fit the number of ranks.
@@ -25,15 +23,25 @@ def set_up_run(all_config: AllConfig) -> None:
     if all_config.parallel_config.deterministic_mode:
         device.set_deterministic()
     comm.init_process_group()
+    all_config.validate(comm.get_world_size())
+    run_state.renew()
+    set_up_output(all_config.training_config.logging_level)
+    fill_run_state(all_config)
+
+
+def fill_run_state(all_config: AllConfig) -> None:
+    """Give the active run, which has none of it yet, its groups, seeds and batch sizes.
+
+    Raises:
+        RuntimeError: the layout does not fit the number of ranks.
+
+    Parallelism: collective over the world.
+    """
     world_size = comm.get_world_size()
-    all_config.validate(world_size)
-    set_all_config(all_config)
     training, dataset = all_config.training_config, all_config.dataset_config
-    set_up_output(training.logging_level)
+    set_all_config(all_config)
     set_parallel_context(all_config.parallel_config)
     set_seed(training.seed, all_config.parallel_config.use_cpu_initialization)
-    set_loader_settings(dataset)
-    destroy_num_microbatches_calculator()
     init_num_microbatches_calculator(
         comm.get_rank(),
         training.rampup_batch_size,
@@ -44,10 +52,10 @@ def set_up_run(all_config: AllConfig) -> None:
         training.step_batch_size_schedule,
         all_config.model_config.seq_length,
     )
-    _report_layout(all_config)
 
 
-def _report_layout(all_config: AllConfig) -> None:
+def report_layout(all_config: AllConfig) -> None:
+    """Print how the ranks share the work, and what computes."""
     parallel = all_config.parallel_config
     world_size = comm.get_world_size()
     print_rank_0(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-
-import psutil
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import TrainingConfig
@@ -23,19 +23,32 @@ class StopConditions:
 
     Args:
         training: the conditions.
+        started: when the time that counts began, in seconds since the epoch.
     """
 
-    def __init__(self, training: TrainingConfig) -> None:
+    def __init__(self, training: TrainingConfig, started: float) -> None:
         self._training = training
-        self._started = psutil.Process().create_time()  # loading counts: jobs have a limit in all
+        self._started = started
         self._is_signalled = False
-        if training.exit_signal_handler:
-            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self._is_signalled = True
-        signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Context in which SIGTERM is taken as a condition; outside it does what it did before."""
+        if not self._training.exit_signal_handler:
+            yield
+            return
+        previous = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            del number, frame
+            self._is_signalled = True
+            signal.signal(signal.SIGTERM, previous)
+
+        signal.signal(signal.SIGTERM, on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
 
     def reason(self, iteration: int) -> str | None:
         """What ends the run now, as Megatron's line; None to go on.

@@ -88,37 +88,49 @@ class TrainingSetup:
     """None: every micro-batch weighs the same."""
     checkpoints: RunCheckpoints | None = None
     """None: the run keeps no checkpoints."""
+    started: float = field(default_factory=time.time)
+    """When the run began, in seconds since the epoch."""
 
 
 def train(
     setup: TrainingSetup,
     data_iterator: EndlessLoader | SharedLoader,
     valid_sets: Sequence[EvaluationSet] = (),
-) -> bool:
-    """Iterate until ``train_iters``, printing, evaluating and saving at the configured intervals.
+    until: int | None = None,
+) -> str | None:
+    """Iterate, printing, evaluating and saving at the configured intervals.
+
+    Args:
+        setup: the run.
+        data_iterator: its micro-batches.
+        valid_sets: what is evaluated at intervals.
+        until: iteration to stop at; None: the run's last one. A checkpoint that is due at the end
+            of the run is written when its last iteration is done.
 
     Returns:
-        Whether the run was ended before ``train_iters``.
+        What ended the run before its last iteration; None if nothing did.
     """
     training, state = setup.config.training_config, setup.state
     log = IntervalLog(setup)
-    stop, reason = StopConditions(training), None
-    while state.iteration < setup.train_iters:
-        report = train_step(setup, data_iterator)
-        log.add(report, data_iterator)
-        if setup.on_step is not None:
-            setup.on_step(report)
-        if training.eval_interval and state.iteration % training.eval_interval == 0:
-            evaluate_and_print_results(setup, valid_sets, f"iteration {state.iteration}")
-        reason = stop.reason(state.iteration)
-        if setup.checkpoints is not None:
-            setup.checkpoints.after_step(setup, must_save=reason is not None)
-        if reason is not None:
-            print_rank_last(reason)
-            break
-    if setup.checkpoints is not None:
+    stop, reason = StopConditions(training, setup.started), None
+    last = setup.train_iters if until is None else min(until, setup.train_iters)
+    with stop.watched():
+        while state.iteration < last and reason is None:
+            report = train_step(setup, data_iterator)
+            log.add(report, data_iterator)
+            if setup.on_step is not None:
+                setup.on_step(report)
+            if training.eval_interval and state.iteration % training.eval_interval == 0:
+                evaluate_and_print_results(setup, valid_sets, f"iteration {state.iteration}")
+            reason = stop.reason(state.iteration)
+            if setup.checkpoints is not None:
+                setup.checkpoints.after_step(setup, must_save=reason is not None)
+    if reason is not None:
+        print_rank_last(reason)
+    is_over = reason is not None or state.iteration >= setup.train_iters
+    if setup.checkpoints is not None and is_over:
         setup.checkpoints.at_end(setup)
-    return reason is not None
+    return reason
 
 
 def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
@@ -262,11 +274,18 @@ def evaluate(setup: TrainingSetup, data: EvaluationSet) -> dict[str, float]:
 
 def evaluate_and_print_results(
     setup: TrainingSetup, sets: Sequence[EvaluationSet], prefix: str
-) -> None:
-    """Evaluate each set and print Megatron's validation lines on the last rank."""
+) -> list[dict[str, float]]:
+    """Evaluate each set and print Megatron's validation lines on the last rank.
+
+    Returns:
+        For each set its losses by name, means over all tokens.
+    """
+    results = []
     for data in sets:
-        for line in validation_lines(prefix, evaluate(setup, data), data.suffix):
+        results.append(evaluate(setup, data))
+        for line in validation_lines(prefix, results[-1], data.suffix):
             print_rank_last(line)
+    return results
 
 
 class IntervalLog:

@@ -5,6 +5,7 @@ from mindspeed_ms.engine.datasets import (
     MODEL_INPUTS,
     EndlessLoader,
     SharedLoader,
+    build_pretraining_data_loader,
     get_batch,
     get_batch_on_this_cp_rank,
     get_batch_on_this_tp_rank,
@@ -13,7 +14,6 @@ from mindspeed_ms.engine.datasets import (
     gpt_dataset_config,
     is_data_needed_on_rank,
     is_dataset_built_on_rank,
-    set_loader_settings,
     tokenizer_of,
     train_valid_test_datasets_provider,
 )
@@ -23,6 +23,7 @@ __all__ = [
     "EndlessLoader",
     "MODEL_INPUTS",
     "SharedLoader",
+    "build_pretraining_data_loader",
     "get_batch",
     "get_batch_on_this_cp_rank",
     "get_batch_on_this_tp_rank",
@@ -31,7 +32,6 @@ __all__ = [
     "gpt_dataset_config",
     "is_data_needed_on_rank",
     "is_dataset_built_on_rank",
-    "set_loader_settings",
     "tokenizer_of",
     "train_valid_test_datasets_provider",
 ]

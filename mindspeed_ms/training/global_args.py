@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import dataclass
 
-
-@dataclass(slots=True)
-class _Holder:
-    args: Namespace | None = None
-
-
-_HOLDER = _Holder()
+from mindspeed_ms.core import run_state
 
 
 def set_global_args(args: Namespace | None) -> None:
     """Store the arguments; None forgets them."""
-    _HOLDER.args = args
+    run_state.current().args = args
 
 
 def get_args() -> Namespace:
@@ -26,8 +19,9 @@ def get_args() -> Namespace:
         RuntimeError: none have been stored yet.
 
     """
-    if _HOLDER.args is None:
+    args = run_state.current().args
+    if args is None:
         raise RuntimeError(
             "the arguments are not known yet; call initialize_megatron() or set_global_args() first"
         )
-    return _HOLDER.args
+    return args

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import psutil
 from mindspore.nn import Cell
 
 from mindspeed_ms.backend.spokesman import is_first_of_host
@@ -79,8 +80,11 @@ def pretrain(  # noqa: PLR0913 - Megatron's signature and the guide's keywords
             all_config,
             model_provider_func,
             train_valid_test_datasets_provider,
-            forward_step_func=forward_step_func,
-            train_data_loader=train_data_loader,
-            get_batch_func=get_batch_func,
-            on_step=on_step,
+            train_data_loader,
+            functions=run.StepFunctions(
+                forward_step_func=forward_step_func,
+                get_batch_func=get_batch_func,
+                on_step=on_step,
+            ),
+            started=psutil.Process().create_time(),  # loading counts: jobs have a limit in all
         )

@@ -40,7 +40,7 @@ TRAIN_YAML, ACCELERATE_YAML, MODEL_YAML = (
 GLUE = """
 import mindspore as ms
 from mindspeed_ms.core.config import get_args, init_configs_from_args
-from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
+from mindspeed_ms.legacy.data.data_samplers import build_pretraining_data_loader
 from mindspeed_ms.engine.datasets import (
     get_batch, get_train_valid_test_num_samples, train_valid_test_datasets_provider,
 )

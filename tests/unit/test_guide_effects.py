@@ -17,7 +17,7 @@ from mindspeed_ms.core.optimizer import (
     get_megatron_optimizer,
 )
 from mindspeed_ms.core.parameter import named_parameters
-from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
+from mindspeed_ms.legacy.data.data_samplers import build_pretraining_data_loader
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.plan.recompute_plan import recompute_plan

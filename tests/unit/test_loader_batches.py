@@ -33,7 +33,6 @@ def run(single_rank):
     def start(*flags):
         config = configured(*flags)
         set_all_config(config)
-        data.set_loader_settings(config.dataset_config)
         return config
 
     yield start

@@ -15,8 +15,6 @@ from mindspeed_ms.data.gpt_dataset import GPTDatasetConfig, TokenizerInfo
 from mindspeed_ms.data.loader import (
     LoaderSettings,
     PretrainingDataLoader,
-    get_loader_defaults,
-    set_loader_defaults,
 )
 from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
 from mindspeed_ms.data.samplers import (
@@ -438,26 +436,10 @@ def test_a_dataset_shorter_than_the_run_is_read_again_from_its_beginning():
 # ---- Megatron's entry ----
 
 
-@pytest.fixture
-def no_defaults():
-    set_loader_defaults(None)
-    yield
-    set_loader_defaults(None)
-
-
-def test_two_argument_call_uses_the_settings_of_the_process(no_defaults):
-    set_loader_defaults(LoaderSettings(micro_batch_size=3, data_parallel_size=2))
-    assert numbers_of(build_pretraining_data_loader(Numbers(12), 6)) == [[6, 7, 8]]
-    assert get_loader_defaults().micro_batch_size == 3
-
-
-def test_without_settings_the_call_says_what_is_missing(no_defaults):
-    with pytest.raises(RuntimeError, match="call set_loader_defaults"):
-        build_pretraining_data_loader(Numbers(12), 0)
-
-
-def test_no_dataset_gives_no_loader(no_defaults):
-    assert build_pretraining_data_loader(None, 0) is None
+def test_no_dataset_gives_no_loader():
+    assert (
+        build_pretraining_data_loader(None, 0, settings=LoaderSettings(micro_batch_size=1)) is None
+    )
 
 
 def test_cyclic_and_external_loaders():

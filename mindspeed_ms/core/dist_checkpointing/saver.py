@@ -7,6 +7,7 @@ and for the previous checkpoint if that is still being written.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -170,6 +171,26 @@ class CheckpointSaver:
             pending.thread.join()
         self._complete(pending)
 
+    def abandon(self) -> None:
+        """Give up a checkpoint that is being written: this rank's file of it is removed.
+
+        Unlike the other methods not collective.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None and pending.thread is not None:
+            pending.thread.join()
+            self._discard(pending)
+
+    def _discard(self, pending: _Pending) -> None:
+        """Remove what this rank has written of a checkpoint that will not be complete."""
+        name = self._file_name(pending)
+        for leftover in (name, name + storage.PARTIAL):
+            with contextlib.suppress(OSError):
+                (pending.folder / leftover).unlink()
+
+    def _file_name(self, pending: _Pending) -> str:
+        return f"rank_{comm.get_rank():05d}{pending.generation}.{self.settings.container}"
+
     def _plan(self, tensors: Sequence[LiveTensor]) -> list[LiveTensor]:
         """What this rank writes: agreed upon once, as long as the tensors stay the same."""
         described = hash(tuple((t.key, t.span, t.dtype, memory.address(t.tensor)) for t in tensors))
@@ -211,7 +232,7 @@ class CheckpointSaver:
         if not items:
             return None
         settings = self.settings
-        name = f"rank_{comm.get_rank():05d}{pending.generation}.{settings.container}"
+        name = self._file_name(pending)
         partial = pending.folder / (name + storage.PARTIAL)
         entries = [
             safetensors.Entry(_key(item), item.tensor.dtype, _shape_in_file(item), item.summed_up)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindspeed_ms.backend.random import Generator, normal_stream
+from mindspeed_ms.core import run_state
 
 DATA_PARALLEL_RNG = "data-parallel-rng"
 MODEL_PARALLEL_RNG = "model-parallel-rng"
@@ -110,13 +111,13 @@ class DrawCounter:
     words: int = 0
 
 
-_TRACKER = RNGStateTracker()
-_INIT = _InitStream()
-
-
 def get_rng_tracker() -> RNGStateTracker:
-    """The tracker of this process."""
-    return _TRACKER
+    """The tracker of the active run."""
+    return run_state.current().member(RNGStateTracker)
+
+
+def _init_stream() -> _InitStream:
+    return run_state.current().member(_InitStream)
 
 
 get_cuda_rng_tracker = get_rng_tracker
@@ -132,41 +133,45 @@ def model_parallel_manual_seed(
     Source: Megatron-LM ``model_parallel_cuda_manual_seed``: default = seed, model parallel = seed
     + 2718 + tensor rank, expert = seed + 1024 + 100 * expert rank + expert tensor rank.
     """
-    _TRACKER.reset()
-    _TRACKER.seed_default(seed)
-    _TRACKER.add(MODEL_PARALLEL_RNG, seed + 2718 + tensor_rank)
-    _TRACKER.add(EXPERT_PARALLEL_RNG, seed + 1024 + 100 * expert_rank + expert_tensor_rank)
+    tracker = get_rng_tracker()
+    tracker.reset()
+    tracker.seed_default(seed)
+    tracker.add(MODEL_PARALLEL_RNG, seed + 2718 + tensor_rank)
+    tracker.add(EXPERT_PARALLEL_RNG, seed + 1024 + 100 * expert_rank + expert_tensor_rank)
 
 
 def seed_initialization(seed: int) -> None:
     """Restart the stream of initial weights."""
-    _INIT.restart(seed)
+    _init_stream().restart(seed)
 
 
 def seek_initialization(position: int) -> None:
     """Continue the stream of initial weights at a number of words from its start."""
-    if position < _INIT.position:
-        _INIT.restart(_INIT.seed)
-    while _INIT.position < position:
-        _INIT.take(min(position - _INIT.position, _SKIP_AT_ONCE))
+    stream = _init_stream()
+    if position < stream.position:
+        stream.restart(stream.seed)
+    while stream.position < position:
+        stream.take(min(position - stream.position, _SKIP_AT_ONCE))
 
 
 @contextmanager
 def counting_draws() -> Iterator[DrawCounter]:
     """Count the words that the block's draws would take; the draws return zeros meanwhile."""
-    previous, _INIT.counter = _INIT.counter, DrawCounter()
+    stream = _init_stream()
+    previous, stream.counter = stream.counter, DrawCounter()
     try:
-        yield _INIT.counter
+        yield stream.counter
     finally:
-        _INIT.counter = previous
+        stream.counter = previous
 
 
 def skip_initialization(words: int) -> None:
     """Leave out as many words of the stream of initial weights as parts elsewhere take."""
-    if _INIT.counter is not None:
-        _INIT.counter.words += words
+    stream = _init_stream()
+    if stream.counter is not None:
+        stream.counter.words += words
     else:
-        seek_initialization(_INIT.position + words)
+        seek_initialization(stream.position + words)
 
 
 def words_of_normal(shape: tuple[int, ...]) -> int:
@@ -182,8 +187,9 @@ def draw_normal(shape: tuple[int, ...], std: float, mean: float = 0.0) -> np.nda
     last place): 24-bit uniforms in blocks of 16, Box-Muller between the halves of each block, and
     for a size that is no multiple of 16 the last 16 values drawn again.
     """
-    if _INIT.counter is not None:
-        _INIT.counter.words += words_of_normal(shape)
+    counter = _init_stream().counter
+    if counter is not None:
+        counter.words += words_of_normal(shape)
         return np.broadcast_to(np.float32(0.0), shape)
     size = int(np.prod(shape, dtype=np.int64))
     padded = max(size, 16)
@@ -197,7 +203,7 @@ def draw_normal(shape: tuple[int, ...], std: float, mean: float = 0.0) -> np.nda
 
 
 def _uniforms(count: int) -> np.ndarray:
-    words = _INIT.take(count)
+    words = _init_stream().take(count)
     return (words & np.uint32((1 << 24) - 1)).astype(np.float32) * np.float32(2.0**-24)
 
 

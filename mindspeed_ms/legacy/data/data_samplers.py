@@ -1,10 +1,10 @@
-"""The guide's path of ``mindspeed_ms.data.pretraining_loader``."""
+"""The guide's path of the loader of a run's datasets."""
 
-from mindspeed_ms.data.pretraining_loader import (
+from mindspeed_ms.data.samplers import (
     MegatronPretrainingRandomSampler,
     MegatronPretrainingSampler,
-    build_pretraining_data_loader,
 )
+from mindspeed_ms.engine.datasets import build_pretraining_data_loader
 
 __all__ = [
     "MegatronPretrainingRandomSampler",

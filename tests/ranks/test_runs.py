@@ -1,0 +1,81 @@
+"""Runs in one process after one another and side by side, in other layouts. Two ranks."""
+
+import gc
+import logging
+
+import pytest
+from run_builder import open_run, traces, trained
+
+from mindspeed_ms.core import parallel_state
+
+pytestmark = pytest.mark.ranks
+
+DROPOUT = ("--attention-dropout", "0.1", "--hidden-dropout", "0.1")
+TP = ("--tensor-model-parallel-size", "2", "--sequence-parallel", *DROPOUT)
+PP = ("--pipeline-model-parallel-size", "2", *DROPOUT)
+DP = ("--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather", *DROPOUT)
+SMALL = (*PP, "--num-layers", "2", "--global-batch-size", "4", "--hidden-size", "32")
+
+
+class Stop(Exception):
+    """Raised by a user's own function."""
+
+
+def stop(step):
+    if step.iteration == 2:
+        raise Stop
+
+
+def chain_worker(folder):
+    """What the runs trained, and whether each left the process as it was."""
+    logging.getLogger("mindspeed_ms").setLevel(logging.WARNING)
+    trained(*TP), trained(*PP), trained(*DP)  # what is made once per process
+    gc.collect()
+    before, runs, clean = traces(), [], []
+    for flags in (TP, PP, SMALL, DP, TP, PP, SMALL, DP):
+        runs.append(trained(*flags))
+        clean.append(traces() == before)
+    save = ("--save", folder, "--save-interval", "1", "--async-save")
+    for flags in (TP, PP, DP):
+        with pytest.raises(Stop):
+            trained(*flags, *save, on_step=stop)
+        clean.append(traces() == before)
+        runs.append(trained(*flags))
+    return runs, clean
+
+
+def test_layouts_follow_one_another(dist_run, tmp_path):
+    for runs, clean in dist_run(chain_worker, ranks=2, timeout=240.0, folder=str(tmp_path)):
+        assert all(len(steps) == 3 for steps in runs)
+        tp, pp, small, dp, *again = runs
+        assert again == [tp, pp, small, dp, tp, pp, dp]
+        assert all(clean), clean
+
+
+def side_by_side_worker():
+    """Runs in three layouts that take turns, and the same alone."""
+    layouts = (TP, PP, DP)
+    alone = [trained(*flags) for flags in layouts]
+    opened = [open_run(*flags) for flags in layouts]
+    sizes = []
+    for _ in range(3):
+        for run, _ in opened:
+            run.train(1)
+            with run.active():
+                sizes.append(
+                    (
+                        parallel_state.get_tensor_model_parallel_world_size(),
+                        parallel_state.get_pipeline_model_parallel_world_size(),
+                        parallel_state.get_data_parallel_world_size(),
+                    )
+                )
+    for run, _ in opened:
+        run.close()
+    return alone, [steps for _, steps in opened], sizes, traces()["groups"]
+
+
+def test_layouts_live_side_by_side(dist_run):
+    for alone, together, sizes, has_groups in dist_run(side_by_side_worker, ranks=2, timeout=180.0):
+        assert together == alone
+        assert sizes == [(2, 1, 1), (1, 2, 1), (1, 1, 2)] * 3
+        assert not has_groups

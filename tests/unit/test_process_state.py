@@ -1,0 +1,195 @@
+"""What lasts in a process beside the objects that somebody holds: short lists with reasons.
+
+A new entry is a decision: what a run owns belongs into its ``RunState``, or is passed.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import mindspeed_ms
+
+PACKAGE = Path(mindspeed_ms.__file__).parent
+
+STATE = {
+    "core/run_state.py: _ACTIVE": "the run that Megatron's functions without a run argument mean",
+    "backend/comm.py: _state": "MPI and HCCL start once per process; making a group is collective",
+    "backend/launch.py: _holder": "a process joins one job, and stays in it to its end",
+    "ops/selection.py: _SELECTION": "the kernels of this machine, whatever is computed",
+}
+"""Objects that change while the process lives."""
+
+CONSTANTS = {
+    "backend/comm.py: _alone": "has no attributes",
+    "core/parameter.py: _REPLICATED": "frozen",
+    "data/blending.py: _UNDECIDED": "a number",
+    "data/indexed_dataset.py: _HEADER": "a format of the struct module",
+    "formats/containers/ahead.py: _END": "a sentinel",
+    "ops/portable/activations.py: _CUBIC": "a number",
+    "ops/portable/activations.py: _SQRT_2_OVER_PI": "a number",
+    "ops/portable/dropout.py: _LOW": "a number",
+    "training/flags/__init__.py: BY_NAME": "a table; the test of tables covers it",
+    "training/from_args.py: UNSET": "a sentinel",
+}
+"""Objects that cannot change, though their kind does not show it."""
+
+KEPT_RESULTS = {
+    "backend/device.py: initialize": "MindSpore's mode is one of the process",
+    "backend/device.py: platform": "the device of this installation",
+    "config/section.py: _hints": "of a class",
+    "config/section.py: field_docs": "of a class",
+    "data/native.py: native_indices": "a loaded library",
+    "formats/containers/digest.py: sums_function": "of a loaded library",
+    "formats/containers/native.py: _crc32_function": "of a loaded library",
+    "formats/containers/native.py: function": "of a loaded library",
+    "formats/containers/new_file.py: _of_linux": "of a loaded library",
+    "ops/ascend/attention.py: _compressed_mask": "a constant that takes memory on the device",
+    "ops/ascend/attention.py: _flash": "an operator without state; building it takes time",
+    "ops/ascend/attention.py: _flash_grad": "an operator without state; building it takes time",
+    "ops/ascend/flat.py: _fused_adamw": "an operator without state; building it takes time",
+    "ops/cpu/library.py: loading": "a loaded library",
+    "plan/schedule_plan.py: plans": "a pure function of its arguments",
+}
+"""Results that are computed once; they depend on nothing that changes."""
+
+FOREIGN = {
+    "backend/launch.py: sys.excepthook": "a rank that fails ends its job",
+    "backend/torchrun/worker.py: sys.argv": "a script that is started sees its own words",
+}
+"""Attributes of other modules and classes that are set."""
+
+UNCHANGING = {
+    *("MappingProxyType", "frozenset", "tuple", "TypeVar", "compile", "Path", "getLogger"),
+    *("int", "float", "cast", "field"),
+}
+"""Calls whose results nobody can change; a field's default is made for each object."""
+
+DISPLAYS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
+CHANGING = {
+    *("append", "add", "clear", "discard", "extend", "insert", "pop", "popitem", "remove"),
+    *("setdefault", "update", "sort", "reverse"),
+}
+
+TREES = {
+    str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def last_name(node):
+    """``c`` of the expression ``a.b.c[d](e)``."""
+    while isinstance(node, (ast.Subscript, ast.Call)):
+        node = node.value if isinstance(node, ast.Subscript) else node.func
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def frozen_classes():
+    """Classes of the package whose objects cannot be changed."""
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                words = [
+                    word
+                    for decorator in node.decorator_list
+                    if isinstance(decorator, ast.Call)
+                    for word in decorator.keywords
+                ]
+                is_frozen = any(word.arg == "frozen" and word.value.value for word in words)
+                if is_frozen or {last_name(base) for base in node.bases} & {"NamedTuple", "Enum"}:
+                    yield node.name
+
+
+def functions_with_unchanging_results():
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.returns is not None:
+                if last_name(node.returns) in ("tuple", "Mapping", "frozenset", "str"):
+                    yield node.name
+
+
+def statements(body):
+    """Statements that run when a module is imported, those of classes included."""
+    for node in body:
+        yield node
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            for part in ("body", "orelse", "finalbody"):
+                yield from statements(getattr(node, part, ()))
+
+
+def assignments():
+    """(file, target, value) of what is assigned when a module is imported."""
+    for path, tree in TREES.items():
+        for node in statements(tree.body):
+            if isinstance(node, ast.Assign):
+                for target in node.targets:
+                    yield path, ast.unparse(target), node.value
+            elif isinstance(node, ast.AnnAssign) and node.value is not None:
+                yield path, ast.unparse(node.target), node.value
+
+
+def test_objects_that_last_are_known():
+    unchanging = UNCHANGING | {*frozen_classes(), *functions_with_unchanging_results()}
+    found = {
+        f"{path}: {target}"
+        for path, target, value in assignments()
+        if isinstance(value, ast.Call) and last_name(value) not in unchanging
+    }
+    known = {*STATE, *CONSTANTS}
+    assert found - known == set(), "new objects that last; see the docstring"
+    assert set(STATE) <= found, "no longer there"
+
+
+def writes(tree):
+    """(line, expression that is changed in place) within functions."""
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    for node in (node for function in functions for node in ast.walk(function)):
+        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            yield node.lineno, node.value
+        elif isinstance(node, ast.AugAssign):
+            yield node.lineno, node.target
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr in CHANGING:
+                yield node.lineno, node.func.value
+
+
+def test_tables_are_never_written():
+    """A list, set or dict of a module or class is a constant: nobody changes one of its name."""
+    tables = {
+        last_name(ast.parse(target, mode="eval").body)
+        for _, target, value in assignments()
+        if isinstance(value, DISPLAYS)
+    }
+    constants = {name for name in tables if name.isupper()} | {"BY_NAME"}
+    assert len(constants) > 20
+    assert {name for name in tables if not name.isupper()} <= {"__all__", "__slots__"}
+    for path, tree in TREES.items():
+        for line, changed in writes(tree):
+            assert last_name(changed) not in constants, f"{path}:{line} changes a table"
+
+
+def test_results_that_are_kept_are_known():
+    found = {
+        f"{path}: {node.name}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        and {last_name(one) for one in node.decorator_list} & {"cache", "lru_cache"}
+    }
+    assert found - set(KEPT_RESULTS) == set(), "new results that are kept; say why they may be"
+
+
+def test_attributes_of_modules_and_classes_are_not_set():
+    found = set()
+    for path, tree in TREES.items():
+        names = {"cls"}
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ClassDef):
+                names.add(node.name)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+                if isinstance(node.value, ast.Name) and node.value.id in names:
+                    found.add(f"{path}: {ast.unparse(node)}")
+    assert found == set(FOREIGN)
