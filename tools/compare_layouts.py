@@ -172,7 +172,8 @@ def train(layout: str, flags: Sequence[str], steps: int) -> Run:
             argv=[*flags, *layout_flags(layout), *QUIET, "--exit-interval", str(steps)]
         )
         config = get_all_config()
-    except SystemExit:
+    except (ValueError, RuntimeError) as error:
+        print_rank_0(f"error: {error}")
         run.refusal = "refused, see above"
         return run
     is_sharded = config.training_config.use_distributed_optimizer

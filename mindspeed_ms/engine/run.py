@@ -14,7 +14,7 @@ from typing import Literal
 from mindspore.nn import Cell
 
 from mindspeed_ms.backend import comm
-from mindspeed_ms.config import AllConfig, unsupported_reason
+from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import run_state
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.num_microbatches_calculator import get_calculator, update_num_microbatches
@@ -38,7 +38,7 @@ from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.random_states import HostGenerators
 from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
 from mindspeed_ms.engine.run_data import RunData, build_run_data
-from mindspeed_ms.engine.start import fill_run_state, report_layout
+from mindspeed_ms.engine.start import check_configuration, fill_run_state, report_layout
 from mindspeed_ms.engine.train_loop import (
     StepReport,
     TrainingSetup,
@@ -118,11 +118,7 @@ class Run:
         self._generators = HostGenerators()
         self._setup: TrainingSetup | None = None
         self._data: RunData | None = None
-        comm.init_process_group()
-        config.validate(comm.get_world_size())
-        reasons = unsupported_reason(config)
-        if reasons:
-            raise ValueError("; ".join(reasons))
+        check_configuration(config)
         try:
             with self.active():
                 self._build(model_provider, functions or StepFunctions(), started)
@@ -258,34 +254,14 @@ class Run:
             self._abandon()
 
 
-def pretrain(
-    config: AllConfig,
-    model_provider: Callable[..., Cell],
-    datasets_provider: Callable | None = None,
-    train_data_loader: Iterable | None = None,
-    *,
-    functions: StepFunctions | None = None,
-    started: float | None = None,
-) -> TrainState:
-    """Train a model; then evaluate it if the configuration asks for that. Arguments as of ``Run``.
+def carry_out(run: Run) -> TrainState:
+    """Train to the end and evaluate, as far as the configuration asks for that; close the run.
 
     Returns:
         Where the run stands at its end.
-
-    Raises:
-        ValueError: contradictory or unsupported settings, before any long work.
-
-    Parallelism: called by every rank; collective.
     """
-    with Run(
-        config,
-        model_provider,
-        datasets_provider,
-        train_data_loader,
-        functions=functions,
-        started=started,
-    ) as run:
-        if not config.training_config.skip_train:
+    with run:
+        if not run.config.training_config.skip_train:
             run.train()
         if run.stop_reason is None:
             run.evaluate("validation")

@@ -4,12 +4,37 @@ from __future__ import annotations
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, device
-from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config import AllConfig, unsupported_reason
 from mindspeed_ms.core import parallel_state, run_state
 from mindspeed_ms.core.num_microbatches_calculator import init_num_microbatches_calculator
 from mindspeed_ms.engine.current_config import set_all_config
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
 from mindspeed_ms.engine.parallel_setup import set_parallel_context, set_seed
+
+
+def check_configuration(all_config: AllConfig) -> None:
+    """Join the job, and refuse a configuration that it cannot carry out.
+
+    Raises:
+        ValueError: settings that contradict each other, that do not fit the number of ranks, or
+            that ask for what is not there.
+    """
+    if all_config.parallel_config.deterministic_mode:
+        device.set_deterministic()
+    comm.init_process_group()
+    all_config.validate(comm.get_world_size())
+    refuse_unsupported(all_config)
+
+
+def refuse_unsupported(all_config: AllConfig) -> None:
+    """Refuse a configuration that asks for what is not there.
+
+    Raises:
+        ValueError: with what is missing.
+    """
+    reasons = unsupported_reason(all_config)
+    if reasons:
+        raise ValueError("; ".join(reasons))
 
 
 def set_up_run(all_config: AllConfig) -> None:
@@ -18,12 +43,9 @@ def set_up_run(all_config: AllConfig) -> None:
     Groups, seeds and batch sizes of an earlier configuration are replaced.
 
     Raises:
-        ValueError: the configuration does not fit the number of ranks.
+        ValueError: see ``check_configuration``.
     """
-    if all_config.parallel_config.deterministic_mode:
-        device.set_deterministic()
-    comm.init_process_group()
-    all_config.validate(comm.get_world_size())
+    check_configuration(all_config)
     run_state.renew()
     set_up_output(all_config.training_config.logging_level)
     fill_run_state(all_config)

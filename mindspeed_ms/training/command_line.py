@@ -10,12 +10,12 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from mindspeed_ms.backend.spokesman import is_first_of_host, is_told_by_another
+from mindspeed_ms.backend.spokesman import is_first_of_host
+from mindspeed_ms.training.entry import USER_ERROR_STATUS, say
 from mindspeed_ms.training.flags import BY_NAME, ROWS, EntryPoint, Field, Flag, Refused
 from mindspeed_ms.training.flags.row import Arity
 from mindspeed_ms.training.flags.synonyms import unknown_flag_message
 from mindspeed_ms.training.flags.value_types import decimal, whole
-from mindspeed_ms.training.one_line import one_line
 
 _NARGS: Mapping[Arity, Any] = {
     "one": None,
@@ -148,9 +148,8 @@ class CommandLineParser(argparse.ArgumentParser):
         """Print one line to stderr, on one rank of a host, and leave."""
         if "'$" in message:
             message += " (a shell variable that was not expanded?)"
-        if is_told_by_another():
-            self.exit(2)
-        self.exit(2, one_line(f"{self.prog}: error: {message}") + "\n")
+        say(message, f"{self.prog}: ")
+        self.exit(USER_ERROR_STATUS)
 
     def unknown(self, word: str) -> NoReturn:
         """End because a word is no flag."""

@@ -9,14 +9,13 @@ from typing import Any
 
 from mindspeed_ms.backend import comm, launch
 from mindspeed_ms.backend.spokesman import is_first_of_host
-from mindspeed_ms.config import unsupported_reason
 from mindspeed_ms.data.tokenizers import build_tokenizer, vocab_size_with_padding
 from mindspeed_ms.engine.output import print_rank_0
-from mindspeed_ms.engine.start import set_up_run
+from mindspeed_ms.engine.start import refuse_unsupported, set_up_run
 from mindspeed_ms.training.arguments import given_attributes, parse_args, validate_args
 from mindspeed_ms.training.checkpoint_args import sections_from_checkpoint
 from mindspeed_ms.training.dry_run import dry_run
-from mindspeed_ms.training.entry import user_errors
+from mindspeed_ms.training.entry import tell_user_errors
 from mindspeed_ms.training.from_args import init_configs_from_args
 from mindspeed_ms.training.global_args import get_args, set_global_args
 from mindspeed_ms.training.print_arguments import print_arguments
@@ -35,7 +34,8 @@ def initialize_megatron(
 ) -> argparse.Namespace:
     """Parse the command line, start communication, create the groups and seed the run.
 
-    Afterwards ``get_args()`` returns the arguments.
+    Afterwards ``get_args()`` returns the arguments. In a script, a mistake of the user's that
+    nobody catches from here on ends in one line and status 2; see ``entry``.
 
     Args:
         extra_args_provider: adds the user's own flags to the parser.
@@ -44,49 +44,30 @@ def initialize_megatron(
         argv: flags to parse instead of the command line.
 
     Raises:
-        SystemExit: a wrong flag, flags that do not go together or that do not fit the number of
-            ranks; one line has been printed. A dry run, which has printed its plan.
+        ValueError: flags that do not go together or that do not fit the number of ranks.
+        SystemExit: a wrong flag; one line has been printed. A dry run, which has printed its plan.
 
     Source: Megatron-LM ``initialize_megatron`` (order of the steps).
     """
-    return start(extra_args_provider, args_defaults, ignore_unknown_args, argv)
-
-
-def start(
-    extra_args_provider: Callable | None = None,
-    args_defaults: dict[str, Any] | None = None,
-    ignore_unknown_args: bool = False,
-    argv: Sequence[str] | None = None,
-    *,
-    will_train: bool = False,
-) -> argparse.Namespace:
-    """See :func:`initialize_megatron`; ``will_train`` refuses what training cannot do at once.
-
-    Whatever does not need the other ranks is checked before they are met, so that a refusal is the
-    first thing to be seen, and is seen once.
-    """
+    tell_user_errors()
     if not is_first_of_host():
         logging.getLogger("mindspeed_ms").addHandler(logging.NullHandler())
     args = parse_args(argv, extra_args_provider, args_defaults, ignore_unknown_args)
     if args.use_checkpoint_args:
-        with user_errors():
-            model = sections_from_checkpoint(args.load, args.ckpt_step, given_attributes(args))
+        model = sections_from_checkpoint(args.load, args.ckpt_step, given_attributes(args))
         args = parse_args(argv, extra_args_provider, args_defaults, ignore_unknown_args, model)
     if args.dry_run:
-        with user_errors():
-            status = dry_run(args)
-        raise SystemExit(status)
-    with user_errors():
-        world_size = _num_ranks()
-        changes = scale_down(args, world_size) if args.scale_down else []
-        _complete_vocabulary(args)
-        config = init_configs_from_args(validate_args(args, world_size))
-        missing = unsupported_reason(config) if will_train else []
-        if missing:
-            raise ValueError("; ".join(missing))
-        set_up_run(config)
-        args.rank, args.local_rank = comm.get_rank(), comm.get_local_rank()
-        set_global_args(args)
+        raise SystemExit(dry_run(args))
+    # What does not need the other ranks is checked before they are met: a refusal is then the first
+    # thing to be seen, and is seen once.
+    world_size = _num_ranks()
+    changes = scale_down(args, world_size) if args.scale_down else []
+    _complete_vocabulary(args)
+    config = init_configs_from_args(validate_args(args, world_size))
+    refuse_unsupported(config)
+    set_up_run(config)
+    args.rank, args.local_rank = comm.get_rank(), comm.get_local_rank()
+    set_global_args(args)
     print_arguments(args)
     for line in changes:
         print_rank_0(line)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import psutil
@@ -12,13 +11,13 @@ from mindspore.nn import Cell
 
 from mindspeed_ms.backend.spokesman import is_first_of_host
 from mindspeed_ms.config import AllConfig, without_effect
-from mindspeed_ms.engine import run
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.forward_step import GetBatch
 from mindspeed_ms.engine.model_chunks import get_model
+from mindspeed_ms.engine.run import Run, StepFunctions, carry_out
 from mindspeed_ms.engine.train_loop import StepReport, TrainState, train
 from mindspeed_ms.training.entry import user_errors
-from mindspeed_ms.training.initialize import start
+from mindspeed_ms.training.initialize import initialize_megatron
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +60,7 @@ def pretrain(  # noqa: PLR0913 - Megatron's signature and the guide's keywords
 
     Raises:
         ValueError: contradictory or unsupported settings, before any long work.
+        RunFailure: the run had begun and cannot go on.
         SystemExit: the same after one line was printed, when ``all_config`` is None: then the call
             is the entry point.
 
@@ -68,23 +68,29 @@ def pretrain(  # noqa: PLR0913 - Megatron's signature and the guide's keywords
     """
     if process_non_loss_data_func is not None:
         raise ValueError("process_non_loss_data_func is not supported; pass None")
-    context: AbstractContextManager[None] = nullcontext()
-    if all_config is None:
-        start(extra_args_provider, args_defaults or {}, will_train=True)
-        all_config, context = get_all_config(), user_errors()
-    elif is_first_of_host():
-        for line in without_effect(all_config):
-            logger.warning("%s", line)
-    with context:
-        return run.pretrain(
-            all_config,
+
+    def open_run(config: AllConfig) -> Run:
+        return Run(
+            config,
             model_provider_func,
             train_valid_test_datasets_provider,
             train_data_loader,
-            functions=run.StepFunctions(
+            functions=StepFunctions(
                 forward_step_func=forward_step_func,
                 get_batch_func=get_batch_func,
                 on_step=on_step,
             ),
             started=psutil.Process().create_time(),  # loading counts: jobs have a limit in all
         )
+
+    if all_config is not None:
+        for line in without_effect(all_config) if is_first_of_host() else ():
+            logger.warning("%s", line)
+        return carry_out(open_run(all_config))
+    with user_errors():
+        initialize_megatron(
+            extra_args_provider=extra_args_provider, args_defaults=args_defaults or {}
+        )
+        run = open_run(get_all_config())
+    with user_errors(during_training=True):
+        return carry_out(run)

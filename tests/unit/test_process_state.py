@@ -55,6 +55,7 @@ KEPT_RESULTS = {
 
 FOREIGN = {
     "backend/launch.py: sys.excepthook": "a rank that fails ends its job",
+    "training/entry.py: sys.excepthook": "a script ends in one line; installed at most once",
     "backend/torchrun/worker.py: sys.argv": "a script that is started sees its own words",
 }
 """Attributes of other modules and classes that are set."""

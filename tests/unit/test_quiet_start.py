@@ -309,8 +309,7 @@ def test_another_rank_speaks_when_the_first_goes_on(is_over, expected, monkeypat
 
 
 def test_a_quiet_rank_ends_without_a_word(monkeypatch, capsys):
-    monkeypatch.setattr("mindspeed_ms.training.command_line.is_told_by_another", lambda: True)
-    monkeypatch.setattr("mindspeed_ms.training.entry.is_told_by_another", lambda: True)
+    monkeypatch.setattr("mindspeed_ms.training.entry.failure.is_told_elsewhere", lambda _: True)
     with pytest.raises(SystemExit) as caught:
         parse_args(["--hiden-size", "3"])
     assert caught.value.code == 2
