@@ -25,7 +25,11 @@ from mindspeed_ms.training.from_args import init_configs_from_args
 def configuration(*flags, style="llama"):
     """The configuration of Megatron's flags, without initializing anything."""
     comm.init_process_group()
-    words = [*pipeline_runs.BASE, *pipeline_runs.STYLES[style], *flags]
+    base = list(pipeline_runs.BASE)
+    if "--train-samples" in flags:
+        at = base.index("--train-iters")
+        del base[at : at + 2]
+    words = [*base, *pipeline_runs.STYLES[style], *flags]
     args = validate_args(parse_args(words), comm.get_world_size())
     return init_configs_from_args(args)
 

@@ -133,8 +133,10 @@ class TrainingConfig(Section):
     log_interval: Count | None = None
     """Training steps between log lines. None: every step."""
 
-    log_style: Literal["megatron", "guide"] = "megatron"
-    """Shape of the log line: Megatron's, or ``Epoch: E, Step: S, Loss: ...``."""
+    log_style: Literal["megatron", "guide"] | None = None
+    """Shape of the log line: Megatron's, or ``Epoch: E, Step: S, Loss: ...``. None: the guide's;
+    flags, also beside a YAML file, set it to Megatron's.
+    """
 
     pipeline_timeline: str | None = None
     """File to write the measured timeline of the second iteration to, as a Chrome trace: when each
@@ -199,8 +201,8 @@ class TrainingConfig(Section):
     no_load_optim: bool = False
     """Do not load the optimizer state. False: load it when resuming."""
 
-    no_load_rng: bool = True
-    """Do not load the random states. Megatron flags set it to False."""
+    no_load_rng: bool = False
+    """Do not load the random states. False: a resumed run goes on bit for bit."""
 
     finetune: bool = False
     """Load weights only and count from iteration 0. False: load what resume_training asks for."""

@@ -26,6 +26,10 @@ class BatchSchedule(Protocol):
     def final_from(self) -> int:
         """Consumed samples from which on the size is certainly final."""
 
+    @property
+    def fills_last_step(self) -> bool:
+        """Whether the last step of a run takes samples beyond its end rather than be left out."""
+
     def size_at(self, consumed_samples: int) -> int:
         """Return the global batch size of the step that starts after ``consumed_samples``."""
 
@@ -46,6 +50,11 @@ class ConstantBatch:
     def final_from(self) -> int:
         """From the start."""
         return 0
+
+    @property
+    def fills_last_step(self) -> bool:
+        """Samples that fill no step are left."""
+        return False
 
     def size_at(self, consumed_samples: int) -> int:
         """Return the constant size."""
@@ -109,6 +118,11 @@ class RampupBatch:
     def final_from(self) -> int:
         """One sample after the ramp."""
         return self.samples + 1
+
+    @property
+    def fills_last_step(self) -> bool:
+        """Samples that fill no step are left."""
+        return False
 
     def size_at(self, consumed_samples: int) -> int:
         """Return the size of the stage that ``consumed_samples`` falls in."""
@@ -179,6 +193,11 @@ class StepBatch:
     def final_from(self) -> int:
         """Start of the last stage."""
         return self.stages[-1][0]
+
+    @property
+    def fills_last_step(self) -> bool:
+        """As newer Megatron-LM counts."""
+        return True
 
     def size_at(self, consumed_samples: int) -> int:
         """Return the size of the last stage that has begun."""
@@ -298,16 +317,34 @@ class NumMicroBatches:
             )
         return size // per_round
 
-    def iterations_for(self, train_samples: int) -> int:
-        """Return how many whole steps ``train_samples`` last."""
-        consumed = iterations = 0
+    def iterations_for(self, train_samples: int, consumed_samples: int = 0) -> int:
+        """Return how many steps are left until ``train_samples`` have been consumed."""
+        consumed, iterations = consumed_samples, 0
         while consumed < self.schedule.final_from:
-            size = self.schedule.size_at(consumed)
-            if consumed + size > train_samples:
+            size = self._processed(self.schedule.size_at(consumed))
+            if not self._has_step(size, train_samples - consumed):
                 return iterations
             consumed += size
             iterations += 1
-        return iterations + (train_samples - consumed) // self.schedule.final_size
+        left, size = max(0, train_samples - consumed), self._processed(self.schedule.final_size)
+        missing = -left % size if self.schedule.fills_last_step else 0
+        return iterations + (left + missing) // size
+
+    def consumed_after(self, iterations: int, consumed_samples: int = 0) -> int:
+        """Return the samples that have been consumed after so many more steps."""
+        consumed = consumed_samples
+        while iterations and consumed < self.schedule.final_from:
+            consumed += self._processed(self.schedule.size_at(consumed))
+            iterations -= 1
+        return consumed + iterations * self._processed(self.schedule.final_size)
+
+    def _has_step(self, size: int, samples_left: int) -> bool:
+        return samples_left > 0 if self.schedule.fills_last_step else samples_left >= size
+
+    def _processed(self, size: int) -> int:
+        """Sequences of a global batch that whole micro-batches on every rank hold."""
+        per_round = self.micro_batch_size * self.data_parallel_size
+        return max(1, size // per_round) * per_round
 
 
 # --- Megatron's names: one-line reads of the active run -------------------------------------------

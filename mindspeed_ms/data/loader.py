@@ -149,6 +149,44 @@ class PretrainingDataLoader:
             ahead.close()
             self._open.remove(ahead)
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether a pass has been started."""
+        return self._is_begun
+
+    @property
+    def batches_per_pass(self) -> int:
+        """Micro-batches of this rank in a whole pass."""
+        total, block = len(self.sampler), self.sampler.micro_batch_times_data_parallel_size
+        is_cut = self._is_cyclic or getattr(self.sampler, "drop_last", True)
+        return max(1, total // block if is_cut else -(-total // block))
+
+    def start_at(self, consumed_samples: int) -> None:
+        """Begin anew behind so many samples of all ranks; passes that they fill are over."""
+        per_pass = self.batches_per_pass * self.sampler.micro_batch_times_data_parallel_size
+        self.consumed_samples = consumed_samples
+        self.sampler.consumed_samples = (
+            consumed_samples if self._is_cyclic else consumed_samples % per_pass
+        )
+        self._is_begun = False
+
+    def check_ranks(self, settings: LoaderSettings) -> None:
+        """Refuse a run whose ranks share the data in another way.
+
+        Raises:
+            ValueError: another batch size or layout, or the data of another rank.
+        """
+        sampler, ranks = self.sampler, settings.data_parallel_size
+        mine = (sampler.micro_batch_size, sampler.data_parallel_rank)
+        block = sampler.micro_batch_times_data_parallel_size
+        wanted = (settings.micro_batch_size, settings.data_parallel_rank)
+        if mine != wanted or block != settings.micro_batch_size * ranks:
+            raise ValueError(
+                f"the loader was made for micro-batches of {mine[0]} on rank {mine[1]} of "
+                f"{block // mine[0]} data-parallel ranks, but the run has micro-batches of "
+                f"{wanted[0]} and is on rank {wanted[1]} of {ranks}; make it anew for this layout"
+            )
+
     def close(self) -> None:
         """End the reading threads; a running iteration ends at its next step."""
         for ahead in list(self._open):

@@ -20,7 +20,11 @@ class BatchSampler(Protocol):
     """Sample numbers of one data-parallel rank, and how many all ranks consume with them."""
 
     consumed_samples: int
+    micro_batch_size: int
+    data_parallel_rank: int
     micro_batch_times_data_parallel_size: int
+
+    def __len__(self) -> int: ...
 
     def batches(self, consumed_samples: int) -> Iterator[list[int]]:
         """Micro-batches from a point to the end of the pass, without changing any state."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSett
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
 from mindspeed_ms.engine import random_states
+from mindspeed_ms.engine.batch_counts import evaluated_samples
 from mindspeed_ms.engine.datasets import tokenizer_of
 from mindspeed_ms.engine.output import print_rank_0
+from mindspeed_ms.engine.train_state import TrainState
 from mindspeed_ms.formats import names, own_format
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.containers.new_file import FileRecord
@@ -48,14 +50,6 @@ _DATA = (
 """Settings that decide what sample number n is, beside seed and sequence length."""
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a loaded run stands."""
-
-    iteration: int = 0
-    consumed_train_samples: int = 0
-
-
 # --- saving -----------------------------------------------------------------------------------
 
 
@@ -82,7 +76,7 @@ def save_checkpoint(
     models: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
-    progress: Progress,
+    state: TrainState,
     vocab_size: int | None = None,
 ) -> None:
     """Write a checkpoint, in the background if the configuration says so.
@@ -93,7 +87,7 @@ def save_checkpoint(
         models: the chunks of this rank.
         optimizer: left out with ``no_save_optim``.
         scheduler: its position belongs to the optimizer's state.
-        progress: where the run stands.
+        state: where the run stands.
         vocab_size: tokens in use, from ``true_vocab_size``.
 
     Raises:
@@ -102,7 +96,7 @@ def save_checkpoint(
     Parallelism: collective over the world.
     """
     training = config.training_config
-    root, iteration = training.output_dir, progress.iteration
+    root, iteration = training.output_dir, state.iteration
     print_rank_0(
         f"saving checkpoint at iteration {iteration:7d} to {root} in "
         f"{saver.settings.container} format"
@@ -115,7 +109,7 @@ def save_checkpoint(
         Snapshot(
             iteration=iteration,
             common={
-                **_common(config, optimizer, scheduler, progress),
+                **_common(config, optimizer, scheduler, state),
                 "vocab_size": vocab_size,
             },
             rank_state={} if training.no_save_rng else random_states.capture(),
@@ -135,13 +129,12 @@ def _common(
     config: AllConfig,
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
-    progress: Progress,
+    state: TrainState,
 ) -> dict[str, Any]:
     has_optimizer = not config.training_config.no_save_optim
     scaler = optimizer.grad_scaler
     return {
-        "iteration": progress.iteration,
-        "consumed_train_samples": progress.consumed_train_samples,
+        **asdict(state),
         "world_size": comm.get_world_size(),
         "layout": _layout(config),
         "is_tied": not config.model_config.untie_embeddings_and_output_weights,
@@ -185,7 +178,7 @@ def load_checkpoint(
     models: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
-) -> Progress:
+) -> TrainState:
     """Fill model, optimizer and schedules as the configuration asks for; say what was not restored.
 
     Returns:
@@ -200,7 +193,7 @@ def load_checkpoint(
     training = config.training_config
     found = find_to_load(config)
     if found is None:
-        return Progress()
+        return TrainState()
     print_rank_0(f" loading checkpoint from {found.folder} (format {found.kind})")
     started = time.monotonic()
     catalog = open_checkpoint(found, lambda common: gpt_spec(config.model_config))
@@ -221,20 +214,20 @@ def load_checkpoint(
     report = load_tensors(catalog, models, optimizer, tensors, options)
     seconds = time.monotonic() - started
     missed = [*report.notes]
-    progress = Progress()
+    state = TrainState()
     if is_resumed:
-        progress = _resume(config, catalog, optimizer if with_optimizer else None, scheduler)
+        state = _resume(config, catalog, optimizer if with_optimizer else None, scheduler)
         missed += _restore_random_states(config, catalog)
         missed += _different_data(config, catalog)
     missed += _not_restored(config, catalog, is_resumed, with_optimizer)
     for line in missed:
         print_rank_0(f"  {line}")
     print_rank_0(
-        f"  successfully loaded checkpoint from {found.folder} at iteration {progress.iteration}"
+        f"  successfully loaded checkpoint from {found.folder} at iteration {state.iteration}"
         f" ({report.num_bytes / 1e6:.1f} MB in {seconds:.3f} s, {report.verified} tensors"
         " verified)"
     )
-    return progress
+    return state
 
 
 def find_to_load(config: AllConfig) -> Found | None:
@@ -301,7 +294,7 @@ def _resume(
     catalog: Catalog,
     optimizer: MegatronOptimizer | None,
     scheduler: OptimizerParamScheduler,
-) -> Progress:
+) -> TrainState:
     common = catalog.common
     if optimizer is not None:
         stored = common.get("optimizer") or {}
@@ -314,7 +307,11 @@ def _resume(
     consumed = common.get("consumed_train_samples")
     if consumed is None:
         consumed = iteration * config.global_batch_size(comm.get_world_size())
-    return Progress(iteration, int(consumed))
+    evaluated = common.get("consumed_valid_samples")
+    if evaluated is None:
+        evaluated = evaluated_samples(config, iteration)
+    began = consumed if config.training_config.new_dataset else common.get("data_began_at", 0)
+    return TrainState(iteration, int(consumed), int(evaluated), int(began))
 
 
 def _restore_random_states(config: AllConfig, catalog: Catalog) -> list[str]:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig, DatasetConfig
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.data.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
@@ -26,6 +25,7 @@ from mindspeed_ms.data.sft_dataset import SFTDataset
 from mindspeed_ms.data.token_rows import TokenRowsDataset
 from mindspeed_ms.data.tokenizers import TokenizerSettings, build_tokenizer
 from mindspeed_ms.data.utils import Blend, Split, get_blend_from_list
+from mindspeed_ms.engine.batch_counts import NumSamples, num_samples
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.micro_batches import (
     MODEL_INPUTS,
@@ -37,6 +37,7 @@ from mindspeed_ms.engine.micro_batches import (
     is_data_needed_on_rank,
     is_dataset_built_on_rank,
 )
+from mindspeed_ms.engine.train_state import TrainState
 
 __all__ = [
     "DEFAULT_SPLIT",
@@ -60,7 +61,6 @@ __all__ = [
 DEFAULT_SPLIT = "969, 30, 1"
 
 BlendPerSplit = tuple[Blend | None, Blend | None, Blend | None]
-NumSamples = tuple[int, int | None, int]
 
 
 def loader_settings(dataset: DatasetConfig) -> LoaderSettings:
@@ -97,19 +97,8 @@ def build_pretraining_data_loader(
 
 
 def get_train_valid_test_num_samples(all_config: AllConfig | None = None) -> NumSamples:
-    """Samples that training, validation and test will read; None for a full validation.
-
-    Source: Megatron-LM ``get_train_valid_test_num_samples`` (formulas).
-    """
-    config = all_config or get_all_config()
-    training = config.training_config
-    batch = config.global_batch_size(comm.get_world_size())
-    train_samples = training.train_samples or training.training_iters * batch
-    iterations = train_samples // batch
-    evaluations = iterations // training.eval_interval + 1 if training.eval_interval else 1
-    eval_samples = training.eval_iters * batch
-    valid_samples = None if training.full_validation else evaluations * eval_samples
-    return train_samples, valid_samples, eval_samples
+    """Samples that training, validation and test of a whole run read; see ``num_samples``."""
+    return num_samples(all_config or get_all_config(), TrainState())
 
 
 def train_valid_test_datasets_provider(num_samples: NumSamples) -> ThreeDatasets:

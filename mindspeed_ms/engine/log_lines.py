@@ -35,6 +35,8 @@ class IntervalReport:
     nan_iterations: int
     epoch: int
     step_in_epoch: int
+    true_loss: float | None = None
+    """Mean of the main loss over all iterations, skipped ones included; None: none was."""
 
 
 def megatron_line(report: IntervalReport, now: datetime) -> str:
@@ -62,8 +64,10 @@ def megatron_line(report: IntervalReport, now: datetime) -> str:
 
 
 def guide_line(report: IntervalReport) -> str:
-    """The user guide's line."""
-    loss = report.losses.get("lm loss", math.nan)
+    """The user guide's line; the loss is the true one in skipped iterations too."""
+    loss = report.true_loss
+    if loss is None:
+        loss = report.losses.get("lm loss", math.nan)
     return (
         f"INFO - Epoch: {report.epoch}, Step: {report.step_in_epoch}, Loss: {loss:.16f}, "
         f"Time: {report.seconds_per_iteration * 1000.0:.2f} ms"

@@ -5,7 +5,8 @@ Legend: b micro-batch, s sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.context_parallel import ContextParallel, context_parallel
-from mindspeed_ms.data.loader import Batch, collate
+from mindspeed_ms.data.loader import Batch, PretrainingDataLoader, collate
 from mindspeed_ms.data.masks import get_ltor_masks_and_position_ids
 from mindspeed_ms.engine.current_config import get_all_config
 
@@ -55,17 +56,54 @@ def is_dataset_built_on_rank(config: AllConfig | None = None) -> bool:
     return is_needed and parallel_state.get_tensor_model_parallel_rank() == 0
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where in its data a run goes on."""
+
+    samples: int = 0
+    """Consumed by all ranks."""
+    block: int = 1
+    """Samples of one micro-batch on every data-parallel rank."""
+
+    @property
+    def batches(self) -> int:
+        """Micro-batches consumed by this rank."""
+        return self.samples // self.block
+
+
 class EndlessLoader:
     """Micro-batches of a loader, pass after pass, with the number of the pass.
 
-    Loaders of other libraries work too: MindSpore datasets are read as dicts of arrays.
+    Loaders of other libraries work too: MindSpore datasets are read as dicts of arrays. To go on at
+    a position, loaders of this package are set there, and others are read up to it.
+
+    Args:
+        loader: micro-batches of one pass each time it is iterated.
+        position: where to begin; a loader of this package that was made for another one, and not
+            used yet, keeps its own.
     """
 
-    def __init__(self, loader: Iterable[Batch]) -> None:
+    def __init__(self, loader: Iterable[Batch], position: Position | None = None) -> None:
         self._loader = loader
-        self._iterator = self._start()
         self.epoch = 0
         self.batches_in_epoch = 0
+        position = position or Position()
+        if isinstance(loader, PretrainingDataLoader):
+            if loader.is_begun or not loader.consumed_samples:
+                loader.start_at(position.samples)
+            self.epoch, self.batches_in_epoch = divmod(
+                loader.consumed_samples // position.block, loader.batches_per_pass
+            )
+            self._iterator = self._start()
+        else:
+            self._iterator = self._start()
+            self._pass_over(position.batches)
+
+    def _pass_over(self, count: int) -> None:
+        if isinstance(self._loader, Sequence) and self._loader:  # all its passes are equal
+            self.epoch, count = divmod(count, len(self._loader))
+        for _ in range(count):
+            next(self)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -109,20 +147,26 @@ class SharedLoader:
     Args:
         loader: micro-batches; None on the other ranks.
         is_needed: whether this rank (and its group with it) needs data.
+        position: where to begin, see ``EndlessLoader``.
 
     Parallelism:
         Collective over the tensor-parallel group: all its ranks take micro-batches in the same
         order. Two broadcasts each, of 32 bytes and of all arrays in one buffer.
     """
 
-    def __init__(self, loader: Iterable[Batch] | None, is_needed: bool = True) -> None:
+    def __init__(
+        self,
+        loader: Iterable[Batch] | None,
+        is_needed: bool = True,
+        position: Position | None = None,
+    ) -> None:
         self._group = parallel_state.get_tensor_model_parallel_group()
         self._source = self._group.ranks[0]
         self._is_needed = is_needed
-        self._reader = None if loader is None else EndlessLoader(loader)
+        self._reader = None if loader is None else EndlessLoader(loader, position)
         self._layout: list[tuple[str, tuple[int, ...], str]] | None = None
         self.epoch = 0
-        self.batches_in_epoch = 0
+        self.batches_in_epoch = 0 if position is None else position.batches
 
     def __iter__(self) -> Iterator[Batch]:
         return self

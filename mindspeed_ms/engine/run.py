@@ -17,7 +17,7 @@ from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import run_state
 from mindspeed_ms.core.distributed import DistributedDataParallel
-from mindspeed_ms.core.num_microbatches_calculator import get_calculator, update_num_microbatches
+from mindspeed_ms.core.num_microbatches_calculator import update_num_microbatches
 from mindspeed_ms.core.optimizer import (
     OptimizerParamScheduler,
     get_grad_scaler,
@@ -25,6 +25,7 @@ from mindspeed_ms.core.optimizer import (
 )
 from mindspeed_ms.core.run_state import RunState
 from mindspeed_ms.engine import output
+from mindspeed_ms.engine.batch_counts import nothing_to_train, num_train_iters
 from mindspeed_ms.engine.checkpointing import load_checkpoint, make_saver, true_vocab_size
 from mindspeed_ms.engine.forward_step import (
     GetBatch,
@@ -42,10 +43,11 @@ from mindspeed_ms.engine.start import check_configuration, fill_run_state, repor
 from mindspeed_ms.engine.train_loop import (
     StepReport,
     TrainingSetup,
-    TrainState,
     evaluate_and_print_results,
     train,
+    validate,
 )
+from mindspeed_ms.engine.train_state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,9 +137,10 @@ class Run:
         self.model = get_model(model_provider, self.config)
         for chunk in self.model:
             self._undo.callback(chunk.detach)
-        setup = _set_up(self.config, self.model, self.state, functions)
+        setup = _set_up(self.config, self.model, functions)
         setup.started = time.time() if started is None else started
         _load(setup)
+        self.state = setup.state
         if setup.checkpoints is not None:
             self._undo.callback(setup.checkpoints.abandon)
         self._setup = setup
@@ -147,13 +150,7 @@ class Run:
         )
 
     def _read(self, datasets_provider: Callable | None, train_data_loader: Iterable | None) -> None:
-        self._data = build_run_data(
-            self.config,
-            datasets_provider,
-            train_data_loader,
-            consumed_train_samples=self.state.consumed_train_samples,
-            consumed_valid_samples=consumed_valid_samples(self.config, self.state.iteration),
-        )
+        self._data = build_run_data(self.config, datasets_provider, train_data_loader, self.state)
         self._undo.callback(self._data.close)
 
     @property
@@ -189,9 +186,14 @@ class Run:
         assert self._data is not None, "an open run has data"
         with self.active():
             print_rank_0("training ...")
+            nothing = nothing_to_train(self.config, setup.state)
+            if nothing is None and self._data.train is None:
+                nothing = "nothing to train: there is no training data"
+            if nothing is not None or self._data.train is None:
+                print_rank_0(f"WARNING: {nothing}")
+                return setup.state
             until = None if num_iterations is None else setup.state.iteration + num_iterations
-            if self._data.train is not None:
-                self.stop_reason = train(setup, self._data.train, self._data.valid, until)
+            self.stop_reason = train(setup, self._data.train, self._data.valid, until)
         return setup.state
 
     def evaluate(
@@ -200,10 +202,11 @@ class Run:
         """Evaluate a split and print Megatron's lines; losses by name for each of its sets."""
         setup = self._opened
         assert self._data is not None, "an open run has data"
-        sets = self._data.valid if split == "validation" else self._data.test
         with self.active():
             prefix = f"iteration {setup.state.iteration} on {split} set"
-            return evaluate_and_print_results(setup, sets, prefix)
+            if split == "validation":
+                return validate(setup, self._data.valid, prefix)
+            return evaluate_and_print_results(setup, self._data.test, prefix)
 
     def save(self) -> None:
         """Write a checkpoint of the present iteration, unless there is one.
@@ -272,7 +275,6 @@ def carry_out(run: Run) -> TrainState:
 def _set_up(
     config: AllConfig,
     model: list[DistributedDataParallel],
-    state: TrainState,
     functions: StepFunctions,
 ) -> TrainingSetup:
     optimizer = get_megatron_optimizer(
@@ -300,45 +302,20 @@ def _set_up(
         ),
         forward_step=forward_step,
         token_weights=weights,
-        train_iters=num_train_iters(config),
-        state=state,
         on_step=functions.on_step,
     )
 
 
 def _load(setup: TrainingSetup) -> None:
     """Continue from a checkpoint if the configuration names one, and prepare saving."""
-    config, state = setup.config, setup.state
+    config = setup.config
     saver = make_saver(config)
-    progress = load_checkpoint(config, setup.model, setup.optimizer, setup.scheduler)
-    state.iteration = progress.iteration
-    state.consumed_train_samples = progress.consumed_train_samples
+    state = load_checkpoint(config, setup.model, setup.optimizer, setup.scheduler)
+    setup.state = state
+    setup.train_iters = num_train_iters(config, state)
     update_num_microbatches(state.consumed_train_samples, consistency_check=False)
     if saver is not None:
         training = config.training_config
         is_same = Path(training.load_checkpoint) == Path(training.output_dir)
         loaded = state.iteration if is_same else None
         setup.checkpoints = RunCheckpoints(saver, loaded, true_vocab_size(config))
-
-
-def num_train_iters(config: AllConfig) -> int:
-    """Iterations of the run, also when its length is given in samples.
-
-    With samples, the iterations of a growing batch are counted by walking its schedule.
-    """
-    training = config.training_config
-    if training.train_samples is None:
-        return training.training_iters
-    return get_calculator().iterations_for(training.train_samples)
-
-
-def consumed_valid_samples(config: AllConfig, iteration: int) -> int:
-    """Samples that evaluations up to an iteration have read.
-
-    Source: Megatron-LM ``build_train_valid_test_data_iterators`` (formula).
-    """
-    training = config.training_config
-    if not training.eval_interval:
-        return 0
-    evaluations = iteration // training.eval_interval
-    return evaluations * training.eval_iters * config.global_batch_size(comm.get_world_size())

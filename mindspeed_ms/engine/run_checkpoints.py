@@ -9,15 +9,9 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
-from mindspeed_ms.engine.checkpointing import Progress, save_checkpoint
+from mindspeed_ms.engine.checkpointing import save_checkpoint
 from mindspeed_ms.engine.output import print_rank_0
-
-
-class Position(Protocol):
-    """Where a run stands."""
-
-    iteration: int
-    consumed_train_samples: int
+from mindspeed_ms.engine.train_state import TrainState
 
 
 class SavedRun(Protocol):
@@ -26,14 +20,11 @@ class SavedRun(Protocol):
     config: AllConfig
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    state: TrainState
 
     @property
     def model(self) -> Sequence[DistributedDataParallel]:
         """The chunks of this rank."""
-
-    @property
-    def state(self) -> Position:
-        """Where the run stands."""
 
 
 class RunCheckpoints:
@@ -89,7 +80,7 @@ class RunCheckpoints:
             setup.model,
             setup.optimizer,
             setup.scheduler,
-            Progress(state.iteration, state.consumed_train_samples),
+            state,
             self._vocab_size,
         )
         self._newest = state.iteration

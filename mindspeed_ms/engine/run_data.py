@@ -9,13 +9,18 @@ from typing import Any
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import parallel_state
+from mindspeed_ms.data.loader import PretrainingDataLoader
 from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
-from mindspeed_ms.engine.datasets import (
-    get_train_valid_test_num_samples,
-    loader_settings,
-    train_valid_test_datasets_provider,
+from mindspeed_ms.engine.batch_counts import num_samples
+from mindspeed_ms.engine.datasets import loader_settings, train_valid_test_datasets_provider
+from mindspeed_ms.engine.micro_batches import (
+    EndlessLoader,
+    Position,
+    SharedLoader,
+    is_data_needed_on_rank,
 )
-from mindspeed_ms.engine.micro_batches import EndlessLoader, SharedLoader, is_data_needed_on_rank
+from mindspeed_ms.engine.output import print_rank_0
+from mindspeed_ms.engine.train_state import TrainState
 
 UNKNOWN_LENGTH = -1
 """Of a user's own loader that does not tell."""
@@ -54,9 +59,7 @@ def build_run_data(
     config: AllConfig,
     datasets_provider: Callable | None = None,
     train_data_loader: Iterable | None = None,
-    *,
-    consumed_train_samples: int = 0,
-    consumed_valid_samples: int = 0,
+    state: TrainState | None = None,
 ) -> RunData:
     """Build datasets and loaders.
 
@@ -67,28 +70,26 @@ def build_run_data(
         train_data_loader: training micro-batches of this rank instead; nothing is evaluated then.
             Either every rank of a tensor-parallel group has one, or the first alone, whose
             micro-batches the others then get; ranks that need no data need none.
-        consumed_train_samples: samples all ranks trained on in earlier runs; ``new_dataset``
-            forgets them.
-        consumed_valid_samples: samples all ranks evaluated in earlier runs.
+        state: where the run stands; data goes on from there.
 
     Raises:
         ValueError: contradictory options, unusable data, or a full validation of too little data.
 
     Parallelism: called by every rank together.
     """
+    state = state or TrainState()
     given = _who_has(train_data_loader)
     if any(given):
-        return RunData(train=_given_loader(config, train_data_loader, given))
+        return RunData(train=_given_loader(config, train_data_loader, given, state))
     provider = datasets_provider or train_valid_test_datasets_provider
-    datasets = provider(get_train_valid_test_num_samples(config))
+    datasets = provider(num_samples(config, state))
     # [split][set]
     sets = [list(one) if isinstance(one, (list, tuple)) else [one] for one in datasets]
     lengths = _agreed_lengths(sets)
     training = config.training_config
-    consumed = 0 if training.new_dataset else consumed_train_samples
     data = RunData()
     if lengths[0]:
-        data.train = _shared(config, _get(sets[0], 0), consumed)
+        data.train = _shared(config, _get(sets[0], 0), state.position_in_data)
     is_evaluated = training.full_validation or training.eval_iters > 0
     names = training.validation_set_names
     count = len(lengths[1])
@@ -98,7 +99,7 @@ def build_run_data(
             "each, or leave them out"
         )
     for number, length in enumerate(lengths[1] if is_evaluated else ()):
-        skipped = 0 if training.full_validation else consumed_valid_samples
+        skipped = 0 if training.full_validation else state.consumed_valid_samples
         label = str(number) if names is None else names[number]
         is_apart = config.dataset_config.multiple_validation_sets or names is not None
         data.valid.append(
@@ -121,16 +122,29 @@ def _who_has(loader: Iterable | None) -> list[bool]:
 
 
 def _given_loader(
-    config: AllConfig, loader: Iterable | None, given: Sequence[bool]
+    config: AllConfig, loader: Iterable | None, given: Sequence[bool], state: TrainState
 ) -> EndlessLoader | SharedLoader:
     """The user's own loader on this rank, or that of the first rank of the tensor-parallel group.
 
+    It is advanced behind what the run has trained on.
+
     Raises:
+        ValueError: one of this package's loaders, made for another layout or batch size.
         RuntimeError: this rank needs data, but the first rank of its group was given none.
     """
     group = parallel_state.get_tensor_model_parallel_group()
+    settings = loader_settings(config.dataset_config)
+    if isinstance(loader, PretrainingDataLoader):
+        loader.check_ranks(settings)
+    block = settings.micro_batch_size * settings.data_parallel_size
+    position = Position(state.position_in_data, block)
+    if position.samples:
+        print_rank_0(
+            f"  the loader that was passed goes on behind {position.samples} samples; "
+            "--new-dataset (YAML: new_dataset) starts it at its beginning"
+        )
     if loader is not None and all(given[rank] for rank in group.ranks):
-        return EndlessLoader(loader)
+        return EndlessLoader(loader, position)
     is_needed = is_data_needed_on_rank(config)
     if is_needed and not given[group.ranks[0]]:
         raise RuntimeError(
@@ -139,7 +153,7 @@ def _given_loader(
             "tensor-parallel rank of the first and last pipeline stage"
         )
     is_reader = comm.get_rank() == group.ranks[0]
-    return SharedLoader(loader if is_reader else None, is_needed)
+    return SharedLoader(loader if is_reader else None, is_needed, position)
 
 
 def num_evaluation_microbatches(config: AllConfig, length: int, *, is_full: bool) -> int:
@@ -190,4 +204,5 @@ def _shared(config: AllConfig, dataset: Any, consumed_samples: int) -> SharedLoa
     settings = loader_settings(config.dataset_config)
     data = dataset if is_reader else None
     loader = build_pretraining_data_loader(data, consumed_samples, settings=settings)
-    return SharedLoader(loader, is_needed)
+    block = settings.micro_batch_size * settings.data_parallel_size
+    return SharedLoader(loader, is_needed, Position(consumed_samples, block))

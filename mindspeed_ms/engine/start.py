@@ -5,8 +5,8 @@ from __future__ import annotations
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, device
 from mindspeed_ms.config import AllConfig, unsupported_reason
-from mindspeed_ms.core import parallel_state, run_state
-from mindspeed_ms.core.num_microbatches_calculator import init_num_microbatches_calculator
+from mindspeed_ms.core import run_state
+from mindspeed_ms.engine.batch_counts import calculator_of
 from mindspeed_ms.engine.current_config import set_all_config
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
 from mindspeed_ms.engine.parallel_setup import set_parallel_context, set_seed
@@ -59,21 +59,11 @@ def fill_run_state(all_config: AllConfig) -> None:
 
     Parallelism: collective over the world.
     """
-    world_size = comm.get_world_size()
-    training, dataset = all_config.training_config, all_config.dataset_config
+    parallel = all_config.parallel_config
     set_all_config(all_config)
-    set_parallel_context(all_config.parallel_config)
-    set_seed(training.seed, all_config.parallel_config.use_cpu_initialization)
-    init_num_microbatches_calculator(
-        comm.get_rank(),
-        training.rampup_batch_size,
-        all_config.global_batch_size(world_size),
-        dataset.batch_size,
-        parallel_state.get_data_parallel_world_size(),
-        training.decrease_batch_size_if_needed,
-        training.step_batch_size_schedule,
-        all_config.model_config.seq_length,
-    )
+    set_parallel_context(parallel)
+    set_seed(all_config.training_config.seed, parallel.use_cpu_initialization)
+    run_state.current().put(calculator_of(all_config))
 
 
 def report_layout(all_config: AllConfig) -> None:

@@ -21,7 +21,7 @@ from mindspeed_ms.core.distributed import (
     refuse_bad_gradients,
 )
 from mindspeed_ms.core.num_microbatches_calculator import (
-    get_current_global_batch_size,
+    get_current_running_global_batch_size,
     get_num_microbatches,
     update_num_microbatches,
 )
@@ -42,15 +42,8 @@ from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
 from mindspeed_ms.engine.run_data import EvaluationSet
 from mindspeed_ms.engine.stop_conditions import StopConditions
 from mindspeed_ms.engine.timeline_file import timeline_recorder
+from mindspeed_ms.engine.train_state import TrainState
 from mindspeed_ms.planning.flops import tflops_per_rank
-
-
-@dataclass(slots=True)
-class TrainState:
-    """Where the run stands."""
-
-    iteration: int = 0
-    consumed_train_samples: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +74,8 @@ class TrainingSetup:
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     forward_step: Callable
-    train_iters: int
+    train_iters: int = 0
+    """The last iteration; known when the run knows where it starts."""
     state: TrainState = field(default_factory=TrainState)
     on_step: Callable[[StepReport], None] | None = None
     token_weights: TokenWeights | None = None
@@ -121,7 +115,7 @@ def train(
             if setup.on_step is not None:
                 setup.on_step(report)
             if training.eval_interval and state.iteration % training.eval_interval == 0:
-                evaluate_and_print_results(setup, valid_sets, f"iteration {state.iteration}")
+                validate(setup, valid_sets, f"iteration {state.iteration}")
             reason = stop.reason(state.iteration)
             if setup.checkpoints is not None:
                 setup.checkpoints.after_step(setup, must_save=reason is not None)
@@ -138,7 +132,7 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
     start = time.perf_counter()
     state, training = setup.state, setup.config.training_config
     update_num_microbatches(state.consumed_train_samples)
-    batch_size = get_current_global_batch_size()
+    batch_size = get_current_running_global_batch_size()
     loss_scale = setup.optimizer.loss_scale
     for model in setup.model:
         model.zero_grad_buffer()
@@ -288,6 +282,18 @@ def evaluate_and_print_results(
     return results
 
 
+def validate(
+    setup: TrainingSetup, sets: Sequence[EvaluationSet], prefix: str
+) -> list[dict[str, float]]:
+    """Evaluate the validation sets, whose next evaluation goes on behind this one."""
+    results = evaluate_and_print_results(setup, sets, prefix)
+    training = setup.config.training_config
+    if results and not training.full_validation:
+        batch = setup.config.global_batch_size(comm.get_world_size())
+        setup.state.consumed_valid_samples += training.eval_iters * batch
+    return results
+
+
 class IntervalLog:
     """Collects step reports and prints one line per ``log_interval``."""
 
@@ -302,10 +308,10 @@ class IntervalLog:
         if report.iteration % self._interval:
             return
         line_data = self._summary(data)
-        if self._setup.config.training_config.log_style == "guide":
-            print_rank_last(guide_line(line_data))
-        else:
+        if self._setup.config.training_config.log_style == "megatron":
             print_rank_last(megatron_line(line_data, datetime.now()))
+        else:
+            print_rank_last(guide_line(line_data))
         if self._setup.config.moe_config.moe_per_layer_logging:
             for line in layer_loss_lines(report.iteration, report.layer_losses):
                 print_rank_last(line)
@@ -316,12 +322,9 @@ class IntervalLog:
         training, last = setup.config.training_config, reports[-1]
         seconds = math.fsum(report.seconds for report in reports) / len(reports)
         kept = [report for report in reports if not report.skipped]
-        losses = {
-            name: math.fsum(report.losses[name] for report in kept) / len(kept)
-            for name in (kept[0].losses if kept else ())
-        }
+        losses = _mean_over_steps(kept)
         nan = sum(any(math.isnan(value) for value in report.losses.values()) for report in reports)
-        batch = get_current_global_batch_size()
+        batch = get_current_running_global_batch_size()
         microbatches = get_num_microbatches()
         return IntervalReport(
             iteration=last.iteration,
@@ -331,6 +334,7 @@ class IntervalLog:
             learning_rate=last.learning_rate,
             global_batch_size=batch,
             losses=losses,
+            true_loss=_mean_over_steps(reports).get("lm loss"),
             loss_scale=last.loss_scale,
             grad_norm=last.grad_norm,
             num_zeros=last.num_zeros,
@@ -345,3 +349,10 @@ class IntervalLog:
             epoch=data.epoch,
             step_in_epoch=data.batches_in_epoch // microbatches,
         )
+
+
+def _mean_over_steps(reports: Sequence[StepReport]) -> dict[str, float]:
+    return {
+        name: math.fsum(report.losses[name] for report in reports) / len(reports)
+        for name in (reports[0].losses if reports else ())
+    }

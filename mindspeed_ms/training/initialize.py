@@ -16,6 +16,7 @@ from mindspeed_ms.training.arguments import given_attributes, parse_args, valida
 from mindspeed_ms.training.checkpoint_args import sections_from_checkpoint
 from mindspeed_ms.training.dry_run import dry_run
 from mindspeed_ms.training.entry import tell_user_errors
+from mindspeed_ms.training.flags import BY_NAME, EntryPoint
 from mindspeed_ms.training.from_args import init_configs_from_args
 from mindspeed_ms.training.global_args import get_args, set_global_args
 from mindspeed_ms.training.print_arguments import print_arguments
@@ -56,6 +57,7 @@ def initialize_megatron(
     if args.use_checkpoint_args:
         model = sections_from_checkpoint(args.load, args.ckpt_step, given_attributes(args))
         args = parse_args(argv, extra_args_provider, args_defaults, ignore_unknown_args, model)
+    _choose_log_line(args)
     if args.dry_run:
         raise SystemExit(dry_run(args))
     # What does not need the other ranks is checked before they are met: a refusal is then the first
@@ -81,6 +83,13 @@ def _num_ranks() -> int:
         return told[1]
     comm.init_process_group()
     return comm.get_world_size()
+
+
+def _choose_log_line(args: argparse.Namespace) -> None:
+    """Who gives flags beside a YAML file reads Megatron's line, too."""
+    has_flags = any(not isinstance(BY_NAME[name].state, EntryPoint) for name in args.given_flags)
+    if args.log_style is None and has_flags:
+        args.log_style = "megatron"
 
 
 def _complete_vocabulary(args: argparse.Namespace) -> None:

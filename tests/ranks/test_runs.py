@@ -3,10 +3,13 @@
 import gc
 import logging
 
+import numpy as np
 import pytest
-from run_builder import open_run, traces, trained
+from run_builder import configuration, open_run, provider, traces, trained
 
+from mindspeed_ms.backend import comm
 from mindspeed_ms.core import parallel_state
+from mindspeed_ms.engine.run import Run, StepFunctions
 
 pytestmark = pytest.mark.ranks
 
@@ -79,3 +82,32 @@ def test_layouts_live_side_by_side(dist_run):
         assert together == alone
         assert sizes == [(2, 1, 1), (1, 2, 1), (1, 1, 2)] * 3
         assert not has_groups
+
+
+def loader_worker(folder):
+    """Losses of a run, and of the same in two parts; only the first rank of the group reads."""
+    rows = [{"input_ids": np.full((1, 17), number % 60)} for number in range(30)]
+    losses = []
+    for flags, until in (
+        ((), None),
+        (("--save", folder, "--save-interval", "100"), 2),
+        (("--load", folder), None),
+    ):
+        steps = []
+        run = Run(
+            configuration(*TP, "--train-iters", "5", *flags),
+            provider,
+            train_data_loader=rows if comm.get_rank() == 0 else None,
+            functions=StepFunctions(on_step=lambda step, to=steps: to.append(step.losses)),
+        )
+        with run:
+            run.train(until)
+            if until:
+                run.save()
+        losses.append(steps)
+    return losses
+
+
+def test_a_shared_loader_goes_on_where_it_stopped(dist_run, tmp_path):
+    for straight, first, second in dist_run(loader_worker, ranks=2, folder=str(tmp_path)):
+        assert len(straight) == 5 and first + second == straight

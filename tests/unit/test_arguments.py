@@ -216,7 +216,8 @@ GUIDE = [
         True,
     ),
     ("no_load_optim", TRAIN + "no_load_optim", False, "--no_load_optim", True),
-    ("no_load_rng", TRAIN + "no_load_rng", True, "--no_load_rng", True),
+    # The guide's default True says that the states are loaded, as its description does.
+    ("no_load_rng", TRAIN + "no_load_rng", False, "--no_load_rng", True),
     ("new_dataset", TRAIN + "new_dataset", False, "--new_dataset", True),
     ("profile", TRAIN + "profile", False, "--profile", True),
     (

@@ -12,6 +12,7 @@ from mindspeed_ms.engine import datasets as data
 from mindspeed_ms.engine import micro_batches as batches
 from mindspeed_ms.engine import run_data
 from mindspeed_ms.engine.current_config import set_all_config
+from mindspeed_ms.engine.train_state import TrainState
 from mindspeed_ms.plan.sequence_slices import positions_on_cp_rank
 from mindspeed_ms.training.arguments import parse_args
 from mindspeed_ms.training.from_args import init_configs_from_args
@@ -212,8 +213,7 @@ def test_evaluation_goes_on_where_it_stopped_and_sets_are_told_apart(run):
     built = run_data.build_run_data(
         config,
         lambda _: (Samples(40), sets, Samples(20)),
-        consumed_train_samples=8,
-        consumed_valid_samples=12,
+        state=TrainState(2, 8, 12),
     )
     assert [one.suffix for one in built.valid] == ["-wiki", "-code"]
     assert [one.num_microbatches for one in (*built.valid, *built.test)] == [6, 6, 6]
@@ -227,7 +227,7 @@ def test_evaluation_goes_on_where_it_stopped_and_sets_are_told_apart(run):
 def test_a_new_dataset_starts_at_its_beginning(run):
     config = run("--new-dataset", "--eval-iters", "0")
     built = run_data.build_run_data(
-        config, lambda _: (Samples(40), Samples(4), None), consumed_train_samples=8
+        config, lambda _: (Samples(40), Samples(4), None), state=TrainState(2, 8, 0, 8)
     )
     assert next(built.train)["number"].tolist() == [0, 1]
     assert (built.valid, built.test) == ([], [])
