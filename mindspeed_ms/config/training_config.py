@@ -222,6 +222,11 @@ class TrainingConfig(Section):
     False: from this configuration, which must agree.
     """
 
+    exit_on_save_failure: bool = True
+    """Stop when a checkpoint cannot be written. False: say so and go on until the next one is due;
+    the last one must be written.
+    """
+
     async_save: bool = False
     """Write checkpoints in the background. False: training waits."""
 
@@ -281,8 +286,11 @@ class TrainingConfig(Section):
     False: in the parameters' type. bf16 sets it to True.
     """
 
-    check_for_nan_in_grad: bool = False
-    """Stop when a loss or gradient is not a number. False: go on. Megatron flags set it to True."""
+    check_for_nan_in_grad: bool = True
+    """Stop when a loss or gradient is not a number, or when steps overflow without end. False: say
+    so and go on; checkpoints with such numbers are marked. Megatron flags set it to False for fp16
+    with a dynamic loss scale.
+    """
 
     # --- loss
     loss_reduction: Literal["mean", "sum"] = "mean"

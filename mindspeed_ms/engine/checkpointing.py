@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig, to_yaml
 from mindspeed_ms.core.dist_checkpointing.live_state import live_tensors
 from mindspeed_ms.core.dist_checkpointing.loader import KINDS, LoadOptions, load_tensors
+from mindspeed_ms.core.dist_checkpointing.retention import RUN, UNHEALTHY, saved_in
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
@@ -23,6 +24,7 @@ from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.train_state import TrainState
 from mindspeed_ms.formats import names, own_format
 from mindspeed_ms.formats.catalog import Catalog
+from mindspeed_ms.formats.containers import storage
 from mindspeed_ms.formats.containers.new_file import FileRecord
 from mindspeed_ms.formats.find import Found, find_checkpoint, open_checkpoint
 from mindspeed_ms.models import gpt_spec
@@ -77,7 +79,7 @@ def save_checkpoint(
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
     state: TrainState,
-    vocab_size: int | None = None,
+    facts: dict[str, Any],
 ) -> None:
     """Write a checkpoint, in the background if the configuration says so.
 
@@ -88,10 +90,10 @@ def save_checkpoint(
         optimizer: left out with ``no_save_optim``.
         scheduler: its position belongs to the optimizer's state.
         state: where the run stands.
-        vocab_size: tokens in use, from ``true_vocab_size``.
+        facts: what else the index says: the run, its health, the tokens in use.
 
     Raises:
-        RuntimeError: it (or the one before it) could not be written.
+        SaveError: it (or the one before it) could not be written.
 
     Parallelism: collective over the world.
     """
@@ -108,10 +110,7 @@ def save_checkpoint(
         tensors,
         Snapshot(
             iteration=iteration,
-            common={
-                **_common(config, optimizer, scheduler, state),
-                "vocab_size": vocab_size,
-            },
+            common={**facts, **_common(config, optimizer, scheduler, state)},
             rank_state={} if training.no_save_rng else random_states.capture(),
             config=to_yaml(config),
         ),
@@ -173,16 +172,28 @@ def true_vocab_size(config: AllConfig) -> int | None:
 # --- loading ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """What a run starts from."""
+
+    state: TrainState = field(default_factory=TrainState)
+    """Where the run stands."""
+    continued: str | None = None
+    """The run whose newest checkpoint it goes on from, in the very folder it saves to."""
+    saved_already: int | None = None
+    """The iteration loaded, if it lies in the folder the run saves to."""
+
+
 def load_checkpoint(
     config: AllConfig,
     models: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
-) -> TrainState:
+) -> Loaded:
     """Fill model, optimizer and schedules as the configuration asks for; say what was not restored.
 
     Returns:
-        Where the run stands; the start if nothing is loaded.
+        What was loaded; the start of a run if nothing was.
 
     Raises:
         ValueError: there is no usable checkpoint, or it does not fit the model.
@@ -193,7 +204,7 @@ def load_checkpoint(
     training = config.training_config
     found = find_to_load(config)
     if found is None:
-        return TrainState()
+        return Loaded()
     print_rank_0(f" loading checkpoint from {found.folder} (format {found.kind})")
     started = time.monotonic()
     catalog = open_checkpoint(found, lambda common: gpt_spec(config.model_config))
@@ -227,7 +238,14 @@ def load_checkpoint(
         f" ({report.num_bytes / 1e6:.1f} MB in {seconds:.3f} s, {report.verified} tensors"
         " verified)"
     )
-    return state
+    if not is_resumed or found.folder.parent.resolve() != Path(training.output_dir).resolve():
+        return Loaded(state=state)
+    is_newest = storage.complete_iterations(found.folder.parent)[-1:] == [state.iteration]
+    return Loaded(
+        state=state,
+        continued=catalog.common.get(RUN) if is_newest else None,
+        saved_already=state.iteration,
+    )
 
 
 def find_to_load(config: AllConfig) -> Found | None:
@@ -242,7 +260,7 @@ def find_to_load(config: AllConfig) -> Found | None:
     path = Path(training.load_checkpoint)
     found = find_checkpoint(path, training.ckpt_step)
     if found is not None:
-        return found
+        return _sound(path, found, is_chosen=training.ckpt_step is not None)
     is_own_folder = training.save_checkpoints and path == Path(training.output_dir)
     must_exist = training.exit_on_missing_checkpoint
     if must_exist or (must_exist is None and not is_own_folder):
@@ -256,6 +274,46 @@ def find_to_load(config: AllConfig) -> Found | None:
         "random weights"
     )
     return None
+
+
+def _sound(path: Path, found: Found, is_chosen: bool) -> Found:
+    """The newest sound checkpoint of a run, where the one that was found holds NaN or infinity.
+
+    Args:
+        path: what the user named.
+        found: what that means.
+        is_chosen: the user has named this very iteration.
+
+    Raises:
+        ValueError: none is sound.
+    """
+    if found.kind != "mindspeed_ms":
+        return found
+    event = own_format.read_index(found.folder).get(UNHEALTHY)
+    if event is None:
+        later = [] if is_chosen else saved_in(path, found.iteration + 1, None)
+        passed = [str(saved.iteration) for saved in later if not saved.is_sound]
+        if passed:
+            print_rank_0(
+                f"  WARNING: iteration {', '.join(passed)} of {path} is passed over: its numbers "
+                "are none"
+            )
+        return found
+    what = f"iteration {found.iteration} holds numbers that are none ({event})"
+    if is_chosen or found.folder == path:
+        print_rank_0(f"  WARNING: {what}; it is loaded because it was named")
+        return found
+    sound = [saved.iteration for saved in saved_in(path, 0, found.iteration) if saved.is_sound]
+    if not sound:
+        raise ValueError(
+            f"{path} holds no checkpoint with sound numbers: {what}, and so do those before it; "
+            f"--ckpt-step {found.iteration} loads it all the same"
+        )
+    print_rank_0(
+        f"  WARNING: {what}; the newest checkpoint with sound numbers is taken, iteration "
+        f"{sound[-1]}"
+    )
+    return replace(found, folder=storage.iteration_folder(path, sound[-1]), iteration=sound[-1])
 
 
 def _verify_files(catalog: Catalog, found: Found) -> None:

@@ -68,7 +68,7 @@ def data_parallel_config(config: AllConfig, num_parameters: int) -> DistributedD
         average_in_collective=training.ddp_average_in_collective,
         pad_buckets_for_high_nccl_busbw=training.ddp_pad_buckets_for_high_nccl_busbw,
         mem_align_bytes=512 if training.enable_mem_align else 1,
-        check_for_nan_in_grad=training.check_for_nan_in_grad,
+        check_for_nan_in_grad=True,  # what to do about one is the run's decision
         zero_level=config.parallel_config.zero_level,
     )
 

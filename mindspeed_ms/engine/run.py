@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -16,6 +15,7 @@ from mindspore.nn import Cell
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import run_state
+from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.num_microbatches_calculator import update_num_microbatches
 from mindspeed_ms.core.optimizer import (
@@ -33,6 +33,7 @@ from mindspeed_ms.engine.forward_step import (
     default_forward_step,
     megatron_forward_step,
 )
+from mindspeed_ms.engine.health import Health
 from mindspeed_ms.engine.micro_batches import BatchReader
 from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.engine.output import print_rank_0
@@ -134,15 +135,19 @@ class Run:
     ) -> None:
         fill_run_state(self.config)
         report_layout(self.config)
+        saver = make_saver(self.config)
+        if saver is not None:
+            saver.check_folder()
         self.model = get_model(model_provider, self.config)
         for chunk in self.model:
             self._undo.callback(chunk.detach)
         setup = _set_up(self.config, self.model, functions)
         setup.started = time.time() if started is None else started
-        _load(setup)
+        _load(setup, saver)
         self.state = setup.state
         if setup.checkpoints is not None:
             self._undo.callback(setup.checkpoints.abandon)
+            setup.checkpoints.check_room(setup)
         self._setup = setup
         now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
         print_rank_0(
@@ -302,20 +307,17 @@ def _set_up(
         ),
         forward_step=forward_step,
         token_weights=weights,
+        health=Health(config.training_config.check_for_nan_in_grad),
         on_step=functions.on_step,
     )
 
 
-def _load(setup: TrainingSetup) -> None:
+def _load(setup: TrainingSetup, saver: CheckpointSaver | None) -> None:
     """Continue from a checkpoint if the configuration names one, and prepare saving."""
     config = setup.config
-    saver = make_saver(config)
-    state = load_checkpoint(config, setup.model, setup.optimizer, setup.scheduler)
-    setup.state = state
-    setup.train_iters = num_train_iters(config, state)
-    update_num_microbatches(state.consumed_train_samples, consistency_check=False)
+    loaded = load_checkpoint(config, setup.model, setup.optimizer, setup.scheduler)
+    setup.state = loaded.state
+    setup.train_iters = num_train_iters(config, setup.state)
+    update_num_microbatches(setup.state.consumed_train_samples, consistency_check=False)
     if saver is not None:
-        training = config.training_config
-        is_same = Path(training.load_checkpoint) == Path(training.output_dir)
-        loaded = state.iteration if is_same else None
         setup.checkpoints = RunCheckpoints(saver, loaded, true_vocab_size(config))

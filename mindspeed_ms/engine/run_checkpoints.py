@@ -1,17 +1,26 @@
-"""When the training loop writes checkpoints."""
+"""When the training loop writes checkpoints, and what it does when that fails."""
 
 from __future__ import annotations
 
+import logging
+import uuid
 from collections.abc import Sequence
 from typing import Protocol
 
+from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig
-from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver
+from mindspeed_ms.core.dist_checkpointing.live_state import live_tensors
+from mindspeed_ms.core.dist_checkpointing.retention import RUN, UNHEALTHY
+from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveError
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
-from mindspeed_ms.engine.checkpointing import save_checkpoint
+from mindspeed_ms.engine.checkpointing import Loaded, save_checkpoint
+from mindspeed_ms.engine.errors import RunFailure
+from mindspeed_ms.engine.health import Health
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.train_state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 class SavedRun(Protocol):
@@ -21,6 +30,7 @@ class SavedRun(Protocol):
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     state: TrainState
+    health: Health
 
     @property
     def model(self) -> Sequence[DistributedDataParallel]:
@@ -32,48 +42,93 @@ class RunCheckpoints:
 
     Args:
         saver: writes them.
-        loaded: iteration the run was loaded at from the very folder it saves to, which need not be
-            written again.
+        loaded: what the run has started from.
         vocab_size: tokens in use, None if unknown.
+
+    Parallelism: collective over the world, as are its methods but ``abandon``.
     """
 
     def __init__(
-        self, saver: CheckpointSaver, loaded: int | None = None, vocab_size: int | None = None
+        self, saver: CheckpointSaver, loaded: Loaded, vocab_size: int | None = None
     ) -> None:
         self._saver, self._vocab_size = saver, vocab_size
-        self._newest = loaded
+        self._newest = loaded.saved_already
+        # A run that goes on from its newest checkpoint is the same run. From an older one it is
+        # another: the later checkpoints are not its own.
+        self._run = loaded.continued or uuid.uuid4().hex
+        if comm.get_world_size() > 1:
+            self._run = comm.broadcast_object(self._run, 0)
+
+    def check_room(self, setup: SavedRun) -> None:
+        """Say at the start of a run if the disk has no room for a checkpoint.
+
+        Raises:
+            RunFailure: it has none, if that would end the run.
+        """
+        training = setup.config.training_config
+        try:
+            self._saver.check_room(
+                live_tensors(setup.model, None if training.no_save_optim else setup.optimizer)
+            )
+        except SaveError as error:
+            self._failed(error, training.exit_on_save_failure)
 
     def after_step(self, setup: SavedRun, must_save: bool) -> None:
         """Save if it is time for that; complete a checkpoint that was written meanwhile.
 
         Raises:
-            RuntimeError: a checkpoint could not be written.
-
-        Parallelism: collective over the world.
+            RunFailure: a checkpoint could not be written, if that ends the run.
         """
-        self._complete(wait=False)
-        interval = setup.config.training_config.save_interval
-        iteration = setup.state.iteration
-        if must_save or (interval and iteration % interval == 0):
-            self._save(setup)
+        training, iteration = setup.config.training_config, setup.state.iteration
+        is_due = training.save_interval and iteration % training.save_interval == 0
+        try:
+            self._complete(wait=False)
+            if must_save or is_due:
+                self._save(setup)
+        except SaveError as error:
+            self._failed(error, must_save or training.exit_on_save_failure)
 
     def at_end(self, setup: SavedRun) -> None:
-        """Save the last iteration if that has not been done, and wait until it is written."""
-        self._save(setup)
-        self._complete(wait=True)
+        """Save the last iteration if that has not been done, and wait until it is written.
+
+        Raises:
+            RunFailure: it could not be written.
+        """
+        try:
+            self._save(setup)
+            self._complete(wait=True)
+        except SaveError as error:
+            raise RunFailure(str(error)) from error
 
     def finish(self) -> None:
-        """Wait until a checkpoint that is being written is complete (collective)."""
-        self._complete(wait=True)
+        """Wait until a checkpoint that is being written is complete.
+
+        Raises:
+            RunFailure: it could not be written.
+        """
+        try:
+            self._complete(wait=True)
+        except SaveError as error:
+            raise RunFailure(str(error)) from error
 
     def abandon(self) -> None:
         """Give up a checkpoint that is being written, without other ranks."""
         self._saver.abandon()
 
+    def _failed(self, error: SaveError, ends_run: bool) -> None:
+        if ends_run:
+            raise RunFailure(str(error)) from error
+        if comm.get_rank() == 0:
+            logger.warning("%s; training goes on (exit_on_save_failure is off)", error)
+
     def _save(self, setup: SavedRun) -> None:
         state = setup.state
         if state.iteration in (0, self._newest):
             return
+        event = None
+        if not setup.health.is_sound(setup.optimizer):
+            event = setup.health.event or f"weights are no numbers at iteration {state.iteration}"
+            print_rank_0(f"  WARNING: the checkpoint is marked as unsound ({event})")
         save_checkpoint(
             self._saver,
             setup.config,
@@ -81,7 +136,7 @@ class RunCheckpoints:
             setup.optimizer,
             setup.scheduler,
             state,
-            self._vocab_size,
+            {RUN: self._run, UNHEALTHY: event, "vocab_size": self._vocab_size},
         )
         self._newest = state.iteration
 

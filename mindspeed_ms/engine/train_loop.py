@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed import (
     DistributedDataParallel,
     finalize_model_grads,
-    refuse_bad_gradients,
 )
 from mindspeed_ms.core.num_microbatches_calculator import (
     get_current_running_global_batch_size,
@@ -27,7 +27,10 @@ from mindspeed_ms.core.num_microbatches_calculator import (
 )
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
 from mindspeed_ms.core.pipeline_parallel import get_forward_backward_func
+from mindspeed_ms.core.tensor_parallel.random import get_rng_tracker
+from mindspeed_ms.engine.first_bad_number import explain
 from mindspeed_ms.engine.forward_step import TokenWeights
+from mindspeed_ms.engine.health import Health
 from mindspeed_ms.engine.layer_losses import collect_layer_losses, mean_layer_losses
 from mindspeed_ms.engine.log_lines import (
     IntervalReport,
@@ -82,6 +85,8 @@ class TrainingSetup:
     """None: every micro-batch weighs the same."""
     checkpoints: RunCheckpoints | None = None
     """None: the run keeps no checkpoints."""
+    health: Health
+    """What is done about numbers that are none."""
     started: float = field(default_factory=time.time)
     """When the run began, in seconds since the epoch."""
 
@@ -127,6 +132,42 @@ def train(
     return reason
 
 
+class StepAgain:
+    """The micro-batches of a step on their way to the model, kept to do its forward again."""
+
+    def __init__(self, data_iterator: Iterator) -> None:
+        self._data = data_iterator
+        self._kept: list[Any] = []
+        self._streams = get_rng_tracker().get_states()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        self._kept.append(next(self._data))
+        return self._kept[-1]
+
+    def explain(self, setup: TrainingSetup, is_loss_bad: bool) -> str:
+        """Where the first bad number of the step comes from (collective over the world)."""
+        return explain(setup.model, partial(self._repeat_forward, setup) if is_loss_bad else None)
+
+    def _repeat_forward(self, setup: TrainingSetup) -> None:
+        """The same forward, with the same dropout; only the streams are as before afterwards."""
+        tracker = get_rng_tracker()
+        later = tracker.get_states()
+        tracker.set_states(self._streams)
+        try:
+            get_forward_backward_func()(
+                forward_step_func=setup.forward_step,
+                data_iterator=iter(self._kept),
+                model=setup.model,
+                num_microbatches=get_num_microbatches(),
+                forward_only=True,
+            )
+        finally:
+            tracker.set_states(later)
+
+
 def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
     """Forward and backward of one global batch, and the optimizer step."""
     start = time.perf_counter()
@@ -138,9 +179,10 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
         model.zero_grad_buffer()
     if setup.token_weights is not None:
         setup.token_weights.seen = 0.0
+    step_again = StepAgain(data_iterator)
     reports = get_forward_backward_func()(
         forward_step_func=setup.forward_step,
-        data_iterator=data_iterator,
+        data_iterator=step_again,
         model=setup.model,
         num_microbatches=get_num_microbatches(),
         loss_scale=loss_scale,
@@ -150,15 +192,18 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
     )
     losses = mean_losses(reports)
     layer_losses = collect_layer_losses(setup.config.model_config, get_num_microbatches())
-    if training.check_for_nan_in_loss_and_grad:
-        _refuse_nan(losses, reports, state.iteration + 1)
     finalize_model_grads(setup.model)
     if setup.token_weights is not None:
         scale_gradients(setup.model, setup.token_weights.factor(get_num_microbatches()))
-    if training.check_for_nan_in_loss_and_grad:
-        refuse_bad_gradients(setup.model, state.iteration + 1)
     apply_schedule(setup)
-    result = setup.optimizer.step()
+
+    def watch(norm: float) -> None:
+        setup.health.watch(
+            state.iteration + 1, losses, norm, lambda is_bad: step_again.explain(setup, is_bad)
+        )
+
+    result = setup.optimizer.step(watch)
+    setup.health.note_step(state.iteration + 1, not result.success, setup.optimizer)
     if result.success:
         setup.scheduler.step(batch_size)
     state.iteration += 1
@@ -226,22 +271,6 @@ def _mean_of_reports(reports: Sequence[dict[str, tuple[Any, Any]]]) -> dict[str,
         name: float(total) / max(float(count), 1.0)
         for name, (total, count) in zip(names, totals, strict=True)
     }
-
-
-def _refuse_nan(
-    losses: dict[str, float], reports: Sequence[dict[str, tuple[Any, Any]]], iteration: int
-) -> None:
-    """Stop every rank, with one message that names the ranks whose own loss is not a number."""
-    bad = [name for name, value in losses.items() if not math.isfinite(value)]
-    if not bad:
-        return
-    mine = any(not math.isfinite(float(report[name][0])) for report in reports for name in bad)
-    ranks = [rank for rank, is_bad in enumerate(comm.all_gather_object(mine)) if is_bad]
-    raise RuntimeError(
-        f"iteration {iteration}: {bad[0]} is {losses[bad[0]]}, computed on rank "
-        f"{', '.join(map(str, ranks))}; lower the learning rate, check the data, or pass "
-        "--no-check-for-nan-in-loss-and-grad"
-    )
 
 
 def evaluate(setup: TrainingSetup, data: EvaluationSet) -> dict[str, float]:

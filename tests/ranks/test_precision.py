@@ -11,10 +11,16 @@ from dist import RankFailure
 
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.distributed import finalize_model_grads, refuse_bad_gradients
+from mindspeed_ms.core.distributed import (
+    finalize_model_grads,
+    first_bad_gradient,
+    first_bad_mean,
+    first_bad_weight,
+)
 from mindspeed_ms.core.optimizer import ConstantGradScaler, DynamicGradScaler
 from mindspeed_ms.core.optimizer.grad_scaler import ScalePolicy
 from mindspeed_ms.core.parameter import named_parameters
+from mindspeed_ms.engine.first_bad_number import explain
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 TIMEOUT = 120.0
@@ -145,28 +151,24 @@ def test_an_overflow_on_one_rank_skips_the_step_everywhere(dist_run, ddp, bad_ra
 
 
 def nan_worker(ddp, bad_rank):
-    """A gradient that is not a number on one rank; returns what the others are told."""
+    """A gradient that is not a number on one rank; what every rank finds of its own."""
     tiny.start()
     wrapped, _ = tiny.build({**ddp, "check_for_nan_in_grad": True})
     wrapped.zero_grad_buffer()
     poison = np.nan if comm.get_rank() == bad_rank else None
     tiny.forward_backward(wrapped, 0, 8, poison=poison)
     finalize_model_grads([wrapped])
-    try:
-        refuse_bad_gradients([wrapped], iteration=7)
-    except RuntimeError as error:
-        return str(error)
-    return None
+    return first_bad_gradient([wrapped]), first_bad_mean([wrapped]), explain([wrapped])
 
 
 @pytest.mark.parametrize("ddp", [{}, {"use_distributed_optimizer": True}, {"zero_level": "z3"}])
 @pytest.mark.parametrize("bad_rank", [0, 3])
-def test_a_nan_is_named_on_every_rank(dist_run, ddp, bad_rank):
-    messages = dist_run(nan_worker, ranks=4, timeout=TIMEOUT, ddp=ddp, bad_rank=bad_rank)
-    assert len(set(messages)) == 1
-    assert "iteration 7: a gradient is NaN or infinite before" in messages[0]
-    assert f"first in rank {bad_rank}: " in messages[0]
-    assert messages[0].count("rank ") == 1, "only the rank that made it is named"
+def test_a_nan_is_named_with_the_rank_that_made_it(dist_run, ddp, bad_rank):
+    results = dist_run(nan_worker, ranks=4, timeout=TIMEOUT, ddp=ddp, bad_rank=bad_rank)
+    own, means, texts = zip(*results, strict=True)
+    assert [name is not None for name in own] == [rank == bad_rank for rank in range(4)]
+    assert any(means) and len(set(texts)) == 1
+    assert texts[0] == f"first in rank {bad_rank}: gradient of {own[bad_rank]}"
 
 
 def good_worker():
@@ -175,12 +177,11 @@ def good_worker():
     wrapped.zero_grad_buffer()
     tiny.forward_backward(wrapped, 0, 4)
     finalize_model_grads([wrapped])
-    refuse_bad_gradients([wrapped], iteration=1)
-    return True
+    return first_bad_gradient([wrapped]) or first_bad_mean([wrapped]) or first_bad_weight([wrapped])
 
 
-def test_good_gradients_pass_the_check(dist_run):
-    assert dist_run(good_worker, ranks=2, timeout=TIMEOUT) == [True, True]
+def test_good_numbers_are_not_named(dist_run):
+    assert dist_run(good_worker, ranks=2, timeout=TIMEOUT) == [None, None]
 
 
 def killed_worker():

@@ -1,7 +1,10 @@
 """Runs in one process after one another and side by side, in other layouts. Two ranks."""
 
+import errno
 import gc
 import logging
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ from run_builder import configuration, open_run, provider, traces, trained
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core.dist_checkpointing import saver
+from mindspeed_ms.engine.errors import RunFailure
 from mindspeed_ms.engine.run import Run, StepFunctions
 
 pytestmark = pytest.mark.ranks
@@ -31,6 +36,15 @@ def stop(step):
 
 def chain_worker(folder):
     """What the runs trained, and whether each left the process as it was."""
+    tempfile.tempdir = f"{folder}/temporary{comm.get_rank()}"  # where nobody else makes files
+    Path(tempfile.tempdir).mkdir()
+    try:
+        return runs_and_traces(folder)
+    finally:
+        tempfile.tempdir = None
+
+
+def runs_and_traces(folder):
     logging.getLogger("mindspeed_ms").setLevel(logging.WARNING)
     trained(*TP), trained(*PP), trained(*DP)  # what is made once per process
     gc.collect()
@@ -111,3 +125,34 @@ def loader_worker(folder):
 def test_a_shared_loader_goes_on_where_it_stopped(dist_run, tmp_path):
     for straight, first, second in dist_run(loader_worker, ranks=2, folder=str(tmp_path)):
         assert len(straight) == 5 and first + second == straight
+
+
+def failing_save_worker(folder):
+    """How a run ends whose second rank cannot write a file, and what is left."""
+    original, calls = saver.safetensors.write_file, []
+
+    def write_file(path, entries):
+        calls.append(path)
+        if len(calls) == 2 and comm.get_rank() == 1:
+            path.write_bytes(b"half a file")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(path, entries)
+
+    saver.safetensors.write_file = write_file
+    try:
+        with pytest.raises(RunFailure) as failure:
+            trained(*DP, "--save", folder, "--save-interval", "1")
+    finally:
+        saver.safetensors.write_file = original
+    comm.barrier()
+    return str(failure.value), sorted(path.name for path in Path(folder).rglob("*"))
+
+
+def test_a_save_that_fails_on_one_rank_fails_on_all(dist_run, tmp_path):
+    for text, left in dist_run(failing_save_worker, ranks=2, folder=str(tmp_path)):
+        assert "iteration 2 could not be written (rank 1: OSError: [Errno 28] No space" in text
+        assert "rank 0:" not in text and "the newest complete one is iteration 1" in text
+        assert left == [
+            *("config.yaml", "index.json", "iter_0000001", "latest_checkpointed_iteration.txt"),
+            *("rank_00000.safetensors", "rank_00001.safetensors"),
+        ]

@@ -39,6 +39,7 @@ RENAMED = (
     "training/data.py",
     "training/global_vars.py",
     "training/tokenizer.py",
+    "training/train_loop.py",
     "training/utils.py",
 )
 """Megatron's and the guide's import paths of other rooms; they import and name, nothing else."""

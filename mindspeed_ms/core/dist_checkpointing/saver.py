@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ import numpy as np
 
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor
+from mindspeed_ms.core.dist_checkpointing.retention import Saved, expired, saved_in
 from mindspeed_ms.core.dist_checkpointing.save_plan import owned_by_this_rank
 from mindspeed_ms.formats import dtypes, own_format
 from mindspeed_ms.formats.containers import mindspore_file, storage
@@ -31,8 +34,15 @@ from mindspeed_ms.plan.region import Span
 
 logger = logging.getLogger(__name__)
 
+_PROBE_BYTES = 4096
+"""Of the file that shows at the start of a run whether there is any room."""
+
 COPIERS = 2
 """Threads that copy while training waits: one does not use all of a memory's bandwidth."""
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; the files of the attempt are gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,12 +131,57 @@ class CheckpointSaver:
         self._owned: list[LiveTensor] | None = None
         self._described: int | None = None
         self._copies: list[np.ndarray] = []
+        self._earlier: list[Saved] | None = None
+        """Complete checkpoints in the folder, on the first rank; read when it is first needed."""
+
+    def check_folder(self) -> None:
+        """Find out at the start of a run whether its checkpoints can be written.
+
+        The first rank of every host writes a small file into the folder, and removes it.
+
+        Raises:
+            SaveError: a host cannot write there.
+
+        Parallelism: collective over the world.
+        """
+        problem = None
+        if comm.get_rank() == 0 or comm.get_local_rank() == 0:
+            problem = _problem_of(self.settings.root)
+        everyones = comm.all_gather_object(problem) if comm.get_world_size() > 1 else [problem]
+        problems = list(dict.fromkeys(text for text in everyones if text))
+        if problems:
+            raise SaveError(
+                f"checkpoints cannot be written to {self.settings.root} ({'; '.join(problems)}); "
+                "give --save (YAML: output_dir) a folder that can be written, or make room"
+            )
+
+    def check_room(self, tensors: Sequence[LiveTensor]) -> None:
+        """Find out at the start of a run whether one of its checkpoints fits on the disk.
+
+        Raises:
+            SaveError: it does not.
+
+        Parallelism: collective over the world.
+        """
+        mine = sum(
+            tensor.num_elements * dtypes.width(tensor.dtype) for tensor in self._plan(tensors)
+        )
+        everyones = comm.all_gather_object(mine) if comm.get_world_size() > 1 else [mine]
+        free = storage.free_bytes(self.settings.root) if comm.get_rank() == 0 else None
+        if comm.get_world_size() > 1:
+            free = comm.broadcast_object(free, 0)
+        if sum(everyones) > free:
+            raise SaveError(
+                f"a checkpoint takes {sum(everyones) / 1e6:.1f} MB, but {free / 1e6:.1f} MB are "
+                f"free in {self.settings.root}; make room, or give --save (YAML: output_dir) "
+                "another folder"
+            )
 
     def save(self, tensors: Sequence[LiveTensor], snapshot: Snapshot) -> None:
         """Write a checkpoint; in the background if the settings say so.
 
         Raises:
-            RuntimeError: this or the previous checkpoint could not be written, on any rank.
+            SaveError: this or the previous checkpoint could not be written, on any rank.
         """
         started = time.monotonic()
         self.finish()
@@ -151,7 +206,7 @@ class CheckpointSaver:
         """Complete a checkpoint whose files all ranks have written; return at once otherwise.
 
         Raises:
-            RuntimeError: a rank could not write its file.
+            SaveError: a rank could not write its file.
         """
         if self._pending is None:
             return
@@ -162,7 +217,7 @@ class CheckpointSaver:
         """Wait for a checkpoint that is being written, and complete it.
 
         Raises:
-            RuntimeError: a rank could not write its file.
+            SaveError: a rank could not write its file.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -183,10 +238,15 @@ class CheckpointSaver:
 
     def _discard(self, pending: _Pending) -> None:
         """Remove what this rank has written of a checkpoint that will not be complete."""
-        name = self._file_name(pending)
-        for leftover in (name, name + storage.PARTIAL):
+        names = [self._file_name(pending)]
+        if comm.get_rank() == 0:
+            names.append(_config_name(pending))
+        partial = [name + storage.PARTIAL for name in (*names, storage.INDEX)]
+        for name in (*names, *partial):
             with contextlib.suppress(OSError):
-                (pending.folder / leftover).unlink()
+                (pending.folder / name).unlink()
+        with contextlib.suppress(OSError):  # the last of the ranks finds it empty
+            pending.folder.rmdir()
 
     def _file_name(self, pending: _Pending) -> str:
         return f"rank_{comm.get_rank():05d}{pending.generation}.{self.settings.container}"
@@ -213,7 +273,7 @@ class CheckpointSaver:
             answer = comm.broadcast_object(answer, 0)
         generation, problem = answer
         if problem is not None:
-            raise RuntimeError(
+            raise SaveError(
                 f"the checkpoint folder {folder} cannot be made ({problem}); give --save a folder "
                 "that can be written"
             )
@@ -258,26 +318,39 @@ class CheckpointSaver:
         report = (pending.error, pending.file, pending.snapshot.rank_state)
         reports = comm.all_gather_object(report) if comm.get_world_size() > 1 else [report]
         errors = [f"rank {rank}: {item[0]}" for rank, item in enumerate(reports) if item[0]]
+        is_complete = False
         if not errors:
-            error = self._declare(pending, reports) if comm.get_rank() == 0 else None
+            answer = self._declare(pending, reports) if comm.get_rank() == 0 else (None, False)
             if comm.get_world_size() > 1:
-                error = comm.broadcast_object(error, 0)
+                answer = comm.broadcast_object(answer, 0)
+            error, is_complete = answer
             errors = [f"rank 0: {error}"] if error else []
         iteration = pending.snapshot.iteration
+        if errors and is_complete:
+            raise SaveError(
+                f"the checkpoint of iteration {iteration} is complete, but {'; '.join(errors)}; "
+                "repair the folder, then resume"
+            )
         if errors:
-            raise RuntimeError(
+            self._discard(pending)
+            raise SaveError(
                 f"the checkpoint of iteration {iteration} could not be written ({'; '.join(errors)}"
                 f"); the newest complete one is {self._newest_complete()}: make room or repair the "
                 "disk, then resume from there"
             )
         self.last_saved = iteration
 
-    def _declare(self, pending: _Pending, reports: Sequence[tuple]) -> str | None:
-        """On the first rank: index, marker, removal of old checkpoints. Returns a problem."""
+    def _declare(self, pending: _Pending, reports: Sequence[tuple]) -> tuple[str | None, bool]:
+        """On the first rank: index, marker, removal of old checkpoints.
+
+        Returns:
+            A problem, and whether the checkpoint is complete all the same.
+        """
         settings, snapshot = self.settings, pending.snapshot
+        is_complete = False
         try:
             files = [file for _, file, _ in reports if file is not None]
-            config = f"config{pending.generation}.yaml"
+            config = _config_name(pending)
             storage.write_text(pending.folder / config, snapshot.config)
             common = {
                 **snapshot.common,
@@ -285,21 +358,59 @@ class CheckpointSaver:
                 "rng": [state for _, _, state in reports],
             }
             own_format.write_index(pending.folder, own_format.build_index(files, common))
+            is_complete = True  # from here on nothing of it may be removed
             storage.sync_folder(settings.root)
-            storage.set_latest(settings.root, snapshot.iteration)
+            saved = Saved.of(snapshot.iteration, common)
+            if saved.is_sound:  # programs that only know the marker must not load NaN
+                storage.set_latest(settings.root, snapshot.iteration)
             kept = {storage.INDEX, config, *(file.name for file in files)}
             storage.remove_leftovers(pending.folder, kept)
-            if settings.keep is not None:
-                storage.prune(
-                    settings.root, snapshot.iteration, settings.keep, settings.retain_interval
-                )
-        except (OSError, RuntimeError) as error:
-            return str(error)
-        return None
+        except (OSError, RuntimeError, ValueError) as error:
+            return str(error), is_complete
+        if settings.keep is not None:
+            self._prune(saved, settings.keep)
+        return None, is_complete
+
+    def _prune(self, newest: Saved, keep: int) -> None:
+        """Remove what the run does not keep."""
+        root = self.settings.root
+        if self._earlier is None:
+            self._earlier = saved_in(root, 0, newest.iteration)
+        earlier = [saved for saved in self._earlier if saved.iteration < newest.iteration]
+        old = expired(earlier, newest, keep, self.settings.retain_interval)
+        try:
+            storage.prune(root, newest.iteration, old)
+        except OSError as error:
+            logger.warning("older checkpoints could not be removed: %s", error)
+        self._earlier = [*(saved for saved in earlier if saved.iteration not in old), newest]
 
     def _newest_complete(self) -> str:
-        complete = storage.complete_iterations(self.settings.root)
+        try:
+            complete = storage.complete_iterations(self.settings.root)
+        except OSError as error:
+            return f"unknown ({error})"
         return f"iteration {complete[-1]}" if complete else "none"
+
+
+def _config_name(pending: _Pending) -> str:
+    return f"config{pending.generation}.yaml"
+
+
+def _problem_of(root: Path) -> str | None:
+    """Why nothing can be written into a folder, None if something can."""
+    path = root / f".probe-{uuid.uuid4().hex}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as probe:  # a new file, whatever somebody has put there
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return str(error)
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return None
 
 
 def _key(item: _Item) -> str:

@@ -46,12 +46,17 @@ class Reduction:
     op: ReduceOp = ReduceOp.SUM
 
     check_finite: bool = False
-    """Look for NaN and infinity before the reduction."""
+    """Look for NaN and infinity before the reduction mixes the ranks' gradients."""
 
     @property
     def shards(self) -> int:
         """Number of parts a bucket is cut into."""
         return self.group.size if self.is_sharded else 1
+
+    @property
+    def mixes_ranks(self) -> bool:
+        """Whether a result holds gradients of other ranks too."""
+        return self.group.size > 1 or self.replicas is not None
 
     @property
     def shard_rank(self) -> int:
@@ -160,7 +165,7 @@ class Bucket:
             return
         self.state = BucketState.REDUCING
         reduction = self.reduction
-        if reduction.check_finite:
+        if reduction.check_finite and reduction.mixes_ranks:
             name = first_not_finite(self.span, self.grads)
             if name is not None:
                 self._report(name)

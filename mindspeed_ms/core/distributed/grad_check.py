@@ -1,38 +1,76 @@
-"""Gradients that are not numbers: which rank made them first, and in which parameter."""
+"""Numbers that are none: in which of a rank's parameters or gradients they are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
-import numpy as np
+from mindspore import Tensor
 
-from mindspeed_ms.backend import comm, memory
-from mindspeed_ms.backend.base import ReduceOp
+from mindspeed_ms import ops
+from mindspeed_ms.backend import memory
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
+from mindspeed_ms.core.distributed.param_and_grad_buffer import OptimizerShard
+from mindspeed_ms.plan.param_layout import Piece
 
 
-def refuse_bad_gradients(models: Sequence[DistributedDataParallel], iteration: int) -> None:
-    """Stop every rank, with the same message, when any rank had a bad gradient.
+def is_finite(flat: Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    # Squares of fp32 numbers cannot overflow the fp64 sum: it is finite when all elements are.
+    return math.isfinite(ops.l2_norm_squared(flat))
+
+
+def first_bad_weight(models: Sequence[DistributedDataParallel]) -> str | None:
+    """Name of the first parameter that is not finite in what this rank holds; None: all are."""
+    for model in models:
+        for buffer in model.buffers:
+            if is_finite(buffer.params.flat):
+                continue
+            pieces = (name for shard in buffer.shards for name in _bad_pieces(shard, shard.params))
+            whole = (name for name, param in buffer.parameters if not is_finite(param))
+            return next(pieces, None) or next(whole, None)
+    return None
+
+
+def first_bad_gradient(models: Sequence[DistributedDataParallel]) -> str | None:
+    """Name of the first parameter, in the order of the backward, whose gradient this rank spoilt.
 
     Args:
-        models: the chunks, after ``finish_grad_sync``, with ``check_for_nan_in_grad``.
-        iteration: number of the step, from 1.
-
-    Raises:
-        RuntimeError: names the ranks and for each the first parameter in the order of its backward.
-
-    Parallelism: collective over the world; one small reduction while all is well.
+        models: the chunks after ``finish_grad_sync``, built with ``check_for_nan_in_grad``.
     """
-    mine = next((model.bad_gradient for model in models if model.bad_gradient), None)
-    flag = memory.from_numpy(np.array([mine is not None], np.float32))
-    if comm.get_world_size() > 1:
-        comm.all_reduce(flag, op=ReduceOp.MAX)
-    if memory.as_numpy(flag)[0] == 0.0:
-        return
-    found = comm.all_gather_object(mine)
-    text = "; ".join(f"rank {rank}: {name}" for rank, name in enumerate(found) if name is not None)
-    raise RuntimeError(
-        f"iteration {iteration}: a gradient is NaN or infinite before the reduction over data "
-        f"parallel ranks, first in {text}; lower the learning rate, check the data, or pass "
-        "--no-check-for-nan-in-loss-and-grad to go on"
+    for model in models:
+        if model.bad_gradient is not None:
+            return model.bad_gradient
+    own = (shard for model in models for shard in model.shards if not shard.reduction.mixes_ranks)
+    return next((name for shard in own for name in _bad_pieces(shard, shard.grads)), None)
+
+
+def first_bad_mean(models: Sequence[DistributedDataParallel]) -> str | None:
+    """Name of the first parameter whose reduced gradient is not finite, whoever spoilt it."""
+    shards = (shard for model in models for shard in model.shards)
+    return next((name for shard in shards for name in _bad_pieces(shard, shard.grads)), None)
+
+
+def largest_mean(models: Sequence[DistributedDataParallel]) -> tuple[float, str]:
+    """Norm and name of the reduced gradient, or part of one on this rank, that is the largest."""
+    return max(
+        (
+            (math.sqrt(ops.l2_norm_squared(_part(shard.grads, piece))), piece.name)
+            for model in models
+            for shard in model.shards
+            for _, piece in shard.pieces
+        ),
+        default=(0.0, ""),
     )
+
+
+def _part(flat: Tensor, piece: Piece) -> Tensor:
+    return memory.view_of(flat, piece.start, (piece.size,))
+
+
+def _bad_pieces(shard: OptimizerShard, flat: Tensor) -> Iterator[str]:
+    if is_finite(flat):
+        return
+    for _, piece in shard.pieces:
+        if not is_finite(_part(flat, piece)):
+            yield piece.name

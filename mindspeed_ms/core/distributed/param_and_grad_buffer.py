@@ -58,6 +58,7 @@ class ParamAndGradBuffer:
 
     def __init__(self, parameters: Sequence[tuple[str, Parameter]], plan: BufferPlan) -> None:
         self.plan = plan
+        self.parameters = tuple(parameters)
         self._by_name = dict(parameters)
         self.layout = buffer_layout(
             [(name, tuple(param.shape)) for name, param in parameters], plan.rules, plan.own_bucket

@@ -83,7 +83,7 @@ class _ShardedBucket:
         """Start to reduce what has arrived."""
         reduction = self._plan.reduction
         whole = memory.view_of(self._scratch, 0, (self.span.size,))
-        if reduction.check_finite:
+        if reduction.check_finite and reduction.mixes_ranks:
             name = first_not_finite(self.span, whole)
             if name is not None:
                 self._plan.report(name)

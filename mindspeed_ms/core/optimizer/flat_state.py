@@ -11,7 +11,7 @@ from mindspore.common import dtype as mstype
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
-from mindspeed_ms.core.distributed import OptimizerShard
+from mindspeed_ms.core.distributed import OptimizerShard, is_finite
 from mindspeed_ms.core.optimizer.param_groups import ParamGroup
 from mindspeed_ms.core.optimizer.update_rules import Hyper, UpdateRule
 
@@ -131,6 +131,11 @@ class FlatState:
             if total - total != 0.0:
                 return piece.name
         return None
+
+    def is_finite(self) -> bool:
+        """Whether weights and moments are numbers."""
+        tensors = [self.shard.params, *self.state.values()]
+        return all(is_finite(tensor) for tensor in tensors)
 
     def parts(self) -> Iterator[StatePart]:
         """State by parameter."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mindspore import Parameter
@@ -101,12 +101,20 @@ class MegatronOptimizer:
             group.lr = base * group.lr_mult
             group.weight_decay = weight_decay * group.wd_mult
 
-    def step(self) -> StepResult:
-        """Apply the reduced gradients, unless they overflowed."""
+    def step(self, watch: Callable[[float], None] | None = None) -> StepResult:
+        """Apply the reduced gradients, unless they overflowed.
+
+        Args:
+            watch: is told the norm before anything is changed, and may raise; not asked where a
+                loss scale lets steps be skipped.
+        """
         inverse = 1.0 / self.loss_scale
         norm, has_overflow = self._grad_norm(inverse)
-        if self.grad_scaler is not None and self._skips(self.grad_scaler, has_overflow):
-            return StepResult(False, None, None)
+        if self.grad_scaler is not None:
+            if self._skips(self.grad_scaler, has_overflow):
+                return StepResult(False, None, None)
+        elif watch is not None:
+            watch(norm)
         coefficient = 1.0
         if self.config.clip_grad > 0.0:
             coefficient = clip_coefficient(norm, self.config.clip_grad)
@@ -156,6 +164,10 @@ class MegatronOptimizer:
 
     def _share(self) -> None:
         """Let other ranks have updated parameters; here they updated the same ones."""
+
+    def is_finite(self) -> bool:
+        """Whether all weights and moments of this rank are numbers."""
+        return all(state.is_finite() for state in self._states)
 
     def refresh_main_params(self) -> None:
         """Take the main parameters from the model, after weights were loaded into it."""

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -118,30 +119,22 @@ def remove_leftovers(folder: Path, keep: set[str]) -> None:
             item.unlink()
 
 
-def prune(root: Path, newest: int, keep: int, retain_interval: int | None = None) -> list[int]:
-    """Remove checkpoints that are more than ``keep`` saves old, and torn ones of killed runs.
+def prune(root: Path, newest: int, old: Iterable[int]) -> None:
+    """Remove old checkpoints of this project, and torn ones of killed runs before ``newest``.
 
-    Checkpoints of other formats are never touched, nor iterations that ``retain_interval`` divides,
-    nor any after ``newest``.
-
-    Returns:
-        The iterations removed.
+    Checkpoints of other formats are never touched.
     """
-    complete = [i for i in complete_iterations(root) if i <= newest]
-    old = complete[:-keep]
-    if retain_interval:
-        old = [i for i in old if i % retain_interval]
     torn = [i for i in iterations_in(root) if i < newest and _is_torn(iteration_folder(root, i))]
-    for iteration in old:
+    there = [iteration for iteration in old if iteration_folder(root, iteration).is_dir()]
+    for iteration in there:
         folder = iteration_folder(root, iteration)
-        (folder / INDEX).unlink()  # first: half a folder must not look complete
+        (folder / INDEX).unlink(missing_ok=True)  # first: half a folder must not look complete
         sync_folder(folder)
-    for iteration in (*old, *torn):
+    for iteration in (*there, *torn):
         folder = iteration_folder(root, iteration)
         remove_leftovers(folder, set())
         if not any(folder.iterdir()):
             folder.rmdir()
-    return old
 
 
 def _is_torn(folder: Path) -> bool:

@@ -112,6 +112,12 @@ CHECKPOINTS = in_group(
                 "fsdp_dtensor",
             ),
         ),
+        on("--exit-on-save-failure", Field("training_config.exit_on_save_failure"), default=True),
+        off(
+            "--no-exit-on-save-failure",
+            "exit_on_save_failure",
+            Field("training_config.exit_on_save_failure"),
+        ),
         on("--exit-on-missing-checkpoint", Field("training_config.exit_on_missing_checkpoint")),
         on(
             "--use-checkpoint-args",

@@ -388,6 +388,11 @@ PRECISION = in_group(
             Field(_GRADIENT_TYPE, by_rule=True),
             help="With --bf16, keep and reduce gradients in bfloat16 instead of float32.",
         ),
+        on(
+            "--check-for-nan-in-loss-and-grad",
+            Field("training_config.check_for_nan_in_grad"),
+            default=True,
+        ),
         off(
             "--no-check-for-nan-in-loss-and-grad",
             "check_for_nan_in_loss_and_grad",
