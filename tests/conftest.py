@@ -11,6 +11,18 @@ TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS.parent))  # a clean checkout is tested, not an installed package
 
 from dist import RankPools  # noqa: E402
+from job_peers import running  # noqa: E402, F401  (a fixture)
+
+
+def pytest_addoption(parser):
+    """``--first-seed N``: random kills, clients and restarts draw from seed N on instead of 0."""
+    parser.addoption("--first-seed", type=int, default=0, help="first seed of random tests")
+
+
+@pytest.fixture(scope="session")
+def first_seed(request):
+    """What random tests add to their seeds."""
+    return request.config.getoption("--first-seed")
 
 
 def pytest_collection_modifyitems(items):

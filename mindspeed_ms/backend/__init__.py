@@ -3,6 +3,6 @@
 ``env`` is imported first: MindSpore reads its log level and thread counts while it loads.
 """
 
-from mindspeed_ms.backend import env
+from mindspeed_ms.backend import env, rank_table
 
-env.prepare_import()
+env.prepare_import(rank_table.local_ranks())

@@ -21,8 +21,9 @@ from typing import Any
 from mindspore import Tensor
 from mindspore.common import dtype as mstype
 
-from mindspeed_ms.backend import device, env, launch
+from mindspeed_ms.backend import device, env, launch, launcher
 from mindspeed_ms.backend.base import Comm, Group, P2POp, ReduceOp, Work
+from mindspeed_ms.backend.progress import here
 from mindspeed_ms.backend.single import SingleComm
 
 __all__ = [
@@ -47,9 +48,13 @@ __all__ = [
     "irecv",
     "is_initialized",
     "isend",
+    "job_started",
     "new_group",
+    "note_iteration",
+    "num_restarts",
     "reduce",
     "reduce_scatter_tensor",
+    "set_timeout",
     "world_group",
 ]
 
@@ -81,6 +86,29 @@ def init_process_group() -> None:
     if _state.comm is None:
         _state.comm = launch.start()
         _state.groups[_state.comm.world_group.ranks] = _state.comm.world_group
+
+
+def set_timeout(minutes: float) -> None:
+    """How long a rank may be silent, or wait for the others, before the job ends.
+
+    On CPU; HCCL has limits of its own (``HCCL_EXEC_TIMEOUT``).
+    """
+    launch.set_limit(60.0 * minutes)
+
+
+def num_restarts() -> int:
+    """How often the launcher has started this job again after a failure."""
+    return (env.get_int(launcher.RESTARTS_VARIABLE) or 0) if job_started() else 0
+
+
+def job_started() -> float:
+    """When the launcher began with this job, in seconds since 1970; 0 without such a launcher."""
+    return float(env.get(launcher.STARTED_VARIABLE) or 0.0)
+
+
+def note_iteration(iteration: int) -> None:
+    """Where the run stands, for messages about a rank that does not answer."""
+    here.iteration = iteration
 
 
 def is_initialized() -> bool:
@@ -317,6 +345,7 @@ def _active() -> Comm:
 def _enter(name: str, group: Group | None, *tensors: Tensor) -> tuple[Comm, Group]:
     """Implementation and group of a call; the caller is a member, the tensors can be used."""
     comm = _state.comm or _active()
+    here.call = name
     group = comm.world_group if group is None else group
     if group.rank < 0:
         raise ValueError(

@@ -13,6 +13,7 @@ import ctypes
 import importlib
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from mindspore.common import dtype as mstype
 from mindspeed_ms.backend import env
 from mindspeed_ms.backend.base import Group, P2POp, ReduceOp, Work
 from mindspeed_ms.backend.memory import flat_view
+from mindspeed_ms.backend.progress import here
 
 _PIECE = 2**20
 """Elements of a reduction that are summed at once; smaller pieces wait for each other too often."""
@@ -35,6 +37,9 @@ _POLLED_SECONDS = 1e-3
 megabytes, which makes progress only while it is polled, is over as well."""
 
 _LONGEST_SLEEP = 1e-3
+
+_HYDRA_SECONDS = 10.0
+_HYDRA_ANSWER = 1024
 
 _SWEEP_AT = 64
 """Handles in flight from which on completed ones are looked for."""
@@ -108,6 +113,46 @@ def prepare_waiting() -> None:
     env.set_default("MPIR_CVAR_POLLS_BEFORE_YIELD", 1)
 
 
+_FOREIGN = ("PMI_", "PMI2_", "PMIX_", "HYDI_", "HYDRA_", "MPI_LOCAL", "MPIR_CVAR_PMI")
+"""Beginnings of variables of other process managers, which an outer ``srun`` may have left."""
+
+
+def connect_pmi(descriptor: int, rank: int, size: int) -> None:
+    """Let MPI, when it starts, speak with the job's server on an open connection."""
+    for name in [name for name in env.names() if name.startswith(_FOREIGN)]:
+        env.remove(name)
+    for name, value in (("PMI_FD", descriptor), ("PMI_RANK", rank), ("PMI_SIZE", size)):
+        env.put(name, value)
+
+
+def forget_pmi() -> None:
+    """Children of this rank are no MPI processes."""
+    for name in ("PMI_FD", "PMI_RANK", "PMI_SIZE"):
+        env.remove(name)
+
+
+def leave_hydra() -> None:
+    """Say good-bye to ``mpiexec`` of MPICH now, and answer MPI's own good-bye from here.
+
+    It kills the others at once, and calls that success, when the connection of a rank ends that has
+    not said good-bye. From now on the job's server watches the ranks, and ``mpiexec`` goes by their
+    exit statuses.
+    """
+    descriptor = env.get_int("PMI_FD")
+    if descriptor is None or env.get("HYDI_CONTROL_FD") is None:
+        return
+    with socket.socket(fileno=os.dup(descriptor)) as hydra:
+        hydra.settimeout(_HYDRA_SECONDS)
+        hydra.sendall(b"cmd=finalize\n")
+        hydra.recv(_HYDRA_ANSWER)
+    ours, theirs = socket.socketpair()
+    # What MPI_Finalize will want to hear; our end must outlive the interpreter's clean-up.
+    ours.sendall(b"cmd=barrier_out rc=0\ncmd=finalize_ack rc=0\n")
+    ours.detach()
+    os.dup2(theirs.fileno(), descriptor)
+    theirs.close()
+
+
 def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
     """Values of raw bfloat16 bits (uint16)."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
@@ -121,18 +166,31 @@ def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 class CallClock:
-    """Knows how long the process has been inside a blocking MPI call."""
+    """Knows how long the process has been inside a blocking MPI call, and how such a call ended.
 
-    __slots__ = ("_entered",)
+    Args:
+        failures: exceptions that mean that MPI could not communicate.
+        on_failure: called with the first of them; does not return.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_entered", "_failures", "_on_failure")
+
+    def __init__(
+        self,
+        failures: tuple[type[BaseException], ...] = (),
+        on_failure: Callable[[BaseException], object] = repr,
+    ) -> None:
         self._entered = 0.0
+        self._failures = failures
+        self._on_failure = on_failure
 
     def __enter__(self) -> None:
         self._entered = time.monotonic()
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._entered = 0.0
+        if isinstance(error, self._failures):
+            self._on_failure(error)
 
     def seconds(self) -> float:
         """Time since the call was entered; 0 outside of calls."""
@@ -179,10 +237,12 @@ class MpiWork:
         self._keep = keep
         self._finish = finish
         self._is_done = False
+        self._call = here.call
 
     def wait(self) -> None:
         """Block until the result is in the output tensor."""
         if not self._is_done:
+            here.call = self._call
             with self._clock:
                 wait_asleep(self._request)
             self._complete()
@@ -203,16 +263,17 @@ class MpiWork:
 class MpiComm:
     """``Comm`` over MPI; collectives use one communicator per group."""
 
-    def __init__(self, mpi: ModuleType, end_job: Callable[[str], NoReturn]) -> None:
+    def __init__(self, mpi: ModuleType, end_job: Callable[..., NoReturn]) -> None:
         """Wrap a started MPI.
 
         Args:
             mpi: the module ``load_mpi`` returned.
-            end_job: ends every process of the job with a message.
+            end_job: ends every process of the job with a message; ``blames_peer=True`` says that
+                it is probably not this rank's fault.
         """
         self._mpi = mpi
         self._end_job = end_job
-        self.clock = CallClock()
+        self.clock = CallClock((mpi.Exception,), self._fail)
         """Runs while this process is blocked in MPI."""
         world = mpi.COMM_WORLD.Dup()
         self.rank: int = world.rank
@@ -375,17 +436,19 @@ class MpiComm:
     def isend(self, tensor: Tensor, dst: int, group: Group, tag: int) -> Work:
         """Isend to a global rank."""
         array = flat_view(tensor)
-        request = group._handle.Isend(
-            [array, self._moved_types[array.itemsize]], group.rank_of(dst), tag
-        )
+        with self.clock:
+            request = group._handle.Isend(
+                [array, self._moved_types[array.itemsize]], group.rank_of(dst), tag
+            )
         return self._track(MpiWork(request, self.clock, (tensor, array)))
 
     def irecv(self, tensor: Tensor, src: int, group: Group, tag: int) -> Work:
         """Irecv from a global rank."""
         array = flat_view(tensor)
-        request = group._handle.Irecv(
-            [array, self._moved_types[array.itemsize]], group.rank_of(src), tag
-        )
+        with self.clock:
+            request = group._handle.Irecv(
+                [array, self._moved_types[array.itemsize]], group.rank_of(src), tag
+            )
         return self._track(MpiWork(request, self.clock, (tensor, array)))
 
     def batch_isend_irecv(self, ops: Sequence[P2POp], group: Group) -> list[Work]:
@@ -421,6 +484,10 @@ class MpiComm:
         """End every process of the job."""
         self._end_job(message)
 
+    def _fail(self, error: BaseException) -> None:
+        first_line = (str(error).splitlines() or [""])[0]
+        self._end_job(f"communication failed in {here.call}: {first_line}", blames_peer=True)
+
     def destroy(self) -> None:
         """Free the communicators; every rank does."""
         for communicator in reversed(self._communicators):
@@ -438,7 +505,8 @@ class MpiComm:
     ) -> Work | None:
         """Call the blocking (``Bcast``) or the non-blocking (``Ibcast``) form of a collective."""
         if async_op:
-            request = getattr(group._handle, "I" + name.lower())(*arguments)
+            with self.clock:
+                request = getattr(group._handle, "I" + name.lower())(*arguments)
             return self._track(MpiWork(request, self.clock, keep, finish))
         with self.clock:
             wait_asleep(group._handle.Ibarrier())  # so that the collective only works, never waits

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from mindspeed_ms.backend import launcher
+
 
 def get(name: str, default: str | None = None) -> str | None:
     """Value of an environment variable, or ``default``."""
@@ -27,6 +29,11 @@ def get_int(name: str, default: int | None = None) -> int | None:
         ) from None
 
 
+def names() -> list[str]:
+    """Names of all variables that are set."""
+    return list(os.environ)
+
+
 def put(name: str, value: str | int) -> None:
     """Set a variable for this process and its children."""
     os.environ[name] = str(value)
@@ -42,27 +49,52 @@ def remove(name: str) -> None:
     os.environ.pop(name, None)
 
 
-def ranks_of_this_host() -> int:
+def ranks_of_this_host(by_table: int | None = None) -> int:
     """Processes that share this host's cores, as far as the launcher tells before the job starts.
 
-    ``msrun`` and rank tables tell only the number on all hosts, so with several it is too high.
+    Where it tells only the number of workers on all hosts, that is the answer.
+
+    Args:
+        by_table: what a rank table says, for ranks that a launch script starts.
     """
     names = ["MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE"]
+    parent = launcher.find()
+    if parent is not None and parent.local_ranks is not None:
+        return max(1, parent.local_ranks)
+    tasks = tasks_of_this_node()
+    if tasks is not None:
+        return tasks
     if get("MS_ROLE"):
         names.append("MS_WORKER_NUM")
-    elif get("RANK_ID"):
-        names.append("RANK_SIZE")
+    elif by_table is not None:
+        return max(1, by_table)
     return max(1, *(get_int(name) or 1 for name in names))
 
 
-def prepare_import() -> None:
+def tasks_of_this_node() -> int | None:
+    """Tasks that ``srun`` started on this host; None outside of ``srun``."""
+    if get("SLURM_STEP_ID") is None or get("SLURM_PROCID") is None:
+        return None
+    counts: list[int] = []
+    for part in (get("SLURM_STEP_TASKS_PER_NODE") or "").split(","):  # "4(x2),1"
+        count, _, times = part.rstrip(")").partition("(x")
+        if count.isdigit():
+            counts += [int(count)] * int(times or 1)
+    node = get_int("SLURM_NODEID") or 0
+    return max(1, counts[node]) if node < len(counts) else None
+
+
+def prepare_import(by_table: int | None = None) -> None:
     """Defaults that libraries read while they load, so they must precede ``import mindspore``.
 
     MindSpore logs deprecations of its own code at its default level. The ranks of a host share its
     cores; more threads than cores, or threads that spin while they wait, starve the others.
+
+    Args:
+        by_table: ranks of this host, by a rank table.
     """
     set_default("GLOG_v", "3")
     set_default("OMP_WAIT_POLICY", "passive")
-    threads = max(1, len(os.sched_getaffinity(0)) // ranks_of_this_host())
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks_of_this_host(by_table))
     set_default("OMP_NUM_THREADS", threads)
     set_default("OPENBLAS_NUM_THREADS", threads)

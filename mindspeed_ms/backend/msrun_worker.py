@@ -6,18 +6,18 @@ and on Ascend.
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
-from mindspeed_ms.backend import env
-
-_SCHEDULER = "mindspeed_ms.backend.torchrun.scheduler"
+from mindspeed_ms.backend import env, scheduler
 
 
-def become(rank: int, size: int, address: tuple[str, int], device_id: int | None) -> None:
+def become(
+    rank: int,
+    size: int,
+    address: tuple[str, int],
+    device_id: int | None,
+    local_ranks: int | None = None,
+) -> None:
     """Set the variables that ``msrun`` sets for a worker; rank 0 starts the scheduler as well.
 
     Args:
@@ -25,6 +25,7 @@ def become(rank: int, size: int, address: tuple[str, int], device_id: int | None
         size: all of them.
         address: host and port of the scheduler.
         device_id: number of this rank's device on its host; None if nobody knows.
+        local_ranks: ranks on this host; None if nobody knows.
 
     Raises:
         RuntimeError: rank 0's host cannot serve on the address.
@@ -43,7 +44,7 @@ def become(rank: int, size: int, address: tuple[str, int], device_id: int | None
         env.put(name, value)
     if rank == 0:
         _require_free(host, port)
-        _start_scheduler()
+        scheduler.start_process(local_ranks)
     env.put("MS_ROLE", "MS_WORKER")
 
 
@@ -60,14 +61,3 @@ def _require_free(host: str, port: int) -> None:
                 "MS_SCHED_PORT to a free port, and MS_SCHED_HOST to an address of rank 0's host, "
                 "the same for all ranks"
             ) from None
-
-
-def _start_scheduler() -> None:
-    folder = str(Path(__file__).resolve().parents[2])  # the package may be on sys.path alone
-    paths = [folder, env.get("PYTHONPATH")]
-    variables = {
-        **os.environ,
-        "MS_ROLE": "MS_SCHED",
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }
-    subprocess.Popen([sys.executable, "-m", _SCHEDULER], env=variables)

@@ -1,8 +1,9 @@
 """The server side of MPICH's simple process management interface (PMI-1), without its sockets.
 
-An MPI process that finds ``PMI_PORT=host:port`` and ``PMI_ID`` in its environment connects there
-and asks who it is, publishes its address under a key, meets the others in barriers and reads their
-keys. This module answers one request line at a time; ``job_server`` owns the connections.
+An MPI process that finds ``PMI_FD``, ``PMI_RANK`` and ``PMI_SIZE`` in its environment speaks on
+that open connection: it publishes its address under a key, meets the others in barriers and reads
+their keys. This module answers one request line at a time; ``job_server`` owns the connections,
+which have proved to be of the job before they are given to MPI.
 
 Source:
     MPICH, ``src/pmi/src/pmi_wire.c`` and ``pmi_msg.c`` (protocol version 1.1).
@@ -13,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from mindspeed_ms.backend.job_messages import ProtocolError
+
 _MAX_NAME = 256
 _MAX_KEY = 64
 _MAX_VALUE = 1024
-
-
-class ProtocolError(RuntimeError):
-    """A peer sent something that is not PMI-1."""
+_MAX_KEYS_PER_RANK = 256
+_MAPPING = "PMI_process_mapping"
 
 
 def process_mapping(hosts: Sequence[object]) -> str:
@@ -61,7 +62,7 @@ class PmiSpace:
     def __init__(self, size: int, name: str, mapping: str) -> None:
         self.size = size
         self.name = name
-        self._values = {"PMI_process_mapping": mapping}
+        self._values = {_MAPPING: mapping}
         self._in_barrier: set[int] = set()
 
     def handle(self, rank: int, line: str) -> list[tuple[int, str]]:
@@ -78,7 +79,6 @@ class PmiSpace:
         if command == "barrier_in":
             return self._enter_barrier(rank)
         answers = {
-            "initack": self._initack,
             "init": self._init,
             "get_maxes": self._get_maxes,
             "get_appnum": self._get_appnum,
@@ -102,10 +102,6 @@ class PmiSpace:
         released, self._in_barrier = sorted(self._in_barrier), set()
         return [(member, "cmd=barrier_out rc=0\n") for member in released]
 
-    def _initack(self, rank: int, request: dict[str, str]) -> str:
-        fields = (f"size={self.size}", f"rank={rank}", "debug=0")
-        return "cmd=initack rc=0\n" + "".join(f"cmd=set {field}\n" for field in fields)
-
     def _init(self, rank: int, request: dict[str, str]) -> str:
         supported = request["pmi_version"] == "1"
         return f"cmd=response_to_init pmi_version=1 pmi_subversion=1 rc={0 if supported else -1}\n"
@@ -124,7 +120,12 @@ class PmiSpace:
         return f"cmd=my_kvsname rc=0 kvsname={self.name}\n"
 
     def _put(self, rank: int, request: dict[str, str]) -> str:
-        self._values[request["key"]] = request["value"]
+        key, value = request["key"], request["value"]
+        if key == _MAPPING or len(key) > _MAX_KEY or len(value) > _MAX_VALUE:
+            raise ProtocolError(f"rank {rank} put a wrong key or value under {key[:_MAX_KEY]!r}")
+        if len(self._values) > _MAX_KEYS_PER_RANK * self.size:
+            raise ProtocolError(f"rank {rank} put too many keys")
+        self._values[key] = value
         return "cmd=put_result rc=0 msg=success\n"
 
     def _get(self, rank: int, request: dict[str, str]) -> str:

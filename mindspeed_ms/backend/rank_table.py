@@ -288,7 +288,24 @@ def prepare(with_devices: bool) -> None:
         if len(table.servers) > 1:  # else loopback serves, whatever the table calls this host
             host = table.servers[0].server_id
     port = env.get_int("MS_SCHED_PORT") or _DEFAULT_PORT
-    msrun_worker.become(rank, size, (env.get("MS_SCHED_HOST") or host, port), device)
+    address = (env.get("MS_SCHED_HOST") or host, port)
+    msrun_worker.become(rank, size, address, device, _ranks_beside(rank, size, table))
+
+
+def local_ranks() -> int | None:
+    """Ranks on this host, by the variables that launch scripts set; None if they do not tell."""
+    try:
+        place = told()
+        return None if place is None else _ranks_beside(*place, _table())
+    except ValueError:  # reported when the job starts
+        return None
+
+
+def _ranks_beside(rank: int, size: int, table: RankTable | None) -> int:
+    if table is None:
+        return size
+    ranks = ([device.rank_id for device in server.devices] for server in table.servers)
+    return next(len(members) for members in ranks if rank in members)
 
 
 def _table() -> RankTable | None:

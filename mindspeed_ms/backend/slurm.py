@@ -43,5 +43,8 @@ def prepare() -> None:
     job = env.get_int("SLURM_JOB_ID") or 0
     step = env.get_int("SLURM_STEP_ID") or 0
     host = env.get("MASTER_ADDR") or first_host(nodes)
+    if env.get_int("SLURM_STEP_NUM_NODES") == 1:
+        host = "127.0.0.1"
     port = env.get_int("MASTER_PORT") or _FIRST_PORT + (job + step) % _NUM_PORTS
-    msrun_worker.become(rank, num_tasks(), (host, port), env.get_int("SLURM_LOCALID") or 0)
+    device = env.get_int("SLURM_LOCALID") or 0
+    msrun_worker.become(rank, num_tasks(), (host, port), device, env.tasks_of_this_node())

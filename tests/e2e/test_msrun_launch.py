@@ -6,25 +6,18 @@ Every job runs with a time limit and must leave nothing behind: no process, no s
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import socket
-import subprocess
-import sys
 import time
-import uuid
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from jobs import Job, abandoned_memory, launch_words
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPTS = Path(sys.executable).parent
 TIME_LIMIT = 120.0
 MAX_SECONDS_TO_END = 10.0
 
 JOB = '''
-"""One rank of a test job; argv: how rank 1 ends, a folder for reports, a marker."""
+"""One rank of a test job; argv: how rank 1 ends, a folder for reports."""
 import json, os, signal, sys, time
 from pathlib import Path
 
@@ -93,110 +86,31 @@ def job(tmp_path):
     """``job(launcher, mode, ranks, ...)`` runs JOB and checks that nothing is left."""
     script = tmp_path / "job.py"
     script.write_text(JOB)
-    marker = f"job-{uuid.uuid4().hex}"
-    abandoned = abandoned_memory()
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    abandoned, jobs = abandoned_memory(), []
 
-    def run(launcher, mode, ranks=3, prefix=(), options=()):
-        folder = tmp_path / "reports"
-        folder.mkdir(exist_ok=True)
-        job_command = [str(script), mode, str(folder), marker]
-        command = [*prefix, *launch_command(launcher, ranks, tmp_path, options), *job_command]
-        console = tmp_path / "console.log"
-        with console.open("w") as output:
-            process = subprocess.Popen(
-                command,
-                cwd=tmp_path,
-                env=environment(),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                status = process.wait(timeout=TIME_LIMIT)
-            except subprocess.TimeoutExpired:
-                status = None
+    def run(launcher, mode, ranks=3, options=()):
+        words = [*launch_words(launcher, ranks, tmp_path, options), script, mode, folder]
+        started = Job(words, tmp_path)
+        jobs.append(started)
+        status = started.wait(TIME_LIMIT)
         ended = time.time()
-        orphans = wait_until_gone(marker)
-        outcome = Outcome(status, gather_text(tmp_path), *death(folder, ended), *results(folder))
+        started.seconds_until_gone(5.0)
+        outcome = Outcome(status, started.text(), death(folder, ended), *results(folder))
         assert status is not None, f"the job did not end:\n{outcome.text[-3000:]}"
-        assert not orphans, f"processes left behind: {orphans}"
+        assert not started.end(), "processes left behind"
         return outcome
 
     yield run
-    for pid in processes_of(marker):
-        os.kill(pid, 9)
+    for started in jobs:
+        started.end()
     assert not abandoned_memory() - abandoned, "shared memory left behind"
-
-
-def launch_command(launcher, ranks, folder, options):
-    if launcher == "plain":
-        return [sys.executable]
-    if launcher == "mpiexec":
-        return [str(SCRIPTS / "mpiexec"), "-n", str(ranks), sys.executable]
-    settings = {
-        "worker_num": ranks,
-        "local_worker_num": ranks,
-        "master_addr": "127.0.0.1",
-        "master_port": free_port(),
-        "log_dir": folder / "msrun_log",
-        "join": True,
-        "cluster_time_out": 60,
-        **dict(options),
-    }
-    return [str(SCRIPTS / "msrun"), *(f"--{name}={value}" for name, value in settings.items())]
-
-
-def environment():
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "MPI", "MS_"))}
-    path = os.pathsep.join([str(SCRIPTS), os.environ["PATH"]])
-    return {**inherited, "PATH": path, "PYTHONPATH": str(REPOSITORY), "GLOG_v": "3"}
-
-
-def free_port():
-    """A port that was free a moment ago; msrun cannot be asked to choose one."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
-def processes_of(marker):
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            arguments = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-        except OSError:
-            continue
-        # msrun's log readers ("tail -f") are its own business, the ranks are ours.
-        if marker.encode() in arguments:
-            found.append(int(entry.name))
-    return found
-
-
-def wait_until_gone(marker):
-    deadline = time.monotonic() + 5.0
-    while processes_of(marker) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return processes_of(marker)
-
-
-def abandoned_memory():
-    """MPICH's shared-memory segments that no living process uses."""
-    segments = {str(path) for path in Path("/dev/shm").glob("mpich_shm_*")}
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            text = maps.read_text(errors="replace") if segments else ""
-        except OSError:
-            continue
-        segments = {segment for segment in segments if segment not in text}
-    return segments
-
-
-def gather_text(folder):
-    return "\n".join(path.read_text(errors="replace") for path in sorted(folder.rglob("*.log")))
 
 
 def death(folder, ended):
     note = folder / "death"
-    return (ended - float(note.read_text()) if note.exists() else None,)
+    return ended - float(note.read_text()) if note.exists() else None
 
 
 def results(folder):
@@ -301,77 +215,3 @@ def test_a_port_in_use_is_reported_by_the_scheduler(job):
         outcome = job("msrun", "ok", 2, options=options)
     assert outcome.status != 0
     assert "choose another --master_port" in outcome.text
-
-
-# ---- several hosts
-
-
-@pytest.fixture
-def two_hosts():
-    """Two network namespaces with a cable between them: addresses 10.77.0.1 and 10.77.0.2."""
-    tag = uuid.uuid4().hex[:6]
-    names = [f"h{tag}a", f"h{tag}b"]
-    if shutil.which("ip") is None:
-        pytest.skip("needs the ip command of iproute2")
-    probe = subprocess.run(["ip", "netns", "add", names[0]], capture_output=True, text=True)
-    if probe.returncode:
-        pytest.skip(f"cannot create network namespaces: {probe.stderr.strip()}")
-    try:
-        configure_hosts(names)
-        yield [["ip", "netns", "exec", name] for name in names]
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
-
-
-def configure_hosts(names):
-    ip("netns", "add", names[1])
-    cable = ["type", "veth", "peer", "name", "cable1", "netns", names[1]]
-    ip("link", "add", "cable0", "netns", names[0], *cable)
-    for index, name in enumerate(names):
-        ip("-n", name, "addr", "add", f"10.77.0.{index + 1}/24", "dev", f"cable{index}")
-        ip("-n", name, "link", "set", f"cable{index}", "up")
-        ip("-n", name, "link", "set", "lo", "up")
-
-
-def ip(*arguments):
-    subprocess.run(["ip", *arguments], check=True)
-
-
-def run_on_two_hosts(job, tmp_path, hosts, mode, node_ranks):
-    """The job with two ranks per host; the outcome of the first host and the status of both."""
-    script, folder = tmp_path / "job.py", tmp_path / "reports"
-    folder.mkdir()
-    common = {"master_addr": "10.77.0.1", "master_port": 8118, "local_worker_num": 2}
-    second = {**common, "node_rank": node_ranks[1], "log_dir": tmp_path / "host1_log"}
-    command = [*hosts[1], *launch_command("msrun", 4, tmp_path, second)]
-    with (tmp_path / "host1.log").open("w") as output:
-        other = subprocess.Popen(
-            [*command, str(script), mode, str(folder), "second-host"],
-            cwd=tmp_path,
-            env=environment(),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        first = {**common, "node_rank": node_ranks[0]}
-        outcome = job("msrun", mode, 4, prefix=hosts[0], options=first)
-        other_status = other.wait(timeout=60)
-    return outcome, other_status
-
-
-@pytest.mark.parametrize("node_ranks", [(0, 1), (-1, -1)], ids=["numbered", "unnumbered"])
-def test_two_hosts_share_memory_inside_and_talk_tcp_between(job, tmp_path, two_hosts, node_ranks):
-    outcome, other_status = run_on_two_hosts(job, tmp_path, two_hosts, "ok", node_ranks)
-    assert (outcome.status, other_status) == (0, 0), outcome.text
-    assert outcome.finished == [0, 1, 2, 3]
-    for rank, report in outcome.reports.items():
-        assert report["sum"] == 10.0
-        assert report["LOCAL_RANK"] == str(rank % 2)
-        assert report["RANK_ID"] == report["RANK"] == str(rank)
-        assert report["MASTER_ADDR"] == "10.77.0.1"
-
-
-def test_a_death_on_one_host_ends_both(job, tmp_path, two_hosts):
-    outcome, other_status = run_on_two_hosts(job, tmp_path, two_hosts, "kill", (0, 1))
-    assert outcome.status != 0 and other_status != 0
-    assert "rank 2 stops because rank 1 " in (tmp_path / "host1_log" / "worker_2.log").read_text()

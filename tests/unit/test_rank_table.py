@@ -283,13 +283,21 @@ def test_rank_and_size_come_from_the_variables_and_the_table(table_file, monkeyp
     assert rank_table.told() is None
 
 
-def test_ranks_of_a_table_share_the_cores(monkeypatch):
+def test_ranks_of_a_table_share_the_cores_of_their_host(monkeypatch, table_file):
+    def ranks():
+        return env.ranks_of_this_host(rank_table.local_ranks())
+
     monkeypatch.setenv("RANK_SIZE", "4")
-    assert env.ranks_of_this_host() == 1
+    assert ranks() == 1
     monkeypatch.setenv("RANK_ID", "0")
-    assert env.ranks_of_this_host() == 4
+    assert ranks() == 4
+    table_file(document())
+    assert ranks() == 2
+    monkeypatch.setenv("RANK_ID", "9")
+    assert ranks() == 1  # a mistake that is reported when the job starts
+    monkeypatch.setenv("RANK_ID", "0")
     monkeypatch.setenv("MS_ROLE", "MS_WORKER")
-    assert env.ranks_of_this_host() == 1
+    assert ranks() == 1
 
 
 @pytest.mark.parametrize(
@@ -327,7 +335,9 @@ def test_a_rank_becomes_a_worker_of_msrun(
         table_file(document(servers), **variables)
     for name, value in variables.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(msrun_worker, "_start_scheduler", lambda: pytest.fail("rank 0's task"))
+    monkeypatch.setattr(
+        msrun_worker.scheduler, "start_process", lambda ranks: pytest.fail("rank 0's task")
+    )
     before = dict(os.environ)
     try:
         rank_table.prepare(with_devices=False)

@@ -1,13 +1,15 @@
 """The command lines of torch's launchers, and what becomes of them."""
 
 import os
+import re
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from mindspeed_ms.backend import slurm
-from mindspeed_ms.backend.torchrun import run
+from mindspeed_ms.backend import job_secret, slurm
+from mindspeed_ms.backend.torchrun import msrun, run
 from mindspeed_ms.backend.torchrun.options import LaunchError, read
 
 BIN = Path(run.__file__).with_name("bin")
@@ -44,7 +46,11 @@ def request(words, **environment):
         ("-m some.module -m x", {"is_module": True, "script": "some.module"}),
         ("--use_env train.py", {"ignored": ("--use-env",)}),
         ("--log-dir logs --tee 3 -r 1 train.py", {"log_dir": "logs"}),
-        ("--max_restarts=3 --ft-param-x=7 --ft_y 8 train.py", {"script": "train.py"}),
+        (
+            "--max_restarts=3 --ft-param-x=7 --ft_y 8 train.py",
+            {"script": "train.py", "max_restarts": 3},
+        ),
+        ("--local-ranks-filter 0,2 --max-restarts 0 train.py", {"shown": (0, 2)}),
         ("--nproc-per-node 2 train.py --nproc-per-node 4", {"ranks_per_node": 2}),
     ],
 )
@@ -75,6 +81,8 @@ def test_defaults_come_from_the_environment_as_in_torchrun():
         ("--master_port 80 train.py", "--master-port 80 must lie between 1024 and 65535"),
         ("--no-python train.sh", "--no-python is refused"),
         ("", "required: script"),
+        ("--max-restarts many train.py", "--max-restarts is 'many', but must be a number of at"),
+        ("--local-ranks-filter 0,x train.py", "--local-ranks-filter is 'x', but must be a number"),
         ("--nproc 2 train.py", "unrecognized|required|ambiguous"),
     ],
 )
@@ -96,17 +104,135 @@ def test_requests_that_cannot_start(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_words_of_msrun(monkeypatch):
-    monkeypatch.setenv("RANK_TABLE_FILE", "/etc/table.json")
-    words = run.msrun_command(
-        request("--nnodes 2 --node_rank 1 --nproc_per_node 4 --master_addr h train.py --x 1"), 29500
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            "--nproc_per_node 4 --master_addr nowhere train.py --x 1",
+            {
+                "world_size": 4,
+                "local_size": 4,
+                "first_rank": 0,
+                "is_master": True,
+                "host": "127.0.0.1",
+                "words": ("train.py", "--x", "1"),
+            },
+        ),
+        (
+            "--nnodes 2 --node_rank 1 --nproc_per_node 4 --master_addr 10.0.0.1 -m a.b",
+            {
+                "world_size": 8,
+                "local_size": 4,
+                "first_rank": 4,
+                "is_master": False,
+                "host": "10.0.0.1",
+                "words": ("-m", "a.b"),
+            },
+        ),
+    ],
+)
+def test_the_part_of_this_host(words, expected):
+    part = run.part_of(request(words))
+    assert {name: getattr(part, name) for name in expected} == expected
+
+
+def test_the_variables_of_ranks(monkeypatch):
+    monkeypatch.delenv(job_secret.VARIABLE, raising=False)
+    part = run.part_of(
+        request("--nnodes 2 --node_rank 1 --nproc_per_node 2 --master_addr 10.0.0.1 t.py")
     )
-    assert words[1:8] == [
-        *("--worker_num=8", "--local_worker_num=4", "--master_addr=h", "--master_port=29500"),
-        *("--log_dir=msrun_log", "--join=True", "--node_rank=1"),
-    ]
-    assert words[8] == "--rank_table_file=/etc/table.json"
-    assert words[9].endswith("worker.py") and words[10:] == ["train.py", "--x", "1"]
+    common = run._common_variables(part, 29500, 3)
+    assert common["MS_SCHED_HOST"] == common["MASTER_ADDR"] == "10.0.0.1"
+    assert common["MS_WORKER_NUM"] == common["WORLD_SIZE"] == "4"
+    assert common["LOCAL_WORLD_SIZE"] == "2"
+    assert common["TORCHELASTIC_RESTART_COUNT"] == "3"
+    assert job_secret.VARIABLE not in common  # the hosts have to agree on it
+    own = run._rank_variables(part, 1)
+    assert {name: own[name] for name in ("RANK", "MS_NODE_ID", "LOCAL_RANK", "GROUP_RANK")} == {
+        "RANK": "3",
+        "MS_NODE_ID": "3",
+        "LOCAL_RANK": "1",
+        "GROUP_RANK": "1",
+    }
+    alone = run.part_of(request("--nproc_per_node 2 t.py"))
+    secrets = [run._common_variables(alone, 1, 0)[job_secret.VARIABLE] for _ in range(2)]
+    assert secrets[0] != secrets[1] and len(secrets[0]) == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            "--worker_num 4 --local_worker_num=4 --join True SCRIPT --lr 1",
+            {"world_size": 4, "first_rank": 0, "is_master": True, "host": "127.0.0.1"},
+        ),
+        (
+            "--worker_num 4 --local_worker_num 2 --node_rank 1 --master_addr 10.9.9.9 SCRIPT",
+            {"first_rank": 2, "is_master": False, "host": "10.9.9.9", "timeout": 600},
+        ),
+        (
+            "--worker_num 4 --local_worker_num 2 --master_addr 10.9.9.9 SCRIPT",
+            {"first_rank": None, "is_master": False},
+        ),
+        (
+            "--worker_num 4 --local_worker_num 2 --master_addr 127.0.0.1 SCRIPT",
+            {"first_rank": None, "is_master": True},
+        ),
+        (
+            "--worker_num 2 --local_worker_num 2 --tail_worker_log 0,1 --log_dir d "
+            "--worker_log_name w --cluster_time_out 9 python SCRIPT",
+            {"shown": (0, 1), "log_dir": Path("d"), "log_name": "w", "timeout": 9},
+        ),
+        (
+            "--worker_num 2 --local_worker_num 2 pytest x",
+            {"words": ("-m", "pytest", "x"), "log_dir": Path(".")},
+        ),
+    ],
+)
+def test_the_words_of_msrun(words, expected):
+    part, _ = msrun.read(words.replace("SCRIPT", __file__).split())
+    assert {name: getattr(part, name) for name in expected} == expected
+
+
+def test_msrun_binds_ranks_as_mindspore_does():
+    words = ["--worker_num=2", "--local_worker_num=2", '--bind_core={"device0": ["0"]}', __file__]
+    part, restarts = msrun.read([*words[:2], "--max_restarts=3", *words[2:]])
+    assert part.prefixes == (("taskset", "-c", "0"), ())
+    assert restarts == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--worker_num x SCRIPT", "--worker_num is 'x', but must be a number of at least 1"),
+        ("--worker_num 2 --local_worker_num 4 SCRIPT", "--local_worker_num 4 is more than"),
+        ("nowhere.py", "there is no script nowhere.py"),
+        ("python", "python needs a script"),
+        ("--sim_level 1 SCRIPT", "--sim_level is MindSpore's own; plan with --dry-run"),
+        ("--tail_worker_log a SCRIPT", "must be -1 or ranks like 0,1"),
+        ("--bind_core 7 SCRIPT", "--bind_core or --bind_numa cannot be followed"),
+        ("--worker 2 SCRIPT", "required: script|unrecognized|there is no script"),
+    ],
+)
+def test_mistakes_in_the_words_of_msrun(words, message, capsys):
+    assert msrun.main(words.replace("SCRIPT", __file__).split()) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_master_name_that_leads_another_host_to_itself_is_refused(monkeypatch):
+    monkeypatch.setattr(run.addresses, "resolve", lambda name: "127.0.1.1")
+    with pytest.raises(LaunchError, match="--master-addr node7 is this host's own loopback"):
+        run.master_address("node7", is_master=False)
+    assert run.master_address("node7", is_master=True) == "127.0.1.1"
+
+
+def test_an_unknown_master_name_is_one_line(monkeypatch):
+    def unknown(name):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(run.addresses, "resolve", unknown)
+    with pytest.raises(LaunchError, match="--master-addr node7 is unknown on this host"):
+        run.master_address("node7", is_master=False)
 
 
 def test_the_directory_for_path_leaves_other_uses_of_python_alone(tmp_path, capfd):
@@ -126,6 +252,7 @@ def test_the_directory_for_path_leaves_other_uses_of_python_alone(tmp_path, capf
     module = "real -m mindspeed_ms.backend.torchrun.run"
     assert output("torchrun", "--nnodes", "1", "a b") == f"{module} --nnodes 1 a b"
     assert output("ft_launcher", "x") == f"{module} x"
+    assert output("msrun", "x") == "real -m mindspeed_ms.backend.torchrun.msrun x"
     assert output("python", "-m", "torch.distributed.run", "x") == f"{module} x"
     assert output("python", "-u", "-m", "torch.distributed.launch", "x").startswith(
         "real -u -m mind"

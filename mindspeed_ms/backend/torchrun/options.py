@@ -12,7 +12,6 @@ _IGNORED_VALUES = (
     "--rdzv-backend",
     "--rdzv-id",
     "--rdzv-conf",
-    "--max-restarts",
     "--monitor-interval",
     "--start-method",
     "--event-log-handler",
@@ -27,7 +26,7 @@ _IGNORED_VALUES = (
     "--duplicate-stderr-filters",
     "--fault-tol-cfg-path",
 )
-"""Options with a value that changes nothing here: a failed job ends, and every rank has a log."""
+"""Options with a value that changes nothing here; e.g. every rank has a log anyway."""
 _SHORT = {"--redirects": "-r", "--tee": "-t"}
 _IGNORED_SWITCHES = (
     "--use-env",
@@ -58,6 +57,10 @@ class Request:
     is_local: bool = True
     """All ranks run on this host, so the port may be replaced by a free one (``--standalone``)."""
     picks_port: bool = False
+    max_restarts: int = 0
+    """How often the job is started again after a rank has died."""
+    shown: tuple[int, ...] | None = None
+    """Local ranks whose output is shown; None: all."""
     ignored: tuple[str, ...] = ()
     """Given options that change nothing."""
 
@@ -97,6 +100,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(*_both("--run-path"), action="store_true", help="same as without")
     parser.add_argument(*_both("--log-dir"), default=None, help="folder of the ranks' logs")
     parser.add_argument(*_both("--local-ranks-filter"), default=None, help="ranks to show")
+    parser.add_argument(*_both("--max-restarts"), default=None, help="new starts after a failure")
     for name in _IGNORED_VALUES:
         short = [_SHORT[name]] if name in _SHORT else []
         parser.add_argument(*short, *_both(name), default=None, help="accepted, changes nothing")
@@ -126,6 +130,8 @@ def read(prog: str, words: Sequence[str], environment: Mapping[str, str]) -> Req
     per_node = given.nproc_per_node or environment.get("PET_NPROC_PER_NODE") or "1"
     node_rank = given.node_rank or environment.get("PET_NODE_RANK")
     address, port = _endpoint(given, environment)
+    restarts = given.max_restarts or environment.get("PET_MAX_RESTARTS")
+    shown = given.local_ranks_filter or environment.get("PET_LOCAL_RANKS_FILTER")
     return Request(
         nodes=nodes,
         ranks_per_node=_ranks_per_node(per_node, environment),
@@ -138,6 +144,8 @@ def read(prog: str, words: Sequence[str], environment: Mapping[str, str]) -> Req
         log_dir=given.log_dir or environment.get("PET_LOG_DIR") or "msrun_log",
         is_local=nodes == 1,
         picks_port=nodes == 1 and (given.standalone or port == 0),
+        max_restarts=_number("--max-restarts", restarts, 0, minimum=0),
+        shown=_list_of_ranks("--local-ranks-filter", shown),
         ignored=tuple(_ignored(given)) + tuple(rest),
     )
 
@@ -192,6 +200,12 @@ def _number(name: str, text: str | None, default: int, minimum: int = 1) -> int:
     if not text.isdigit() or int(text) < minimum:
         raise LaunchError(f"{name} is {text!r}, but must be a number of at least {minimum}")
     return int(text)
+
+
+def _list_of_ranks(name: str, text: str | None) -> tuple[int, ...] | None:
+    if not text:
+        return None
+    return tuple(_number(name, word.strip(), 0, minimum=0) for word in text.split(","))
 
 
 def _ranks_per_node(text: str, environment: Mapping[str, str]) -> int:

@@ -1,61 +1,98 @@
-"""The launcher: starts ``msrun``, shows what ranks print, forwards signals, keeps the status."""
+"""The launcher: starts ranks, shows what they print, passes signals on, starts them again."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
 
-import psutil
-
+from mindspeed_ms.backend import addresses, env, launcher, scheduler
+from mindspeed_ms.backend.job_client import report_gone
+from mindspeed_ms.backend.job_secret import VARIABLE as SECRET
+from mindspeed_ms.backend.job_secret import new_secret
 from mindspeed_ms.backend.torchrun import worker
 from mindspeed_ms.backend.torchrun.options import LaunchError, Request, read
+from mindspeed_ms.backend.torchrun.processes import Command, Outcome, Processes, last_lines
 
-LAST_LINES = 20
-_POLL_SECONDS = 0.2
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT")
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+_PATIENCE_SECONDS = 15.0
+_USER_ERROR = 2
+"""How entry points end after a user's mistake, which another start does not mend."""
 
 
-def msrun_command(request: Request, port: int) -> list[str]:
-    """The words of ``msrun`` for a request.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The part of a job that runs on this host."""
 
-    >>> request = Request(1, 2, None, "127.0.0.1", 29500, "train.py", ("--lr", "1"))
-    >>> msrun_command(request, 29500)[1:5]
-    ['--worker_num=2', '--local_worker_num=2', '--master_addr=127.0.0.1', '--master_port=29500']
+    world_size: int
+    local_size: int
+    first_rank: int | None
+    """Global number of the first rank here; None: the scheduler numbers the ranks."""
+    is_master: bool
+    """The scheduler runs here."""
+    host: str
+    port: int
+    words: tuple[str, ...]
+    """Script, or ``-m`` and module, and its arguments."""
+    log_dir: Path
+    log_name: str = "worker"
+    timeout: int | None = None
+    """Seconds to wait for all ranks at the start; None: the default."""
+    picks_port: bool = False
+    shown: tuple[int, ...] | None = None
+    prefixes: tuple[tuple[str, ...], ...] = ()
+    """For each rank here, words before its command."""
+
+
+def part_of(request: Request) -> Part:
+    """What a request means for this host.
+
+    Raises:
+        LaunchError: it cannot be followed.
     """
-    words = [
-        _msrun(),
-        f"--worker_num={request.world_size}",
-        f"--local_worker_num={request.ranks_per_node}",
-        f"--master_addr={request.master_addr}",
-        f"--master_port={port}",
-        f"--log_dir={request.log_dir}",
-        "--join=True",
-    ]
-    if not request.is_local:
-        words.append(f"--node_rank={request.node_rank}")
-    table = os.environ.get("RANK_TABLE_FILE")
-    if table:
-        words.append(f"--rank_table_file={table}")
-    module = ["-m"] if request.is_module else []
-    return [*words, worker.__file__, *module, request.script, *request.script_args]
+    module = ("-m",) if request.is_module else ()
+    node = request.node_rank or 0
+    return Part(
+        world_size=request.world_size,
+        local_size=request.ranks_per_node,
+        first_rank=node * request.ranks_per_node,
+        is_master=node == 0,
+        host="127.0.0.1" if request.is_local else master_address(request.master_addr, node == 0),
+        port=request.master_port,
+        words=(*module, request.script, *request.script_args),
+        log_dir=Path(request.log_dir),
+        picks_port=request.picks_port,
+        shown=request.shown,
+    )
 
 
-def _msrun() -> str:
-    beside = Path(sys.executable).with_name("msrun")
-    return str(beside) if beside.exists() else shutil.which("msrun") or "msrun"
+def master_address(name: str, is_master: bool) -> str:
+    """The address a master's name stands for.
+
+    Raises:
+        LaunchError: nobody knows it, or it leads another host to itself.
+    """
+    try:
+        address = addresses.resolve(name)
+    except OSError as error:
+        raise LaunchError(
+            f"--master-addr {name} is unknown on this host ({error.strerror}); give the address "
+            "of the host with node rank 0"
+        ) from None
+    if addresses.is_loopback(address) and not is_master and name not in (address, "localhost"):
+        raise LaunchError(
+            f"--master-addr {name} is this host's own loopback address {address}; give the address "
+            "of the host with node rank 0"
+        )
+    return address
 
 
 def launch(request: Request) -> int:
@@ -70,17 +107,22 @@ def launch(request: Request) -> int:
     _check(request)
     for name in request.ignored:
         sys.stderr.write(f"torchrun: {name} changes nothing here\n")
-    if "--dry-run" in request.script_args or "--dry_run" in request.script_args:
-        words = list(request.script_args)
-        if "--world-size" not in words and "--world_size" not in words:
-            words += ["--world-size", str(request.world_size)]
-        return _run_alone(request, words, size=1)
-    if request.world_size == 1:
-        return _run_alone(request, list(request.script_args), size=1)
-    port = _free_port() if request.picks_port else request.master_port
-    Path(request.log_dir).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        return _Job(request, port, Path(folder)).run()
+    return run(part_of(request), request.max_restarts)
+
+
+def run(part: Part, max_restarts: int, name: str = "torchrun") -> int:
+    """Run this host's part of a job; a dry run, and a single rank, are plain Python.
+
+    Returns:
+        0, or the exit status of the rank that failed first.
+    """
+    words = set(part.words)
+    is_dry = bool({"--dry-run", "--dry_run"} & words)
+    if is_dry and not {"--world-size", "--world_size"} & words:
+        part = replace(part, words=(*part.words, "--world-size", str(part.world_size)))
+    if is_dry or part.world_size == 1:
+        return supervise(0 if is_dry else max_restarts, lambda count: _alone(part, count), name)
+    return supervise(max_restarts, lambda count: _ranks(part, count), name)
 
 
 def _check(request: Request) -> None:
@@ -98,37 +140,65 @@ def _check(request: Request) -> None:
         )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def supervise(max_restarts: int, start: Callable[[int], Processes], name: str = "torchrun") -> int:
+    """Run a job, and again after a failure, until it ends well or there are no restarts left.
+
+    A signal that ends the launcher, and a mistake of the user, are no reason to start again.
+
+    Args:
+        max_restarts: number of further starts.
+        start: starts the processes; its argument counts the restarts before.
+        name: of the launcher, for messages.
+
+    Returns:
+        The exit status of the last attempt; 128 and its number if a signal ended the launcher.
+    """
+    with Forwarding() as signals:
+        env.set_default(launcher.STARTED_VARIABLE, repr(time.time()))
+        for count in range(max_restarts + 1):
+            processes = start(count)
+            signals.follow(processes)
+            outcome = processes.wait()
+            if signals.ending is not None:
+                sys.stderr.write(f"{name}: ended by {signals.ending.name}\n")
+                return 128 + signals.ending
+            if outcome.status == 0:
+                return 0
+            _report(name, outcome)
+            if outcome.status == _USER_ERROR or count == max_restarts:
+                return outcome.status
+            sys.stderr.write(f"{name}: restart {count + 1} of {max_restarts}\n")
+            sys.stderr.flush()
+    return outcome.status
 
 
-def _run_alone(request: Request, words: list[str], size: int) -> int:
-    """Plain Python, with the variables of a single rank."""
-    variables = {"RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0, "WORLD_SIZE": size}
-    variables |= {"LOCAL_WORLD_SIZE": size, "MASTER_PORT": request.master_port}
-    texts = {name: str(value) for name, value in variables.items()}
-    environment = {**os.environ, **texts, "MASTER_ADDR": request.master_addr}
-    module = ["-m"] if request.is_module else []
-    command = [sys.executable, *module, request.script, *words]
-    process = subprocess.Popen(command, env=environment)
-    with _forwarding(lambda number: process.send_signal(number)):
-        return _shell_status(process.wait())
+def _report(name: str, outcome: Outcome) -> None:
+    where = "" if outcome.log is None else f"; its last lines ({outcome.log}):"
+    sys.stderr.write(f"{name}: {outcome.reason}{where}\n{last_lines(outcome.log)}")
+    sys.stderr.flush()
 
 
-def _shell_status(code: int) -> int:
-    return code if code >= 0 else 128 - code
+class Forwarding(contextlib.AbstractContextManager["Forwarding"]):
+    """While inside, signals to the launcher reach the ranks instead of ending it.
 
+    Ctrl-C reaches them as SIGTERM, on which a run can save. The third signal that asks for the end
+    ends everything at once.
+    """
 
-class _forwarding(contextlib.AbstractContextManager["_forwarding"]):  # noqa: N801 (a verb in use)
-    """While inside, signals to this process go to ``send`` instead of ending it."""
-
-    def __init__(self, send: object) -> None:
-        self._send = send
+    def __init__(self) -> None:
+        self.ending: signal.Signals | None = None
+        """The first signal that asked for the end."""
+        self._num_ending = 0
+        self._processes: Processes | None = None
         self._before: dict[int, object] = {}
 
-    def __enter__(self) -> _forwarding:
+    def follow(self, processes: Processes) -> None:
+        """From now on signals go to these processes; one that has come meanwhile, too."""
+        self._processes = processes
+        if self.ending is not None:
+            processes.signal_ranks(signal.SIGTERM)
+
+    def __enter__(self) -> Forwarding:
         for name in _FORWARDED:
             number = getattr(signal, name)
             self._before[number] = signal.signal(number, self._handle)
@@ -136,135 +206,123 @@ class _forwarding(contextlib.AbstractContextManager["_forwarding"]):  # noqa: N8
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        with contextlib.suppress(ProcessLookupError):
-            self._send(number)  # type: ignore[operator]
+        if number in _ENDING:
+            self.ending = self.ending or signal.Signals(number)
+            self._num_ending += 1
+        if self._processes is None:
+            return
+        if self._num_ending >= 3:
+            self._processes.kill()
+        else:
+            is_interrupt = number in (signal.SIGINT, signal.SIGHUP)
+            self._processes.signal_ranks(signal.SIGTERM if is_interrupt else number)
 
     def __exit__(self, *unused: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-class _Job:
-    """One run of ``msrun`` on this host."""
+def _alone(part: Part, restarts: int) -> Processes:
+    """Plain Python, with the variables of a single rank."""
+    variables: dict[str, str | int] = {
+        **dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK"), 0),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), 1),
+        "MASTER_ADDR": part.host,
+        "MASTER_PORT": part.port,
+        launcher.RESTARTS_VARIABLE: restarts,
+    }
+    texts = {name: str(value) for name, value in variables.items()}
+    command = Command("rank 0", [sys.executable, *part.words], {**os.environ, **texts})
+    return Processes([command])
 
-    def __init__(self, request: Request, port: int, folder: Path) -> None:
-        self._request, self._folder = request, folder
-        self._logs = Path(request.log_dir)
-        self._started = time.time()
-        first = (request.node_rank or 0) * request.ranks_per_node
-        self._ranks = range(first, first + request.ranks_per_node)
-        for rank in self._ranks:
-            self._log(rank).unlink(missing_ok=True)
-        environment = {
-            **os.environ,
-            worker.FOLDER: str(folder),
-            worker.RANKS_PER_NODE: str(request.ranks_per_node),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-            "PYTHONPATH": os.pathsep.join(
-                part for part in (_package_folder(), os.environ.get("PYTHONPATH")) if part
-            ),
-            "PYTHONUNBUFFERED": "1",
-        }
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            environment.pop(name, None)
-        self._process = subprocess.Popen(
-            msrun_command(request, port),
-            env=environment,
-            stdout=(self._logs / "msrun.log").open("w"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+
+def _ranks(part: Part, restarts: int) -> Processes:
+    """Scheduler and ranks of this host."""
+    port = free_port() if part.picks_port else part.port
+    part.log_dir.mkdir(parents=True, exist_ok=True)
+    if restarts:
+        _put_away_logs(part, restarts - 1)
+    common = _common_variables(part, port, restarts)
+    command = [sys.executable, "-u", worker.__file__, *part.words]
+    commands = []
+    for local_rank in range(part.local_size):
+        variables = {**common, **_rank_variables(part, local_rank)}
+        variables["MS_ROLE"] = "MS_WORKER"
+        number = local_rank if part.first_rank is None else part.first_rank + local_rank
+        prefix = part.prefixes[local_rank] if part.prefixes else ()
+        log = part.log_dir / f"{part.log_name}_{number}.log"
+        title = f"rank {number}" if part.first_rank is not None else f"local rank {number}"
+        commands.append(Command(title, [*prefix, *command], variables, log))
+    serve = None
+    if part.is_master:
+        serve = Command(
+            "the scheduler",
+            [sys.executable, "-u", "-m", scheduler.MODULE],
+            {**common, "MS_ROLE": "MS_SCHED"},
+            part.log_dir / "scheduler.log",
+            dies_with_launcher=False,
         )
-        self._num_signals = 0
+    numbers = None
+    if part.first_rank is not None:
+        numbers = range(part.first_rank, part.first_rank + part.local_size)
 
-    def _log(self, rank: int) -> Path:
-        return self._logs / f"worker_{rank}.log"
+    def tell_master(position: int, status: int, is_known: Callable[[], bool]) -> None:
+        """If the job has not begun, the others need not wait for a rank that has ended here."""
+        rank = None if part.first_rank is None else part.first_rank + position
+        reason = f"ended with status {status} before it had connected"
+        report_gone(part.host, port, rank, reason, _PATIENCE_SECONDS, is_known)
 
-    def run(self) -> int:
-        ended = threading.Event()
-        show = threading.Thread(target=self._follow, args=(sys.stdout, ended))
-        show.start()
-        try:
-            with _forwarding(self._forward):
-                code = self._process.wait()
-        finally:
-            ended.set()
-            show.join()
-        if code == 0:
-            return 0
-        return self._report_failure(_shell_status(code))
-
-    def _forward(self, number: int) -> None:
-        """Send a signal to the ranks; the third one ends them and ``msrun`` at once."""
-        self._num_signals += 1
-        try:
-            children = psutil.Process(self._process.pid).children(recursive=True)
-        except psutil.Error:
-            return
-        for child in children:
-            with contextlib.suppress(psutil.Error):
-                is_rank = child.environ().get("MS_ROLE") == "MS_WORKER"
-                if self._num_signals >= 3:
-                    child.kill()
-                elif is_rank:
-                    child.send_signal(number)
-        if self._num_signals >= 3:
-            self._process.kill()
-
-    def _follow(self, output: TextIO, ended: threading.Event) -> None:
-        """Copy what ranks write to their logs to the console, whole lines at a time."""
-        positions = dict.fromkeys(self._ranks, 0)
-        while True:
-            is_last = ended.wait(_POLL_SECONDS)
-            for rank in self._ranks:
-                positions[rank] = self._copy(output, rank, positions[rank], is_last)
-            if is_last:
-                return
-
-    def _copy(self, output: TextIO, rank: int, position: int, is_last: bool) -> int:
-        path = self._log(rank)
-        if not path.exists():
-            return position
-        with path.open("rb") as log:
-            log.seek(position)
-            text = log.read()
-        end = len(text) if is_last else text.rfind(b"\n") + 1
-        output.write(text[:end].decode(errors="replace"))
-        output.flush()
-        return position + end
-
-    def _report_failure(self, status: int) -> int:
-        """Show the last lines of the rank that failed first; return its exit status."""
-        rank, status = self._first_to_fail(status)
-        if rank is None or not self._log(rank).exists():
-            tail = (self._logs / "msrun.log").read_text(errors="replace").splitlines()[-LAST_LINES:]
-            sys.stderr.write(f"torchrun: msrun failed, see {self._logs}; its last lines:\n")
-        else:
-            tail = self._log(rank).read_text(errors="replace").splitlines()[-LAST_LINES:]
-            sys.stderr.write(
-                f"torchrun: rank {rank} failed with status {status}; its last lines "
-                f"({self._log(rank)}):\n"
-            )
-        sys.stderr.write("".join(f"  {line}\n" for line in tail))
-        return status
-
-    def _first_to_fail(self, status: int) -> tuple[int | None, int]:
-        ends = []
-        for path in self._folder.glob("end_*"):
-            seconds, code = path.read_text().split()
-            ends.append((float(seconds), int(path.name[4:]), int(code)))
-        scheduler = self._logs / "scheduler.log"
-        text = scheduler.read_text(errors="replace") if scheduler.exists() else ""
-        named = re.search(r"the job ends because .*?rank (\d+)", text)
-        if named and not any(rank == int(named[1]) for _, rank, _ in ends):
-            return int(named[1]), status
-        if ends:
-            _, first, status = min(ends)
-            return first, status
-        return None, status
+    return Processes(commands, serve, numbers, part.shown, None if part.is_master else tell_master)
 
 
-def _package_folder() -> str:
-    return str(Path(__file__).resolve().parents[3])
+def _common_variables(part: Part, port: int, restarts: int) -> dict[str, str]:
+    variables = {
+        **os.environ,
+        launcher.PID_VARIABLE: str(os.getpid()),
+        "MS_WORKER_NUM": str(part.world_size),
+        "MS_SCHED_HOST": part.host,
+        "MS_SCHED_PORT": str(port),
+        "RANK_SIZE": str(part.world_size),
+        "WORLD_SIZE": str(part.world_size),
+        "LOCAL_WORLD_SIZE": str(part.local_size),
+        "MASTER_ADDR": part.host,
+        "MASTER_PORT": str(port),
+        launcher.RESTARTS_VARIABLE: str(restarts),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": os.pathsep.join(scheduler.package_path()),
+    }
+    if part.timeout is not None:
+        variables["MS_TOPO_TIMEOUT"] = str(part.timeout)
+    if part.local_size == part.world_size:
+        variables.setdefault(SECRET, new_secret())
+    for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "RANK_ID", "DEVICE_ID", "MS_NODE_ID"):
+        variables.pop(name, None)
+    return variables
+
+
+def _rank_variables(part: Part, local_rank: int) -> dict[str, str]:
+    variables = {"LOCAL_RANK": local_rank, "DEVICE_ID": local_rank}
+    if part.first_rank is not None:
+        rank = part.first_rank + local_rank
+        group = rank // part.local_size
+        variables |= {"RANK": rank, "GROUP_RANK": group, "RANK_ID": rank, "MS_NODE_ID": rank}
+    return {name: str(value) for name, value in variables.items()}
+
+
+def _put_away_logs(part: Part, attempt: int) -> None:
+    """Keep the logs of the attempt before."""
+    folder = part.log_dir / f"attempt_{attempt}"
+    folder.mkdir(exist_ok=True)
+    for log in (*part.log_dir.glob(f"{part.log_name}_*.log"), part.log_dir / "scheduler.log"):
+        if log.exists():
+            os.replace(log, folder / log.name)
+
+
+def free_port() -> int:
+    """A port of this host that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def main(prog: str = "torchrun", words: Sequence[str] | None = None) -> int:
