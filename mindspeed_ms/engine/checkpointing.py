@@ -21,6 +21,7 @@ from mindspeed_ms.engine import random_states
 from mindspeed_ms.engine.batch_counts import evaluated_samples
 from mindspeed_ms.engine.datasets import tokenizer_of
 from mindspeed_ms.engine.output import print_rank_0
+from mindspeed_ms.engine.shared_folders import first_rank_decides, require_everywhere
 from mindspeed_ms.engine.train_state import TrainState
 from mindspeed_ms.formats import names, own_format
 from mindspeed_ms.formats.catalog import Catalog
@@ -202,9 +203,10 @@ def load_checkpoint(
     Parallelism: collective over the world.
     """
     training = config.training_config
-    found = find_to_load(config)
+    found = first_rank_decides(lambda: find_to_load(config))
     if found is None:
         return Loaded()
+    require_everywhere(found.folder)
     print_rank_0(f" loading checkpoint from {found.folder} (format {found.kind})")
     started = time.monotonic()
     catalog = open_checkpoint(found, lambda common: gpt_spec(config.model_config))

@@ -38,8 +38,10 @@ from mindspeed_ms.engine.micro_batches import BatchReader
 from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.random_states import HostGenerators
+from mindspeed_ms.engine.restart import resumed
 from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
 from mindspeed_ms.engine.run_data import RunData, build_run_data
+from mindspeed_ms.engine.shared_folders import require_shared
 from mindspeed_ms.engine.start import check_configuration, fill_run_state, report_layout
 from mindspeed_ms.engine.train_loop import (
     StepReport,
@@ -133,11 +135,13 @@ class Run:
     def _build(
         self, model_provider: Callable[..., Cell], functions: StepFunctions, started: float | None
     ) -> None:
+        self.config = resumed(self.config)
         fill_run_state(self.config)
         report_layout(self.config)
         saver = make_saver(self.config)
         if saver is not None:
             saver.check_folder()
+            require_shared(Path(self.config.training_config.output_dir))
         self.model = get_model(model_provider, self.config)
         for chunk in self.model:
             self._undo.callback(chunk.detach)

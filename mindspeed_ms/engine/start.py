@@ -6,6 +6,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, device
 from mindspeed_ms.config import AllConfig, unsupported_reason
 from mindspeed_ms.core import run_state
+from mindspeed_ms.engine.agreement import require_agreement
 from mindspeed_ms.engine.batch_counts import calculator_of
 from mindspeed_ms.engine.current_config import set_all_config
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
@@ -17,11 +18,13 @@ def check_configuration(all_config: AllConfig) -> None:
 
     Raises:
         ValueError: settings that contradict each other, that do not fit the number of ranks, or
-            that ask for what is not there.
+            that ask for what is not there; ranks with other settings than the first.
     """
     if all_config.parallel_config.deterministic_mode:
         device.set_deterministic()
     comm.init_process_group()
+    require_agreement(all_config)
+    comm.set_timeout(all_config.parallel_config.distributed_timeout_minutes)
     all_config.validate(comm.get_world_size())
     refuse_unsupported(all_config)
 

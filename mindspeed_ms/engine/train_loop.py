@@ -172,6 +172,7 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
     """Forward and backward of one global batch, and the optimizer step."""
     start = time.perf_counter()
     state, training = setup.state, setup.config.training_config
+    comm.note_iteration(state.iteration + 1)
     update_num_microbatches(state.consumed_train_samples)
     batch_size = get_current_running_global_batch_size()
     loss_scale = setup.optimizer.loss_scale

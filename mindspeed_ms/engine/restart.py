@@ -1,0 +1,54 @@
+"""A run that its launcher starts again goes on from its own newest checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mindspeed_ms.backend import comm
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.build import assemble
+from mindspeed_ms.engine.output import print_rank_0
+from mindspeed_ms.engine.shared_folders import first_rank_decides
+from mindspeed_ms.formats.containers import storage
+from mindspeed_ms.formats.find import find_checkpoint
+
+_CLOCKS_DIFFER_SECONDS = 2.0
+
+
+def resumed(config: AllConfig) -> AllConfig:
+    """The configuration with which a run goes on after a failure; at its first start, its own.
+
+    Where the run has written a checkpoint since then, it continues from there in every respect,
+    whatever it had been told to load at first. Otherwise it starts as at first.
+
+    Parallelism: collective over the world once the launcher has restarted the job.
+    """
+    training = config.training_config
+    if comm.num_restarts() == 0 or not training.save_checkpoints:
+        return config
+    root = Path(training.output_dir)
+    iteration = first_rank_decides(lambda: _newest_since_start(root))
+    if iteration is None:
+        print_rank_0(f"restart {comm.num_restarts()}: no checkpoint yet, the run begins anew")
+        return config
+    print_rank_0(f"restart {comm.num_restarts()}: the run goes on from iteration {iteration}")
+    sections = config.to_dict()
+    sections["training_config"] |= {
+        "load_checkpoint": training.output_dir,
+        "ckpt_step": None,
+        "resume_training": True,
+        "finetune": False,
+        "new_dataset": False,
+        "no_load_optim": False,
+        "no_load_rng": False,
+    }
+    return assemble(sections, config.model_type)
+
+
+def _newest_since_start(root: Path) -> int | None:
+    """The iteration of the checkpoint that counts, if this job has written it."""
+    found = find_checkpoint(root)
+    if found is None or found.kind != "mindspeed_ms":
+        return None
+    written = (found.folder / storage.INDEX).stat().st_mtime
+    return found.iteration if written > comm.job_started() - _CLOCKS_DIFFER_SECONDS else None
