@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mindspeed_ms.config.all_config import SECTION_CLASSES, AllConfig
+from mindspeed_ms.config.dtypes import FLOAT32
 from mindspeed_ms.config.section import Section, required_fields
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ def fill_types(sections: Sections) -> None:
             model.setdefault("compute_dtype", dtype)
     if training.get("bf16"):
         training.setdefault("accumulate_allreduce_grads_in_fp32", True)
+    if model.get("softmax_compute_dtype", FLOAT32) != FLOAT32:
+        model.setdefault("attention_softmax_in_fp32", False)
     if "compute_dtype" in model:
         sections.setdefault("parallel_config", {}).setdefault("recv_dtype", model["compute_dtype"])
 

@@ -5,6 +5,7 @@ Each function compares two of them and names what would fix a conflict.
 
 from __future__ import annotations
 
+from mindspeed_ms.config.attention_options import EVERYTHING
 from mindspeed_ms.config.dataset_config import DatasetConfig
 from mindspeed_ms.config.dtypes import BFLOAT16, FLOAT16
 from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
@@ -53,6 +54,7 @@ def check_model_and_layout(model: TransformerConfig, parallel: ModelParallelConf
             f"use {nearest_multiples(model.seq_length, ranks)}",
         )
     _check_context_parallel(model, parallel)
+    _check_bands(model, parallel)
 
 
 def _check_context_parallel(model: TransformerConfig, parallel: ModelParallelConfig) -> None:
@@ -76,7 +78,13 @@ def _check_context_parallel(model: TransformerConfig, parallel: ModelParallelCon
             size * ranks,
             f"use {nearest_multiples(model.seq_length, pieces * ranks)}",
         )
-    degree = parallel.hierarchical_context_parallel_sizes[0]
+    degree, ring = parallel.hierarchical_context_parallel_sizes
+    if ring > 1 and model.softmax_storage is not None:
+        raise ValueError(
+            f"softmax_compute_dtype {model.softmax_compute_dtype} rounds weights whose sum "
+            f"{parallel.context_parallel_algo} does not know in time; use float32 or "
+            "ulysses_cp_algo"
+        )
     heads = model.num_attention_heads // ranks
     _require_divisible(
         "num_attention_heads per tensor-parallel rank",
@@ -91,6 +99,26 @@ def _check_context_parallel(model: TransformerConfig, parallel: ModelParallelCon
             f"num_query_groups per tensor-parallel rank ({groups}) must divide the ranks of the "
             f"all-to-all part of context parallelism ({degree}) or be a multiple of them; change "
             "one of them, or use megatron_cp_algo"
+        )
+
+
+def _check_bands(model: TransformerConfig, parallel: ModelParallelConfig) -> None:
+    """Check that the mode of the fused kernel fits the masks."""
+    mode, masks = model.fa_config.sparse_mode, parallel.attention_mask_type
+    if mode in (2, 3) and masks != "causal":
+        raise ValueError(
+            f"fa_config.sparse_mode {mode} hides later tokens, but attention_mask_type is {masks}; "
+            "use sparse_mode 0, or attention_mask_type causal"
+        )
+    if mode == 4 and masks == "general":
+        raise ValueError(
+            "fa_config.sparse_mode 4 hides what is outside a band and takes no other mask, but "
+            "attention_mask_type is general; use sparse_mode 0"
+        )
+    if mode == 0 and masks == "full" and model.fa_config.window != EVERYTHING:
+        raise ValueError(
+            "fa_config.sparse_mode 0 reads pre_tokens and next_tokens with a mask only, but "
+            "attention_mask_type is full; use sparse_mode 4"
         )
 
 

@@ -150,9 +150,17 @@ def _hints(cls: type[Section]) -> dict[str, Any]:
 @functools.cache
 def field_docs(cls: type[Section]) -> dict[str, str]:
     """Return field -> its docstring (the string literal that follows it in the source)."""
+    docs: dict[str, str] = {}
+    for one in reversed(cls.__mro__):
+        if issubclass(one, Section):
+            docs |= _docs_of_class(_source_of(one))
+    return docs
+
+
+def _source_of(cls: type[Section]) -> ast.ClassDef:
     source = Path(str(sys.modules[cls.__module__].__file__)).read_text(encoding="utf-8")
     return next(
-        _docs_of_class(node)
+        node
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.ClassDef) and node.name == cls.__name__
     )

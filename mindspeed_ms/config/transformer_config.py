@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
+from mindspeed_ms.config.attention_options import (
+    EVERYTHING,
+    AttentionOptions,
+    FlashAttentionConfig,
+    Window,
+)
 from mindspeed_ms.config.dataset_config import DatasetConfig
 from mindspeed_ms.config.dtypes import FLOAT16, FLOAT32, DType
 from mindspeed_ms.config.kinds import (
@@ -23,7 +29,6 @@ from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.config.lora_config import LoraConfig
 from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
 from mindspeed_ms.config.moe_config import MoEConfig
-from mindspeed_ms.config.section import Section
 from mindspeed_ms.config.training_config import TrainingConfig
 
 GATED_ACTIVATIONS = frozenset({"swiglu", "fused_swiglu"})
@@ -48,32 +53,7 @@ def padded_vocab_size(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlashAttentionConfig(Section):
-    """Block ``model_config.fa_config``: options of the fused attention kernel."""
-
-    NAME: ClassVar[str] = "model_config.fa_config"
-
-    keep_prob: PositiveShare = 1.0
-    """Probability of keeping an attention weight; 1 - attention dropout.
-
-    1: attention_dropout_rate alone decides.
-    """
-
-    pre_tokens: Natural = 65536
-    """Tokens before a query that it may attend to, in the sparse modes that use it. 65536: all."""
-
-    next_tokens: int = 0
-    """Tokens after a query that it may attend to, in the sparse modes that use it. 0: none."""
-
-    input_layout: Literal["BNSD", "SBH", "BSH", "BSND", "TND"] = "BNSD"
-    """Axis order handed to the kernel."""
-
-    sparse_mode: Literal[0, 1, 2, 3, 4] = 0
-    """How the kernel reads the mask: 0 given in full, 2 compressed causal, 4 band."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformerConfig(Section):
+class TransformerConfig(AttentionOptions):
     """Section ``model_config``, the shape and the arithmetic of the model."""
 
     NAME: ClassVar[str] = "model_config"
@@ -155,9 +135,11 @@ class TransformerConfig(Section):
     """Key/value heads; only read with group_query_attention."""
 
     # --- positions
-    position_embedding_type: Literal["absolute", "learned_absolute", "rope", "none"] = "absolute"
+    position_embedding_type: Literal["absolute", "learned_absolute", "rope", "alibi", "none"] = (
+        "absolute"
+    )
     """Position information: a learnt table (``absolute`` and ``learned_absolute`` are one), rotary
-    angles, or none.
+    angles, scores that fall with the distance of tokens (ALiBi), or none.
     """
 
     rotary_base: Positive = 10000.0
@@ -193,13 +175,17 @@ class TransformerConfig(Section):
     """Probability of dropping an attention weight."""
 
     attention_softmax_in_fp32: bool = True
-    """Take the softmax of attention scores in float32. False: in softmax_compute_dtype."""
+    """Take the softmax of attention scores in float32. False: in softmax_compute_dtype; YAML that
+    gives a 16-bit type there means False."""
 
     apply_query_key_layer_scaling: bool = False
-    """Divide scores by the layer number before and multiply after the mask; keeps fp16 in range."""
+    """With compute_dtype float16, round scores to it after a division by the layer number, which
+    keeps them in range, and multiply them back in the softmax, which is float32. Not with
+    use_flash_attention, whose scores are float32."""
 
     use_flash_attention: bool = False
-    """Ask for the fused attention kernel. False: ops chooses."""
+    """Ask for the fused attention kernel, whose scores and softmax are float32. False: ops chooses.
+    """
 
     fa_config: FlashAttentionConfig = field(default_factory=FlashAttentionConfig)
     """Options of the fused attention kernel."""
@@ -310,7 +296,8 @@ class TransformerConfig(Section):
     """Type of matrix products and activations."""
 
     softmax_compute_dtype: DType = FLOAT32
-    """Type of the attention softmax."""
+    """Type to which attention scores and the result of their softmax are rounded. float32 where
+    attention_softmax_in_fp32 or use_flash_attention say so."""
 
     embedding_init_dtype: DType = FLOAT32
     """Type of the embedding weights."""
@@ -429,7 +416,31 @@ class TransformerConfig(Section):
         self._check_precision()
         self._check_recompute()
 
+    @property
+    def is_band(self) -> bool:
+        """Whether a band of the fused kernel takes the place of the causal mask."""
+        return self.fa_config.sparse_mode == 4
+
+    def attention_window(self, layer: int) -> Window:
+        """What a layer, counted from 0, sees around a token, besides what masks say."""
+        band = self.fa_config.window
+        return self.layer_window(layer) if band == EVERYTHING else band
+
+    @property
+    def softmax_storage(self) -> DType | None:
+        """Type to which scores and the result of the softmax are rounded; None: they are not."""
+        is_wide = self.attention_softmax_in_fp32 or self.softmax_compute_dtype == FLOAT32
+        return None if is_wide or self.use_flash_attention else self.softmax_compute_dtype
+
+    @property
+    def scales_by_layer(self) -> bool:
+        """Whether scores are rounded to float16 after a division by the number of the layer."""
+        is_half = self.compute_dtype == FLOAT16 and not self.use_flash_attention
+        return self.apply_query_key_layer_scaling and is_half
+
     def _check_attention(self) -> None:
+        is_rotated = self.position_embedding_type == "rope" and not self.multi_latent_attention
+        self._check_layers(self.num_layers, is_rotated=is_rotated, band=self.fa_config.window)
         keep, dropped = self.fa_config.keep_prob, self.attention_dropout_rate
         if keep != 1.0 and abs(1.0 - keep - dropped) > 1e-9:
             raise ValueError(
@@ -497,6 +508,11 @@ class TransformerConfig(Section):
             )
 
     def _check_precision(self) -> None:
+        if self.attention_softmax_in_fp32 and self.softmax_compute_dtype != FLOAT32:
+            raise ValueError(
+                "attention_softmax_in_fp32 and softmax_compute_dtype "
+                f"{self.softmax_compute_dtype} contradict each other; keep one of them"
+            )
         residual = self.residual_connection_dtype
         if self.fp32_residual_connection and residual is not None and residual != FLOAT32:
             raise ValueError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from mindspeed_ms.models.parameter import ParamSpec
 from mindspeed_ms.models.part import Child, Experts, LinearSpec, NormSpec, parameters_of
+from mindspeed_ms.models.scores import ScoresSpec
 from mindspeed_ms.models.sizes import RankSizes
 from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, MLA_UP_PROJECTION, LayerRecompute
 
@@ -25,13 +26,19 @@ class AttentionSpec:
     num_heads: int
     num_groups: int
     head_dim: int
+    core_attention: ScoresSpec
     out_proj: LinearSpec
     qkv_proj: LinearSpec
     q_layernorm: NormSpec | None = None
     k_layernorm: NormSpec | None = None
+    rotates: bool = True
+    """Whether queries and keys are rotated, in a model with rotary positions."""
+    rotates_locally: bool = False
+    """Whether by the tables of layers with a window."""
 
     def children(self) -> Iterator[Child]:
-        """Megatron builds the output projection first, and weights are drawn in that order."""
+        """Megatron builds the output projection before the inputs', weights are drawn so."""
+        yield Child("core_attention", "core_attention", self.core_attention)
         yield Child("out_proj", "linear_proj", self.out_proj)
         yield Child("qkv_proj", "linear_qkv", self.qkv_proj)
         if self.q_layernorm is not None and self.k_layernorm is not None:
@@ -50,7 +57,8 @@ class AttentionSpec:
     def operations(self, seq_length: int) -> tuple[float, float]:
         """Of a token's forward: (projections, scores and weighted values)."""
         projections = self.qkv_proj.operations + self.out_proj.operations
-        return projections, 4.0 * seq_length * self.num_heads * self.head_dim
+        seen = self.core_attention.seen(seq_length)
+        return projections, 4.0 * seen * self.num_heads * self.head_dim
 
     def kept_bytes(self, sizes: RankSizes, recompute: LayerRecompute) -> int:
         """Q, k, v and the result, w S b (2 N + 2 G) D / t; with the kernel's 4 S b N / t."""
@@ -70,6 +78,7 @@ class LatentAttentionSpec:
     rope_dim: int
     """Rotated channels; those of the keys are one vector for all heads."""
     v_head_dim: int
+    core_attention: ScoresSpec
     out_proj: LinearSpec
     kv_down_proj: LinearSpec
     kv_up_proj: LinearSpec
@@ -86,7 +95,8 @@ class LatentAttentionSpec:
         return self.qk_head_dim + self.rope_dim
 
     def children(self) -> Iterator[Child]:
-        """Megatron builds the output projection first, and weights are drawn in that order."""
+        """Megatron builds the output projection before the inputs', weights are drawn so."""
+        yield Child("core_attention", "core_attention", self.core_attention)
         yield Child("out_proj", "linear_proj", self.out_proj)
         if self.q_proj is not None:
             yield Child("q_proj", "linear_q_proj", self.q_proj)
@@ -113,7 +123,8 @@ class LatentAttentionSpec:
         """Of a token's forward: (projections, scores and weighted values)."""
         parts = (self.q_proj, self.q_down_proj, self.q_up_proj, self.kv_down_proj, self.kv_up_proj)
         projections = sum(part.operations for part in (*parts, self.out_proj) if part is not None)
-        return projections, 2.0 * seq_length * self.num_heads * (self.query_dim + self.v_head_dim)
+        seen = self.core_attention.seen(seq_length)
+        return projections, 2.0 * seen * self.num_heads * (self.query_dim + self.v_head_dim)
 
     def kept_bytes(self, sizes: RankSizes, recompute: LayerRecompute) -> int:
         """Narrow vectors (twice where they are normalized), and heads of equal width."""

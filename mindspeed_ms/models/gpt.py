@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import replace
 
 from mindspeed_ms.config import TransformerConfig
+from mindspeed_ms.config.dtypes import FLOAT16
 from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec, SharedExpertSpec
 from mindspeed_ms.models.layer import FurtherSpec, LayerSpec
 from mindspeed_ms.models.model import EmbeddingSpec, ModelSpec
 from mindspeed_ms.models.parameter import Init
 from mindspeed_ms.models.part import BufferSpec, LinearSpec, NormSpec, TableSpec
+from mindspeed_ms.models.scores import ScoresSpec
 
 
 def gpt_spec(config: TransformerConfig, num_tokentypes: int = 0) -> ModelSpec:
@@ -22,10 +25,10 @@ def gpt_spec(config: TransformerConfig, num_tokentypes: int = 0) -> ModelSpec:
         num_tokentypes: rows of the embedding's token type table, 0 for none.
     """
     noop = frozenset(config.parallel_config.noop_layers or ())
-    kinds: dict[bool, LayerSpec] = {}
+    kinds: dict[Hashable, LayerSpec] = {}
     layers = []
     for index in range(config.num_layers):
-        kind = config.has_experts(index)
+        kind = (config.has_experts(index), scores_spec(config, index), config.rotates(index))
         if index not in noop and kind not in kinds:
             kinds[kind] = layer_spec(config, index)
         layers.append(None if index in noop else kinds[kind])
@@ -73,9 +76,9 @@ def layer_spec(config: TransformerConfig, index: int) -> LayerSpec:
     return LayerSpec(
         input_norm=norm_spec(config),
         attention=(
-            latent_attention_spec(config)
+            latent_attention_spec(config, index)
             if config.multi_latent_attention
-            else attention_spec(config)
+            else attention_spec(config, index)
         ),
         post_attention_norm=norm_spec(config),
         mlp=moe_spec(config) if config.has_experts(index) else mlp_spec(config),
@@ -109,8 +112,47 @@ def norm_spec(config: TransformerConfig, dim: int | None = None) -> NormSpec:
     )
 
 
-def attention_spec(config: TransformerConfig) -> AttentionSpec:
-    """Attention with grouped heads."""
+def scores_spec(config: TransformerConfig, index: int = 0) -> ScoresSpec:
+    """The core of the attention of a layer, counted from 0."""
+    learned = Init(config.init_method_std) if config.softmax_type == "learnable" else None
+    storage = FLOAT16 if config.scales_by_layer else config.softmax_storage
+    return ScoresSpec(
+        num_heads=config.num_attention_heads,
+        scale=softmax_scale(config),
+        window=config.attention_window(index),
+        is_band=config.is_band,
+        softcap=config.attn_logit_softcapping,
+        has_slopes=config.position_embedding_type == "alibi",
+        has_sinks=config.softmax_type != "vanilla",
+        sinks=learned,
+        dtype=config.params_dtype,
+        storage=storage,
+        divisor=float(index + 1) if config.scales_by_layer else 1.0,
+        rounds_weights=config.softmax_storage is not None,
+    )
+
+
+def softmax_scale(config: TransformerConfig) -> float:
+    """Multi-latent attention grows with the stretch of its positions."""
+    if config.softmax_scale is not None:
+        return config.softmax_scale
+    latent, width = config.mla_config, config.query_pre_attn_scalar
+    if not config.multi_latent_attention:
+        return 1.0 / math.sqrt(width or config.kv_channels or 1)
+    growth = yarn_growth(latent.rotary_scaling_factor, latent.mscale_all_dim)
+    return growth * growth / math.sqrt(width or latent.query_dim)
+
+
+def yarn_growth(factor: float, weight: float) -> float:
+    """Growth of attention scores (or of their factors) when sequences get ``factor`` times longer.
+
+    Source: Peng et al., 2023 (YaRN), equation 22, with the weight of DeepSeek-V2.
+    """
+    return 1.0 if factor <= 1.0 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def attention_spec(config: TransformerConfig, index: int = 0) -> AttentionSpec:
+    """Attention with grouped heads, of a layer counted from 0."""
     heads, groups, channels = config.num_attention_heads, config.num_kv_groups, config.kv_channels
     assert channels is not None, "kv_channels is filled when the section is built"
     has_bias = config.qkv_has_bias or config.add_bias_linear
@@ -119,15 +161,18 @@ def attention_spec(config: TransformerConfig) -> AttentionSpec:
         num_heads=heads,
         num_groups=groups,
         head_dim=channels,
+        core_attention=scores_spec(config, index),
         out_proj=_output_projection(config, heads * channels),
         qkv_proj=_column(config, config.hidden_size, (heads + 2 * groups) * channels, has_bias),
         q_layernorm=norm,
         k_layernorm=norm,
+        rotates=config.rotates(index),
+        rotates_locally=config.rotary_base_local is not None and config.has_window(index),
     )
 
 
-def latent_attention_spec(config: TransformerConfig) -> LatentAttentionSpec:
-    """Attention from narrow vectors."""
+def latent_attention_spec(config: TransformerConfig, index: int = 0) -> LatentAttentionSpec:
+    """Attention from narrow vectors, of a layer counted from 0."""
     latent, heads, hidden = config.mla_config, config.num_attention_heads, config.hidden_size
     rank, narrow = latent.q_lora_rank, latent.kv_lora_rank
     queries = heads * latent.query_dim
@@ -138,6 +183,7 @@ def latent_attention_spec(config: TransformerConfig) -> LatentAttentionSpec:
         qk_head_dim=latent.qk_head_dim,
         rope_dim=latent.qk_pos_emb_head_dim,
         v_head_dim=latent.v_head_dim,
+        core_attention=scores_spec(config, index),
         out_proj=_output_projection(config, heads * latent.v_head_dim),
         q_proj=_column(config, hidden, queries) if rank is None else None,
         q_down_proj=None if rank is None else _whole(config, hidden, rank),

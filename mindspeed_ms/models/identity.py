@@ -6,6 +6,7 @@ from typing import Any
 
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.section import field_names
+from mindspeed_ms.models.gpt import softmax_scale
 
 RUN_SETTINGS = frozenset(
     {
@@ -98,6 +99,9 @@ def identity(config: AllConfig) -> dict[str, Any]:
     }
     for name in ("group_query_attention", "add_bias_linear"):
         del found[f"model_config.{name}"]
+    found |= _attention(config)
+    for name in ("window_attn_skip_freq", "query_pre_attn_scalar"):
+        del found[f"model_config.{name}"]
     if model.multi_latent_attention:
         for name in ("kv_channels", "num_query_groups"):
             del found[f"model_config.{name}"]
@@ -109,6 +113,22 @@ def identity(config: AllConfig) -> dict[str, Any]:
     if moe.is_moe:
         found |= _experts(config)
     return found
+
+
+def _attention(config: AllConfig) -> dict[str, Any]:
+    """What the layers see, rotate and scale by, however it is written."""
+    model = config.model_config
+    layers = range(model.num_layers)
+    windows = [model.attention_window(layer) for layer in layers]
+    seen = tuple((left, right if model.is_band else 0) for left, right in windows)
+    rotated = tuple(model.rotates(layer) for layer in layers)
+    local = model.rotary_base_local if any(map(model.has_window, layers)) else None
+    return {
+        "model_config.window_size": None if set(seen) == {(None, 0)} else seen,
+        "model_config.no_rope_freq": None if all(rotated) else rotated,
+        "model_config.rotary_base_local": local,
+        "model_config.softmax_scale": float(f"{softmax_scale(model):.9g}"),
+    }
 
 
 def _experts(config: AllConfig) -> dict[str, Any]:

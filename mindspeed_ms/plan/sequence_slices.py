@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -65,3 +66,40 @@ def positions_on_cp_rank(
     ring_rank, place = divmod(cp_rank, stretch)
     held = pieces[[ring_rank, chunks - 1 - ring_rank]] if ring > 1 else pieces
     return held.reshape(stretch, -1)[place]
+
+
+def stretches(places: NDArray[np.int64]) -> list[slice]:
+    """Where the tokens of a rank follow each other.
+
+    >>> stretches(np.array([2, 3, 8, 9]))
+    [slice(0, 2, None), slice(2, 4, None)]
+    """
+    cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
+    return [slice(first, last) for first, last in pairwise(cuts)]
+
+
+def keys_in_window(seq_length: int, ranks: int, left: int | None, right: int | None) -> float:
+    """Tokens of other ranks whose stretch a rank of a ring sees some of, on average over the ranks.
+
+    Args:
+        seq_length: tokens of the whole sequence.
+        ranks: of the ring.
+        left: tokens before its own place that a query sees, None for all.
+        right: tokens after it.
+    """
+    held = [positions_on_cp_rank(seq_length, ranks, rank) for rank in range(ranks)]
+    spans = [[(p[part.start], p[part.stop - 1]) for part in stretches(p)] for p in held]
+    seen = 0
+    for rank, queries in enumerate(spans):
+        for owner, keys in enumerate(spans):
+            seen += sum(
+                int(last - first + 1)
+                for first, last in keys
+                if rank != owner
+                and any(
+                    (left is None or last >= begin - left)
+                    and (right is None or first <= end + right)
+                    for begin, end in queries
+                )
+            )
+    return seen / ranks

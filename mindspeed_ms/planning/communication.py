@@ -12,6 +12,7 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.dtypes import dtype_bytes
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.plan.recompute_plan import recompute_plan
+from mindspeed_ms.plan.sequence_slices import keys_in_window
 from mindspeed_ms.planning.memory import expert_data_parallel_size
 from mindspeed_ms.planning.parameters import chunk_parameters
 
@@ -69,12 +70,13 @@ def tensor_bytes_of_chunk(config: AllConfig, stage: int, chunk: int) -> float:
     return units * unit
 
 
-def context_bytes_of_layer(config: AllConfig) -> float:
-    """Context-parallel bytes of one layer and micro-batch, forward and backward.
+def context_bytes_of_layer(config: AllConfig, layer: int = 0) -> float:
+    """Context-parallel bytes of one layer, counted from 0, and micro-batch, forward and backward.
 
     An all-to-all moves queries, keys, values and the result, and their gradients. A ring or a
     gather moves keys and values in forward and again in backward, where their gradients travel in
-    fp32: in a ring once more than there are other ranks, because they come home.
+    fp32: in a ring once more than there are other ranks, because they come home. With a window
+    keys go straight to the ranks that see them, and their gradients back; of these the average.
     """
     model, parallel = config.model_config, config.parallel_config
     exchanging, ring = parallel.hierarchical_context_parallel_sizes
@@ -89,6 +91,14 @@ def context_bytes_of_layer(config: AllConfig) -> float:
     if ring == 1:
         return total
     is_gathered = parallel.context_parallel_algo == "kvallgather_cp_algo"
+    left, right = model.attention_window(layer)
+    is_causal = parallel.attention_mask_type == "causal" and not model.is_band
+    sides = (left, None if is_causal else right)
+    is_limited = any(side is not None and side < model.seq_length - 1 for side in sides)
+    if is_limited and not is_gathered:
+        right = 0 if is_causal else right
+        seen = keys_in_window(model.seq_length, ring, left, right) * ring / model.seq_length
+        return total + seen * copied * (2 * width + 4)
     hops = ring - 1 if is_gathered else ring
     return total + 2 * (ring - 1) * copied * width + hops * copied * 4
 
@@ -105,7 +115,7 @@ def stage_traffic(config: AllConfig, world_size: int, stage: int, microbatches: 
     layers = [
         layer for layer in placement.layers_of_stage(stage) if layer not in placement.noop_layers
     ]
-    context = context_bytes_of_layer(config) * len(layers) * microbatches
+    context = sum(context_bytes_of_layer(config, layer) for layer in layers) * microbatches
     expert = 0.0
     if parallel.expert_model_parallel_size > 1:
         copies = tokens // cut * config.moe_config.moe_router_topk

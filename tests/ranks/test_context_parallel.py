@@ -181,7 +181,7 @@ def test_bf16_gradients_are_summed_in_fp32(dist_run, algo):
         assert error < 2**-6
 
 
-def traffic_worker(size, algo, degree, groups):
+def traffic_worker(size, algo, degree, groups, kind="causal"):
     """Bytes this rank hands over for others in one attention, and what the planner expects."""
     counted = []
 
@@ -210,7 +210,7 @@ def traffic_worker(size, algo, degree, groups):
     try:
         for name, call, _ in patches:
             setattr(comm, name, call)
-        attention_worker(size, algo, degree, "causal", groups=groups, value_dim=DIM)
+        attention_worker(size, algo, degree, kind, groups=groups, value_dim=DIM)
     finally:
         for name, _, original in patches:
             setattr(comm, name, original)
@@ -225,6 +225,7 @@ def traffic_worker(size, algo, degree, groups):
                 "group_query_attention": True,
                 "seq_length": 16,
                 "compute_dtype": "float32",
+                "window_size": KINDS[kind].get("window") and (KINDS[kind]["window"][0], 0),
             },
             "dataset_config": {"batch_size": BATCH},
             "parallel_config": {
@@ -244,6 +245,20 @@ def test_the_planner_knows_the_traffic(dist_run, ranks, algo, degree, groups):
         traffic_worker, ranks=ranks, size=ranks, algo=algo, degree=degree, groups=groups
     ):
         assert sent == planned
+
+
+@pytest.mark.parametrize(("ranks", "algo", "degree"), [ALGORITHMS[i] for i in (3, 4, 5, 6)])
+def test_the_planner_knows_the_traffic_of_a_window(dist_run, ranks, algo, degree):
+    results = dist_run(
+        traffic_worker,
+        ranks=ranks,
+        size=ranks,
+        algo=algo,
+        degree=degree,
+        groups=2,
+        kind="window",
+    )
+    assert np.mean([sent for sent, _ in results]) == pytest.approx(results[0][1])
 
 
 def messages_worker(left, size=4):

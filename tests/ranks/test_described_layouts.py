@@ -15,6 +15,13 @@ FAMILIES = {
         "qk_layernorm": True,
         "use_sandwich_norm": True,
     },
+    "sinks in windows": {
+        "num_layers": 4,
+        "position_embedding_type": "alibi",
+        "window_size": (5, 0),
+        "window_attn_skip_freq": 2,
+        "softmax_type": "learnable",
+    },
     "experts": {
         "num_layers": 4,
         "position_embedding_type": "rope",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 from mindspore import Tensor, mint
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.ops import AttentionCall, Documents, ScoreDropout
+from mindspeed_ms.plan.sequence_slices import stretches
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +152,6 @@ class SharedAttention:
     def _are_apart(self, block: Block, rank: int, owner: int) -> bool:
         documents = self._documents(block, rank, owner)
         return documents is not None and documents.are_apart
-
-
-def stretches(places: NDArray[np.int64]) -> list[slice]:
-    """Where the tokens of a rank follow each other.
-
-    >>> stretches(np.array([2, 3, 8, 9]))
-    [slice(0, 2, None), slice(2, 4, None)]
-    """
-    cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
-    return [slice(first, last) for first, last in pairwise(cuts)]
 
 
 def rows_of(tensor: Tensor, rows: slice) -> Tensor:

@@ -5,13 +5,16 @@ R queries per group, D channels of a head, p tensor parallel ranks. N, G per ran
 from __future__ import annotations
 
 import enum
-import math
 from typing import Any, TypeAlias
 
+import numpy as np
 from mindspore import Tensor
 from mindspore.nn import Cell
+from numpy.typing import NDArray
 
 from mindspeed_ms import ops
+from mindspeed_ms.backend import memory
+from mindspeed_ms.backend.base import Group
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, context_parallel_attention
 from mindspeed_ms.core.process_groups import ProcessGroups
@@ -19,15 +22,17 @@ from mindspeed_ms.core.recompute import checkpoint
 from mindspeed_ms.core.tensor_parallel.random import MODEL_PARALLEL_RNG, get_rng_tracker
 from mindspeed_ms.core.tensor_parallel.utils import divide
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, as_mask_type
-from mindspeed_ms.legacy.model.from_spec import column_linear, row_linear
+from mindspeed_ms.legacy.model.from_spec import column_linear, parameter, row_linear
 from mindspeed_ms.legacy.model.norm import norm_from_spec
 from mindspeed_ms.legacy.model.unserved import refuse_unserved
 from mindspeed_ms.models.attention import AttentionSpec
-from mindspeed_ms.models.gpt import attention_spec
+from mindspeed_ms.models.gpt import attention_spec, scores_spec
+from mindspeed_ms.models.scores import ScoresSpec, alibi_slopes
 from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, NO_RECOMPUTE, LayerRecompute
 
-RotaryTables = tuple[Tensor, Tensor]
-"""(cos, sin), each fp32 [S, 1, 1, rotated channels]."""
+RotaryTables = tuple[Tensor, ...]
+"""(cos, sin), each fp32 [S, 1, 1, rotated channels]; then those of layers with a window, where they
+rotate by another base."""
 
 AttentionMask: TypeAlias = Tensor | ops.Documents | None
 """Dense, bool [B or 1, 1, S, S] or [B, S, S] with True = masked; or the documents of packed
@@ -36,19 +41,19 @@ sequence, and a dense mask has the rows of ``ContextParallel.ring_positions``.""
 
 
 class CoreAttention(Cell):
-    """softmax(Q K^T / sqrt(D)) V for the heads of this rank.
+    """softmax(scale Q K^T) V for the heads of this rank, with what the layer does to its scores.
 
     With context parallelism S is this rank's share of the sequence, and the queries see the keys of
-    all shares.
+    all shares. ``max_logits``, when it is set to an fp32 tensor [N], is raised to the largest score
+    of each head (of this rank's queries, or of its heads: see ``context_parallel_attention``).
 
     Args:
         layer_number: global number of the layer, from 1.
         config: model configuration.
         attn_mask_type: causal masks need no tensor; a dense mask replaces them. The configuration's
             ``attention_mask_type`` full makes causal attention see everything.
-
-    ``apply_query_key_layer_scaling`` moves a factor of layer_number between the product and the
-    softmax to keep fp16 scores in range; scores are held in fp32 here, so it changes nothing.
+        spec: what the layer sees and does to its scores, default the configuration's.
+        groups: of this rank, default the current ones.
     """
 
     def __init__(
@@ -56,18 +61,39 @@ class CoreAttention(Cell):
         layer_number: int,
         config: TransformerConfig,
         attn_mask_type: enum.Enum = AttnMaskType.padding,
+        *,
+        spec: ScoresSpec | None = None,
+        groups: ProcessGroups | None = None,
     ) -> None:
         super().__init__()
         self.layer_number = max(1, layer_number)
+        spec = spec or scores_spec(config, self.layer_number - 1)
+        tensor = (groups or ProcessGroups.current()).tensor
         self.attn_mask_type = as_mask_type(attn_mask_type)
         self.is_causal = (
             self.attn_mask_type in (AttnMaskType.causal, AttnMaskType.padding_causal)
             and config.parallel_config.attention_mask_type != "full"
+            and not spec.is_band
         )
         self.context = context_parallel(config.parallel_config)
         self.dropout_rate = config.attention_dropout_rate
-        assert config.kv_channels is not None, "filled in by the configuration"
-        self.scale = 1.0 / math.sqrt(config.kv_channels)
+        self.max_logits: Tensor | None = None
+        heads = divide(spec.num_heads, tensor.size, "num_attention_heads")
+        self.softmax_offset = self._sinks(spec, tensor, heads)
+        self.options = {
+            "scale": spec.scale,
+            "window": spec.window,
+            "softcap": spec.softcap,
+            "slopes": _slopes(spec, tensor.rank * heads, heads),
+            "storage": _storage(spec),
+        }
+
+    @staticmethod
+    def _sinks(spec: ScoresSpec, tensor: Group, heads: int) -> Tensor | None:
+        """The parameter, zeros that are none, or nothing."""
+        for one in spec.parameters():
+            return parameter(one, group=tensor)
+        return memory.zeros((heads,)) if spec.has_sinks else None
 
     def construct(
         self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, attention_mask: AttentionMask
@@ -80,7 +106,9 @@ class CoreAttention(Cell):
         if mask is not None and mask.ndim == 3:
             mask = mask.expand_dims(1)  # [B, 1, S, S]
         arguments = {
-            "scale": self.scale,
+            **self.options,
+            "sinks": self.softmax_offset,
+            "max_logits": self.max_logits,
             "causal": self.is_causal and mask is None,
             "mask": mask,
             "documents": documents,
@@ -146,10 +174,12 @@ class ParallelAttention(Cell):
     ) -> None:
         super().__init__()
         refuse_cross_attention(attention_type)
-        spec = spec or attention_spec(config)
+        spec = spec or attention_spec(config, layer_number - 1)
         groups = groups or ProcessGroups.current()
         # Megatron builds the output projection first, and weights are drawn in that order.
-        self.core_attention = CoreAttention(layer_number, config, attn_mask_type)
+        self.core_attention = CoreAttention(
+            layer_number, config, attn_mask_type, spec=spec.core_attention, groups=groups
+        )
         self.out_proj = row_linear(spec.out_proj, config, groups)
         self.qkv_proj = column_linear(
             spec.qkv_proj, config, groups, keeps_gathered=recompute.keeps_gathered
@@ -161,6 +191,7 @@ class ParallelAttention(Cell):
         )
         self.queries_per_group = divide(spec.num_heads, spec.num_groups, "num_attention_heads")
         self.rotary_interleaved = config.rotary_interleaved
+        self.rotates, self.tables = spec.rotates, slice(2, 4) if spec.rotates_locally else slice(2)
         self.q_layernorm = self.k_layernorm = None
         if spec.q_layernorm is not None and spec.k_layernorm is not None:
             self.q_layernorm = norm_from_spec(spec.q_layernorm, config)
@@ -183,14 +214,28 @@ class ParallelAttention(Cell):
         if self.q_layernorm is not None and self.k_layernorm is not None:
             q_SBND = ops.cast(self.q_layernorm(q_SBND), v_SBGD.dtype)
             k_SBGD = ops.cast(self.k_layernorm(k_SBGD), v_SBGD.dtype)
-        if rotary_pos_emb is not None:
-            cos, sin = rotary_pos_emb
+        if rotary_pos_emb is not None and self.rotates:
+            cos, sin = rotary_pos_emb[self.tables]
             q_SBND = ops.rotary(q_SBND, cos, sin, self.rotary_interleaved)
             k_SBGD = ops.rotary(k_SBGD, cos, sin, self.rotary_interleaved)
         context = self.core_attention.attend(
             q_SBND, k_SBGD, v_SBGD, attention_mask, again=self.attends_again
         )
         return self.out_proj(context)
+
+
+def _slopes(spec: ScoresSpec, first: int, count: int) -> NDArray[np.float32] | None:
+    """Slopes of some of the heads."""
+    if not spec.has_slopes:
+        return None
+    return np.array(alibi_slopes(spec.num_heads)[first : first + count], np.float32)
+
+
+def _storage(spec: ScoresSpec) -> ops.ScoreStorage | None:
+    if spec.storage is None:
+        return None
+    dtype = memory.dtype_of(spec.storage)
+    return ops.ScoreStorage(dtype, divisor=spec.divisor, weights=spec.rounds_weights)
 
 
 def refuse_cross_attention(attention_type: enum.Enum) -> None:

@@ -25,7 +25,7 @@ from mindspeed_ms.legacy.model.from_spec import column_linear, init_method, para
 from mindspeed_ms.legacy.model.initialization import StageDraws
 from mindspeed_ms.legacy.model.multi_latent_attention import latent_rotary
 from mindspeed_ms.legacy.model.multi_token_prediction import MultiTokenPredictionBlock
-from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding
+from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding, RotaryPair
 from mindspeed_ms.legacy.model.transformer import ParallelTransformer, residual_dropout_stream
 from mindspeed_ms.legacy.model.unserved import refuse_unserved
 from mindspeed_ms.models.gpt import embedding_spec, gpt_spec
@@ -299,14 +299,15 @@ def empty(spec: EmbeddingSpec) -> EmbeddingSpec:
     return replace(spec, word=replace(spec.word, init=Init(value=0.0)))
 
 
-def rotary_embedding(config: TransformerConfig) -> RotaryEmbedding | None:
+def rotary_embedding(config: TransformerConfig) -> RotaryEmbedding | RotaryPair | None:
     """The rotation of queries and keys; None for a model without."""
     if config.multi_latent_attention:
         return latent_rotary(config)
     if config.position_embedding_type != "rope":
         return None
     assert config.kv_channels is not None, "filled in by the configuration"
-    return RotaryEmbedding(
+    dtype = "float32" if config.apply_rope_fusion else config.compute_dtype
+    own = RotaryEmbedding(
         config.kv_channels,
         config.rotary_percent,
         config.rotary_interleaved,
@@ -314,8 +315,18 @@ def rotary_embedding(config: TransformerConfig) -> RotaryEmbedding | None:
         config.rotary_base,
         config.use_rope_scaling,
         config.rope_scaling_factor,
-        dtype="float32" if config.apply_rope_fusion else config.compute_dtype,
+        dtype=dtype,
     )
+    if config.rotary_base_local is None:
+        return own
+    local = RotaryEmbedding(
+        config.kv_channels,
+        config.rotary_percent,
+        config.rotary_interleaved,
+        rotary_base=config.rotary_base_local,
+        dtype=dtype,
+    )
+    return RotaryPair(own, local)
 
 
 def get_language_model(  # noqa: PLR0913 - the predecessor's public signature

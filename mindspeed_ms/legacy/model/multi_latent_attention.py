@@ -33,21 +33,13 @@ from mindspeed_ms.legacy.model.norm import norm_from_spec
 from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding
 from mindspeed_ms.legacy.model.unserved import refuse_unserved
 from mindspeed_ms.models.attention import LatentAttentionSpec
-from mindspeed_ms.models.gpt import latent_attention_spec
+from mindspeed_ms.models.gpt import latent_attention_spec, yarn_growth
 from mindspeed_ms.plan.recompute_plan import (
     CORE_ATTENTION,
     MLA_UP_PROJECTION,
     NO_RECOMPUTE,
     LayerRecompute,
 )
-
-
-def yarn_growth(factor: float, weight: float) -> float:
-    """Growth of attention scores (or of their factors) when sequences get ``factor`` times longer.
-
-    Source: Peng et al., 2023 (YaRN), equation 22, with the weight of DeepSeek-V2.
-    """
-    return 1.0 if factor <= 1.0 else 0.1 * weight * math.log(factor) + 1.0
 
 
 class YarnRotaryEmbedding(RotaryEmbedding):
@@ -157,13 +149,13 @@ class MultiLatentAttention(Cell):
     ) -> None:
         super().__init__()
         refuse_cross_attention(attention_type)
-        spec = spec or latent_attention_spec(config)
+        spec = spec or latent_attention_spec(config, layer_number - 1)
         groups = groups or ProcessGroups.current()
         latent = config.mla_config
         self.latent = latent
-        self.core_attention = CoreAttention(layer_number, config, attn_mask_type)
-        growth = yarn_growth(latent.rotary_scaling_factor, latent.mscale_all_dim)
-        self.core_attention.scale = growth * growth / math.sqrt(spec.query_dim)
+        self.core_attention = CoreAttention(
+            layer_number, config, attn_mask_type, spec=spec.core_attention, groups=groups
+        )
         # Megatron builds the output projection first, and weights are drawn in that order.
         self.out_proj = row_linear(spec.out_proj, config, groups)
         self.q_proj = self.q_down_proj = self.q_up_proj = None

@@ -95,3 +95,15 @@ class RotaryEmbedding(Cell):
         if self._dtype == mstype.float32:
             return tensor
         return ops.cast(ops.cast(tensor, self._dtype), mstype.float32)
+
+
+class RotaryPair(Cell):
+    """Tables of layers that see everything, and of those with a window."""
+
+    def __init__(self, whole: RotaryEmbedding, local: RotaryEmbedding) -> None:
+        super().__init__()
+        self.whole, self.local = whole, local
+
+    def construct(self, max_seq_len: int, offset: int = 0) -> tuple[Tensor, ...]:
+        """Those of the first, then of the second; see ``RotaryEmbedding``."""
+        return (*self.whole(max_seq_len, offset), *self.local(max_seq_len, offset))

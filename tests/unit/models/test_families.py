@@ -89,3 +89,88 @@ def test_an_option_is_held_at_its_value_or_refused(change):
     back = family.config(family.config_json(config, 32000))
     for name, value in change.items():
         assert getattr(back.model_config, name) == value
+
+
+TINY = {
+    "vocab_size": 32,
+    "num_hidden_layers": 4,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+}
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "keys", "windows"),
+    [
+        ("mistral", {"sliding_window": 8}, [7] * 4),
+        ("mistral", {}, [4095] * 4),
+        ("mistral", {"sliding_window": None}, [None] * 4),
+        ("mixtral", {"sliding_window": 8}, [7] * 4),
+        ("mixtral", {}, [None] * 4),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8}, [None] * 4),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+            [None, None, 7, 7],
+        ),
+        ("qwen2", {"sliding_window": 8, "max_window_layers": 0}, [None] * 4),
+        ("qwen3", {"use_sliding_window": True, "max_window_layers": 0}, [4095] * 4),
+        (
+            "qwen3",
+            {
+                "use_sliding_window": True,
+                "sliding_window": 8,
+                "layer_types": [SLIDING, FULL, FULL, SLIDING],
+            },
+            [7, None, None, 7],
+        ),
+    ],
+)
+def test_windows_of_layers_go_there_and_back(model_type, keys, windows):
+    family = BY_MODEL_TYPE[model_type]
+    config = family.config({**TINY, **keys})
+    found = [config.model_config.attention_window(layer) for layer in range(4)]
+    assert [left for left, _ in found] == windows
+    assert family.misfits(config) == []
+    written = family.config_json(config, 32)
+    if any(windows):
+        assert written["sliding_window"] == keys.get("sliding_window", 4096)
+        assert {SLIDING, FULL} >= set(written.get("layer_types", ()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"window_size": (5, 0)},
+        {"fa_config": {"pre_tokens": 5}},
+        {"fa_config": {"next_tokens": 2, "sparse_mode": 4}},
+        {"softmax_type": "off-by-one"},
+        {"attn_logit_softcapping": 3.0},
+        {"query_pre_attn_scalar": 100},
+        {"no_rope_freq": 2},
+        {"window_size": (5, 0), "rotary_base_local": 10.0},
+    ],
+)
+def test_what_llama_does_not_do_to_scores_is_refused(change):
+    config = family_of_llama(model=change)
+    assert BY_MODEL_TYPE["llama"].misfits(config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"query_pre_attn_scalar": 128},
+        {"softmax_scale": 128**-0.5},
+        {"window_size": (-1, 0)},
+        {"window_size": (5, 0), "window_attn_skip_freq": 1},
+        {"fa_config": {"sparse_mode": 4}},
+        {"softmax_compute_dtype": "bfloat16", "attention_softmax_in_fp32": False},
+    ],
+)
+def test_spellings_of_plain_attention_are_held_by_llama(change):
+    assert BY_MODEL_TYPE["llama"].misfits(family_of_llama(model=change)) == []

@@ -83,6 +83,14 @@ VARIANTS = {
         "out_proj_has_bias": False,
         "mlp_has_bias": False,
     },
+    "sinks in windows, some layers not rotated": {
+        "position_embedding_type": "rope",
+        "window_size": (5, 0),
+        "window_attn_skip_freq": (1, 0, 1),
+        "rotary_base_local": 100.0,
+        "no_rope_freq": (0, 1, 0),
+        "softmax_type": "learnable",
+    },
     "16-bit weights": {"params_dtype": "bfloat16", "compute_dtype": "bfloat16"},
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place, Places
-from mindspeed_ms.models.families.rules import Only
+from mindspeed_ms.models.families.window import SlidingWindow
 from mindspeed_ms.models.model import ModelSpec
 
 
@@ -20,7 +20,7 @@ FAMILY = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
     fixed=llama.FIXED,
-    rules=(*llama.RULES, Only("sliding_window", (None,), 4096)),
+    rules=(*llama.RULES, SlidingWindow(4096)),
     places=_places,
     presets={
         "mistral_7b": {

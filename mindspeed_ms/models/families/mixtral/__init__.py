@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place, Places, experts
-from mindspeed_ms.models.families.rules import Key, Only
+from mindspeed_ms.models.families.rules import Key
+from mindspeed_ms.models.families.window import SlidingWindow
 from mindspeed_ms.models.feed_forward import MoESpec
 from mindspeed_ms.models.model import ModelSpec
 
@@ -37,7 +38,7 @@ FAMILY = Family(
         Key("num_experts_per_tok", "moe_config.moe_router_topk", 2),
         Key("router_aux_loss_coef", "moe_config.moe_aux_loss_coeff", 0.001, float),
         Key("router_jitter_noise", "moe_config.moe_input_jitter_eps", 0.0, lambda x: x or None),
-        Only("sliding_window", (None,), None),
+        SlidingWindow(),
     ),
     places=_places,
     neutral=frozenset({"output_router_logits"}),

@@ -8,7 +8,7 @@ from typing import Any
 from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place, Places
-from mindspeed_ms.models.families.rules import Only
+from mindspeed_ms.models.families.window import LateSlidingWindows
 from mindspeed_ms.models.model import ModelSpec
 
 
@@ -39,9 +39,8 @@ FAMILY = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     fixed={**llama.FIXED, "model_config.qkv_has_bias": True},
-    rules=(*llama.RULES, Only("use_sliding_window", (False,), False)),
+    rules=(*llama.RULES, LateSlidingWindows()),
     places=_places,
-    neutral=frozenset({"sliding_window", "max_window_layers", "layer_types"}),
     presets={
         "qwen2.5_0.5b": _qwen2(24, 896, 4864, 14, 2),
         "qwen2.5_1.5b": _qwen2(28, 1536, 8960, 12, 2),

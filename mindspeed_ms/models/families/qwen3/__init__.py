@@ -8,7 +8,8 @@ from typing import Any
 from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place, Places
-from mindspeed_ms.models.families.rules import Biases, Only
+from mindspeed_ms.models.families.rules import Biases
+from mindspeed_ms.models.families.window import LateSlidingWindows
 from mindspeed_ms.models.model import ModelSpec
 
 
@@ -48,10 +49,9 @@ FAMILY = Family(
     rules=(
         *llama.RULES,
         Biases("attention_bias", ("model_config.qkv_has_bias", "model_config.out_proj_has_bias")),
-        Only("use_sliding_window", (False,), False),
+        LateSlidingWindows(),
     ),
     places=_places,
-    neutral=frozenset({"sliding_window", "max_window_layers", "layer_types"}),
     presets={
         "qwen3_0.6b": _qwen3(28, 1024, 3072, 16, True),
         "qwen3_1.7b": _qwen3(28, 2048, 6144, 16, True),

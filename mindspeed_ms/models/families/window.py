@@ -1,0 +1,111 @@
+"""Windows in a ``config.json``: how many tokens a query sees, and in which layers.
+
+A ``sliding_window`` counts the query's own token: W there is ``window_size`` (W - 1, 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.models.families.rules import Fields, value_of
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def _fields(width: int, layers: list[bool]) -> Fields:
+    """A window, in some layers."""
+    fields: Fields = {"model_config.window_size": (width - 1, 0)}
+    if not all(layers):
+        fields["model_config.window_attn_skip_freq"] = tuple(map(int, layers))
+    return fields
+
+
+def _width(config: AllConfig) -> int | None:
+    """Tokens that a query sees; None: all, in every layer."""
+    size = config.model_config.window_size
+    return None if size is None or size[0] == -1 else size[0] + 1
+
+
+@dataclass(frozen=True, slots=True)
+class SlidingWindow:
+    """``sliding_window`` of every layer, null for none.
+
+    Attributes:
+        default: what a file without the key means.
+    """
+
+    default: int | None = None
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The one key."""
+        return frozenset({"sliding_window"})
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The window."""
+        width = theirs.get("sliding_window", self.default)
+        return {} if width is None else _fields(width, [True])
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """Its width."""
+        return {"sliding_window": _width(config)}
+
+
+@dataclass(frozen=True, slots=True)
+class LateSlidingWindows:
+    """``sliding_window``, if ``use_sliding_window``, of the layers from ``max_window_layers`` on.
+
+    ``layer_types``, where it is given, says which layers have it.
+
+    Attributes:
+        width: of a file without the key.
+        first: layer from which a file without the key has windows.
+    """
+
+    width: int = 4096
+    first: int = 28
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """All four."""
+        return frozenset(
+            {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"}
+        )
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The window and its layers.
+
+        Raises:
+            ValueError: a kind of layer that is not known.
+        """
+        types = theirs.get("layer_types")
+        unknown = set(types or ()) - {SLIDING, FULL}
+        if unknown:
+            raise ValueError(
+                f"config.json has layer_types {sorted(unknown)}; {SLIDING} and {FULL} are known"
+            )
+        if not theirs.get("use_sliding_window", False):
+            return {}
+        first = value_of(theirs, "max_window_layers", self.first)
+        number = value_of(theirs, "num_hidden_layers")
+        layers = [kind == SLIDING for kind in types or ()]
+        layers = layers or [layer >= first for layer in range(number)]
+        width = theirs.get("sliding_window", self.width)
+        return _fields(width, layers) if width is not None and any(layers) else {}
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """Whether there are windows; if so, which."""
+        width, model = _width(config), config.model_config
+        if width is None:
+            return {"use_sliding_window": False}
+        layers = [model.has_window(layer) for layer in range(model.num_layers)]
+        first = layers.index(True) if any(layers) else model.num_layers
+        return {
+            "use_sliding_window": True,
+            "sliding_window": width,
+            "max_window_layers": first,
+            "layer_types": [SLIDING if has else FULL for has in layers],
+        }
