@@ -18,18 +18,11 @@ _NO_PROFILER = "there is no profiler yet"
 _NO_TIMERS = "there are no timers of the parts of a step yet"
 _NO_METRIC = "evaluation reports loss and perplexity, and no checkpoint of the best is kept apart"
 _NO_ADAPTERS = "low-rank adapters are not available yet"
-_BAND = "attention to a window of tokens is not available yet"
 
 WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
     {
-        "model_config.use_flash_attention": _KERNELS,
         "model_config.apply_swiglu_fusion": _KERNELS,
         "model_config.transformer_impl": "there is one implementation of the layers",
-        "model_config.attention_softmax_in_fp32": "every kernel takes the softmax in float32",
-        "model_config.softmax_compute_dtype": "every kernel takes the softmax in float32",
-        "model_config.apply_query_key_layer_scaling": (
-            "the factor it moves cancels, and scores are float32"
-        ),
         "model_config.mask_func_type": "a hidden key gets no weight, in either way",
         "model_config.fa_config.input_layout": "kernels take tensors in the order they need",
         "moe_config.moe_permute_fusion": "rows are sorted by one copy in every kernel set",
@@ -72,9 +65,6 @@ UNAVAILABLE: Mapping[str, str] = MappingProxyType(
     {
         "lora_config.use_lora": _NO_ADAPTERS,
         "model_config.init_method_xavier_uniform": "initial weights are normal",
-        "model_config.fa_config.pre_tokens": _BAND,
-        "model_config.fa_config.next_tokens": _BAND,
-        "model_config.fa_config.sparse_mode": _BAND,
         "training_config.profile": _NO_PROFILER,
         "training_config.loss_reduction": "losses of tokens are averaged",
     }
@@ -84,7 +74,6 @@ UNAVAILABLE: Mapping[str, str] = MappingProxyType(
 _FOLLOW_OTHERS = ("training_config.profile_save_path",)
 _BOTH_USUAL = (
     "model_config.transformer_impl",
-    "model_config.attention_softmax_in_fp32",
     "model_config.mask_func_type",
     "dataset_config.data_layout",
 )
@@ -105,6 +94,20 @@ def without_effect(all_config: AllConfig) -> list[str]:
             value = getattr(value, name)
         if value != default:
             lines.append(f"{path} has no effect: {reason}")
+    return lines + _band_without_effect(all_config)
+
+
+def _band_without_effect(all_config: AllConfig) -> list[str]:
+    """Return a line for each side of a band that the mode of the fused kernel does not read."""
+    options, masks = all_config.model_config.fa_config, all_config.parallel_config
+    mode, lines = options.sparse_mode, []
+    reasons = {"pre_tokens": mode in (1, 2, 3) and f"sparse_mode {mode} reads no band"}
+    reasons["next_tokens"] = reasons["pre_tokens"]
+    if mode == 0 and masks.attention_mask_type == "causal":
+        reasons["next_tokens"] = "attention_mask_type causal hides later tokens"
+    for name, reason in reasons.items():
+        if reason and getattr(options, name) != field_default(type(options), name):
+            lines.append(f"model_config.fa_config.{name} has no effect: {reason}")
     return lines
 
 
@@ -116,7 +119,6 @@ def unsupported_reason(all_config: AllConfig) -> list[str]:
     return [
         *_unsupported_layout(all_config),
         *_unsupported_model(all_config),
-        *_unsupported_attention(all_config),
         *_unsupported_training(all_config),
     ]
 
@@ -147,28 +149,6 @@ def _unsupported_model(all_config: AllConfig) -> list[str]:
             "use hidden_act swiglu"
         )
     return reasons
-
-
-def _unsupported_attention(all_config: AllConfig) -> list[str]:
-    """Options of the fused kernel that hide other keys than later ones.
-
-    Modes 1 to 3 are causal and read no window; 0 and 4 read one, and 4 shows later tokens too.
-    """
-    model = all_config.model_config
-    options, last = model.fa_config, model.seq_length - 1
-    if options.sparse_mode not in (0, 4):
-        return []
-    asked = {
-        "pre_tokens": options.pre_tokens < last,
-        "next_tokens": options.next_tokens < 0
-        or (options.sparse_mode == 4 and options.next_tokens > 0),
-    }
-    return [
-        f"fa_config.{name} {getattr(options, name)} with sparse_mode {options.sparse_mode}: "
-        f"{_BAND}; use pre_tokens {last} or more and next_tokens 0, which is causal"
-        for name, is_asked in asked.items()
-        if is_asked
-    ]
 
 
 def _unsupported_training(all_config: AllConfig) -> list[str]:

@@ -114,8 +114,9 @@ def _shrink_layers(args: argparse.Namespace) -> None:
     for name in ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split"):
         if getattr(args, name):
             layers = _counted_layers(args, stages, chunks)
-    if isinstance(args.moe_layer_freq, list):
-        args.moe_layer_freq = [layer % 2 for layer in range(layers)]
+    for name in ("moe_layer_freq", "window_attn_skip_freq", "no_rope_freq"):
+        if isinstance(getattr(args, name), list):
+            setattr(args, name, [layer % 2 for layer in range(layers)])
     if args.recompute_num_layers:
         args.recompute_num_layers = 1
     for name in ("recompute", "select_recompute", "select_comm_recompute"):
@@ -153,8 +154,6 @@ def _shrink_widths(args: argparse.Namespace) -> None:
         args.qk_pos_emb_head_dim = HEAD_WIDTH // 2
     if args.mtp_num_layers:
         args.mtp_num_layers = 1
-    if args.pre_tockens is not None:
-        args.pre_tockens = args.seq_length
 
 
 def _shrink_experts(args: argparse.Namespace) -> None:

@@ -128,10 +128,10 @@ def test_a_band_of_the_fused_kernel_shows_later_tokens_and_needs_no_causal_mask(
     ("options", "message"),
     [
         ({"window_attn_skip_freq": 2}, "window_size is not given"),
-        ({"window_size": (-2, 0)}, "-1 for all"),
-        ({"window_size": (3, 0), "window_attn_skip_freq": 0}, "1 or more"),
+        ({"window_size": (-2, 0)}, "at least -1"),
+        ({"window_size": (3, 0), "window_attn_skip_freq": 0}, "at least 1"),
         ({"window_size": (3, 0), "window_attn_skip_freq": [1, 0]}, "each of the 4 layers"),
-        ({"window_size": (3, 0), "window_attn_skip_freq": [1, 2, 0, 0]}, "0 and 1"),
+        ({"window_size": (3, 0), "window_attn_skip_freq": [1, 2, 0, 0]}, "between 0 and 1"),
         ({"window_size": (3, 0), "fa_config": {"pre_tokens": 5}}, "two windows"),
         ({"attn_logit_softcapping": 0.0}, "larger than 0"),
         ({"softmax_scale": 1.0, "query_pre_attn_scalar": 2.0}, "keep one"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mindspeed_ms.config.transformer_config import GATED_ACTIVATIONS
+from mindspeed_ms.training.flags import attention
 from mindspeed_ms.training.flags.row import (
     Field,
     Flag,
@@ -19,7 +20,7 @@ from mindspeed_ms.training.flags.value_types import dtype
 
 _ACTIVATION = "model_config.hidden_act"
 _POSITIONS = "model_config.position_embedding_type"
-_OTHER_POSITIONS = ("relative", "alibi", "mrope", "yarn", "nope")
+_OTHER_POSITIONS = ("relative", "mrope", "yarn", "nope")
 _NO_POSITIONS = Refused("positions of this kind are not available", "use rope")
 _BIASES = Field(
     "model_config.add_bias_linear",
@@ -117,7 +118,7 @@ POSITIONS = in_group(
             str,
             Field(_POSITIONS),
             "learned_absolute",
-            choices=("learned_absolute", "absolute", "rope", "none", *_OTHER_POSITIONS),
+            choices=("learned_absolute", "absolute", "rope", "alibi", "none", *_OTHER_POSITIONS),
             refuses=tuple((name, _NO_POSITIONS) for name in _OTHER_POSITIONS),
             common=True,
         ),
@@ -259,44 +260,6 @@ LAYERS = in_group(
     ],
 )
 
-ATTENTION = in_group(
-    "attention",
-    [
-        toggle(
-            "--use-flash-attn",
-            Field("model_config.use_flash_attention"),
-            False,
-        ),
-        value(
-            "--pre-tockens",
-            int,
-            Field("model_config.fa_config.pre_tokens"),
-            aliases=("--pre-tokens",),
-        ),
-        value(
-            "--next-tockens",
-            int,
-            Field("model_config.fa_config.next_tokens"),
-            aliases=("--next-tokens",),
-        ),
-        value("--sparse-mode", int, Field("model_config.fa_config.sparse_mode"), 0),
-        value(
-            "--shape-order",
-            str,
-            Field("model_config.fa_config.input_layout"),
-            choices=("BNSD", "SBH", "BSH", "BSND", "TND"),
-        ),
-        value(
-            "--attention-backend",
-            str,
-            _KERNELS,
-            "auto",
-            choices=("flash", "fused", "unfused", "local", "auto"),
-        ),
-        off("--no-masked-softmax-fusion", "masked_softmax_fusion", _KERNELS),
-    ],
-)
-
 INITIALIZATION = in_group(
     "initialization",
     [
@@ -401,4 +364,4 @@ PRECISION = in_group(
     ],
 )
 
-ROWS: tuple[Flag, ...] = (*SIZE, *POSITIONS, *LAYERS, *ATTENTION, *INITIALIZATION, *PRECISION)
+ROWS: tuple[Flag, ...] = (*SIZE, *POSITIONS, *LAYERS, *attention.ROWS, *INITIALIZATION, *PRECISION)

@@ -117,7 +117,6 @@ ROWS: tuple[Flag, ...] = (
 --use-fused-ring-attention-update
 --use-fused-moe-token-permute-and-unpermute
 --gemm-gradient-accumulation-fusion
---alibi-fusion-attn-type int
 --megatron-cp-in-bnsd
 --attention-mask-on-cpu
 --mla-mm-split

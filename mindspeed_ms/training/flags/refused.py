@@ -29,10 +29,6 @@ ROWS: tuple[Flag, ...] = (
         """
 --experimental-attention-variant str
 --attention-output-gate
---softmax-type str=vanilla !vanilla
---window-size str
---window-attn-skip-freq list
---no-rope-freq list
 --qk-l2-norm
 --qk-clip
 --qk-clip-alpha float=0.5 !0.5
@@ -43,11 +39,8 @@ ROWS: tuple[Flag, ...] = (
 --add-rmsnorm-offset
 --input-embeds-norm
 --post-norm
---sliding-window int
 --interleave-sliding-window int
---attn-logit-softcapping float
 --output-logit-softcapping float
---query-pre-attn-scalar int
 --scale-emb float
 --scale-depth float
 --dim-model-base float
@@ -69,9 +62,6 @@ ROWS: tuple[Flag, ...] = (
 --encoder-tensor-model-parallel-size int=0 !0
 --encoder-pipeline-model-parallel-size int=0 !0
 --decoder-num-layers int
---square-alibi-mask
---fill-neg-inf
---alibi-diagonal-opposite
 """,
     ),
     *_refuse(

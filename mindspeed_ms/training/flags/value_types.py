@@ -125,6 +125,16 @@ def unescaped(text: str) -> str:
     return text.replace("\\", "").strip("\"'")
 
 
+def sides(text: str) -> list[int]:
+    """Read ``128``, ``128,0`` or ``(128,0)``.
+
+    Raises:
+        ValueError: anything else.
+
+    """
+    return [whole(word) for word in text.strip().removeprefix("(").removesuffix(")").split(",")]
+
+
 def number_or_list(text: str) -> int | list[int] | str:
     """Read ``3``, ``[0,1,1]`` or an expression such as ``([0]*3+[1]*58)``.
 
