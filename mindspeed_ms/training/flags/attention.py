@@ -28,9 +28,9 @@ _NO_PREFIX = Refused(
 _NO_SUCH_MODE = Refused("the fused kernel has no such mode either", "use 0 to 4")
 
 
-def _window(words: list[list[int]]) -> tuple[int, ...]:
-    """Both sides, in one word or in two."""
-    return tuple(side for word in words for side in word)
+def _window(words: list[list[int] | int]) -> tuple[int, ...]:
+    """Both sides, in one word of the command line or in two, or as a list of a file."""
+    return tuple(side for word in words for side in (word if isinstance(word, list) else [word]))
 
 
 def _words(window: tuple[int, ...] | None, _: ReadField) -> Any:
