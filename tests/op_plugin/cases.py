@@ -329,7 +329,14 @@ def _accumulated(kernels, random, dtype, kind, sizes):
     if kind == "dropout":  # of heads 2.. of n + 3, and of queries and keys in the middle of more
         drawn = (ops.ScorePlaces(n + 3, 2, 50, 60, np.arange(s) + 7, np.arange(keys)[::-1] * 3),)
         drop = ops.draw_dropout(0.25, Generator(5), (b, n, s, keys), *drawn)
-    call = ops.AttentionCall(scale=0.25, causal=kind == "causal", documents=documents, dropout=drop)
+    call = ops.AttentionCall(
+        scale=0.25,
+        causal=kind in ("causal", "band"),
+        documents=documents,
+        dropout=drop,
+        window=(4, None) if "band" in kind else (None, None),
+        offset=6 if "elsewhere" in kind else None,
+    )
     out, lse = memory.zeros((s, b, n * d)), memory.zeros((s, b, n))
     store(lse, np.full((s, b, n), -np.inf, np.float32))
     for k, v in blocks:
@@ -346,7 +353,8 @@ def _accumulated(kernels, random, dtype, kind, sizes):
 
 
 def _blocks_of_attention():
-    for kind in ("causal", "full", "mask", "blind mask", "documents", "dropout"):
+    kinds = ("causal", "full", "mask", "blind mask", "documents", "dropout")
+    for kind in (*kinds, "band", "band elsewhere"):
         for dtype in FLOATS:
             launches = ("BatchMatMulExt",) if dtype == ms.float32 else _FUSED
             for sizes in ((8, 16, 2, 4, 2, 16), (5, 7, 3, 3, 1, 32)):

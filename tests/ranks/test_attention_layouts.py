@@ -23,6 +23,18 @@ MODEL = {
 }
 KINDS = {
     "rotated": {**MODEL, "window_attn_skip_freq": 2, "no_rope_freq": [0, 1]},
+    "latent": {
+        **MODEL,
+        "group_query_attention": False,
+        "multi_latent_attention": True,
+        "mla_config": {
+            "kv_lora_rank": 8,
+            "qk_head_dim": 8,
+            "qk_pos_emb_head_dim": 4,
+            "v_head_dim": 6,
+            "rope_type": "rope",
+        },
+    },
     "slopes, dropped": {
         **MODEL,
         "position_embedding_type": "alibi",
@@ -46,6 +58,7 @@ AGAIN = ("--recompute-granularity", "selective")
     ("kind", "layouts"),
     [
         ("rotated", ["tp=1", "tp=2", "tp=2,sp", "pp=2", "cp=2", "cp=2,ring", "cp=2,gather"]),
+        ("latent", ["tp=1", "tp=2,sp", "cp=2", "cp=2,ring"]),
         # Ranks with sequences of their own drop other scores; ways to share one do not.
         ("slopes, dropped", ["cp=2", "cp=2,ring", "cp=2,gather"]),
     ],
