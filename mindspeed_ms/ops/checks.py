@@ -311,12 +311,13 @@ def attention_scores(call: AttentionCall, scores: tuple[int, int, int, int]) -> 
     batch, heads, queries, keys = scores
     if call.softcap is not None and not call.softcap > 0.0:
         raise ValueError(f"attention: softcap {call.softcap}; it must be above 0, or None")
-    if call.slopes is not None and (
-        call.slopes.shape != (heads,) or call.slopes.dtype != np.float32
+    slopes = call.slopes
+    if slopes is not None and not (
+        slopes.shape == (heads,) and slopes.dtype == np.float32 and slopes.flags.c_contiguous
     ):
         raise ValueError(
-            f"attention: slopes {call.slopes.shape} {call.slopes.dtype}; there must be {heads}, "
-            "one per head, float32"
+            f"attention: slopes {slopes.shape} {slopes.dtype}; there must be {heads}, one per "
+            "head, float32 and contiguous"
         )
     if call.bias is not None:
         floating("attention", call.bias.dtype)

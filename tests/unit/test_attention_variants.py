@@ -351,6 +351,7 @@ def test_an_offset_says_where_the_queries_of_a_block_stand():
         ({"softcap": 0.0}, "above 0"),
         ({"slopes": np.ones(3, np.float32)}, "one per head"),
         ({"slopes": np.ones(2)}, "float32"),
+        ({"slopes": np.ones(4, np.float32)[::2]}, "contiguous"),
         ({"bias": ms.Tensor(np.ones((1, 3, 4, 4), np.float32))}, "bias"),
         ({"bias": ms.Tensor(np.ones((1, 1, 4, 4), np.int32))}, "type"),
         ({"sinks": ms.Tensor(np.ones(3, np.float32))}, "sinks"),
