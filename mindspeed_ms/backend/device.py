@@ -10,11 +10,22 @@ import os
 
 import mindspore as ms
 
+from mindspeed_ms.backend import env
 from mindspeed_ms.backend.ascend_device import AscendDevice
 from mindspeed_ms.backend.base import Device, Platform
 from mindspeed_ms.backend.cpu_device import CpuDevice
 
-CURRENT: Device = AscendDevice() if ms.get_context("device_target") == "Ascend" else CpuDevice()
+TARGET_VARIABLE = "MINDSPEED_MS_DEVICE_TARGET"
+"""``CPU``: compute there, whatever the machine has and whatever scripts ask for."""
+
+
+def _chosen() -> Device:
+    if (env.get(TARGET_VARIABLE) or "").lower() == "cpu":
+        ms.set_context(device_target="CPU")
+    return AscendDevice() if ms.get_context("device_target") == "Ascend" else CpuDevice()
+
+
+CURRENT: Device = _chosen()
 """``AscendDevice`` where MindSpore finds an NPU, else ``CpuDevice``."""
 
 synchronize = CURRENT.synchronize
@@ -42,7 +53,16 @@ def initialize() -> None:
     launched one after the other, which is faster on few cores and lets errors surface at the call
     that caused them. MindSpore heeds that only before its first operator; results do not depend on
     it, because reading the address of a tensor waits for all operators in flight.
+
+    Raises:
+        ValueError: MINDSPEED_MS_DEVICE_TARGET names a device that is not there.
     """
+    wanted = env.get(TARGET_VARIABLE)
+    if wanted and wanted.lower() != CURRENT.name:
+        raise ValueError(
+            f"{TARGET_VARIABLE} is {wanted!r}, but this machine computes on {CURRENT.name}; set it "
+            "to CPU, or unset it"
+        )
     CURRENT.initialize()
 
 

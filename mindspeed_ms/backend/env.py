@@ -49,6 +49,14 @@ def remove(name: str) -> None:
     os.environ.pop(name, None)
 
 
+def stated_rank() -> int:
+    """Rank of this process as far as variables tell; -1 for the scheduler of ``msrun``."""
+    if get("MS_ROLE") == "MS_SCHED":
+        return -1
+    names = ("RANK", "MS_NODE_ID", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "RANK_ID")
+    return next((int(get(name) or 0) for name in names if (get(name) or "").isdecimal()), 0)
+
+
 def ranks_of_this_host(by_table: int | None = None) -> int:
     """Processes that share this host's cores, as far as the launcher tells before the job starts.
 
