@@ -85,6 +85,15 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
 _resolve("merge", "<<", "<")
 
 
+def read_yaml_text(text: str) -> Any:  # noqa: ANN401  (what YAML can hold)
+    """Return what a YAML text holds.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a safe loader)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the top-level keys of a YAML file.
 
@@ -98,7 +107,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path} has {size} bytes, too many for a configuration file; check the name"
             )
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  (a safe loader)
+        document = read_yaml_text(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:

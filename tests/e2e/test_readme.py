@@ -39,7 +39,14 @@ def test_there_are_the_two_commands():
     assert "<!-- train-command -->" in text and "<!-- test-command -->" in text
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+OWN_STYLE = [
+    path
+    for path in sorted((ROOT / "configs").rglob("*.yaml"))
+    if "gpt2" not in path.parts  # MindFormers' style: see test_mapping
+]
+
+
+@pytest.mark.parametrize("path", OWN_STYLE, ids=lambda p: p.name)
 def test_every_shipped_configuration_is_valid(path):
     parts = ("_4K.yaml", "_accelerate.yaml", "_train.yaml")
     if path.parent.name == "38BV3" and path.name.endswith(parts):

@@ -1,0 +1,183 @@
+"""``TrainingArguments``, with MindFormers' and ``transformers``' names, as keys of the file.
+
+Source: MindFormers r0.3 and r1.0, transformers 5 (names and meanings).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from mindspeed_ms.config.section import suggestion
+from mindspeed_ms.toolkit.mapping.rows import ASKS_NOTHING, Inert, Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The argument is a key of the file."""
+
+    name: str
+    """Dotted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The argument is several keys of the file, or needs another value there."""
+
+    translate: Callable[[Any], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """The trainer reads it itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What training arguments come to."""
+
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted key of the file -> value."""
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """What the trainer reads itself."""
+    notes: tuple[str, ...] = ()
+
+
+def _dtype(name: str) -> Keys:
+    return Keys(lambda value: {"model.model_config.compute_dtype": name} if value else {})
+
+
+def _resume(value: object) -> Mapping[str, Any]:
+    if isinstance(value, bool):
+        return {"resume_training": value}
+    return {"resume_training": True, "load_checkpoint": value} if value else {}
+
+
+_ONE_FORMAT = "every rank writes its part, and a load puts them together"
+_POSITION = "where training goes on stands in the checkpoint"
+_SINK = "every step is launched by itself, and logged"
+
+ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
+    {
+        "output_dir": Path("output_dir"),
+        "overwrite_output_dir": Inert("new checkpoints stand beside older ones"),
+        "seed": Path("seed"),
+        "data_seed": Inert("seed orders the data too"),
+        "use_parallel": Path("use_parallel"),
+        # length and batch
+        "num_train_epochs": Path("runner_config.epochs"),
+        "max_steps": Path("max_steps"),
+        "batch_size": Path("runner_config.batch_size"),
+        "per_device_train_batch_size": Path("runner_config.batch_size"),
+        "per_device_eval_batch_size": Path("eval_dataset.batch_size"),
+        "gradient_accumulation_steps": Path("runner_config.gradient_accumulation_steps"),
+        "initial_epoch": Inert(_POSITION),
+        # learning rate and optimizer
+        "learning_rate": Path("lr_schedule.learning_rate"),
+        "lr_scheduler_type": Path("lr_schedule.type"),
+        "warmup_steps": Path("lr_schedule.warmup_steps"),
+        "warmup_ratio": Path("lr_schedule.warmup_ratio"),
+        "min_lr": Path("lr_schedule.lr_end"),
+        "optim": Path("optimizer.type"),
+        "weight_decay": Path("optimizer.weight_decay"),
+        "adam_beta1": Path("optimizer.beta1"),
+        "adam_beta2": Path("optimizer.beta2"),
+        "adam_epsilon": Path("optimizer.eps"),
+        "max_grad_norm": Keys(
+            lambda value: {
+                "runner_wrapper.use_clip_grad": value > 0,
+                "runner_wrapper.max_grad_norm": value,
+            }
+        ),
+        # precision and memory
+        "fp16": _dtype("float16"),
+        "bf16": _dtype("bfloat16"),
+        "gradient_checkpointing": Path("recompute_config.recompute"),
+        # logging, evaluation, checkpoints
+        "logging_steps": Path("logging_steps"),
+        "logging_first_step": Own(),
+        "logging_strategy": Own(),
+        "logging_dir": Own(),
+        "log_style": Own(),
+        "report_to": Own(),
+        "do_eval": Path("do_eval"),
+        "eval_strategy": Own(),
+        "eval_steps": Path("eval_step_interval"),
+        "eval_step_interval": Path("eval_step_interval"),
+        "eval_epoch_interval": Path("eval_epoch_interval"),
+        "save_strategy": Own(),
+        "save_steps": Path("save_steps"),
+        "save_seconds": Refused("save every so many steps, save_steps"),
+        "save_total_limit": Path("save_total_limit"),
+        "save_only_model": Own(),
+        "save_on_each_node": Inert(_ONE_FORMAT),
+        "integrated_save": Inert(_ONE_FORMAT, (True,)),
+        "load_best_model_at_end": Own(),
+        "metric_for_best_model": Own(),
+        "greater_is_better": Own(),
+        "resume_from_checkpoint": Keys(_resume),
+        "resume_training": Path("resume_training"),
+        "auto_trans_ckpt": Path("auto_trans_ckpt"),
+        "only_save_strategy": Path("only_save_strategy"),
+        # data
+        "dataloader_num_workers": Path("train_dataset.num_parallel_workers"),
+        "dataloader_drop_last": Path("train_dataset.drop_remainder"),
+        "group_by_length": Refused("all rows have one length"),
+        "neftune_noise_alpha": Own(),
+        "label_smoothing_factor": Refused("the loss is the plain cross entropy"),
+        # MindFormers' running
+        "sink_mode": Path("runner_config.sink_mode"),
+        "sink_size": Path("runner_config.sink_size"),
+        "profile": Path("profile"),
+        # what others do for transformers
+        "push_to_hub": Refused("nothing is uploaded"),
+        "hub_model_id": Refused("nothing is uploaded"),
+        "deepspeed": Refused("set_parallel_config shards the optimizer: optimizer_shard=True"),
+        "fsdp": Refused("set_parallel_config shards the optimizer: optimizer_shard=True"),
+        "torch_compile": Refused("there is no torch"),
+        "tf32": Inert("it is a mode of another device"),
+        "disable_tqdm": Own(),
+        "remove_unused_columns": Inert("rows are read from the column input_ids", (True,)),
+    }
+)
+"""Argument -> what it means. None is "not given"."""
+
+
+def map_arguments(arguments: Mapping[str, Any]) -> Arguments:
+    """Translate training arguments.
+
+    Raises:
+        ValueError: an argument that does not exist, with the nearest one, or that is refused; two
+            arguments that say the same differently.
+    """
+    keys: dict[str, Any] = {}
+    given_as: dict[str, str] = {}
+    own: dict[str, Any] = {}
+    inert: dict[str, list[str]] = {}
+    for name, value in arguments.items():
+        if name not in ROWS:
+            raise ValueError(f"TrainingArguments has no {name!r}{suggestion(name, ROWS)}")
+        row = ROWS[name]
+        if value is None:
+            continue
+        if isinstance(row, Own):
+            own[name] = value
+        elif isinstance(row, Inert):
+            if value not in (*ASKS_NOTHING, *row.quiet):
+                inert.setdefault(row.reason, []).append(name)
+        elif isinstance(row, Refused):
+            if value not in (*ASKS_NOTHING, *row.quiet):
+                raise ValueError(f"TrainingArguments {name}={value!r}: {row.reason}")
+        else:
+            named = {row.name: value} if isinstance(row, Path) else row.translate(value)
+            for key, item in named.items():
+                if keys.setdefault(key, item) != item:
+                    raise ValueError(
+                        f"TrainingArguments gives {given_as[key]}={keys[key]!r} and "
+                        f"{name}={item!r}, which are one setting; keep one"
+                    )
+                given_as[key] = name
+    notes = [f"{', '.join(names)}: no effect, {reason}" for reason, names in inert.items()]
+    return Arguments(keys, own, tuple(notes))
