@@ -1,0 +1,1 @@
+"""Tools of MindFormers, by their names there."""

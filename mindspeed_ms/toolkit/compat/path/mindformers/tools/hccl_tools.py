@@ -1,0 +1,6 @@
+"""``mindspeed_ms.toolkit.launch.hccl_tools``, where MindFormers has it."""
+
+from mindspeed_ms.toolkit.launch.hccl_tools import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

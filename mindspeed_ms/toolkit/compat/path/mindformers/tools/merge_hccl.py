@@ -1,0 +1,6 @@
+"""``mindspeed_ms.toolkit.launch.merge_hccl``, where MindFormers has it."""
+
+from mindspeed_ms.toolkit.launch.merge_hccl import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,9 @@
+"""The toolkit that mindspeed_ms provides; see ``mindspeed_ms.toolkit.compat``."""
+
+from mindspeed_ms.toolkit.compat import guard as _guard
+
+_provided = _guard.provide(__name__)
+__path__ = [*__path__, *_provided.folders]
+__version__ = _provided.version
+__getattr__ = _provided.get
+__dir__ = _provided.names

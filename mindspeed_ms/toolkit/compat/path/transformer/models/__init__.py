@@ -1,0 +1,5 @@
+"""A place for models of one's own: ``transformer/models/NAME`` on the path is found here."""
+
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)

@@ -1,0 +1,1 @@
+"""The toolkit's command and what it is made of."""
