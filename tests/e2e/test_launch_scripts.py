@@ -1,64 +1,13 @@
 """The scripts that start one process a rank: as the guide's own, and ranks that find each other."""
 
-import json
-import os
-import socket
 import subprocess
-import sys
-from pathlib import Path
 
 import guides
 import pytest
+from launch_scripts import MULTI, SCRIPTS, SINGLE, environment, logs, run, write_table
 
-ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / "scripts"
-NODES = ("run_distribute_single_node.sh", "run_distribute_multi_node.sh")
+NODES = (SINGLE, MULTI)
 RECORD = "printf '%s\\n' rank=$RANK_ID size=$RANK_SIZE device=$DEVICE_ID table=$RANK_TABLE_FILE"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def environment(**more):
-    """This environment without traces of a launcher; ``python`` is this one."""
-    launchers = ("MS_", "PMI", "OMPI", "SLURM", "RANK", "DEVICE_ID", "WAIT")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    own = {"PATH": path, "PYTHONPATH": str(ROOT), "MS_SCHED_PORT": str(free_port())}
-    return {**kept, **own, **more}
-
-
-def run(script, words, folder, timeout=120, **variables):
-    return subprocess.run(
-        ["bash", str(script), *map(str, words)],
-        cwd=folder,
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
-def write_table(folder, servers=("127.0.0.1",), devices=2):
-    """A table under the name the guide's commands use; return the name."""
-    listed = [
-        {
-            "server_id": server,
-            "device": [
-                {"device_id": str(d), "device_ip": "reserve", "rank_id": str(s * devices + d)}
-                for d in range(devices)
-            ],
-            "host_nic_ip": "reserve",
-        }
-        for s, server in enumerate(servers)
-    ]
-    content = {"version": "1.0", "server_count": str(len(servers)), "server_list": listed}
-    name = "hccl_4p_0123_127.0.0.1.json"
-    (folder / name).write_text(json.dumps({**content, "status": "completed"}))
-    return name
 
 
 def guide_script(name, folder):
@@ -150,10 +99,6 @@ print("rank", comm.get_rank(), "of", comm.get_world_size(), "sum", float(tensor.
 if comm.get_rank() == FAILING:
     raise SystemExit(5)
 """
-
-
-def logs(folder, ranks):
-    return [(folder / f"output/log/rank_{r}/mindformer.log").read_text() for r in range(ranks)]
 
 
 @pytest.mark.parametrize("failing", [None, 1])

@@ -1,0 +1,206 @@
+"""One task from a front door: from its sections to a run of the engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore.nn import Cell
+from numpy.typing import NDArray
+
+from mindspeed_ms.backend import comm, script_context
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.build import Sections, assemble
+from mindspeed_ms.core import parallel_state
+from mindspeed_ms.engine import run
+from mindspeed_ms.engine.micro_batches import ROWS
+from mindspeed_ms.engine.output import print_rank_0, set_up_output
+from mindspeed_ms.engine.parallel_setup import set_parallel_context
+from mindspeed_ms.engine.train_loop import TrainState
+from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.toolkit import hub
+from mindspeed_ms.toolkit.mapping.auto_layout import choose_layout
+from mindspeed_ms.toolkit.mapping.parallel import ParallelMode
+from mindspeed_ms.toolkit.mapping.tree import Task
+from mindspeed_ms.toolkit.trainer.local_data import count_sequences, find_data
+
+ModelMaker = Callable[[AllConfig], Cell]
+"""Configuration -> a whole model that returns its loss."""
+
+
+def run_task(
+    task: Task, model: ModelMaker | None = None, train_dataset: Iterable[Any] | None = None
+) -> TrainState:
+    """Train, finetune or evaluate.
+
+    Args:
+        task: what to do.
+        model: makes the user's own model; None for the model that the sections describe.
+        train_dataset: the user's own batches of token rows, [b, s + 1]; None for the task's paths.
+
+    Returns:
+        Where the run stands at its end.
+
+    Raises:
+        ValueError: settings or data that cannot be used, before any long work.
+        NotImplementedError: the task asks for text.
+
+    Parallelism: called by every rank; collective.
+    """
+    if task.run_mode == "predict":
+        raise NotImplementedError("run_mode predict is not available yet; train, finetune or eval")
+    comm.init_process_group()
+    set_up_output()
+    lines = script_context.apply(
+        {
+            "device_target": task.device_target,
+            "device_id": task.device_id,
+            "max_device_memory": task.max_device_memory,
+        }
+    )
+    for line in (*task.notes, *lines):
+        print_rank_0(line)
+    config = build_config(task, comm.get_world_size(), train_dataset)
+    loader = None
+    if train_dataset is not None:
+        set_parallel_context(config.parallel_config)
+        loader = MicroBatches(train_dataset, config, task.full_batch)
+    return run.pretrain(config, _provider(config, model), train_data_loader=loader)
+
+
+def build_config(
+    task: Task, world_size: int, train_dataset: Iterable[Any] | None = None
+) -> AllConfig:
+    """The configuration of a task, its layout and length decided.
+
+    Raises:
+        ValueError: no data, data that cannot be read, or a rule that is broken.
+    """
+    sections: Sections = {name: dict(values) for name, values in task.sections.items()}
+    training = sections.setdefault("training_config", {})
+    dataset = sections.setdefault("dataset_config", {})
+    if task.checkpoint:
+        training["load_checkpoint"] = _weights(task.checkpoint)
+    needs_data = task.run_mode == "eval" or train_dataset is None
+    if needs_data:
+        _name_data(task, dataset, training)
+    config = assemble(sections)
+    if task.run_mode != "eval":
+        readers = 1 if task.full_batch else config.parallel_config.data_parallel_size(world_size)
+        per_pass = _num_sequences(train_dataset, config, readers)
+        training["training_iters"] = _num_steps(
+            task, per_pass, config.global_batch_size(world_size)
+        )
+        config = assemble(sections)
+    if task.parallel_mode is ParallelMode.AUTO_PARALLEL:
+        config, line = choose_layout(config, world_size)
+        print_rank_0(line)
+    return config.validate(world_size)
+
+
+def _weights(name: str) -> str:
+    """A checkpoint's path; a name that is no path stands for a local folder."""
+    if Path(name).exists():
+        return name
+    wanted = ("*.safetensors", "*.ckpt", "latest_checkpointed_iteration.txt")
+    return str(hub.folder_of(name, wanted, "give load_checkpoint a file or a folder"))
+
+
+def _name_data(task: Task, dataset: dict[str, Any], training: dict[str, Any]) -> None:
+    """Paths of the task's data; an evaluation reads all of its data once."""
+    is_evaluation = task.run_mode == "eval"
+    wanted = task.eval_data if is_evaluation else task.train_data
+    if not wanted:
+        key = "eval" if is_evaluation else "train"
+        raise ValueError(
+            f"run_mode {task.run_mode} needs data; give {key}_dataset.data_loader.dataset_dir "
+            f"({key}_data_path in the toolkit's file)"
+        )
+    if not is_evaluation:
+        dataset["train_data_path"] = find_data(task.train_data, "training data")
+    if task.eval_data and (is_evaluation or task.do_eval):
+        dataset["valid_data_path"] = find_data(task.eval_data, "evaluation data")
+        training["full_validation"] = True
+    else:
+        training["eval_iters"] = 0
+    if is_evaluation:
+        training |= {"skip_train": True, "training_iters": 1}  # schedules want a length
+
+
+def _num_sequences(
+    train_dataset: Iterable[Any] | None, config: AllConfig, readers: int
+) -> int | None:
+    """Sequences of one pass over the training data of all ranks; None if nobody knows."""
+    if train_dataset is None:
+        return count_sequences(config)
+    if not hasattr(train_dataset, "get_dataset_size"):
+        return None
+    batches = int(train_dataset.get_dataset_size())
+    return readers * batches * int(train_dataset.get_batch_size())
+
+
+def _num_steps(task: Task, per_pass: int | None, batch: int) -> int:
+    if task.max_steps is not None:
+        return int(task.max_steps)
+    if per_pass is None:
+        raise ValueError("the length of the dataset is not known; give max_steps")
+    if task.num_samples is not None:
+        per_pass = min(per_pass, task.num_samples)
+    return math.ceil((task.epochs or 1) * per_pass / batch)
+
+
+def _provider(config: AllConfig, model: ModelMaker | None) -> Callable[..., Cell]:
+    if model is None:
+        return lambda pre_process=True, post_process=True: GPTModel(
+            config.model_config, pre_process=pre_process, post_process=post_process
+        )
+    stages = config.parallel_config.pipeline_model_parallel_size
+    if stages > 1:
+        raise ValueError(
+            f"a model of one's own is whole on every rank, but pipeline_stage is {stages}; set it "
+            "to 1"
+        )
+    return lambda pre_process=True, post_process=True: model(config)
+
+
+class MicroBatches:
+    """Micro-batches of this rank, out of a dataset's batches of token rows, [b, s + 1].
+
+    A batch of all ranks is dealt out row by row: the first rows are the first micro-batch of
+    data-parallel rank 0, the next ones that of rank 1, and so on.
+
+    Args:
+        dataset: batches; a MindSpore dataset, arrays, or mappings with ``input_ids``.
+        config: the configuration.
+        full_batch: a batch holds the rows of all ranks. False: those of this rank.
+
+    Raises:
+        ValueError: a batch does not divide into micro-batches.
+    """
+
+    def __init__(self, dataset: Iterable[Any], config: AllConfig, full_batch: bool) -> None:
+        self._dataset = dataset
+        self._size = config.dataset_config.batch_size
+        self._rank = parallel_state.get_data_parallel_rank() if full_batch else 0
+        self._ranks = parallel_state.get_data_parallel_world_size() if full_batch else 1
+
+    def __iter__(self) -> Iterator[Mapping[str, NDArray]]:
+        for batch in self._batches():
+            rows = np.asarray(batch[ROWS] if isinstance(batch, Mapping) else batch)
+            block = self._size * self._ranks
+            if len(rows) % block:
+                raise ValueError(
+                    f"the dataset yields batches of {len(rows)} rows, which do not divide into "
+                    f"micro-batches of {self._size} on {self._ranks} data-parallel ranks; use a "
+                    f"multiple of {block}"
+                )
+            for first in range(self._rank * self._size, len(rows), block):
+                yield {ROWS: rows[first : first + self._size]}
+
+    def _batches(self) -> Iterator[Any]:
+        if hasattr(self._dataset, "create_dict_iterator"):
+            return iter(self._dataset.create_dict_iterator(output_numpy=True, num_epochs=1))
+        return iter(self._dataset)
