@@ -27,7 +27,8 @@ def apply(asked: Mapping[str, Any]) -> list[str]:
     """Set MindSpore's context to what of a script's wishes holds on this machine.
 
     Args:
-        asked: keywords of ``mindspore.set_context``; None is "not given".
+        asked: keywords of ``mindspore.set_context``; None is "not given". A mode that was set
+            before counts as asked for.
 
     Returns:
         Lines that say what does not hold, and why.
@@ -42,7 +43,7 @@ def apply(asked: Mapping[str, Any]) -> list[str]:
     target = wishes.pop("device_target", None)
     if target:
         lines += _follow_target(str(target))
-    if _is_graph_mode(wishes.pop("mode", ms.PYNATIVE_MODE)):
+    if _is_graph_mode(wishes.pop("mode", context.get_context("mode"))):
         lines.append(GRAPH_MODE_LINE)
     memory = wishes.pop("max_device_memory", None)
     if memory:
@@ -88,6 +89,7 @@ def cover_scripts() -> None:
     """
     ms.set_context = context.set_context = _covered_context
     ms.set_device = _covered_device
+    _say(apply({}))
 
 
 @functools.wraps(_set_context)

@@ -2,8 +2,10 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import guides
 import numpy as np
@@ -383,9 +385,24 @@ def test_scripts_say_what_they_need(tmp_path, script, words, text):
     assert not (tmp_path / "output").exists()
 
 
-RECORDER = """#!/bin/sh
-echo "$*" rank=$RANK_ID size=$RANK_SIZE device=$DEVICE_ID table=$RANK_TABLE_FILE in=$(pwd)
-"""
+@pytest.fixture
+def recorder(tmp_path):
+    """A PATH whose ``python`` only says what it was started with."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").write_text(
+        "#!/bin/sh\n"
+        "echo $RANK_ID $RANK_SIZE $DEVICE_ID $RANK_TABLE_FILE $(pwd)\n"
+        'for word in "$@"; do echo "$word"; done\n'
+    )
+    (tmp_path / "bin/python").chmod(0o755)
+    return f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}"
+
+
+def recorded(folder, rank):
+    """(variables and folder, words) of a rank."""
+    log = folder / f"output/log/rank_{rank}/mindformer.log"
+    first, *words = log.read_text().splitlines()
+    return first.split(), words
 
 
 @pytest.mark.parametrize(
@@ -396,31 +413,57 @@ echo "$*" rank=$RANK_ID size=$RANK_SIZE device=$DEVICE_ID table=$RANK_TABLE_FILE
         ("[8,10] eval 32", {8: (0, 32), 9: (1, 32)}),
     ],
 )
-def test_run_distribute_starts_what_the_guide_says(tmp_path, words, ranks):
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/python").write_text(RECORDER)
-    (tmp_path / "bin/python").chmod(0o755)
+def test_run_distribute_starts_what_the_guide_says(tmp_path, recorder, words, ranks):
     (tmp_path / "t.json").write_text("{}")
     (tmp_path / "a b.yaml").write_text("{}")
     devices, mode, *size = words.split()
-    path = f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}"
-    done = run(
-        SCRIPTS / "run_distribute.sh",
-        ("t.json", "a b.yaml", devices, mode, *size),
-        tmp_path,
-        WAIT="1",
-        PATH=path,
-    )
+    words = ("t.json", "a b.yaml", devices, mode, *size)
+    done = run(SCRIPTS / "run_distribute.sh", words, tmp_path, WAIT="1", PATH=recorder)
     assert done.returncode == 0
     for rank, (device, count) in ranks.items():
-        text = (tmp_path / f"output/log/rank_{rank}/mindformer.log").read_text().strip()
-        number = rank if size else device
-        assert text == (
-            f"{ROOT}/run_mindformer.py --config={tmp_path}/a b.yaml --use_parallel=True "
-            f"--run_mode={mode} rank={rank} size={count} device={device} table={tmp_path}/t.json "
-            f"in={tmp_path}/mf_parallel{number}"
-        )
+        variables, command = recorded(tmp_path, rank)
+        folder = tmp_path / f"mf_parallel{rank if size else device}"
+        assert variables == [*map(str, (rank, count, device)), f"{tmp_path}/t.json", str(folder)]
+        assert command == [
+            f"{ROOT}/run_mindformer.py",
+            f"--config={tmp_path}/a b.yaml",
+            "--use_parallel=True",
+            f"--run_mode={mode}",
+        ]
         assert f"start training for rank {rank}, device {device}\n" in done.stdout
+
+
+def test_the_guides_four_hosts_start_32_ranks(tmp_path, recorder):
+    block = guides.block("gpt2_13b_distributed", "shell", "[8,16] train 32")
+    commands = [line for line in block.splitlines() if line.startswith("bash")]
+    table = guides.blocks("gpt2_13b_distributed", "json")[0].partition("\n")[2]  # after its comment
+    (tmp_path / "table.json").write_text(table)
+    for command in commands:
+        words = re.sub(r"{RANK_TABLE_FILE path[^}]*}", "table.json", command).split()[2:]
+        words[1] = str(ROOT / "scripts" / words[1])
+        done = run(SCRIPTS / "run_distribute.sh", words, tmp_path, WAIT="1", PATH=recorder)
+        assert done.returncode == 0, done.stdout
+    for rank in range(32):
+        variables, command = recorded(tmp_path, rank)
+        assert variables[:3] == [str(rank), "32", str(rank % 8)]
+        config = Path(command[1].removeprefix("--config=")).resolve()
+        assert config == ROOT / "configs/gpt2/run_gpt2_13b.yaml"
+
+
+@pytest.mark.parametrize("kind", ["single", "multi"])
+def test_the_guides_distributed_tasks_start(tmp_path, recorder, kind):
+    block = guides.block("develop_with_api", "shell", "run_distribute_{single/multi}_node.sh")
+    commands = [line for line in block.splitlines() if line.startswith("bash")]
+    assert len(commands) == 4
+    table = write_table(tmp_path, devices=4)
+    for command in commands:
+        (_, script, order, *words) = shlex.split(command.replace("{single/multi}", kind))
+        done = run(SCRIPTS / script, (order, *words), tmp_path, WAIT="1", PATH=recorder)
+        assert done.returncode == 0
+        for rank in range(4):
+            variables, found = recorded(tmp_path, rank)
+            assert variables == [str(rank), "4", str(rank), str(tmp_path / table), str(tmp_path)]
+            assert found == shlex.split(order)[1:]  # quotes within arrive as the shell means them
 
 
 @pytest.mark.slow

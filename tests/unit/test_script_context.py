@@ -1,5 +1,9 @@
 """Scripts for NPUs on this machine: what of their context holds, and what is said of the rest."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import mindspore as ms
 import pytest
 from mindspore import context
@@ -7,6 +11,7 @@ from mindspore import context
 from mindspeed_ms.backend import device, env, script_context
 
 VARIABLE = device.TARGET_VARIABLE
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +100,18 @@ def test_scripts_that_set_the_context_themselves(monkeypatch, capsys):
     assert ms.get_context("mode") == ms.PYNATIVE_MODE
     with pytest.raises(ValueError, match="the keyword argument foo is not recognized"):
         ms.set_context(foo=1)
+
+
+def test_graph_mode_that_a_script_set_before_our_import(tmp_path):
+    script = (
+        "import mindspore; mindspore.set_context(mode=0, device_id=0)\n"
+        "from mindspeed_ms.backend import script_context\n"
+        "script_context.cover_scripts()\n"
+        "print(mindspore.get_context('mode'))\n"
+    )
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.stdout, done.stderr) == ("1\n", f"{script_context.GRAPH_MODE_LINE}\n")
 
 
 def test_only_rank_0_says_it(monkeypatch, capsys):
