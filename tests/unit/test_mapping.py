@@ -465,6 +465,9 @@ def test_data_and_callbacks():
     assert mapped.notes() == [
         "train_dataset.input_columns: no effect, rows are read from the column input_ids"
     ]
+    for value, order in ((True, ["cyclic", False]), (False, [])):
+        mapped = training.map_dataset({"data_loader": {"shuffle": value}}, "train_dataset")
+        assert list(flat(mapped).values()) == order
     mapped = training.map_callbacks(
         [
             {"type": "MFLossMonitor", "per_print_times": 5},

@@ -116,6 +116,8 @@ def test_steps_of_token_files_records_and_fewer_samples(tmp_path):
     assert build_config(task(**train_on(record)), 1).training_config.training_iters == 2
     few = train_on(record, num_samples=4)
     assert build_config(task(**few), 1).training_config.training_iters == 1
+    with pytest.raises(ValueError, match="num_samples 4 with 2 epochs would read other rows"):
+        build_config(task(**few, runner_config={"epochs": 2}), 1)
 
 
 def test_evaluation_reads_all_of_its_data_and_trains_nothing(tmp_path):
@@ -129,6 +131,8 @@ def test_evaluation_reads_all_of_its_data_and_trains_nothing(tmp_path):
     assert config.training_config.eval_interval == 2 and config.training_config.full_validation
     config = build_config(task(**data, **train_on(tmp_path)), 1)
     assert config.training_config.eval_iters == 0
+    in_passes = task(do_eval=True, eval_epoch_interval=2, **data, **train_on(tmp_path))
+    assert build_config(in_passes, 1).training_config.eval_interval == 5
 
 
 @pytest.mark.parametrize(

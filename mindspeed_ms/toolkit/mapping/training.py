@@ -234,7 +234,7 @@ DATASET: Table = {
         "type": Inert("the file's ending tells its kind", ("MindDataset",)),
         "dataset_dir": Joint(),
         "dataset_files": Joint(),
-        "shuffle": Joint(),
+        "shuffle": Means(lambda value: _shuffle(value)),
         "num_samples": Joint(),
         "num_shards": Inert("the layout tells the shards"),
         "shard_id": Inert("the layout tells the shards"),
@@ -269,6 +269,15 @@ DATASET_TASK: Table = {
 }
 
 
+def _shuffle(value: object) -> Values:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    if not value:
+        return {}
+    # All ranks shuffle together, so that the order does not depend on their number.
+    return {"dataset_config.dataloader_type": "cyclic", "dataset_config.data_sharding": False}
+
+
 def _reset(value: object) -> Values:
     return {
         "dataset_config.reset_position_ids": value,
@@ -295,11 +304,8 @@ def map_dataset(config: Mapping[str, Any], name: str) -> Mapped:
     samples = joint.get("data_loader.num_samples")
     if samples not in (None, -1):
         found["num_samples"] = samples
-    if name == "train_dataset":
-        if "data_loader.shuffle" in joint:
-            mapped.put({"dataset_config.shuffle": joint["data_loader.shuffle"]})
-        if "drop_remainder" in joint:
-            mapped.put({"dataset_config.drop_remainder": joint["drop_remainder"]})
+    if name == "train_dataset" and "drop_remainder" in joint:
+        mapped.put({"dataset_config.drop_remainder": joint["drop_remainder"]})
     mapped.joint = found
     return mapped
 
@@ -307,7 +313,7 @@ def map_dataset(config: Mapping[str, Any], name: str) -> Mapped:
 # --- callbacks ------------------------------------------------------------------------------------
 
 _CHECKPOINT: Table = {
-    "prefix": To("training_config.prefix"),
+    "prefix": Inert("checkpoints are named by iteration and rank"),
     "save_checkpoint_steps": To("training_config.save_interval"),
     "keep_checkpoint_max": To("training_config.keep_checkpoint_max"),
     "async_save": To("training_config.async_save"),

@@ -130,7 +130,7 @@ TABLE: Table = {
     "train_dataset_task": Joint(),
     "eval_dataset": Joint(),
     "eval_dataset_task": Joint(),
-    "model": {"model_config": Joint(), "arch": {"type": Joint(), "model_config": Joint()}},
+    "model": {"model_config": Joint(), "arch": {"type": Joint()}},
     "trainer": {
         "type": Inert("there is one trainer", ("CausalLanguageModelingTrainer",)),
         "model_name": Joint(),

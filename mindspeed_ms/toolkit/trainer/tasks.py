@@ -91,9 +91,7 @@ def build_config(
     if task.run_mode != "eval":
         readers = 1 if task.full_batch else config.parallel_config.data_parallel_size(world_size)
         per_pass = _num_sequences(train_dataset, config, readers)
-        training["training_iters"] = _num_steps(
-            task, per_pass, config.global_batch_size(world_size)
-        )
+        _set_length(task, per_pass, config.global_batch_size(world_size), training)
         config = assemble(sections)
     if task.parallel_mode is ParallelMode.AUTO_PARALLEL:
         config, line = choose_layout(config, world_size)
@@ -142,14 +140,25 @@ def _num_sequences(
     return readers * batches * int(train_dataset.get_batch_size())
 
 
-def _num_steps(task: Task, per_pass: int | None, batch: int) -> int:
-    if task.max_steps is not None:
-        return int(task.max_steps)
-    if per_pass is None:
-        raise ValueError("the length of the dataset is not known; give max_steps")
-    if task.num_samples is not None:
-        per_pass = min(per_pass, task.num_samples)
-    return math.ceil((task.epochs or 1) * per_pass / batch)
+def _set_length(task: Task, per_pass: int | None, batch: int, training: dict[str, Any]) -> None:
+    """Steps of the run, and of what is counted in passes over the data."""
+    if task.num_samples is not None and per_pass is not None and task.num_samples < per_pass:
+        per_pass = task.num_samples
+        if (task.epochs or 1) > 1:
+            raise ValueError(
+                f"num_samples {per_pass} with {task.epochs} epochs would read other rows in each; "
+                f"give one epoch, or a file of {per_pass} rows"
+            )
+    if per_pass is None and (task.max_steps is None or task.eval_epoch_interval):
+        raise ValueError(
+            "the length of the dataset is not known; give max_steps, and eval_step_interval "
+            "instead of eval_epoch_interval"
+        )
+    steps = math.ceil((task.epochs or 1) * (per_pass or 0) / batch)
+    training["training_iters"] = task.max_steps or steps
+    if task.do_eval and task.eval_epoch_interval and per_pass is not None:
+        interval = math.ceil(task.eval_epoch_interval * per_pass / batch)
+        training.setdefault("eval_interval", interval)
 
 
 def _provider(config: AllConfig, model: ModelMaker | None) -> Callable[..., Cell]:
