@@ -206,6 +206,9 @@ def test_path_and_run(tmp_path, capsys):
     ]
     words = ("-m", "mindspeed_ms.toolkit.compat", "run", "-m", "mindformers.tools.hccl_tools")
     done = python(*words, cwd=tmp_path)
+    help_words = ("run", "-m", "mindformers.models.gpt2.convert_weight", "--help")
+    shown = python("-m", "mindspeed_ms.toolkit.compat", *help_words)
+    assert shown.stdout.startswith("usage: convert_weight"), shown.stderr
     assert done.returncode == 0 and list(tmp_path.glob("hccl_8p_*.json")), done.stderr
 
 

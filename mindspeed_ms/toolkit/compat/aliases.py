@@ -40,6 +40,12 @@ MODULES: Mapping[str, tuple[str, ...]] = {
 """Module -> names of ours that MindFormers' users import from it."""
 
 
+COMMANDS: Mapping[str, str] = {
+    "mindformers.models.gpt2.convert_weight": "mindspeed_ms.toolkit.convert_weight",
+}
+"""Module -> module of ours that is a command; ``mindformers/tools`` holds files, run by path."""
+
+
 def names_of(module: str) -> tuple[str, ...]:
     """Names that a module provides today.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -142,6 +143,10 @@ class _Finder(importlib.abc.MetaPathFinder):
         package = fullname.partition(".")[0]
         if package not in PROVIDED or package == fullname:
             return None
+        if fullname in aliases.COMMANDS:
+            ours = importlib.util.find_spec(aliases.COMMANDS[fullname])
+            assert ours is not None and ours.origin is not None, "the table names our modules"
+            return importlib.util.spec_from_file_location(fullname, ours.origin)
         if fullname not in aliases.MODULES:
             known = [name for name in aliases.MODULES if name.startswith(f"{package}.")]
             raise ModuleNotFoundError(_message(fullname, fullname, known), name=fullname)
