@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from shipped import own_configs
 
 from mindspeed_ms.training.arguments import parse_args
 from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_yaml
@@ -39,14 +40,7 @@ def test_there_are_the_two_commands():
     assert "<!-- train-command -->" in text and "<!-- test-command -->" in text
 
 
-OWN_STYLE = [
-    path
-    for path in sorted((ROOT / "configs").rglob("*.yaml"))
-    if "gpt2" not in path.parts  # MindFormers' style: see test_mapping
-]
-
-
-@pytest.mark.parametrize("path", OWN_STYLE, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", own_configs(), ids=lambda p: p.name)
 def test_every_shipped_configuration_is_valid(path):
     parts = ("_4K.yaml", "_accelerate.yaml", "_train.yaml")
     if path.parent.name == "38BV3" and path.name.endswith(parts):

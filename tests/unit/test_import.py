@@ -19,6 +19,8 @@ def import_all():
     root = pathlib.Path(mindspeed_ms.__file__).parent
     for path in root.rglob("*.py"):
         parts = path.relative_to(root.parent).with_suffix("").parts
+        if parts[:4] == ("mindspeed_ms", "toolkit", "compat", "path"):
+            continue  # packages for another place: see toolkit/compat/guard
         importlib.import_module(".".join(parts).removesuffix(".__init__"))
 """
 

@@ -11,12 +11,22 @@ from mindspore import context
 from mindspeed_ms.backend import device, env, script_context
 
 VARIABLE = device.TARGET_VARIABLE
+RANKS = (
+    "RANK",
+    "MS_ROLE",
+    "MS_NODE_ID",
+    "PMI_RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "SLURM_PROCID",
+    "RANK_ID",
+)
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
+    for name in (VARIABLE, *RANKS):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(script_context, "_said", set())
     before = ms.set_context, context.set_context, ms.set_device
     yield
@@ -133,9 +143,6 @@ def test_only_rank_0_says_it(monkeypatch, capsys):
     ],
 )
 def test_the_rank_that_variables_state(monkeypatch, variables, rank):
-    names = ("RANK", "MS_ROLE", "MS_NODE_ID", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-    for name in (*names, "RANK_ID"):
-        monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert env.stated_rank() == rank

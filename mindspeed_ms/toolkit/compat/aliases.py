@@ -11,8 +11,13 @@ from collections.abc import Mapping
 from mindspeed_ms import toolkit
 
 _GPT2 = ("GPT2Config", "GPT2LMHeadModel", "GPT2Processor", "GPT2Tokenizer")
-_LLAMA = ("LlamaConfig", "LlamaForCausalLM", "LlamaTokenizer")
-_PANGU = ("PanguAlphaConfig", "PanguAlphaHeadModel", "PanguAlphaTokenizer")
+_LLAMA = ("LlamaConfig", "LlamaForCausalLM", "LlamaProcessor", "LlamaTokenizer")
+_PANGU = (
+    "PanguAlphaConfig",
+    "PanguAlphaHeadModel",
+    "PanguAlphaProcessor",
+    "PanguAlphaTokenizer",
+)
 _AUTO = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoProcessor", "AutoTokenizer")
 _CONTEXT = ("ContextConfig", "ParallelContextConfig")
 

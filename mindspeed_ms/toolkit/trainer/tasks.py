@@ -52,8 +52,6 @@ def run_task(
     """
     if task.run_mode == "predict":
         raise NotImplementedError("run_mode predict is not available yet; train, finetune or eval")
-    comm.init_process_group()
-    set_up_output()
     lines = script_context.apply(
         {
             "device_target": task.device_target,
@@ -61,6 +59,8 @@ def run_task(
             "max_device_memory": task.max_device_memory,
         }
     )
+    comm.init_process_group()
+    set_up_output()
     for line in (*task.notes, *lines):
         print_rank_0(line)
     config = build_config(task, comm.get_world_size(), train_dataset)

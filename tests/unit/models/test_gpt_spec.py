@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mindspore import Parameter
+from shipped import own_configs
 
 from mindspeed_ms.config import AllConfig, ModelParallelConfig, TransformerConfig
 from mindspeed_ms.config.build import assemble
@@ -22,7 +23,7 @@ from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_yaml
 CONFIGS = Path(__file__).parents[3] / "configs"
 YAMLS = sorted(
     path.relative_to(CONFIGS)
-    for path in CONFIGS.rglob("*.yaml")
+    for path in own_configs()
     if "model_config:" in path.read_text(encoding="utf-8") and path.parent.name != "38BV3"
 )
 pytestmark = pytest.mark.usefixtures("single_rank")
