@@ -99,6 +99,8 @@ def _covered_context(**keywords: Any) -> None:  # noqa: ANN401  (MindSpore's sig
 
 @functools.wraps(_set_device)
 def _covered_device(device_target: str, device_id: int | None = None) -> None:
+    if not device.is_ascend() and device_target.lower() == "cpu":
+        return  # it is there; MindSpore refuses the call once its runtime has begun
     if device_target.lower() == device.platform():
         _set_device(device_target, device_id)
     else:

@@ -12,10 +12,10 @@ import functools
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from mindspeed_ms.config.coercion import (
     PlainData,
@@ -105,14 +105,21 @@ class Section:
 
 # --- questions about a section class --------------------------------------------------------------
 
+_Answer = TypeVar("_Answer")
 
-@functools.cache
+
+def per_class(function: Callable[[type[Section]], _Answer]) -> Callable[[type[Section]], _Answer]:
+    """``functools.cache``, whose type takes no classes for hashable."""
+    return cast("Callable[[type[Section]], _Answer]", functools.cache(function))
+
+
+@per_class
 def section_fields(cls: type[Section]) -> tuple[Field[Any], ...]:
     """Return the dataclass fields of a section class."""
     return fields(cls)  # type: ignore[arg-type]
 
 
-@functools.cache
+@per_class
 def field_names(cls: type[Section]) -> tuple[str, ...]:
     """Return the names a user may set, links excluded."""
     return tuple(item.name for item in section_fields(cls) if item.name not in cls.LINKS)
@@ -137,17 +144,17 @@ def field_default(cls: type[Section], name: str) -> Any:  # noqa: ANN401  (a fie
     return None if item.default is MISSING else item.default
 
 
-@functools.cache
+@per_class
 def _fields_by_name(cls: type[Section]) -> dict[str, Field[Any]]:
     return {item.name: item for item in section_fields(cls)}
 
 
-@functools.cache
+@per_class
 def _hints(cls: type[Section]) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
-@functools.cache
+@per_class
 def field_docs(cls: type[Section]) -> dict[str, str]:
     """Return field -> its docstring (the string literal that follows it in the source)."""
     docs: dict[str, str] = {}

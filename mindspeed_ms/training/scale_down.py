@@ -114,9 +114,8 @@ def _shrink_layers(args: argparse.Namespace) -> None:
     for name in ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split"):
         if getattr(args, name):
             layers = _counted_layers(args, stages, chunks)
-    for name in ("moe_layer_freq", "window_attn_skip_freq", "no_rope_freq"):
-        if isinstance(getattr(args, name), list):
-            setattr(args, name, [layer % 2 for layer in range(layers)])
+    for name in _kinds_of_layers(args):
+        setattr(args, name, [layer % 2 for layer in range(layers)])
     if args.recompute_num_layers:
         args.recompute_num_layers = 1
     for name in ("recompute", "select_recompute", "select_comm_recompute"):
@@ -125,6 +124,16 @@ def _shrink_layers(args: argparse.Namespace) -> None:
             row = [1] * stages
             setattr(args, name, str([row] * chunks if chunks > 1 else row))
     args.num_layers = layers
+
+
+def _kinds_of_layers(args: argparse.Namespace) -> list[str]:
+    """Arguments that say 0 or 1 for every layer."""
+    values = [(row.dest, getattr(args, row.dest, None)) for row in ROWS]
+    return [
+        name
+        for name, value in values
+        if isinstance(value, list) and len(value) == args.num_layers and set(value) <= {0, 1}
+    ]
 
 
 def _counted_layers(args: argparse.Namespace, stages: int, chunks: int) -> int:

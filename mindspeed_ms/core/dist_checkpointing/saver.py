@@ -167,7 +167,7 @@ class CheckpointSaver:
             tensor.num_elements * dtypes.width(tensor.dtype) for tensor in self._plan(tensors)
         )
         everyones = comm.all_gather_object(mine) if comm.get_world_size() > 1 else [mine]
-        free = storage.free_bytes(self.settings.root) if comm.get_rank() == 0 else None
+        free = storage.free_bytes(self.settings.root) if comm.get_rank() == 0 else 0
         if comm.get_world_size() > 1:
             free = comm.broadcast_object(free, 0)
         if sum(everyones) > free:

@@ -15,10 +15,10 @@ from mindspeed_ms.backend import comm, script_context
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.build import Sections, assemble
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.engine import run
 from mindspeed_ms.engine.micro_batches import ROWS
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
 from mindspeed_ms.engine.parallel_setup import set_parallel_context
+from mindspeed_ms.engine.run import Run, carry_out
 from mindspeed_ms.engine.train_loop import TrainState
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.toolkit import hub
@@ -68,7 +68,7 @@ def run_task(
     if train_dataset is not None:
         set_parallel_context(config.parallel_config)
         loader = MicroBatches(train_dataset, config, task.full_batch)
-    return run.pretrain(config, _provider(config, model), train_data_loader=loader)
+    return carry_out(Run(config, _provider(config, model), train_data_loader=loader))
 
 
 def build_config(
@@ -134,7 +134,9 @@ def _num_sequences(
     """Sequences of one pass over the training data of all ranks; None if nobody knows."""
     if train_dataset is None:
         return count_sequences(config)
-    if not hasattr(train_dataset, "get_dataset_size"):
+    if not (
+        hasattr(train_dataset, "get_dataset_size") and hasattr(train_dataset, "get_batch_size")
+    ):
         return None
     batches = int(train_dataset.get_dataset_size())
     return readers * batches * int(train_dataset.get_batch_size())
