@@ -22,9 +22,10 @@ def is_told_elsewhere(message: str) -> bool:
     """Whether another rank tells a message that this rank has for the user too.
 
     While ranks have not found each other yet (a wrong command line), the first one of each host
-    speaks. Later rank 0 speaks for all that have the same message, or one that repeats it; a rank
-    that has something else to say, or waits for rank 0 in vain, speaks for itself. On Ascend every
-    rank does.
+    speaks. Later rank 0 speaks for all of its host that have the same message, or one that repeats
+    it; the first rank of another host, whose launcher nobody else reaches, a rank that has
+    something else to say, and one that waits for rank 0 in vain, speak for themselves. On Ascend
+    every rank does.
 
     Parallelism: called by any ranks whose run ends, together or alone.
     """
@@ -37,6 +38,8 @@ def is_told_elsewhere(message: str) -> bool:
     if comm.get_rank() == 0:
         for peer in range(1, comm.get_world_size()):
             comm.isend(memory.from_numpy(text), peer, tag=_TAG)
+        return False
+    if comm.get_local_rank() == 0:
         return False
     arrival = comm.irecv(memory.from_numpy(text), 0, tag=_TAG)
     deadline = time.monotonic() + _PATIENCE_SECONDS

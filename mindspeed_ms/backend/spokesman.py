@@ -7,6 +7,8 @@ the one with the message among them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import psutil
 
 from mindspeed_ms.backend import env, launch
@@ -14,14 +16,19 @@ from mindspeed_ms.backend import env, launch
 PATIENCE_SECONDS = 10.0
 """How long a rank waits for the first of its host before it speaks for itself."""
 
-_LOCAL_RANKS = (
-    "DEVICE_ID",
-    "MPI_LOCALRANKID",
-    "OMPI_COMM_WORLD_LOCAL_RANK",
-    "SLURM_LOCALID",
-    "LOCAL_RANK",
+_LAUNCHERS = (
+    ("MS_ROLE", "DEVICE_ID"),
+    ("MPI_LOCALRANKID", "MPI_LOCALRANKID"),
+    ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("SLURM_LOCALID", "SLURM_LOCALID"),
+    ("LOCAL_RANK", "LOCAL_RANK"),
 )
-"""How launchers tell the place of a process among those of its host; ``msrun`` by its device."""
+"""What shows who launched a process, and where its place among those of its host stands. In this
+order: what an outer launcher or an earlier job has set may still be there."""
+
+
+def _local_rank(value_of: Callable[[str], str | None]) -> str | None:
+    return next((value_of(place) for sign, place in _LAUNCHERS if value_of(sign)), None)
 
 
 def is_first_of_host() -> bool:
@@ -31,8 +38,7 @@ def is_first_of_host() -> bool:
         return True
     if told[0] < 0:  # the scheduler of msrun
         return False
-    local = next((value for name in _LOCAL_RANKS if (value := env.get_int(name)) is not None), None)
-    return local == 0
+    return _local_rank(env.get) == "0"
 
 
 def is_told_by_another(patience: float = PATIENCE_SECONDS) -> bool:
@@ -63,7 +69,6 @@ def _speakers() -> list[psutil.Process]:
             variables = child.environ()
         except psutil.Error:
             continue
-        if any(variables.get(name) == "0" for name in _LOCAL_RANKS):
-            if variables.get("MS_ROLE") != "MS_SCHED":
-                found.append(child)
+        if _local_rank(variables.get) == "0" and variables.get("MS_ROLE") != "MS_SCHED":
+            found.append(child)
     return found

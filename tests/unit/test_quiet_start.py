@@ -243,6 +243,8 @@ def test_a_mistake_is_all_that_a_dry_run_shows(capsys):
         ({"PMI_SIZE": "4", "PMI_RANK": "0", "MPI_LOCALRANKID": "0"}, True),
         ({"PMI_SIZE": "4", "PMI_RANK": "1", "MPI_LOCALRANKID": "1"}, False),
         ({"PMI_SIZE": "4", "PMI_RANK": "2", "MPI_LOCALRANKID": "0"}, True),
+        ({"PMI_SIZE": "4", "PMI_RANK": "1", "MPI_LOCALRANKID": "1", "DEVICE_ID": "0"}, False),
+        ({"PMI_SIZE": "4", "PMI_RANK": "1", "MPI_LOCALRANKID": "1", "LOCAL_RANK": "0"}, False),
         ({"MS_ROLE": "MS_SCHED", "MS_WORKER_NUM": "2"}, False),
         ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "MS_NODE_ID": "0"}, True),
         (
@@ -301,6 +303,7 @@ def test_another_rank_speaks_when_the_first_goes_on(is_over, expected, monkeypat
             return children
 
     monkeypatch.setattr(launch, "told_by_launcher", lambda: (1, 2))
+    monkeypatch.setenv("MS_ROLE", "MS_WORKER")
     monkeypatch.setenv("DEVICE_ID", "1")
     monkeypatch.setattr(spokesman.psutil, "Process", Launcher)
     monkeypatch.setattr(spokesman.psutil, "wait_procs", wait)

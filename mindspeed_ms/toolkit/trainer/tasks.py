@@ -81,6 +81,7 @@ def build_config(
     """
     sections: Sections = {name: dict(values) for name, values in task.sections.items()}
     training = sections.setdefault("training_config", {})
+    training.setdefault("log_style", "megatron")
     dataset = sections.setdefault("dataset_config", {})
     if task.checkpoint:
         training["load_checkpoint"] = _weights(task.checkpoint)
