@@ -173,28 +173,28 @@ class CallClock:
         on_failure: called with the first of them; does not return.
     """
 
-    __slots__ = ("_entered", "_failures", "_on_failure")
+    __slots__ = ("entered", "failures", "on_failure")
 
     def __init__(
         self,
         failures: tuple[type[BaseException], ...] = (),
         on_failure: Callable[[BaseException], object] = repr,
     ) -> None:
-        self._entered = 0.0
-        self._failures = failures
-        self._on_failure = on_failure
+        self.entered = 0.0
+        self.failures = failures
+        self.on_failure = on_failure
 
     def __enter__(self) -> None:
-        self._entered = time.monotonic()
+        self.entered = time.monotonic()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._entered = 0.0
-        if isinstance(error, self._failures):
-            self._on_failure(error)
+        self.entered = 0.0
+        if isinstance(error, self.failures):
+            self.on_failure(error)
 
     def seconds(self) -> float:
         """Time since the call was entered; 0 outside of calls."""
-        entered = self._entered
+        entered = self.entered
         return time.monotonic() - entered if entered else 0.0
 
 
@@ -243,8 +243,15 @@ class MpiWork:
         """Block until the result is in the output tensor."""
         if not self._is_done:
             here.call = self._call
-            with self._clock:
+            clock = self._clock
+            clock.entered = time.monotonic()  # ``with clock`` would be two calls of every wait
+            try:
                 wait_asleep(self._request)
+            except clock.failures as error:
+                clock.on_failure(error)
+                raise
+            finally:
+                clock.entered = 0.0
             self._complete()
 
     def is_completed(self) -> bool:
@@ -334,8 +341,9 @@ class MpiComm:
     def _all_reduce(
         self, array: np.ndarray, tensor: Tensor, op: ReduceOp, group: Group, async_op: bool
     ) -> Work | None:
-        work = _widen(array, tensor)
-        finish = _finisher(array, work, tensor, op, group.size)
+        work = array if tensor.dtype == mstype.float32 else _widen(array, tensor)
+        is_done = work is array and op is not ReduceOp.AVG
+        finish = None if is_done else _finisher(array, work, tensor, op, group.size)
         arguments = (
             self._mpi.IN_PLACE,
             [work, self._number_types[work.dtype]],
@@ -382,11 +390,12 @@ class MpiComm:
     ) -> Work | None:
         """Of (result, source) arrays, which are (parts of) the memory of (output, input)."""
         result, (output, input) = arrays[0], tensors
-        source = _widen(arrays[1], input)
+        source = arrays[1] if input.dtype == mstype.float32 else _widen(arrays[1], input)
         overlaps = np.may_share_memory(result, source)
         is_direct = source.dtype == result.dtype and not overlaps
         work = result if is_direct else np.empty(result.size, source.dtype)
-        finish = _finisher(result, work, output, op, group.size)
+        is_done = is_direct and op is not ReduceOp.AVG
+        finish = None if is_done else _finisher(result, work, output, op, group.size)
         keep = (output, input, result, source, work)
         arguments = (
             [source, self._number_types[source.dtype]],
@@ -508,9 +517,16 @@ class MpiComm:
             with self.clock:
                 request = getattr(group._handle, "I" + name.lower())(*arguments)
             return self._track(MpiWork(request, self.clock, keep, finish))
-        with self.clock:
+        clock = self.clock
+        clock.entered = time.monotonic()
+        try:
             wait_asleep(group._handle.Ibarrier())  # so that the collective only works, never waits
             getattr(group._handle, name)(*arguments)
+        except clock.failures as error:
+            clock.on_failure(error)
+            raise
+        finally:
+            clock.entered = 0.0
         if finish is not None:
             finish()
         return None

@@ -91,6 +91,8 @@ class RMSNorm(Cell):
     def construct(self, x: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
         weight = self.weight + 1 if self.zero_centered else self.weight
+        if x.dtype == weight.dtype:
+            return ops.rms_norm(x, weight, self.eps)
         normed = ops.rms_norm(x, ops.cast(weight, x.dtype), self.eps)
         return ops.cast(normed, self.weight.dtype)
 
