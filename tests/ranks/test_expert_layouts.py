@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoint_runs import NO_DROPOUT, run
+from tiny_models import model_config
 
 from mindspeed_ms.backend import autograd, comm, memory
-from mindspeed_ms.config import DatasetConfig, ModelParallelConfig, MoEConfig, TransformerConfig
+from mindspeed_ms.config import DatasetConfig, ModelParallelConfig, MoEConfig
 from mindspeed_ms.core import aux_losses, parallel_state
 from mindspeed_ms.core.distributed import (
     DistributedDataParallel,
@@ -132,14 +133,12 @@ def start(tensor=1, expert=1, expert_tensor=None):
 
 
 def config(tensor=1, **moe):
-    return TransformerConfig(
-        vocab_size=32,
+    return model_config(
         num_layers=1,
         num_attention_heads=2,
         hidden_size=HIDDEN,
         ffn_hidden_size=16,
         seq_length=SEQ,
-        compute_dtype="float32",
         init_method_std=0.5,
         hidden_act="swiglu",
         mlp_has_bias=False,

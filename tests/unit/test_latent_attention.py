@@ -6,10 +6,11 @@ import mindspore as ms
 import numpy as np
 import ops_reference as ref
 import pytest
+from tiny_models import LLAMA, NO_BIAS, model_config
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.config import DatasetConfig, TransformerConfig
+from mindspeed_ms.config import DatasetConfig
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization
@@ -50,30 +51,19 @@ FORMS = {
 
 
 def config(norms=True, model=None, **latent):
-    return TransformerConfig(
-        **{
-            "vocab_size": 32,
-            "num_layers": 2,
-            "num_attention_heads": HEADS,
-            "hidden_size": HIDDEN,
-            "ffn_hidden_size": 16,
-            "seq_length": SEQ,
-            "compute_dtype": ms.float32,
-            "init_method_std": 0.4,
-            "hidden_act": "swiglu",
-            "normalization": "RMSNorm",
-            "position_embedding_type": "rope",
-            "rotary_base": 100.0,
-            "qkv_has_bias": False,
-            "out_proj_has_bias": False,
-            "mlp_has_bias": False,
-            "qk_layernorm": norms,
-            "multi_latent_attention": True,
-            "mla_config": LatentAttentionConfig(**{**SIZES, **latent}),
-            "dataset_config": DatasetConfig(batch_size=BATCH),
-            **(model or {}),
-        }
-    )
+    own = {
+        "num_attention_heads": HEADS,
+        "hidden_size": HIDDEN,
+        "ffn_hidden_size": 16,
+        "seq_length": SEQ,
+        "init_method_std": 0.4,
+        "rotary_base": 100.0,
+        "qk_layernorm": norms,
+        "multi_latent_attention": True,
+        "mla_config": LatentAttentionConfig(**{**SIZES, **latent}),
+        "dataset_config": DatasetConfig(batch_size=BATCH),
+    }
+    return model_config(LLAMA, NO_BIAS, own, **(model or {}))
 
 
 def build(settings, recompute=()):

@@ -6,9 +6,10 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn
+from tiny_models import model_config
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.config import DatasetConfig, TransformerConfig
+from mindspeed_ms.config import DatasetConfig
 from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.legacy.model import (
     AttnMaskType,
@@ -52,20 +53,8 @@ SANDWICH = {
 
 
 def _config(**style):
-    return TransformerConfig(
-        **{
-            "vocab_size": VOCAB,
-            "num_layers": 2,
-            "num_attention_heads": 4,
-            "hidden_size": 16,
-            "ffn_hidden_size": 24,
-            "seq_length": SEQ,
-            "compute_dtype": ms.float32,
-            "init_method_std": 0.3,
-            "dataset_config": DatasetConfig(batch_size=BATCH),
-            **style,
-        }
-    )
+    data = DatasetConfig(batch_size=BATCH)
+    return model_config({"vocab_size": VOCAB, "seq_length": SEQ, "dataset_config": data}, **style)
 
 
 def _batch(seed=0):

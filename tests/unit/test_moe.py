@@ -2,14 +2,14 @@
 
 import dataclasses
 
-import mindspore as ms
 import moe_reference as oracle
 import numpy as np
 import ops_reference as ref
 import pytest
+from tiny_models import LLAMA, NO_BIAS, model_config
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.config import DatasetConfig, ModelParallelConfig, MoEConfig, TransformerConfig
+from mindspeed_ms.config import DatasetConfig, ModelParallelConfig, MoEConfig
 from mindspeed_ms.core import aux_losses
 from mindspeed_ms.core.expert_bias import update_expert_biases
 from mindspeed_ms.core.parameter import named_buffers, named_parameters
@@ -35,28 +35,19 @@ TOLERANCE = 3e-6
 
 def config(num_layers=2, parallel=None, model=None, **moe):
     values = {"num_experts": EXPERTS, "moe_router_topk": 2, "moe_ffn_hidden_size": WIDTH, **moe}
-    return TransformerConfig(
-        **{
-            "vocab_size": 32,
-            "num_layers": num_layers,
-            "num_attention_heads": 2,
-            "hidden_size": HIDDEN,
-            "ffn_hidden_size": 8,
-            "seq_length": SEQ,
-            "compute_dtype": ms.float32,
-            "init_method_std": 0.5,
-            "hidden_act": "swiglu",
-            "normalization": "RMSNorm",
-            "position_embedding_type": "none",
-            "qkv_has_bias": False,
-            "out_proj_has_bias": False,
-            "mlp_has_bias": False,
-            "dataset_config": DatasetConfig(batch_size=BATCH),
-            "moe_config": MoEConfig(**values),
-            "parallel_config": parallel or ModelParallelConfig(),
-            **(model or {}),
-        }
-    )
+    own = {
+        "num_layers": num_layers,
+        "num_attention_heads": 2,
+        "hidden_size": HIDDEN,
+        "ffn_hidden_size": 8,
+        "seq_length": SEQ,
+        "init_method_std": 0.5,
+        "position_embedding_type": "none",
+        "dataset_config": DatasetConfig(batch_size=BATCH),
+        "moe_config": MoEConfig(**values),
+        "parallel_config": parallel or ModelParallelConfig(),
+    }
+    return model_config(LLAMA, NO_BIAS, own, **(model or {}))
 
 
 def build(recompute=None, **moe):

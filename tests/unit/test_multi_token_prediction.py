@@ -4,9 +4,10 @@ import mindspore as ms
 import numpy as np
 import ops_reference as ref
 import pytest
+from tiny_models import LLAMA, NO_BIAS, model_config
 
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.config import DatasetConfig, MoEConfig, TransformerConfig
+from mindspeed_ms.config import DatasetConfig, MoEConfig
 from mindspeed_ms.core import aux_losses
 from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization
@@ -21,27 +22,14 @@ BATCH, SEQ, VOCAB, HIDDEN = 2, 8, 32, 16
 
 
 def config(**changes):
-    return TransformerConfig(
-        **{
-            "vocab_size": VOCAB,
-            "num_layers": 2,
-            "num_attention_heads": 4,
-            "hidden_size": HIDDEN,
-            "ffn_hidden_size": 24,
-            "seq_length": SEQ,
-            "compute_dtype": ms.float32,
-            "init_method_std": 0.3,
-            "hidden_act": "swiglu",
-            "normalization": "RMSNorm",
-            "position_embedding_type": "rope",
-            "qkv_has_bias": False,
-            "out_proj_has_bias": False,
-            "mlp_has_bias": False,
-            "untie_embeddings_and_output_weights": True,
-            "dataset_config": DatasetConfig(batch_size=BATCH),
-            **changes,
-        }
-    )
+    own = {
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "seq_length": SEQ,
+        "untie_embeddings_and_output_weights": True,
+        "dataset_config": DatasetConfig(batch_size=BATCH),
+    }
+    return model_config(LLAMA, NO_BIAS, own, **changes)
 
 
 def build(**changes):

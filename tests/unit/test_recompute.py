@@ -4,13 +4,13 @@ import tracemalloc
 import weakref
 from functools import partial
 
-import mindspore as ms
 import numpy as np
 import pytest
+from tiny_models import LLAMA, model_config
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.config import DatasetConfig, ModelParallelConfig, TransformerConfig
+from mindspeed_ms.config import DatasetConfig, ModelParallelConfig
 from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.core.recompute import checkpoint, forgotten
 from mindspeed_ms.core.tensor_parallel import get_rng_tracker
@@ -48,23 +48,12 @@ FORMS = {
 
 
 def config(num_layers=3, **changes):
-    return TransformerConfig(
-        **{
-            "vocab_size": VOCAB,
-            "num_layers": num_layers,
-            "num_attention_heads": 4,
-            "hidden_size": 16,
-            "ffn_hidden_size": 24,
-            "seq_length": SEQ,
-            "compute_dtype": ms.float32,
-            "init_method_std": 0.3,
-            "hidden_act": "swiglu",
-            "normalization": "RMSNorm",
-            "position_embedding_type": "rope",
-            "dataset_config": DatasetConfig(batch_size=BATCH),
-            **changes,
-        }
-    )
+    own = {
+        "vocab_size": VOCAB,
+        "seq_length": SEQ,
+        "dataset_config": DatasetConfig(batch_size=BATCH),
+    }
+    return model_config(LLAMA, own, num_layers=num_layers, **changes)
 
 
 def build(**changes):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter
 from shipped import own_configs
+from tiny_models import model_config
 
 from mindspeed_ms.config import AllConfig, ModelParallelConfig, TransformerConfig
 from mindspeed_ms.config.build import assemble
@@ -98,7 +99,8 @@ VARIANTS = {
 
 def variant(changes: dict) -> TransformerConfig:
     sizes = {"vocab_size": 64, "num_layers": 3, "num_attention_heads": 4, "hidden_size": 32}
-    return TransformerConfig(**{**sizes, "seq_length": 16, "compute_dtype": "float32", **changes})
+    defaults = {"ffn_hidden_size": None, "init_method_std": 0.01, "seq_length": 16}
+    return model_config(sizes, defaults, **changes)
 
 
 def assert_described(config: TransformerConfig) -> None:

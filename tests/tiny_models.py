@@ -1,0 +1,38 @@
+"""The one builder of small models for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from mindspeed_ms.config import TransformerConfig
+
+SIZES: Mapping[str, Any] = MappingProxyType(
+    {
+        "vocab_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "hidden_size": 16,
+        "ffn_hidden_size": 24,
+        "seq_length": 8,
+        "compute_dtype": "float32",
+        "init_method_std": 0.3,  # far from zero, so that every part of a model counts
+    }
+)
+
+LLAMA: Mapping[str, Any] = MappingProxyType(
+    {"hidden_act": "swiglu", "normalization": "RMSNorm", "position_embedding_type": "rope"}
+)
+
+NO_BIAS: Mapping[str, Any] = MappingProxyType(
+    {"qkv_has_bias": False, "out_proj_has_bias": False, "mlp_has_bias": False}
+)
+
+
+def model_config(*styles: Mapping[str, Any], **changes: Any) -> TransformerConfig:
+    """A configuration of ``SIZES`` with the settings of styles, then those of the caller."""
+    values = dict(SIZES)
+    for style in (*styles, changes):
+        values |= style
+    return TransformerConfig(**values)
