@@ -29,7 +29,7 @@ from mindspeed_ms.backend import comm, device, memory
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.parameter import ShardSpec, named_parameters, shard_of
 from mindspeed_ms.engine.current_config import get_all_config
-from mindspeed_ms.engine.train_loop import StepReport
+from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain, print_rank_0
 

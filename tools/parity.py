@@ -25,7 +25,7 @@ import numpy as np
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.engine.current_config import get_all_config
-from mindspeed_ms.engine.train_loop import StepReport
+from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.legacy.model.megatron_names import load_megatron_parameters
 from mindspeed_ms.training import initialize_megatron, pretrain, print_rank_0

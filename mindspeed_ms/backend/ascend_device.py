@@ -36,6 +36,7 @@ class AscendDevice:
         return {
             "peak": int(ms.runtime.max_memory_allocated()),
             "current": int(ms.runtime.memory_allocated()),
+            "reserved": int(ms.runtime.memory_reserved()),
         }
 
     def release_cached_memory(self) -> None:

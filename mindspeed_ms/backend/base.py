@@ -45,7 +45,7 @@ class Device(Protocol):
         """Wait until the device has finished all work."""
 
     def memory_stats(self) -> dict[str, int]:
-        """Memory of this rank in bytes: ``peak`` so far and ``current``."""
+        """Bytes of this rank: ``peak`` so far, ``current``, and ``reserved`` from the system."""
 
     def release_cached_memory(self) -> None:
         """Give memory that no tensor uses back to the system."""

@@ -39,11 +39,10 @@ class CpuDevice:
     def memory_stats(self) -> dict[str, int]:
         """Of the process: its largest resident set, and the one now."""
         with open("/proc/self/statm", encoding="ascii") as handle:
-            resident_pages = int(handle.read().split()[1])
-        return {
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "current": resident_pages * resource.getpagesize(),
-        }
+            current = int(handle.read().split()[1]) * resource.getpagesize()
+        # The system counts the largest set only now and then.
+        peak = max(current, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return {"peak": peak, "current": current, "reserved": current}
 
     def release_cached_memory(self) -> None:
         """The C library's; MindSpore keeps none."""

@@ -41,9 +41,6 @@ WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
         "training_config.timing_log_level": _NO_TIMERS,
         "training_config.timing_log_option": _NO_TIMERS,
         "training_config.barrier_with_level_1_timing": _NO_TIMERS,
-        "training_config.tensorboard_dir": (
-            "no TensorBoard files are written; the log line holds the figures"
-        ),
         **{
             f"training_config.profile_{name}": _NO_PROFILER
             for name in (

@@ -19,11 +19,11 @@ from mindspeed_ms.config.kinds import (
 )
 from mindspeed_ms.config.lora_config import LoraConfig
 from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
-from mindspeed_ms.config.section import Section
+from mindspeed_ms.config.watching import Watching
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(Section):
+class TrainingConfig(Watching):
     """Section ``training_config``: how long to train, what to log and save, in which precision."""
 
     NAME: ClassVar[str] = "training_config"
@@ -410,6 +410,7 @@ class TrainingConfig(Section):
         self._check_precision()
         self._check_gradient_buffers()
         self._check_length()
+        self._check_watching()
         if self.profile_step_end < self.profile_step_start:
             raise ValueError(
                 f"profile_step_end ({self.profile_step_end}) must not be smaller than "

@@ -42,6 +42,8 @@ _MAY_DIFFER = {
     "training_config": {
         "logging_level",
         "tensorboard_dir",
+        "log_file",
+        "wandb_save_dir",
         "profile_save_path",
         "profile_dynamic_profiler_config_path",
     },

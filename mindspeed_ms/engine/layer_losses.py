@@ -25,6 +25,11 @@ def expected_losses(config: TransformerConfig) -> dict[str, aux_losses.Kind]:
     return kinds
 
 
+def is_balancing(name: str) -> bool:
+    """Whether a loss balances experts; the others predict further tokens."""
+    return name == Z_LOSS or name in LOSS_NAMES.values()
+
+
 def num_numbered_layers(config: TransformerConfig) -> int:
     """Layers of the model and those that predict further tokens."""
     return config.num_layers + (config.mtp_num_layers or 0)
@@ -41,8 +46,7 @@ def collect_layer_losses(config: TransformerConfig, num_microbatches: int) -> di
 def mean_layer_losses(config: TransformerConfig, losses: dict[str, np.ndarray]) -> dict[str, float]:
     """Mean of each loss over the layers that have it, as Megatron's log line shows it."""
     count = sum(config.has_experts(layer) for layer in range(num_numbered_layers(config)))
-    balancing = {*LOSS_NAMES.values(), Z_LOSS}
     return {
-        name: float(values.sum()) / (count if name in balancing else 1)
+        name: float(values.sum()) / (count if is_balancing(name) else 1)
         for name, values in losses.items()
     }

@@ -31,11 +31,17 @@ class _Output(logging.StreamHandler):
 
 
 @contextmanager
-def attached(level: int | None = None) -> Iterator[None]:
-    """``set_up_output`` for a block; afterwards the loggers are as they were before."""
+def attached(level: int | None = None, *listeners: logging.Handler) -> Iterator[None]:
+    """``set_up_output`` for a block; afterwards the loggers are as they were before.
+
+    Args:
+        level: least important records that are shown; None: informative ones.
+        listeners: further handlers of the package's records.
+    """
     loggers = (_PACKAGE, _LINES)
     before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     set_up_output(level)
+    _PACKAGE.handlers = [*_PACKAGE.handlers, *listeners]
     try:
         yield
     finally:

@@ -37,6 +37,8 @@ from mindspeed_ms.engine.forward_step import (
 from mindspeed_ms.engine.health import Health
 from mindspeed_ms.engine.micro_batches import BatchReader
 from mindspeed_ms.engine.model_chunks import get_model
+from mindspeed_ms.engine.observe.observer import Observer
+from mindspeed_ms.engine.observe.record import Warnings
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.random_states import HostGenerators
 from mindspeed_ms.engine.restart import resumed
@@ -44,8 +46,8 @@ from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
 from mindspeed_ms.engine.run_data import RunData, build_run_data
 from mindspeed_ms.engine.shared_folders import require_shared
 from mindspeed_ms.engine.start import check_configuration, fill_run_state, report_layout
+from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.engine.train_loop import (
-    StepReport,
     TrainingSetup,
     evaluate_and_print_results,
     train,
@@ -122,6 +124,7 @@ class Run:
         self._undo = ExitStack()
         self._members = RunState(run_state.current().args)
         self._generators = HostGenerators()
+        self._warnings = Warnings()
         self._setup: TrainingSetup | None = None
         self._data: RunData | None = None
         check_configuration(config)
@@ -146,10 +149,13 @@ class Run:
         self.model = get_model(model_provider, self.config)
         for chunk in self.model:
             self._undo.callback(chunk.detach)
-        setup = _set_up(self.config, self.model, functions)
+        observer = Observer(self.config, self._warnings)
+        self._undo.callback(observer.close)
+        setup = _set_up(self.config, self.model, functions, observer)
         setup.started = time.time() if started is None else started
         _load(setup, saver)
         self.state = setup.state
+        observer.begin(setup.state)
         if setup.checkpoints is not None:
             self._undo.callback(setup.checkpoints.abandon)
             setup.checkpoints.check_room(setup)
@@ -178,7 +184,7 @@ class Run:
         level = self.config.training_config.logging_level
         with (
             run_state.activated(self._members),
-            output.attached(level),
+            output.attached(level, self._warnings),
             self._generators.active(),
         ):
             yield
@@ -216,7 +222,7 @@ class Run:
             prefix = f"iteration {setup.state.iteration} on {split} set"
             if split == "validation":
                 return validate(setup, self._data.valid, prefix)
-            return evaluate_and_print_results(setup, self._data.test, prefix)
+            return evaluate_and_print_results(setup, self._data.test, prefix, split)
 
     def save(self) -> None:
         """Write a checkpoint of the present iteration, unless there is one.
@@ -286,6 +292,7 @@ def _set_up(
     config: AllConfig,
     model: list[DistributedDataParallel],
     functions: StepFunctions,
+    observer: Observer,
 ) -> TrainingSetup:
     optimizer = get_megatron_optimizer(
         config.optimizer_config,
@@ -313,6 +320,7 @@ def _set_up(
         forward_step=forward_step,
         token_weights=weights,
         health=Health(config.training_config.check_for_nan_in_grad),
+        observer=observer,
         on_step=functions.on_step,
     )
 

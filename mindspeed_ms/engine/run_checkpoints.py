@@ -17,6 +17,7 @@ from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamSchedul
 from mindspeed_ms.engine.checkpointing import Loaded, save_checkpoint
 from mindspeed_ms.engine.errors import RunFailure
 from mindspeed_ms.engine.health import Health
+from mindspeed_ms.engine.observe.observer import Observer
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.train_state import TrainState
 
@@ -31,6 +32,7 @@ class SavedRun(Protocol):
     scheduler: OptimizerParamScheduler
     state: TrainState
     health: Health
+    observer: Observer
 
     @property
     def model(self) -> Sequence[DistributedDataParallel]:
@@ -139,6 +141,7 @@ class RunCheckpoints:
             {RUN: self._run, UNHEALTHY: event, "vocab_size": self._vocab_size},
         )
         self._newest = state.iteration
+        setup.observer.after_save(state.iteration)
 
     def _complete(self, wait: bool) -> None:
         before = self._saver.last_saved

@@ -9,6 +9,7 @@ from mindspeed_ms.core import run_state
 from mindspeed_ms.engine.agreement import require_agreement
 from mindspeed_ms.engine.batch_counts import calculator_of
 from mindspeed_ms.engine.current_config import set_all_config
+from mindspeed_ms.engine.observe import extras
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
 from mindspeed_ms.engine.parallel_setup import set_parallel_context, set_seed
 
@@ -38,6 +39,7 @@ def refuse_unsupported(all_config: AllConfig) -> None:
     reasons = unsupported_reason(all_config)
     if reasons:
         raise ValueError("; ".join(reasons))
+    extras.require_wandb(all_config)
 
 
 def set_up_run(all_config: AllConfig) -> None:
@@ -82,3 +84,6 @@ def report_layout(all_config: AllConfig) -> None:
     )
     for line in ops.report().splitlines():
         print_rank_0(line)
+    missing = extras.missing_tensorboard(all_config)
+    if missing is not None:
+        print_rank_0(missing)

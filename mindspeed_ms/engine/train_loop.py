@@ -40,32 +40,15 @@ from mindspeed_ms.engine.log_lines import (
     validation_lines,
 )
 from mindspeed_ms.engine.micro_batches import EndlessLoader, SharedLoader
+from mindspeed_ms.engine.observe.observer import Observer
 from mindspeed_ms.engine.output import print_rank_last
 from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
 from mindspeed_ms.engine.run_data import EvaluationSet
+from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.engine.stop_conditions import StopConditions
 from mindspeed_ms.engine.timeline_file import timeline_recorder
 from mindspeed_ms.engine.train_state import TrainState
 from mindspeed_ms.planning.flops import tflops_per_rank
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What one iteration did; losses are means over all micro-batches and data parallel ranks."""
-
-    iteration: int
-    losses: dict[str, float]
-    grad_norm: float | None
-    num_zeros: int | None
-    learning_rate: float
-    skipped: bool
-    """The gradients overflowed: weights, moments and schedules stayed as they were."""
-    seconds: float
-    loss_scale: float = 1.0
-    """Factor on the loss after the step."""
-    layer_losses: dict[str, np.ndarray] = field(default_factory=dict)
-    """Losses that layers add to the main one, each [layers], not weighed by their coefficients;
-    means over micro-batches and data parallel ranks."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -87,6 +70,8 @@ class TrainingSetup:
     """None: the run keeps no checkpoints."""
     health: Health
     """What is done about numbers that are none."""
+    observer: Observer
+    """What writes down how the run goes."""
     started: float = field(default_factory=time.time)
     """When the run began, in seconds since the epoch."""
 
@@ -109,14 +94,17 @@ def train(
     Returns:
         What ended the run before its last iteration; None if nothing did.
     """
-    training, state = setup.config.training_config, setup.state
+    training, state, observer = setup.config.training_config, setup.state, setup.observer
     log = IntervalLog(setup)
     stop, reason = StopConditions(training, setup.started), None
     last = setup.train_iters if until is None else min(until, setup.train_iters)
     with stop.watched():
         while state.iteration < last and reason is None:
             report = train_step(setup, data_iterator)
-            log.add(report, data_iterator)
+            observer.after_step(report)
+            line = log.add(report, data_iterator)
+            if line is not None:
+                observer.after_line(line)
             if setup.on_step is not None:
                 setup.on_step(report)
             if training.eval_interval and state.iteration % training.eval_interval == 0:
@@ -124,6 +112,7 @@ def train(
             reason = stop.reason(state.iteration)
             if setup.checkpoints is not None:
                 setup.checkpoints.after_step(setup, must_save=reason is not None)
+            observer.end_iteration(state.iteration)
     if reason is not None:
         print_rank_last(reason)
     is_over = reason is not None or state.iteration >= setup.train_iters
@@ -219,6 +208,13 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
         seconds=time.perf_counter() - start,
         loss_scale=setup.optimizer.loss_scale,
         layer_losses=layer_losses,
+        params_norm=(
+            setup.optimizer.params_norm()
+            if setup.observer.wants_params_norm(state.iteration)
+            else None
+        ),
+        batch_size=batch_size,
+        consumed_samples=state.consumed_train_samples,
     )
 
 
@@ -297,9 +293,15 @@ def evaluate(setup: TrainingSetup, data: EvaluationSet) -> dict[str, float]:
 
 
 def evaluate_and_print_results(
-    setup: TrainingSetup, sets: Sequence[EvaluationSet], prefix: str
+    setup: TrainingSetup, sets: Sequence[EvaluationSet], prefix: str, split: str = "validation"
 ) -> list[dict[str, float]]:
     """Evaluate each set and print Megatron's validation lines on the last rank.
+
+    Args:
+        setup: the run.
+        sets: what is evaluated.
+        prefix: where the run stands, for the lines.
+        split: ``validation`` or ``test``, for the curves.
 
     Returns:
         For each set its losses by name, means over all tokens.
@@ -309,6 +311,8 @@ def evaluate_and_print_results(
         results.append(evaluate(setup, data))
         for line in validation_lines(prefix, results[-1], data.suffix):
             print_rank_last(line)
+    suffixes = [data.suffix for data in sets]
+    setup.observer.after_validation(list(zip(suffixes, results, strict=True)), setup.state, split)
     return results
 
 
@@ -332,11 +336,15 @@ class IntervalLog:
         self._interval = setup.config.training_config.log_interval or 1
         self._reports: list[StepReport] = []
 
-    def add(self, report: StepReport, data: EndlessLoader | SharedLoader) -> None:
-        """Take a report; at the end of an interval print the line on the last rank."""
+    def add(self, report: StepReport, data: EndlessLoader | SharedLoader) -> IntervalReport | None:
+        """Take a report; at the end of an interval print the line on the last rank.
+
+        Returns:
+            What the line says; None within an interval.
+        """
         self._reports.append(report)
         if report.iteration % self._interval:
-            return
+            return None
         line_data = self._summary(data)
         if self._setup.config.training_config.log_style == "megatron":
             print_rank_last(megatron_line(line_data, datetime.now()))
@@ -346,6 +354,7 @@ class IntervalLog:
             for line in layer_loss_lines(report.iteration, report.layer_losses):
                 print_rank_last(line)
         self._reports = []
+        return line_data
 
     def _summary(self, data: EndlessLoader | SharedLoader) -> IntervalReport:
         setup, reports = self._setup, self._reports
@@ -368,7 +377,7 @@ class IntervalLog:
             loss_scale=last.loss_scale,
             grad_norm=last.grad_norm,
             num_zeros=last.num_zeros,
-            params_norm=setup.optimizer.params_norm() if training.log_params_norm else None,
+            params_norm=last.params_norm,
             tflops_per_rank=(
                 tflops_per_rank(setup.config.model_config, batch, seconds, comm.get_world_size())
                 if training.log_throughput

@@ -15,7 +15,8 @@ from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.forward_step import GetBatch
 from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.engine.run import Run, StepFunctions, carry_out
-from mindspeed_ms.engine.train_loop import StepReport, TrainState, train
+from mindspeed_ms.engine.step_report import StepReport
+from mindspeed_ms.engine.train_loop import TrainState, train
 from mindspeed_ms.training.entry import user_errors
 from mindspeed_ms.training.initialize import initialize_megatron
 

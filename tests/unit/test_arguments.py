@@ -964,7 +964,7 @@ def test_list_expressions_run_no_code(text):
 
 
 def test_flags_without_effect_are_reported_once_with_the_reason():
-    words = "--manual-gc --no-bias-dropout-fusion --manual-gc --tensorboard-dir t --seed 3".split()
+    words = "--manual-gc --no-bias-dropout-fusion --manual-gc --test-mode --seed 3".split()
     report = no_effect_report(parse_args([*SIZES, *words]))
     assert len(report) == 3
     assert report[0].startswith("--manual-gc has no effect: ")

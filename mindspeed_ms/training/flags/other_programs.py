@@ -424,7 +424,6 @@ ROWS: tuple[Flag, ...] = (
 --otel-enabled
 --otel-service-name str
 --otel-span-groups str
---no-log-learnig-rate-to-tensorboard off=false >log_learning_rate_to_tensorboard
 """,
     ),
     *compact(

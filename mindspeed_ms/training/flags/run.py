@@ -266,9 +266,6 @@ VALIDATION = in_group(
     ],
 )
 
-_TENSORBOARD = NoEffect("no TensorBoard files are written; the log line holds the figures")
-_WANDB = NoEffect("figures are not sent to Weights & Biases; the log line holds them")
-
 LOGGING = in_group(
     "logging",
     [
@@ -316,23 +313,61 @@ LOGGING = in_group(
         ),
         value("--logging-level", int, Field("training_config.logging_level")),
         value(
+            "--log-file",
+            str,
+            Field("training_config.log_file"),
+            small=None,
+            common=True,
+        ),
+        value(
             "--tensorboard-dir",
             str,
             Field("training_config.tensorboard_dir"),
+            small=None,
+            common=True,
         ),
-        value("--tensorboard-log-interval", int, _TENSORBOARD, 1),
-        value("--tensorboard-queue-size", int, _TENSORBOARD, 1000),
-        on("--log-timers-to-tensorboard", _TENSORBOARD),
-        on("--log-memory-to-tensorboard", _TENSORBOARD),
-        on("--log-validation-ppl-to-tensorboard", _TENSORBOARD),
-        on("--log-world-size-to-tensorboard", _TENSORBOARD),
-        on("--log-batch-size-to-tensorboard", _TENSORBOARD),
-        on("--log-learning-rate-to-tensorboard", _TENSORBOARD),
-        off("--no-log-loss-scale-to-tensorboard", "log_loss_scale_to_tensorboard", _TENSORBOARD),
-        value("--wandb-project", str, _WANDB),
-        value("--wandb-exp-name", str, _WANDB),
-        value("--wandb-save-dir", str, _WANDB),
-        value("--wandb-entity", str, _WANDB),
+        value(
+            "--tensorboard-log-interval",
+            int,
+            Field("training_config.tensorboard_log_interval"),
+            1,
+        ),
+        value(
+            "--tensorboard-queue-size", int, Field("training_config.tensorboard_queue_size"), 1000
+        ),
+        *(
+            on(f"--log-{name}-to-tensorboard", Field(f"training_config.log_{field}_to_tensorboard"))
+            for name, field in (
+                ("timers", "timers"),
+                ("memory", "memory"),
+                ("validation-ppl", "validation_ppl"),
+                ("world-size", "world_size"),
+            )
+        ),
+        on(
+            "--log-batch-size-to-tensorboard", NoEffect("the batch size is always among the curves")
+        ),
+        on(
+            "--log-learning-rate-to-tensorboard",
+            Field("training_config.log_learning_rate_to_tensorboard"),
+            default=True,
+        ),
+        off(
+            "--no-log-learning-rate-to-tensorboard",
+            "log_learning_rate_to_tensorboard",
+            Field("training_config.log_learning_rate_to_tensorboard"),
+            aliases=("--no-log-learnig-rate-to-tensorboard",),
+        ),
+        off(
+            "--no-log-loss-scale-to-tensorboard",
+            "log_loss_scale_to_tensorboard",
+            Field("training_config.log_loss_scale_to_tensorboard"),
+            aliases=("--disable-log-loss-scale-to-tensorboard",),
+        ),
+        value("--wandb-project", str, Field("training_config.wandb_project"), small=None),
+        value("--wandb-exp-name", str, Field("training_config.wandb_exp_name"), small=None),
+        value("--wandb-save-dir", str, Field("training_config.wandb_save_dir"), small=None),
+        value("--wandb-entity", str, Field("training_config.wandb_entity"), small=None),
     ],
 )
 
@@ -413,10 +448,5 @@ ROWS: tuple[Flag, ...] = (
 --exit-signal-handler-for-training
 --exit-signal-handler-for-dataloader
 """,
-    ),
-    *compact(
-        "logging",
-        NoEffect("no TensorBoard files are written; the log line holds the figures"),
-        "--disable-log-loss-scale-to-tensorboard off >log_loss_scale_to_tensorboard",
     ),
 )

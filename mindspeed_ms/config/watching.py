@@ -1,0 +1,72 @@
+"""What is written down about a run while it trains; a part of the section ``training_config``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from mindspeed_ms.config.kinds import Count, MaybeEmptyText
+from mindspeed_ms.config.section import Section
+
+LOG_FILE_KINDS = (".csv", ".jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watching(Section):
+    """Fields of figures, curves and diagnostics."""
+
+    log_file: str | None = None
+    """File that gets one line per iteration, as its name ends: ``.csv`` or ``.jsonl``. None: none.
+    """
+
+    tensorboard_log_interval: Count = 1
+    """Iterations between figures in TensorBoard, Weights & Biases and the run's own record."""
+
+    tensorboard_queue_size: Count = 1000
+    """Events that may wait to be written to the TensorBoard file."""
+
+    log_timers_to_tensorboard: bool = False
+    """Write the time of an iteration, its throughput and its timers as curves."""
+
+    log_memory_to_tensorboard: bool = False
+    """Write the memory of the last rank as curves."""
+
+    log_validation_ppl_to_tensorboard: bool = False
+    """Write the perplexity of evaluations beside their loss."""
+
+    log_world_size_to_tensorboard: bool = False
+    """Write the number of ranks as a curve."""
+
+    log_loss_scale_to_tensorboard: bool = True
+    """Write the loss scale as a curve."""
+
+    log_learning_rate_to_tensorboard: bool = True
+    """Write the learning rate as a curve."""
+
+    wandb_project: MaybeEmptyText = ""
+    """Project of Weights & Biases that gets the figures. Empty: none does."""
+
+    wandb_exp_name: MaybeEmptyText = ""
+    """Name of the run there; needed with wandb_project."""
+
+    wandb_save_dir: MaybeEmptyText = ""
+    """Folder of its files. Empty: ``wandb`` below output_dir."""
+
+    wandb_entity: MaybeEmptyText = ""
+    """Account or team there. Empty: the user's own."""
+
+    def _check_watching(self) -> None:
+        """Rules of these fields.
+
+        Raises:
+            ValueError: one is broken.
+        """
+        if self.log_file is not None and PurePath(self.log_file).suffix not in LOG_FILE_KINDS:
+            raise ValueError(
+                f"log_file is {self.log_file}; its name must end in {' or '.join(LOG_FILE_KINDS)}"
+            )
+        if self.wandb_project and not self.wandb_exp_name:
+            raise ValueError(
+                f"wandb_project {self.wandb_project} needs wandb_exp_name, the run's name there; "
+                "give it, or leave wandb_project out"
+            )

@@ -1,0 +1,5 @@
+"""What is written down about a run while it trains: curves, lines, its record.
+
+The loop speaks to one object, ``observer.Observer``. What it is told becomes figures
+(``figures``), which every writer takes alike.
+"""

@@ -1,0 +1,246 @@
+"""The one object that the loop tells what happens; it writes that down for whoever asked.
+
+TensorBoard, Weights & Biases and ``--log-file`` are written by the last rank, as in Megatron; the
+run's own record by the first one. Nothing here changes a number of the run, and a disk that is
+full costs the curves, not the run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from mindspeed_ms.backend import comm, device
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.engine.log_lines import IntervalReport
+from mindspeed_ms.engine.observe import extras
+from mindspeed_ms.engine.observe.facts import start_facts
+from mindspeed_ms.engine.observe.figures import (
+    Figures,
+    interval_figures,
+    step_figures,
+    validation_figures,
+)
+from mindspeed_ms.engine.observe.log_file import LogFile, Row
+from mindspeed_ms.engine.observe.record import RunRecord, Warnings
+from mindspeed_ms.engine.observe.tensorboard import TensorBoardWriter, cut_events
+from mindspeed_ms.engine.observe.wandb_writer import WandbWriter
+from mindspeed_ms.engine.step_report import StepReport
+from mindspeed_ms.engine.train_state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+class CurveWriter(Protocol):
+    """Where figures go."""
+
+    def write(self, figures: Figures) -> None:
+        """Take the figures of one place of the run."""
+
+    def write_texts(self, texts: Mapping[str, str], iteration: int) -> None:
+        """Take texts by tag."""
+
+    def flush(self) -> None:
+        """Bring out what was taken."""
+
+    def close(self) -> None:
+        """End."""
+
+
+class Observer:
+    """Writes down a run, from ``begin`` on.
+
+    Args:
+        config: the configuration.
+        warnings: what the package logs meanwhile.
+    """
+
+    def __init__(self, config: AllConfig, warnings: Warnings) -> None:
+        self._config, self._training = config, config.training_config
+        self._warnings = warnings
+        self._world_size = comm.get_world_size()
+        self._tokens = config.model_config.seq_length
+        self._curves: list[CurveWriter] = []
+        self._log_file: LogFile | None = None
+        self._record: RunRecord | None = None
+        self._row: Row = {}
+
+    def begin(self, state: TrainState) -> None:
+        """Open what was asked for.
+
+        Args:
+            state: where the run begins; what was written about later iterations is taken out.
+
+        Raises:
+            ValueError: a file cannot be written.
+
+        Parallelism: called by all ranks together; the other methods are local.
+        """
+        problem = None
+        try:
+            self._open(state)
+        except OSError as error:
+            problem = f"{error.filename}: {error.strerror}"
+        problems = comm.all_gather_object(problem) if self._world_size > 1 else [problem]
+        for rank, one in enumerate(problems):
+            if one is not None:
+                self.close()
+                raise ValueError(
+                    f"rank {rank} cannot write what is to be written down about the run ({one}); "
+                    "give --tensorboard-dir, --wandb-save-dir, --log-file and --save places that "
+                    "can be written"
+                )
+
+    def _open(self, state: TrainState) -> None:
+        training = self._training
+        if comm.get_rank() == self._world_size - 1:
+            if training.log_file is not None:
+                self._log_file = LogFile(Path(training.log_file), state.iteration)
+            if training.tensorboard_dir and extras.has_tensorboard():
+                folder = Path(training.tensorboard_dir)
+                if state.iteration or comm.num_restarts():
+                    cut_events(folder, state.iteration, state.consumed_train_samples)
+                self._curves.append(TensorBoardWriter(folder, training.tensorboard_queue_size))
+            if training.wandb_project:
+                self._curves.append(WandbWriter(training, self._config.to_dict()))
+            texts = {
+                f"{section}.{name}": str(value)
+                for section, values in self._config.to_dict().items()
+                for name, value in values.items()
+            }
+            for curve in self._curves:
+                curve.write_texts(texts, state.iteration)
+        if comm.get_rank() == 0 and training.save_checkpoints:
+            self._record = RunRecord(Path(training.output_dir))
+            self._record.add("start", **start_facts(self._config, state, self._world_size))
+
+    def wants_params_norm(self, iteration: int) -> bool:
+        """Whether an iteration's figures have the norm of the parameters; equal on all ranks."""
+        training = self._training
+        return training.log_params_norm and (
+            iteration % training.tensorboard_log_interval == 0
+            or iteration % (training.log_interval or 1) == 0
+        )
+
+    def after_step(self, report: StepReport) -> None:
+        """An iteration is done."""
+        is_due = report.iteration % self._training.tensorboard_log_interval == 0
+        if self._curves and is_due:
+            figures = step_figures(
+                report,
+                self._training,
+                world_size=self._world_size,
+                memory=(
+                    device.memory_stats() if self._training.log_memory_to_tensorboard else None
+                ),
+                per_layer=self._config.moe_config.moe_per_layer_logging,
+            )
+            self._write(figures)
+        if self._log_file is not None or (self._record is not None and is_due):
+            self._row = self._row_of(report)
+        if self._record is not None and is_due:
+            self._note(self._record, "step", self._row)
+
+    def _row_of(self, report: StepReport) -> Row:
+        tokens = report.batch_size * self._tokens
+        row: Row = {
+            "iteration": report.iteration,
+            "consumed_samples": report.consumed_samples,
+            "consumed_tokens": report.consumed_samples * self._tokens,
+            "batch_size": report.batch_size,
+            **report.losses,
+            "learning_rate": report.learning_rate,
+            "loss_scale": report.loss_scale,
+            "grad_norm": report.grad_norm,
+        }
+        if report.num_zeros is not None:
+            row["num_zeros"] = report.num_zeros
+        if report.params_norm is not None:
+            row["params_norm"] = report.params_norm
+        return row | {
+            "skipped": report.skipped,
+            "seconds": round(report.seconds, 6),
+            "tokens_per_second": round(tokens / report.seconds, 1),
+        }
+
+    def after_line(self, line: IntervalReport, timers: Mapping[str, float] | None = None) -> None:
+        """A log line was printed."""
+        if self._curves:
+            self._write(interval_figures(line, self._training, timers))
+            for curve in self._curves:
+                curve.flush()
+        if self._log_file is not None:
+            self._log_file.flush()
+
+    def after_validation(
+        self, results: Sequence[tuple[str, Mapping[str, float]]], state: TrainState, split: str
+    ) -> None:
+        """Sets were evaluated.
+
+        Args:
+            results: what tells a set apart, and its losses.
+            state: where the run stands.
+            split: ``validation`` or ``test``.
+        """
+        place = (state.iteration, state.consumed_train_samples)
+        for suffix, losses in results:
+            label = f"{split}{suffix}"
+            figures = validation_figures(
+                losses, place, label, with_ppl=self._training.log_validation_ppl_to_tensorboard
+            )
+            self._write(figures)
+            if self._row:
+                self._row |= {f"{name} {label}": value for name, value in losses.items()}
+            if self._record is not None:
+                facts = {"iteration": state.iteration, "split": label, "losses": dict(losses)}
+                self._note(self._record, "validation", facts)
+
+    def after_save(self, iteration: int) -> None:
+        """A checkpoint was written, or handed to the background."""
+        if self._record is not None:
+            self._note(self._record, "checkpoint", {"iteration": iteration})
+
+    def end_iteration(self, iteration: int) -> None:
+        """Nothing more comes about an iteration."""
+        if self._log_file is not None and self._row:
+            if not self._guarded("log file", partial(self._log_file.write, self._row)):
+                self._log_file = None
+        self._row = {}
+        if self._warnings.lines:
+            for text in self._warnings.taken():
+                if self._record is not None:
+                    self._note(self._record, "warning", {"iteration": iteration, "text": text})
+
+    def _write(self, figures: Figures) -> None:
+        self._curves = [
+            curve
+            for curve in self._curves
+            if self._guarded("curves", partial(curve.write, figures))
+        ]
+
+    def _note(self, record: RunRecord, kind: str, facts: Mapping[str, object]) -> None:
+        if not self._guarded("record", partial(record.add, kind, **facts)):
+            self._record = None
+
+    def _guarded(self, what: str, write: Callable[[], None]) -> bool:
+        """Write; say so once if that cannot be done any more."""
+        try:
+            write()
+        except OSError as error:
+            logger.warning("the %s cannot be written any more (%s); training goes on", what, error)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Bring everything out, and leave nothing open."""
+        ends: list[Callable[[], None]] = [curve.close for curve in self._curves]
+        if self._log_file is not None:
+            ends.append(self._log_file.close)
+        if self._record is not None:
+            ends.append(self._record.close)
+        self._curves, self._log_file, self._record = [], None, None
+        for end in ends:
+            self._guarded("last figures", end)

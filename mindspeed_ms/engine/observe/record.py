@@ -1,0 +1,104 @@
+"""The record of a run, beside its checkpoints: what the report is made of.
+
+One JSON object a line, each with its ``kind``. A run that goes on appends to it; what an earlier
+part wrote about iterations that were done again is left out by the reader.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "run_record.jsonl"
+_FLUSH_SECONDS = 2.0
+
+Entry = dict[str, Any]
+
+
+class RunRecord:
+    """Appends entries.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._handle = (folder / FILE_NAME).open("a", encoding="utf-8")
+        self._flushed = time.monotonic()
+
+    def add(self, kind: str, **facts: Any) -> None:
+        """Append an entry; numbers that are none become texts, which JSON can hold."""
+        line = json.dumps({"kind": kind, **_plain(facts)})
+        self._handle.write(line + "\n")
+        now = time.monotonic()
+        if kind != "step" or now - self._flushed > _FLUSH_SECONDS:
+            self._handle.flush()
+            self._flushed = now
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def read_record(folder: Path) -> list[Entry]:
+    """Entries of a run in their order, without those about iterations that were done again.
+
+    Raises:
+        OSError: there is no record.
+        ValueError: a line is no entry.
+    """
+    path = folder / FILE_NAME
+    entries: list[Entry] = []
+    text = path.read_text(encoding="utf-8")
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            raise ValueError(f"{path}, line {number}: not an entry of a run's record") from None
+        if entry["kind"] == "start":
+            entries = list(_before(entries, entry["iteration"]))
+        entries.append(entry)
+    return entries
+
+
+def _before(entries: Iterable[Entry], iteration: int) -> Iterable[Entry]:
+    """Entries that are still true when the run begins again behind an iteration."""
+    if iteration == 0:
+        return ()
+    return (entry for entry in entries if entry.get("iteration", 0) <= iteration)
+
+
+class Warnings(logging.Handler):
+    """Keeps warnings that the package logs, until somebody takes them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one."""
+        self.lines.append(record.getMessage())
+
+    def taken(self) -> list[str]:
+        """The lines so far, which are forgotten."""
+        lines, self.lines = self.lines, []
+        return lines

@@ -1,0 +1,49 @@
+"""Curves of recorded Megatron runs, in several layouts, read back with TensorBoard's reader."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_golden_runs import GOLDEN
+
+from tools import parity
+
+LAYOUTS = {
+    "one-rank": (1, "b_llama_hot", []),
+    "pp2": (2, "b_llama_hot", ["--pipeline-model-parallel-size", "2"]),
+    "moe-ep2": (2, "g_moe", ["--expert-model-parallel-size", "2", "--moe-per-layer-logging"]),
+}
+
+
+def replay_worker(case, flags):
+    return parity.replay(GOLDEN, case, flags).passed
+
+
+@pytest.mark.parametrize(("ranks", "case", "flags"), LAYOUTS.values(), ids=list(LAYOUTS))
+def test_curves_of_a_recorded_run(dist_run, tmp_path, ranks, case, flags):
+    flags = [*flags, "--tensorboard-dir", str(tmp_path)]
+    assert all(dist_run(replay_worker, ranks=ranks, timeout=300.0, case=case, flags=flags))
+    assert len(list(Path(tmp_path).glob("events*"))) == 1  # one rank writes
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
+    events.Reload()
+    recorded = json.loads((GOLDEN / "runs" / f"{case}.json").read_text(encoding="utf-8"))
+    batch = 8
+    for tag, name in (
+        ("lm loss", "lm_loss"),
+        ("grad-norm", "grad_norm"),
+        ("learning-rate", "learning_rate"),
+    ):
+        points, on_samples = events.Scalars(tag), events.Scalars(f"{tag} vs samples")
+        values = [point.value for point in points]
+        np.testing.assert_allclose(values, recorded[name], rtol=1e-4, atol=1e-5, err_msg=tag)
+        assert [point.step for point in points] == list(range(1, len(values) + 1))
+        assert [point.step // batch for point in on_samples] == [point.step for point in points]
+        assert [point.value for point in on_samples] == values
+    if case == "g_moe":
+        layers = [f"moe/load_balancing_loss_layer_{layer}" for layer in range(4)]
+        per_layer = [[point.value for point in events.Scalars(tag)] for tag in layers]
+        mean = [point.value for point in events.Scalars("load_balancing_loss")]
+        np.testing.assert_allclose(np.mean(per_layer, axis=0), mean, rtol=1e-5)
+        assert "load_balancing_loss vs samples" not in events.Tags()["scalars"]
