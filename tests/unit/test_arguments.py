@@ -968,5 +968,5 @@ def test_flags_without_effect_are_reported_once_with_the_reason():
     report = no_effect_report(parse_args([*SIZES, *words]))
     assert len(report) == 3
     assert report[0].startswith("--manual-gc has no effect: ")
-    assert report[2].startswith("--tensorboard-dir has no effect: no TensorBoard")
+    assert report[2].startswith("--test-mode has no effect: ")
     assert no_effect_report(Namespace()) == []
