@@ -154,5 +154,5 @@ def test_a_save_that_fails_on_one_rank_fails_on_all(dist_run, tmp_path):
         assert "rank 0:" not in text and "the newest complete one is iteration 1" in text
         assert left == [
             *("config.yaml", "index.json", "iter_0000001", "latest_checkpointed_iteration.txt"),
-            *("rank_00000.safetensors", "rank_00001.safetensors"),
+            *("rank_00000.safetensors", "rank_00001.safetensors", "run_record.jsonl"),
         ]

@@ -114,8 +114,8 @@ class Observer:
             for curve in self._curves:
                 curve.write_texts(texts, state.iteration)
         if comm.get_rank() == 0 and training.save_checkpoints:
-            self._record = RunRecord(Path(training.output_dir))
-            self._record.add("start", **start_facts(self._config, state, self._world_size))
+            facts = start_facts(self._config, state, self._world_size)
+            self._record = RunRecord(Path(training.output_dir), facts)
 
     def wants_params_norm(self, iteration: int) -> bool:
         """Whether an iteration's figures have the norm of the parameters; equal on all ranks."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 FILE_NAME = "run_record.jsonl"
 _FLUSH_SECONDS = 2.0
@@ -21,32 +22,45 @@ Entry = dict[str, Any]
 
 
 class RunRecord:
-    """Appends entries.
+    """Appends entries; a run about which there is nothing to tell leaves no file.
 
     Args:
         folder: of the run.
-
-    Raises:
-        OSError: the file cannot be written.
+        start: facts of the entry that stands before all others.
     """
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._handle = (folder / FILE_NAME).open("a", encoding="utf-8")
+    def __init__(self, folder: Path, start: Entry) -> None:
+        self._folder, self._start = folder, start
+        self._handle: TextIO | None = None
         self._flushed = time.monotonic()
 
+    def _opened(self) -> TextIO:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # A link that somebody has put there is not followed.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        descriptor = os.open(self._folder / FILE_NAME, flags, 0o666)
+        self._handle = os.fdopen(descriptor, "a", encoding="utf-8")
+        self.add("start", **self._start)
+        return self._handle
+
     def add(self, kind: str, **facts: Any) -> None:
-        """Append an entry; numbers that are none become texts, which JSON can hold."""
+        """Append an entry; numbers that are none become texts, which JSON can hold.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        handle = self._handle or self._opened()
         line = json.dumps({"kind": kind, **_plain(facts)})
-        self._handle.write(line + "\n")
+        handle.write(line + "\n")
         now = time.monotonic()
         if kind != "step" or now - self._flushed > _FLUSH_SECONDS:
-            self._handle.flush()
+            handle.flush()
             self._flushed = now
 
     def close(self) -> None:
         """Close the file."""
-        self._handle.close()
+        if self._handle is not None:
+            self._handle.close()
 
 
 def _plain(value: Any) -> Any:
