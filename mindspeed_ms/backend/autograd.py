@@ -31,6 +31,7 @@ __all__ = [
     "enable",
     "enable_grad",
     "get_grad",
+    "in_dynamic_graph",
     "is_grad_enabled",
     "no_grad",
     "recording",
@@ -100,15 +101,25 @@ def recording() -> Iterator[None]:
 
     Inside, MindSpore is in PyNative mode, the only one that has a tape.
     """
-    mode, flag = ms.get_context("mode"), _pynative_executor.grad_flag()
+    with in_dynamic_graph():
+        flag = _pynative_executor.grad_flag()
+        enable()
+        try:
+            yield
+        finally:
+            # Not left on: the first value_and_grad of somebody else would find no graph of its own.
+            _pynative_executor.set_grad_flag(flag)
+
+
+@contextmanager
+def in_dynamic_graph() -> Iterator[None]:
+    """Context with MindSpore in PyNative mode, whatever mode a script has set."""
+    mode = ms.get_context("mode")
     if mode != ms.PYNATIVE_MODE:
         ms.set_context(mode=ms.PYNATIVE_MODE)
-    enable()
     try:
         yield
     finally:
-        # Not left on: the first value_and_grad of somebody else would find no graph of its own.
-        _pynative_executor.set_grad_flag(flag)
         if mode != ms.PYNATIVE_MODE:
             ms.set_context(mode=mode)
 

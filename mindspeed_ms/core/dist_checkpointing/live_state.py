@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
+from mindspore.nn import Cell
 
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core.distributed import DistributedDataParallel
@@ -100,8 +101,17 @@ def _weights(model: DistributedDataParallel) -> Iterator[LiveTensor]:
 def _untrained(model: DistributedDataParallel) -> Iterator[LiveTensor]:
     for name, param in model.module.parameters_and_names():
         if not param.requires_grad and num_elements(param):
-            flat = memory.contiguous(param).view((num_elements(param),))
-            yield _live(name, WEIGHTS, param, 0, flat)
+            yield _whole(name, param)
+
+
+def parameters_of(cell: Cell) -> list[LiveTensor]:
+    """All parameters of a model that has no optimizer and no gradient buffers."""
+    return [_whole(name, param) for name, param in cell.parameters_and_names()]
+
+
+def _whole(name: str, param: Parameter) -> LiveTensor:
+    flat = memory.contiguous(param).view((num_elements(param),))
+    return _live(name, WEIGHTS, param, 0, flat)
 
 
 def _optimizer_state(optimizer: MegatronOptimizer) -> Iterator[LiveTensor]:

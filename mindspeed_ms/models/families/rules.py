@@ -142,8 +142,14 @@ class Heads:
         """Heads, groups and channels."""
         heads = value_of(theirs, self.heads)
         groups = value_of(theirs, self.groups, heads) if self.groups else heads
-        plain = value_of(theirs, self.hidden) // heads
-        width = value_of(theirs, self.width, plain) if self.width else plain
+        hidden = value_of(theirs, self.hidden)
+        given = theirs.get(self.width) if self.width else None
+        if given is None and hidden % heads:
+            raise ValueError(
+                f"config.json has {self.hidden} {hidden} and {self.heads} {heads}; the first must "
+                "be a multiple of the second"
+            )
+        width = hidden // heads if given is None else given
         return {
             "model_config.num_attention_heads": heads,
             "model_config.group_query_attention": groups != heads,

@@ -1,0 +1,1 @@
+"""Models by name: configurations, Auto classes, and models called as in ``transformers``."""

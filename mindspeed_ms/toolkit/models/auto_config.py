@@ -1,0 +1,64 @@
+"""``AutoConfig``: the configuration that a folder or a name stands for. No MindSpore is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mindspeed_ms.toolkit.models.configuration import (
+    PretrainedConfig,
+    config_class,
+    from_located,
+    show,
+)
+from mindspeed_ms.toolkit.models.locate import locate
+from mindspeed_ms.toolkit.models.presets import presets
+
+
+class AutoConfig:
+    """A configuration of the class that fits."""
+
+    def __init__(self) -> None:
+        raise OSError(
+            "AutoConfig is not made directly; use from_pretrained(name_or_folder) or "
+            "for_model(model_type)"
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **changes: Any
+    ) -> PretrainedConfig:
+        """The configuration of a folder, a file or the name of a size.
+
+        Args:
+            pretrained_model_name_or_path: a folder with ``config.json`` or a checkpoint of any
+                format, a ``.yaml`` or ``.json``, or a name.
+            changes: values to set on it.
+
+        Raises:
+            OSError: nothing is found; says where was looked.
+            ValueError: it describes no model that can be held.
+        """
+        config = from_located(locate(pretrained_model_name_or_path, presets()), PretrainedConfig)
+        config.update(changes)
+        return config
+
+    @classmethod
+    def for_model(cls, model_type: str, **given: Any) -> PretrainedConfig:
+        """A configuration of a model type, with values.
+
+        Raises:
+            ValueError: an unknown model type.
+        """
+        return config_class(model_type)(**given)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PretrainedConfig:
+        """From a ``config.json``."""
+        return config_class(values.get("model_type")).from_dict(values)
+
+    @classmethod
+    def show_support_list(cls) -> list[str]:
+        """Print, and return, the names of all sizes."""
+        return show("models", list(presets()))

@@ -1,0 +1,416 @@
+"""Models as users of ``transformers`` and MindFormers call them, over the engine's GPT.
+
+Legend: b batch, s sequence, v vocabulary (true rows, without padding).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from mindspore import Parameter, Tensor
+from mindspore.common import dtype as mstype
+from mindspore.nn import Cell
+from numpy.typing import ArrayLike
+
+from mindspeed_ms import ops
+from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.core import parallel_state, run_state
+from mindspeed_ms.core.run_state import RunState
+from mindspeed_ms.core.tensor_parallel import mappings
+from mindspeed_ms.formats.find import Found
+from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.models import gpt_spec
+from mindspeed_ms.toolkit.messages import unknown_argument
+from mindspeed_ms.toolkit.models import batches, building, configuration, stages
+from mindspeed_ms.toolkit.models.building import Layout
+from mindspeed_ms.toolkit.models.configuration import PretrainedConfig
+from mindspeed_ms.toolkit.models.locate import find_weights
+from mindspeed_ms.toolkit.models.saving import read_generation_config, save_model
+
+Model = TypeVar("Model", bound="PreTrainedModel")
+
+
+@dataclass(frozen=True, slots=True)
+class CausalLMOutput:
+    """What ``return_dict=True`` returns, as in ``transformers``."""
+
+    loss: Tensor | None
+    """Scalar fp32, if labels were given."""
+    logits: Tensor
+    """fp32 [b, s, v]."""
+
+
+class PreTrainedModel(Cell):
+    """A decoder-only language model with its head.
+
+    It is built when it is first needed, so that its size can be asked for, or a ``Trainer`` can
+    build it in a layout of its own, without weights in memory.
+
+    Args:
+        config: the configuration.
+        layout: ``tensor_model_parallel_size``, ``pipeline_model_parallel_size``,
+            ``expert_model_parallel_size`` (short: ``tensor_parallel``, ...), ``sequence_parallel``.
+            Not needed inside a run, or where groups exist.
+        dtype: type of weights and of computation; None for the configuration's.
+        seed: of the initial weights; None for ``mindspore.set_seed``'s.
+
+    Attributes:
+        config: the configuration.
+        generation_config: how it generates, by the keys of ``generation_config.json``.
+        name_or_path: where its weights came from.
+
+    Parallelism: calls are collective over the ranks of the layout.
+    """
+
+    Config: ClassVar[type[PretrainedConfig]] = PretrainedConfig
+    config: PretrainedConfig
+    generation_config: Any
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        *,
+        dtype: str | None = None,
+        seed: int | None = None,
+        **layout: Any,
+    ) -> None:
+        super().__init__()
+        if not isinstance(config, PretrainedConfig):
+            raise TypeError(
+                f"{type(self).__name__} takes a configuration such as {self.Config.__name__}(...), "
+                f"not {config!r}; from_pretrained takes names and folders"
+            )
+        self.config = config
+        self.generation_config = dict(config.generation)
+        self.name_or_path = config.name_or_path
+        self._layout = Layout.of(layout, type(self).__name__)
+        self._dtype, self._seed = dtype, seed
+        self._weights: Found | None = None
+        self._source: Path | None = None
+        self._chunks: list[GPTModel] = []
+        self._state: RunState | None = None
+        self._engine_config: AllConfig | None = None
+        if config.checkpoint_name_or_path:
+            self._weights = find_weights(config.checkpoint_name_or_path)
+
+    # --- files ------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        name_or_path: str | os.PathLike[str],
+        *,
+        config: PretrainedConfig | None = None,
+        dtype: Any = None,
+        **options: Any,
+    ) -> Model:
+        """A model with its weights, from a checkpoint of any format and layout.
+
+        With one rank the weights are read now; with several when the model is first used, so that
+        each rank reads its part only.
+
+        Args:
+            name_or_path: folder, file, or a name; see ``locate``.
+            config: the configuration, where the checkpoint does not describe its model.
+            dtype: type of weights and of computation; None or "auto" for the checkpoint's.
+            options: layout, or values of the configuration to change.
+
+        Raises:
+            OSError: nothing is found; says where was looked.
+            ValueError: the checkpoint is incomplete, or does not fit.
+        """
+        dtype = options.pop("torch_dtype", dtype)
+        options = _without_remote(options)
+        if config is None:
+            config = cls.Config.from_pretrained(name_or_path)
+        found = find_weights(name_or_path)
+        layout = {key: options.pop(key) for key in list(options) if key in building.LAYOUT_WORDS}
+        for name, value in options.items():
+            if not hasattr(config, name):
+                raise TypeError(unknown_argument("from_pretrained", name, config.to_dict()))
+            setattr(config, name, value)
+        is_given = dtype is not None and dtype != "auto"
+        model = cls(config, dtype=str(dtype) if is_given else None, **layout)
+        model._weights, model.name_or_path = found, os.fspath(name_or_path)
+        model._source = found.folder if found.folder.is_dir() else found.folder.parent
+        model.generation_config = {
+            **model.generation_config,
+            **read_generation_config(model._source),
+        }
+        if comm.get_world_size() == 1:
+            model.build()
+        return model
+
+    @classmethod
+    def from_config(cls: type[Model], config: PretrainedConfig, **options: Any) -> Model:
+        """A model with random weights."""
+        return cls(config, **options)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        save_name: str | None = None,
+        *,
+        format: str = "huggingface",  # noqa: A002 - the word users write
+        max_shard_size: int | str = "5GB",
+        push_to_hub: bool = False,
+        **hub_options: Any,
+    ) -> Path:
+        """Write the model; ``from_pretrained`` opens it, and ``transformers`` its own form.
+
+        Args:
+            save_directory: the folder.
+            save_name: with ``format="mindspore"``, stem of the ``.yaml`` and ``.ckpt``.
+            format: ``huggingface``, ``mindspore``, ``megatron`` or ``mindspeed_ms``.
+            max_shard_size: of one file; bytes, or a text such as ``"5GB"``.
+            push_to_hub: upload the folder too; ``repo_id``, ``token``, ``private`` say where.
+            hub_options: see ``push_to_hub``.
+
+        Raises:
+            ValueError: the format cannot hold the model.
+
+        Parallelism: collective over the world; the first rank writes.
+        """
+        return save_model(
+            self,
+            Path(save_directory),
+            save_name=save_name,
+            form=format,
+            max_shard_size=max_shard_size,
+            push_to_hub=hub_options if push_to_hub else None,
+        )
+
+    @classmethod
+    def show_support_list(cls) -> list[str]:
+        """Print, and return, the names of sizes of this kind of model."""
+        return cls.Config.show_support_list()
+
+    # --- parts ------------------------------------------------------------------------------------
+
+    def build(self) -> list[GPTModel]:
+        """The chunks of this rank: one, or one per virtual stage; built at the first call."""
+        if not self._chunks:
+            built = building.build(
+                self.config, self._layout, self._dtype, self._seed, self._weights
+            )
+            self._chunks, self._state, self._engine_config = (
+                built.chunks,
+                built.state,
+                built.config,
+            )
+            if len(self._chunks) == 1:
+                self.network_cell = self._chunks[0]
+            for chunk in self._chunks:
+                chunk.set_train(self.training)
+        return self._chunks
+
+    @property
+    def network(self) -> GPTModel:
+        """The engine's model, or its part on this rank."""
+        return self.build()[0]
+
+    @property
+    def engine_config(self) -> AllConfig:
+        """The engine's configuration that it was built with."""
+        self.build()
+        assert self._engine_config is not None, "a built model has one"
+        return self._engine_config
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Context in which the model's groups and random streams are the current ones."""
+        self.build()
+        inside = parallel_state.model_parallel_is_initialized()
+        state = run_state.current() if inside else self._state
+        assert state is not None, "a built model has one"
+        with run_state.activated(state), autograd.in_dynamic_graph():
+            yield
+
+    @property
+    def dtype(self) -> mstype.Type:
+        """Type of the weights."""
+        return memory.dtype_of(self._dtype or self.config.dtype)
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Elements of the whole model on all ranks, exactly; nothing is built for it."""
+        if only_trainable and self._chunks and parallel_state_is_single(self.engine_config):
+            return sum(int(np.prod(param.shape)) for param in self.trainable_params())
+        return gpt_spec(self.config.all_config().model_config).num_parameters
+
+    def parameters_and_names(
+        self, name_prefix: str = "", expand: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """Parameters of this rank, by the names they have in checkpoints."""
+        for chunk in self.build():
+            yield from chunk.parameters_and_names(name_prefix, expand)
+
+    def set_train(self, mode: bool = True) -> PreTrainedModel:
+        """Switch dropout, and the loss from rows of tokens, on or off."""
+        if mode:
+            self.build()
+        super().set_train(mode)
+        for chunk in self._chunks:
+            chunk.set_train(mode)
+        return self
+
+    def train(self, mode: bool = True) -> PreTrainedModel:
+        """``set_train``, by the name of ``transformers``."""
+        return self.set_train(mode)
+
+    def eval(self) -> PreTrainedModel:
+        """``set_train(False)``."""
+        return self.set_train(False)
+
+    def set_input_tensor(self, input_tensor: Tensor | None) -> None:
+        """Activations from the previous pipeline stage, for the engine's schedules."""
+        self.network.set_input_tensor(input_tensor)
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model; see ``construct``."""
+        with self.active():
+            return super().__call__(*args, **kwargs)
+
+    def construct(
+        self,
+        input_ids: ArrayLike | Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        labels: ArrayLike | Tensor | None = None,
+        return_dict: bool = False,
+        **engine_inputs: Any,
+    ) -> Tensor | CausalLMOutput:
+        """Logits fp32 [b, s, v], or with labels the loss.
+
+        In training, rows of one token more than ``config.seq_length`` are inputs and labels in
+        one, as in MindFormers, and give the loss.
+
+        Args:
+            input_ids: ids [b, s], array or tensor.
+            attention_mask: [b, s], 0 for tokens that are not seen; None: all are.
+            position_ids: [b, s]; None: 0, 1, 2, ...
+            labels: ids [b, s] at the place of the token itself (they are shifted here), -100 for
+                tokens without loss; the loss is the mean over the others.
+            return_dict: return a ``CausalLMOutput``.
+            engine_inputs: ``tokens`` and ``loss_mask``: the engine's own protocol, labels as they
+                are.
+
+        Raises:
+            ValueError: inputs of a wrong shape, or ids without a row in the vocabulary.
+        """
+        if "tokens" in engine_inputs or input_ids is None:
+            return self.network(
+                engine_inputs.pop("tokens", None),
+                position_ids,
+                attention_mask,
+                labels=labels,
+                **engine_inputs,
+            )
+        if engine_inputs:
+            known = ("input_ids", "attention_mask", "position_ids", "labels", "return_dict")
+            name = next(iter(engine_inputs))
+            raise TypeError(unknown_argument(type(self).__name__, name, known))
+        ids = batches.as_array(input_ids, "input_ids")
+        targets = None if labels is None else batches.shifted(labels, ids.shape)
+        if labels is None and self.training and ids.shape[1] == self._row_length():
+            ids, targets = ids[:, :-1], batches.Targets(ids[:, 1:])
+        batch = batches.prepare(ids, attention_mask, position_ids, self.engine_config)
+        return self._forward(batch, targets, return_dict)
+
+    def _row_length(self) -> int:
+        return self.engine_config.model_config.seq_length + 1
+
+    def _forward(
+        self, batch: batches.Batch, targets: batches.Targets | None, return_dict: bool
+    ) -> Tensor | CausalLMOutput:
+        length, extra = batch.length, batch.tokens.shape[1] - batch.length
+        if targets is not None and not return_dict:
+            ids, mask = targets.tensors(extra)
+            return stages.forward(
+                self.build(),
+                self.engine_config,
+                batch,
+                labels=ids,
+                loss_mask=mask,
+            )
+        parts = stages.forward(self.build(), self.engine_config, batch)
+        loss = None
+        if targets is not None:
+            ids, mask = targets.tensors(extra)
+            loss = self.network.loss(ops.cast(parts, mstype.float32), ids, mask)
+        logits = mappings.gather_from_tensor_model_parallel_region(parts)
+        rows = self.engine_config.dataset_config.vocab_size or logits.shape[-1]
+        if logits.shape[1:] != (length, rows):
+            logits = memory.contiguous(logits[:, :length, :rows])
+        logits = ops.cast(logits, mstype.float32)
+        return CausalLMOutput(loss, logits) if return_dict else logits
+
+
+def parallel_state_is_single(config: AllConfig) -> bool:
+    """Whether one rank holds the whole model."""
+    parallel = config.parallel_config
+    return (
+        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size == 1
+        and (parallel.expert_model_parallel_size or 1) == 1
+    )
+
+
+_REMOTE = (
+    "revision",
+    "cache_dir",
+    "trust_remote_code",
+    "token",
+    "local_files_only",
+    "device_map",
+    "attn_implementation",
+    "low_cpu_mem_usage",
+)
+
+
+def _without_remote(options: dict[str, Any]) -> dict[str, Any]:
+    """Options without those that say how files are downloaded, or which kernels compute."""
+    return {key: value for key, value in options.items() if key not in _REMOTE}
+
+
+class GPT2LMHeadModel(PreTrainedModel):
+    """GPT-2."""
+
+    Config = configuration.GPT2Config
+
+
+class LlamaForCausalLM(PreTrainedModel):
+    """Llama 1, 2 and 3."""
+
+    Config = configuration.LlamaConfig
+
+
+class Qwen2ForCausalLM(PreTrainedModel):
+    """Qwen 2 and 2.5."""
+
+    Config = configuration.Qwen2Config
+
+
+class Qwen3ForCausalLM(PreTrainedModel):
+    """Qwen 3."""
+
+    Config = configuration.Qwen3Config
+
+
+class MistralForCausalLM(PreTrainedModel):
+    """Mistral."""
+
+    Config = configuration.MistralConfig
+
+
+class MixtralForCausalLM(PreTrainedModel):
+    """Mixtral."""
+
+    Config = configuration.MixtralConfig

@@ -1,0 +1,191 @@
+"""A model's folder: weights, configuration, and the files that stood beside them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import yaml
+
+from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.config import AllConfig, to_yaml
+from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor, parameters_of
+from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
+from mindspeed_ms.formats import dtypes, huggingface
+from mindspeed_ms.formats.catalog import Catalog, StoredTensor
+from mindspeed_ms.formats.containers import storage
+from mindspeed_ms.formats.source import Source
+from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.models import ModelSpec, gpt_spec
+from mindspeed_ms.models.families.registry import family_of
+from mindspeed_ms.plan.region import Region, Span
+from mindspeed_ms.toolkit.models.configuration import EngineConfig, PretrainedConfig
+from mindspeed_ms.training.conversion import ConvertOptions, convert
+
+FORMATS = ("huggingface", "mindspore", "megatron", "mindspeed_ms")
+GENERATION = "generation_config.json"
+
+
+class SavedModel(Protocol):
+    """What a folder is made of."""
+
+    config: PretrainedConfig
+    name_or_path: str
+
+    @property
+    def engine_config(self) -> AllConfig:
+        """The engine's configuration."""
+
+    @property
+    def network(self) -> GPTModel:
+        """The model, where one rank holds it whole."""
+
+    def build(self) -> list[GPTModel]:
+        """The chunks of this rank."""
+
+    def active(self) -> AbstractContextManager[None]:
+        """Context with the model's groups."""
+
+
+class LiveSource(Source):
+    """The tensors of a model in memory, as a converter reads them.
+
+    Args:
+        tensors: of a model that is whole on this rank.
+        spec: the model.
+    """
+
+    def __init__(self, tensors: list[LiveTensor], spec: ModelSpec) -> None:
+        stored = {item.name: StoredTensor(item.shape, item.dtype) for item in tensors}
+        super().__init__(Catalog(stored, {}, "the model in memory"), spec)
+        self._live = {item.name: item for item in tensors}
+
+    def read(self, name: str, kind: str = "", span: Span | None = None) -> np.ndarray:
+        """A tensor, or the region of a complete span of it, flat."""
+        item = self._live[name]
+        array = memory.flat_view(item.tensor).reshape(item.shape)
+        region = Region.whole(self.shape(name)) if span is None else span.region
+        part = np.ascontiguousarray(_part_of(array, region)).reshape(-1)
+        return dtypes.convert(part, item.dtype, self.dtype(name))
+
+
+def _part_of(array: np.ndarray, region: Region) -> np.ndarray:
+    for dim, runs in enumerate(region.runs):
+        before = (slice(None),) * dim
+        parts = [array[(*before, slice(start, start + size))] for start, size in runs]
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=dim)
+    return array
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """``generation_config.json`` of a model's folder; empty if there is none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    path = folder / GENERATION
+    return huggingface.read_config(path) if path.is_file() else {}
+
+
+def save_model(
+    model: SavedModel,
+    folder: Path,
+    *,
+    save_name: str | None,
+    form: str,
+    max_shard_size: int | str,
+    push_to_hub: Mapping[str, Any] | None,
+) -> Path:
+    """See ``PreTrainedModel.save_pretrained``."""
+    if form not in FORMATS:
+        raise ValueError(f"format is {form!r}; there are {', '.join(FORMATS)}")
+    model.build()
+    folder.mkdir(parents=True, exist_ok=True)
+    with model.active():
+        if form == "huggingface" and comm.get_world_size() == 1:
+            _write_huggingface(model, folder)
+        else:
+            _through_own_format(model, folder, form, save_name)
+    return folder
+
+
+def _write_huggingface(model: SavedModel, folder: Path) -> None:
+    config = model.engine_config
+    is_of_family = not isinstance(model.config, EngineConfig)
+    family = model.config.family if is_of_family else family_of(config)
+    spec = gpt_spec(config.model_config)
+    source = LiveSource(parameters_of(model.network), spec)
+    huggingface.write(
+        source,
+        config,
+        family,
+        folder,
+        lambda count: None,
+        vocab_size=model.config.vocab_size,
+        original=model.config.to_dict(),
+    )
+
+
+def _through_own_format(model: SavedModel, folder: Path, form: str, save_name: str | None) -> None:
+    """Every rank writes its part, then the first rank converts.
+
+    Raises:
+        ValueError: the format cannot hold the model.
+    """
+    is_first = comm.get_rank() == 0
+    between = tempfile.mkdtemp(dir=folder, prefix=".save_") if is_first else ""
+    if comm.get_world_size() > 1:
+        between = comm.broadcast_object(between, 0)
+    problem = ""
+    try:
+        _write_own(model, Path(between, "own"))
+        if is_first:
+            _convert(model, Path(between), folder, form, save_name)
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    if comm.get_world_size() > 1:
+        problem = comm.broadcast_object(problem, 0)
+    if is_first:
+        shutil.rmtree(between, ignore_errors=True)
+    if problem:
+        raise ValueError(problem)
+
+
+def _convert(
+    model: SavedModel, between: Path, folder: Path, form: str, save_name: str | None
+) -> None:
+    options = ConvertOptions(to=form, make_vocab_size_divisible_by=1)  # type: ignore[arg-type]
+    target = between / "converted" if form == "mindspore" else folder
+    convert(between / "own", target, options)
+    if form == "mindspore":
+        stem = save_name or Path(model.name_or_path).name or "mindspore_model"
+        (written,) = target.glob("rank_0/*.ckpt")
+        os.replace(written, folder / f"{stem}.ckpt")
+        values = model.config.to_dict()
+        kind = type(model.config).__name__
+        block = {"arch": {"type": type(model).__name__}, "model_config": {"type": kind, **values}}
+        storage.write_text(
+            folder / f"{stem}.yaml", yaml.safe_dump({"model": block}, sort_keys=False)
+        )
+
+
+def _write_own(model: SavedModel, root: Path) -> None:
+    config: AllConfig = model.engine_config
+    common = {
+        "iteration": 0,
+        "vocab_size": model.config.vocab_size,
+        "is_tied": not config.model_config.untie_embeddings_and_output_weights,
+        "config": config.to_dict(),
+        "huggingface": model.config.to_dict(),
+    }
+    tensors = [tensor for chunk in model.build() for tensor in parameters_of(chunk)]
+    saver = CheckpointSaver(SaveSettings(root=root))
+    snapshot = Snapshot(iteration=0, common=common, rank_state={}, config=to_yaml(config))
+    saver.save(tensors, snapshot)
+    saver.finish()

@@ -1,0 +1,60 @@
+"""A model by name is the same in every layout: logits, loss, and what is saved."""
+
+from pathlib import Path
+
+import hf_models
+import numpy as np
+import pytest
+
+LAYOUTS = {
+    "tp2": {"tensor_parallel": 2},
+    "tp2-sp": {"tensor_parallel": 2, "sequence_parallel": True},
+    "pp2": {"pipeline_parallel": 2},
+    "ep2": {"expert_parallel": 2},
+}
+CASES = [
+    ("gpt2", "tp2"),
+    ("llama", "tp2-sp"),
+    ("llama_tied", "pp2"),
+    ("qwen3", "tp2"),
+    ("mixtral", "tp2"),
+    ("mixtral", "ep2"),
+    ("mixtral", "pp2"),
+]
+
+
+def compute(source, saved, layout):
+    from mindspeed_ms import AutoModelForCausalLM
+    from mindspeed_ms.backend import comm
+
+    model = AutoModelForCausalLM.from_pretrained(source, **layout)
+    ids = hf_models.IDS[:, :11]  # no multiple of the tensor ranks
+    labels = np.where(ids % 5 == 0, -100, ids)
+    held = sum(int(np.prod(param.shape)) for param in model.get_parameters())
+    model.save_pretrained(saved)
+    comm.barrier()
+    return model(ids).asnumpy(), float(model(ids, labels=labels)), held, model.num_parameters()
+
+
+@pytest.mark.parametrize(("kind", "layout"), CASES)
+def test_every_layout_computes_and_saves_the_same(kind, layout, dist_run, tmp_path, request):
+    source, saved = tmp_path / "source", tmp_path / "saved"
+    hf_models.write(source, kind)
+    results = dist_run(
+        compute, ranks=2, source=str(source), saved=str(saved), layout=LAYOUTS[layout]
+    )
+    expected = np.load(request.config.rootpath / "tests" / "data" / "models" / "expected.npz")
+    for logits, loss, held, total in results:
+        np.testing.assert_allclose(logits, expected[f"{kind}.logits"][:, :11], atol=2e-5)
+        assert loss == pytest.approx(results[0][1], abs=1e-6)
+        assert held < 0.8 * total
+    assert (saved / "config.json").read_text() == (source / "config.json").read_text()
+    assert _tensors(saved) == _tensors(source)
+
+
+def _tensors(folder: Path):
+    load_file = pytest.importorskip("safetensors.numpy").load_file
+    return {
+        name: (array.shape, array.tobytes())
+        for name, array in load_file(folder / "model.safetensors").items()
+    }
