@@ -15,7 +15,6 @@ from mindspeed_ms.plan.layer_placement import expand_layout
 
 _KERNELS = "the kernel of each operation is chosen once at start"
 _NO_PROFILER = "there is no profiler yet"
-_NO_TIMERS = "there are no timers of the parts of a step yet"
 _NO_METRIC = "evaluation reports loss and perplexity, and no checkpoint of the best is kept apart"
 _NO_ADAPTERS = "low-rank adapters are not available yet"
 
@@ -37,10 +36,6 @@ WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
         "training_config.epochs": "training_iters or train_samples is the length of training",
         "training_config.eval_metric": _NO_METRIC,
         "training_config.best_metric_comparison": _NO_METRIC,
-        "training_config.log_progress": "no progress file is written yet",
-        "training_config.timing_log_level": _NO_TIMERS,
-        "training_config.timing_log_option": _NO_TIMERS,
-        "training_config.barrier_with_level_1_timing": _NO_TIMERS,
         **{
             f"training_config.profile_{name}": _NO_PROFILER
             for name in (

@@ -43,6 +43,9 @@ class Watching(Section):
     log_learning_rate_to_tensorboard: bool = True
     """Write the learning rate as a curve."""
 
+    log_memory_interval: Count | None = None
+    """Iterations between tables of the memory of all ranks, planned beside measured. None: none."""
+
     wandb_project: MaybeEmptyText = ""
     """Project of Weights & Biases that gets the figures. Empty: none does."""
 

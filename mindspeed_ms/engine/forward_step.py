@@ -12,6 +12,7 @@ from mindspore import Tensor
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.pipeline_parallel.schedules import LossFunc
+from mindspeed_ms.core.timers import timed
 from mindspeed_ms.engine.datasets import MODEL_INPUTS, get_batch
 
 GetBatch = Callable[[Iterator], Any]
@@ -57,7 +58,8 @@ def default_forward_step(
     read = get_batch_func or get_batch
 
     def forward_step(data_iterator: Iterator, model: Any) -> tuple[Tensor, LossFunc]:
-        batch = _named(read(data_iterator))
+        with timed("batch-generator", 2):
+            batch = _named(read(data_iterator))
         tokens = _num_tokens(batch)
 
         def loss_func(loss: Tensor) -> tuple[Tensor, float, dict[str, tuple[Any, Any]]]:

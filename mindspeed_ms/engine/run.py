@@ -25,6 +25,7 @@ from mindspeed_ms.core.optimizer import (
     get_megatron_optimizer,
 )
 from mindspeed_ms.core.run_state import RunState
+from mindspeed_ms.core.timers import timed
 from mindspeed_ms.engine import output
 from mindspeed_ms.engine.batch_counts import nothing_to_train, num_train_iters
 from mindspeed_ms.engine.checkpointing import load_checkpoint, make_saver, true_vocab_size
@@ -130,15 +131,20 @@ class Run:
         check_configuration(config)
         try:
             with self.active():
-                self._build(model_provider, functions or StepFunctions(), started)
-                self._read(datasets_provider, train_data_loader)
+                with timed("model-and-optimizer-setup", 0):
+                    setup = self._build(model_provider, functions or StepFunctions(), started)
+                with timed("train/valid/test-data-iterators-setup", 0):
+                    self._read(datasets_provider, train_data_loader)
+                setup.observer.print_timers(
+                    "model-and-optimizer-setup", "train/valid/test-data-iterators-setup"
+                )
         except BaseException:
             self._abandon()
             raise
 
     def _build(
         self, model_provider: Callable[..., Cell], functions: StepFunctions, started: float | None
-    ) -> None:
+    ) -> TrainingSetup:
         self.config = resumed(self.config)
         fill_run_state(self.config)
         report_layout(self.config)
@@ -146,11 +152,11 @@ class Run:
         if saver is not None:
             saver.check_folder()
             require_shared(Path(self.config.training_config.output_dir))
+        observer = Observer(self.config, self._warnings)
+        self._undo.callback(observer.close)
         self.model = get_model(model_provider, self.config)
         for chunk in self.model:
             self._undo.callback(chunk.detach)
-        observer = Observer(self.config, self._warnings)
-        self._undo.callback(observer.close)
         setup = _set_up(self.config, self.model, functions, observer)
         setup.started = time.time() if started is None else started
         _load(setup, saver)
@@ -164,6 +170,7 @@ class Run:
         print_rank_0(
             f"[after model, optimizer, and learning rate scheduler are built] datetime: {now} "
         )
+        return setup
 
     def _read(self, datasets_provider: Callable | None, train_data_loader: Iterable | None) -> None:
         self._data = build_run_data(self.config, datasets_provider, train_data_loader, self.state)
@@ -328,9 +335,14 @@ def _set_up(
 def _load(setup: TrainingSetup, saver: CheckpointSaver | None) -> None:
     """Continue from a checkpoint if the configuration names one, and prepare saving."""
     config = setup.config
-    loaded = load_checkpoint(config, setup.model, setup.optimizer, setup.scheduler)
+    with timed("load-checkpoint", 0):
+        loaded = load_checkpoint(config, setup.model, setup.optimizer, setup.scheduler)
+    if loaded.state.iteration:
+        setup.observer.print_timers("load-checkpoint")
     setup.state = loaded.state
     setup.train_iters = num_train_iters(config, setup.state)
     update_num_microbatches(setup.state.consumed_train_samples, consistency_check=False)
     if saver is not None:
-        setup.checkpoints = RunCheckpoints(saver, loaded, true_vocab_size(config))
+        setup.checkpoints = RunCheckpoints(
+            saver, loaded, true_vocab_size(config), setup.observer.after_background_save
+        )

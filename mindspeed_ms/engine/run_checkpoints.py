@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mindspeed_ms.backend import comm
@@ -14,6 +14,7 @@ from mindspeed_ms.core.dist_checkpointing.retention import RUN, UNHEALTHY
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveError
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
+from mindspeed_ms.core.timers import timed
 from mindspeed_ms.engine.checkpointing import Loaded, save_checkpoint
 from mindspeed_ms.engine.errors import RunFailure
 from mindspeed_ms.engine.health import Health
@@ -46,14 +47,20 @@ class RunCheckpoints:
         saver: writes them.
         loaded: what the run has started from.
         vocab_size: tokens in use, None if unknown.
+        on_complete: told the iteration of a checkpoint whose writing in the background is over.
 
     Parallelism: collective over the world, as are its methods but ``abandon``.
     """
 
     def __init__(
-        self, saver: CheckpointSaver, loaded: Loaded, vocab_size: int | None = None
+        self,
+        saver: CheckpointSaver,
+        loaded: Loaded,
+        vocab_size: int | None = None,
+        on_complete: Callable[[int], None] | None = None,
     ) -> None:
         self._saver, self._vocab_size = saver, vocab_size
+        self._on_complete = on_complete
         self._newest = loaded.saved_already
         # A run that goes on from its newest checkpoint is the same run. From an older one it is
         # another: the later checkpoints are not its own.
@@ -131,17 +138,18 @@ class RunCheckpoints:
         if not setup.health.is_sound(setup.optimizer):
             event = setup.health.event or f"weights are no numbers at iteration {state.iteration}"
             print_rank_0(f"  WARNING: the checkpoint is marked as unsound ({event})")
-        save_checkpoint(
-            self._saver,
-            setup.config,
-            setup.model,
-            setup.optimizer,
-            setup.scheduler,
-            state,
-            {RUN: self._run, UNHEALTHY: event, "vocab_size": self._vocab_size},
-        )
+        with timed("save-checkpoint", 0):
+            save_checkpoint(
+                self._saver,
+                setup.config,
+                setup.model,
+                setup.optimizer,
+                setup.scheduler,
+                state,
+                {RUN: self._run, UNHEALTHY: event, "vocab_size": self._vocab_size},
+            )
         self._newest = state.iteration
-        setup.observer.after_save(state.iteration)
+        setup.observer.after_save(state)
 
     def _complete(self, wait: bool) -> None:
         before = self._saver.last_saved
@@ -155,3 +163,5 @@ class RunCheckpoints:
                 f"  successfully saved checkpoint from iteration {saved:7d} to "
                 f"{self._saver.settings.root}"
             )
+            if saved is not None and self._on_complete is not None:
+                self._on_complete(saved)

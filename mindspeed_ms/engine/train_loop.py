@@ -28,6 +28,7 @@ from mindspeed_ms.core.num_microbatches_calculator import (
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
 from mindspeed_ms.core.pipeline_parallel import get_forward_backward_func
 from mindspeed_ms.core.tensor_parallel.random import get_rng_tracker
+from mindspeed_ms.core.timers import timed
 from mindspeed_ms.engine.first_bad_number import explain
 from mindspeed_ms.engine.forward_step import TokenWeights
 from mindspeed_ms.engine.health import Health
@@ -46,7 +47,6 @@ from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
 from mindspeed_ms.engine.run_data import EvaluationSet
 from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.engine.stop_conditions import StopConditions
-from mindspeed_ms.engine.timeline_file import timeline_recorder
 from mindspeed_ms.engine.train_state import TrainState
 from mindspeed_ms.planning.flops import tflops_per_rank
 
@@ -112,9 +112,10 @@ def train(
             reason = stop.reason(state.iteration)
             if setup.checkpoints is not None:
                 setup.checkpoints.after_step(setup, must_save=reason is not None)
-            observer.end_iteration(state.iteration)
+            observer.end_iteration(state)
     if reason is not None:
         print_rank_last(reason)
+    observer.note_memory(state)
     is_over = reason is not None or state.iteration >= setup.train_iters
     if setup.checkpoints is not None and is_over:
         setup.checkpoints.at_end(setup)
@@ -160,7 +161,7 @@ class StepAgain:
 def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
     """Forward and backward of one global batch, and the optimizer step."""
     start = time.perf_counter()
-    state, training = setup.state, setup.config.training_config
+    state = setup.state
     comm.note_iteration(state.iteration + 1)
     update_num_microbatches(state.consumed_train_samples)
     batch_size = get_current_running_global_batch_size()
@@ -170,16 +171,15 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
     if setup.token_weights is not None:
         setup.token_weights.seen = 0.0
     step_again = StepAgain(data_iterator)
-    reports = get_forward_backward_func()(
-        forward_step_func=setup.forward_step,
-        data_iterator=step_again,
-        model=setup.model,
-        num_microbatches=get_num_microbatches(),
-        loss_scale=loss_scale,
-        recorder=timeline_recorder(
-            training.pipeline_timeline, state.iteration + 1, setup.train_iters
-        ),
-    )
+    with timed("forward-backward", 1):
+        reports = get_forward_backward_func()(
+            forward_step_func=setup.forward_step,
+            data_iterator=step_again,
+            model=setup.model,
+            num_microbatches=get_num_microbatches(),
+            loss_scale=loss_scale,
+            recorder=setup.observer.recorder(state.iteration + 1, setup.train_iters),
+        )
     losses = mean_losses(reports)
     layer_losses = collect_layer_losses(setup.config.model_config, get_num_microbatches())
     finalize_model_grads(setup.model)
@@ -192,7 +192,8 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
             state.iteration + 1, losses, norm, lambda is_bad: step_again.explain(setup, is_bad)
         )
 
-    result = setup.optimizer.step(watch)
+    with timed("optimizer", 1):
+        result = setup.optimizer.step(watch)
     setup.health.note_step(state.iteration + 1, not result.success, setup.optimizer)
     if result.success:
         setup.scheduler.step(batch_size)
@@ -308,7 +309,9 @@ def evaluate_and_print_results(
     """
     results = []
     for data in sets:
-        results.append(evaluate(setup, data))
+        with timed("evaluate", 0):
+            results.append(evaluate(setup, data))
+        setup.observer.print_timers("evaluate")
         for line in validation_lines(prefix, results[-1], data.suffix):
             print_rank_last(line)
     suffixes = [data.suffix for data in sets]

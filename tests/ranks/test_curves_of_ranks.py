@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_builder import trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_golden_runs import GOLDEN
 
 from tools import parity
 
+PP = ("--pipeline-model-parallel-size", "2")
+DP = ("--use-distributed-optimizer",)
+CURVES = ("--log-interval", "1", "--tensorboard-dir")
 LAYOUTS = {
     "one-rank": (1, "b_llama_hot", []),
     "pp2": (2, "b_llama_hot", ["--pipeline-model-parallel-size", "2"]),
@@ -47,3 +51,18 @@ def test_curves_of_a_recorded_run(dist_run, tmp_path, ranks, case, flags):
         mean = [point.value for point in events.Scalars("load_balancing_loss")]
         np.testing.assert_allclose(np.mean(per_layer, axis=0), mean, rtol=1e-5)
         assert "load_balancing_loss vs samples" not in events.Tags()["scalars"]
+
+
+def timed_worker(folder):
+    trained(*PP, "--timing-log-level", "2", "--log-timers-to-tensorboard", *CURVES, folder)
+    trained(*DP, "--timing-log-level", "1", "--timing-log-option", "all", "--log-interval", "3")
+
+
+def test_timers_of_stages(dist_run, tmp_path, capfd):
+    dist_run(timed_worker, ranks=2, folder=str(tmp_path))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    passes = {f"{name}-time" for name in ("forward-compute", "backward-compute", "optimizer")}
+    assert passes <= tags and "iteration-time" in tags
+    assert {"forward-send-time", "forward-recv-time", "backward-recv-time"} <= tags

@@ -11,6 +11,7 @@ from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.expert_bias import update_expert_biases
 from mindspeed_ms.core.parameter import named_parameters, shard_of
+from mindspeed_ms.core.timers import timed
 from mindspeed_ms.plan.param_layout import flat_layout
 
 
@@ -21,10 +22,13 @@ def finalize_model_grads(models: Sequence[DistributedDataParallel]) -> None:
 
     Source: Megatron-LM ``finalize_model_grads`` (order of the reductions).
     """
-    for model in models:
-        model.finish_grad_sync()
-    _sum_sequence_parallel_grads(models, parallel_state.get_tensor_model_parallel_group())
-    _sum_tied_embedding_grads(models, parallel_state.get_embedding_group())
+    with timed("all-grads-sync", 1):
+        for model in models:
+            model.finish_grad_sync()
+    with timed("layernorm-grads-all-reduce", 1):
+        _sum_sequence_parallel_grads(models, parallel_state.get_tensor_model_parallel_group())
+    with timed("embedding-grads-all-reduce", 1):
+        _sum_tied_embedding_grads(models, parallel_state.get_embedding_group())
     update_expert_biases([model.module for model in models])
 
 

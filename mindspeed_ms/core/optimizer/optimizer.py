@@ -24,6 +24,7 @@ from mindspeed_ms.core.optimizer.grad_scaler import GradScaler
 from mindspeed_ms.core.optimizer.param_groups import ParamGroup, get_param_groups
 from mindspeed_ms.core.optimizer.update_rules import get_update_rule
 from mindspeed_ms.core.parameter import named_parameters
+from mindspeed_ms.core.timers import timed
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,9 @@ class MegatronOptimizer:
                 loss scale lets steps be skipped.
         """
         inverse = 1.0 / self.loss_scale
-        norm, has_overflow = self._grad_norm(inverse)
+        has_scale = self.grad_scaler is not None
+        with timed(f"optimizer-{'unscale-and-check-inf' if has_scale else 'clip-main-grad'}", 1):
+            norm, has_overflow = self._grad_norm(inverse)
         if self.grad_scaler is not None:
             if self._skips(self.grad_scaler, has_overflow):
                 return StepResult(False, None, None)
@@ -118,10 +121,14 @@ class MegatronOptimizer:
         coefficient = 1.0
         if self.config.clip_grad > 0.0:
             coefficient = clip_coefficient(norm, self.config.clip_grad)
-        zeros = self._num_zeros() if self.log_num_zeros else None
+        zeros = None
+        if self.log_num_zeros:
+            with timed("optimizer-count-zeros", 1):
+                zeros = self._num_zeros()
         self.num_steps += 1
-        for state in self._states:
-            state.update(self.num_steps, coefficient * inverse)
+        with timed("optimizer-inner-step", 1):
+            for state in self._states:
+                state.update(self.num_steps, coefficient * inverse)
         self._share()
         return StepResult(True, norm, zeros)
 
@@ -194,8 +201,9 @@ class DistributedOptimizer(MegatronOptimizer):
     """
 
     def _share(self) -> None:
-        for model in self.models:
-            model.start_param_sync()
+        with timed("params-all-gather", 1):
+            for model in self.models:
+                model.start_param_sync()
 
 
 def _copies(shard: OptimizerShard) -> int:

@@ -21,6 +21,8 @@ from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.core import aux_losses, parallel_state
 from mindspeed_ms.core.pipeline_parallel.p2p_communication import StageLink
 from mindspeed_ms.plan.schedule_plan import (
+    ACTIVATION,
+    GRADIENT,
     Backward,
     Exchange,
     Forward,
@@ -97,6 +99,8 @@ class TimedStep:
     microbatch: int
     start: float
     end: float
+    transfers: str = ""
+    """Of an exchange: what it starts, as Megatron names its timers."""
 
 
 @dataclass(slots=True)
@@ -161,7 +165,9 @@ class StageExecutor:
             self.link.start(step, self._to_send)
             for transfer in step.sends:
                 del self._to_send[transfer]
-            self._note("exchange", 0, 0, start)
+            self.record.timeline.append(
+                TimedStep("exchange", 0, 0, start, time.perf_counter(), _transfers_of(step))
+            )
             return
         received = self._take_input(step)
         if needs_input(self.shape, self.work.stage, step):
@@ -246,6 +252,21 @@ class StageExecutor:
 
     def _is_last(self, step: Pass) -> bool:
         return self.work.stage == self.shape.stages - 1 and step.chunk == self.shape.chunks - 1
+
+
+def _transfers_of(step: Exchange) -> str:
+    """``forward-send-backward-recv`` and its like."""
+    parts = []
+    for way, transfers in (("send", step.sends), ("recv", step.receives)):
+        kinds = {transfer.kind for transfer in transfers}
+        parts += [
+            f"{name}-{way}"
+            for name, kind in (("forward", ACTIVATION), ("backward", GRADIENT))
+            if kind in kinds
+        ]
+    if len(parts) > 2:
+        return "forward-backward-send-forward-backward-recv"
+    return "-".join(parts)
 
 
 def _recording(is_recorded: bool) -> AbstractContextManager[None]:

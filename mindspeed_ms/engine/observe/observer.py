@@ -15,9 +15,12 @@ from typing import Protocol
 
 from mindspeed_ms.backend import comm, device
 from mindspeed_ms.config import AllConfig
+from mindspeed_ms.core import parallel_state, run_state
+from mindspeed_ms.core.pipeline_parallel.executor import StepRecord
+from mindspeed_ms.core.timers import Timers
 from mindspeed_ms.engine.log_lines import IntervalReport
 from mindspeed_ms.engine.observe import extras
-from mindspeed_ms.engine.observe.facts import start_facts
+from mindspeed_ms.engine.observe.facts import plan_facts, start_facts
 from mindspeed_ms.engine.observe.figures import (
     Figures,
     interval_figures,
@@ -25,11 +28,22 @@ from mindspeed_ms.engine.observe.figures import (
     validation_figures,
 )
 from mindspeed_ms.engine.observe.log_file import LogFile, Row
+from mindspeed_ms.engine.observe.memory_table import RankMemory, memory_lines
+from mindspeed_ms.engine.observe.progress_file import ProgressFile
 from mindspeed_ms.engine.observe.record import RunRecord, Warnings
 from mindspeed_ms.engine.observe.tensorboard import TensorBoardWriter, cut_events
+from mindspeed_ms.engine.observe.timer_lines import (
+    STEP_TIMERS,
+    add_passes,
+    timer_lines,
+    times_by_name,
+)
 from mindspeed_ms.engine.observe.wandb_writer import WandbWriter
+from mindspeed_ms.engine.output import print_rank_last
 from mindspeed_ms.engine.step_report import StepReport
+from mindspeed_ms.engine.timeline_file import timeline_recorder
 from mindspeed_ms.engine.train_state import TrainState
+from mindspeed_ms.planning.flops import flops_per_step
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +80,12 @@ class Observer:
         self._curves: list[CurveWriter] = []
         self._log_file: LogFile | None = None
         self._record: RunRecord | None = None
+        self._progress: ProgressFile | None = None
         self._row: Row = {}
+        self._base_memory = device.memory_stats()["current"]
+        timers = run_state.current().member(Timers)
+        timers.level = self._training.timing_log_level
+        timers.waits = self._training.barrier_with_level_1_timing and self._world_size > 1
 
     def begin(self, state: TrainState) -> None:
         """Open what was asked for.
@@ -77,7 +96,7 @@ class Observer:
         Raises:
             ValueError: a file cannot be written.
 
-        Parallelism: called by all ranks together; the other methods are local.
+        Parallelism: collective, as all methods that say so; the others are local.
         """
         problem = None
         try:
@@ -116,6 +135,10 @@ class Observer:
         if comm.get_rank() == 0 and training.save_checkpoints:
             facts = start_facts(self._config, state, self._world_size)
             self._record = RunRecord(Path(training.output_dir), facts)
+            if training.log_progress:
+                self._progress = ProgressFile(
+                    Path(training.output_dir), self._world_size, self._operations(state)
+                )
 
     def wants_params_norm(self, iteration: int) -> bool:
         """Whether an iteration's figures have the norm of the parameters; equal on all ranks."""
@@ -166,8 +189,11 @@ class Observer:
             "tokens_per_second": round(tokens / report.seconds, 1),
         }
 
-    def after_line(self, line: IntervalReport, timers: Mapping[str, float] | None = None) -> None:
-        """A log line was printed."""
+    def after_line(self, line: IntervalReport) -> None:
+        """A log line was printed (collective where steps are timed in parts)."""
+        timers = {}
+        if self._training.timing_log_level:
+            timers = self._print_times(STEP_TIMERS, self._training.log_interval or 1)
         if self._curves:
             self._write(interval_figures(line, self._training, timers))
             for curve in self._curves:
@@ -198,13 +224,94 @@ class Observer:
                 facts = {"iteration": state.iteration, "split": label, "losses": dict(losses)}
                 self._note(self._record, "validation", facts)
 
-    def after_save(self, iteration: int) -> None:
-        """A checkpoint was written, or handed to the background."""
-        if self._record is not None:
-            self._note(self._record, "checkpoint", {"iteration": iteration})
+    def recorder(self, iteration: int, train_iters: int) -> Callable[[StepRecord], None] | None:
+        """What takes the passes of the coming iteration; None when nobody wants them.
 
-    def end_iteration(self, iteration: int) -> None:
-        """Nothing more comes about an iteration."""
+        Args:
+            iteration: its number, from 1.
+            train_iters: iterations of the run.
+        """
+        takers = []
+        timeline = timeline_recorder(self._training.pipeline_timeline, iteration, train_iters)
+        if timeline is not None:
+            takers.append(timeline)
+        if self._training.timing_log_level == 2:
+            takers.append(partial(add_passes, run_state.current().member(Timers)))
+        if not takers:
+            return None
+
+        def take(record: StepRecord) -> None:
+            for taker in takers:
+                taker(record)
+
+        return take
+
+    def print_timers(self, *names: str) -> None:
+        """Print timers of level 0, where the log is Megatron's (collective)."""
+        if self._training.log_style == "megatron":
+            self._print_times(names)
+
+    def _print_times(self, names: Sequence[str], count: int = 1) -> dict[str, float]:
+        """Print timers, which begin anew; the most seconds of a rank by name (collective)."""
+        mine = run_state.current().member(Timers).taken(names)
+        everyones = comm.all_gather_object(mine) if self._world_size > 1 else [mine]
+        times = times_by_name(everyones, names, count)
+        for line in timer_lines(times, self._training.timing_log_option):
+            print_rank_last(line)
+        return {name: max(seconds) for name, seconds in times.items()}
+
+    def after_save(self, state: TrainState) -> None:
+        """A checkpoint was written, or handed to the background (collective)."""
+        self.print_timers("save-checkpoint")
+        if self._record is not None:
+            self._note(self._record, "checkpoint", {"iteration": state.iteration})
+        if self._progress is not None:
+            write = partial(
+                self._progress.saved,
+                state.iteration,
+                self._operations(state),
+                state.consumed_train_samples * self._tokens,
+                in_background=self._training.async_save,
+            )
+            self._guarded("progress file", write)
+
+    def after_background_save(self, iteration: int) -> None:
+        """A checkpoint that was handed to the background is complete."""
+        if self._progress is not None:
+            self._guarded("progress file", partial(self._progress.completed, iteration))
+
+    def _operations(self, state: TrainState) -> float:
+        """Floating point operations of the run so far."""
+        return flops_per_step(self._config.model_config, state.consumed_train_samples)
+
+    def note_memory(self, state: TrainState, *, is_shown: bool = False) -> None:
+        """Note the memory of all ranks (collective).
+
+        Args:
+            state: where the run stands.
+            is_shown: also print it as a table, on the last rank.
+        """
+        if not (is_shown or self._training.save_checkpoints):
+            return
+        used = device.memory_stats()
+        rank = comm.get_rank()
+        stage = parallel_state.get_pipeline_model_parallel_rank()
+        mine = RankMemory(rank, stage, used["current"], used["peak"], self._base_memory)
+        ranks = comm.all_gather_object(mine) if self._world_size > 1 else [mine]
+        if is_shown and rank == self._world_size - 1:
+            plan = plan_facts(self._config, self._world_size)
+            stages = None if plan is None else plan["stages"]
+            for line in memory_lines(state.iteration, ranks, stages):
+                print_rank_last(line)
+        if self._record is not None:
+            facts = {"iteration": state.iteration, "ranks": [one.facts() for one in ranks]}
+            self._note(self._record, "memory", facts)
+
+    def end_iteration(self, state: TrainState) -> None:
+        """Nothing more comes about an iteration (collective where memory is shown)."""
+        iteration, interval = state.iteration, self._training.log_memory_interval
+        if interval is not None and iteration % interval == 0:
+            self.note_memory(state, is_shown=True)
         if self._log_file is not None and self._row:
             if not self._guarded("log file", partial(self._log_file.write, self._row)):
                 self._log_file = None

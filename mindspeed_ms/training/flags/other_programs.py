@@ -384,7 +384,6 @@ ROWS: tuple[Flag, ...] = (
 --log-device-memory-used
 --log-energy
 --log-max-attention-logit
---log-memory-interval int
 --log-straggler
 --disable-straggler-on-startup
 --straggler-ctrlr-port int=65535

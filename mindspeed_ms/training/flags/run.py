@@ -364,6 +364,11 @@ LOGGING = in_group(
             Field("training_config.log_loss_scale_to_tensorboard"),
             aliases=("--disable-log-loss-scale-to-tensorboard",),
         ),
+        value(
+            "--log-memory-interval",
+            int,
+            Field("training_config.log_memory_interval"),
+        ),
         value("--wandb-project", str, Field("training_config.wandb_project"), small=None),
         value("--wandb-exp-name", str, Field("training_config.wandb_exp_name"), small=None),
         value("--wandb-save-dir", str, Field("training_config.wandb_save_dir"), small=None),
