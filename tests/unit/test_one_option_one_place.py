@@ -195,10 +195,10 @@ def test_epochs_alone_are_no_length():
 
 def test_fields_without_effect_are_told_when_they_are_set():
     model = {**SIZES, "mask_func_type": "attn_mask_fill"}
-    training = {"training_iters": 1, "timing_log_level": 2, "output_dir": "elsewhere"}
+    training = {"training_iters": 1, "eval_metric": "f1", "output_dir": "elsewhere"}
     config = init_configs_from_dict({"model_config": model, "training_config": training})
     assert [line.partition(" ")[0] for line in without_effect(config)] == [
-        "training_config.timing_log_level",
+        "training_config.eval_metric",
     ]
 
 

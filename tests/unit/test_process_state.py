@@ -35,6 +35,7 @@ CONSTANTS = {
     "backend/numpy_types.py: NUMPY_OF": "a table; the test of tables covers it",
     "config/coercion.py: _SHORT": "sizes of a printed value",
     "core/parameter.py: _REPLICATED": "frozen",
+    "core/timers.py: _OFF": "a context that does nothing",
     "data/blending.py: _UNDECIDED": "a number",
     "data/indexed_dataset.py: _HEADER": "a format of the struct module",
     "data/tokenizers/pipelines.py: _of_gpt2_files": "a function",
