@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import struct
-import uuid
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ class TensorBoardWriter:
         library = importlib.import_module("tensorboardX")
         self._summary = importlib.import_module("tensorboardX.proto.summary_pb2").Summary
         # Its names count seconds: a run that goes on at once would write over the file before.
+        # Readers take files by name, so what tells them apart has to grow.
         self._writer = library.SummaryWriter(
-            str(folder), max_queue=queue_size, filename_suffix=f".{uuid.uuid4().hex[:8]}"
+            str(folder), max_queue=queue_size, filename_suffix=f".{time.time_ns()}"
         )
 
     def write(self, figures: Figures) -> None:
