@@ -3,10 +3,12 @@
     python -m tools.pipeline_timeline --yaml configs/llama2_7b.yaml --world-size 16 --output a.svg
     python -m tools.pipeline_timeline --stages 4 --microbatches 8 --chunks 2 --output step.png
     python -m tools.pipeline_timeline --measured timeline.json --output step.svg
+    python -m tools.pipeline_timeline --measured timeline.json --with-prediction --output both.svg
 
 The ending of ``--output`` chooses the form: ``.svg``, ``.png``, or ``.json`` for a Chrome trace.
 The bubble ratio (idle time over work) and the most micro-batches in flight per stage are printed. A
 training run writes the measured timeline of an iteration with ``--pipeline-timeline FILE.json``.
+``--with-prediction`` draws above it what the schedule makes of the mean times of its passes.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -26,6 +28,8 @@ from mindspeed_ms.core.pipeline_parallel.timeline import (
     Timeline,
     chrome_trace,
     from_chrome_trace,
+    predicted,
+    shape_of,
     simulate,
     theoretical_bubble_ratio,
 )
@@ -83,6 +87,22 @@ def boxes(timeline: Timeline) -> list[Box]:
     return result
 
 
+def beside(upper: Timeline, lower: Timeline) -> Timeline:
+    """Two timelines of as many stages, one below the other, on one axis."""
+    shifted = tuple(replace(bar, stage=bar.stage + upper.stages) for bar in lower.bars)
+    return Timeline(
+        upper.stages + lower.stages, (*upper.bars, *shifted), (*upper.peaks, *lower.peaks)
+    )
+
+
+def row_name(timeline: Timeline, row: int, is_double: bool) -> str:
+    """Of a stage, and of which timeline."""
+    if not is_double:
+        return f"stage {row}"
+    half = timeline.stages // 2
+    return f"{'forecast' if row < half else 'measured'} {row % half}"
+
+
 def title(timeline: Timeline) -> str:
     """One line about a timeline."""
     peaks = ", ".join(map(str, timeline.peaks))
@@ -94,8 +114,8 @@ def height(timeline: Timeline) -> int:
     return TOP + timeline.stages * ROW + 10
 
 
-def as_svg(timeline: Timeline) -> str:
-    """The picture as SVG."""
+def as_svg(timeline: Timeline, is_double: bool = False) -> str:
+    """The picture as SVG; ``is_double``: of two timelines beside each other."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height(timeline)}" '
         'font-family="sans-serif" font-size="11">',
@@ -104,7 +124,7 @@ def as_svg(timeline: Timeline) -> str:
     ]
     for stage in range(timeline.stages):
         y = TOP + stage * ROW + ROW / 2 + 4
-        parts.append(f'<text x="10" y="{y:.1f}">stage {stage}</text>')
+        parts.append(f'<text x="10" y="{y:.1f}">{row_name(timeline, stage, is_double)}</text>')
     for box in boxes(timeline):
         width, tall = box.right - box.left, box.bottom - box.top
         parts.append(
@@ -117,13 +137,15 @@ def as_svg(timeline: Timeline) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def as_image(timeline: Timeline) -> Image.Image:
-    """The picture as pixels."""
+def as_image(timeline: Timeline, is_double: bool = False) -> Image.Image:
+    """The picture as pixels; ``is_double``: of two timelines beside each other."""
     image = Image.new("RGB", (WIDTH, height(timeline)), "white")
     draw = ImageDraw.Draw(image)
     draw.text((10, 12), title(timeline), fill=INK)
     for stage in range(timeline.stages):
-        draw.text((10, TOP + stage * ROW + ROW / 2 - 6), f"stage {stage}", fill=INK)
+        draw.text(
+            (10, TOP + stage * ROW + ROW / 2 - 6), row_name(timeline, stage, is_double), fill=INK
+        )
     for box in boxes(timeline):
         area = (box.left, box.top, max(box.right, box.left + 1), box.bottom)
         draw.rectangle(area, fill=box.colour, outline="white")
@@ -133,16 +155,16 @@ def as_image(timeline: Timeline) -> Image.Image:
     return image
 
 
-def write(timeline: Timeline, output: Path) -> None:
+def write(timeline: Timeline, output: Path, is_double: bool = False) -> None:
     """Write a picture or a trace, by the ending of the name.
 
     Raises:
         ValueError: an ending that stands for nothing.
     """
     if output.suffix == ".svg":
-        output.write_text(as_svg(timeline), encoding="utf-8")
+        output.write_text(as_svg(timeline, is_double), encoding="utf-8")
     elif output.suffix == ".png":
-        as_image(timeline).save(output)
+        as_image(timeline, is_double).save(output)
     elif output.suffix == ".json":
         output.write_text(json.dumps(chrome_trace(timeline)), encoding="utf-8")
     else:
@@ -184,6 +206,9 @@ def parse() -> argparse.Namespace:
     source.add_argument("--yaml", type=Path, help="configuration of a run")
     source.add_argument("--stages", type=int, help="pipeline stages, all alike")
     source.add_argument("--measured", type=Path, help="file of --pipeline-timeline")
+    parser.add_argument(
+        "--with-prediction", action="store_true", help="with --measured: the forecast above it"
+    )
     parser.add_argument("--world-size", type=int, help="ranks of the run, for the micro-batches")
     parser.add_argument("--microbatches", type=int, default=8, help="with --stages")
     parser.add_argument("--chunks", type=int, default=1, help="model chunks, with --stages")
@@ -213,7 +238,14 @@ def main() -> None:
             )
             theory = theoretical_bubble_ratio(shape)
             print(f"bubble ratio in theory {theory:.1%}")  # noqa: T201 - the tool's answer
-        write(timeline, arguments.output)
+        is_double = arguments.with_prediction
+        if is_double:
+            if arguments.measured is None:
+                raise ValueError("--with-prediction goes with --measured; add a measured timeline")
+            forecast = predicted(timeline, shape_of(timeline, arguments.group_size))
+            print(f"forecast: {title(forecast)}")  # noqa: T201 - the tool's answer
+        shown = beside(forecast, timeline) if is_double else timeline
+        write(shown, arguments.output, is_double)
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(title(timeline))  # noqa: T201 - the tool's answer

@@ -15,6 +15,9 @@ LOG_FILE_KINDS = (".csv", ".jsonl")
 class Watching(Section):
     """Fields of figures, curves and diagnostics."""
 
+    report: bool = False
+    """Write report.html to output_dir when the run ends. False: ``python -m tools.report`` can."""
+
     log_file: str | None = None
     """File that gets one line per iteration, as its name ends: ``.csv`` or ``.jsonl``. None: none.
     """

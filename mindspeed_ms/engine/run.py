@@ -257,6 +257,7 @@ class Run:
                         self._setup.checkpoints.finish()
                     for chunk in self.model:
                         chunk.finish_param_sync()
+                    self._setup.observer.close()
         finally:
             self._abandon()
 

@@ -12,6 +12,7 @@ from mindspeed_ms.engine.current_config import set_all_config
 from mindspeed_ms.engine.observe import extras
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
 from mindspeed_ms.engine.parallel_setup import set_parallel_context, set_seed
+from mindspeed_ms.engine.report.page import missing_packages
 
 
 def check_configuration(all_config: AllConfig) -> None:
@@ -40,6 +41,9 @@ def refuse_unsupported(all_config: AllConfig) -> None:
     if reasons:
         raise ValueError("; ".join(reasons))
     extras.require_wandb(all_config)
+    problem = missing_packages() if all_config.training_config.report else None
+    if problem is not None:
+        raise ValueError(f"{problem}, or leave --report out")
 
 
 def set_up_run(all_config: AllConfig) -> None:

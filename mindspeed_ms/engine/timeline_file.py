@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.pipeline_parallel.executor import StepRecord
-from mindspeed_ms.core.pipeline_parallel.timeline import chrome_trace, measured
+from mindspeed_ms.core.pipeline_parallel.timeline import (
+    Bar,
+    Timeline,
+    chrome_trace,
+    measured,
+    predicted,
+    shape_of,
+)
 
 MEASURED_ITERATION = 2
 """The first one also pays for what is done once, such as making buffers."""
@@ -30,13 +38,40 @@ def timeline_recorder(
     return lambda record: write_timeline(record, Path(path))
 
 
-def write_timeline(record: StepRecord, path: Path) -> None:
-    """Write the timeline of the first pipeline; ranks of several hosts are shifted by their clocks.
+def gathered(record: StepRecord) -> Timeline | None:
+    """The timeline of the first pipeline, on rank 0; ranks of several hosts differ by their clocks.
 
     Parallelism: collective over every pipeline group.
     """
     group = parallel_state.get_pipeline_model_parallel_group()
     records = comm.all_gather_object(record, group) if group.size > 1 else [record]
-    if comm.get_rank() == 0:
+    return measured(records) if comm.get_rank() == 0 else None
+
+
+def write_timeline(record: StepRecord, path: Path) -> None:
+    """Write the timeline of the first pipeline (collective over every pipeline group)."""
+    timeline = gathered(record)
+    if timeline is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(chrome_trace(measured(records))), encoding="utf-8")
+        path.write_text(json.dumps(chrome_trace(timeline)), encoding="utf-8")
+
+
+def timeline_facts(timeline: Timeline, group_size: int | None) -> dict[str, Any]:
+    """A measured timeline beside the one that its schedule predicts, for the record of a run.
+
+    Args:
+        timeline: the measured one.
+        group_size: micro-batches of a chunk's turn; None: the usual ones.
+    """
+    forecast = predicted(timeline, shape_of(timeline, group_size))
+    return {
+        "measured": [_plain(bar) for bar in timeline.bars],
+        "predicted": [_plain(bar) for bar in forecast.bars],
+        "measured_bubble": timeline.bubble_ratio,
+        "predicted_bubble": forecast.bubble_ratio,
+        "peaks": list(timeline.peaks),
+    }
+
+
+def _plain(bar: Bar) -> list[Any]:
+    return [bar.stage, bar.kind, bar.chunk, bar.microbatch, round(bar.start, 6), round(bar.end, 6)]

@@ -1,15 +1,19 @@
 """Timelines: bubbles as the theory has them, and the same after writing and reading."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from mindspeed_ms.core.pipeline_parallel.executor import StepRecord, TimedStep
 from mindspeed_ms.core.pipeline_parallel.timeline import (
+    Timeline,
     chrome_trace,
     from_chrome_trace,
     measured,
+    predicted,
+    shape_of,
     simulate,
     theoretical_bubble_ratio,
 )
@@ -116,3 +120,26 @@ def test_the_command_explains_what_cannot_be_drawn(tmp_path, monkeypatch):
     arguments = ("--stages", 4, "--microbatches", 6, "--chunks", 2)
     with pytest.raises(SystemExit, match="error: 6 micro-batches in groups of 4"):
         run_tool(monkeypatch, *arguments, "--output", tmp_path / "step.svg")
+
+
+def test_a_forecast_takes_the_mean_times_of_the_measured_passes():
+    exact = simulate(Shape(2, 4), lambda stage, step: 1.0 if isinstance(step, Forward) else 2.0)
+    assert predicted(exact, shape_of(exact)) == exact
+    bars = [
+        replace(bar, start=bar.start + 5 * bar.stage, end=bar.end + 5 * bar.stage)
+        for bar in exact.bars
+    ]
+    late = Timeline(2, tuple(bars), exact.peaks)
+    forecast = predicted(late, shape_of(late))
+    assert forecast.span == pytest.approx(exact.span) and late.span > exact.span
+
+
+def test_the_command_draws_the_forecast_above_what_was_measured(tmp_path, monkeypatch, capsys):
+    trace, picture = tmp_path / "trace.json", tmp_path / "both.svg"
+    exact = simulate(Shape(2, 4), lambda stage, step: 1.0)
+    trace.write_text(json.dumps(chrome_trace(exact)), encoding="utf-8")
+    run_tool(monkeypatch, "--measured", trace, "--with-prediction", "--output", picture)
+    drawn = picture.read_text(encoding="utf-8")
+    for name in ("forecast 0", "forecast 1", "measured 0", "measured 1"):
+        assert drawn.count(f">{name}<") == 1
+    assert "forecast: bubble ratio 25.0%" in capsys.readouterr().out

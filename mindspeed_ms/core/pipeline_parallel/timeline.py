@@ -116,6 +116,42 @@ def measured(records: Sequence[StepRecord]) -> Timeline:
     return Timeline(len(records), bars, tuple(record.peak_in_flight for record in records))
 
 
+def predicted(timeline: Timeline, shape: Shape) -> Timeline:
+    """What the schedule alone makes of a measured step.
+
+    Every pass takes the mean of the measured ones of its stage, chunk and kind, and transfers take
+    no time; where the measured step is longer, time went into transfers and uneven passes.
+
+    Args:
+        timeline: the measured step.
+        shape: its schedule.
+    """
+    times: dict[tuple[int, int, str], list[float]] = {}
+    for bar in timeline.bars:
+        if bar.kind in PASSES:
+            times.setdefault((bar.stage, bar.chunk, bar.kind), []).append(bar.end - bar.start)
+
+    def cost(stage: int, step: Pass) -> float:
+        kind = "forward" if isinstance(step, Forward) else "backward"
+        one = times[stage, step.chunk, kind]
+        return sum(one) / len(one)
+
+    return simulate(shape, cost)
+
+
+def shape_of(timeline: Timeline, group_size: int | None = None) -> Shape:
+    """Schedule of a measured step.
+
+    Args:
+        timeline: the step.
+        group_size: micro-batches of a chunk's turn, which bars do not tell; None: the usual ones.
+    """
+    passes = [bar for bar in timeline.bars if bar.kind in PASSES]
+    microbatches = 1 + max(bar.microbatch for bar in passes)
+    chunks = 1 + max(bar.chunk for bar in passes)
+    return Shape(timeline.stages, microbatches, chunks, group_size)
+
+
 def chrome_trace(timeline: Timeline) -> dict[str, Any]:
     """Trace for chrome://tracing or Perfetto: a process per pipeline, a thread per stage."""
     events: list[dict[str, Any]] = [

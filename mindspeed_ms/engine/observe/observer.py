@@ -30,6 +30,7 @@ from mindspeed_ms.engine.observe.figures import (
 from mindspeed_ms.engine.observe.log_file import LogFile, Row
 from mindspeed_ms.engine.observe.memory_table import RankMemory, memory_lines
 from mindspeed_ms.engine.observe.progress_file import ProgressFile
+from mindspeed_ms.engine.observe.record import FILE_NAME as RECORD_NAME
 from mindspeed_ms.engine.observe.record import RunRecord, Warnings
 from mindspeed_ms.engine.observe.tensorboard import TensorBoardWriter, cut_events
 from mindspeed_ms.engine.observe.timer_lines import (
@@ -39,13 +40,23 @@ from mindspeed_ms.engine.observe.timer_lines import (
     times_by_name,
 )
 from mindspeed_ms.engine.observe.wandb_writer import WandbWriter
-from mindspeed_ms.engine.output import print_rank_last
+from mindspeed_ms.engine.output import print_rank_0, print_rank_last
+from mindspeed_ms.engine.report.page import FILE_NAME as REPORT_NAME
+from mindspeed_ms.engine.report.page import write_report
 from mindspeed_ms.engine.step_report import StepReport
-from mindspeed_ms.engine.timeline_file import timeline_recorder
+from mindspeed_ms.engine.timeline_file import (
+    MEASURED_ITERATION,
+    gathered,
+    timeline_facts,
+    timeline_recorder,
+)
 from mindspeed_ms.engine.train_state import TrainState
 from mindspeed_ms.planning.flops import flops_per_step
 
 logger = logging.getLogger(__name__)
+
+_MOST_BARS = 20_000
+"""Of a timeline in the record; more could not be told apart in a picture."""
 
 
 class CurveWriter(Protocol):
@@ -82,6 +93,8 @@ class Observer:
         self._record: RunRecord | None = None
         self._progress: ProgressFile | None = None
         self._row: Row = {}
+        self._keeps_record = self._training.save_checkpoints or self._training.report
+        self._first = 0
         self._base_memory = device.memory_stats()["current"]
         timers = run_state.current().member(Timers)
         timers.level = self._training.timing_log_level
@@ -98,6 +111,7 @@ class Observer:
 
         Parallelism: collective, as all methods that say so; the others are local.
         """
+        self._first = state.iteration
         problem = None
         try:
             self._open(state)
@@ -132,10 +146,10 @@ class Observer:
             }
             for curve in self._curves:
                 curve.write_texts(texts, state.iteration)
-        if comm.get_rank() == 0 and training.save_checkpoints:
+        if comm.get_rank() == 0 and self._keeps_record:
             facts = start_facts(self._config, state, self._world_size)
             self._record = RunRecord(Path(training.output_dir), facts)
-            if training.log_progress:
+            if training.log_progress and training.save_checkpoints:
                 self._progress = ProgressFile(
                     Path(training.output_dir), self._world_size, self._operations(state)
                 )
@@ -231,12 +245,14 @@ class Observer:
             iteration: its number, from 1.
             train_iters: iterations of the run.
         """
-        takers = []
+        takers: list[Callable[[StepRecord], None]] = []
         timeline = timeline_recorder(self._training.pipeline_timeline, iteration, train_iters)
         if timeline is not None:
             takers.append(timeline)
         if self._training.timing_log_level == 2:
             takers.append(partial(add_passes, run_state.current().member(Timers)))
+        if self._keeps_record and iteration == min(self._first + MEASURED_ITERATION, train_iters):
+            takers.append(partial(self._note_timeline, iteration))
         if not takers:
             return None
 
@@ -245,6 +261,15 @@ class Observer:
                 taker(record)
 
         return take
+
+    def _note_timeline(self, iteration: int, record: StepRecord) -> None:
+        """Note the passes of an iteration (collective over every pipeline group)."""
+        timeline = gathered(record)
+        if timeline is None or self._record is None or len(timeline.bars) > _MOST_BARS:
+            return
+        group = self._config.parallel_config.microbatch_group_size_per_vp_stage
+        facts = {"iteration": iteration, **timeline_facts(timeline, group)}
+        self._note(self._record, "timeline", facts)
 
     def print_timers(self, *names: str) -> None:
         """Print timers of level 0, where the log is Megatron's (collective)."""
@@ -291,7 +316,7 @@ class Observer:
             state: where the run stands.
             is_shown: also print it as a table, on the last rank.
         """
-        if not (is_shown or self._training.save_checkpoints):
+        if not (is_shown or self._keeps_record):
             return
         used = device.memory_stats()
         rank = comm.get_rank()
@@ -342,7 +367,8 @@ class Observer:
         return True
 
     def close(self) -> None:
-        """Bring everything out, and leave nothing open."""
+        """Bring everything out, leave nothing open, and make the report if it was asked for."""
+        has_record = self._record is not None
         ends: list[Callable[[], None]] = [curve.close for curve in self._curves]
         if self._log_file is not None:
             ends.append(self._log_file.close)
@@ -351,3 +377,8 @@ class Observer:
         self._curves, self._log_file, self._record = [], None, None
         for end in ends:
             self._guarded("last figures", end)
+        folder = Path(self._training.output_dir)
+        if self._training.report and has_record and (folder / RECORD_NAME).is_file():
+            output = folder / REPORT_NAME
+            if self._guarded("report", partial(write_report, [folder], output)):
+                print_rank_0(f"report of the run: {output}")

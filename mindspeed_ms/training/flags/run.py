@@ -312,6 +312,7 @@ LOGGING = in_group(
             Field("training_config.barrier_with_level_1_timing"),
         ),
         value("--logging-level", int, Field("training_config.logging_level")),
+        on("--report", Field("training_config.report"), small=False, common=True),
         value(
             "--log-file",
             str,
