@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from mindspeed_ms.backend import comm
@@ -21,6 +22,7 @@ from mindspeed_ms.engine.health import Health
 from mindspeed_ms.engine.observe.observer import Observer
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.train_state import TrainState
+from mindspeed_ms.formats import companions
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class RunCheckpoints:
         self._saver, self._vocab_size = saver, vocab_size
         self._on_complete = on_complete
         self._newest = loaded.saved_already
+        self._has_origin = False
         # A run that goes on from its newest checkpoint is the same run. From an older one it is
         # another: the later checkpoints are not its own.
         self._run = loaded.continued or uuid.uuid4().hex
@@ -148,8 +151,19 @@ class RunCheckpoints:
                 state,
                 {RUN: self._run, UNHEALTHY: event, "vocab_size": self._vocab_size},
             )
+        self._keep_origin(setup.config)
         self._newest = state.iteration
         setup.observer.after_save(state)
+
+    def _keep_origin(self, config: AllConfig) -> None:
+        """Keep what stands beside the hub's model that the run began with, for the way back."""
+        loaded = config.training_config.load_checkpoint
+        if self._has_origin or comm.get_rank() != 0 or not loaded:
+            return
+        origin = companions.origin_of(Path(loaded))
+        if origin is not None:
+            companions.keep(origin, self._saver.settings.root)
+        self._has_origin = True
 
     def _complete(self, wait: bool) -> None:
         before = self._saver.last_saved

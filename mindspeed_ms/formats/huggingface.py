@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -124,6 +125,7 @@ def write(
     *,
     vocab_size: int | None = None,
     original: Mapping[str, Any] | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> Path:
     """Write a model's folder; return it.
 
@@ -135,11 +137,12 @@ def write(
         progress: told the bytes of every tensor written.
         vocab_size: tokens in use, None: all rows.
         original: ``config.json`` of the model that this one came from; what it says beside is kept.
+        max_file_bytes: of one file, unless a tensor alone is larger.
     """
     rows = vocab_size or source.shape(names.EMBEDDING)[0]
     source.rows = rows
     root.mkdir(parents=True, exist_ok=True)
-    groups = list(_groups(source, family.places_of(config, rows)))
+    groups = list(_groups(source, family.places_of(config, rows), max_file_bytes))
     weight_map, total = {}, 0
     for number, group in enumerate(groups, start=1):
         name = (
@@ -156,17 +159,17 @@ def write(
             )
             for place in group
         ]
-        record, _ = safetensors.write_file(
+        safetensors.write_file(
             root / (name + storage.PARTIAL), entries, {"format": "pt"}, with_crc=False
         )
         storage.put_in_place(root / (name + storage.PARTIAL), root / name)
-        total += record.num_bytes
+        total += sum(math.prod(entry.shape) * dtypes.width(entry.dtype) for entry in entries)
         weight_map.update(dict.fromkeys((entry.key for entry in entries), name))
     if len(groups) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         storage.write_text(root / "model.safetensors.index.json", json.dumps(index, indent=2))
     dtype = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[source.dtype(names.EMBEDDING)]
-    written = described(family, config, rows, original) | {"torch_dtype": dtype}
+    written = with_dtype(described(family, config, rows, original), dtype, original)
     storage.write_text(root / CONFIG, json.dumps(written, indent=2))
     return root
 
@@ -183,13 +186,27 @@ def described(
     return {**original, **changed}
 
 
-def _groups(source: Source, places: Iterator[Place]) -> Iterator[list[Place]]:
+def with_dtype(
+    written: dict[str, Any], dtype: str, original: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The type of the weights under the key that the origin has for it; none where it means that.
+
+    A file that names no type means float32.
+    """
+    for key in ("dtype", "torch_dtype"):
+        if written.get(key) is not None:
+            return {**written, key: dtype}
+    is_meant = original is not None and dtype == "float32"
+    return written if is_meant else {**written, "torch_dtype": dtype}
+
+
+def _groups(source: Source, places: Iterator[Place], max_file_bytes: int) -> Iterator[list[Place]]:
     """Places by file."""
     group: list[Place] = []
     size = 0
     for place in places:
         count = place.region.size * dtypes.width(source.dtype(place.name))
-        if group and size + count > MAX_FILE_BYTES:
+        if group and size + count > max_file_bytes:
             yield group
             group, size = [], 0
         group.append(place)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from mindspeed_ms.config.all_config import SECTION_CLASSES
 from mindspeed_ms.config.build import Sections
@@ -42,12 +43,7 @@ def sections_from_checkpoint(
 
     Source: Megatron-LM ``load_args_from_checkpoint`` (which arguments may be changed).
     """
-    if not load:
-        raise ValueError("--use-checkpoint-args needs --load; name the checkpoint's folder")
-    found = find_checkpoint(Path(load), step)
-    if found is None:
-        raise ValueError(f"--use-checkpoint-args: {load} holds no checkpoint; correct --load")
-    stated = config_of(open_checkpoint(found, spec_of).common).to_dict()
+    stated = config_of(_common_of(load, step)).to_dict()
     said = {
         path
         for row in ROWS
@@ -65,3 +61,21 @@ def sections_from_checkpoint(
         }
         for section in MODEL_SECTIONS
     }
+
+
+def rows_of_checkpoint(load: str | None, step: int | None) -> int:
+    """Rows in use of a checkpoint's vocabulary, without padding; 0 if it does not say.
+
+    Raises:
+        ValueError: nothing is loaded.
+    """
+    return int(_common_of(load, step).get("vocab_size") or 0)
+
+
+def _common_of(load: str | None, step: int | None) -> Mapping[str, Any]:
+    if not load:
+        raise ValueError("--use-checkpoint-args needs --load; name the checkpoint's folder")
+    found = find_checkpoint(Path(load), step)
+    if found is None:
+        raise ValueError(f"--use-checkpoint-args: {load} holds no checkpoint; correct --load")
+    return open_checkpoint(found, spec_of).common

@@ -59,6 +59,15 @@ def config_of(common: Mapping[str, Any]) -> AllConfig:
     )
 
 
+def is_origin(theirs: Mapping[str, Any], config: AllConfig) -> bool:
+    """Whether a ``config.json`` describes a model that computes the same as a configuration's."""
+    try:
+        found = family_of_type(theirs.get("model_type")).config(theirs)
+    except ValueError:
+        return False
+    return identity(found) == identity(config)
+
+
 def spec_of(common: Mapping[str, Any]) -> ModelSpec:
     """The model in a checkpoint; see ``config_of``."""
     return gpt_spec(config_of(common).model_config)

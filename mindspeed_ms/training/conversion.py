@@ -13,6 +13,7 @@ from mindspeed_ms.config import AllConfig, ModelParallelConfig
 from mindspeed_ms.config.build import assemble
 from mindspeed_ms.config.yaml_reader import read_yaml
 from mindspeed_ms.formats import (
+    companions,
     dtypes,
     huggingface,
     megatron_writer,
@@ -28,7 +29,7 @@ from mindspeed_ms.models import ModelSpec, gpt_spec
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.registry import family_of, family_of_type
 from mindspeed_ms.plan.layer_placement import LayerPlacement, layer_placement
-from mindspeed_ms.training.checkpoint_config import config_of, megatron_args, spec_of
+from mindspeed_ms.training.checkpoint_config import config_of, is_origin, megatron_args, spec_of
 
 TARGETS = ("mindspeed_ms", "megatron", "huggingface", "mindspore")
 
@@ -69,6 +70,8 @@ class ConvertOptions:
     """Layers of the target, identity layers included; None: those of the source."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Megatron arguments to write beside those that follow."""
+    max_shard_bytes: int | None = None
+    """Of one file of a Hugging Face model; None: 5 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class ConvertReport:
     num_tensors: int
     num_bytes: int
     notes: tuple[str, ...]
+    config: AllConfig
 
 
 def open_source(path: Path, options: ConvertOptions) -> tuple[Catalog, AllConfig]:
@@ -137,13 +141,16 @@ def convert(
         ValueError: the source cannot be read, or has no counterpart in the target.
     """
     catalog, config = open_source(source_path, options)
-    vocab_size = options.vocab_size or catalog.common.get("vocab_size")
     stored = catalog.tensor(names.EMBEDDING).shape[0]
+    origin = _origin(source_path, catalog, config)
+    vocab_size = options.vocab_size or catalog.common.get("vocab_size")
+    if origin is not None and options.vocab_size is None and origin.rows <= stored:
+        vocab_size = origin.rows
     rows = padded_rows(vocab_size, stored, options.make_vocab_size_divisible_by, options.tensor)
     _check_complete(catalog, gpt_spec(config.model_config))
     if options.noop_layers:
         catalog, config = _with_noop_layers(catalog, config, options)
-    target = _Target(config, vocab_size, target_path, options)
+    target = _Target(config, vocab_size, target_path, options, origin)
     spec = gpt_spec(config.model_config)
     source = Source(catalog, spec, rows, options.dtype or _common_dtype(catalog, options))
     total = _total_bytes(source, options)
@@ -156,8 +163,8 @@ def convert(
 
     with source.reader:
         folder = _write(source, target, advance)
-    notes = _notes(catalog, source, target)
-    return ConvertReport(folder, len(source.weights), done, tuple(notes))
+    notes = [*_notes(catalog, source, target), *_carry(catalog, target)]
+    return ConvertReport(folder, len(source.weights), done, tuple(notes), config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +175,46 @@ class _Target:
     vocab_size: int | None
     path: Path
     options: ConvertOptions
+    origin: _Origin | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """The hub's model that a checkpoint comes from."""
+
+    folder: Path | None
+    """With its files; None if only its ``config.json`` is known."""
+    config: Mapping[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """Of its vocabulary."""
+        return int(self.config["vocab_size"])
+
+
+def _origin(path: Path, catalog: Catalog, config: AllConfig) -> _Origin | None:
+    """Where a checkpoint comes from, if that is the model it holds."""
+    folder = companions.origin_of(path)
+    found = catalog.common.get("huggingface") or companions.origin_config(path)
+    return _Origin(folder, found) if found and is_origin(found, config) else None
+
+
+def _carry(catalog: Catalog, target: _Target) -> list[str]:
+    """Take what stands beside the weights along; what was done, in words."""
+    origin, path = target.origin, target.path
+    is_hub = target.options.to == "huggingface"
+    folder = None if origin is None else origin.folder
+    carried = []
+    if folder is not None and is_hub:
+        carried = companions.carry(folder, path)
+    elif folder is not None and origin is not None:
+        companions.keep(folder, path, origin.config)
+    if is_hub:
+        written = huggingface.read_config(path / huggingface.CONFIG)
+        count = gpt_spec(target.config.model_config).num_parameters
+        kind = catalog.source.split(" /", 1)[0]
+        companions.complete_card(path, companions.card(written, count, f"a {kind}"))
+    return [f"carried along: {', '.join(carried)}"] if carried else []
 
 
 def _with_noop_layers(
@@ -205,15 +252,15 @@ def _write(source: Source, target: _Target, advance: Callable[[int], None]) -> P
             vocab_size=target.vocab_size,
         )
     if options.to == "huggingface":
-        original = source.catalog.common.get("huggingface")
         return huggingface.write(
             source,
             config,
-            _family(source.catalog, config, options),
+            _family(target),
             path,
             advance,
             vocab_size=target.vocab_size,
-            original=original,
+            original=None if target.origin is None else target.origin.config,
+            max_file_bytes=options.max_shard_bytes or huggingface.MAX_FILE_BYTES,
         )
     placement = placement_of(config, options)
     if options.to == "mindspore":
@@ -251,13 +298,14 @@ def _write(source: Source, target: _Target, advance: Callable[[int], None]) -> P
     return megatron_writer.MegatronWriter(source, megatron_target, advance).write(path)
 
 
-def _family(catalog: Catalog, config: AllConfig, options: ConvertOptions) -> Family:
+def _family(target: _Target) -> Family:
     """The kind of Hugging Face model to write: the one named, that of the origin, or the first.
 
     Raises:
         ValueError: it does not hold the model.
     """
-    origin = (catalog.common.get("huggingface") or {}).get("model_type")
+    config, options = target.config, target.options
+    origin = None if target.origin is None else target.origin.config.get("model_type")
     name = options.model_type or origin
     if name is None:
         return family_of(config)
@@ -356,6 +404,6 @@ def _notes(catalog: Catalog, source: Source, target: _Target) -> list[str]:
     if catalog.common.get("rng"):
         notes.append("left out: random states (each system has generators of its own)")
     if options.to == "huggingface" and options.model_type is None:
-        family = _family(catalog, target.config, options)
+        family = _family(target)
         notes.append(f"written as a model of type {family.model_type}")
     return notes

@@ -13,7 +13,7 @@ from mindspeed_ms.data.tokenizers import build_tokenizer, vocab_size_with_paddin
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.start import refuse_unsupported, set_up_run
 from mindspeed_ms.training.arguments import given_attributes, parse_args, validate_args
-from mindspeed_ms.training.checkpoint_args import sections_from_checkpoint
+from mindspeed_ms.training.checkpoint_args import rows_of_checkpoint, sections_from_checkpoint
 from mindspeed_ms.training.dry_run import dry_run
 from mindspeed_ms.training.entry import tell_user_errors
 from mindspeed_ms.training.flags import BY_NAME, EntryPoint
@@ -93,10 +93,16 @@ def _choose_log_line(args: argparse.Namespace) -> None:
 
 
 def _complete_vocabulary(args: argparse.Namespace) -> None:
-    """Pad the tokenizer's vocabulary, unless the padded size was given."""
+    """Pad the tokenizer's vocabulary, unless the padded size was given.
+
+    A model that is taken from a checkpoint keeps its rows: models of the hub have more than their
+    tokenizers have tokens.
+    """
     if args.padded_vocab_size is not None or args.tokenizer_type is None:
         return
-    tokenizer = build_tokenizer(args)
+    rows = rows_of_checkpoint(args.load, args.ckpt_step) if args.use_checkpoint_args else 0
     args.padded_vocab_size = vocab_size_with_padding(
-        tokenizer.vocab_size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size
+        max(build_tokenizer(args).vocab_size, rows),
+        args.make_vocab_size_divisible_by,
+        args.tensor_model_parallel_size,
     )

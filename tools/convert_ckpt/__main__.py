@@ -19,9 +19,10 @@ if __name__ == "__main__":
     gc.disable()
 
 import argparse
+import importlib
+import importlib.util
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ from mindspeed_ms.formats import compare
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.find import find_checkpoint
 from mindspeed_ms.formats.source import kind_of
+from mindspeed_ms.toolkit.models import export, hub_upload
+from mindspeed_ms.toolkit.models.file_size import file_size
 from mindspeed_ms.training import conversion as engine
 
-BAR_WIDTH = 30
-REDRAW_SECONDS = 0.2
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
 
@@ -42,29 +43,19 @@ def say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-class ProgressBar:
-    """One line on standard error that is drawn again and again."""
+def progress_bar() -> Callable[[int, int], None]:
+    """What shows bytes done of all: a bar where there is a terminal and ``tqdm``, else nothing."""
+    if not sys.stdout.isatty() or importlib.util.find_spec("tqdm") is None:
+        return lambda done, total: None
+    bar = importlib.import_module("tqdm").tqdm(unit="B", unit_scale=True, unit_divisor=1000)
 
-    def __init__(self, stream: Any = sys.stderr) -> None:
-        self._stream = stream
-        self._started = self._drawn = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show bytes done of all."""
-        now = time.monotonic()
-        if done < total and now - self._drawn < REDRAW_SECONDS:
-            return
-        self._drawn = now
-        share = done / total if total else 1.0
-        filled = round(share * BAR_WIDTH)
-        speed = done / 1e6 / max(now - self._started, 1e-9)
-        self._stream.write(
-            f"\r[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {100 * share:5.1f} %  "
-            f"{done / 1e6:.0f} of {total / 1e6:.0f} MB  {speed:.0f} MB/s"
-        )
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
         if done >= total:
-            self._stream.write("\n")
-        self._stream.flush()
+            bar.close()
+
+    return show
 
 
 def add_convert_flags(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +84,8 @@ def add_convert_flags(parser: argparse.ArgumentParser) -> None:
     add("--ckpt-prefix", default="network", help="names of MindSpore files")
     add("--all-data-parallel-copies", action="store_true", help="MindSpore: files of all ranks")
     add("--hf-model-type", help="kind of Hugging Face model to write, where several fit")
+    add("--max-shard-size", type=file_size, help="Hugging Face: of one file, as 5GB or 500MB")
+    add("--push-to-hub", metavar="OWNER/NAME", help="Hugging Face: upload the folder")
     add_source_flags(parser)
 
 
@@ -125,6 +118,7 @@ def options_of(arguments: argparse.Namespace) -> engine.ConvertOptions:
         prefix=arguments.ckpt_prefix,
         all_copies=arguments.all_data_parallel_copies,
         model_type=arguments.hf_model_type,
+        max_shard_bytes=arguments.max_shard_size,
         **source_options(arguments),
     )
 
@@ -154,12 +148,19 @@ def layer_list(text: str) -> tuple:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """Convert; print what was done."""
+    if arguments.push_to_hub and arguments.to != "huggingface":
+        raise ValueError(f"--push-to-hub uploads Hugging Face models, not --to {arguments.to}")
     report = engine.convert(
-        arguments.source, arguments.target, options_of(arguments), ProgressBar()
+        arguments.source, arguments.target, options_of(arguments), progress_bar()
     )
+    notes = list(report.notes)
+    if arguments.to == "huggingface":
+        notes += export.complete(report.folder, report.config)
     say(f"{report.num_tensors} weights, {report.num_bytes / 1e6:.1f} MB -> {report.folder}")
-    for note in report.notes:
+    for note in notes:
         say(f"  {note}")
+    if arguments.push_to_hub:
+        say(f"  uploaded: {hub_upload.push_to_hub(report.folder, arguments.push_to_hub)}")
     return 0
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.yaml_reader import read_yaml
+from mindspeed_ms.formats import companions, huggingface
 from mindspeed_ms.formats.find import Found, find_checkpoint, open_checkpoint
-from mindspeed_ms.models.families.registry import family_of
+from mindspeed_ms.models.families.registry import family_of, family_of_type
 from mindspeed_ms.toolkit import hub
-from mindspeed_ms.training.checkpoint_config import config_of, spec_of
+from mindspeed_ms.training.checkpoint_config import config_of, is_origin, spec_of
 
 CONFIG = "config.json"
 WEIGHTS = (
@@ -149,15 +150,32 @@ def _of_checkpoint(path: Path) -> Located:
             f"{_INSTEAD}"
         )
     common = open_checkpoint(found, spec_of).common
-    if "huggingface" in common:
+    if found.kind == "huggingface":
         return Located(os.fspath(path), common["huggingface"], path)
-    return Located(os.fspath(path), described(config_of(common), common.get("vocab_size")), path)
+    origin = common.get("huggingface") or companions.origin_config(path)
+    values = described(config_of(common), common.get("vocab_size"), origin)
+    return Located(os.fspath(path), values, path)
 
 
-def described(config: AllConfig, vocab_size: int | None = None) -> dict[str, Any]:
-    """``config.json`` of an engine's configuration; its own sections where no family holds it."""
-    rows = vocab_size or config.dataset_config.vocab_size or config.model_config.vocab_size
+def described(
+    config: AllConfig,
+    vocab_size: int | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """``config.json`` of an engine's configuration; its own sections where no family holds it.
+
+    Args:
+        config: the configuration.
+        vocab_size: tokens in use.
+        origin: ``config.json`` of the hub's model that it may come from.
+    """
     model = config.model_config
+    if origin is not None and is_origin(origin, config):
+        family = family_of_type(origin["model_type"])
+        rows = min(origin["vocab_size"], model.vocab_size)
+        values = huggingface.described(family, config, rows, origin)
+        return huggingface.with_dtype(values, model.params_dtype, origin)
+    rows = vocab_size or config.dataset_config.vocab_size or model.vocab_size
     try:
         values = family_of(config).config_json(config, rows)
     except ValueError:

@@ -6,6 +6,7 @@ Legend: b batch, s sequence, v vocabulary (true rows, without padding).
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import parallel_state, run_state
 from mindspeed_ms.core.run_state import RunState
 from mindspeed_ms.core.tensor_parallel import mappings
+from mindspeed_ms.formats import companions
 from mindspeed_ms.formats.find import Found
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.models import gpt_spec
@@ -31,8 +33,9 @@ from mindspeed_ms.toolkit.messages import unknown_argument
 from mindspeed_ms.toolkit.models import batches, building, configuration, stages
 from mindspeed_ms.toolkit.models.building import Layout
 from mindspeed_ms.toolkit.models.configuration import PretrainedConfig
+from mindspeed_ms.toolkit.models.hub_upload import push_to_hub as upload
 from mindspeed_ms.toolkit.models.locate import find_weights
-from mindspeed_ms.toolkit.models.saving import read_generation_config, save_model
+from mindspeed_ms.toolkit.models.saving import save_model
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -65,6 +68,7 @@ class PreTrainedModel(Cell):
         config: the configuration.
         generation_config: how it generates, by the keys of ``generation_config.json``.
         name_or_path: where its weights came from.
+        origin: folder with the files of the hub's model that it comes from, None if unknown.
 
     Parallelism: calls are collective over the ranks of the layout.
     """
@@ -93,7 +97,7 @@ class PreTrainedModel(Cell):
         self._layout = Layout.of(layout, type(self).__name__)
         self._dtype, self._seed = dtype, seed
         self._weights: Found | None = None
-        self._source: Path | None = None
+        self.origin: Path | None = None
         self._chunks: list[GPTModel] = []
         self._state: RunState | None = None
         self._engine_config: AllConfig | None = None
@@ -139,11 +143,8 @@ class PreTrainedModel(Cell):
         is_given = dtype is not None and dtype != "auto"
         model = cls(config, dtype=str(dtype) if is_given else None, **layout)
         model._weights, model.name_or_path = found, os.fspath(name_or_path)
-        model._source = found.folder if found.folder.is_dir() else found.folder.parent
-        model.generation_config = {
-            **model.generation_config,
-            **read_generation_config(model._source),
-        }
+        model.origin = companions.origin_of(found.folder)
+        model.generation_config |= companions.generation_defaults(found.folder)
         if comm.get_world_size() == 1:
             model.build()
         return model
@@ -191,6 +192,17 @@ class PreTrainedModel(Cell):
     def show_support_list(cls) -> list[str]:
         """Print, and return, the names of sizes of this kind of model."""
         return cls.Config.show_support_list()
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Write the model into a temporary folder and upload that; returns the commit's address.
+
+        Args:
+            repo_id: ``owner/name``.
+            options: of ``hub_upload.push_to_hub``.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(folder, repo_id, **options)
 
     # --- parts ------------------------------------------------------------------------------------
 

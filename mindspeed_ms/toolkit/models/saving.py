@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.config import AllConfig, to_yaml
 from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor, parameters_of
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
-from mindspeed_ms.formats import dtypes, huggingface
+from mindspeed_ms.formats import companions, dtypes, huggingface
 from mindspeed_ms.formats.catalog import Catalog, StoredTensor
 from mindspeed_ms.formats.containers import storage
 from mindspeed_ms.formats.source import Source
@@ -26,10 +27,12 @@ from mindspeed_ms.models import ModelSpec, gpt_spec
 from mindspeed_ms.models.families.registry import family_of
 from mindspeed_ms.plan.region import Region, Span
 from mindspeed_ms.toolkit.models.configuration import EngineConfig, PretrainedConfig
+from mindspeed_ms.toolkit.models.export import IDS
+from mindspeed_ms.toolkit.models.file_size import file_size
+from mindspeed_ms.toolkit.models.hub_upload import push_to_hub as upload
 from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 FORMATS = ("huggingface", "mindspore", "megatron", "mindspeed_ms")
-GENERATION = "generation_config.json"
 
 
 class SavedModel(Protocol):
@@ -37,6 +40,9 @@ class SavedModel(Protocol):
 
     config: PretrainedConfig
     name_or_path: str
+    generation_config: Any
+    origin: Path | None
+    """Folder with the files of the hub's model it comes from."""
 
     @property
     def engine_config(self) -> AllConfig:
@@ -83,16 +89,6 @@ def _part_of(array: np.ndarray, region: Region) -> np.ndarray:
     return array
 
 
-def read_generation_config(folder: Path) -> dict[str, Any]:
-    """``generation_config.json`` of a model's folder; empty if there is none.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    path = folder / GENERATION
-    return huggingface.read_config(path) if path.is_file() else {}
-
-
 def save_model(
     model: SavedModel,
     folder: Path,
@@ -108,14 +104,33 @@ def save_model(
     model.build()
     folder.mkdir(parents=True, exist_ok=True)
     with model.active():
+        size = file_size(max_shard_size)
         if form == "huggingface" and comm.get_world_size() == 1:
-            _write_huggingface(model, folder)
+            _write_huggingface(model, folder, size)
         else:
-            _through_own_format(model, folder, form, save_name)
+            options = ConvertOptions(to=form, make_vocab_size_divisible_by=1, max_shard_bytes=size)  # type: ignore[arg-type]
+            _through_own_format(model, folder, options, save_name)
+        if comm.get_rank() == 0:
+            if form == "huggingface":
+                _write_generation_config(model, folder)
+            if push_to_hub is not None:
+                upload(folder, **push_to_hub)
+        if comm.get_world_size() > 1:
+            comm.barrier()
     return folder
 
 
-def _write_huggingface(model: SavedModel, folder: Path) -> None:
+def _write_generation_config(model: SavedModel, folder: Path) -> None:
+    values = model.generation_config
+    values = dict(values) if isinstance(values, Mapping) else values.to_dict()
+    if not values:
+        ids = {key: model.config.to_dict().get(key) for key in IDS}
+        values = {"_from_model_config": True, **{k: v for k, v in ids.items() if v is not None}}
+    path = folder / companions.GENERATION
+    storage.write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def _write_huggingface(model: SavedModel, folder: Path, max_file_bytes: int) -> None:
     config = model.engine_config
     is_of_family = not isinstance(model.config, EngineConfig)
     family = model.config.family if is_of_family else family_of(config)
@@ -129,10 +144,17 @@ def _write_huggingface(model: SavedModel, folder: Path) -> None:
         lambda count: None,
         vocab_size=model.config.vocab_size,
         original=model.config.to_dict(),
+        max_file_bytes=max_file_bytes,
     )
+    if model.origin is not None:
+        companions.carry(model.origin, folder)
+    values = huggingface.read_config(folder / huggingface.CONFIG)
+    companions.complete_card(folder, companions.card(values, spec.num_parameters, "a model"))
 
 
-def _through_own_format(model: SavedModel, folder: Path, form: str, save_name: str | None) -> None:
+def _through_own_format(
+    model: SavedModel, folder: Path, options: ConvertOptions, save_name: str | None
+) -> None:
     """Every rank writes its part, then the first rank converts.
 
     Raises:
@@ -146,7 +168,7 @@ def _through_own_format(model: SavedModel, folder: Path, form: str, save_name: s
     try:
         _write_own(model, Path(between, "own"))
         if is_first:
-            _convert(model, Path(between), folder, form, save_name)
+            _convert(model, Path(between), folder, options, save_name)
     except (ValueError, OSError) as error:
         problem = str(error)
     if comm.get_world_size() > 1:
@@ -158,11 +180,17 @@ def _through_own_format(model: SavedModel, folder: Path, form: str, save_name: s
 
 
 def _convert(
-    model: SavedModel, between: Path, folder: Path, form: str, save_name: str | None
+    model: SavedModel,
+    between: Path,
+    folder: Path,
+    options: ConvertOptions,
+    save_name: str | None,
 ) -> None:
-    options = ConvertOptions(to=form, make_vocab_size_divisible_by=1)  # type: ignore[arg-type]
+    own, form = between / "own", options.to
+    if not isinstance(model.config, EngineConfig):
+        companions.keep(model.origin or own, own, model.config.to_dict())
     target = between / "converted" if form == "mindspore" else folder
-    convert(between / "own", target, options)
+    convert(own, target, options)
     if form == "mindspore":
         stem = save_name or Path(model.name_or_path).name or "mindspore_model"
         (written,) = target.glob("rank_0/*.ckpt")
@@ -182,7 +210,6 @@ def _write_own(model: SavedModel, root: Path) -> None:
         "vocab_size": model.config.vocab_size,
         "is_tied": not config.model_config.untie_embeddings_and_output_weights,
         "config": config.to_dict(),
-        "huggingface": model.config.to_dict(),
     }
     tensors = [tensor for chunk in model.build() for tensor in parameters_of(chunk)]
     saver = CheckpointSaver(SaveSettings(root=root))

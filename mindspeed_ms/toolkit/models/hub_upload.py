@@ -1,0 +1,53 @@
+"""A model's folder to the hub, by ``huggingface_hub`` (extra ``hub``)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mindspeed_ms.data.tokenizers import optional_libraries
+
+
+def push_to_hub(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    commit_message: str = "Upload model",
+    revision: str | None = None,
+    endpoint: str | None = None,
+) -> str:
+    """Upload a folder; the repository is made when it is not there.
+
+    Args:
+        folder: what ``save_pretrained`` or a conversion has written.
+        repo_id: ``owner/name``.
+        token: None for the one of ``huggingface-cli login`` or ``HF_TOKEN``.
+        private: of a repository that is made.
+        commit_message: of the commit.
+        revision: branch; None for the main one.
+        endpoint: address of the hub; None for ``HF_ENDPOINT``.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ImportError: ``huggingface_hub`` is not installed.
+        ValueError: a folder without a model.
+        OSError: the hub cannot be reached, or refuses.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} has no config.json; write a model there first")
+    library = optional_libraries.load("huggingface_hub", "push_to_hub", "hub")
+    api = library.HfApi(endpoint=endpoint, token=token)
+    repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    commit = api.upload_folder(
+        repo_id=repository,
+        folder_path=path,
+        commit_message=commit_message,
+        revision=revision,
+        ignore_patterns=["*.partial", ".*"],
+    )
+    return str(commit.commit_url)
