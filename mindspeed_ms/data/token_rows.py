@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,12 @@ from mindspeed_ms.data.utils import Split
 logger = logging.getLogger(__name__)
 
 COLUMN = "input_ids"
+_ROW_FILE = re.compile(r"\.(npy|mindrecord\d*)$")
+
+
+def is_row_file(path: str) -> bool:
+    """Whether a name is that of a file of rows; MindRecord numbers the shards of a set."""
+    return _ROW_FILE.search(path) is not None
 
 
 def sample_from_row(row: NDArray, config: GPTDatasetConfig) -> dict[str, NDArray]:
@@ -113,16 +120,29 @@ class TokenRowsDataset:
             FileNotFoundError: there is no such file.
             ValueError: it cannot be read, or holds no rows.
         """
-        if dataset_path.endswith(".npy"):
-            return _map(Path(dataset_path))
-        directory = config.path_to_cache or os.path.join(f"{dataset_path}_cache", "TokenRows")
-        return open_mindrecord(dataset_path, directory)
+        return open_rows(dataset_path, config.path_to_cache)
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, idx: int | np.integer) -> dict[str, NDArray]:
         return sample_from_row(self.rows[self.indices[int(idx) % len(self.indices)]], self.config)
+
+
+def open_rows(path: str, cache: str | None = None) -> NDArray:
+    """Rows of a ``.npy`` or MindRecord file.
+
+    Args:
+        path: of the file.
+        cache: folder for copies of MindRecord's rows; None: one beside the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or holds no rows.
+    """
+    if path.endswith(".npy"):
+        return _map(Path(path))
+    return open_mindrecord(path, cache or os.path.join(f"{path}_cache", "TokenRows"))
 
 
 def open_mindrecord(path: str, cache_directory: str) -> NDArray:
@@ -147,7 +167,7 @@ def _copy_rows(path: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        reader = FileReader(path, columns=[COLUMN])
+        reader = FileReader([path], columns=[COLUMN])  # a path alone means all shards of its set
     except Exception as error:  # noqa: BLE001  (MindRecord raises RuntimeError, MRMOpenError, ...)
         raise ValueError(
             f"{path} is not a MindRecord file with a column {COLUMN!r} ({type(error).__name__}); "

@@ -22,7 +22,7 @@ from mindspeed_ms.data.gpt_dataset_config import (
 from mindspeed_ms.data.loader import Batch, LoaderSettings, SampleDataset
 from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader as _build_loader
 from mindspeed_ms.data.sft_dataset import SFTDataset
-from mindspeed_ms.data.token_rows import TokenRowsDataset
+from mindspeed_ms.data.token_rows import TokenRowsDataset, is_row_file
 from mindspeed_ms.data.tokenizers import TokenizerSettings, build_tokenizer
 from mindspeed_ms.data.utils import Blend, Split, get_blend_from_list
 from mindspeed_ms.engine.batch_counts import NumSamples, num_samples
@@ -131,7 +131,7 @@ def dataset_class(config: AllConfig, options: GPTDatasetConfig) -> DatasetClass:
         return MockGPTDataset
     blends = [options.blend] if options.blend else list(options.blend_per_split or ())
     prefixes = [prefix for blend in blends if blend is not None for prefix in blend[0]]
-    are_rows = [prefix.endswith((".npy", ".mindrecord")) for prefix in prefixes]
+    are_rows = [is_row_file(prefix) for prefix in prefixes]
     if any(are_rows) and not all(are_rows):
         raise ValueError(
             f"data paths {prefixes} name rows of tokens (.npy, .mindrecord) and token files; use "

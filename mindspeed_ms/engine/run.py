@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from os import PathLike, fspath
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -15,6 +16,7 @@ from mindspore.nn import Cell
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.build import assemble
 from mindspeed_ms.core import run_state
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver
 from mindspeed_ms.core.distributed import DistributedDataParallel
@@ -26,6 +28,7 @@ from mindspeed_ms.core.optimizer import (
 )
 from mindspeed_ms.core.run_state import RunState
 from mindspeed_ms.core.timers import timed
+from mindspeed_ms.data.loader import SampleDataset
 from mindspeed_ms.engine import output
 from mindspeed_ms.engine.batch_counts import nothing_to_train, num_train_iters
 from mindspeed_ms.engine.checkpointing import load_checkpoint, make_saver, true_vocab_size
@@ -44,7 +47,7 @@ from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.random_states import HostGenerators
 from mindspeed_ms.engine.restart import resumed
 from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
-from mindspeed_ms.engine.run_data import RunData, build_run_data
+from mindspeed_ms.engine.run_data import RunData, build_run_data, whole_set
 from mindspeed_ms.engine.shared_folders import require_shared
 from mindspeed_ms.engine.start import check_configuration, fill_run_state, report_layout
 from mindspeed_ms.engine.step_report import StepReport
@@ -65,12 +68,13 @@ class StepFunctions:
         forward_step_func: Megatron's ``forward_step(data_iterator, model)``, None for models that
             return their loss.
         get_batch_func: data iterator -> model arguments.
-        on_step: called with a report after every iteration.
+        on_step: called with a report after every iteration. A text that it returns, the same on
+            all ranks, ends training and says why.
     """
 
     forward_step_func: Callable | None = None
     get_batch_func: GetBatch | None = None
-    on_step: Callable[[StepReport], None] | None = None
+    on_step: Callable[[StepReport], str | None] | None = None
 
 
 class Run:
@@ -91,7 +95,8 @@ class Run:
         model_provider: (pre_process, post_process) -> model.
         datasets_provider: numbers of samples -> (train, valid, test) datasets; None for the
             configured data.
-        train_data_loader: yields training micro-batches instead of the datasets.
+        train_data_loader: yields training micro-batches instead of the datasets; a provider that is
+            given too then serves validation and test.
         functions: forward function, batches and callback of the user's.
         started: beginning of the time that ``exit_duration_in_mins`` limits, in seconds since the
             epoch; None: now.
@@ -220,12 +225,26 @@ class Run:
         return setup.state
 
     def evaluate(
-        self, split: Literal["validation", "test"] = "validation"
+        self,
+        split: Literal["validation", "test"] = "validation",
+        dataset: SampleDataset | None = None,
     ) -> list[dict[str, float]]:
-        """Evaluate a split and print Megatron's lines; losses by name for each of its sets."""
+        """Evaluate a split and print Megatron's lines; losses by name for each of its sets.
+
+        Args:
+            split: the data of the run.
+            dataset: samples that are evaluated instead, all of them once.
+        """
         setup = self._opened
         assert self._data is not None, "an open run has data"
         with self.active():
+            if dataset is not None:
+                whole = whole_set(self.config, dataset)
+                try:
+                    prefix = f"iteration {setup.state.iteration} on given data"
+                    return evaluate_and_print_results(setup, [whole], prefix)
+                finally:
+                    whole.iterator.close()
             prefix = f"iteration {setup.state.iteration} on {split} set"
             if split == "validation":
                 return validate(setup, self._data.valid, prefix)
@@ -244,6 +263,35 @@ class Run:
             )
         with self.active():
             setup.checkpoints.at_end(setup)
+
+    def keep(self, iteration: int | None) -> None:
+        """Let the checkpoint of an iteration stay, whatever newer ones there are; None: no such."""
+        checkpoints = self._opened.checkpoints
+        if checkpoints is not None:
+            checkpoints.keep(iteration)
+
+    def load_weights(self, path: str | PathLike[str], iteration: int | None = None) -> None:
+        """Give the model the weights of a checkpoint of any format; nothing else changes.
+
+        Args:
+            path: file or folder.
+            iteration: which checkpoint of a run; None: the newest.
+
+        Raises:
+            ValueError: there is no usable checkpoint, or it does not fit the model.
+        """
+        setup = self._opened
+        sections = self.config.to_dict()
+        sections["training_config"] |= {
+            "load_checkpoint": fspath(path),
+            "ckpt_step": iteration,
+            "finetune": True,
+            "resume_training": False,
+            "exit_on_missing_checkpoint": True,
+        }
+        config = assemble(sections, self.config.model_type)
+        with self.active():
+            load_checkpoint(config, setup.model, setup.optimizer, setup.scheduler)
 
     def close(self) -> None:
         """Complete what goes on in the background and leave nothing behind; the model stays usable.

@@ -123,6 +123,10 @@ class RunCheckpoints:
         except SaveError as error:
             raise RunFailure(str(error)) from error
 
+    def keep(self, iteration: int | None) -> None:
+        """Let the checkpoint of an iteration stay; None: no one in particular."""
+        self._saver.kept = iteration
+
     def abandon(self) -> None:
         """Give up a checkpoint that is being written, without other ranks."""
         self._saver.abandon()

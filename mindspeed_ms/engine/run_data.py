@@ -67,7 +67,8 @@ def build_run_data(
         config: the configuration.
         datasets_provider: numbers of samples -> (train, valid, test) datasets, None on ranks that
             read nothing; None for the configured data.
-        train_data_loader: training micro-batches of this rank instead; nothing is evaluated then.
+        train_data_loader: training micro-batches of this rank instead; then only a provider that
+            is given too has something to evaluate.
             Either every rank of a tensor-parallel group has one, or the first alone, whose
             micro-batches the others then get; ranks that need no data need none.
         state: where the run stands; data goes on from there.
@@ -79,16 +80,19 @@ def build_run_data(
     """
     state = state or TrainState()
     given = _who_has(train_data_loader)
+    own_train = None
     if any(given):
-        return RunData(train=_given_loader(config, train_data_loader, given, state))
+        own_train = _given_loader(config, train_data_loader, given, state)
+        if datasets_provider is None:
+            return RunData(train=own_train)
     provider = datasets_provider or train_valid_test_datasets_provider
     datasets = provider(num_samples(config, state))
     # [split][set]
     sets = [list(one) if isinstance(one, (list, tuple)) else [one] for one in datasets]
     lengths = _agreed_lengths(sets)
     training = config.training_config
-    data = RunData()
-    if lengths[0]:
+    data = RunData(train=own_train)
+    if lengths[0] and own_train is None:
         data.train = _shared(config, _get(sets[0], 0), state.position_in_data)
     is_evaluated = training.full_validation or training.eval_iters > 0
     names = training.validation_set_names
@@ -113,6 +117,23 @@ def build_run_data(
         microbatches = num_evaluation_microbatches(config, lengths[2][0], is_full=False)
         data.test.append(EvaluationSet(_shared(config, _get(sets[2], 0), 0), microbatches))
     return data
+
+
+def whole_set(config: AllConfig, dataset: Any) -> EvaluationSet:
+    """All of a dataset, to be evaluated once.
+
+    Args:
+        config: the configuration.
+        dataset: samples; None on ranks that read nothing.
+
+    Raises:
+        ValueError: it is below one micro-batch per data-parallel rank.
+
+    Parallelism: called by every rank together.
+    """
+    (lengths,) = _agreed_lengths([[dataset]])
+    number = num_evaluation_microbatches(config, max(lengths, default=0), is_full=True)
+    return EvaluationSet(_shared(config, dataset, 0), number)
 
 
 def _who_has(loader: Iterable | None) -> list[bool]:

@@ -63,7 +63,7 @@ class TrainingSetup:
     train_iters: int = 0
     """The last iteration; known when the run knows where it starts."""
     state: TrainState = field(default_factory=TrainState)
-    on_step: Callable[[StepReport], None] | None = None
+    on_step: Callable[[StepReport], str | None] | None = None
     token_weights: TokenWeights | None = None
     """None: every micro-batch weighs the same."""
     checkpoints: RunCheckpoints | None = None
@@ -105,11 +105,10 @@ def train(
             line = log.add(report, data_iterator)
             if line is not None:
                 observer.after_line(line)
-            if setup.on_step is not None:
-                setup.on_step(report)
+            asked = None if setup.on_step is None else setup.on_step(report)
             if training.eval_interval and state.iteration % training.eval_interval == 0:
                 validate(setup, valid_sets, f"iteration {state.iteration}")
-            reason = stop.reason(state.iteration)
+            reason = stop.reason(state.iteration) or (asked if isinstance(asked, str) else None)
             if setup.checkpoints is not None:
                 setup.checkpoints.after_step(setup, must_save=reason is not None)
             observer.end_iteration(state)

@@ -154,8 +154,8 @@ def test_the_table_names_modules_of_ours_only():
             "you mean 'mindformers.trainer.trainer'?",
         ),
         (
-            "from transformer import Trainer",
-            "ImportError: transformer.Trainer is not provided by mindspeed_ms",
+            "from transformer import Xyz",
+            "ImportError: transformer.Xyz is not provided by mindspeed_ms",
         ),
     ],
 )

@@ -20,6 +20,7 @@ STATE = {
     "backend/script_context.py: _said": "lines that are given once per process",
     "data/tokenizers/chat_templates.py: _MARKS": "of one rendering, as contexts are",
     "ops/selection.py: chosen": "the kernels of this machine, whatever is computed",
+    "toolkit/context.py: _ASKED": "MindSpore's context, of which it is a part, is the process's",
     "toolkit/messages.py: _SAID": "warnings that are given once per process",
     "toolkit/registry.py: DATASETS": "names are registered for the process, as classes are",
     "toolkit/registry.py: MODELS": "names are registered for the process, as classes are",

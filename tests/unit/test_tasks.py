@@ -8,10 +8,11 @@ import pytest
 from mindspore.mindrecord import FileWriter
 
 from mindspeed_ms.data.indexed_dataset import IndexedDatasetBuilder, get_bin_path, get_idx_path
+from mindspeed_ms.toolkit.data import minddata
+from mindspeed_ms.toolkit.data.local import find_data
 from mindspeed_ms.toolkit.mapping.parallel import World
 from mindspeed_ms.toolkit.mapping.tree import Task, read_task
 from mindspeed_ms.toolkit.trainer import tasks as module
-from mindspeed_ms.toolkit.trainer.local_data import find_data
 from mindspeed_ms.toolkit.trainer.tasks import MicroBatches, build_config, run_task
 from mindspeed_ms.toolkit.yaml_config import merge_trees
 
@@ -181,13 +182,24 @@ def test_a_dataset_of_ones_own_tells_its_length():
         assert build_config(both, 2, dataset).training_config.training_iters == steps
 
 
+def rows_of_one_token():
+    dataset = SimpleNamespace(
+        batch_size=2, pad_token_id=None, eos_token_id=0, reset_attention_mask=False
+    )
+    return SimpleNamespace(
+        dataset_config=dataset,
+        model_config=SimpleNamespace(seq_length=0),
+        training_config=SimpleNamespace(seed=1),
+    )
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_batch_of_all_ranks_is_dealt_out(monkeypatch, rank):
     state = SimpleNamespace(
         get_data_parallel_rank=lambda: rank, get_data_parallel_world_size=lambda: 2
     )
-    monkeypatch.setattr(module, "parallel_state", state)
-    config = SimpleNamespace(dataset_config=SimpleNamespace(batch_size=2))
+    monkeypatch.setattr(minddata, "parallel_state", state)
+    config = rows_of_one_token()
     batch = np.arange(8).reshape(8, 1)
     expected = [[2 * rank, 2 * rank + 1], [4 + 2 * rank, 5 + 2 * rank]]
     for dataset in ([batch], [{"input_ids": batch}], Dataset([batch])):
@@ -198,10 +210,13 @@ def test_a_batch_of_all_ranks_is_dealt_out(monkeypatch, rank):
 
 
 def test_a_batch_of_one_rank_is_cut(monkeypatch):
-    monkeypatch.setattr(module, "parallel_state", None)  # nobody asks for other ranks
-    config = SimpleNamespace(dataset_config=SimpleNamespace(batch_size=2))
-    parts = list(MicroBatches([np.arange(4)], config, False))
-    assert [part["input_ids"].tolist() for part in parts] == [[0, 1], [2, 3]]
+    state = SimpleNamespace(
+        get_data_parallel_rank=lambda: 1, get_data_parallel_world_size=lambda: 2
+    )
+    monkeypatch.setattr(minddata, "parallel_state", state)
+    config = rows_of_one_token()
+    parts = list(MicroBatches([np.arange(4).reshape(4, 1)], config, False))
+    assert [part["input_ids"].ravel().tolist() for part in parts] == [[0, 1], [2, 3]]
 
 
 def test_a_model_of_ones_own_is_whole_on_every_rank():

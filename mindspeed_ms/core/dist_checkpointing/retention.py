@@ -53,7 +53,11 @@ def saved_in(root: Path, start: int, end: int | None) -> list[Saved]:
 
 
 def expired(
-    checkpoints: Iterable[Saved], newest: Saved, keep: int, retain_interval: int | None = None
+    checkpoints: Iterable[Saved],
+    newest: Saved,
+    keep: int,
+    retain_interval: int | None = None,
+    kept: int | None = None,
 ) -> list[int]:
     """Iterations that may go, ascending.
 
@@ -62,11 +66,14 @@ def expired(
         newest: the one that has just been saved.
         keep: so many of the run stay, the newest included.
         retain_interval: iterations that it divides stay for ever.
+        kept: an iteration that stays.
     """
     mine = [*(saved for saved in checkpoints if saved.run == newest.run), newest]
     mine.sort(key=lambda saved: saved.iteration)
     staying = {saved.iteration for saved in mine[-keep:]}
     staying |= {max((saved.iteration for saved in mine if saved.is_sound), default=0)}
+    if kept is not None:
+        staying.add(kept)
     if retain_interval:
         staying |= {saved.iteration for saved in mine if saved.iteration % retain_interval == 0}
     return [saved.iteration for saved in mine if saved.iteration not in staying]

@@ -125,6 +125,8 @@ class CheckpointSaver:
     def __init__(self, settings: SaveSettings) -> None:
         self.settings = settings
         self.last_saved: int | None = None
+        self.kept: int | None = None
+        """An iteration whose checkpoint stays."""
         self.stall_seconds = 0.0
         """How long training stood still for the last save."""
         self._pending: _Pending | None = None
@@ -377,7 +379,7 @@ class CheckpointSaver:
         if self._earlier is None:
             self._earlier = saved_in(root, 0, newest.iteration)
         earlier = [saved for saved in self._earlier if saved.iteration < newest.iteration]
-        old = expired(earlier, newest, keep, self.settings.retain_interval)
+        old = expired(earlier, newest, keep, self.settings.retain_interval, self.kept)
         try:
             storage.prune(root, newest.iteration, old)
         except OSError as error:

@@ -57,6 +57,11 @@ def _resume(value: object) -> Mapping[str, Any]:
 
 _ONE_FORMAT = "every rank writes its part, and a load puts them together"
 _POSITION = "where training goes on stands in the checkpoint"
+_TOKENS = "every token of a step weighs the same"
+_KERNELS = "the fastest kernel is taken"
+_LOADING = "batches are read ahead by threads"
+_REDUCTION = "gradients are reduced in buckets of one process group"
+_NO_HUB = "nothing is uploaded"
 _SINK = "every step is launched by itself, and logged"
 
 ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
@@ -102,8 +107,12 @@ ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
         "logging_dir": Own(),
         "log_style": Own(),
         "report_to": Own(),
+        "do_train": Own(),
         "do_eval": Path("do_eval"),
+        "do_predict": Own(),
         "eval_strategy": Own(),
+        "eval_delay": Own(),
+        "eval_on_start": Own(),
         "eval_steps": Path("eval_step_interval"),
         "eval_step_interval": Path("eval_step_interval"),
         "eval_epoch_interval": Path("eval_epoch_interval"),
@@ -125,6 +134,15 @@ ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
         "dataloader_num_workers": Path("train_dataset.num_parallel_workers"),
         "dataloader_drop_last": Path("train_dataset.drop_remainder"),
         "group_by_length": Refused("all rows have one length"),
+        "train_sampling_strategy": Own(),
+        "packing": Own(),
+        "assistant_only_loss": Own(),
+        "ignore_data_skip": Path("ignore_data_skip"),
+        "average_tokens_across_devices": Inert(_TOKENS, (True,)),
+        "full_determinism": Keys(
+            lambda value: {"context.deterministic": "ON"} if value else {},
+        ),
+        "use_cpu": Keys(lambda value: {"context.device_target": "CPU"} if value else {}),
         "neftune_noise_alpha": Own(),
         "label_smoothing_factor": Refused("the loss is the plain cross entropy"),
         # MindFormers' running
@@ -137,7 +155,49 @@ ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
         "deepspeed": Refused("set_parallel_config shards the optimizer: optimizer_shard=True"),
         "fsdp": Refused("set_parallel_config shards the optimizer: optimizer_shard=True"),
         "torch_compile": Refused("there is no torch"),
+        "torch_compile_backend": Refused("there is no torch"),
+        "torch_compile_mode": Refused("there is no torch"),
         "tf32": Inert("it is a mode of another device"),
+        "bf16_full_eval": Inert(_KERNELS),
+        "fp16_full_eval": Inert(_KERNELS),
+        "use_liger_kernel": Inert(_KERNELS),
+        "use_cache": Inert("training keeps no keys and values"),
+        "torch_empty_cache_steps": Inert("there is no torch"),
+        "auto_find_batch_size": Refused("Trainer.plan() tells the memory of a batch size"),
+        "lr_scheduler_kwargs": Refused("min_lr, warmup_steps and lr_scheduler_type shape it"),
+        "optim_args": Refused("give weight_decay, adam_beta1, adam_beta2, adam_epsilon"),
+        "optim_target_modules": Refused("all trainable parameters have one optimizer"),
+        "logging_nan_inf_filter": Inert("a loss that is no number is logged as such", (True,)),
+        "log_on_each_node": Inert("one rank logs", (True,)),
+        "log_level": Inert("Python's logging sets it", ("passive",)),
+        "log_level_replica": Inert("Python's logging sets it", ("warning",)),
+        "run_name": Own(),
+        "include_num_input_tokens_seen": Inert("log lines count consumed samples", ("no",)),
+        "prediction_loss_only": Inert("evaluation is of the loss", (True,)),
+        "eval_accumulation_steps": Inert("evaluation keeps no outputs"),
+        "eval_do_concat_batches": Inert("evaluation keeps no outputs", (True,)),
+        "include_for_metrics": Refused("evaluation is of loss and perplexity", ([],)),
+        "batch_eval_metrics": Refused("evaluation is of loss and perplexity"),
+        "restore_callback_states_from_checkpoint": Own(),
+        "gradient_checkpointing_kwargs": Refused("set_recompute_config says what is recomputed"),
+        "hub_token": Refused(_NO_HUB),
+        "hub_strategy": Inert(_NO_HUB, ("every_save",)),
+        "hub_private_repo": Inert(_NO_HUB),
+        "hub_always_push": Inert(_NO_HUB),
+        "fsdp_config": Refused("set_parallel_config shards the optimizer: optimizer_shard=True"),
+        "dataloader_pin_memory": Inert(_LOADING, (True,)),
+        "dataloader_persistent_workers": Inert(_LOADING),
+        "dataloader_prefetch_factor": Inert(_LOADING),
+        "length_column_name": Inert("all rows have one length", ("length",)),
+        "label_names": Inert("labels are read from the column labels", (["labels"],)),
+        "ddp_find_unused_parameters": Inert(_REDUCTION),
+        "ddp_bucket_cap_mb": Inert(_REDUCTION),
+        "ddp_broadcast_buffers": Inert(_REDUCTION),
+        "ddp_static_graph": Inert(_REDUCTION),
+        "ddp_backend": Inert("MPI on CPU, HCCL on NPUs"),
+        "ddp_timeout": Inert("a rank that ends is noticed at once", (1800,)),
+        "local_rank": Inert("the launcher tells ranks"),
+        "skip_memory_metrics": Inert("Trainer.plan() tells the memory", (True,)),
         "disable_tqdm": Own(),
         "remove_unused_columns": Inert("rows are read from the column input_ids", (True,)),
     }

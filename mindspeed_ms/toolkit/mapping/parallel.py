@@ -205,6 +205,21 @@ def read_sizes(config: Mapping[str, Any]) -> ParallelSizes:
     return ParallelSizes(**values)
 
 
+def check_context(context: Mapping[str, Any], world: World) -> list[str]:
+    """Check the keys of ``parallel`` before any size is known.
+
+    Returns:
+        What the user should know, one line each.
+
+    Raises:
+        ValueError: an unknown key, no such mode, or one that does not fit the ranks.
+    """
+    mapped = apply(context, CONTEXT, "parallel")
+    mode, lines = mode_of(mapped.joint, world)
+    _check_world(mode, mapped.joint, world)
+    return [*lines, *mapped.notes()]
+
+
 def map_parallel(
     config: Mapping[str, Any],
     context: Mapping[str, Any],

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mindspore.nn import Cell
-from numpy.typing import NDArray
 
 from mindspeed_ms.backend import comm, script_context
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.build import Sections, assemble
-from mindspeed_ms.core import parallel_state
-from mindspeed_ms.engine.micro_batches import ROWS
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
-from mindspeed_ms.engine.parallel_setup import set_parallel_context
 from mindspeed_ms.engine.run import Run, carry_out
 from mindspeed_ms.engine.train_loop import TrainState
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.toolkit import hub
+from mindspeed_ms.toolkit.data.local import count_sequences, find_data
+from mindspeed_ms.toolkit.data.minddata import MicroBatches
 from mindspeed_ms.toolkit.mapping.auto_layout import choose_layout
 from mindspeed_ms.toolkit.mapping.parallel import ParallelMode
 from mindspeed_ms.toolkit.mapping.tree import Task
-from mindspeed_ms.toolkit.trainer.local_data import count_sequences, find_data
 
 ModelMaker = Callable[[AllConfig], Cell]
 """Configuration -> a whole model that returns its loss."""
@@ -66,7 +62,6 @@ def run_task(
     config = build_config(task, comm.get_world_size(), train_dataset)
     loader = None
     if train_dataset is not None:
-        set_parallel_context(config.parallel_config)
         loader = MicroBatches(train_dataset, config, task.full_batch)
     return carry_out(Run(config, _provider(config, model), train_data_loader=loader))
 
@@ -176,43 +171,3 @@ def _provider(config: AllConfig, model: ModelMaker | None) -> Callable[..., Cell
             "to 1"
         )
     return lambda pre_process=True, post_process=True: model(config)
-
-
-class MicroBatches:
-    """Micro-batches of this rank, out of a dataset's batches of token rows, [b, s + 1].
-
-    A batch of all ranks is dealt out row by row: the first rows are the first micro-batch of
-    data-parallel rank 0, the next ones that of rank 1, and so on.
-
-    Args:
-        dataset: batches; a MindSpore dataset, arrays, or mappings with ``input_ids``.
-        config: the configuration.
-        full_batch: a batch holds the rows of all ranks. False: those of this rank.
-
-    Raises:
-        ValueError: a batch does not divide into micro-batches.
-    """
-
-    def __init__(self, dataset: Iterable[Any], config: AllConfig, full_batch: bool) -> None:
-        self._dataset = dataset
-        self._size = config.dataset_config.batch_size
-        self._rank = parallel_state.get_data_parallel_rank() if full_batch else 0
-        self._ranks = parallel_state.get_data_parallel_world_size() if full_batch else 1
-
-    def __iter__(self) -> Iterator[Mapping[str, NDArray]]:
-        for batch in self._batches():
-            rows = np.asarray(batch[ROWS] if isinstance(batch, Mapping) else batch)
-            block = self._size * self._ranks
-            if len(rows) % block:
-                raise ValueError(
-                    f"the dataset yields batches of {len(rows)} rows, which do not divide into "
-                    f"micro-batches of {self._size} on {self._ranks} data-parallel ranks; use a "
-                    f"multiple of {block}"
-                )
-            for first in range(self._rank * self._size, len(rows), block):
-                yield {ROWS: rows[first : first + self._size]}
-
-    def _batches(self) -> Iterator[Any]:
-        if hasattr(self._dataset, "create_dict_iterator"):
-            return iter(self._dataset.create_dict_iterator(output_numpy=True, num_epochs=1))
-        return iter(self._dataset)

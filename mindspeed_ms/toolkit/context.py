@@ -1,0 +1,152 @@
+"""``init_context``: where a script computes, and how its ranks share the work.
+
+Source: MindFormers r0.3 and r1.0 ``init_context``, ``ContextConfig`` and ``ParallelContextConfig``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mindspeed_ms.backend import comm, launch, rank_table, script_context
+from mindspeed_ms.engine.output import print_rank_0, set_up_output
+from mindspeed_ms.toolkit.mapping import tree
+from mindspeed_ms.toolkit.mapping.parallel import CONTEXT as PARALLEL
+from mindspeed_ms.toolkit.mapping.parallel import ParallelMode, World, check_context
+from mindspeed_ms.toolkit.mapping.rows import Table, apply
+from mindspeed_ms.toolkit.messages import unknown_argument
+
+_DEVICE = ("mode", "device_target", "device_id", "max_device_memory")
+
+
+class _Given:
+    """Keywords of a table, kept as they were given."""
+
+    TABLE: ClassVar[Table]
+    FIRST: ClassVar[tuple[str, ...]] = ()
+    """Names of positional arguments."""
+
+    def __init__(self, *positional: Any, **given: Any) -> None:
+        given = {**dict(zip(self.FIRST, positional, strict=False)), **given}
+        for name in given:
+            if name not in self.TABLE:
+                raise TypeError(unknown_argument(type(self).__name__, name, self.TABLE))
+        self.given = given
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.TABLE:
+            return self.__dict__.get("given", {}).get(name)
+        raise AttributeError(f"{type(self).__name__} has no {name!r}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.given.items())})"
+
+
+class ContextConfig(_Given):
+    """Where a script computes.
+
+    Args:
+        positional: ``mode``, ``device_target``, ``device_id``, in this order.
+        given: keywords of ``mindspore.set_context``: ``mode`` (0 is answered by a line, as the
+            dynamic graph is used), ``device_target``, ``device_id``, ``max_device_memory``, ...
+
+    Raises:
+        TypeError: a keyword that does not exist; names the near one.
+    """
+
+    TABLE = tree.CONTEXT
+    FIRST = ("mode", "device_target", "device_id")
+
+
+class ParallelContextConfig(_Given):
+    """How ranks share the work.
+
+    Args:
+        positional: ``parallel_mode``.
+        given: keywords of ``mindspore.set_auto_parallel_context``: ``parallel_mode``
+            (STAND_ALONE, DATA_PARALLEL, SEMI_AUTO_PARALLEL, AUTO_PARALLEL, in any case, or
+            MindFormers' number), ``full_batch``, ``enable_parallel_optimizer``, ...
+
+    Raises:
+        TypeError: a keyword that does not exist; names the near one.
+    """
+
+    TABLE = PARALLEL
+    FIRST = ("parallel_mode",)
+
+
+class _Asked:
+    """What the script has asked for; the context of MindSpore is one of the process, too."""
+
+    def __init__(self) -> None:
+        self.parallel: Mapping[str, Any] | None = None
+        self.device: Mapping[str, Any] = {}
+
+
+_ASKED = _Asked()
+
+
+def init_context(
+    use_parallel: bool = False,
+    context_config: ContextConfig | Mapping[str, Any] | None = None,
+    parallel_config: ParallelContextConfig | Mapping[str, Any] | None = None,
+) -> tuple[int, int]:
+    """Start computing on this rank's device, and join the other ranks.
+
+    Args:
+        use_parallel: several ranks share the work. False: this one is alone.
+        context_config: where it computes.
+        parallel_config: how ranks share the work; None: each has a part of the batch.
+
+    Returns:
+        This rank, and how many there are.
+
+    Raises:
+        RuntimeError: the device is not there.
+        ValueError: settings that contradict each other or the number of ranks.
+
+    Parallelism: called by every rank; collective.
+    """
+    device = dict(_values(context_config, ContextConfig))
+    parallel = dict(_values(parallel_config, ParallelContextConfig))
+    told = launch.told_by_launcher()
+    size = 1 if told is None else told[1]
+    if not use_parallel:
+        if size > 1:
+            raise ValueError(
+                f"use_parallel is False, but there are {size} ranks; set it to True, or start one"
+            )
+        parallel["parallel_mode"] = ParallelMode.STAND_ALONE.value
+    parallel.setdefault("parallel_mode", ParallelMode.DATA_PARALLEL.value)
+    lines = check_context(parallel, World(size, rank_table.num_servers()))
+    notes = apply(device, tree.CONTEXT, "context").notes()
+    if size > 1:
+        device.pop("device_id", None)  # each rank has its own, as its launcher says
+    lines += script_context.apply({name: device.get(name) for name in _DEVICE})
+    comm.init_process_group()
+    set_up_output()
+    for line in (*notes, *lines):
+        print_rank_0(line)
+    _ASKED.parallel = parallel
+    _ASKED.device = {key: value for key, value in device.items() if key not in _DEVICE}
+    return comm.get_rank(), comm.get_world_size()
+
+
+def asked_parallel() -> Mapping[str, Any] | None:
+    """Keys of ``parallel`` that ``init_context`` was given last; None: it was not called."""
+    return _ASKED.parallel
+
+
+def asked_device() -> Mapping[str, Any]:
+    """Keys of ``context`` that a run's configuration reads."""
+    return _ASKED.device
+
+
+def _values(config: Any, kind: type[_Given]) -> Mapping[str, Any]:
+    if config is None:
+        return {}
+    if isinstance(config, Mapping):
+        return kind(**config).given
+    if not isinstance(config, kind):
+        raise TypeError(f"{config!r} is no {kind.__name__}")
+    return config.given

@@ -1,0 +1,1 @@
+"""Data of the high-level room: from what users hold, to samples and micro-batches of a run."""

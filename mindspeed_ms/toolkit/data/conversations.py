@@ -1,0 +1,284 @@
+"""Texts, answers and conversations to ids, and to what is learned of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mindspeed_ms.data.sft_dataset import IGNORE_INDEX
+from mindspeed_ms.data.tokenizers import chat_templates
+from mindspeed_ms.toolkit.data.samples import Sample, Shape, require_fit, sample_of
+from mindspeed_ms.toolkit.messages import say_once
+
+logger = logging.getLogger(__name__)
+
+Ids = list[int]
+Learned = list[bool]
+"""For each id, whether the model is to predict it."""
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
+    "{% else %}{{ message['content'] + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""The template for tokenizers that have none: ChatML, as OpenAI and Qwen write it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """How records become ids.
+
+    Args:
+        tokenizer: of this package or of ``transformers``.
+        chat_template: Jinja text or the name of one of the tokenizer's templates; None: its own.
+        answers_only: learn what the assistant says. False: all.
+    """
+
+    tokenizer: Any
+    chat_template: str | None = None
+    answers_only: bool = True
+
+    @property
+    def end(self) -> int:
+        """Id that ends a text.
+
+        Raises:
+            ValueError: the tokenizer has none.
+        """
+        token = self.tokenizer.eos_token_id
+        if token is None:
+            raise ValueError("the tokenizer has no eos_token, which ends a text; set it")
+        return int(token)
+
+    def ids(self, text: str) -> Ids:
+        """Ids of a text, without special tokens around it."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def write(self, record: Mapping[str, Any]) -> tuple[Ids, Learned]:
+        """Ids of a record, and which of them are learned.
+
+        Raises:
+            ValueError: a record of no known kind.
+        """
+        if "input_ids" in record:
+            return _of_ids(record)
+        if "messages" in record or "conversations" in record:
+            return self._conversation(_messages(record))
+        if "prompt" in record and "completion" in record:
+            prompt, completion = record["prompt"], record["completion"]
+            if isinstance(prompt, str):
+                return self._answer(prompt, completion)
+            return self._conversation([*prompt, *completion])
+        if "instruction" in record and "output" in record:
+            return self._instruction(record)
+        if isinstance(record.get("text"), str):
+            ids = [*self.ids(record["text"]), self.end]
+            return ids, [True] * len(ids)
+        raise ValueError(
+            f"a record has the keys {', '.join(map(str, record))}; it must have input_ids, text, "
+            "messages, prompt and completion, or instruction and output"
+        )
+
+    def _answer(self, prompt: str, answer: str) -> tuple[Ids, Learned]:
+        asked, said = self.ids(prompt), [*self.ids(answer), self.end]
+        return asked + said, [not self.answers_only] * len(asked) + [True] * len(said)
+
+    def _instruction(self, record: Mapping[str, Any]) -> tuple[Ids, Learned]:
+        asked, given = str(record["instruction"]), str(record.get("input") or "")
+        if self.chat_template is not None or self.tokenizer.chat_template is not None:
+            question = f"{asked}\n{given}" if given else asked
+            turns = [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": str(record["output"])},
+            ]
+            return self._conversation(turns)
+        parts = [f"### Instruction:\n{asked}\n\n"]
+        parts += [f"### Input:\n{given}\n\n"] if given else []
+        return self._answer("".join([*parts, "### Response:\n"]), str(record["output"]))
+
+    def _template(self) -> str:
+        if self.chat_template is None and self.tokenizer.chat_template is None:
+            say_once(logger, "the tokenizer has no chat template: conversations are in ChatML")
+            return CHATML
+        template: str = self.tokenizer.get_chat_template(self.chat_template)
+        return template
+
+    def _conversation(self, turns: Sequence[Mapping[str, Any]]) -> tuple[Ids, Learned]:
+        template = self._template()
+        if not self.answers_only:
+            ids = self.tokenizer.apply_chat_template(turns, template, return_dict=False)
+            return list(ids), [True] * len(ids)
+        if chat_templates.has_generation(template):
+            found = self.tokenizer.apply_chat_template(
+                turns,
+                chat_template=template,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+            )
+            return list(found["input_ids"]), [bool(one) for one in found["assistant_masks"]]
+        return self._by_prefixes(turns, template)
+
+    def _by_prefixes(
+        self, turns: Sequence[Mapping[str, Any]], template: str
+    ) -> tuple[Ids, Learned]:
+        """Where a template does not mark answers: what it writes behind the prompt for each one.
+
+        Raises:
+            ValueError: the template writes earlier messages another way when later ones follow.
+        """
+
+        def text(count: int, prompt: bool = False) -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    turns[:count],
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                )
+            )
+
+        whole, spans = text(len(turns)), []
+        for number, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            before, after = text(number, prompt=True), text(number + 1)
+            if not (whole.startswith(after) and after.startswith(before)):
+                raise ValueError(
+                    "the chat template writes earlier messages another way when later ones follow, "
+                    "so answers cannot be found; give a chat_template with {% generation %} blocks"
+                )
+            spans.append((len(before), len(after)))
+        encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        learned = [
+            any(start < to and end > of for of, to in spans)
+            for start, end in encoded["offset_mapping"]
+        ]
+        return list(encoded["input_ids"]), learned
+
+
+def _of_ids(record: Mapping[str, Any]) -> tuple[Ids, Learned]:
+    ids = [int(one) for one in record["input_ids"]]
+    labels = record.get("labels")
+    seen = record.get("attention_mask")
+    if labels is not None:
+        if len(labels) != len(ids):
+            raise ValueError(
+                f"a row has {len(ids)} input_ids and {len(labels)} labels; give as many of each"
+            )
+        learned = [int(one) != IGNORE_INDEX for one in labels]
+        if any(
+            int(one) != own for one, own, is_in in zip(labels, ids, learned, strict=True) if is_in
+        ):
+            raise ValueError(
+                "labels differ from input_ids: as transformers has them, they are the same ids at "
+                f"the same places, or {IGNORE_INDEX} where nothing is learned"
+            )
+    else:
+        learned = [True] * len(ids)
+    if seen is not None:
+        learned = [own and bool(one) for own, one in zip(learned, seen, strict=True)]
+    return ids, learned
+
+
+def _messages(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Messages by today's names; ShareGPT's are ``from`` and ``value``."""
+    found = record.get("messages") or record["conversations"]
+    roles = {"human": "user", "gpt": "assistant"}
+    return [
+        turn
+        if "role" in turn
+        else {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
+        for turn in found
+    ]
+
+
+# --- to samples -----------------------------------------------------------------------------------
+
+
+def one_each(
+    written: Iterable[tuple[Ids, Learned]], shape: Shape, may_cut: bool = True
+) -> list[Sample]:
+    """A sample for each record, filled up.
+
+    Args:
+        written: records.
+        shape: of the samples.
+        may_cut: what is beyond s + 1 tokens is cut off, with a line. False: it is an error.
+
+    Raises:
+        ValueError: a record is too long.
+    """
+    samples, num_cut = [], 0
+    for ids, learned in written:
+        if not may_cut:
+            require_fit(len(ids), shape)
+        num_cut += len(ids) > shape.seq_length + 1
+        ids, learned = ids[: shape.seq_length + 1], learned[: shape.seq_length + 1]
+        samples.append(sample_of(ids[:-1], _labels(ids, learned), shape))
+    if num_cut:
+        say_once(
+            logger,
+            f"{num_cut} records are longer than seq_length {shape.seq_length} plus one token; "
+            "their ends are cut off",
+        )
+    return samples
+
+
+def _labels(ids: Ids, learned: Learned) -> list[int]:
+    return [own if is_in else IGNORE_INDEX for own, is_in in zip(ids[1:], learned[1:], strict=True)]
+
+
+def packed(written: Iterable[tuple[Ids, Learned]], shape: Shape) -> list[Sample]:
+    """Several records in a sample, in their order; each sees itself only.
+
+    Args:
+        written: records.
+        shape: of the samples, with ``documents``.
+    """
+    samples: list[Sample] = []
+    waiting: list[tuple[Ids, list[int]]] = []
+    room = shape.seq_length
+    for ids, learned in written:
+        ids, learned = ids[: shape.seq_length + 1], learned[: shape.seq_length + 1]
+        if len(ids) < 2:
+            continue
+        if len(ids) - 1 > room:
+            samples.append(_joined(waiting, shape))
+            waiting, room = [], shape.seq_length
+        waiting.append((ids[:-1], _labels(ids, learned)))
+        room -= len(ids) - 1
+    return [*samples, _joined(waiting, shape)] if waiting else samples
+
+
+def _joined(parts: Sequence[tuple[Ids, list[int]]], shape: Shape) -> Sample:
+    tokens = [own for ids, _ in parts for own in ids]
+    labels = [own for _, targets in parts for own in targets]
+    sample = sample_of(tokens, labels, shape)
+    lengths = [len(ids) for ids, _ in parts]
+    lengths.append(shape.seq_length - len(tokens))  # what is filled up is a document of its own
+    numbers = np.repeat(np.arange(len(lengths)), lengths)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return sample | {
+        "position_ids": positions.astype(np.int64),
+        "document_ids": numbers.astype(np.int32),
+    }
+
+
+def stream(written: Iterable[tuple[Ids, Learned]], shape: Shape) -> list[Sample]:
+    """All texts one after another, cut into samples; the last one is filled up.
+
+    A token at a cut ends a sample as a label, and begins the next one.
+    """
+    every = [own for ids, _ in written for own in ids]
+    length = shape.seq_length
+    return [
+        sample_of(row[:-1], row[1:], shape)
+        for first in range(0, max(len(every) - 1, 0), length)
+        if len(row := every[first : first + length + 1]) > 1
+    ]

@@ -1,0 +1,112 @@
+"""What a trainer and its methods are given, checked and brought into one form."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from mindspeed_ms.toolkit.messages import unknown_argument
+from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
+
+_REFUSED = {
+    "compute_loss_func": "the loss is the cross entropy of the model",
+    "compute_metrics": "evaluation is of loss and perplexity",
+    "data_collator": "give rows, texts or conversations, which are put together here",
+    "image_processor": "there are no images",
+    "audio_processor": "there is no sound",
+    "model_init": "give model",
+    "optimizer_cls_and_kwargs": "TrainingArguments say optim and its settings",
+    "optimizers": "TrainingArguments say optim and its settings",
+    "preprocess_logits_for_metrics": "evaluation is of loss and perplexity",
+    "wrapper": "there is one training step",
+}
+"""Arguments of other trainers of this name that ask for what is not there."""
+
+
+def arguments(given: Any) -> TrainingArguments:
+    """Training arguments of an object, a mapping, or the defaults.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    if given is None:
+        return TrainingArguments()
+    if isinstance(given, Mapping):
+        return TrainingArguments(**given)
+    if isinstance(given, TrainingArguments):
+        return given
+    if hasattr(given, "to_dict"):
+        raise TypeError(
+            "args are those of transformers; make mindspeed_ms.TrainingArguments of them: the "
+            "names are the same"
+        )
+    raise TypeError(f"args is {given!r}; give TrainingArguments")
+
+
+def refuse(others: Mapping[str, Any]) -> None:
+    """Refuse what other trainers take.
+
+    Raises:
+        TypeError: an argument that none has.
+        ValueError: one that asks for what is not there.
+    """
+    for name, value in others.items():
+        if name not in _REFUSED:
+            known = (*_REFUSED, "processing_class", "eval_callbacks", "tokenizer", "callbacks")
+            raise TypeError(unknown_argument("Trainer", name, known))
+        if value is not None and value != (None, None):
+            raise ValueError(f"Trainer {name}: {_REFUSED[name]}")
+
+
+def listed(callbacks: Any) -> list[Any]:
+    """One callback, or several, as a list."""
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+
+
+def has_terminal(disabled: bool | None) -> bool:
+    """Whether a progress bar is shown.
+
+    Raises:
+        ValueError: it is asked for, and the package is missing.
+    """
+    if importlib.util.find_spec("tqdm") is None:
+        if disabled is False:
+            raise ValueError(
+                'disable_tqdm is False, but tqdm is not installed: "mindspeed_ms[bar]"'
+            )
+        return False
+    return sys.stderr.isatty()
+
+
+def resume_from(args: TrainingArguments, *given: str | bool | None) -> str | None:
+    """The folder of the run to go on with; None: a new one begins.
+
+    ``given`` are the arguments of the call from the strongest on; the last one is the checkpoint,
+    which only tells where.
+    """
+    *asked, checkpoint = given
+    for value in (*asked, args.resume_from_checkpoint, args.resume_training):
+        if isinstance(value, str | os.PathLike) and os.fspath(value):
+            return os.fspath(value)
+        if value is True:
+            named = isinstance(checkpoint, str) and checkpoint
+            return str(checkpoint if named else args.output_dir or "./output")
+        if value is False:
+            return None
+    return None
+
+
+def lora_fields(config: Any) -> dict[str, Any]:
+    """Fields of the section ``lora_config``."""
+    if config is None:
+        return {}
+    if isinstance(config, Mapping):
+        return dict(config)
+    if hasattr(config, "section"):
+        return dict(config.section())
+    raise TypeError(f"lora_config is {config!r}; give LoraConfig, or a mapping of its fields")
