@@ -462,7 +462,7 @@ def test_arguments_have_the_names_and_defaults_of_others():
         ({"task": "translation"}, ValueError, "task 'translation' is not available"),
         ({"pet_method": "ia3"}, ValueError, "pet_method 'ia3': use '' or 'lora'"),
         ({"model": None}, ValueError, "Trainer needs a model"),
-        ({"model": "gtp2"}, ValueError, "model 'gtp2' is unknown; did you mean 'gpt2'"),
+        ({"model": "gtp2"}, OSError, "nothing found for 'gtp2'.* one of the sizes gpt2,"),
         ({"compute_metrics": len}, ValueError, "evaluation is of loss and perplexity"),
         ({"callback": []}, TypeError, "no argument 'callback'; did you mean 'callbacks'"),
         ({"train_dataset": "none"}, ValueError, "train_dataset: none is no folder"),
@@ -492,3 +492,11 @@ def test_what_has_no_effect_is_said_once(capsys):
     text = capsys.readouterr().out
     assert text.count("tf32: no effect, it is a mode of another device") == 1
     assert text.count("sink_mode: no effect") == 1
+
+
+def test_a_warm_up_may_be_longer_than_the_run(capsys):
+    made = trainer(warmup_steps=1000, max_steps=3)
+    made.train()
+    rates = [entry["learning_rate"] for entry in made.state.log_history]
+    assert rates == pytest.approx([1e-5, 2e-5, 3e-5])
+    assert "warmup_steps 1000 is not shorter than the run of 3 steps" in capsys.readouterr().out

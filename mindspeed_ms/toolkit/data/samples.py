@@ -67,7 +67,8 @@ def require_fit(length: int, shape: Shape) -> None:
     if length > shape.seq_length + 1:
         raise ValueError(
             f"a row has {length} tokens, but seq_length is {shape.seq_length}: rows hold at most "
-            f"{shape.seq_length + 1}; set seq_length of the model to {length - 1}, or cut the rows"
+            f"{shape.seq_length + 1}; set seq_length of the model, or max_length, to {length - 1}, "
+            "or cut the rows"
         )
 
 
@@ -113,7 +114,7 @@ class Rows:
                 raise ValueError(
                     f"rows have the shape {array.shape[1:]}, expected is "
                     f"({shape.seq_length + 1},): seq_length {shape.seq_length} plus one; set "
-                    "seq_length of the model to fit the data"
+                    "seq_length of the model, or max_length, to fit the data"
                 )
 
     def __len__(self) -> int:

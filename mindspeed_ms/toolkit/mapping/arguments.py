@@ -135,6 +135,7 @@ ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
         "dataloader_drop_last": Path("train_dataset.drop_remainder"),
         "group_by_length": Refused("all rows have one length"),
         "train_sampling_strategy": Own(),
+        "max_length": Own(),
         "packing": Own(),
         "assistant_only_loss": Own(),
         "ignore_data_skip": Path("ignore_data_skip"),

@@ -224,6 +224,30 @@ class PreTrainedModel(Cell):
         return self._chunks
 
     @property
+    def is_built(self) -> bool:
+        """Whether its weights are in memory."""
+        return bool(self._chunks)
+
+    @property
+    def weights_path(self) -> str:
+        """Where its weights are read from when it is built; empty: they are drawn at random."""
+        return "" if self._weights is None else os.fspath(self._weights.folder)
+
+    def adopt(self, chunks: list[GPTModel], state: RunState, config: AllConfig) -> None:
+        """Take over what a run has made of this model; what was in memory before is left.
+
+        Args:
+            chunks: of this rank.
+            state: groups and random streams of the run.
+            config: of the run.
+        """
+        self._chunks, self._state, self._engine_config = list(chunks), state, config
+        if len(chunks) == 1:
+            self.network_cell = chunks[0]
+        for chunk in chunks:
+            chunk.set_train(self.training)
+
+    @property
     def network(self) -> GPTModel:
         """The engine's model, or its part on this rank."""
         return self.build()[0]

@@ -120,6 +120,8 @@ class _Fields:
     dataloader_drop_last: bool = True
     train_sampling_strategy: str = "random"
     """random or sequential, for rows that are numbered; a MindSpore dataset keeps its order."""
+    max_length: int | None = None
+    """Tokens of a sequence, if not as many as the model has positions."""
     packing: bool = False
     """Several records share a sample, and each sees itself only."""
     assistant_only_loss: bool = True

@@ -36,6 +36,8 @@ class Wanted:
     write: MakeWriter
     weights: str = ""
     """What the model's weights are read from; empty: drawn at random."""
+    with_memory: bool = True
+    """Where no weights are read, those of a model in memory are meant."""
     extra: Mapping[str, Mapping[str, Any]] | None = None
     """Further fields by section."""
 
@@ -83,22 +85,22 @@ def build(wanted: Wanted, world_size: int) -> Built:
     else:
         training |= {"skip_train": True, "training_iters": 1}  # schedules want a length
     _log_fields(wanted.args, training, per_pass, config.global_batch_size(world_size))
+    lines = outlast_warmup(sections)
     config = wanted.model.describe(sections)
-    lines: tuple[str, ...] = ()
     if task.parallel_mode is ParallelMode.AUTO_PARALLEL:
         config, line = choose_layout(config, world_size)
-        lines = (line,)
+        lines.append(line)
     config = config.validate(world_size)
     loader = None
     if wanted.train is not None and wanted.train.batches is not None:
         loader = MicroBatches(wanted.train.batches, config, task.full_batch)
     return Built(
         config,
-        wanted.model.provider(config),
+        wanted.model.provider(config, wanted.with_memory),
         _Datasets(wanted, config, train),
         loader,
         per_pass,
-        lines,
+        tuple(lines),
     )
 
 
@@ -113,6 +115,23 @@ def steps_of(task: Task, per_pass: int | None, batch: int) -> int:
     if per_pass is None:
         raise ValueError("the length of the training data is not known; give max_steps")
     return max(1, math.ceil((task.epochs or 1) * per_pass / batch))
+
+
+def outlast_warmup(sections: Sections) -> list[str]:
+    """Let a run end within its warm-up, where that is longer, as other trainers do.
+
+    Returns:
+        A line that says so, if a run trains.
+    """
+    optimizer = sections.setdefault("optimizer_config", {})
+    training = sections.get("training_config", {})
+    warmup, steps = optimizer.get("lr_warmup_iters") or 0, training.get("training_iters") or 0
+    if warmup < (optimizer.get("lr_decay_iters") or steps):
+        return []
+    optimizer["lr_decay_iters"] = warmup + 1
+    if training.get("skip_train"):
+        return []
+    return [f"warmup_steps {warmup} is not shorter than the run of {steps} steps, which ends in it"]
 
 
 def _name_weights(wanted: Wanted, training: dict[str, Any]) -> None:
@@ -138,7 +157,7 @@ def _data_fields(wanted: Wanted, dataset: dict[str, Any], training: dict[str, An
         dataset |= {"dataloader_type": "cyclic", "data_sharding": False}
     if args.packing:
         dataset |= {"reset_attention_mask": True, "reset_position_ids": True}
-    if wanted.model.make is None:
+    if not wanted.model.is_own_cell:
         training["calculate_per_token_loss"] = True
     if train is None and args.per_device_eval_batch_size:
         dataset["batch_size"] = args.per_device_eval_batch_size

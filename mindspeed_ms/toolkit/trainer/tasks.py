@@ -22,6 +22,7 @@ from mindspeed_ms.toolkit.data.minddata import MicroBatches
 from mindspeed_ms.toolkit.mapping.auto_layout import choose_layout
 from mindspeed_ms.toolkit.mapping.parallel import ParallelMode
 from mindspeed_ms.toolkit.mapping.tree import Task
+from mindspeed_ms.toolkit.trainer.build import outlast_warmup
 
 ModelMaker = Callable[[AllConfig], Cell]
 """Configuration -> a whole model that returns its loss."""
@@ -88,7 +89,9 @@ def build_config(
         readers = 1 if task.full_batch else config.parallel_config.data_parallel_size(world_size)
         per_pass = _num_sequences(train_dataset, config, readers)
         _set_length(task, per_pass, config.global_batch_size(world_size), training)
-        config = assemble(sections)
+    for line in outlast_warmup(sections):
+        print_rank_0(line)
+    config = assemble(sections)
     if task.parallel_mode is ParallelMode.AUTO_PARALLEL:
         config, line = choose_layout(config, world_size)
         print_rank_0(line)

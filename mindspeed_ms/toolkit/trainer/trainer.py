@@ -233,7 +233,7 @@ class Trainer:
         """
         del auto_trans_ckpt
         resume = resume_from(self.args, resume_from_checkpoint, resume_training, train_checkpoint)
-        weights = "" if resume else self._checkpoint(train_checkpoint) or self._own_weights()
+        weights = "" if resume else self._checkpoint(train_checkpoint) or self._source.weights
         return self._fit("train", weights, resume, do_eval)
 
     def finetune(
@@ -363,10 +363,7 @@ class Trainer:
     @property
     def _has_weights(self) -> bool:
         """Whether the model in memory is more than random numbers."""
-        return self._run is not None or self._source.instance is not None
-
-    def _own_weights(self) -> str:
-        return "" if self._source.is_named else self._source.weights
+        return self._run is not None or self._source.is_given
 
     def _checkpoint(self, given: str | bool | None) -> str:
         if given is True:
@@ -428,6 +425,8 @@ class Trainer:
             if getattr(self.args, switch):
                 extra["training_config"][switch] = True
                 extra["model_config"] |= {"params_dtype": dtype, "compute_dtype": dtype}
+        if self.args.max_length:
+            extra["model_config"]["seq_length"] = self.args.max_length
         if self.pet_method == "lora":
             extra["lora_config"] = {"use_lora": True, **lora_fields(self.lora_config)}
         return Wanted(
@@ -526,14 +525,14 @@ class Trainer:
             built.loader,
             functions=StepFunctions(on_step=events),
         )
-        if instance is not None:
-            object.__setattr__(instance, _HELD, self._run)
+        object.__setattr__(instance, _HELD, self._run)
+        self._source.take(self._run)
         return self._run
 
     def _open_for_evaluation(self, given: Any, weights: str) -> None:
         weights = weights or self._source.find_weights()
         self._join()
-        if not weights and self._source.instance is None:
+        if not weights and not self._source.is_given:
             self._say(["WARNING: no weights are given or found: what is evaluated is random"])
         wanted = self._wanted("eval", weights, None, given, self._world())
         built = build(wanted, comm.get_world_size())

@@ -1,0 +1,131 @@
+"""The trainer computes what ``transformers`` does, and models stay in the user's hands."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import record_trainer as recorded
+from safetensors.numpy import save_file
+
+from mindspeed_ms import (
+    AutoModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+EXPECTED = json.loads(recorded.FILE.read_text(encoding="utf-8"))
+DATA = [{"input_ids": row} for row in recorded.training_rows()]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model as ``save_pretrained`` of ``transformers`` leaves it."""
+    path = tmp_path / "tiny"
+    path.mkdir()
+    save_file(recorded.weights(), path / "model.safetensors", metadata={"format": "pt"})
+    (path / "config.json").write_text(json.dumps(recorded.CONFIG))
+    return str(path)
+
+
+def arguments(**given):
+    defaults = {
+        "per_device_train_batch_size": recorded.BATCH,
+        "learning_rate": recorded.RATE,
+        "warmup_steps": recorded.WARMUP,
+        "weight_decay": recorded.DECAY,
+        "max_steps": recorded.STEPS,
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+    }
+    return TrainingArguments(**{**defaults, **given})
+
+
+def losses(made):
+    return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_evaluation_equals_transformers(folder, batch):
+    args = TrainingArguments(per_device_eval_batch_size=batch)
+    metrics = Trainer(model=folder, args=args, eval_dataset=recorded.rows()).evaluate()
+    assert metrics["loss"] == pytest.approx(EXPECTED["loss"], rel=1e-5)
+    assert metrics["PPL"] == pytest.approx(math.exp(EXPECTED["loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_training_equals_transformers(folder, parts):
+    """Also where the rows of a step are accumulated."""
+    args = arguments(
+        per_device_train_batch_size=recorded.BATCH // parts, gradient_accumulation_steps=parts
+    )
+    made = Trainer(model=folder, args=args, train_dataset=DATA)
+    made.train()
+    np.testing.assert_allclose(losses(made), EXPECTED["losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["folder", "model", "changed", "config"])
+def test_whatever_the_model_is_given_as(folder, how):
+    model = folder
+    if how in ("model", "changed"):
+        model = AutoModel.from_pretrained(folder)
+    elif how == "config":
+        model = GPT2Config.from_pretrained(folder)
+    if how == "changed":
+        for param in model.get_parameters():
+            param.set_data(param * 0)
+    made = Trainer(model=model, args=arguments(), train_dataset=DATA)
+    made.train()
+    first = {"changed": math.log(64), "folder": EXPECTED["losses"][0]}
+    if how == "config":
+        assert losses(made)[0] == pytest.approx(math.log(64), abs=0.1)
+    else:
+        assert losses(made)[0] == pytest.approx(first.get(how, first["folder"]), rel=1e-5)
+
+
+def test_the_users_model_is_what_was_trained(folder):
+    model = AutoModel.from_pretrained(folder)
+    made = Trainer(model=model, args=arguments(), train_dataset=DATA, eval_dataset=DATA[:1])
+    before = float(model(np.array([DATA[0]["input_ids"]]), labels=[DATA[0]["input_ids"]]).asnumpy())
+    assert made.evaluate()["loss"] == pytest.approx(before, rel=1e-5)
+    made.train()
+    model.set_train(False)
+    after = float(model(np.array([DATA[0]["input_ids"]]), labels=[DATA[0]["input_ids"]]).asnumpy())
+    assert made.evaluate()["loss"] == pytest.approx(after, rel=1e-5) and after < before
+    made.close()
+    model.save_pretrained("trained")
+    again = Trainer(model="trained", args=arguments(), eval_dataset=DATA[:1])
+    assert again.evaluate()["loss"] == pytest.approx(after, rel=1e-5)
+
+
+def test_a_cell_of_a_notebook_may_run_again(folder):
+    model = GPT2LMHeadModel(GPT2Config.from_pretrained(folder))
+    first = Trainer(model=model, args=arguments(max_steps=3), train_dataset=DATA)
+    first.train()
+    second = Trainer(model=model, args=arguments(max_steps=3), train_dataset=DATA)
+    second.train()
+    assert losses(second)[0] < losses(first)[0]  # it goes on with the weights in memory
+
+
+def test_a_long_row_and_a_shorter_sequence(folder):
+    long = [{"input_ids": list(range(1, 19))}]
+    with pytest.raises(ValueError, match="a row has 18 tokens, but seq_length is 16"):
+        Trainer(model=folder, args=arguments(), train_dataset=long).train()
+    args = arguments(max_length=8, max_steps=1)
+    short = [{"input_ids": row["input_ids"][:9]} for row in DATA]
+    made = Trainer(model=folder, args=args, train_dataset=short)
+
+    class Seen(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            assert model.config.seq_length == 8
+
+    made.add_callback(Seen)
+    made.train()
