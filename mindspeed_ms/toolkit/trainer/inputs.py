@@ -110,3 +110,26 @@ def lora_fields(config: Any) -> dict[str, Any]:
     if hasattr(config, "section"):
         return dict(config.section())
     raise TypeError(f"lora_config is {config!r}; give LoraConfig, or a mapping of its fields")
+
+
+def texts_of(given: Any) -> list[str]:
+    """Texts to go on with: one, several, or the lines of a file.
+
+    Raises:
+        ValueError: there are none.
+        TypeError: it is no text.
+    """
+    if isinstance(given, str | os.PathLike):
+        name = os.fspath(given)
+        if isinstance(given, os.PathLike) or (name.endswith(".txt") and os.path.isfile(name)):
+            with open(name, encoding="utf-8") as stream:
+                given = [line.rstrip("\n") for line in stream if line.strip()]
+        else:
+            given = [name] if name else []
+    texts = list(given or ())
+    if not texts:
+        raise ValueError("there is nothing to go on with; give input_data, a text or several")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"input_data holds {text!r}; give texts")
+    return texts

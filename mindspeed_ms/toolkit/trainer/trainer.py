@@ -6,19 +6,16 @@ Source: MindFormers r0.3 and r1.0 ``Trainer`` (names), transformers 5 ``Trainer`
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import logging
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mindspeed_ms.backend import comm, launch, rank_table, script_context
+from mindspeed_ms import toolkit
+from mindspeed_ms.backend import comm, rank_table
 from mindspeed_ms.config import without_effect
-from mindspeed_ms.config.section import suggestion
-from mindspeed_ms.engine.output import print_rank_0, set_up_output
+from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.run import Run, StepFunctions
 from mindspeed_ms.planning.plan import Plan, make_plan
 from mindspeed_ms.planning.report import plan_lines
@@ -26,37 +23,21 @@ from mindspeed_ms.planning.suggest import suggest as suggest_layouts
 from mindspeed_ms.planning.suggest import suggestion_lines, with_memory
 from mindspeed_ms.planning.timing import Device
 from mindspeed_ms.toolkit import context
-from mindspeed_ms.toolkit.data.conversations import Writer
-from mindspeed_ms.toolkit.data.sources import Source
-from mindspeed_ms.toolkit.mapping import parallel
-from mindspeed_ms.toolkit.mapping.parallel import ParallelMode, World
-from mindspeed_ms.toolkit.mapping.recompute import map_recompute
-from mindspeed_ms.toolkit.mapping.tree import Task, canonical, read_task
-from mindspeed_ms.toolkit.paths import localize
-from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
-from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
-from mindspeed_ms.toolkit.trainer.build import Built, Wanted, build, filled
-from mindspeed_ms.toolkit.trainer.callbacks import CallbackHandler, ProgressCallback, TrainerState
+from mindspeed_ms.toolkit.mapping.parallel import World
+from mindspeed_ms.toolkit.trainer.build import Built, build, filled
+from mindspeed_ms.toolkit.trainer.callbacks import TrainerState
 from mindspeed_ms.toolkit.trainer.events import Events, metrics_of
 from mindspeed_ms.toolkit.trainer.inputs import (
-    arguments,
-    has_terminal,
-    listed,
-    lora_fields,
-    refuse,
     resume_from,
+    texts_of,
 )
-from mindspeed_ms.toolkit.trainer.model_source import source_of
-from mindspeed_ms.toolkit.yaml_config import Tree, merge_trees, tree_of
+from mindspeed_ms.toolkit.trainer.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
 
-TASKS = ("text_generation", "general")
-PET_METHODS = ("", "lora")
+RESULT_FILE = "text_generation_result.txt"
 _HELD = "_run_of_trainer"
 """Attribute of a model: the open run that trains it."""
-_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
-_DTYPE_KEY = "model.model_config.compute_dtype"
 
 
 class TrainOutput(NamedTuple):
@@ -67,7 +48,7 @@ class TrainOutput(NamedTuple):
     metrics: dict[str, float]
 
 
-class Trainer:
+class Trainer(TrainerSettings):
     """Trains a model, and evaluates and uses it.
 
     One loop does the work, that of the engine: settings become its configuration. Methods raise
@@ -98,112 +79,6 @@ class Trainer:
 
     Parallelism: every rank makes the same trainer and calls the same methods in the same order.
     """
-
-    def __init__(  # noqa: PLR0913  (the arguments of MindFormers)
-        self,
-        task: str = "text_generation",
-        model: Any = None,
-        args: TrainingArguments | Mapping[str, Any] | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        pet_method: str = "",
-        model_name: str | None = None,
-        tokenizer: Any = None,
-        callbacks: Any = None,
-        lora_config: Any = None,
-        chat_template: str | None = None,
-        **others: Any,
-    ) -> None:
-        if task not in TASKS:
-            near = suggestion(task, TASKS) if isinstance(task, str) else ""
-            raise ValueError(f"task {task!r} is not available{near}; use text_generation")
-        if pet_method not in PET_METHODS:
-            raise ValueError(f"pet_method {pet_method!r}: use '' or 'lora'")
-        tokenizer = others.pop("processing_class", None) or tokenizer
-        more = others.pop("eval_callbacks", None)
-        refuse(others)
-        self.task, self.pet_method, self.lora_config = task, pet_method, lora_config
-        self.args = arguments(args)
-        self.model, self.model_name = model, model_name
-        self.tokenizer, self.chat_template = tokenizer, chat_template
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.state = TrainerState()
-        self._source = source_of(model, model_name)
-        self._parallel: dict[str, Any] = {}
-        self._recompute: dict[str, Any] = {}
-        self._run: Run | None = None
-        self._said: set[str] = set()
-        self._sources: dict[int, tuple[Any, Source]] = {}
-        self.callback_handler = CallbackHandler([*listed(callbacks), *listed(more)])
-        if not self.args.disable_tqdm and has_terminal(self.args.disable_tqdm):
-            bar = importlib.import_module("tqdm.auto").tqdm
-            self.callback_handler.add(ProgressCallback(bar))
-        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            if isinstance(dataset, str | os.PathLike):
-                Source.of(dataset, name)  # a path without data is said at once
-        events = Events(self.args, self.callback_handler, self.state, None, False)
-        events.tell("on_init_end")
-
-    # --- settings ---------------------------------------------------------------------------------
-
-    def set_parallel_config(self, **sizes: Any) -> None:
-        """Say how ranks share the model and the batch.
-
-        Args:
-            sizes: ``data_parallel``, ``model_parallel``, ``pipeline_stage``, ``expert_parallel``,
-                ``context_parallel``, ``micro_batch_num``, ``micro_batch_interleave_num``,
-                ``use_seq_parallel``, ``optimizer_shard``, ``vocab_emb_dp``,
-                ``gradient_aggregation_group``; 1 and False where nothing is given.
-
-        Raises:
-            ValueError: an unknown key, or a size that none can be.
-        """
-        parallel.read_sizes(sizes)
-        self._parallel = dict(sizes)
-
-    def set_recompute_config(
-        self,
-        recompute: Any = False,
-        select_recompute: Any = False,
-        parallel_optimizer_comm_recompute: bool = False,
-        mp_comm_recompute: bool = True,
-        recompute_slice_activation: bool = False,
-    ) -> None:
-        """Say what backward computes again instead of keeping it.
-
-        Args:
-            recompute: whole layers; a list gives layers for each stage.
-            select_recompute: attention alone; wins over ``recompute``.
-            parallel_optimizer_comm_recompute: without effect, weights are not gathered.
-            mp_comm_recompute: False keeps what sequence parallelism has gathered.
-            recompute_slice_activation: what ``use_seq_parallel`` does.
-
-        Raises:
-            ValueError: a value that none can be.
-        """
-        given = {
-            "recompute": recompute,
-            "select_recompute": select_recompute,
-            "parallel_optimizer_comm_recompute": parallel_optimizer_comm_recompute,
-            "mp_comm_recompute": mp_comm_recompute,
-            "recompute_slice_activation": recompute_slice_activation,
-        }
-        map_recompute(given, sequence_parallel=False)  # refuses what none can be
-        self._recompute = given
-
-    def add_callback(self, callback: Any) -> None:
-        """Add a callback of either kind."""
-        self.callback_handler.add(callback)
-
-    def pop_callback(self, callback: Any) -> Any:
-        """Take out a callback, or the first of a class, and return it."""
-        return self.callback_handler.pop(callback)
-
-    def remove_callback(self, callback: Any) -> None:
-        """Take out a callback, or the first of a class."""
-        self.callback_handler.pop(callback)
-
-    # --- verbs ------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -307,10 +182,44 @@ class Trainer:
         print_rank_0(str(metrics))
         return metrics
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate text; see ``pipeline``."""
-        del args, kwargs
-        raise NotImplementedError("predict is not available yet; train, finetune or evaluate")
+    def predict(
+        self,
+        predict_checkpoint: str | bool | None = None,
+        auto_trans_ckpt: bool | None = None,
+        input_data: str | Sequence[str] | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> list[dict[str, list[str]]]:
+        """Go on with texts; written to ``text_generation_result.txt`` in this folder, too.
+
+        Args:
+            predict_checkpoint: weights, True for the newest of ``output_dir``. None: those in
+                memory, or the model's own.
+            auto_trans_ckpt: without effect, every checkpoint is read in any layout.
+            input_data: a text, a list of texts, or a file with a text a line.
+            batch_size: texts that are worked on at a time; None: all.
+            options: of generation, see ``pipeline``.
+
+        Returns:
+            ``[{"text_generation_text": [text, ...]}]``, one for each text.
+
+        Raises:
+            ValueError: no text, no tokenizer, or options that cannot be served.
+            OSError: the tokenizer's files are not here.
+        """
+        del auto_trans_ckpt
+        texts = texts_of(input_data)
+        self._join()
+        model = self._predicting(self._checkpoint(predict_checkpoint))
+        model.set_train(False)
+        make: Any = toolkit.__getattr__("pipeline")
+        generate = make("text_generation", model=model, tokenizer=self._own_tokenizer())
+        found: list[dict[str, list[str]]] = generate(texts, batch_size=batch_size, **options)
+        if comm.get_rank() == 0:
+            lines = "".join(f"{one}\n" for one in found)
+            Path(RESULT_FILE).write_text(lines, encoding="utf-8")
+        Events(self.args, self.callback_handler, self.state, None, False).tell("on_predict")
+        return found
 
     def plan(
         self,
@@ -358,105 +267,30 @@ class Trainer:
         if run is not None:
             run.close()
 
-    # --- how it is done ---------------------------------------------------------------------------
-
     @property
     def _has_weights(self) -> bool:
         """Whether the model in memory is more than random numbers."""
         return self._run is not None or self._source.is_given
 
-    def _checkpoint(self, given: str | bool | None) -> str:
-        if given is True:
-            return str(self.args.output_dir or "./output")
-        if given and not Path(given).exists():
-            found = source_of(given, None).find_weights() if "/" not in given else ""
-            if not found:
-                raise ValueError(f"checkpoint {given}: there is no such file or folder")
-            return found
-        return given or ""
-
-    def _world(self) -> World:
-        told = launch.told_by_launcher()
-        return World(1 if told is None else told[1], rank_table.num_servers())
-
-    def _join(self) -> None:
-        """Meet the other ranks, and print for all of them."""
-        if context.asked_parallel() is None:
-            lines = script_context.apply({})
-            comm.init_process_group()
-            set_up_output()
-            self._say(lines)
-        set_up_output()
-
-    def _say(self, lines: Sequence[str]) -> None:
-        """Print lines, each once."""
-        for line in lines:
-            if line not in self._said:
-                self._said.add(line)
-                print_rank_0(line)
-
-    def _task(self, run_mode: str, resume: str | None, world: World) -> Task:
-        """The settings as a task."""
-        mapped = self.args.mapped()
-        keys = {key: value for key, value in mapped.keys.items() if key != _DTYPE_KEY}
-        asked = context.asked_parallel()
-        context_keys = dict(asked or {})
-        if asked is None and world.size > 1 and not self._parallel:
-            context_keys["parallel_mode"] = ParallelMode.DATA_PARALLEL.value
-        own: Tree = {
-            "run_mode": run_mode if run_mode != "finetune" else "train",
-            "parallel": context_keys,
-            "parallel_config": self._parallel,
-            "context": dict(context.asked_device()),
-        }
-        if self._recompute:
-            own["recompute_config"] = self._recompute
-        keys |= {"resume_training": bool(resume), "load_checkpoint": resume or ""}
-        tree = merge_trees([tree_of(keys), canonical(own)])
-        task = read_task(localize(tree), world)
-        return dataclasses.replace(task, notes=(*mapped.notes, *task.notes))
-
-    def _wanted(
-        self, run_mode: str, weights: str, resume: str | None, evaluation: Any, world: World
-    ) -> Wanted:
-        train = self.train_dataset if run_mode != "eval" else None
-        extra: dict[str, dict[str, Any]] = {"model_config": {}, "training_config": {}}
-        for switch, dtype in _DTYPES.items():
-            if getattr(self.args, switch):
-                extra["training_config"][switch] = True
-                extra["model_config"] |= {"params_dtype": dtype, "compute_dtype": dtype}
-        if self.args.max_length:
-            extra["model_config"]["seq_length"] = self.args.max_length
-        if self.pet_method == "lora":
-            extra["lora_config"] = {"use_lora": True, **lora_fields(self.lora_config)}
-        return Wanted(
-            task=self._task(run_mode, resume, world),
-            args=self.args,
-            model=self._source,
-            train=self._known(train, "train_dataset"),
-            evaluation=self._known(evaluation, "eval_dataset"),
-            write=self._writer,
-            weights=weights,
-            extra=extra,
-        )
-
-    def _known(self, given: Any, key: str) -> Source | None:
-        """The source of data that was given; told once, as files may have to be read."""
-        if given is None:
-            return None
-        if id(given) not in self._sources:
-            self._sources[id(given)] = (given, Source.of(given, key))
-        return self._sources[id(given)][1]
-
-    def _writer(self) -> Writer:
-        tokenizer = self.tokenizer
-        if tokenizer is None:
-            name = self.model if isinstance(self.model, str) else self.model_name
-            if not name:
-                raise ValueError("texts need a tokenizer; give tokenizer")
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            self.tokenizer = tokenizer
-        return Writer(tokenizer, self.chat_template, self.args.assistant_only_loss)
+    def _predicting(self, weights: str) -> Any:
+        """The model that generates, with its weights."""
+        source, layout = self._source, self._layout()
+        if source.is_own_cell:
+            raise ValueError(
+                "predict needs a model of this package; a Cell of one's own has no cache"
+            )
+        if self._run is not None:
+            if weights:
+                self._run.load_weights(weights)
+            return source.instance
+        weights = weights or source.find_weights()
+        cls, config = type(source.instance), source.instance.config
+        if weights:
+            return cls.from_pretrained(weights, config=config, **layout)
+        if source.is_given:
+            return source.instance
+        self._say(["WARNING: no weights are given or found: what is generated is random"])
+        return cls(config, **layout)
 
     def _fit(
         self, run_mode: str, weights: str, resume: str | None, do_eval: bool | None
