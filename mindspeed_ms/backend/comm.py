@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from mindspore import Tensor
 from mindspore.common import dtype as mstype
@@ -24,9 +24,11 @@ from mindspore.common import dtype as mstype
 from mindspeed_ms.backend import device, env, launch, launcher
 from mindspeed_ms.backend.base import Comm, Group, P2POp, ReduceOp, Work
 from mindspeed_ms.backend.progress import here
+from mindspeed_ms.backend.recording import CommCall, RecordingComm, Take
 from mindspeed_ms.backend.single import SingleComm
 
 __all__ = [
+    "CommCall",
     "Group",
     "P2POp",
     "ReduceOp",
@@ -55,6 +57,8 @@ __all__ = [
     "reduce",
     "reduce_scatter_tensor",
     "set_timeout",
+    "start_recording",
+    "stop_recording",
     "world_group",
 ]
 
@@ -109,6 +113,21 @@ def job_started() -> float:
 def note_iteration(iteration: int) -> None:
     """Where the run stands, for messages about a rank that does not answer."""
     here.iteration = iteration
+
+
+def start_recording(take: Take) -> None:
+    """From now on tell ``take`` about every call between several ranks that is over.
+
+    Raises:
+        RuntimeError: called before ``init_process_group``.
+    """
+    _state.comm = cast("Comm", RecordingComm(_active(), take))
+
+
+def stop_recording() -> None:
+    """Undo ``start_recording``; calls in flight are still told when they are waited for."""
+    if isinstance(_state.comm, RecordingComm):
+        _state.comm = _state.comm.inner
 
 
 def is_initialized() -> bool:

@@ -14,7 +14,6 @@ from mindspeed_ms.config.section import field_default
 from mindspeed_ms.plan.layer_placement import expand_layout
 
 _KERNELS = "the kernel of each operation is chosen once at start"
-_NO_PROFILER = "there is no profiler yet"
 _NO_METRIC = "evaluation reports loss and perplexity, and no checkpoint of the best is kept apart"
 _NO_ADAPTERS = "low-rank adapters are not available yet"
 
@@ -37,15 +36,6 @@ WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
         "training_config.eval_metric": _NO_METRIC,
         "training_config.best_metric_comparison": _NO_METRIC,
         **{
-            f"training_config.profile_{name}": _NO_PROFILER
-            for name in (
-                *("save_path", "step_start", "step_end", "level", "with_stack", "memory"),
-                *("framework", "communication", "parallel_strategy", "aicore_metrics", "l2_cache"),
-                *("hbm_ddr", "pcie", "data_process", "data_simplification", "op_time"),
-                *("offline_analyse", "dynamic_profiler_config_path"),
-            )
-        },
-        **{
             f"lora_config.{name}": _NO_ADAPTERS
             for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_cells")
         },
@@ -57,13 +47,11 @@ UNAVAILABLE: Mapping[str, str] = MappingProxyType(
     {
         "lora_config.use_lora": _NO_ADAPTERS,
         "model_config.init_method_xavier_uniform": "initial weights are normal",
-        "training_config.profile": _NO_PROFILER,
         "training_config.loss_reduction": "losses of tokens are averaged",
     }
 )
 """Field -> why a run that asks for more than the usual is refused; see ``unsupported_reason``."""
 
-_FOLLOW_OTHERS = ("training_config.profile_save_path",)
 _BOTH_USUAL = (
     "model_config.transformer_impl",
     "model_config.mask_func_type",
@@ -76,7 +64,7 @@ def without_effect(all_config: AllConfig) -> list[str]:
     """Return one line for each field that is not at its default and changes nothing."""
     lines = []
     for path, reason in WITHOUT_EFFECT.items():
-        if path in (*_FOLLOW_OTHERS, *_BOTH_USUAL):
+        if path in _BOTH_USUAL:
             continue
         section, _, key = path.partition(".")
         value: Any = getattr(all_config, section)
@@ -146,8 +134,6 @@ def _unsupported_model(all_config: AllConfig) -> list[str]:
 def _unsupported_training(all_config: AllConfig) -> list[str]:
     training = all_config.training_config
     reasons = []
-    if training.profile:
-        reasons.append(f"profile: {_NO_PROFILER}; leave it out")
     if training.epochs and not training.training_iters and training.train_samples is None:
         reasons.append(
             f"epochs {training.epochs}: {WITHOUT_EFFECT['training_config.epochs']}; give one"

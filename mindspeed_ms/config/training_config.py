@@ -348,7 +348,7 @@ class TrainingConfig(Watching):
     """Last step recorded."""
 
     profile_level: Literal["level0", "level1", "level2"] = "level0"
-    """Detail of the profile."""
+    """Detail of the profile. On CPU level1 adds shapes to operators, level2 the cells as well."""
 
     profile_with_stack: bool = False
     """Record call stacks."""
@@ -357,10 +357,10 @@ class TrainingConfig(Watching):
     """Record memory use."""
 
     profile_framework: bool | Literal["all", "time", "None"] = False
-    """Record the framework's own work. False: off."""
+    """Record what lies above operators: on CPU the forward of every cell. False: off."""
 
     profile_communication: bool = False
-    """Record communication between ranks."""
+    """Also write sums over communication: bytes, waiting, moving. On an NPU: its links."""
 
     profile_parallel_strategy: bool = False
     """Record the parallel layout."""
@@ -381,7 +381,7 @@ class TrainingConfig(Watching):
     """Record data loading."""
 
     profile_data_simplification: bool = False
-    """Remove raw data after analysis."""
+    """Keep the merged profile only, not what each rank recorded."""
 
     profile_op_time: bool = True
     """Record the time of each operator."""
@@ -390,7 +390,7 @@ class TrainingConfig(Watching):
     """Only record; analyse later."""
 
     profile_dynamic_profiler_config_path: MaybeEmptyText = ""
-    """File that switches the profiler while training runs. Empty: not used."""
+    """JSON file with start_step and stop_step, read again when it changes. Empty: not used."""
 
     @property
     def check_for_nan_in_loss_and_grad(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from mindspeed_ms.config.kinds import Count, MaybeEmptyText
+from mindspeed_ms.config.kinds import Count, MaybeEmptyText, Natural
 from mindspeed_ms.config.section import Section
 
 LOG_FILE_KINDS = (".csv", ".jsonl")
@@ -45,6 +45,9 @@ class Watching(Section):
 
     log_learning_rate_to_tensorboard: bool = True
     """Write the learning rate as a curve."""
+
+    profile_ranks: tuple[Natural, ...] | None = None
+    """Ranks whose work is profiled. None: all."""
 
     log_memory_interval: Count | None = None
     """Iterations between tables of the memory of all ranks, planned beside measured. None: none."""

@@ -100,6 +100,7 @@ def train(
     last = setup.train_iters if until is None else min(until, setup.train_iters)
     with stop.watched():
         while state.iteration < last and reason is None:
+            observer.begin_step(state.iteration + 1)
             report = train_step(setup, data_iterator)
             observer.after_step(report)
             line = log.add(report, data_iterator)
@@ -114,7 +115,7 @@ def train(
             observer.end_iteration(state)
     if reason is not None:
         print_rank_last(reason)
-    observer.note_memory(state)
+    observer.end_training(state)
     is_over = reason is not None or state.iteration >= setup.train_iters
     if setup.checkpoints is not None and is_over:
         setup.checkpoints.at_end(setup)
@@ -169,7 +170,7 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
         model.zero_grad_buffer()
     if setup.token_weights is not None:
         setup.token_weights.seen = 0.0
-    step_again = StepAgain(data_iterator)
+    step_again = StepAgain(setup.observer.watched(data_iterator))
     with timed("forward-backward", 1):
         reports = get_forward_backward_func()(
             forward_step_func=setup.forward_step,

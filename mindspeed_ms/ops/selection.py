@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from mindspeed_ms.backend import device
 from mindspeed_ms.ops import ascend, cpu, portable
 from mindspeed_ms.ops.kernel_set import KernelSet
+from mindspeed_ms.ops.recording import RecordingKernels, Take
 
 SETS: dict[str, KernelSet] = {"portable": portable, "cpu": cpu, "ascend": ascend}
 
@@ -55,6 +56,20 @@ def select(kernels: str = "auto") -> str:
     device.initialize()
     chosen.kernels, chosen.name, chosen.reason = SETS[name], name, reason
     return name
+
+
+def start_recording(take: Take, *, with_shapes: bool = False, with_stack: bool = False) -> None:
+    """From now on tell ``take`` about every kernel; see ``RecordingKernels``."""
+    recording = RecordingKernels(
+        chosen.kernels, take, with_shapes=with_shapes, with_stack=with_stack
+    )
+    chosen.kernels = cast("KernelSet", recording)
+
+
+def stop_recording() -> None:
+    """Undo ``start_recording``."""
+    if isinstance(chosen.kernels, RecordingKernels):
+        chosen.kernels = chosen.kernels.inner
 
 
 def selected() -> str:

@@ -66,3 +66,39 @@ def test_timers_of_stages(dist_run, tmp_path, capfd):
     passes = {f"{name}-time" for name in ("forward-compute", "backward-compute", "optimizer")}
     assert passes <= tags and "iteration-time" in tags
     assert {"forward-send-time", "forward-recv-time", "backward-recv-time"} <= tags
+
+
+def profiled_worker(folder, flags):
+    window = ("--profile", "--profile-step-start", "2", "--profile-step-end", "2")
+    plain = trained(*flags)
+    return (
+        trained(*flags, *window, "--profile-save-path", folder, "--profile-communication") == plain
+    )
+
+
+@pytest.mark.parametrize("flags", [PP, ("--tensor-model-parallel-size", "2"), DP])
+def test_a_profile_shows_all_ranks_on_one_axis(dist_run, tmp_path, flags):
+    assert all(dist_run(profiled_worker, ranks=2, folder=str(tmp_path), flags=flags))
+    content = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))
+    spans = [event for event in content["traceEvents"] if event["ph"] == "X"]
+    first, second = [span for span in spans if span["cat"] == "iterations"]
+    assert {first["pid"], second["pid"]} == {0, 1}
+    overlap = min(one["ts"] + one["dur"] for one in (first, second)) - max(
+        first["ts"], second["ts"]
+    )
+    assert overlap > 0.5 * first["dur"]
+    calls = [span for span in spans if span["cat"] == "communication" and span["args"]]
+    assert {span["pid"] for span in calls} == {0, 1}
+    for one in calls:
+        assert one["args"]["ranks"] == [0, 1]
+        parts = one["args"]["waiting (ms)"] + one["args"]["moving (ms)"]
+        assert parts == pytest.approx(one["dur"] / 1e3, abs=1e-3)
+    table = json.loads((tmp_path / "communication.json").read_text(encoding="utf-8"))
+    assert sum(row["bytes"] for row in table) > 0
+
+
+def test_only_the_named_ranks_are_profiled(dist_run, tmp_path):
+    flags = [*DP, "--profile-ranks", "1"]
+    assert all(dist_run(profiled_worker, ranks=2, folder=str(tmp_path), flags=flags))
+    content = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))
+    assert {event["pid"] for event in content["traceEvents"]} == {1}

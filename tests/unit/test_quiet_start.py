@@ -220,10 +220,10 @@ def test_no_arguments_are_shown_when_nobody_wants_them(capsys):
 
 
 def test_the_answer_of_a_dry_run_comes_first(capsys):
-    text = output_of(capsys, ["--optimizer", "muon", "--profile"], status=2)
+    text = output_of(capsys, ["--optimizer", "muon", "--init-method-xavier-uniform"], status=2)
     assert text.startswith("------------------------- layout ----")
     assert text.index("is refused") < text.index("- arguments -")
-    assert text.index("refused: profile") < text.index("- arguments -")
+    assert text.index("refused: init_method_xavier_uniform") < text.index("- arguments -")
 
 
 def test_a_mistake_is_all_that_a_dry_run_shows(capsys):

@@ -8,10 +8,12 @@ full costs the curves, not the run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
+
+from mindspore.nn import Cell
 
 from mindspeed_ms.backend import comm, device
 from mindspeed_ms.config import AllConfig
@@ -29,6 +31,7 @@ from mindspeed_ms.engine.observe.figures import (
 )
 from mindspeed_ms.engine.observe.log_file import LogFile, Row
 from mindspeed_ms.engine.observe.memory_table import RankMemory, memory_lines
+from mindspeed_ms.engine.observe.profiler import Profiler
 from mindspeed_ms.engine.observe.progress_file import ProgressFile
 from mindspeed_ms.engine.observe.record import FILE_NAME as RECORD_NAME
 from mindspeed_ms.engine.observe.record import RunRecord, Warnings
@@ -95,15 +98,17 @@ class Observer:
         self._row: Row = {}
         self._keeps_record = self._training.save_checkpoints or self._training.report
         self._first = 0
+        self._profiler: Profiler | None = None
         self._base_memory = device.memory_stats()["current"]
         timers = run_state.current().member(Timers)
         timers.level = self._training.timing_log_level
         timers.waits = self._training.barrier_with_level_1_timing and self._world_size > 1
 
-    def begin(self, state: TrainState) -> None:
+    def begin(self, state: TrainState, chunks: Sequence[Cell]) -> None:
         """Open what was asked for.
 
         Args:
+            chunks: the model of this rank.
             state: where the run begins; what was written about later iterations is taken out.
 
         Raises:
@@ -112,6 +117,8 @@ class Observer:
         Parallelism: collective, as all methods that say so; the others are local.
         """
         self._first = state.iteration
+        if self._training.profile:
+            self._profiler = Profiler(self._config, chunks)
         problem = None
         try:
             self._open(state)
@@ -162,8 +169,25 @@ class Observer:
             or iteration % (training.log_interval or 1) == 0
         )
 
+    def begin_step(self, iteration: int) -> None:
+        """An iteration is about to run (collective where it is profiled)."""
+        if self._profiler is not None:
+            self._profiler.begin_step(iteration)
+
+    def watched(self, data_iterator: Iterator) -> Iterator:
+        """The micro-batches of a step, whose reading may be recorded."""
+        return data_iterator if self._profiler is None else self._profiler.watched(data_iterator)
+
+    def end_training(self, state: TrainState) -> None:
+        """The loop is left (collective)."""
+        if self._profiler is not None:
+            self._profiler.finish()
+        self.note_memory(state)
+
     def after_step(self, report: StepReport) -> None:
-        """An iteration is done."""
+        """An iteration is done (collective where it is profiled)."""
+        if self._profiler is not None:
+            self._profiler.end_step(report.iteration)
         is_due = report.iteration % self._training.tensorboard_log_interval == 0
         if self._curves and is_due:
             figures = step_figures(
@@ -253,6 +277,8 @@ class Observer:
             takers.append(partial(add_passes, run_state.current().member(Timers)))
         if self._keeps_record and iteration == min(self._first + MEASURED_ITERATION, train_iters):
             takers.append(partial(self._note_timeline, iteration))
+        if self._profiler is not None:
+            takers.append(self._profiler.take_passes)
         if not takers:
             return None
 
@@ -369,6 +395,8 @@ class Observer:
     def close(self) -> None:
         """Bring everything out, leave nothing open, and make the report if it was asked for."""
         has_record = self._record is not None
+        if self._profiler is not None:
+            self._profiler.abandon()
         ends: list[Callable[[], None]] = [curve.close for curve in self._curves]
         if self._log_file is not None:
             ends.append(self._log_file.close)

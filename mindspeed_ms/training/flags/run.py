@@ -426,9 +426,7 @@ PROFILE = in_group(
             Field("training_config.profile_memory"),
             dest="profile_memory",
         ),
-        values(
-            "--profile-ranks", int, NoEffect("every rank of the profile is recorded"), arity="some"
-        ),
+        values("--profile-ranks", int, Field("training_config.profile_ranks"), arity="some"),
         on("--use-pytorch-profiler", NoEffect("MindSpore's profiler is the only one")),
     ],
 )

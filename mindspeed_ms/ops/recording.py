@@ -1,0 +1,68 @@
+"""A kernel set that tells how long its kernels take, around the one that computes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mindspore import Tensor
+
+Take = Callable[[str, float, float, dict[str, Any]], None]
+"""(kernel, start, end, what is told about it), in seconds of this rank's clock."""
+
+_FRAMES = 12
+
+
+class RecordingKernels:
+    """Passes every call on.
+
+    Args:
+        inner: computes.
+        take: is told every call that is over.
+        with_shapes: also tell shapes and types of the tensors it got.
+        with_stack: also tell from where it was called.
+    """
+
+    def __init__(self, inner: Any, take: Take, *, with_shapes: bool, with_stack: bool) -> None:
+        self.inner = inner
+        self._take, self._with_shapes, self._with_stack = take, with_shapes, with_stack
+
+    def __getattr__(self, name: str) -> Any:
+        """A kernel, or what else the set has; found once."""
+        found = getattr(self.inner, name)
+        if callable(found) and name not in ("describe", "unavailable"):
+            found = self._recorded(name, found)
+        setattr(self, name, found)
+        return found
+
+    def _recorded(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(*arguments: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            result = kernel(*arguments, **named)
+            end = time.perf_counter()
+            facts: dict[str, Any] = {}
+            if self._with_shapes:
+                facts["inputs"] = [
+                    f"{one.dtype}{list(one.shape)}" for one in arguments if isinstance(one, Tensor)
+                ]
+            if self._with_stack:
+                facts["stack"] = _callers()
+            self._take(name, start, end, facts)
+            return result
+
+        return recorded
+
+
+def _callers() -> list[str]:
+    """Files, lines and functions that led here, the innermost first."""
+    lines = []
+    frame = sys._getframe(3)  # this function, the kernel's wrapper and its front in ``ops``
+    while len(lines) < _FRAMES:
+        code = frame.f_code
+        lines.append(f"{code.co_filename}:{frame.f_lineno} {code.co_name}")
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return lines
