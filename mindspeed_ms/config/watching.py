@@ -46,6 +46,26 @@ class Watching(Section):
     log_learning_rate_to_tensorboard: bool = True
     """Write the learning rate as a curve."""
 
+    check_for_spiky_loss: bool = False
+    """Warn of a loss ten times as large as those before, and name the micro-batch."""
+
+    check_for_large_grads: bool = False
+    """Warn of gradients ten times as large as those before, and name the parameter."""
+
+    log_max_attention_logit: bool = False
+    """Write the largest attention score of an iteration as a curve and to the log file. The fused
+    attention of an NPU is replaced by one that notes it.
+    """
+
+    log_params_norm_per_layer: bool = False
+    """Print the norm of the parameters of every layer at log lines, and write it as curves."""
+
+    log_straggler: bool = False
+    """Tell at log lines how long every rank computes and waits, and name the slowest."""
+
+    straggler_minmax_count: Count = 1
+    """Ranks that are named at either end."""
+
     profile_ranks: tuple[Natural, ...] | None = None
     """Ranks whose work is profiled. None: all."""
 

@@ -166,7 +166,7 @@ class Run:
         setup.started = time.time() if started is None else started
         _load(setup, saver)
         self.state = setup.state
-        observer.begin(setup.state, [chunk.module for chunk in self.model])
+        observer.begin(setup.state, self.model, setup.optimizer)
         if setup.checkpoints is not None:
             self._undo.callback(setup.checkpoints.abandon)
             setup.checkpoints.check_room(setup)

@@ -26,6 +26,8 @@ class StepReport:
     means over micro-batches and data parallel ranks."""
     params_norm: float | None = None
     """L2 norm of all parameters after the step; None: it was not asked for."""
+    max_attention_logit: float | None = None
+    """Largest attention score of the step; None: it was not asked for."""
     batch_size: int = 0
     """Sequences of all ranks."""
     consumed_samples: int = 0

@@ -194,6 +194,7 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
 
     with timed("optimizer", 1):
         result = setup.optimizer.step(watch)
+    setup.observer.look(state.iteration + 1, losses, reports, result.grad_norm)
     setup.health.note_step(state.iteration + 1, not result.success, setup.optimizer)
     if result.success:
         setup.scheduler.step(batch_size)
@@ -214,6 +215,7 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
             if setup.observer.wants_params_norm(state.iteration)
             else None
         ),
+        max_attention_logit=setup.observer.max_attention_logit(),
         batch_size=batch_size,
         consumed_samples=state.consumed_train_samples,
     )

@@ -57,7 +57,7 @@ class RecordingKernels:
 
 def _callers() -> list[str]:
     """Files, lines and functions that led here, the innermost first."""
-    lines = []
+    lines: list[str] = []
     frame = sys._getframe(3)  # this function, the kernel's wrapper and its front in ``ops``
     while len(lines) < _FRAMES:
         code = frame.f_code

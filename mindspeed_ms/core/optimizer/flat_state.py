@@ -64,7 +64,7 @@ class FlatState:
         rule: UpdateRule,
         counts: Callable[[Parameter], bool],
     ) -> None:
-        self.shard, self._rule = shard, rule
+        self.shard, self._rule, self._counts = shard, rule, counts
         size = memory.num_elements(shard.params)
         self._has_copy = shard.params.dtype != mstype.float32
         self.main = memory.empty((size,)) if self._has_copy else shard.params
@@ -101,6 +101,12 @@ class FlatState:
             sum(ops.l2_norm_squared(_part(of, *item)) for item in self._counted),
             sum(ops.l2_norm_squared(_part(of, *item)) for item in self._repeated),
         )
+
+    def squares_by_parameter(self, of: Tensor) -> Iterator[tuple[str, float]]:
+        """Name and sum of squares in a flat tensor, of each parameter that norms count here."""
+        for param, piece in self.shard.pieces:
+            if self._counts(param):
+                yield piece.name, ops.l2_norm_squared(_part(of, piece.start, piece.size))
 
     def num_zeros(self) -> int:
         """Zeros in the gradients that norms count here."""

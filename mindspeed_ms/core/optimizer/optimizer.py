@@ -169,6 +169,14 @@ class MegatronOptimizer:
         )
         return math.sqrt(sum_over(math.fsum(squares), comm.world_group()))
 
+    def squares_by_parameter(self) -> dict[str, float]:
+        """What this rank adds to the sum of squares of every parameter."""
+        found: dict[str, float] = {}
+        for state in self._states:
+            for name, square in state.squares_by_parameter(state.shard.params):
+                found[name] = found.get(name, 0.0) + square / _copies(state.shard)
+        return found
+
     def _share(self) -> None:
         """Let other ranks have updated parameters; here they updated the same ones."""
 

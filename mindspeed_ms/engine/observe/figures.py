@@ -69,6 +69,8 @@ def step_figures(
             both[tag] = value
     alone = dict(_memory_figures(memory or {}))
     alone |= {name: value for name, value in report.losses.items() if name in layers}
+    if report.max_attention_logit is not None:
+        alone["max_attention_logit"] = report.max_attention_logit
     if per_layer:
         alone |= dict(_layer_figures(report))
     return Figures(report.iteration, report.consumed_samples, both | alone, both)
@@ -93,7 +95,10 @@ def _layer_figures(report: StepReport) -> Iterator[tuple[str, float]]:
 
 
 def interval_figures(
-    line: IntervalReport, training: TrainingConfig, timers: Mapping[str, float] | None = None
+    line: IntervalReport,
+    training: TrainingConfig,
+    timers: Mapping[str, float] | None = None,
+    more: Mapping[str, float] | None = None,
 ) -> Figures:
     """Figures of a log line.
 
@@ -101,8 +106,9 @@ def interval_figures(
         line: what it says.
         training: the flags that choose figures.
         timers: name -> most seconds of a rank per iteration.
+        more: further figures by tag.
     """
-    alone: dict[str, float] = {}
+    alone = dict(more or {})
     if training.log_timers_to_tensorboard:
         alone["iteration-time"] = line.seconds_per_iteration
         if line.tflops_per_rank is not None:

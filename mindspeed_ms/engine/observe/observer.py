@@ -11,17 +11,18 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
-
-from mindspore.nn import Cell
+from typing import Any, Protocol
 
 from mindspeed_ms.backend import comm, device
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import parallel_state, run_state
+from mindspeed_ms.core.distributed import DistributedDataParallel
+from mindspeed_ms.core.optimizer import MegatronOptimizer
 from mindspeed_ms.core.pipeline_parallel.executor import StepRecord
 from mindspeed_ms.core.timers import Timers
 from mindspeed_ms.engine.log_lines import IntervalReport
 from mindspeed_ms.engine.observe import extras
+from mindspeed_ms.engine.observe.diagnostics import Diagnostics
 from mindspeed_ms.engine.observe.facts import plan_facts, start_facts
 from mindspeed_ms.engine.observe.figures import (
     Figures,
@@ -99,16 +100,23 @@ class Observer:
         self._keeps_record = self._training.save_checkpoints or self._training.report
         self._first = 0
         self._profiler: Profiler | None = None
+        self._diagnostics: Diagnostics | None = None
         self._base_memory = device.memory_stats()["current"]
         timers = run_state.current().member(Timers)
         timers.level = self._training.timing_log_level
         timers.waits = self._training.barrier_with_level_1_timing and self._world_size > 1
 
-    def begin(self, state: TrainState, chunks: Sequence[Cell]) -> None:
+    def begin(
+        self,
+        state: TrainState,
+        models: Sequence[DistributedDataParallel],
+        optimizer: MegatronOptimizer,
+    ) -> None:
         """Open what was asked for.
 
         Args:
-            chunks: the model of this rank.
+            models: the chunks of this rank.
+            optimizer: of the run.
             state: where the run begins; what was written about later iterations is taken out.
 
         Raises:
@@ -117,8 +125,9 @@ class Observer:
         Parallelism: collective, as all methods that say so; the others are local.
         """
         self._first = state.iteration
+        self._diagnostics = Diagnostics(self._training, models, optimizer)
         if self._training.profile:
-            self._profiler = Profiler(self._config, chunks)
+            self._profiler = Profiler(self._config, [model.module for model in models])
         problem = None
         try:
             self._open(state)
@@ -171,8 +180,32 @@ class Observer:
 
     def begin_step(self, iteration: int) -> None:
         """An iteration is about to run (collective where it is profiled)."""
+        if self._diagnostics is not None:
+            self._diagnostics.begin_step()
         if self._profiler is not None:
             self._profiler.begin_step(iteration)
+
+    def look(
+        self,
+        iteration: int,
+        losses: Mapping[str, float],
+        reports: Sequence[Mapping[str, tuple[Any, Any]]],
+        norm: float | None,
+    ) -> None:
+        """Look at what an iteration made, as far as that is asked for (collective).
+
+        Args:
+            iteration: its number.
+            losses: by name, equal on all ranks.
+            reports: sums and counts of this rank's micro-batches.
+            norm: of the gradients; None: the step was skipped.
+        """
+        if self._diagnostics is not None:
+            self._diagnostics.look(iteration, losses, reports, norm)
+
+    def max_attention_logit(self) -> float | None:
+        """The largest attention score of the iteration (collective); None if nobody asks."""
+        return None if self._diagnostics is None else self._diagnostics.max_attention_logit()
 
     def watched(self, data_iterator: Iterator) -> Iterator:
         """The micro-batches of a step, whose reading may be recorded."""
@@ -186,6 +219,8 @@ class Observer:
 
     def after_step(self, report: StepReport) -> None:
         """An iteration is done (collective where it is profiled)."""
+        if self._diagnostics is not None:
+            self._diagnostics.end_step(report.seconds)
         if self._profiler is not None:
             self._profiler.end_step(report.iteration)
         is_due = report.iteration % self._training.tensorboard_log_interval == 0
@@ -221,6 +256,8 @@ class Observer:
             row["num_zeros"] = report.num_zeros
         if report.params_norm is not None:
             row["params_norm"] = report.params_norm
+        if report.max_attention_logit is not None:
+            row["max_attention_logit"] = report.max_attention_logit
         return row | {
             "skipped": report.skipped,
             "seconds": round(report.seconds, 6),
@@ -228,12 +265,17 @@ class Observer:
         }
 
     def after_line(self, line: IntervalReport) -> None:
-        """A log line was printed (collective where steps are timed in parts)."""
+        """A log line was printed (collective where steps are timed or looked at)."""
         timers = {}
         if self._training.timing_log_level:
             timers = self._print_times(STEP_TIMERS, self._training.log_interval or 1)
+        figures: dict[str, float] = {}
+        if self._diagnostics is not None:
+            lines, figures = self._diagnostics.at_line(line.iteration)
+            for text in lines:
+                print_rank_last(text)
         if self._curves:
-            self._write(interval_figures(line, self._training, timers))
+            self._write(interval_figures(line, self._training, timers, figures))
             for curve in self._curves:
                 curve.flush()
         if self._log_file is not None:
@@ -397,6 +439,8 @@ class Observer:
         has_record = self._record is not None
         if self._profiler is not None:
             self._profiler.abandon()
+        if self._diagnostics is not None:
+            self._diagnostics.end()
         ends: list[Callable[[], None]] = [curve.close for curve in self._curves]
         if self._log_file is not None:
             ends.append(self._log_file.close)

@@ -78,7 +78,7 @@ class CoreAttention(Cell):
         self.context = context_parallel(config.parallel_config)
         self.dropout_rate = config.attention_dropout_rate
         self.max_logits: Tensor | None = None
-        heads = divide(spec.num_heads, tensor.size, "num_attention_heads")
+        self.num_heads = heads = divide(spec.num_heads, tensor.size, "num_attention_heads")
         self.softmax_offset = self._sinks(spec, tensor, heads)
         self.options = {
             "scale": spec.scale,

@@ -374,8 +374,6 @@ ROWS: tuple[Flag, ...] = (
         "diagnostics",
         _DIAGNOSTICS,
         """
---check-for-spiky-loss
---check-for-large-grads
 --check-weight-hash-across-dp-replicas-interval int
 --config-logger-dir str
 --dump-param-to-param-group-map str
@@ -383,11 +381,6 @@ ROWS: tuple[Flag, ...] = (
 --train-sync-interval int
 --log-device-memory-used
 --log-energy
---log-max-attention-logit
---log-straggler
---disable-straggler-on-startup
---straggler-ctrlr-port int=65535
---straggler-minmax-count int=1
 --moe-enable-routing-replay
 --moe-routing-trace-capture-hidden-states
 --moe-routing-trace-capture-logits

@@ -266,6 +266,8 @@ VALIDATION = in_group(
     ],
 )
 
+_STRAGGLER_PORT = NoEffect("--log-straggler reports at every log line; no port switches it")
+
 LOGGING = in_group(
     "logging",
     [
@@ -365,6 +367,19 @@ LOGGING = in_group(
             Field("training_config.log_loss_scale_to_tensorboard"),
             aliases=("--disable-log-loss-scale-to-tensorboard",),
         ),
+        on("--log-params-norm-per-layer", Field("training_config.log_params_norm_per_layer")),
+        on("--check-for-spiky-loss", Field("training_config.check_for_spiky_loss")),
+        on("--check-for-large-grads", Field("training_config.check_for_large_grads")),
+        on("--log-max-attention-logit", Field("training_config.log_max_attention_logit")),
+        on("--log-straggler", Field("training_config.log_straggler")),
+        value(
+            "--straggler-minmax-count",
+            int,
+            Field("training_config.straggler_minmax_count"),
+            1,
+        ),
+        on("--disable-straggler-on-startup", _STRAGGLER_PORT),
+        value("--straggler-ctrlr-port", int, _STRAGGLER_PORT, 65535),
         value(
             "--log-memory-interval",
             int,
