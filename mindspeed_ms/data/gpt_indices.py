@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_ms.backend import bars
 from mindspeed_ms.data.native import native_indices
 
 _ROWS_PER_BLOCK = 1 << 22
@@ -164,15 +165,20 @@ def build_gpt_indices(
     tokens_per_epoch = int(sequence_lengths[documents].sum(dtype=np.int64))
     plan = plan_epochs(tokens_per_epoch, num_samples, sequence_length, extra_token)
     rng = np.random.RandomState(random_seed)
-    document_index = build_document_index(documents, plan, rng)
-    sample_index = build_sample_index(
-        sequence_lengths,
-        document_index,
-        sequence_length,
-        extra_token=extra_token,
-        drop_last_partial=drop_last_partial,
-        num_tokens=tokens_per_epoch * plan.num_epochs,
-    )
-    total = len(sample_index) - 1
-    first = plan.num_samples_sans_final_epoch if plan.separate_final_epoch else total
-    return GPTIndices(document_index, sample_index, build_shuffle_index(first, total, rng))
+    with bars.bar("building sample indices", 3, "index") as progress:
+        document_index = build_document_index(documents, plan, rng)
+        progress.update()
+        sample_index = build_sample_index(
+            sequence_lengths,
+            document_index,
+            sequence_length,
+            extra_token=extra_token,
+            drop_last_partial=drop_last_partial,
+            num_tokens=tokens_per_epoch * plan.num_epochs,
+        )
+        progress.update()
+        total = len(sample_index) - 1
+        first = plan.num_samples_sans_final_epoch if plan.separate_final_epoch else total
+        shuffle_index = build_shuffle_index(first, total, rng)
+        progress.update()
+    return GPTIndices(document_index, sample_index, shuffle_index)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from mindspeed_ms.backend import comm
+from mindspeed_ms.backend import bars, comm
 
 _PACKAGE = logging.getLogger("mindspeed_ms")
 _LINES = logging.getLogger("mindspeed_ms.lines")
@@ -23,6 +23,11 @@ class _Output(logging.StreamHandler):
     def __init__(self, form: str) -> None:
         logging.Handler.__init__(self)
         self.setFormatter(logging.Formatter(form))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, above the progress bars if there are some."""
+        if not bars.write_above(self.format(record)):
+            super().emit(record)
 
     @property
     def stream(self) -> TextIO:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_ms import ops
-from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.backend import autograd, bars, comm, memory
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed import (
@@ -98,7 +98,7 @@ def train(
     log = IntervalLog(setup)
     stop, reason = StopConditions(training, setup.started), None
     last = setup.train_iters if until is None else min(until, setup.train_iters)
-    with stop.watched():
+    with stop.watched(), observer.bar(state, last):
         while state.iteration < last and reason is None:
             observer.begin_step(state.iteration + 1)
             report = train_step(setup, data_iterator)
@@ -281,7 +281,11 @@ def evaluate(setup: TrainingSetup, data: EvaluationSet) -> dict[str, float]:
     if len(setup.model) > 1:  # chunks take turns in groups, which have to be complete
         per_step = data.num_microbatches
     reports: list[dict[str, tuple[Any, Any]]] = []
-    with autograd.no_grad():
+    is_shown = comm.get_rank() == 0
+    with (
+        autograd.no_grad(),
+        bars.bar("evaluating", data.num_microbatches, "batch", is_shown=is_shown) as progress,
+    ):
         for first in range(0, data.num_microbatches, per_step):
             reports += get_forward_backward_func()(
                 forward_step_func=setup.forward_step,
@@ -290,6 +294,7 @@ def evaluate(setup: TrainingSetup, data: EvaluationSet) -> dict[str, float]:
                 num_microbatches=min(per_step, data.num_microbatches - first),
                 forward_only=True,
             )
+            progress.update(min(per_step, data.num_microbatches - first))
     for model in setup.model:
         model.module.set_train(True)
     return mean_losses(reports)

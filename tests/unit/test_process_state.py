@@ -14,6 +14,7 @@ PACKAGE = Path(mindspeed_ms.__file__).parent
 
 STATE = {
     "core/run_state.py: _ACTIVE": "the run that Megatron's functions without a run argument mean",
+    "backend/bars.py: _open": "bars are drawn on the terminal of the process",
     "backend/comm.py: _state": "MPI and HCCL start once per process; making a group is collective",
     "backend/launch.py: _holder": "a process joins one job, and stays in it to its end",
     "backend/progress.py: here": "where this process is; heartbeats tell it",
@@ -36,6 +37,7 @@ CONSTANTS = {
     "backend/numpy_types.py: NUMPY_OF": "a table; the test of tables covers it",
     "config/coercion.py: _SHORT": "sizes of a printed value",
     "core/parameter.py: _REPLICATED": "frozen",
+    "backend/bars.py: SILENT": "draws nothing",
     "core/timers.py: _OFF": "a context that does nothing",
     "data/blending.py: _UNDECIDED": "a number",
     "data/indexed_dataset.py: _HEADER": "a format of the struct module",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mindspeed_ms.backend import comm, device, memory
+from mindspeed_ms.backend import bars, comm, device, memory
 from mindspeed_ms.core.dist_checkpointing.live_state import MAIN, WEIGHTS, LiveTensor, stored_name
 from mindspeed_ms.core.dist_checkpointing.save_plan import owned_by_this_rank
 from mindspeed_ms.core.distributed import DistributedDataParallel
@@ -231,14 +231,19 @@ def _fill_all(
             _fill(tensor, place, catalog.tensors[sources[tensor.key] or ""], reader)
         finally:
             free.append(reader)
+        progress.update(memory.num_bytes(tensor.tensor))
         if id(tensor) not in summed:
             return tensor.key, 0
         held = memory.flat_view(tensor.tensor) if place is None else place
         return tensor.key, digest_part(held, tensor.span, tensor.shape)
 
     places = [_place(tensor) for tensor in tensors]
+    total = sum(memory.num_bytes(tensor.tensor) for tensor in tensors)
     try:
-        with ThreadPoolExecutor(READERS, thread_name_prefix="load") as pool:
+        with (
+            bars.bar("loading", total, "B", is_shown=comm.get_rank() == 0) as progress,
+            ThreadPoolExecutor(READERS, thread_name_prefix="load") as pool,
+        ):
             jobs = [
                 pool.submit(fill, tensor, place)
                 for tensor, place in zip(tensors, places, strict=True)

@@ -8,6 +8,7 @@ and for the previous checkpoint if that is still being written.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -21,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.backend import bars, comm, memory
 from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor
 from mindspeed_ms.core.dist_checkpointing.retention import Saved, expired, saved_in
 from mindspeed_ms.core.dist_checkpointing.save_plan import owned_by_this_rank
@@ -296,16 +297,24 @@ class CheckpointSaver:
         settings = self.settings
         name = self._file_name(pending)
         partial = pending.folder / (name + storage.PARTIAL)
-        entries = [
-            safetensors.Entry(_key(item), item.tensor.dtype, _shape_in_file(item), item.summed_up)
-            for item in items
-        ]
-        if settings.container == "ckpt":
-            record, stretches = mindspore_file.write_file(partial, entries, settings.crc_check)
-            mindspore_file.read_index(partial)
-        else:
-            record, stretches = safetensors.write_file(partial, entries)
-            safetensors.read_header(partial)
+        is_shown = comm.get_rank() == 0 and not settings.is_async
+        total = sum(item.array.nbytes for item in items)
+        with bars.bar("saving", total, "B", is_shown=is_shown) as progress:
+            entries = [
+                safetensors.Entry(
+                    _key(item),
+                    item.tensor.dtype,
+                    _shape_in_file(item),
+                    functools.partial(_counted, item, progress),
+                )
+                for item in items
+            ]
+            if settings.container == "ckpt":
+                record, stretches = mindspore_file.write_file(partial, entries, settings.crc_check)
+                mindspore_file.read_index(partial)
+            else:
+                record, stretches = safetensors.write_file(partial, entries)
+                safetensors.read_header(partial)
         own_format.verify_file(partial, record, settings.crc_check)
         storage.put_in_place(partial, pending.folder / name)
         pieces = [
@@ -413,6 +422,12 @@ def _problem_of(root: Path) -> str | None:
         with contextlib.suppress(OSError):
             path.unlink()
     return None
+
+
+def _counted(item: _Item, progress: bars.Bar) -> np.ndarray:
+    """What is written of an item; the bar counts it."""
+    progress.update(item.array.nbytes)
+    return item.summed_up()
 
 
 def _key(item: _Item) -> str:

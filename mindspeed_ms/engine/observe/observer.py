@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from mindspeed_ms.backend import comm, device
+from mindspeed_ms.backend import bars, comm, device
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import parallel_state, run_state
 from mindspeed_ms.core.distributed import DistributedDataParallel
@@ -97,6 +98,7 @@ class Observer:
         self._record: RunRecord | None = None
         self._progress: ProgressFile | None = None
         self._row: Row = {}
+        self._bar = bars.SILENT
         self._keeps_record = self._training.save_checkpoints or self._training.report
         self._first = 0
         self._profiler: Profiler | None = None
@@ -170,6 +172,30 @@ class Observer:
                     Path(training.output_dir), self._world_size, self._operations(state)
                 )
 
+    @contextmanager
+    def bar(self, state: TrainState, last: int) -> Iterator[None]:
+        """A progress bar while the loop runs, where standard output is a terminal.
+
+        Args:
+            state: where the run stands.
+            last: iteration the loop goes to.
+        """
+        with bars.bar(
+            *("training", last, "step"),
+            done=state.iteration,
+            is_shown=comm.get_rank() == 0,
+            is_kept=True,
+        ) as self._bar:
+            yield
+        self._bar = bars.SILENT
+
+    def _move_bar(self, report: StepReport) -> None:
+        loss = report.losses.get("lm loss")
+        facts = {} if loss is None else {"loss": f"{loss:.4f}"}
+        speed = report.batch_size * self._tokens / report.seconds
+        self._bar.tell(**facts, tokens_per_s=f"{speed:,.0f}")
+        self._bar.update()
+
     def wants_params_norm(self, iteration: int) -> bool:
         """Whether an iteration's figures have the norm of the parameters; equal on all ranks."""
         training = self._training
@@ -223,6 +249,8 @@ class Observer:
             self._diagnostics.end_step(report.seconds)
         if self._profiler is not None:
             self._profiler.end_step(report.iteration)
+        if self._bar is not bars.SILENT:
+            self._move_bar(report)
         is_due = report.iteration % self._training.tensorboard_log_interval == 0
         if self._curves and is_due:
             figures = step_figures(

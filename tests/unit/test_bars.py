@@ -1,0 +1,84 @@
+"""Progress bars: on a terminal, and nowhere else. One rank."""
+
+import contextlib
+import io
+
+import pytest
+from run_builder import trained
+
+from mindspeed_ms.backend import bars
+
+pytest.importorskip("tqdm")
+EVALUATED = ("--eval-iters", "1", "--eval-interval", "2", "--log-interval", "1")
+
+
+class Terminal(io.StringIO):
+    """Standard output that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@contextlib.contextmanager
+def terminal():
+    """What is written to a terminal in a block."""
+    screen = Terminal()
+    with contextlib.redirect_stdout(screen):
+        yield screen
+
+
+def test_a_run_shows_its_step_loss_speed_and_time_left(tmp_path):
+    save = ("--save", str(tmp_path), "--save-interval", "2")
+    with terminal() as screen:
+        trained(*EVALUATED, *save)
+    text = screen.getvalue()
+    last = [part for part in text.split("\r") if part.startswith("training:")][-1]
+    assert "3/3" in last and "loss=4.24" in last and "tokens_per_s=" in last
+    assert any("1/3" in part and "<" in part for part in text.split("\r"))  # time left
+    assert "evaluating:" in text and "saving:" in text
+    with terminal() as screen:
+        trained(
+            "--load", str(tmp_path), "--override-opt_param-scheduler", "--train-iters", "4", *save
+        )
+    assert "loading:" in screen.getvalue()
+
+
+def test_lines_of_the_log_stay_whole():
+    with terminal() as screen:
+        trained(*EVALUATED)
+    whole = [
+        line for line in screen.getvalue().split("\n") if "number of nan iterations:   0 |" in line
+    ]
+    assert len(whole) == 3
+    assert all("iteration        " in line for line in whole)
+
+
+def test_nothing_is_drawn_where_there_is_no_terminal(capsys, tmp_path):
+    trained(*EVALUATED, "--save", str(tmp_path), "--save-interval", "2")
+    captured = capsys.readouterr()
+    assert "\r" not in captured.out + captured.err and "training:" not in captured.out
+
+
+def test_nothing_is_drawn_without_the_library(monkeypatch):
+    monkeypatch.setattr(bars.importlib.util, "find_spec", lambda name: None)
+    with terminal() as screen:
+        trained(*EVALUATED)
+    assert "\r" not in screen.getvalue()
+
+
+def test_a_run_that_fails_leaves_no_bar():
+    def fail(step):
+        raise KeyError(step.iteration)
+
+    with terminal() as screen, pytest.raises(KeyError):
+        trained(on_step=fail)
+    assert "training:" in screen.getvalue()
+    assert not bars.write_above("a line")
+    assert bars._open.count == 0
+
+
+def test_another_rank_draws_nothing():
+    with terminal() as screen, bars.bar("working", 3, "step", is_shown=False) as bar:
+        bar.update()
+        bar.tell(loss="1")
+    assert bar is bars.SILENT and screen.getvalue() == ""
