@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mindspeed_ms.training.flags.compact import compact
 from mindspeed_ms.training.flags.row import (
+    UNSET,
     EntryPoint,
     Field,
     Flag,
@@ -441,7 +442,17 @@ PROFILE = in_group(
             Field("training_config.profile_memory"),
             dest="profile_memory",
         ),
-        values("--profile-ranks", int, Field("training_config.profile_ranks"), arity="some"),
+        values(
+            "--profile-ranks",
+            int,
+            Field(
+                "training_config.profile_ranks",
+                # Arguments that Megatron has saved hold them as text; none means all.
+                means=lambda ranks: tuple(int(rank) for rank in ranks) or UNSET,
+                back=lambda ranks, _read: None if ranks is None else list(ranks),
+            ),
+            arity="some",
+        ),
         on("--use-pytorch-profiler", NoEffect("MindSpore's profiler is the only one")),
     ],
 )
