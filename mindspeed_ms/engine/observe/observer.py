@@ -73,9 +73,6 @@ class CurveWriter(Protocol):
     def write_texts(self, texts: Mapping[str, str], iteration: int) -> None:
         """Take texts by tag."""
 
-    def flush(self) -> None:
-        """Bring out what was taken."""
-
     def close(self) -> None:
         """End."""
 
@@ -304,8 +301,6 @@ class Observer:
                 print_rank_last(text)
         if self._curves:
             self._write(interval_figures(line, self._training, timers, figures))
-            for curve in self._curves:
-                curve.flush()
         if self._log_file is not None:
             self._log_file.flush()
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from mindspeed_ms.engine.observe.figures import BY_SAMPLES, Figures
 
+_FLUSH_SECONDS = 5
+"""Events are in the file after so long at most; to wait for them costs as much as a small step."""
 _HEADER, _FOOTER = 12, 4
 """Bytes of a record before its contents (length, checksum) and behind them (checksum)."""
 
@@ -34,7 +36,10 @@ class TensorBoardWriter:
         # Its names count seconds: a run that goes on at once would write over the file before.
         # Readers take files by name, so what tells them apart has to grow.
         self._writer = library.SummaryWriter(
-            str(folder), max_queue=queue_size, filename_suffix=f".{time.time_ns()}"
+            str(folder),
+            max_queue=queue_size,
+            flush_secs=_FLUSH_SECONDS,
+            filename_suffix=f".{time.time_ns()}",
         )
 
     def write(self, figures: Figures) -> None:
@@ -57,10 +62,6 @@ class TensorBoardWriter:
         """Texts by tag, as Megatron writes its arguments."""
         for tag, text in texts.items():
             self._writer.add_text(tag, text, iteration)
-
-    def flush(self) -> None:
-        """Everything so far is in the file when this returns."""
-        self._writer.flush()
 
     def close(self) -> None:
         """End the writing thread."""

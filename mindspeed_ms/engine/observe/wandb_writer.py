@@ -46,9 +46,6 @@ class WandbWriter:
     def write_texts(self, texts: Mapping[str, str], iteration: int) -> None:
         """The service has the settings already."""
 
-    def flush(self) -> None:
-        """It sends by itself."""
-
     def close(self) -> None:
         """Complete the run and end the library's process."""
         self._run.finish()
