@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -500,3 +501,56 @@ def test_a_warm_up_may_be_longer_than_the_run(capsys):
     rates = [entry["learning_rate"] for entry in made.state.log_history]
     assert rates == pytest.approx([1e-5, 2e-5, 3e-5])
     assert "warmup_steps 1000 is not shorter than the run of 3 steps" in capsys.readouterr().out
+
+
+def test_the_log_line_of_mindformers(capsys):
+    trainer(log_style="mindformers", max_steps=2).train()
+    lines = [one for one in capsys.readouterr().out.splitlines() if one.startswith("{ Epoch:")]
+    pattern = r"{ Epoch:\[ +1/ +\d+\], step:\[ +1/ +\d+\], loss:\[4\.\d+/4\.\d+\], "
+    pattern += r"per_step_time: \d+ms, lr: [\d.e-]+, overflow cond: False, loss_scale: 1.0"
+    assert len(lines) == 2 and re.fullmatch(pattern, lines[0])
+
+
+class Terminal:
+    """A standard error that is a terminal."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return True
+
+
+def test_a_bar_is_shown_on_a_terminal_only(monkeypatch):
+    pytest.importorskip("tqdm")
+    assert not trainer().callback_handler.callbacks
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    trainer(max_steps=2).train()
+    assert "2/2" in sys.stderr.text
+    assert not trainer(disable_tqdm=True).callback_handler.callbacks
+
+
+def test_curves_of_tensorboard(tmp_path):
+    pytest.importorskip("tensorboardX")
+    trainer(report_to="tensorboard", output_dir="out", max_steps=2).train()
+    assert list(Path("out/runs").glob("events.out.tfevents.*"))
+
+
+def test_a_resumed_run_keeps_the_rows_of_its_embedding():
+    """A vocabulary that ranks cannot share is filled up, which the loss feels."""
+    odd = {**TINY, "vocab_size": 61}
+    rows = ROWS % 61
+    whole = trainer(odd, rows, save_strategy="steps", max_steps=6, output_dir="whole")
+    whole.train()
+    part = trainer(odd, rows, save_strategy="steps", max_steps=6, output_dir="part")
+    part.add_callback(EndAt(3))
+    part.train()
+    rest = trainer(odd, rows, save_strategy="steps", max_steps=6, output_dir="part")
+    rest.train(resume_from_checkpoint=True)
+    assert losses(rest) == losses(whole)

@@ -112,7 +112,9 @@ class Writer:
     def _conversation(self, turns: Sequence[Mapping[str, Any]]) -> tuple[Ids, Learned]:
         template = self._template()
         if not self.answers_only:
-            ids = self.tokenizer.apply_chat_template(turns, template, return_dict=False)
+            ids = self.tokenizer.apply_chat_template(
+                turns, chat_template=template, return_dict=False
+            )
             return list(ids), [True] * len(ids)
         if chat_templates.has_generation(template):
             found = self.tokenizer.apply_chat_template(

@@ -71,8 +71,9 @@ class _Fields:
     logging_first_step: bool = False
     logging_dir: str | None = None
     """Folder of TensorBoard files. None: ``runs`` below ``output_dir``."""
-    log_style: str = "megatron"
-    """``megatron``, or ``mindformers`` for MindFormers' line besides."""
+    log_style: str | None = None
+    """``megatron``, or ``mindformers`` for MindFormers' line besides. None: so in a script that
+    imports ``mindformers``."""
     report_to: str | list[str] | None = "none"
     """none, tensorboard, wandb, or several of them."""
     run_name: str | None = None
@@ -254,7 +255,7 @@ def _check(arguments: TrainingArguments) -> None:
             f"train_sampling_strategy is {arguments.train_sampling_strategy!r}; use random or "
             "sequential: all rows have one length"
         )
-    if arguments.log_style not in ("megatron", "mindformers"):
+    if arguments.log_style not in (None, "megatron", "mindformers"):
         raise ValueError(f"log_style is {arguments.log_style!r}; use megatron or mindformers")
     if arguments.fp16 and arguments.bf16:
         raise ValueError("fp16 and bf16 are both True; keep one")

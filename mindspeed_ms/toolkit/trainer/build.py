@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mindspeed_ms.backend import comm
@@ -13,6 +14,9 @@ from mindspeed_ms.config.build import Sections
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.data.loader import SampleDataset
 from mindspeed_ms.engine.datasets import train_valid_test_datasets_provider
+from mindspeed_ms.formats import names
+from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
+from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.toolkit.data import minddata
 from mindspeed_ms.toolkit.data.minddata import MicroBatches
 from mindspeed_ms.toolkit.data.samples import FilledUp
@@ -22,6 +26,9 @@ from mindspeed_ms.toolkit.mapping.parallel import ParallelMode
 from mindspeed_ms.toolkit.mapping.tree import Task
 from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments, reporters
 from mindspeed_ms.toolkit.trainer.model_source import ModelSource
+
+_SHARED_BY = 8
+"""Ranks that can share the embedding of a new model without further rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +78,7 @@ def build(wanted: Wanted, world_size: int) -> Built:
     dataset = sections.setdefault("dataset_config", {})
     _name_weights(wanted, training)
     _data_fields(wanted, dataset, training)
+    _pad_vocabulary(wanted, sections)
     own_rows = _rows_of_step(wanted, world_size, dataset, training)
     if own_rows is not None:
         dataset["batch_size"] = own_rows
@@ -139,6 +147,36 @@ def _name_weights(wanted: Wanted, training: dict[str, Any]) -> None:
         training["load_checkpoint"] = wanted.task.checkpoint
     elif wanted.weights:
         training |= {"load_checkpoint": wanted.weights, "finetune": True}
+
+
+def _pad_vocabulary(wanted: Wanted, sections: Sections) -> None:
+    """Rows of the embedding beyond the tokens, so that ranks can share it.
+
+    Weights are drawn row by row, and rows beyond the tokens take part in the loss: a new model has
+    as many in every layout, and a run that goes on as many as it began with.
+    """
+    source = wanted.model
+    if source.is_own_cell or wanted.weights:
+        return
+    if wanted.with_memory and source.is_given and source.instance.is_built:
+        return
+    tokens = int(source.instance.config.vocab_size)
+    rows = -(-tokens // _SHARED_BY) * _SHARED_BY
+    if wanted.task.sections["training_config"].get("resume_training"):
+        rows = _stored_rows(wanted, tokens)
+    if rows != tokens:
+        sections.setdefault("model_config", {})["vocab_size"] = rows
+        sections.setdefault("dataset_config", {})["vocab_size"] = tokens
+
+
+def _stored_rows(wanted: Wanted, tokens: int) -> int:
+    """Rows of the embedding in the checkpoint of the run that goes on."""
+    found = find_checkpoint(Path(wanted.task.checkpoint))
+    if found is None or found.kind != "mindspeed_ms":
+        return tokens
+    spec = gpt_spec(wanted.model.describe({}).model_config)
+    stored = open_checkpoint(found, lambda common: spec).tensors.get(names.EMBEDDING)
+    return tokens if stored is None else max(tokens, int(stored.shape[0]))
 
 
 def _data_fields(wanted: Wanted, dataset: dict[str, Any], training: dict[str, Any]) -> None:

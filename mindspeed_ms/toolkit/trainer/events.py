@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ class Events:
         if not self._losses:
             return
         loss = math.fsum(self._losses) / len(self._losses)
-        if self.args.log_style == "mindformers":
+        if _wants_mindformers_line(self.args):
             print_rank_0(mindformers_line(self.state, report, loss))
         self._losses = []
         logs = {"loss": loss, "learning_rate": report.learning_rate}
@@ -249,6 +250,13 @@ class Events:
                 f"{self.state.best_metric:.6E}"
             )
         self.tell("on_train_end")
+
+
+def _wants_mindformers_line(args: TrainingArguments) -> bool:
+    if args.log_style is not None:
+        return args.log_style == "mindformers"
+    module = sys.modules.get("mindformers")
+    return str(getattr(module, "__version__", "")).endswith("+mindspeed_ms")
 
 
 def mindformers_line(state: TrainerState, report: StepReport, loss: float) -> str:

