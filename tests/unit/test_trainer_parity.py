@@ -100,8 +100,9 @@ def test_the_users_model_is_what_was_trained(folder):
     model.set_train(False)
     after = float(model(np.array([DATA[0]["input_ids"]]), labels=[DATA[0]["input_ids"]]).asnumpy())
     assert made.evaluate()["loss"] == pytest.approx(after, rel=1e-5) and after < before
+    made.save_model("trained")
     made.close()
-    model.save_pretrained("trained")
+    assert made.evaluate()["loss"] == pytest.approx(after, rel=1e-5)
     again = Trainer(model="trained", args=arguments(), eval_dataset=DATA[:1])
     assert again.evaluate()["loss"] == pytest.approx(after, rel=1e-5)
 
@@ -129,3 +130,14 @@ def test_a_long_row_and_a_shorter_sequence(folder):
 
     made.add_callback(Seen)
     made.train()
+
+
+def test_training_again_goes_on(folder):
+    made = Trainer(model=folder, args=arguments(max_steps=3), train_dataset=DATA)
+    with pytest.raises(ValueError, match="there is nothing to save yet"):
+        made.save_model("early")
+    made.train()
+    first = losses(made)
+    made.close()
+    made.train()
+    assert losses(made)[0] < first[0]

@@ -43,8 +43,6 @@ class Wanted:
     write: MakeWriter
     weights: str = ""
     """What the model's weights are read from; empty: drawn at random."""
-    with_memory: bool = True
-    """Where no weights are read, those of a model in memory are meant."""
     extra: Mapping[str, Mapping[str, Any]] | None = None
     """Further fields by section."""
 
@@ -104,7 +102,7 @@ def build(wanted: Wanted, world_size: int) -> Built:
         loader = MicroBatches(wanted.train.batches, config, task.full_batch)
     return Built(
         config,
-        wanted.model.provider(config, wanted.with_memory),
+        wanted.model.provider(config),
         _Datasets(wanted, config, train),
         loader,
         per_pass,
@@ -156,12 +154,12 @@ def _pad_vocabulary(wanted: Wanted, sections: Sections) -> None:
     as many in every layout, and a run that goes on as many as it began with.
     """
     source = wanted.model
-    if source.is_own_cell or wanted.weights:
-        return
-    if wanted.with_memory and source.is_given and source.instance.is_built:
+    if source.is_own_cell or (wanted.weights and not source.is_in_memory):
         return
     tokens = int(source.instance.config.vocab_size)
     rows = -(-tokens // _SHARED_BY) * _SHARED_BY
+    if source.is_in_memory:
+        rows = source.instance.engine_config.model_config.vocab_size
     if wanted.task.sections["training_config"].get("resume_training"):
         rows = _stored_rows(wanted, tokens)
     if rows != tokens:

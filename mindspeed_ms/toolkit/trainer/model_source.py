@@ -48,29 +48,29 @@ class ModelSource:
     """A folder or file that was named as the model."""
 
     @property
+    def is_in_memory(self) -> bool:
+        """Whether it has weights in memory: the user's, or trained ones."""
+        return self.is_own_cell or bool(self.instance.is_built)
+
+    @property
     def weights(self) -> str:
         """Where weights are that the model was read from, and that are not in memory."""
-        if self.is_own_cell or (self.is_given and self.instance.is_built):
-            return ""
-        return self.read_from or str(self.instance.weights_path)
+        return "" if self.is_in_memory else self.read_from or str(self.instance.weights_path)
 
     def find_weights(self) -> str:
         """The weights' path; of a size by name if its files are here. Empty if there are none."""
-        if self.is_own_cell or (self.is_given and self.instance.is_built):
-            return ""
-        if self.weights or not self.name:
+        if self.is_in_memory or self.weights or not self.name:
             return self.weights
         try:
             return os.fspath(find_weights(self.name).folder)
         except OSError:
             return ""
 
-    def provider(self, config: AllConfig, with_memory: bool) -> Callable[..., Cell]:
+    def provider(self, config: AllConfig) -> Callable[..., Cell]:
         """What makes the model of a run on this rank.
 
         Args:
             config: of the run.
-            with_memory: its weights are those in memory, if there are some.
 
         Raises:
             ValueError: a model of the user's own is to be cut.
@@ -78,7 +78,7 @@ class ModelSource:
         if self.is_own_cell:
             _require_whole(config)
             return lambda pre_process=True, post_process=True: self.instance
-        chunks = iter(self.instance.build() if with_memory and self.instance.is_built else ())
+        chunks = iter(self.instance.build() if self.is_in_memory else ())
 
         def make(pre_process: bool = True, post_process: bool = True) -> GPTModel:
             chunk = GPTModel(

@@ -221,6 +221,32 @@ class Trainer(TrainerSettings):
         Events(self.args, self.callback_handler, self.state, None, False).tell("on_predict")
         return found
 
+    def save_model(self, output_dir: str | None = None) -> Path:
+        """Write the model as ``transformers`` does, and its tokenizer; return the folder.
+
+        Args:
+            output_dir: the folder; None: the trainer's ``output_dir``.
+
+        Raises:
+            ValueError: nothing is in memory yet, or it is a Cell of the user's own.
+
+        Parallelism: collective; the first rank writes.
+        """
+        source = self._source
+        if source.is_own_cell:
+            raise ValueError("save_model writes models of this package; save a Cell of your own")
+        if not source.is_in_memory:
+            raise ValueError("there is nothing to save yet; train, or load the model first")
+        if self._run is not None:
+            with self._run.active():
+                for chunk in self._run.model:
+                    chunk.finish_param_sync()
+        folder = Path(output_dir or self.args.output_dir or "./output")
+        source.instance.save_pretrained(folder)
+        if self.tokenizer is not None and comm.get_rank() == 0:
+            self.tokenizer.save_pretrained(str(folder))
+        return folder
+
     def plan(
         self,
         world_size: int | None = None,
@@ -270,7 +296,7 @@ class Trainer(TrainerSettings):
     @property
     def _has_weights(self) -> bool:
         """Whether the model in memory is more than random numbers."""
-        return self._run is not None or self._source.is_given
+        return self._source.is_given or self._source.is_in_memory
 
     def _predicting(self, weights: str) -> Any:
         """The model that generates, with its weights."""
@@ -287,7 +313,7 @@ class Trainer(TrainerSettings):
         cls, config = type(source.instance), source.instance.config
         if weights:
             return cls.from_pretrained(weights, config=config, **layout)
-        if source.is_given:
+        if self._has_weights:
             return source.instance
         self._say(["WARNING: no weights are given or found: what is generated is random"])
         return cls(config, **layout)
@@ -366,7 +392,7 @@ class Trainer(TrainerSettings):
     def _open_for_evaluation(self, given: Any, weights: str) -> None:
         weights = weights or self._source.find_weights()
         self._join()
-        if not weights and not self._source.is_given:
+        if not weights and not self._has_weights:
             self._say(["WARNING: no weights are given or found: what is evaluated is random"])
         wanted = self._wanted("eval", weights, None, given, self._world())
         built = build(wanted, comm.get_world_size())
