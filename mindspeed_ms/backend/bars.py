@@ -19,6 +19,7 @@ class _Open:
 
     def __init__(self) -> None:
         self.count = 0
+        self.is_hidden = False
 
 
 _open = _Open()
@@ -56,7 +57,19 @@ SILENT = Bar()
 
 def is_possible() -> bool:
     """Whether this process can draw bars."""
-    return sys.stdout.isatty() and importlib.util.find_spec("tqdm") is not None
+    return (
+        not _open.is_hidden and sys.stdout.isatty() and importlib.util.find_spec("tqdm") is not None
+    )
+
+
+@contextmanager
+def hidden(is_hidden: bool = True) -> Iterator[None]:
+    """Context in which no bar is drawn."""
+    before, _open.is_hidden = _open.is_hidden, is_hidden or _open.is_hidden
+    try:
+        yield
+    finally:
+        _open.is_hidden = before
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -170,51 +169,6 @@ def metric_name(args: TrainingArguments) -> str:
     return f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
 
 
-class ProgressCallback(TrainerCallback):
-    """A bar on the terminal, by ``tqdm``.
-
-    Args:
-        bar: ``tqdm.auto.tqdm``, or what is called like it.
-    """
-
-    def __init__(self, bar: Callable[..., Any]) -> None:
-        self._make = bar
-        self._bar: Any = None
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Show it."""
-        if state.is_world_process_zero:
-            self._bar = self._make(
-                total=state.max_steps,
-                initial=state.global_step,
-                file=sys.stderr,
-                dynamic_ncols=True,
-            )
-
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Move it."""
-        if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n)
-
-    def on_log(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        logs: Mapping[str, float] | None = None,
-        **kw: Any,
-    ) -> None:
-        """Show the loss beside it."""
-        if self._bar is not None and logs and "loss" in logs:
-            self._bar.set_postfix(loss=f"{logs['loss']:.4f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave it as it is."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
 class CallbackParameters(dict[str, Any]):
     """What a MindSpore callback reads of the run, as keys and as attributes."""
 
@@ -335,8 +289,8 @@ class CallbackHandler:
 
     @property
     def have_a_say(self) -> bool:
-        """Whether callbacks of the user's may set switches, on some ranks only."""
-        return any(not isinstance(one, ProgressCallback) for one in self.callbacks)
+        """Whether callbacks may set switches, on some ranks only."""
+        return bool(self.callbacks)
 
     def never_called(self) -> list[str]:
         """Events that a callback waits for in vain, one line each."""

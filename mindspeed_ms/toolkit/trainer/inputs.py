@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,21 +64,6 @@ def listed(callbacks: Any) -> list[Any]:
     if callbacks is None:
         return []
     return list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
-
-
-def has_terminal(disabled: bool | None) -> bool:
-    """Whether a progress bar is shown.
-
-    Raises:
-        ValueError: it is asked for, and the package is missing.
-    """
-    if importlib.util.find_spec("tqdm") is None:
-        if disabled is False:
-            raise ValueError(
-                'disable_tqdm is False, but tqdm is not installed: "mindspeed_ms[progress]"'
-            )
-        return False
-    return sys.stderr.isatty()
 
 
 def resume_from(args: TrainingArguments, *given: str | bool | None) -> str | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,11 +23,10 @@ from mindspeed_ms.toolkit.paths import localize
 from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
 from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
 from mindspeed_ms.toolkit.trainer.build import Wanted
-from mindspeed_ms.toolkit.trainer.callbacks import CallbackHandler, ProgressCallback, TrainerState
+from mindspeed_ms.toolkit.trainer.callbacks import CallbackHandler, TrainerState
 from mindspeed_ms.toolkit.trainer.events import Events
 from mindspeed_ms.toolkit.trainer.inputs import (
     arguments,
-    has_terminal,
     listed,
     lora_fields,
     refuse,
@@ -82,9 +79,6 @@ class TrainerSettings:
         self._said: set[str] = set()
         self._sources: dict[int, tuple[Any, Source]] = {}
         self.callback_handler = CallbackHandler([*listed(callbacks), *listed(more)])
-        if not self.args.disable_tqdm and has_terminal(self.args.disable_tqdm):
-            bar = importlib.import_module("tqdm.auto").tqdm
-            self.callback_handler.add(ProgressCallback(bar))
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if isinstance(dataset, str | os.PathLike):
                 Source.of(dataset, name)  # a path without data is said at once

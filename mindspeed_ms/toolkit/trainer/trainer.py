@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mindspeed_ms import toolkit
-from mindspeed_ms.backend import comm, rank_table
+from mindspeed_ms.backend import bars, comm, rank_table
 from mindspeed_ms.config import without_effect
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.run import Run, StepFunctions
@@ -346,7 +346,8 @@ class Trainer(TrainerSettings):
         run = self._open(built, events)
         try:
             events.begin(run)
-            run.train()
+            with bars.hidden(bool(self.args.disable_tqdm)):
+                run.train()
             events.end()
         except BaseException:
             self._run = None
