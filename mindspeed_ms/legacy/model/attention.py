@@ -17,6 +17,7 @@ from mindspeed_ms.backend import memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, context_parallel_attention
+from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import checkpoint
 from mindspeed_ms.core.tensor_parallel.random import MODEL_PARALLEL_RNG, get_rng_tracker
@@ -137,6 +138,20 @@ class CoreAttention(Cell):
 
         return checkpoint(core, q_SBND, k_SBGD, v_SBGD) if again else core(q_SBND, k_SBGD, v_SBGD)
 
+    def attend_cached(
+        self, q: Tensor, k: Tensor, v: Tensor, inference_params: InferenceContext
+    ) -> Tensor:
+        """Attention to the keys of a cache, and to these; see ``InferenceContext.attend``."""
+        names = ("scale", "window", "softcap", "slopes")
+        options: dict[str, Any] = {name: self.options[name] for name in names}
+        return inference_params.attend(
+            self.layer_number,
+            (q, k, v),
+            causal=self.is_causal,
+            sinks=self.softmax_offset,
+            **options,
+        )
+
     def _attend(self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, **arguments: Any) -> Tensor:
         if self.context is None:
             return ops.attention(q_SBND, k_SBGD, v_SBGD, **arguments)
@@ -202,11 +217,11 @@ class ParallelAttention(Cell):
         hidden_states: Tensor,
         attention_mask: AttentionMask = None,
         encoder_output: None = None,
-        inference_params: None = None,
+        inference_params: InferenceContext | None = None,
         rotary_pos_emb: RotaryTables | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """[S, B, H] (sequence parallel: [S/p, B, H]) -> (the same shape, bias not added)."""
-        refuse_unserved(encoder_output=encoder_output, inference_params=inference_params)
+        refuse_unserved(encoder_output=encoder_output)
         mixed, _ = self.qkv_proj(hidden_states)  # [S, B, G * (R + 2) * D]
         q_SBND, k_SBGD, v_SBGD = ops.split_qkv(
             mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
@@ -218,6 +233,9 @@ class ParallelAttention(Cell):
             cos, sin = rotary_pos_emb[self.tables]
             q_SBND = ops.rotary(q_SBND, cos, sin, self.rotary_interleaved)
             k_SBGD = ops.rotary(k_SBGD, cos, sin, self.rotary_interleaved)
+        if inference_params is not None:
+            context = self.core_attention.attend_cached(q_SBND, k_SBGD, v_SBGD, inference_params)
+            return self.out_proj(context)
         context = self.core_attention.attend(
             q_SBND, k_SBGD, v_SBGD, attention_mask, again=self.attends_again
         )

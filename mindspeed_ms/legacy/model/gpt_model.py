@@ -13,7 +13,8 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, gather_tokens
-from mindspeed_ms.core.tensor_parallel import VocabParallelCrossEntropy
+from mindspeed_ms.core.inference.context import InferenceContext
+from mindspeed_ms.core.tensor_parallel import VocabParallelCrossEntropy, mappings
 from mindspeed_ms.legacy.model.attention import AttentionMask
 from mindspeed_ms.legacy.model.enums import AttnMaskType
 from mindspeed_ms.legacy.model.eos_mask import EosMask
@@ -131,15 +132,16 @@ class GPTModel(Module):
         retriever_attn_mask: None = None,
         labels: Tensor | None = None,
         tokentype_ids: Tensor | None = None,
-        inference_params: None = None,
+        inference_params: InferenceContext | None = None,
     ) -> Tensor:
-        """Loss of a micro-batch; see the class."""
+        """Loss of a micro-batch; see the class. With ``inference_params`` see ``_logits``."""
         refuse_unserved(
             retriever_input_ids=retriever_input_ids,
             retriever_position_ids=retriever_position_ids,
             retriever_attn_mask=retriever_attn_mask,
-            inference_params=inference_params,
         )
+        if inference_params is not None:
+            return self._logits(tokens, position_ids, inference_params)
         if self.eod_mask is not None and (position_ids is None or attention_mask is None):
             if tokens is None:
                 raise ValueError(
@@ -152,11 +154,7 @@ class GPTModel(Module):
         )
         if not self.post_process:
             return lm_output
-        weights = (
-            self.shared_embedding_or_output_weight()
-            if self.share_embeddings_and_output_weights
-            else self.language_model.output_layer.weight
-        )
+        weights = self._head_weights()
 
         def head(hidden: Tensor, labels: Tensor | None, loss_mask: Tensor | None) -> Tensor:
             return post_language_model_processing(
@@ -178,6 +176,29 @@ class GPTModel(Module):
             head, lm_output, (tokens, labels, loss_mask), position_ids, attention_mask
         )
         return with_further_losses(loss, further, self.config.mtp_loss_scaling_factor)
+
+    def _head_weights(self) -> Parameter:
+        """The head's matrix, which may be the table of token embeddings."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.language_model.output_layer.weight
+
+    def _logits(
+        self, tokens: Tensor | None, position_ids: Tensor | None, context: InferenceContext
+    ) -> Tensor:
+        """Logits of the places that the caller of a cache wants, [n, 1, v].
+
+        On a stage without the head hidden states [t(/p), 1, h], see ``InferenceContext``.
+        """
+        hidden = self.language_model(tokens, position_ids, None, inference_params=context)
+        if not self.post_process:
+            return hidden
+        plan = self.parallel_lm_logits.plan
+        if plan.sequence_parallel:
+            hidden = mappings.gather_from_sequence_parallel_region(hidden, group=plan.group)
+        return self.parallel_lm_logits(
+            context.wanted(hidden), self._head_weights(), parallel_output=False, is_whole=True
+        )
 
     def _further_losses(
         self,

@@ -17,6 +17,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
+from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.tensor_parallel import VocabParallelEmbedding, get_rng_tracker, mappings
 from mindspeed_ms.legacy.model.attention import AttentionMask
@@ -252,7 +253,7 @@ class TransformerLanguageModel(Cell):
         retriever_input_ids: None = None,
         retriever_position_ids: None = None,
         retriever_attn_mask: None = None,
-        inference_params: None = None,
+        inference_params: InferenceContext | None = None,
     ) -> Tensor:
         """Ids [b, s] -> hidden states [s(/p), b, h] after the final norm (on the last stage).
 
@@ -262,15 +263,17 @@ class TransformerLanguageModel(Cell):
             retriever_input_ids=retriever_input_ids,
             retriever_position_ids=retriever_position_ids,
             retriever_attn_mask=retriever_attn_mask,
-            inference_params=inference_params,
         )
         hidden_states = None
         if self.pre_process:
             hidden_states = self.embedding(enc_input_ids, enc_position_ids, tokentype_ids)
         rotary = None
         if self.rotary_pos_emb is not None:
-            rotary = self._rotary_tables(self.encoder.sequence_length(hidden_states))
-        return self.encoder(hidden_states, enc_attn_mask, rotary)
+            if inference_params is not None:
+                rotary = self.rotary_pos_emb.tables_for(inference_params.positions)
+            else:
+                rotary = self._rotary_tables(self.encoder.sequence_length(hidden_states))
+        return self.encoder(hidden_states, enc_attn_mask, rotary, inference_params)
 
     def _rotary_tables(self, length: int) -> tuple[Tensor, ...]:
         """Rotary tables of the tokens in the layers: of this rank's share of the sequence."""

@@ -17,6 +17,7 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
+from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import checkpoint
 from mindspeed_ms.core.tensor_parallel import mappings
@@ -184,11 +185,11 @@ class MultiLatentAttention(Cell):
         hidden_states: Tensor,
         attention_mask: AttentionMask = None,
         encoder_output: None = None,
-        inference_params: None = None,
+        inference_params: InferenceContext | None = None,
         rotary_pos_emb: RotaryTables | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """[S, B, H] (sequence parallel: [S/p, B, H]) -> (the same shape, bias not added)."""
-        refuse_unserved(encoder_output=encoder_output, inference_params=inference_params)
+        refuse_unserved(encoder_output=encoder_output)
         narrow_q, hidden_states = ops.branch(hidden_states)
         if self.q_down_proj is not None:
             narrow_q = self.q_down_proj(narrow_q)
@@ -207,6 +208,8 @@ class MultiLatentAttention(Cell):
 
         def attend(narrow_q: Tensor, narrow_kv: Tensor, turned: Tensor) -> Tensor:
             heads = self._heads(narrow_q, narrow_kv, turned, rotary_pos_emb)
+            if inference_params is not None:
+                return self.core_attention.attend_cached(*heads, inference_params)
             return self._attend(*heads, attention_mask)
 
         if self.projects_again:

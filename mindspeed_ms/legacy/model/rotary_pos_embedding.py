@@ -107,3 +107,7 @@ class RotaryPair(Cell):
     def construct(self, max_seq_len: int, offset: int = 0) -> tuple[Tensor, ...]:
         """Those of the first, then of the second; see ``RotaryEmbedding``."""
         return (*self.whole(max_seq_len, offset), *self.local(max_seq_len, offset))
+
+    def tables_for(self, positions: np.ndarray) -> tuple[Tensor, ...]:
+        """Those of the first, then of the second, for any positions [s]."""
+        return (*self.whole.tables_for(positions), *self.local.tables_for(positions))

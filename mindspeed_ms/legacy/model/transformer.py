@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mindspore import Parameter, Tensor
@@ -21,6 +21,7 @@ from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
+from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import checkpoint, forgotten
 from mindspeed_ms.core.tensor_parallel import mappings
@@ -145,14 +146,25 @@ class ParallelTransformerLayer(Cell):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         rotary_pos_emb: RotaryTables | None = None,
+        inference_params: InferenceContext | None = None,
     ) -> Tensor:
         """[s(/p), b, h] -> [s(/p), b, h]."""
 
         def attention(normed: Tensor) -> Output:
-            return self.attention(normed, attention_mask, rotary_pos_emb=rotary_pos_emb)
+            return self.attention(
+                normed,
+                attention_mask,
+                inference_params=inference_params,
+                rotary_pos_emb=rotary_pos_emb,
+            )
+
+        def feed_forward(normed: Tensor) -> Output:
+            if inference_params is not None and isinstance(self.mlp, MoELayer):
+                return self.mlp(normed, drops_tokens=False)
+            return self._feed_forward(normed)
 
         x = self._residual(hidden_states, self.input_norm, attention, self.attn_post_norm)
-        return self._residual(x, self.post_attention_norm, self._feed_forward, self.ffn_post_norm)
+        return self._residual(x, self.post_attention_norm, feed_forward, self.ffn_post_norm)
 
     def _residual(
         self, x: Tensor, norm: Cell, block: Callable[[Tensor], Output], post_norm: Cell | None
@@ -236,6 +248,7 @@ class NoopTransformerLayer(Cell):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         rotary_pos_emb: RotaryTables | None = None,
+        inference_params: InferenceContext | None = None,
     ) -> Tensor:
         """[s(/p), b, h] -> the same."""
         return _Identity.apply(hidden_states)
@@ -362,6 +375,7 @@ class ParallelTransformer(Cell):
         hidden_states: Tensor | None,
         attention_mask: Tensor | None = None,
         rotary_pos_emb: RotaryTables | None = None,
+        inference_params: InferenceContext | None = None,
     ) -> Tensor:
         """[s(/p), b, h] -> [s(/p), b, h]."""
         if not self.pre_process:
@@ -371,7 +385,7 @@ class ParallelTransformer(Cell):
 
             def run(x: Tensor, indices: tuple[int, ...] = group.layers) -> Tensor:
                 for index in indices:
-                    x = layers[str(index)](x, attention_mask, rotary_pos_emb)
+                    x = layers[str(index)](x, attention_mask, rotary_pos_emb, inference_params)
                 return x
 
             again = group.is_recomputed
@@ -409,8 +423,9 @@ class ParallelLMLogits(Cell):
         word_embedding_table: Parameter,
         parallel_output: bool = True,
         bias: Tensor | None = None,
+        is_whole: bool = False,
     ) -> Tensor:
-        """Logits [s, b, v/p] or [s, b, v]."""
+        """Logits [s, b, v/p] or [s, b, v]; ``is_whole``: the input is, on every rank."""
         if self.has_bias != (bias is not None):
             raise ValueError(
                 f"bias is {'missing' if bias is None else 'given'} but the head was built with "
@@ -418,7 +433,8 @@ class ParallelLMLogits(Cell):
             )
         if self.compute_dtype is not None:
             input_ = ops.cast(input_, self.compute_dtype)
-        logits = column_parallel_linear(input_, word_embedding_table, bias, self.plan)
+        plan = replace(self.plan, sequence_parallel=False) if is_whole else self.plan
+        logits = column_parallel_linear(input_, word_embedding_table, bias, plan)
         if parallel_output:
             return logits
         return mappings.gather_from_tensor_model_parallel_region(logits, self.plan.group)

@@ -7,7 +7,6 @@ from types import MappingProxyType
 
 REASONS: Mapping[str, str] = MappingProxyType(
     {
-        "inference_params": "text generation keeps its cache elsewhere",
         "encoder_output": "decoder-only models have no encoder to attend to",
         "retriever_input_ids": "there is no retriever",
         "retriever_position_ids": "there is no retriever",

@@ -70,7 +70,7 @@ class MoELayer(Cell):
             )
         self.overlaps_shared_experts = config.moe_config.moe_shared_expert_overlap
 
-    def construct(self, hidden_states: Tensor) -> tuple[Tensor, None]:
+    def construct(self, hidden_states: Tensor, drops_tokens: bool = True) -> tuple[Tensor, None]:
         """[s, b, h] -> ([s, b, h], no bias)."""
         shared: list[Tensor] = []
 
@@ -78,7 +78,7 @@ class MoELayer(Cell):
             if self.shared_experts is not None:
                 shared.append(self.shared_experts(hidden_states))
 
-        routing = self.router(hidden_states)
+        routing = self.router(hidden_states, drops_tokens)
         rows, counts, way = self.token_dispatcher.token_permutation(
             hidden_states.reshape((-1, hidden_states.shape[-1])),
             routing,

@@ -158,8 +158,8 @@ class TopKRouter(Cell):
         self.all_group = groups.tensor_and_data
         self._running = RunningCounts(np.zeros(self.num_experts))
 
-    def construct(self, hidden_states: Tensor) -> Routing:
-        """[s, b, h] -> the routing of its s * b tokens."""
+    def construct(self, hidden_states: Tensor, drops_tokens: bool = True) -> Routing:
+        """[s, b, h] -> the routing of its s * b tokens, within the capacity if ``drops_tokens``."""
         batch_size, hidden = hidden_states.shape[-2:]
         x = self._jittered(hidden_states.reshape((-1, hidden)))
         logits = self.gating(x)
@@ -178,7 +178,9 @@ class TopKRouter(Cell):
         if is_training and self.expert_bias is not None:
             load = self.expert_bias.expert_load
             load.tokens += np.bincount(experts.reshape(-1), minlength=self.num_experts)
-        return self._within_capacity(probs, experts)
+        return (
+            self._within_capacity(probs, experts) if drops_tokens else Routing(probs, experts, None)
+        )
 
     def _jittered(self, x: Tensor) -> Tensor:
         """Each element times a random factor near 1, in training."""

@@ -1,0 +1,141 @@
+"""What ``inference_params`` carries through a model.
+
+Legend: S new tokens of a row, B rows, T tokens of the call, p tensor parallel ranks, N query heads,
+G key/value groups, D and E channels of a key and of a value.
+
+The tokens of a call pass through the model as one sequence: token s of row b has place s * B + b.
+All layers but attention look at tokens one by one, so this is the same to them, and T can be padded
+to what sequence parallelism divides, for a single token of a single row, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from mindspore import Tensor
+from numpy.typing import NDArray
+
+from mindspeed_ms import ops
+from mindspeed_ms.backend import memory
+from mindspeed_ms.core.inference.kv_cache import KVCache
+from mindspeed_ms.ops.attention_call import KeyRanges, Places, Window
+
+
+@dataclass(slots=True)
+class InferenceContext:
+    """New tokens of some slots of a cache.
+
+    Rows with fewer tokens than others are padded on the right; nothing sees the padding.
+
+    Raises:
+        ValueError: rows without tokens.
+    """
+
+    cache: KVCache
+    slots: Places
+    """[B]: where the keys and values of each row are."""
+    tokens: Sequence[NDArray[np.int32]]
+    """New tokens of each row, at least one."""
+    multiple: int = 1
+    """T is padded to a multiple of it."""
+    wants_all: bool = False
+    """Logits of all S * B places are wanted; else those of each row's last token."""
+    counts: Places = field(init=False)
+    """[B]: new tokens."""
+    ids: NDArray[np.int32] = field(init=False)
+    """[1, T]."""
+    positions: Places = field(init=False)
+    """[T]: of each token in its row."""
+    ranges: KeyRanges = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = np.array([len(row) for row in self.tokens], np.int64)
+        if not len(self.counts) or not self.counts.all():
+            raise ValueError("every row of a step needs at least one token")
+        steps, rows = self.shape
+        starts = self.cache.lengths[self.slots]
+        padded = -(-steps * rows // self.multiple) * self.multiple
+        self.ids = np.zeros((1, padded), np.int32)
+        by_step = self.ids[0, : steps * rows].reshape(steps, rows)
+        for row, tokens in enumerate(self.tokens):
+            by_step[: len(tokens), row] = tokens
+        self.positions = np.zeros(padded, np.int64)
+        # The padding of a row gets the position of its last token, which every table has.
+        ahead = np.minimum(np.arange(steps)[:, None], self.counts - 1)
+        self.positions[: steps * rows] = (starts + ahead).reshape(-1)
+        self.ranges = KeyRanges(np.zeros_like(starts), starts + self.counts, starts)
+        self.cache.reserve(int((starts + steps).max()))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(S, B)."""
+        return int(self.counts.max()), len(self.counts)
+
+    def attend(  # noqa: PLR0913 - one argument per option of an attention
+        self,
+        layer: int,
+        heads: tuple[Tensor, Tensor, Tensor],
+        *,
+        causal: bool,
+        scale: float,
+        window: Window,
+        softcap: float | None,
+        slopes: NDArray[np.float32] | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Write new keys and values to the cache, and attend to all that their rows have.
+
+        Args:
+            layer: number of the layer, from 1.
+            heads: queries [T, 1, N, D], keys [T, 1, G, D], values [T, 1, G, E].
+            causal: see ``ops.decode_attention``, as the others.
+            scale: factor of the products.
+            window: tokens around its own place that a query sees.
+            softcap: bound of the scores.
+            slopes: [N].
+            sinks: [N].
+
+        Returns:
+            [T, 1, N * E].
+        """
+        steps, rows = self.shape
+        tokens, used = heads[0].shape[0], steps * rows
+        q, k, v = (
+            (part if used == tokens else part[:used]).view((steps, rows, *part.shape[2:]))
+            for part in heads
+        )
+        self.cache.append(layer, self.slots, k, v)
+        keys, values = self.cache.memory_of(layer, k, v)
+        out = ops.decode_attention(
+            q,
+            keys,
+            values,
+            self.ranges,
+            scale=scale,
+            causal=causal,
+            window=window,
+            slots=self.slots,
+            softcap=softcap,
+            slopes=slopes,
+            sinks=sinks,
+        )
+        if used == tokens:
+            return out.view((tokens, 1, out.shape[-1]))
+        whole = memory.zeros((tokens, 1, out.shape[-1]), out.dtype)
+        memory.copy_(memory.view_of(whole.view((-1,)), 0, out.shape), out)
+        return whole
+
+    def wanted(self, hidden: Tensor) -> Tensor:
+        """Hidden states of the places whose logits are wanted: [T, 1, h] -> [n, 1, h]."""
+        steps, rows = self.shape
+        if self.wants_all:
+            places = np.arange(steps * rows)
+        else:
+            places = (self.counts - 1) * rows + np.arange(rows)
+        if len(places) == hidden.shape[0]:
+            return hidden
+        table = memory.contiguous(hidden).view((hidden.shape[0], hidden.shape[-1]))
+        chosen = ops.embedding(table, memory.from_numpy(places.astype(np.int32)))
+        return chosen.view((len(places), 1, hidden.shape[-1]))

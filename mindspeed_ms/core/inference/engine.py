@@ -1,0 +1,238 @@
+"""Steps of a model over a cache of keys and values, for any layout of ranks.
+
+Legend: B rows of a step, v tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+from mindspore import Tensor
+from mindspore.common import dtype as mstype
+from mindspore.nn import Cell
+from numpy.typing import NDArray
+
+from mindspeed_ms import ops
+from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.backend.base import Group
+from mindspeed_ms.config import TransformerConfig
+from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core.inference.context import InferenceContext
+from mindspeed_ms.core.inference.kv_cache import KVCache
+from mindspeed_ms.ops.attention_call import Places
+
+Logits = NDArray[np.float32]
+
+
+class InferenceEngine:
+    """A model that goes on with sequences, each in a slot of a cache.
+
+    ``add`` takes in new sequences, ``step`` gives every one of some sequences one more token,
+    ``free`` gives their slots back; sequences come and go between steps. All return the logits that
+    follow, the same on every rank.
+
+    >>> engine = InferenceEngine([model], config)          # doctest: +SKIP
+    >>> slots, logits = engine.add([[5, 3], [7]])          # doctest: +SKIP
+    >>> logits = engine.step(slots, logits.argmax(-1))     # doctest: +SKIP
+    >>> engine.free(slots)                                 # doctest: +SKIP
+
+    Args:
+        chunks: the model of this rank, one Cell per virtual pipeline stage.
+        config: its configuration.
+        vocab_size: v, default the configuration's, which may be padded.
+        max_length: tokens a sequence may have, default as many as the model has positions for.
+        num_slots: sequences that are expected at a time; more are taken in all the same.
+
+    Raises:
+        ValueError: a layout that cannot generate.
+
+    Parallelism: tensor, pipeline, expert and data parallel ranks call everything alike and with
+        the same arguments. Steps are collective over the model's ranks.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[Cell],
+        config: TransformerConfig,
+        *,
+        vocab_size: int | None = None,
+        max_length: int | None = None,
+        num_slots: int = 1,
+    ) -> None:
+        refuse_layout(config)
+        self.chunks = [getattr(chunk, "module", chunk) for chunk in chunks]
+        self.config = config
+        self.vocab_size = vocab_size or config.vocab_size
+        self.max_length = _smallest(max_length, position_limit(config))
+        self.cache = KVCache(num_slots)
+        tensor = parallel_state.get_tensor_model_parallel_group()
+        self._pipeline = parallel_state.get_pipeline_model_parallel_group()
+        is_cut = config.parallel_config.sequence_parallel and tensor.size > 1
+        self._parts = tensor.size if is_cut else 1
+        self._were_training = [chunk.training for chunk in self.chunks]
+        for chunk in self.chunks:
+            chunk.set_train(False)
+
+    def __enter__(self) -> InferenceEngine:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Let the model train again, if it did."""
+        for chunk, was_training in zip(self.chunks, self._were_training, strict=True):
+            chunk.set_train(was_training)
+
+    def add(self, prompts: Sequence[Sequence[int]]) -> tuple[Places, Logits]:
+        """Take in sequences of any lengths.
+
+        Args:
+            prompts: ids, at least one per sequence.
+
+        Returns:
+            Slots [B], and logits [B, v] behind the last token of each.
+        """
+        slots = self.cache.take(len(prompts))
+        try:
+            return slots, self.extend(slots, prompts)
+        except ValueError:
+            self.cache.free(slots)
+            raise
+
+    def step(self, slots: Places, tokens: Sequence[int] | NDArray[np.integer]) -> Logits:
+        """Give each of some sequences one more token: logits [B, v] behind it."""
+        return self.extend(slots, np.asarray(tokens, np.int32)[:, None])
+
+    def extend(
+        self,
+        slots: Places,
+        tokens: Sequence[Sequence[int]] | NDArray[np.int32],
+        wants_all: bool = False,
+    ) -> Logits:
+        """Append tokens to sequences.
+
+        Args:
+            slots: [B].
+            tokens: new ids of each sequence, at least one.
+            wants_all: return the logits behind every new token, [S, B, v] for S tokens of the
+                longest row; those behind the last token of the shorter ones mean nothing.
+
+        Returns:
+            Logits [B, v] behind the last token of each.
+
+        Raises:
+            ValueError: a sequence without new tokens, or with more than the model has positions
+                for; ids outside of the vocabulary.
+        """
+        rows = [np.asarray(row, np.int32) for row in tokens]
+        self._check(slots, rows)
+        context = InferenceContext(self.cache, slots, rows, self._parts, wants_all)
+        with autograd.recording(), autograd.no_grad():
+            logits = self._share(self._run(context), context)
+        self.cache.advance(slots, context.counts)
+        logits = logits[:, : self.vocab_size]
+        return logits.reshape(*context.shape, -1) if wants_all else logits
+
+    def free(self, slots: Sequence[int] | Places) -> None:
+        """Give the slots of sequences back."""
+        self.cache.free(slots)
+
+    def _check(self, slots: Places, rows: Sequence[NDArray[np.int32]]) -> None:
+        lengths = self.cache.lengths[slots] + [len(row) for row in rows]
+        if self.max_length is not None and lengths.max() > self.max_length:
+            raise ValueError(
+                f"a sequence would have {lengths.max()} tokens, but the model has "
+                f"{self.max_length} positions; shorten the prompt or ask for fewer new tokens"
+            )
+        for row in rows:
+            wrong = row[(row < 0) | (row >= self.config.vocab_size)]
+            if len(wrong):
+                raise ValueError(
+                    f"token {wrong[0]} is outside of the vocabulary of {self.config.vocab_size}"
+                )
+
+    def _run(self, context: InferenceContext) -> Tensor:
+        """What the last of this rank's chunks returns."""
+        ids = memory.from_numpy(context.ids)
+        positions = memory.from_numpy(context.positions.astype(np.int32)[None])
+        group, output = self._pipeline, ids
+        for model in self.chunks:
+            if not model.pre_process:
+                model.set_input_tensor(self._received(context, _neighbour(group, -1)))
+            output = model(ids, positions, None, inference_params=context)
+            if not model.post_process:
+                comm.isend(memory.contiguous(output), _neighbour(group, 1), group).wait()
+        return output
+
+    def _received(self, context: InferenceContext, source: int) -> Tensor:
+        """Hidden states of the stage before."""
+        tokens = context.ids.shape[1] // self._parts
+        dtype = memory.dtype_of(self.config.residual_dtype)
+        hidden = memory.empty((tokens, 1, self.config.hidden_size), dtype)
+        comm.irecv(hidden, source, self._pipeline).wait()
+        return hidden
+
+    def _share(self, output: Tensor, context: InferenceContext) -> Logits:
+        """Logits [n, padded v] on every rank, from those of the last stage."""
+        group = self._pipeline
+        if group.size == 1:
+            return _in_fp32(output)
+        steps, rows = context.shape
+        count = steps * rows if context.wants_all else rows
+        if self.chunks[-1].post_process:
+            logits = memory.from_numpy(np.ascontiguousarray(_in_fp32(output)))
+        else:
+            logits = memory.empty((count, self.config.vocab_size), mstype.float32)
+        comm.broadcast(logits, group.ranks[-1], group=group)
+        return memory.as_numpy(logits)
+
+
+def refuse_layout(config: TransformerConfig) -> None:
+    """Refuse what cannot generate.
+
+    Raises:
+        ValueError: context parallelism, or attention to later tokens.
+    """
+    parallel = config.parallel_config
+    if parallel.context_parallel_size > 1:
+        raise ValueError(
+            f"context_parallel_size is {parallel.context_parallel_size}; text generation needs 1: "
+            "its cache is not shared out along the sequence"
+        )
+    if parallel.attention_mask_type == "full":
+        raise ValueError(
+            "attention_mask_type is full; text is generated by models whose tokens see earlier "
+            "ones only"
+        )
+
+
+def position_limit(config: TransformerConfig) -> int | None:
+    """Rows of the table of positions; None for a model without one."""
+    if not config.has_learned_positions:
+        return None
+    return config.max_position_embeddings or config.seq_length
+
+
+def _smallest(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _neighbour(group: Group, step: int) -> int:
+    """Global rank of the stage before or behind, in a ring."""
+    return group.ranks[(group.rank + step) % group.size]
+
+
+def _in_fp32(logits: Tensor) -> Logits:
+    """[n, 1, v] -> an array [n, v]."""
+    array = memory.as_numpy(memory.contiguous(ops.cast(logits, mstype.float32)))
+    return array.reshape(array.shape[0], array.shape[-1])

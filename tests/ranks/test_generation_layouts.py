@@ -1,0 +1,82 @@
+"""Every layout generates the tokens of one rank."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_models import LLAMA, NO_BIAS, SIZES
+
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.build import assemble
+from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core.inference.engine import InferenceEngine
+from mindspeed_ms.engine.model_chunks import build_model_chunks
+from mindspeed_ms.engine.start import fill_run_state
+from mindspeed_ms.legacy.model import GPTModel
+
+pytestmark = pytest.mark.ranks
+
+GQA = {**SIZES, **LLAMA, **NO_BIAS, "group_query_attention": True, "num_query_groups": 2}
+GQA |= {"num_layers": 4, "seq_length": 32}
+EXPERTS = {"num_experts": 4, "moe_router_topk": 2, "moe_grouped_gemm": True}
+MODELS = {
+    "llama": {"model_config": GQA},
+    "gpt2": {
+        "model_config": {**SIZES, "num_layers": 4, "seq_length": 32}
+        | {"position_embedding_type": "absolute"}
+    },
+    "latent": {
+        "model_config": {**GQA, "multi_latent_attention": True, "group_query_attention": False}
+        | {"mla_config": {"kv_lora_rank": 8, "qk_head_dim": 8, "qk_pos_emb_head_dim": 4}}
+    },
+    "experts": {"model_config": GQA, "moe_config": EXPERTS},
+}
+PROMPTS = ([3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5])
+TP, PP, EP = (f"{name}_model_parallel_size" for name in ("tensor", "pipeline", "expert"))
+
+
+def _config(model, parallel) -> AllConfig:
+    sections = MODELS[model]
+    return assemble({**sections, "parallel_config": parallel, "training_config": {"seed": 7}})
+
+
+def tokens_worker(model, parallel, steps=6):
+    """Greedy tokens and their logits, [steps, B] and [steps, B, v]."""
+    parallel_state.destroy_model_parallel()
+    config = _config(model, parallel)
+    fill_run_state(config)
+
+    def provide(pre_process, post_process):
+        return GPTModel(config.model_config, pre_process=pre_process, post_process=post_process)
+
+    chunks = build_model_chunks(provide, config)
+    found = []
+    with InferenceEngine(chunks, config.model_config) as engine:
+        slots, logits = engine.add(PROMPTS)
+        for _ in range(steps):
+            found.append(logits.copy())
+            logits = engine.step(slots, logits.argmax(-1))
+    parallel_state.destroy_model_parallel()
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "parallel"),
+    [
+        ("llama", 2, {TP: 2}),
+        ("llama", 2, {TP: 2, "sequence_parallel": True}),
+        ("llama", 2, {PP: 2}),
+        ("gpt2", 2, {PP: 2, "virtual_pipeline_model_parallel_size": 2}),
+        ("gpt2", 2, {TP: 2, "sequence_parallel": True}),
+        ("latent", 2, {TP: 2, "sequence_parallel": True}),
+        ("experts", 2, {EP: 2}),
+        ("experts", 2, {TP: 2, "sequence_parallel": True}),
+        ("llama", 4, {TP: 2, PP: 2}),
+        ("experts", 4, {TP: 2, PP: 2, "sequence_parallel": True}),
+    ],
+)
+def test_layouts_give_the_tokens_of_one_rank(dist_run, model, ranks, parallel):
+    alone = dist_run(tokens_worker, ranks=1, model=model, parallel={})[0]
+    for found in dist_run(tokens_worker, ranks=ranks, model=model, parallel=parallel):
+        assert (found.argmax(-1) == alone.argmax(-1)).all()
+        np.testing.assert_allclose(found, alone, atol=5e-5)

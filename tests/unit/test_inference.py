@@ -1,0 +1,147 @@
+"""Steps over a cache give the logits of whole sequences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_models import LLAMA, NO_BIAS, model_config
+
+from mindspeed_ms.backend import autograd, memory
+from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
+from mindspeed_ms.config.moe_config import MoEConfig
+from mindspeed_ms.core.inference.engine import InferenceEngine, refuse_layout
+from mindspeed_ms.engine.parallel_setup import set_seed
+from mindspeed_ms.legacy.model import GPTModel
+
+pytestmark = pytest.mark.usefixtures("single_rank")
+
+GQA = {**LLAMA, **NO_BIAS, "group_query_attention": True, "num_query_groups": 2}
+MODELS = {
+    "gpt2": {"position_embedding_type": "absolute"},
+    "llama": GQA,
+    "untied": {**GQA, "untie_embeddings_and_output_weights": True, "qk_layernorm": True},
+    "window": {**GQA, "window_size": (3, 0), "window_attn_skip_freq": 2},
+    "capped": {**GQA, "attn_logit_softcapping": 1.5, "softmax_type": "learnable"},
+    "alibi": {"position_embedding_type": "alibi"},
+    "two bases": {**GQA, "window_size": (3, 0), "rotary_base_local": 100.0},
+    "latent": {
+        **LLAMA,
+        **NO_BIAS,
+        "multi_latent_attention": True,
+        "mla_config": LatentAttentionConfig(
+            kv_lora_rank=5, qk_head_dim=4, qk_pos_emb_head_dim=2, v_head_dim=3, q_lora_rank=4
+        ),
+    },
+    "experts": {
+        **GQA,
+        "moe_config": MoEConfig(num_experts=4, moe_router_topk=2, moe_expert_capacity_factor=0.1),
+    },
+    "further": {**GQA, "mtp_num_layers": 1},
+}
+PROMPTS = ([3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5])
+STEPS = 4
+
+
+def _model(name, **changes):
+    set_seed(5)
+    return GPTModel(model_config(MODELS[name], seq_length=16, **changes))
+
+
+def _whole(model, row):
+    """Logits behind the last of some tokens, computed without a cache."""
+    ids = np.array([row], np.int32)
+    positions = np.arange(len(row), dtype=np.int32)[None]
+    with autograd.no_grad():
+        logits = model(memory.from_numpy(ids), memory.from_numpy(positions), None)
+    return memory.as_numpy(logits)[0, -1]
+
+
+def _engine(name="llama", **options):
+    model = _model(name)
+    return InferenceEngine([model], model.config, **options)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_steps_give_the_logits_of_whole_sequences(name):
+    model = _model(name)
+    whole = model
+    if name == "experts":  # whole sequences of a model without a capacity: a cache drops no token
+        whole = _model(name, moe_config=MoEConfig(num_experts=4, moe_router_topk=2))
+    rows = [list(prompt) for prompt in PROMPTS]
+    with InferenceEngine([model], model.config) as engine:
+        slots, logits = engine.add(rows)
+        for _ in range(STEPS):
+            chosen = logits.argmax(-1)
+            for row, token, own in zip(rows, chosen, logits, strict=True):
+                np.testing.assert_allclose(own, _whole(whole, row), atol=3e-5)
+                row.append(int(token))
+            logits = engine.step(slots, chosen)
+
+
+def test_the_logits_behind_every_token_of_a_prompt():
+    engine = _engine()
+    slots = engine.cache.take(1)
+    logits = engine.extend(slots, [PROMPTS[0]], wants_all=True)
+    assert logits.shape == (len(PROMPTS[0]), 1, 32)
+    for end in range(1, len(PROMPTS[0]) + 1):
+        _, last = engine.add([PROMPTS[0][:end]])
+        np.testing.assert_allclose(logits[end - 1], last, atol=1e-5)
+
+
+def test_sequences_come_and_go_while_others_go_on():
+    """Twice as many slots, and twice their room, are made on the way."""
+    engine = _engine()
+    alone = [engine.step(*_first(engine, prompt)) for prompt in PROMPTS]
+    assert engine.cache.num_slots == 4
+    slots, logits = engine.add([PROMPTS[0]])
+    for _ in range(40):
+        logits = engine.step(slots, logits.argmax(-1))
+    before = engine.cache.num_bytes
+    others, first = engine.add(PROMPTS[1:])
+    together = engine.step(
+        np.concatenate([others[::-1], slots]), [*first[::-1].argmax(-1), logits[0].argmax()]
+    )
+    np.testing.assert_allclose(together[:2], np.concatenate(alone[:0:-1]), atol=1e-5)
+    engine.free(others)
+    again, logits = engine.add([PROMPTS[0]])
+    assert set(again) <= set(others)
+    np.testing.assert_allclose(engine.step(again, logits.argmax(-1)), alone[0], atol=1e-5)
+    assert engine.cache.num_bytes >= before
+    with pytest.raises(ValueError, match="freed twice"):
+        engine.free(others)
+
+
+def _first(engine, prompt):
+    slots, logits = engine.add([prompt])
+    return slots, logits.argmax(-1)
+
+
+def test_beams_go_on_from_each_other_and_tokens_are_taken_back():
+    engine = _engine()
+    slots, _ = engine.add(PROMPTS)
+    wanted = engine.step(slots[[2, 2, 0]], [7, 7, 7])[[0, 2]]
+    engine.cache.truncate(slots, [7, 1, 3])
+    engine.cache.reorder(slots, np.array([2, 2, 0]))
+    assert engine.cache.lengths[slots].tolist() == [3, 3, 7]
+    found = engine.step(slots, [7, 7, 7])
+    np.testing.assert_allclose(found, wanted[[0, 0, 1]], atol=1e-5)
+
+
+def test_refusals():
+    engine = _engine("gpt2", max_length=100)
+    with pytest.raises(ValueError, match="17 tokens, but the model has 16 positions"):
+        engine.add([[1] * 17])
+    with pytest.raises(ValueError, match="token 32 is outside of the vocabulary of 32"):
+        engine.add([[1, 32]])
+    with pytest.raises(ValueError, match="at least one token"):
+        engine.add([[1], []])
+    assert engine.cache.num_free == engine.cache.num_slots  # nothing is lost by a refusal
+    with pytest.raises(ValueError, match="attention_mask_type is full"):
+        refuse_layout(model_config(parallel_config={"attention_mask_type": "full"}))
+
+
+def test_a_model_trains_again_afterwards():
+    model = _model("llama").set_train(True)
+    with InferenceEngine([model], model.config):
+        assert not model.training
+    assert model.training
