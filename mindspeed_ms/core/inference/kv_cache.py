@@ -113,6 +113,21 @@ class KVCache:
                 _copy_slots(store, targets, sources, length)
         self.lengths[targets] = self.lengths[sources]
 
+    def fork(self, slots: Places, copies: int) -> Places:
+        """Slots that hold what others hold: each of ``slots`` and its copies, side by side.
+
+        Returns:
+            [len(slots) * copies]; the first of every ``copies`` is the slot itself.
+        """
+        result = np.repeat(slots, copies).reshape(len(slots), copies)
+        result[:, 1:] = self.take(len(slots) * (copies - 1)).reshape(len(slots), copies - 1)
+        result = result.reshape(-1)
+        for layer, stores in self._layers.items():
+            self.memory_of(layer, *stores)
+        sources = np.repeat(np.arange(len(slots)) * copies, copies)
+        self.reorder(result, sources)
+        return result
+
     def memory_of(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Memory of a layer, [slots, S', G, D] and [slots, S', G, E], grown to what is needed.
 

@@ -33,13 +33,20 @@ def philox_words(seed: int, offset: int, count: int) -> Array:
     first, last = offset // BLOCK, (offset + count + BLOCK - 1) // BLOCK
     blocks = np.arange(last - first, dtype=np.uint64) + np.uint64(first)
     start = offset - first * BLOCK
-    return _philox_blocks(seed, blocks).reshape(-1)[start : start + count]
+    return philox_blocks(seed, blocks).reshape(-1)[start : start + count]
 
 
-def _philox_blocks(seed: int, blocks: Array) -> Array:
-    """The four words of each block, uint32 [..., 4]."""
+def philox_blocks(seed: int, blocks: Array, streams: Array | None = None) -> Array:
+    """The four words of each block, uint32 [..., 4].
+
+    Args:
+        seed: the key.
+        blocks: uint64, the lower half of the counter.
+        streams: uint64, the upper half, None for 0.
+    """
+    high = np.zeros_like(blocks) if streams is None else np.broadcast_to(streams, blocks.shape)
     x0, x1 = blocks & _LOW, blocks >> np.uint64(32)
-    x2, x3 = np.zeros_like(blocks), np.zeros_like(blocks)
+    x2, x3 = high & _LOW, high >> np.uint64(32)
     key0, key1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
     for _ in range(_ROUNDS):
         product0, product1 = x0 * _MULTIPLIERS[0], x2 * _MULTIPLIERS[1]
@@ -68,7 +75,7 @@ def keep_scale(p: float, seed: int, offset: int, shape: tuple[int, ...]) -> Arra
 def keep_scale_of_words(p: float, seed: int, words: Array) -> Array:
     """``keep_scale`` of elements whose words have the given numbers (int64)."""
     blocks, lanes = np.divmod(words, BLOCK)
-    drawn = _philox_blocks(seed, blocks.astype(np.uint64))
+    drawn = philox_blocks(seed, blocks.astype(np.uint64))
     kept = np.take_along_axis(drawn, lanes[..., None], axis=-1)[..., 0] >= np.uint32(threshold(p))
     return kept * np.float32(1.0 / (1.0 - p))
 

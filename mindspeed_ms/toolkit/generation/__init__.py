@@ -1,0 +1,1 @@
+"""Text generation with the options, and the results, of ``transformers``' ``generate``."""

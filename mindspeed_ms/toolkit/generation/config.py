@@ -1,0 +1,269 @@
+"""Options of text generation: a ``generation_config.json`` with attributes. No MindSpore."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mindspeed_ms.formats.containers import storage
+from mindspeed_ms.toolkit.messages import unknown_argument
+
+FILE = "generation_config.json"
+
+DEFAULTS: dict[str, Any] = {
+    "max_length": 20,
+    "max_new_tokens": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "early_stopping": False,
+    "max_time": None,
+    "stop_strings": None,
+    "do_sample": False,
+    "num_beams": 1,
+    "use_cache": True,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": None,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "renormalize_logits": False,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "remove_invalid_values": False,
+    "exponential_decay_length_penalty": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "num_return_sequences": 1,
+    "output_scores": False,
+    "output_logits": False,
+    "return_dict_in_generate": False,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+"""What an option is where neither caller nor model says anything, as in ``transformers``."""
+
+ALIASES = {"max_decode_length": "max_length"}
+"""MindFormers' names."""
+
+_NO_ENCODER = "decoder-only models have no encoder"
+_NO_ATTENTION = "fused attention keeps no such tensors"
+_ELSEWHERE = "transformers itself has moved it out of the library"
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "encoder_repetition_penalty": ((1.0,), _NO_ENCODER),
+    "encoder_no_repeat_ngram_size": ((0,), _NO_ENCODER),
+    "decoder_start_token_id": ((), _NO_ENCODER),
+    "output_attentions": ((False,), _NO_ATTENTION),
+    "output_hidden_states": ((False,), "hidden states are not kept between layers"),
+    "guidance_scale": ((1, 1.0), "there is no second, unguided run of the model"),
+    "watermarking_config": ((), "texts are not watermarked"),
+    "token_healing": ((False,), "prompts are taken as they are"),
+    "prompt_lookup_num_tokens": ((), "drafts are not taken from the prompt"),
+    "use_mtp": ((False,), "layers for further tokens do not draft here"),
+    "low_memory": ((False,), _ELSEWHERE),
+    "penalty_alpha": ((0, 0.0), _ELSEWHERE),
+    "dola_layers": ((), _ELSEWHERE),
+    "diversity_penalty": ((0, 0.0), _ELSEWHERE),
+    "num_beam_groups": ((1,), _ELSEWHERE),
+    "constraints": ((), _ELSEWHERE),
+    "force_words_ids": ((), _ELSEWHERE),
+    "prefill_chunk_size": ((), "a prompt passes at once"),
+}
+"""Options of ``transformers`` that must keep a value without effect: those values, and why."""
+
+_SAME_TEXT = frozenset(
+    {
+        "cache_implementation",
+        "cache_config",
+        "max_cache_len",
+        "compile_config",
+        "disable_compile",
+        "continuous_batching_config",
+        "is_assistant",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
+        "assistant_lookbehind",
+        "target_lookbehind",
+        "assistant_early_exit",
+        "assistant_ensemble_weight",
+        "max_matching_ngram_size",
+        "speculation_type",
+        "transformers_version",
+        "_from_model_config",
+        "_commit_hash",
+    }
+)
+"""Options of ``transformers`` that change no text: about memory, or an assistant's."""
+
+
+class GenerationConfig:
+    """How a model generates. An option that is None is the model's, or has its default.
+
+    Args:
+        options: names of ``transformers`` (``DEFAULTS``), or MindFormers' ``max_decode_length``.
+
+    Raises:
+        TypeError: an unknown name; names the nearest.
+        ValueError: a value that is none of the option, or an option that is not served.
+
+    Source: ``transformers`` 5 (names, defaults, rules between options).
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.__dict__.update(dict.fromkeys(DEFAULTS))
+        self.update(**options)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(unknown_argument("GenerationConfig", name, DEFAULTS))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.update(**{name: value})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GenerationConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"GenerationConfig {json.dumps(self.to_dict(), indent=2, default=str)}"
+
+    def update(self, **options: Any) -> None:
+        """Set options.
+
+        Raises:
+            TypeError: an unknown name.
+            ValueError: see the class.
+        """
+        for given, value in options.items():
+            name = ALIASES.get(given, given)
+            if name in REFUSED:
+                neutral, reason = REFUSED[name]
+                if value is not None and value not in neutral:
+                    raise ValueError(f"{name} is {value!r}, but {reason}; leave it out")
+            elif name in DEFAULTS:
+                _check(name, value)
+                self.__dict__[name] = value
+            elif name not in _SAME_TEXT:
+                known = {*DEFAULTS, *ALIASES, *REFUSED}
+                raise TypeError(unknown_argument("generate", given, known))
+
+    def filled(self, *others: GenerationConfig | Mapping[str, Any]) -> GenerationConfig:
+        """A copy whose missing options are those of others, the first first, then the defaults."""
+        result = copy.deepcopy(self)
+        for other in others:
+            source = other if isinstance(other, GenerationConfig) else of_file(other)
+            for name in DEFAULTS:
+                if getattr(result, name) is None:
+                    result.__dict__[name] = copy.deepcopy(getattr(source, name))
+        for name, value in DEFAULTS.items():
+            if getattr(result, name) is None:
+                result.__dict__[name] = value
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options that are set."""
+        return {name: value for name, value in self.__dict__.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> GenerationConfig:
+        """From options by name."""
+        return cls(**options)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> GenerationConfig:
+        """The options in a folder's ``generation_config.json``.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it is not JSON.
+        """
+        path = Path(folder)
+        path = path / FILE if path.is_dir() else path
+        if not path.is_file():
+            raise OSError(f"{folder} has no {FILE}; nothing is downloaded: give a local folder")
+        try:
+            options = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
+        return of_file(options)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``generation_config.json`` into a folder, which is made if it is not there."""
+        path = Path(folder) / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_text(path, json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
+        return path
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Ids that end a text."""
+        ends = self.eos_token_id
+        if ends is None:
+            return ()
+        return (int(ends),) if isinstance(ends, int) else tuple(int(end) for end in ends)
+
+
+def of_file(options: Mapping[str, Any]) -> GenerationConfig:
+    """Options as a model's files state them: names of other libraries beside them are left out."""
+    known = {ALIASES.get(name, name): value for name, value in options.items()}
+    return GenerationConfig(**{name: known[name] for name in known if name in DEFAULTS})
+
+
+_COUNTS = {
+    "max_length": 1,
+    "max_new_tokens": 1,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "top_k": 0,
+    "no_repeat_ngram_size": 0,
+}
+"""Options that are whole numbers, and the smallest of each."""
+
+
+def _check(name: str, value: Any) -> None:
+    """Refuse what an option cannot be, whatever the others are.
+
+    Raises:
+        ValueError: says what was given and what may be.
+    """
+    if value is None:
+        return
+    if name in _COUNTS:
+        least = _COUNTS[name]
+        if isinstance(value, bool) or int(value) != value or value < least:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number from {least} up")
+    if name == "early_stopping" and value not in (True, False, "never"):
+        raise ValueError(f"early_stopping is {value!r}; it must be True, False or 'never'")
+    if name == "eos_token_id" and isinstance(value, bool | str):
+        raise ValueError(f"eos_token_id is {value!r}; it must be an id, or a list of ids")
+
+
+def check_together(config: GenerationConfig) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        ValueError: several sequences of a greedy choice, or more than there are beams.
+    """
+    wanted, beams = config.num_return_sequences, config.num_beams
+    if wanted > 1 and beams == 1 and not config.do_sample:
+        raise ValueError(
+            f"num_return_sequences is {wanted}, but a greedy choice gives one; set do_sample=True "
+            f"or num_beams={wanted}"
+        )
+    if beams > 1 and wanted > beams:
+        raise ValueError(f"num_return_sequences is {wanted}, more than num_beams ({beams})")

@@ -1,0 +1,269 @@
+"""``generate`` for models."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from hashlib import blake2b
+from typing import Any
+
+import mindspore as ms
+from mindspore import Tensor
+from mindspore.nn import Cell
+from numpy.typing import NDArray
+
+from mindspeed_ms.backend import comm
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.core.inference.engine import InferenceEngine, position_limit
+from mindspeed_ms.core.inference.logits_processors import LogitsProcessor
+from mindspeed_ms.engine.parallel_setup import DEFAULT_SEED
+from mindspeed_ms.toolkit.generation.beam import beam_search
+from mindspeed_ms.toolkit.generation.config import GenerationConfig, check_together, of_file
+from mindspeed_ms.toolkit.generation.inputs import prompts_of
+from mindspeed_ms.toolkit.generation.output import GenerateOutput, transition_scores
+from mindspeed_ms.toolkit.generation.rules import (
+    AllowedTokens,
+    Stopping,
+    StoppingCriterion,
+    processors_of,
+)
+from mindspeed_ms.toolkit.generation.sample import Task, sample
+from mindspeed_ms.toolkit.generation.streamers import BaseStreamer
+
+logger = logging.getLogger(__name__)
+
+
+class GenerationMixin:
+    """Adds ``generate`` to a class with ``build``, ``engine_config``, ``active``.
+
+    Attributes:
+        generation_config: options of the model, an object or a mapping of them.
+    """
+
+    generation_config: GenerationConfig | Mapping[str, Any]
+    _num_generations = 0
+
+    def build(self) -> Sequence[Cell]:
+        """The model's chunks on this rank."""
+        raise NotImplementedError
+
+    @property
+    def engine_config(self) -> AllConfig:
+        """The configuration it was built with."""
+        raise NotImplementedError
+
+    def active(self) -> AbstractContextManager[None]:
+        """Context in which the model's groups are the current ones."""
+        return nullcontext()
+
+    def inference_engine(self, num_slots: int = 1) -> InferenceEngine:
+        """The model over a new cache, for those who choose tokens themselves, as servers do.
+
+        Args:
+            num_slots: sequences that are expected at a time.
+        """
+        config = self.engine_config
+        return InferenceEngine(
+            self.build(),
+            config.model_config,
+            vocab_size=config.dataset_config.vocab_size,
+            num_slots=num_slots,
+        )
+
+    def generate(  # noqa: PLR0913 - the public signature of transformers
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        generation_config: GenerationConfig | Mapping[str, Any] | None = None,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: Sequence[StoppingCriterion] | None = None,
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
+        streamer: BaseStreamer | None = None,
+        tokenizer: Any = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Tensor | GenerateOutput:
+        """Go on with prompts.
+
+        Options that are given here come before those of ``generation_config``, of the model, and
+        the defaults of ``transformers``; see ``GenerationConfig``. Their meaning is that of
+        ``transformers`` 5, token for token for greedy choices and beams. Drawn tokens depend on the
+        seed and on each prompt, not on the layout, the place in the batch, or other prompts.
+
+        Args:
+            input_ids: [b, s] or [s]; a tensor, an array or lists.
+            attention_mask: [b, s], 0 for padding, on the left or on the right. None: without a
+                mask, ids of padding are padding if they do not end texts.
+            generation_config: options.
+            logits_processor: functions of ids [b, s] and scores fp32 [b, v], NumPy arrays, that
+                return scores; applied behind those of the options, before sampling narrows down.
+            stopping_criteria: functions of ids and scores that tell whether each row ends.
+            prefix_allowed_tokens_fn: function of a prompt's number and a row's ids that returns the
+                tokens that may come next.
+            streamer: is handed the prompt, then the token of every step, on the first rank.
+            tokenizer: for ``stop_strings``.
+            seed: of drawn tokens. None: ``mindspore.set_seed``'s, and another one at each call.
+            options: see ``GenerationConfig``.
+
+        Returns:
+            int32 [b * num_return_sequences, s + new tokens], rows that ended earlier padded; or a
+            ``GenerateOutput`` with ``return_dict_in_generate``.
+
+        Raises:
+            TypeError: an unknown option; names the nearest.
+            ValueError: options or prompts that cannot be served; says which.
+
+        Parallelism: all ranks of the model call it with the same arguments, and get the same.
+        """
+        if "inputs" in options:
+            input_ids = options.pop("inputs") if input_ids is None else input_ids
+        _refuse_others(options)
+        given = _as_config(generation_config)
+        given.update(**options)
+        config = given.filled(_as_config(self.generation_config))
+        check_together(config)
+        pad = config.pad_token_id
+        ends = config.end_tokens
+        prompts = prompts_of(input_ids, attention_mask, pad, ends, config.bos_token_id)
+        length = prompts.ids.shape[1]
+        has_own_length = any(
+            _as_config(source).max_length is not None for source in (given, self.generation_config)
+        )
+        self._set_lengths(config, length, int(prompts.seen.sum(axis=1).max()), has_own_length)
+        if streamer is not None and config.num_beams > 1:
+            raise ValueError("a streamer shows tokens as they are chosen, which beams do not know")
+        copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
+        processors = processors_of(
+            config,
+            prompt_length=length,
+            padding=prompts.padding.repeat(copies),
+            own=logits_processor or (),
+            allowed=prefix_allowed_tokens_fn,
+        )
+        with self.active(), self.inference_engine(len(prompts.ids) * copies) as engine:
+            task = Task(
+                engine=engine,
+                prompts=prompts,
+                config=config,
+                processors=processors,
+                stopping=Stopping(config, tokenizer, stopping_criteria or ()),
+                pad=ends[0] if pad is None and ends else pad,
+                seed=self._next_seed() if seed is None else seed,
+                streamer=streamer if comm.get_rank() == 0 else None,
+            )
+            output = beam_search(task) if config.num_beams > 1 else sample(task)
+        return output if config.return_dict_in_generate else output.sequences
+
+    def compute_transition_scores(
+        self,
+        sequences: Any,
+        scores: Any,
+        beam_indices: Any = None,
+        normalize_logits: bool = False,
+    ) -> NDArray:
+        """Score of every new token in the step that chose it; see ``transition_scores``."""
+        return transition_scores(sequences, scores, beam_indices, normalize_logits)
+
+    def _set_lengths(
+        self, config: GenerationConfig, length: int, tokens: int, has_own_length: bool
+    ) -> None:
+        """Give ``max_length`` its final value.
+
+        Args:
+            config: all options; changed.
+            length: tokens of the prompts, padding counted.
+            tokens: of the longest prompt, without padding.
+            has_own_length: somebody set ``max_length``.
+
+        Raises:
+            ValueError: the prompt leaves no room, or the model has too few positions.
+        """
+        limit = position_limit(self.engine_config.model_config)
+        if config.max_new_tokens is not None:
+            config.max_length = config.max_new_tokens + length
+        elif not has_own_length:
+            most = self.engine_config.model_config.max_position_embeddings
+            config.max_length += length
+            if most is not None and length < most:
+                config.max_length = min(config.max_length, most)
+        if length >= config.max_length:
+            raise ValueError(
+                f"the prompt has {length} tokens, but max_length is {config.max_length}; raise it, "
+                "or set max_new_tokens"
+            )
+        wanted = tokens + config.max_length - length - 1  # the last token is not read again
+        if limit is not None and wanted > limit:
+            raise ValueError(
+                f"a prompt of {tokens} tokens and {config.max_length - length} new ones need "
+                f"{wanted} positions, but the model has {limit}; shorten the prompt, or lower "
+                "max_new_tokens"
+            )
+
+    def _next_seed(self) -> int:
+        """Another seed at each call, the same in every run."""
+        base = ms.get_seed()
+        number = self._num_generations
+        self._num_generations = number + 1
+        text = f"{DEFAULT_SEED if base is None else base}:{number}"
+        return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _as_config(options: GenerationConfig | Mapping[str, Any] | None) -> GenerationConfig:
+    """A copy of options that are given in any form."""
+    if options is None:
+        return GenerationConfig()
+    if isinstance(options, GenerationConfig):
+        return GenerationConfig(**options.to_dict())
+    return of_file(options)
+
+
+_ELSEWHERE = {
+    "assistant_model": "there is no second model that drafts",
+    "negative_prompt_ids": "there is no second, unguided run of the model",
+    "negative_prompt_attention_mask": "there is no second, unguided run of the model",
+    "custom_generate": "code is not loaded from elsewhere",
+    "inputs_embeds": "prompts are ids",
+    "past_key_values": "every call has a cache of its own",
+}
+
+
+def _refuse_others(options: dict[str, Any]) -> None:
+    """Take out arguments of ``transformers`` that are no options.
+
+    Raises:
+        ValueError: one asks for what is not there.
+    """
+    for name, reason in _ELSEWHERE.items():
+        if options.pop(name, None) is not None:
+            raise ValueError(f"{name} is given, but {reason}; leave it out")
+    for name in ("token_type_ids", "position_ids", "synced_gpus", "trust_remote_code"):
+        options.pop(name, None)
+
+
+class TextGenerator(GenerationMixin):
+    """A model that was built by other means, such as the chunks of a run.
+
+    Args:
+        chunks: the model of this rank.
+        config: its configuration.
+        generation_config: options of the model.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[Cell],
+        config: AllConfig,
+        generation_config: GenerationConfig | Mapping[str, Any] | None = None,
+    ) -> None:
+        self._chunks, self._config = chunks, config
+        self.generation_config = generation_config or GenerationConfig()
+
+    def build(self) -> Sequence[Cell]:
+        """The model's chunks on this rank."""
+        return self._chunks
+
+    @property
+    def engine_config(self) -> AllConfig:
+        """The configuration it was built with."""
+        return self._config

@@ -1,0 +1,89 @@
+"""Results of a generation. Legend: n sequences, s tokens, b rows of a step, v vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor
+from numpy.typing import NDArray
+
+from mindspeed_ms.backend import memory
+from mindspeed_ms.core.inference.logits_processors import log_softmax
+
+
+@dataclass(slots=True)
+class GenerateOutput:
+    """What ``return_dict_in_generate=True`` returns; members are keys, too.
+
+    Tensors are on the host. What was not asked for is None.
+    """
+
+    sequences: Tensor
+    """int32 [n, s]: prompts and new tokens; rows that ended earlier are padded."""
+    scores: tuple[Tensor, ...] | None = None
+    """With ``output_scores``: of every step fp32 [b, v], as the options changed them. With beams
+    logarithms of probabilities."""
+    logits: tuple[Tensor, ...] | None = None
+    """With ``output_logits``: of every step fp32 [b, v], as the model gave them."""
+    logprobs: Tensor | None = None
+    """fp32 [n, new tokens]: logarithm of the probability that the model gave to each new token,
+    from its logits as they were; 0 where a row is padded."""
+    sequences_scores: Tensor | None = None
+    """With beams and ``output_scores``: fp32 [n], sums of scores over length ** length_penalty."""
+    beam_indices: Tensor | None = None
+    """With beams: int32 [n, new tokens], row of the step that chose each token; -1: none."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.keys():
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def keys(self) -> list[str]:
+        """Names of the members that there are."""
+        names = [member.name for member in fields(self)]
+        return [name for name in names if getattr(self, name) is not None]
+
+
+def tensor_of(array: NDArray, dtype: type[np.generic] = np.float32) -> Tensor:
+    """A tensor of its own memory."""
+    return memory.from_numpy(np.array(array, dtype))
+
+
+def transition_scores(
+    sequences: Any, scores: Any, beam_indices: Any = None, normalize_logits: bool = False
+) -> NDArray[np.float32]:
+    """Score of every new token in the step that chose it, [n, new tokens].
+
+    Args:
+        sequences: [n, s].
+        scores: of every step [b, v].
+        beam_indices: [n, new tokens]; None: row i of a step is sequence i.
+        normalize_logits: take logarithms of probabilities first.
+
+    Source: ``transformers`` ``compute_transition_scores``.
+    """
+    tokens = _array(sequences)
+    steps = np.stack([_array(step) for step in scores])  # [new, b, v]
+    if normalize_logits:
+        steps = log_softmax(steps)
+    if beam_indices is None:
+        rows = np.broadcast_to(np.arange(len(tokens))[:, None], (len(tokens), len(steps)))
+    else:
+        rows = _array(beam_indices)
+    count = rows.shape[1]
+    new = tokens[:, tokens.shape[1] - count :]
+    found = steps[np.arange(count), np.maximum(rows, 0), new]
+    return np.where(rows < 0, np.float32(0.0), found)
+
+
+def _array(values: Any) -> NDArray:
+    return memory.as_numpy(values) if isinstance(values, Tensor) else np.asarray(values)

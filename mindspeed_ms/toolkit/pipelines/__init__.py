@@ -1,0 +1,1 @@
+"""A task, a model and a tokenizer as one call."""

@@ -1,0 +1,92 @@
+"""``pipeline`` as the guides call it."""
+
+from __future__ import annotations
+
+import pytest
+import record_generation as record
+from generation_models import RECORDED, generator, write_folder, write_tokenizer
+
+import mindspeed_ms
+from mindspeed_ms import AutoTokenizer, pipeline
+
+pytestmark = pytest.mark.usefixtures("single_rank")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tokenizer(write_folder("llama", tmp_path_factory.mktemp("llama")))
+
+
+@pytest.fixture(scope="module")
+def generate(folder):
+    return pipeline(
+        task="text_generation",
+        model=generator(folder),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        max_length=10,
+    )
+
+
+def _text(ids):
+    return " ".join(f"w{token}" for token in ids)
+
+
+PROMPTS = [_text(prompt) for prompt in record.PROMPTS]
+
+
+def test_the_result_of_the_guide(generate):
+    greedy = RECORDED["llama"]["tokens"]["greedy"]
+    found = generate(PROMPTS[0], do_sample=False)
+    assert found == [{"text_generation_text": [_text(greedy[0][:10])]}]
+    both = generate(PROMPTS)
+    assert both[0] == found[0] and both[1]["text_generation_text"] == [_text(greedy[1][:10])]
+    assert generate(PROMPTS, batch_size=1) == both
+    assert generate(iter(PROMPTS)) == both
+    assert generate([]) == []
+    new = generate(PROMPTS[0], return_full_text=False)[0]["text_generation_text"]
+    assert new[0].strip() == _text(greedy[0][6:10])
+
+
+def test_prompts_of_different_lengths_and_several_texts_of_each(generate):
+    rows = [[token for token in row if token] for row in record.SHORTER]
+    wanted = RECORDED["llama"]["tokens"]["padded greedy"]
+    texts = [_text(row) for row in rows]
+    found = generate(texts, max_length=None, max_new_tokens=4)
+    for text, row, whole in zip(found, rows, wanted, strict=True):
+        assert text["text_generation_text"] == [_text([*row, *whole[6:10]])]
+    drawn = generate(texts, do_sample=True, num_return_sequences=3, max_new_tokens=4, seed=1)
+    assert [len(set(one["text_generation_text"])) for one in drawn] == [3, 3, 3]
+    alone = generate(texts[2], do_sample=True, num_return_sequences=3, max_new_tokens=4, seed=1)
+    assert alone == drawn[2:]
+
+
+def test_a_tokenizer_by_its_folder(folder, generate):
+    again = pipeline("text_generation", generate.model, str(folder), max_length=10)
+    assert again(PROMPTS[0]) == generate(PROMPTS[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda made: pipeline("translation", "gpt2"), KeyError, "use text_generation"),
+        (lambda made: pipeline("text_generation"), ValueError, "needs a model"),
+        (lambda made: pipeline("text_generation", made.model), ValueError, "pass tokenizer="),
+        (
+            lambda made: pipeline("text_generation", made.model, made.tokenizer, max_lenght=3),
+            TypeError,
+            "did you mean 'max_length'",
+        ),
+        (lambda made: made("w5", max_lenght=3), TypeError, "did you mean 'max_length'"),
+        (lambda made: made(5), TypeError, "int"),
+        (lambda made: made([5]), TypeError, "a prompt is 5"),
+        (lambda made: made(PROMPTS[0], max_length=6), ValueError, "max_length is 6"),
+    ],
+)
+def test_refusals(generate, call, error, words):
+    with pytest.raises(error, match=words):
+        call(generate)
+
+
+def test_the_names_are_at_the_root():
+    for name in ("pipeline", "GenerationConfig", "TextStreamer", "TextIteratorStreamer"):
+        assert name in mindspeed_ms.__all__ and getattr(mindspeed_ms, name)
