@@ -116,8 +116,8 @@ class LatentAttentionSpec:
 
     @property
     def cached_channels(self) -> int:
-        """Numbers that a token leaves in a key/value cache: the narrow vector, rotated channels."""
-        return self.kv_up_proj.inputs + self.rope_dim
+        """Numbers that a token leaves in a key/value cache, over all ranks: N (D + V)."""
+        return self.num_heads * (self.query_dim + self.v_head_dim)
 
     def operations(self, seq_length: int) -> tuple[float, float]:
         """Of a token's forward: (projections, scores and weighted values)."""

@@ -9,6 +9,7 @@ from mindspeed_ms.config.dtypes import dtype_bytes
 from mindspeed_ms.plan.layer_placement import LayerPlacement, layer_placement
 from mindspeed_ms.plan.schedule_plan import Shape
 from mindspeed_ms.planning.activations import ActivationBytes, stage_activations
+from mindspeed_ms.planning.cache import cache_bytes_per_token
 from mindspeed_ms.planning.communication import Traffic, stage_traffic, tensor_bytes_of_chunk
 from mindspeed_ms.planning.memory import StateBytes, stage_state
 from mindspeed_ms.planning.operations import chunk_operations, step_operations
@@ -26,6 +27,8 @@ class StagePlan:
     traffic: Traffic
     passes: tuple[PassSeconds, ...]
     """By chunk."""
+    cache_bytes: int = 0
+    """That a token leaves in a key/value cache when the model generates."""
 
     @property
     def bytes_at_peak(self) -> int:
@@ -156,6 +159,7 @@ def _stage_plan(
         activations=stage_activations(config, stage, microbatches),
         traffic=traffic,
         passes=tuple(passes),
+        cache_bytes=cache_bytes_per_token(config, stage),
     )
 
 

@@ -116,6 +116,12 @@ def _memory(plan: Plan) -> list[str]:
         f"  the fullest rank needs {plan.bytes_at_peak / _GIB:.2f} GiB: {verdict} into "
         f"{limit / _GIB:.0f} GiB (--device-memory)"
     )
+    cache = max(stage.cache_bytes for stage in plan.stages)
+    length = plan.config.model_config.seq_length
+    lines.append(
+        f"  text generation: KV cache of {cache:,} bytes per token on the fullest rank, "
+        f"{_mib(cache * length)} MiB per sequence of {length}"
+    )
     return lines
 
 

@@ -1,0 +1,28 @@
+"""Bytes of the key/value cache that text generation keeps (``core/inference/kv_cache.py``)."""
+
+from __future__ import annotations
+
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.dtypes import dtype_bytes
+from mindspeed_ms.models import gpt_spec
+from mindspeed_ms.plan.layer_placement import layer_placement
+
+
+def cache_bytes_per_token(config: AllConfig, stage: int) -> int:
+    """Bytes that a token of a sequence leaves on a rank of a pipeline stage.
+
+    Keys and values have the compute type; tensor parallel ranks share out their heads.
+
+    Args:
+        config: the configuration.
+        stage: number of the stage.
+    """
+    placement = layer_placement(config.model_config, config.parallel_config)
+    layers = gpt_spec(config.model_config).layers
+    channels = 0
+    for chunk in range(placement.num_chunks):
+        for index in placement.layers_of(stage, chunk):
+            layer = layers[index]
+            channels += 0 if layer is None else layer.attention.cached_channels
+    ranks = config.parallel_config.tensor_model_parallel_size
+    return channels // ranks * dtype_bytes(config.model_config.compute_dtype)
