@@ -7,7 +7,13 @@ import record_generation as record
 from generation_models import RECORDED, generator, write_folder, write_tokenizer
 
 import mindspeed_ms
-from mindspeed_ms import AutoTokenizer, pipeline
+from mindspeed_ms import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    pipeline,
+)
 
 pytestmark = pytest.mark.usefixtures("single_rank")
 
@@ -60,9 +66,30 @@ def test_prompts_of_different_lengths_and_several_texts_of_each(generate):
     assert alone == drawn[2:]
 
 
-def test_a_tokenizer_by_its_folder(folder, generate):
-    again = pipeline("text_generation", generate.model, str(folder), max_length=10)
-    assert again(PROMPTS[0]) == generate(PROMPTS[0])
+def test_names_and_objects_give_the_same(folder, generate):
+    wanted = generate(PROMPTS[0])
+    assert pipeline("text_generation", generate.model, str(folder), max_length=10)(PROMPTS) == (
+        generate(PROMPTS)
+    )
+    assert pipeline(task="text_generation", model=str(folder), max_length=10)(PROMPTS[0]) == wanted
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert pipeline("text_generation", model, max_length=10)(PROMPTS[0]) == wanted
+    ids = AutoTokenizer.from_pretrained(folder)(PROMPTS[0])["input_ids"]
+    assert (
+        model.generate([ids], max_length=10).asnumpy().tolist()[0]
+        == (RECORDED["llama"]["tokens"]["greedy"][0][:10])
+    )
+
+
+def test_a_saved_model_keeps_how_it_generates(folder, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.generation_config.update(max_new_tokens=3, eos_token_id=[7, 8])
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.generation_config == model.generation_config
+    assert again.generate(record.PROMPTS).shape == (2, 9)
+    assert LlamaForCausalLM(LlamaConfig(eos_token_id=5)).generation_config.end_tokens == (5,)
+    assert LlamaForCausalLM(LlamaConfig()).generation_config.end_tokens == (2,)
 
 
 @pytest.mark.parametrize(

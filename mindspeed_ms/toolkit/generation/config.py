@@ -122,8 +122,10 @@ class GenerationConfig:
     Source: ``transformers`` 5 (names, defaults, rules between options).
     """
 
+    _stated: dict[str, Any]
+
     def __init__(self, **options: Any) -> None:
-        self.__dict__.update(dict.fromkeys(DEFAULTS))
+        self.__dict__.update(dict.fromkeys(DEFAULTS), _stated={})
         self.update(**options)
 
     def __getattr__(self, name: str) -> Any:
@@ -133,7 +135,12 @@ class GenerationConfig:
         self.update(**{name: value})
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, GenerationConfig) and self.to_dict() == other.to_dict()
+        if isinstance(other, GenerationConfig):
+            return self.to_dict() == other.to_dict()
+        return isinstance(other, Mapping) and self.to_dict() == dict(other)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.to_dict()[name]
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -174,8 +181,10 @@ class GenerationConfig:
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        """The options that are set."""
-        return {name: value for name, value in self.__dict__.items() if value is not None}
+        """The options that are set, and what else stands in the file they come from."""
+        own = {name: self.__dict__[name] for name in DEFAULTS}
+        kept = {name: own.get(name, value) for name, value in self._stated.items()}
+        return kept | {name: value for name, value in own.items() if value is not None}
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> GenerationConfig:
@@ -219,7 +228,9 @@ class GenerationConfig:
 def of_file(options: Mapping[str, Any]) -> GenerationConfig:
     """Options as a model's files state them: names of other libraries beside them are left out."""
     known = {ALIASES.get(name, name): value for name, value in options.items()}
-    return GenerationConfig(**{name: known[name] for name in known if name in DEFAULTS})
+    config = GenerationConfig(**{name: known[name] for name in known if name in DEFAULTS})
+    config.__dict__["_stated"] = known
+    return config
 
 
 _COUNTS = {

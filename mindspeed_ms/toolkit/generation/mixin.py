@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
@@ -30,8 +30,6 @@ from mindspeed_ms.toolkit.generation.rules import (
 )
 from mindspeed_ms.toolkit.generation.sample import Task, sample
 from mindspeed_ms.toolkit.generation.streamers import BaseStreamer
-
-logger = logging.getLogger(__name__)
 
 
 class GenerationMixin:
@@ -214,7 +212,7 @@ def _as_config(options: GenerationConfig | Mapping[str, Any] | None) -> Generati
     if options is None:
         return GenerationConfig()
     if isinstance(options, GenerationConfig):
-        return GenerationConfig(**options.to_dict())
+        return copy.deepcopy(options)
     return of_file(options)
 
 

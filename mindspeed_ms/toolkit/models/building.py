@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import mindspore as ms
 
 from mindspeed_ms.backend import autograd, comm
 from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.build import Sections, assemble
 from mindspeed_ms.core import parallel_state, run_state
 from mindspeed_ms.core.dist_checkpointing.live_state import parameters_of
 from mindspeed_ms.core.dist_checkpointing.loader import LoadOptions, load_tensors
@@ -147,7 +148,9 @@ def replace_vocabulary(config: AllConfig, rows: int) -> AllConfig:
     """The configuration with the true number of tokens, if it has none."""
     if config.dataset_config.vocab_size is not None:
         return config
-    return replace(config, dataset_config=replace(config.dataset_config, vocab_size=rows))
+    sections: Sections = config.to_dict()
+    sections["dataset_config"] = {**sections["dataset_config"], "vocab_size": rows}
+    return assemble(sections, config.model_type)  # other sections point to the one that changes
 
 
 def _present_layout() -> dict[str, Any]:

@@ -29,12 +29,15 @@ from mindspeed_ms.formats import companions
 from mindspeed_ms.formats.find import Found
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.models import gpt_spec
+from mindspeed_ms.toolkit.generation.config import GenerationConfig, of_file
+from mindspeed_ms.toolkit.generation.mixin import GenerationMixin
 from mindspeed_ms.toolkit.messages import unknown_argument
 from mindspeed_ms.toolkit.models import batches, building, configuration, stages
 from mindspeed_ms.toolkit.models.building import Layout
 from mindspeed_ms.toolkit.models.configuration import PretrainedConfig
 from mindspeed_ms.toolkit.models.hub_upload import push_to_hub as upload
 from mindspeed_ms.toolkit.models.locate import find_weights
+from mindspeed_ms.toolkit.models.presets import CLASS_DEFAULTS
 from mindspeed_ms.toolkit.models.saving import save_model
 
 Model = TypeVar("Model", bound="PreTrainedModel")
@@ -50,7 +53,7 @@ class CausalLMOutput:
     """fp32 [b, s, v]."""
 
 
-class PreTrainedModel(Cell):
+class PreTrainedModel(GenerationMixin, Cell):
     """A decoder-only language model with its head.
 
     It is built when it is first needed, so that its size can be asked for, or a ``Trainer`` can
@@ -66,7 +69,7 @@ class PreTrainedModel(Cell):
 
     Attributes:
         config: the configuration.
-        generation_config: how it generates, by the keys of ``generation_config.json``.
+        generation_config: how it generates; see ``GenerationConfig``.
         name_or_path: where its weights came from.
         origin: folder with the files of the hub's model that it comes from, None if unknown.
 
@@ -75,7 +78,7 @@ class PreTrainedModel(Cell):
 
     Config: ClassVar[type[PretrainedConfig]] = PretrainedConfig
     config: PretrainedConfig
-    generation_config: Any
+    generation_config: GenerationConfig
 
     def __init__(
         self,
@@ -92,7 +95,7 @@ class PreTrainedModel(Cell):
                 f"not {config!r}; from_pretrained takes names and folders"
             )
         self.config = config
-        self.generation_config = dict(config.generation)
+        self.generation_config = of_model(config)
         self.name_or_path = config.name_or_path
         self._layout = Layout.of(layout, type(self).__name__)
         self._dtype, self._seed = dtype, seed
@@ -144,7 +147,9 @@ class PreTrainedModel(Cell):
         model = cls(config, dtype=str(dtype) if is_given else None, **layout)
         model._weights, model.name_or_path = found, os.fspath(name_or_path)
         model.origin = companions.origin_of(found.folder)
-        model.generation_config |= companions.generation_defaults(found.folder)
+        stated = companions.generation_defaults(found.folder)
+        if stated:
+            model.generation_config = of_file({**config.generation, **stated})
         if comm.get_world_size() == 1:
             model.build()
         return model
@@ -409,6 +414,13 @@ _REMOTE = (
     "attn_implementation",
     "low_cpu_mem_usage",
 )
+
+
+def of_model(config: PretrainedConfig) -> GenerationConfig:
+    """How a model generates whose folder has no ``generation_config.json``."""
+    named = {**CLASS_DEFAULTS.get(config.model_type, {}), **config.values}
+    tokens = {name: named.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return of_file({**tokens, **config.generation})
 
 
 def _without_remote(options: dict[str, Any]) -> dict[str, Any]:

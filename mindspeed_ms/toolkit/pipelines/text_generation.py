@@ -75,7 +75,9 @@ class TextGenerationPipeline:
     def _batch(
         self, texts: Sequence[str], full: bool, options: Mapping[str, Any]
     ) -> Iterator[list[str]]:
-        prompts = [list(self.tokenizer(text)["input_ids"]) for text in texts]
+        begin = getattr(self.tokenizer, "bos_token_id", None)
+        empty = [] if begin is None else [begin]
+        prompts = [list(self.tokenizer(text)["input_ids"]) or empty for text in texts]
         output = self.model.generate(prompts, **{**self._special_tokens(), **options})
         sequences = getattr(output, "sequences", output)
         rows = memory.as_numpy(sequences)
