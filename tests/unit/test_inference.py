@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_models import LLAMA, NO_BIAS, model_config
 
+from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.config.moe_config import MoEConfig
@@ -76,6 +77,60 @@ def test_steps_give_the_logits_of_whole_sequences(name):
                 np.testing.assert_allclose(own, _whole(whole, row), atol=3e-5)
                 row.append(int(token))
             logits = engine.step(slots, chosen)
+    # The first step compares the native form with the Cells, where a model has one.
+    has_form = ops.selected() == "cpu" and name not in ("latent", "experts")
+    assert getattr(model, "decodes_alike", None) is (True if has_form else None)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_native_form_in_sixteen_bits(name, dtype):
+    model = _model(name, params_dtype=dtype, compute_dtype=dtype)
+    engine = InferenceEngine([model], model.config)
+    slots, _ = engine.add(PROMPTS)
+    engine.step(slots, [1, 2, 3])
+    assert getattr(model, "decodes_alike", None) is (True if ops.selected() == "cpu" else None)
+    again, _ = engine.add(PROMPTS)
+    found = engine.step(again, [1, 2, 3])
+    engine.cache.truncate(again, [7, 1, 3])
+    model.decodes_alike = False
+    engine._may_decode = False
+    slow = engine.step(again, [1, 2, 3])
+    assert np.abs(found - slow).max() < 0.05 * np.abs(slow).max()
+
+
+@pytest.mark.skipif("ops.selected() != 'cpu'")
+def test_a_native_form_that_computes_something_else_is_not_used():
+    model = _model("llama")
+    decoder = model.decoder()
+    decoder.stack.eps = 5.0  # as if the model had a part that the form does not know
+    model.decoder = lambda: decoder
+    engine = InferenceEngine([model], model.config)
+    slots, logits = engine.add(PROMPTS)
+    rows = [list(prompt) for prompt in PROMPTS]
+    for _ in range(3):
+        chosen = logits.argmax(-1)
+        for row, token in zip(rows, chosen, strict=True):
+            row.append(int(token))
+        logits = engine.step(slots, chosen)
+        np.testing.assert_allclose(logits[0], _whole(model, rows[0]), atol=3e-5)
+    assert model.decodes_alike is False
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 16, 17])
+def test_any_number_of_rows(rows):
+    engine = _engine("two bases")
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 32, rng.integers(1, 9)).tolist() for _ in range(rows)]
+    slots, _ = engine.add(prompts)
+    for step in range(3):
+        new = rng.integers(0, 32, rows)
+        found = engine.step(slots, new)
+        for prompt, token in zip(prompts, new, strict=True):
+            prompt.append(int(token))
+        if step == 2:
+            for prompt, own in zip(prompts, found, strict=True):
+                np.testing.assert_allclose(own, _whole(engine.chunks[0], prompt), atol=3e-5)
 
 
 def test_the_logits_behind_every_token_of_a_prompt():

@@ -35,6 +35,8 @@ class KVCache:
         self._free = list(range(len(self.lengths)))[::-1]
         self._room = FEWEST_TOKENS
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.version = 0
+        """Changes when memory is made or moved."""
 
     @property
     def num_slots(self) -> int:
@@ -45,6 +47,11 @@ class KVCache:
     def num_free(self) -> int:
         """Slots that no sequence has taken; more are made when they are asked for."""
         return len(self._free)
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a layer has written."""
+        return bool(self._layers)
 
     @property
     def num_bytes(self) -> int:
@@ -122,11 +129,24 @@ class KVCache:
         result = np.repeat(slots, copies).reshape(len(slots), copies)
         result[:, 1:] = self.take(len(slots) * (copies - 1)).reshape(len(slots), copies - 1)
         result = result.reshape(-1)
-        for layer, stores in self._layers.items():
-            self.memory_of(layer, *stores)
+        self.grow()
         sources = np.repeat(np.arange(len(slots)) * copies, copies)
         self.reorder(result, sources)
         return result
+
+    def grow(self) -> None:
+        """Make the memory that slots and room ask for, in all layers that have some."""
+        for layer, stores in list(self._layers.items()):
+            self.memory_of(layer, *stores)
+
+    def stores(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Memory of a layer that has written."""
+        return self._layers[layer]
+
+    @property
+    def room(self) -> int:
+        """Tokens each slot has memory for."""
+        return self._room
 
     def memory_of(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Memory of a layer, [slots, S', G, D] and [slots, S', G, E], grown to what is needed.
@@ -148,6 +168,7 @@ class KVCache:
                 _copy_front(new, found[index])
             grown.append(new)
         self._layers[layer] = (grown[0], grown[1])
+        self.version += 1
         return self._layers[layer]
 
 

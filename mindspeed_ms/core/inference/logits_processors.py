@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.integer]
 Scores = NDArray[np.float32]
-RULED_OUT = np.float32(-np.inf)
+RULED_OUT = -math.inf
 
 
 class LogitsProcessor(Protocol):
@@ -40,7 +40,7 @@ def softmax(scores: Scores) -> Scores:
 
 
 def _without(scores: Scores, ruled_out: NDArray[np.bool_]) -> Scores:
-    return np.where(ruled_out, RULED_OUT, scores)
+    return np.where(ruled_out, np.float32(RULED_OUT), scores)
 
 
 def _best(scores: Scores, count: int) -> Scores:

@@ -16,6 +16,7 @@ from mindspeed_ms.core.context_parallel import context_parallel, gather_tokens
 from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.tensor_parallel import VocabParallelCrossEntropy, mappings
 from mindspeed_ms.legacy.model.attention import AttentionMask
+from mindspeed_ms.legacy.model.decoding import Decoder, decoder_of
 from mindspeed_ms.legacy.model.enums import AttnMaskType
 from mindspeed_ms.legacy.model.eos_mask import EosMask
 from mindspeed_ms.legacy.model.language_model import get_language_model
@@ -154,7 +155,7 @@ class GPTModel(Module):
         )
         if not self.post_process:
             return lm_output
-        weights = self._head_weights()
+        weights = self.head_weights()
 
         def head(hidden: Tensor, labels: Tensor | None, loss_mask: Tensor | None) -> Tensor:
             return post_language_model_processing(
@@ -177,11 +178,15 @@ class GPTModel(Module):
         )
         return with_further_losses(loss, further, self.config.mtp_loss_scaling_factor)
 
-    def _head_weights(self) -> Parameter:
+    def head_weights(self) -> Parameter:
         """The head's matrix, which may be the table of token embeddings."""
         if self.share_embeddings_and_output_weights:
             return self.shared_embedding_or_output_weight()
         return self.language_model.output_layer.weight
+
+    def decoder(self) -> Decoder | None:
+        """The model as one native call per token; None where it has no such form."""
+        return decoder_of(self)
 
     def _logits(
         self, tokens: Tensor | None, position_ids: Tensor | None, context: InferenceContext
@@ -197,7 +202,7 @@ class GPTModel(Module):
         if plan.sequence_parallel:
             hidden = mappings.gather_from_sequence_parallel_region(hidden, group=plan.group)
         return self.parallel_lm_logits(
-            context.wanted(hidden), self._head_weights(), parallel_output=False, is_whole=True
+            context.wanted(hidden), self.head_weights(), parallel_output=False, is_whole=True
         )
 
     def _further_losses(

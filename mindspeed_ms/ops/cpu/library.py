@@ -69,6 +69,8 @@ _SIGNATURES = {
     "attention_accumulate": "ippppppp",
     "attention_backward": "i" + "p" * 10 + "ip",
     "attention_decode": "ippppp",
+    "decode_layers": "ppnp",
+    "decode_head": "ipnpfpp",
     "attention_sinks_grad": "ipppppnnn",
     "ce_max": "ippnn",
     "ce_sum": "ippppp" + "nnn",

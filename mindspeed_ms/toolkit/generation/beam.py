@@ -13,7 +13,7 @@ from mindspeed_ms.toolkit.generation.output import GenerateOutput, tensor_of
 from mindspeed_ms.toolkit.generation.rules import processed
 from mindspeed_ms.toolkit.generation.sample import Task
 
-WORST = np.float32(-1e9)
+WORST = -1e9
 """Added to the score of what must not be chosen."""
 
 Bools = NDArray[np.bool_]
@@ -62,6 +62,11 @@ def best_columns(values: Scores, count: int) -> NDArray[np.int64]:
         order = np.argsort(-own[candidates], kind="stable")[:count]
         found[row] = candidates[order]
     return found
+
+
+def _hiding(hidden: Bools) -> Scores:
+    """What is added to scores, so that some are not chosen."""
+    return np.where(hidden, np.float32(WORST), np.float32(0))
 
 
 class BeamSearch:
@@ -116,7 +121,7 @@ class BeamSearch:
         seen = candidates.ids[:, :, : self.length + 1]
         done = self.task.stopping(seen.reshape(-1, self.length + 1), scores)
         ends = done.reshape(self.batch, self.candidates)
-        open_scores = candidates.scores + np.where(ends, WORST, np.float32(0))
+        open_scores = candidates.scores + _hiding(ends)
         best = best_columns(open_scores, self.beams)
         self._take_ended(candidates, ends)
         self.running = replace(candidates, scores=open_scores).chosen(best)
@@ -156,7 +161,7 @@ class BeamSearch:
         scores = candidates.scores / np.float32(float(new) ** self.penalty)
         is_full = self.is_ended.all(axis=1, keepdims=True) & (self.early is True)
         for hidden in (is_full, ~self.may_improve, ~just_ended):
-            scores = scores + np.where(hidden, WORST, np.float32(0))
+            scores = scores + _hiding(hidden)
         merged = self.ended.joined(replace(candidates, scores=scores))
         flags = np.concatenate([self.is_ended, just_ended], axis=1)
         best = best_columns(merged.scores, self.beams)

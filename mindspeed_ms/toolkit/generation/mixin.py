@@ -20,7 +20,7 @@ from mindspeed_ms.core.inference.logits_processors import LogitsProcessor
 from mindspeed_ms.engine.parallel_setup import DEFAULT_SEED
 from mindspeed_ms.toolkit.generation.beam import beam_search
 from mindspeed_ms.toolkit.generation.config import GenerationConfig, check_together, of_file
-from mindspeed_ms.toolkit.generation.inputs import prompts_of
+from mindspeed_ms.toolkit.generation.inputs import Prompts, prompts_of
 from mindspeed_ms.toolkit.generation.output import GenerateOutput, transition_scores
 from mindspeed_ms.toolkit.generation.rules import (
     AllowedTokens,
@@ -116,25 +116,16 @@ class GenerationMixin:
         """
         if "inputs" in options:
             input_ids = options.pop("inputs") if input_ids is None else input_ids
-        _refuse_others(options)
-        given = _as_config(generation_config)
-        given.update(**options)
-        config = given.filled(_as_config(self.generation_config))
-        check_together(config)
-        pad = config.pad_token_id
-        ends = config.end_tokens
+        config, is_default_length = self._options(generation_config, options)
+        pad, ends = config.pad_token_id, config.end_tokens
         prompts = prompts_of(input_ids, attention_mask, pad, ends, config.bos_token_id)
-        length = prompts.ids.shape[1]
-        has_own_length = any(
-            _as_config(source).max_length is not None for source in (given, self.generation_config)
-        )
-        self._set_lengths(config, length, int(prompts.seen.sum(axis=1).max()), has_own_length)
+        self._set_lengths(config, prompts, is_default_length)
         if streamer is not None and config.num_beams > 1:
             raise ValueError("a streamer shows tokens as they are chosen, which beams do not know")
         copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
         processors = processors_of(
             config,
-            prompt_length=length,
+            prompt_length=prompts.ids.shape[1],
             padding=prompts.padding.repeat(copies),
             own=logits_processor or (),
             allowed=prefix_allowed_tokens_fn,
@@ -153,6 +144,20 @@ class GenerationMixin:
             output = beam_search(task) if config.num_beams > 1 else sample(task)
         return output if config.return_dict_in_generate else output.sequences
 
+    def _options(
+        self,
+        generation_config: GenerationConfig | Mapping[str, Any] | None,
+        options: dict[str, Any],
+    ) -> tuple[GenerationConfig, bool]:
+        """All options, and whether nobody has set ``max_length``."""
+        _refuse_others(options)
+        given = _as_config(generation_config)
+        given.update(**options)
+        own = _as_config(self.generation_config)
+        config = given.filled(own)
+        check_together(config)
+        return config, given.max_length is None and own.max_length is None
+
     def compute_transition_scores(
         self,
         sequences: Any,
@@ -164,24 +169,24 @@ class GenerationMixin:
         return transition_scores(sequences, scores, beam_indices, normalize_logits)
 
     def _set_lengths(
-        self, config: GenerationConfig, length: int, tokens: int, has_own_length: bool
+        self, config: GenerationConfig, prompts: Prompts, is_default_length: bool
     ) -> None:
         """Give ``max_length`` its final value.
 
         Args:
             config: all options; changed.
-            length: tokens of the prompts, padding counted.
-            tokens: of the longest prompt, without padding.
-            has_own_length: somebody set ``max_length``.
+            prompts: the prompts.
+            is_default_length: nobody has set ``max_length``.
 
         Raises:
             ValueError: the prompt leaves no room, or the model has too few positions.
         """
-        limit = position_limit(self.engine_config.model_config)
+        length, tokens = prompts.ids.shape[1], int(prompts.seen.sum(axis=1).max())
+        model = self.engine_config.model_config
         if config.max_new_tokens is not None:
             config.max_length = config.max_new_tokens + length
-        elif not has_own_length:
-            most = self.engine_config.model_config.max_position_embeddings
+        elif is_default_length:
+            most = model.max_position_embeddings
             config.max_length += length
             if most is not None and length < most:
                 config.max_length = min(config.max_length, most)
@@ -190,6 +195,7 @@ class GenerationMixin:
                 f"the prompt has {length} tokens, but max_length is {config.max_length}; raise it, "
                 "or set max_new_tokens"
             )
+        limit = position_limit(model)
         wanted = tokens + config.max_length - length - 1  # the last token is not read again
         if limit is not None and wanted > limit:
             raise ValueError(

@@ -233,17 +233,22 @@ void decode(const T* q, const T* k, const T* v, T* out, const AttentionSizes& n)
 
 }  // namespace
 
+// q [S, B, N, D]; k and v as the layout of the sizes says; out [S, B, N, E]
+void decode_heads(int32_t storage, const void* q, const void* k, const void* v, void* out,
+                  const AttentionSizes& sizes) {
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        decode(static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v),
+               static_cast<T*>(out), sizes);
+    });
+}
+
 }  // namespace kernels
 
 using namespace kernels;
 
-// q [S, B, N, D]; k and v as the layout of the sizes says; out [S, B, N, E]
 EXPORT void attention_decode(int32_t storage, const void* q, const void* k, const void* v,
                              void* out, const AttentionSizes* sizes) {
     if (sizes->queries == 0 || sizes->batch == 0 || sizes->heads == 0) return;
-    with_storage(storage, [&](auto type) {
-        using T = decltype(type);
-        decode(static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v),
-               static_cast<T*>(out), *sizes);
-    });
+    decode_heads(storage, q, k, v, out, *sizes);
 }

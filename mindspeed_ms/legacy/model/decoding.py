@@ -1,0 +1,216 @@
+"""A model's Cells as one native call per token, where a single rank holds a plain dense model.
+
+The native stack knows what most families are made of: norms, one projection for queries, keys and
+values, rotation, windows, caps, sinks, an MLP. A model with anything else goes on in its Cells;
+``InferenceEngine`` compares both once per model, so that a part that this file does not know of
+cannot change a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor
+from mindspore.common.dtype import Type
+from mindspore.nn import Cell
+from numpy.typing import NDArray
+
+from mindspeed_ms import ops
+from mindspeed_ms.backend import memory
+from mindspeed_ms.config import TransformerConfig
+from mindspeed_ms.core.inference.context import InferenceContext
+from mindspeed_ms.legacy.model.attention import ParallelAttention
+from mindspeed_ms.legacy.model.mlp import ParallelMLP
+from mindspeed_ms.legacy.model.norm import LayerNorm, RMSNorm
+from mindspeed_ms.ops.cpu import decode
+from mindspeed_ms.ops.cpu.library import STORAGE
+
+Floats = NDArray[np.float32]
+
+
+class UnknownPartError(Exception):
+    """A part that the native stack does not have."""
+
+
+class Decoder:
+    """The native form of a model.
+
+    Weights are read where they are; vectors (norms, biases) are copied, so a model that trained on
+    needs a new one.
+
+    Args:
+        language_model: embedding, layers, final norm.
+        layers: the layers.
+        head: matrix of the head.
+        config: the model's configuration.
+
+    Raises:
+        UnknownPartError: the model has a part that the stack does not have.
+    """
+
+    def __init__(
+        self, language_model: Cell, layers: Sequence[Cell], head: Tensor, config: TransformerConfig
+    ) -> None:
+        self._kept: list[Any] = []
+        self.rotary = language_model.rotary_pos_emb
+        self.embedding = language_model.embedding
+        self.dtype = memory.dtype_of(config.compute_dtype)
+        self.numbers = [layer.attention.core_attention.layer_number for layer in layers]
+        self.locally = [layer.attention.tables.start == 2 for layer in layers]
+        self.rotates = [layer.attention.rotates for layer in layers]
+        self.layers = (decode.Layer * len(layers))(*(self._layer(layer) for layer in layers))
+        self.norm = self._norm(language_model.encoder.final_norm)
+        self.head, self.head_storage = self._linear(head, None, head.dtype), STORAGE[head.dtype]
+        self.stack = self._stack(layers[0], config)
+        self._version = -1
+        self._tables: tuple[Floats, ...] = ()
+
+    def __call__(self, context: InferenceContext) -> Floats:
+        """Logits [B, v] behind the one new token of each row; the cache holds its keys then."""
+        cache, rows = context.cache, len(context.slots)
+        cache.grow()
+        if cache.version != self._version:
+            self._take_memory(context)
+        stack, ranges = self.stack, context.ranges
+        stack.rows, stack.slots = rows, context.slots.ctypes.data
+        stack.starts, stack.stops = ranges.starts.ctypes.data, ranges.stops.ctypes.data
+        stack.offsets = ranges.offsets.ctypes.data
+        tables = [np.take(table, context.positions, axis=0) for table in self._tables]
+        for layer, rotates, locally in zip(self.layers, self.rotates, self.locally, strict=True):
+            if tables and rotates:
+                layer.cos = tables[2 * locally].ctypes.data
+                layer.sin = tables[2 * locally + 1].ctypes.data
+        x = self._embedded(context)
+        decode.decode_layers(x, self.layers, stack)
+        return decode.decode_head(x, self.norm, self.head, (self.head_storage, stack.eps))
+
+    def _take_memory(self, context: InferenceContext) -> None:
+        """Addresses of the cache, and tables of rotation as long as it."""
+        cache = context.cache
+        for layer, number in zip(self.layers, self.numbers, strict=True):
+            keys, values = cache.stores(number)
+            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+        self.stack.room = cache.room
+        if self.rotary is not None:
+            tables = self.rotary.tables_for(np.arange(cache.room))
+            self._tables = tuple(
+                np.ascontiguousarray(memory.as_numpy(table)[:, 0, 0]) for table in tables
+            )
+            self.stack.rotated = self._tables[0].shape[1]
+        self._version = cache.version
+
+    def _embedded(self, context: InferenceContext) -> Floats:
+        """Sums of tables' rows, [B, h]."""
+        x = _rows(self.embedding.word_embeddings.weight, context.ids[0])
+        if self.embedding.position_embeddings is not None:
+            x += _rows(self.embedding.position_embeddings.weight, context.positions)
+        return x
+
+    def _stack(self, layer: Cell, config: TransformerConfig) -> decode.Stack:
+        attention = layer.attention
+        stack = decode.Stack(
+            hidden=config.hidden_size,
+            heads=attention.num_groups_per_partition * attention.queries_per_group,
+            groups=attention.num_groups_per_partition,
+            dim=attention.head_dim,
+            storage=STORAGE[self.dtype],
+            interleaved=attention.rotary_interleaved,
+            adds_normed=layer.residual_after_norm,
+            eps=layer.input_norm.eps,
+        )
+        if config.hidden_act not in decode.ACTIVATIONS:
+            raise UnknownPartError(config.hidden_act)
+        stack.activation = decode.ACTIVATIONS[config.hidden_act]
+        return stack
+
+    def _layer(self, layer: Cell) -> decode.Layer:
+        attention, mlp = getattr(layer, "attention", None), getattr(layer, "mlp", None)
+        if type(attention) is not ParallelAttention or type(mlp) is not ParallelMLP:
+            raise UnknownPartError(type(attention).__name__, type(mlp).__name__)
+        core = attention.core_attention
+        options: dict[str, Any] = core.options
+        left, right = options["window"]
+        if right not in (None, 0) or not core.is_causal or options["storage"] is not None:
+            raise UnknownPartError("attention")
+        result = decode.Layer(
+            input_norm=self._norm(layer.input_norm),
+            q_norm=self._norm(attention.q_layernorm),
+            k_norm=self._norm(attention.k_layernorm),
+            attention_post_norm=self._norm(layer.attn_post_norm),
+            mlp_norm=self._norm(layer.post_attention_norm),
+            mlp_post_norm=self._norm(layer.ffn_post_norm),
+            qkv=self._linear(attention.qkv_proj.weight, attention.qkv_proj.bias),
+            attention_out=self._linear(attention.out_proj.weight, attention.out_proj.bias),
+            mlp_in=self._linear(mlp.mapping.weight, mlp.mapping.bias),
+            mlp_out=self._linear(mlp.projection.weight, mlp.projection.bias),
+            left=decode.UNBOUNDED if left is None else left,
+            scale=options["scale"],
+            softcap=options["softcap"] or 0.0,
+        )
+        slopes = options["slopes"]
+        result.slopes = None if slopes is None else self._vector(np.array(slopes, np.float32))
+        if core.softmax_offset is not None:
+            result.sinks = self._vector(_in_fp32(core.softmax_offset))
+        return result
+
+    def _norm(self, norm: Cell | None) -> decode.Norm:
+        if norm is None:
+            return decode.Norm()
+        if type(norm) not in (LayerNorm, RMSNorm):
+            raise UnknownPartError(type(norm).__name__)
+        is_centred = type(norm) is LayerNorm
+        weight = _in_fp32(norm.gamma if is_centred else norm.weight) + norm.zero_centered
+        bias = self._vector(_in_fp32(norm.beta)) if is_centred else None
+        return decode.Norm(self._vector(weight.astype(np.float32)), bias)
+
+    def _linear(
+        self, weight: Tensor, bias: Tensor | None, dtype: Type | None = None
+    ) -> decode.Linear:
+        if weight.dtype != (dtype or self.dtype) or getattr(weight, "before_use", None) is not None:
+            raise UnknownPartError("weights that are not there as they are used")
+        outputs, inputs = weight.shape
+        vector = None if bias is None else self._vector(_in_fp32(bias))
+        self._kept.append(weight)
+        return decode.Linear(weight.data_ptr(), vector, inputs, outputs)
+
+    def _vector(self, values: Floats) -> int:
+        """Address of an array that is kept."""
+        self._kept.append(values)
+        return values.ctypes.data
+
+
+def decoder_of(model: Cell) -> Decoder | None:
+    """The native form of a model; None if it has none.
+
+    Args:
+        model: a ``GPTModel`` on a single rank.
+    """
+    if ops.selected() != "cpu" or not (model.pre_process and model.post_process):
+        return None
+    language_model = model.language_model
+    layers = list(language_model.encoder.layers)
+    plan = model.parallel_lm_logits.plan
+    if not layers or plan.group.size > 1:
+        return None
+    try:
+        return Decoder(language_model, layers, model.head_weights(), model.config)
+    except (UnknownPartError, AttributeError):
+        return None
+
+
+def _in_fp32(values: Tensor) -> Floats:
+    """A copy as an array, flat."""
+    return _widened(memory.flat_view(memory.contiguous(values)))
+
+
+def _rows(table: Tensor, ids: NDArray[np.integer]) -> Floats:
+    """Rows of a table, [..., h]."""
+    return _widened(memory.as_numpy(table)[ids])
+
+
+def _widened(values: NDArray) -> Floats:
+    if values.dtype == np.uint16:  # bfloat16 as its bits
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return np.array(values, np.float32)

@@ -1,0 +1,120 @@
+"""A stack of layers for one new token of each row, in a native call; csrc/decode_layers.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_ms.ops.cpu.library import native
+
+MOST_ROWS = 16
+ACTIVATIONS = {
+    "gelu": 0,
+    "fast_gelu": 1,
+    "swiglu": 2,
+    "fused_swiglu": 2,
+    "silu": 3,
+    "squared_relu": 4,
+}
+UNBOUNDED = 1 << 40
+
+
+class Linear(ctypes.Structure):
+    """Linear of csrc/decode_layers.cpp."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+    )
+
+
+class Norm(ctypes.Structure):
+    """Norm of csrc/decode_layers.cpp."""
+
+    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p))
+
+
+class Layer(ctypes.Structure):
+    """Layer of csrc/decode_layers.cpp."""
+
+    _fields_ = (
+        ("input_norm", Norm),
+        ("q_norm", Norm),
+        ("k_norm", Norm),
+        ("attention_post_norm", Norm),
+        ("mlp_norm", Norm),
+        ("mlp_post_norm", Norm),
+        ("qkv", Linear),
+        ("attention_out", Linear),
+        ("mlp_in", Linear),
+        ("mlp_out", Linear),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("slopes", ctypes.c_void_p),
+        ("sinks", ctypes.c_void_p),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        ("left", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+    )
+
+
+class Stack(ctypes.Structure):
+    """Stack of csrc/decode_layers.cpp."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("hidden", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("groups", ctypes.c_int64),
+        ("dim", ctypes.c_int64),
+        ("rotated", ctypes.c_int64),
+        ("room", ctypes.c_int64),
+        ("storage", ctypes.c_int32),
+        ("activation", ctypes.c_int32),
+        ("interleaved", ctypes.c_int32),
+        ("adds_normed", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+        ("unused", ctypes.c_int32),
+        ("slots", ctypes.c_void_p),
+        ("starts", ctypes.c_void_p),
+        ("stops", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+    )
+
+
+def decode_layers(x: NDArray[np.float32], layers: ctypes.Array[Layer], stack: Stack) -> None:
+    """Take rows [rows, hidden] through all layers, in place; their caches grow by a token."""
+    native.decode_layers(
+        x.ctypes.data, ctypes.addressof(layers), len(layers), ctypes.addressof(stack)
+    )
+
+
+def decode_head(
+    x: NDArray[np.float32], norm: Norm, head: Linear, form: tuple[int, float]
+) -> NDArray[np.float32]:
+    """Logits fp32 [rows, outputs] of rows [rows, hidden].
+
+    Args:
+        x: the rows.
+        norm: applied first.
+        head: the matrix.
+        form: code of its storage type, and epsilon of the norm.
+    """
+    storage, eps = form
+    logits = np.empty((len(x), head.outputs), np.float32)
+    native.decode_head(
+        storage,
+        x.ctypes.data,
+        len(x),
+        ctypes.addressof(norm),
+        eps,
+        ctypes.addressof(head),
+        logits.ctypes.data,
+    )
+    return logits
