@@ -80,6 +80,25 @@ CONFIGS = {
         "sliding_window": None,
     },
 }
+CONFIGS_OF_OURS = {
+    "pangu": {
+        "architectures": ["GPTPanguForCausalLM"],
+        "model_type": "gpt_pangu",
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "num_layers": 4,
+        "num_heads": 4,
+        "intermediate_size": None,
+        "max_position_embeddings": 40,
+        "activation_function": "gelu",
+        "attn_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "bos_token_id": 9,
+        "eos_token_id": 9,
+        "torch_dtype": "float32",
+    },
+}
+"""Models that transformers knows only with code of the folder."""
 IDS = np.random.RandomState(1).randint(3, 61, (2, 12))
 LEFT_PADDED = np.array([[0] * 4 + [1] * 8, [1] * 12])
 
@@ -99,7 +118,7 @@ def tensors_of(config, seed=0):
 def write(folder, kind, seed=0, **changes):
     """Write the folder of a kind; return its config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**CONFIGS[kind], **changes}
+    config = {**(CONFIGS | CONFIGS_OF_OURS)[kind], **changes}
     entries = [
         safetensors.Entry(name, "F32", array.shape, lambda array=array: array.reshape(-1))
         for name, array in tensors_of(config, seed).items()

@@ -139,7 +139,8 @@ def check_layers_and_stages(model: TransformerConfig, parallel: ModelParallelCon
 
 def _check_split(model: TransformerConfig, parallel: ModelParallelConfig) -> None:
     """Check a split that no list states; ``layer_placement`` checks the rest."""
-    layers, stages = model.num_layers, parallel.pipeline_model_parallel_size
+    layers = model.num_layers + model.use_query_layer
+    stages = parallel.pipeline_model_parallel_size
     if stages > layers + parallel.standalone_embedding_stage:
         raise ValueError(
             f"pipeline_model_parallel_size ({stages}) must not exceed num_layers ({layers}); use "

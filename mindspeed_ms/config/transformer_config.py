@@ -270,6 +270,11 @@ class TransformerConfig(AttentionOptions):
     fp16_lm_cross_entropy: bool = False
     """Compute the loss on float16 logits. False: on float32 logits."""
 
+    use_query_layer: bool = False
+    """Put a layer behind the final norm whose queries are learned for every position, beside
+    num_layers. False: the final norm's output goes into the head.
+    """
+
     mtp_num_layers: Layers | None = None
     """Layers behind the model that each predict one token further ahead. None: none."""
 
@@ -501,6 +506,15 @@ class TransformerConfig(AttentionOptions):
                     )
 
     def _check_further_tokens(self) -> None:
+        if self.use_query_layer and self.mtp_num_layers is not None:
+            raise ValueError(
+                "use_query_layer and mtp_num_layers both put layers behind the model; leave one out"
+            )
+        if self.use_query_layer and (self.multi_latent_attention or self.moe_config.is_moe):
+            raise ValueError(
+                "use_query_layer has heads of one width and a dense block; leave out "
+                "multi_latent_attention and experts, or use_query_layer"
+            )
         if self.mtp_num_layers is not None and self.has_learned_positions:
             raise ValueError(
                 f"mtp_num_layers ({self.mtp_num_layers}) needs position_embedding_type rope or "

@@ -10,7 +10,7 @@ from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.config.dtypes import FLOAT16
 from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec, SharedExpertSpec
-from mindspeed_ms.models.layer import FurtherSpec, LayerSpec
+from mindspeed_ms.models.layer import FurtherSpec, LayerSpec, QueryLayerSpec
 from mindspeed_ms.models.model import EmbeddingSpec, ModelSpec
 from mindspeed_ms.models.parameter import Init
 from mindspeed_ms.models.part import BufferSpec, LinearSpec, NormSpec, TableSpec
@@ -39,6 +39,7 @@ def gpt_spec(config: TransformerConfig, num_tokentypes: int = 0) -> ModelSpec:
         embedding=embedding_spec(config, num_tokentypes),
         layers=tuple(layers),
         final_norm=norm_spec(config) if config.use_final_norm else None,
+        query=query_layer_spec(config) if config.use_query_layer else None,
         further=further,
         head=head_spec(config) if config.untie_embeddings_and_output_weights else None,
     )
@@ -88,6 +89,19 @@ def layer_spec(config: TransformerConfig, index: int) -> LayerSpec:
         ffn_post_norm=(
             replace(norm_spec(config), scale=config.ffn_post_norm_scale) if sandwich else None
         ),
+    )
+
+
+def query_layer_spec(config: TransformerConfig) -> QueryLayerSpec:
+    """The layer with learned queries; layers behind the model count on."""
+    return QueryLayerSpec(
+        query_embeddings=TableSpec(
+            rows=config.max_position_embeddings or config.seq_length,
+            width=config.hidden_size,
+            init=Init(config.init_method_std),
+            dtype=config.params_dtype,
+        ),
+        layer=layer_spec(config, config.num_layers),
     )
 
 

@@ -1,4 +1,4 @@
-"""A transformer layer, and the layers behind the model that predict further tokens."""
+"""A transformer layer, and the layers behind the model: of learned queries, of further tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec
 from mindspeed_ms.models.parameter import ParamSpec
-from mindspeed_ms.models.part import Child, Experts, LinearSpec, NormSpec, parameters_of
+from mindspeed_ms.models.part import (
+    Child,
+    Experts,
+    LinearSpec,
+    NormSpec,
+    TableSpec,
+    parameters_of,
+)
 from mindspeed_ms.models.sizes import STATISTICS, RankSizes
 from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, MLP, MOE, NORMS, LayerRecompute
 
@@ -136,3 +143,36 @@ class FurtherSpec:
         norm = sizes.stream(hidden) + sizes.rows * STATISTICS
         own = 3 * norm + 2 * sizes.normed(hidden)
         return own + self.layer.kept_bytes(sizes, recompute)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryLayerSpec:
+    """A transformer layer whose queries come from a table of positions (Zeng et al., 2021)."""
+
+    query_embeddings: TableSpec
+    layer: LayerSpec
+
+    def children(self) -> Iterator[Child]:
+        """In the order of construction."""
+        yield Child("query_embeddings", "query_embeddings", self.query_embeddings)
+        yield Child("transformer_layer", "transformer_layer", self.layer)
+
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts."""
+        return parameters_of(self.children(), experts)
+
+    @property
+    def words(self) -> int:
+        """Words of the initialisation stream that its weights take."""
+        return sum(spec.words for spec in self.parameters())
+
+    def operations(self, seq_length: int) -> float:
+        """Of a token's forward; queries are projected apart from keys and values, with them."""
+        attention = self.layer.attention
+        assert isinstance(attention, AttentionSpec), "heads have one width"
+        return self.layer.operations(seq_length) + attention.qkv_proj.operations
+
+    def kept_bytes(self, sizes: RankSizes, recompute: LayerRecompute) -> int:
+        """What one micro-batch keeps: the layer's, and the queries before their projection."""
+        hidden = self.query_embeddings.width
+        return self.layer.kept_bytes(sizes, recompute) + sizes.normed(hidden)

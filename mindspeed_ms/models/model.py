@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from mindspeed_ms.models.layer import FurtherSpec, LayerSpec
+from mindspeed_ms.models.layer import FurtherSpec, LayerSpec, QueryLayerSpec
 from mindspeed_ms.models.parameter import ParamSpec
 from mindspeed_ms.models.part import (
     Child,
@@ -54,6 +54,8 @@ class ModelSpec:
     layers: tuple[LayerSpec | None, ...]
     """None: a numbered layer that passes its input through."""
     final_norm: NormSpec | None
+    query: QueryLayerSpec | None = None
+    """A layer with learned queries, behind the final norm."""
     further: tuple[FurtherSpec, ...] = ()
     """Layers that predict further tokens."""
     head: LinearSpec | None = None
@@ -92,9 +94,11 @@ class ModelSpec:
             yield from _under(f"encoder.layers.{index}", f"decoder.layers.{index}", layer, experts)
 
     def behind_layers(self, experts: Experts = None) -> Iterator[ParamSpec]:
-        """Parameters of the final norm, of the layers for further tokens, and of the head."""
+        """Parameters of the final norm, of the layers behind it, and of the head."""
         if self.final_norm is not None:
             yield from _under("encoder.final_norm", "decoder.final_layernorm", self.final_norm)
+        if self.query is not None:
+            yield from _under("query_layer", "query_layer", self.query)
         for depth, further in enumerate(self.further):
             path = f"mtp.layers.{depth}"
             yield from _under(path, path, further, experts)
@@ -184,13 +188,14 @@ class ModelSpec:
     @property
     def head_start(self) -> int:
         """Words of the stream in front of the head."""
-        return self.layer_starts[-1] + sum(further.words for further in self.further)
+        behind = sum(further.words for further in self.further)
+        return self.layer_starts[-1] + behind + (0 if self.query is None else self.query.words)
 
 
 def _under(
     name: str,
     megatron_name: str,
-    part: EmbeddingSpec | LayerSpec | FurtherSpec | NormSpec | LinearSpec,
+    part: EmbeddingSpec | LayerSpec | QueryLayerSpec | FurtherSpec | NormSpec | LinearSpec,
     experts: Experts = None,
 ) -> Iterator[ParamSpec]:
     """Parameters of a part of the model."""

@@ -93,7 +93,7 @@ def layer_placement(model: ModelSettings, parallel: LayoutSettings) -> LayerPlac
         _check_total(f"num_layer_list {rows}", counts, model.num_layers)
     else:
         chunks = _num_chunks(model, parallel)
-        counts = _split(model.num_layers, parallel, chunks)
+        counts = _split(model.num_layers, parallel, chunks, model.use_query_layer)
     return LayerPlacement(_numbered(counts, stages), frozenset(parallel.noop_layers or ()))
 
 
@@ -130,9 +130,19 @@ def _num_chunks(model: ModelSettings, parallel: LayoutSettings) -> int:
     return model.num_layers // stages // per_chunk
 
 
-def _split(num_layers: int, parallel: LayoutSettings, chunks: int) -> list[list[int]]:
-    """Layers per chunk and stage when no list gives them."""
-    per_stage = _layers_per_stage(num_layers, parallel, chunks)
+def _split(
+    num_layers: int, parallel: LayoutSettings, chunks: int, has_query_layer: bool
+) -> list[list[int]]:
+    """Layers per chunk and stage when no list gives them.
+
+    An even split counts a query layer, which lies behind the last stage's.
+    """
+    is_counted = (
+        has_query_layer
+        and parallel.decoder_first_pipeline_num_layers is None
+        and parallel.decoder_last_pipeline_num_layers is None
+    )
+    per_stage = _layers_per_stage(num_layers + is_counted, parallel, chunks)
     uneven = [count for count in per_stage if count % chunks]
     if uneven:
         raise ValueError(
@@ -140,6 +150,7 @@ def _split(num_layers: int, parallel: LayoutSettings, chunks: int) -> list[list[
             "another virtual_pipeline_model_parallel_size or give num_layer_list"
         )
     counts = [[count // chunks for count in per_stage] for _ in range(chunks)]
+    counts[-1][-1] -= is_counted
     for option, chunk, stage in (
         ("account_for_embedding_in_pipeline_split", 0, 0),
         ("account_for_loss_in_pipeline_split", -1, -1),

@@ -61,8 +61,10 @@ def head_bytes(config: AllConfig) -> int:
         norm = sizes.stream(spec.hidden_size) + sizes.rows * STATISTICS
     width = 4 if not model.fp16_lm_cross_entropy else 2
     head = sizes.normed(spec.hidden_size) + sizes.tokens * spec.vocab_size // sizes.tensor * width
-    further = sum(head + one.kept_bytes(sizes, NO_RECOMPUTE) for one in spec.further)
-    return norm + head + further
+    behind = sum(head + one.kept_bytes(sizes, NO_RECOMPUTE) for one in spec.further)
+    if spec.query is not None:
+        behind += spec.query.kept_bytes(sizes, NO_RECOMPUTE)
+    return norm + head + behind
 
 
 def chunk_bytes(config: AllConfig, stage: int, chunk: int) -> int:

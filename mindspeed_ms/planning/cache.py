@@ -18,8 +18,10 @@ def cache_bytes_per_token(config: AllConfig, stage: int) -> int:
         stage: number of the stage.
     """
     placement = layer_placement(config.model_config, config.parallel_config)
-    layers = gpt_spec(config.model_config).layers
-    channels = 0
+    spec = gpt_spec(config.model_config)
+    layers, channels = spec.layers, 0
+    if spec.query is not None and stage == placement.num_stages - 1:
+        channels = spec.query.layer.attention.cached_channels
     for chunk in range(placement.num_chunks):
         for index in placement.layers_of(stage, chunk):
             layer = layers[index]

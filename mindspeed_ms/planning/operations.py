@@ -22,9 +22,10 @@ def head_operations(spec: ModelSpec) -> float:
 
 
 def tail_operations(spec: ModelSpec, seq_length: int) -> float:
-    """Forward operations per token of the heads and of the layers for further tokens."""
-    further = sum(one.operations(seq_length) for one in spec.further)
-    return further + (1 + len(spec.further)) * head_operations(spec)
+    """Forward operations per token of the heads and of the layers behind the model."""
+    behind = sum(one.operations(seq_length) for one in spec.further)
+    behind += 0.0 if spec.query is None else spec.query.operations(seq_length)
+    return behind + (1 + len(spec.further)) * head_operations(spec)
 
 
 def step_operations(model: TransformerConfig, sequences: int) -> float:

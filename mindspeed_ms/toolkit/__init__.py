@@ -33,6 +33,8 @@ EXPORTS: dict[str, str] = {
     "MistralForCausalLM": "models.modeling",
     "MixtralConfig": "models.configuration",
     "MixtralForCausalLM": "models.modeling",
+    "PanguAlphaConfig": "models.configuration",
+    "PanguAlphaHeadModel": "models.modeling",
     "PanguAlphaProcessor": "processors",
     "PanguAlphaTokenizer": "tokenization.pangualpha",
     "ParallelContextConfig": "context",

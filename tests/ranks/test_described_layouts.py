@@ -3,6 +3,7 @@
 import pytest
 
 FAMILIES = {
+    "learned queries": {"num_layers": 3, "use_query_layer": True},
     "gpt2": {"num_layers": 4},
     "llama": {
         "num_layers": 5,

@@ -67,6 +67,26 @@ def test_logits_and_loss_are_those_of_transformers(kind, folder, expected):
 
 
 @pytest.mark.parametrize("kind", hf_models.CONFIGS)
+def test_generated_tokens_are_those_of_transformers(kind, folder, expected):
+    model = AutoModelForCausalLM.from_pretrained(folder(kind))
+    model.generation_config.eos_token_id = None
+    tokens = model.generate(hf_models.IDS[:, :4], max_new_tokens=8, do_sample=False, pad_token_id=0)
+    np.testing.assert_array_equal(np.asarray(tokens), expected[f"{kind}.tokens"])
+
+
+def test_defaults_of_generation(folder, tmp_path):
+    model = AutoModel.from_pretrained(folder("llama"))
+    assert (model.generation_config.bos_token_id, model.generation_config.eos_token_id) == (1, 2)
+    model.generation_config.temperature = 0.5
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModel.from_pretrained(tmp_path / "saved")
+    assert again.generation_config.temperature == 0.5
+    assert again.generation_config.eos_token_id == 2
+    config = GPT2Config(**TINY, max_decode_length=9, do_sample=True)
+    assert GPT2LMHeadModel(config).generation_config.max_length == 9
+
+
+@pytest.mark.parametrize("kind", hf_models.CONFIGS)
 def test_padding_in_front_changes_nothing_behind_it(kind, folder, expected):
     model = AutoModelForCausalLM.from_pretrained(folder(kind))
     mask = hf_models.LEFT_PADDED

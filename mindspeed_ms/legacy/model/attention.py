@@ -219,13 +219,16 @@ class ParallelAttention(Cell):
         encoder_output: None = None,
         inference_params: InferenceContext | None = None,
         rotary_pos_emb: RotaryTables | None = None,
+        queries: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """[S, B, H] (sequence parallel: [S/p, B, H]) -> (the same shape, bias not added)."""
+        """[S, B, H] (sequence parallel: [S/p, B, H]) -> (the same shape, bias not added).
+
+        ``queries``: of the same shape, projected to queries in place of the hidden states.
+        """
         refuse_unserved(encoder_output=encoder_output)
-        mixed, _ = self.qkv_proj(hidden_states)  # [S, B, G * (R + 2) * D]
-        q_SBND, k_SBGD, v_SBGD = ops.split_qkv(
-            mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
-        )
+        q_SBND, k_SBGD, v_SBGD = self._projected(hidden_states)
+        if queries is not None:
+            q_SBND, _, _ = self._projected(queries)
         if self.q_layernorm is not None and self.k_layernorm is not None:
             q_SBND = ops.cast(self.q_layernorm(q_SBND), v_SBGD.dtype)
             k_SBGD = ops.cast(self.k_layernorm(k_SBGD), v_SBGD.dtype)
@@ -240,6 +243,13 @@ class ParallelAttention(Cell):
             q_SBND, k_SBGD, v_SBGD, attention_mask, again=self.attends_again
         )
         return self.out_proj(context)
+
+    def _projected(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, values of the heads of this rank."""
+        mixed, _ = self.qkv_proj(hidden_states)  # [S, B, G * (R + 2) * D]
+        return ops.split_qkv(
+            mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
+        )
 
 
 def _slopes(spec: ScoresSpec, first: int, count: int) -> NDArray[np.float32] | None:

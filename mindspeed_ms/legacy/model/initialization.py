@@ -29,7 +29,7 @@ class StageDraws:
         self._seek(self._spec.layer_starts[index])
 
     def begin_further_layers(self) -> None:
-        """Move to the weights behind the last layer."""
+        """Move to the weights behind the last layer: of learned queries, or of further tokens."""
         self._seek(self._spec.layer_starts[-1])
 
     def begin_head(self) -> None:

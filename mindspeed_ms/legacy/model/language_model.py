@@ -22,30 +22,18 @@ from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.tensor_parallel import VocabParallelEmbedding, get_rng_tracker, mappings
 from mindspeed_ms.legacy.model.attention import AttentionMask
 from mindspeed_ms.legacy.model.enums import AttnMaskType, LayerType, ModelType
-from mindspeed_ms.legacy.model.from_spec import column_linear, init_method, parameter
+from mindspeed_ms.legacy.model.from_spec import column_linear, init_method
 from mindspeed_ms.legacy.model.initialization import StageDraws
 from mindspeed_ms.legacy.model.multi_latent_attention import latent_rotary
 from mindspeed_ms.legacy.model.multi_token_prediction import MultiTokenPredictionBlock
+from mindspeed_ms.legacy.model.position_embedding import PositionEmbedding
+from mindspeed_ms.legacy.model.query_layer import QueryLayer
 from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding, RotaryPair
 from mindspeed_ms.legacy.model.transformer import ParallelTransformer, residual_dropout_stream
 from mindspeed_ms.legacy.model.unserved import refuse_unserved
 from mindspeed_ms.models.gpt import embedding_spec, gpt_spec
 from mindspeed_ms.models.model import EmbeddingSpec
 from mindspeed_ms.models.parameter import Init
-from mindspeed_ms.models.part import TableSpec
-
-
-class PositionEmbedding(Cell):
-    """A table of rows that is whole on every rank."""
-
-    def __init__(self, spec: TableSpec) -> None:
-        super().__init__()
-        (weight,) = spec.parameters()
-        self.weight = parameter(weight)
-
-    def construct(self, position_ids: Tensor) -> Tensor:
-        """Position ids of any shape [...] -> [..., h]."""
-        return ops.embedding(self.weight, position_ids)
 
 
 class Embedding(Cell):
@@ -207,7 +195,10 @@ class TransformerLanguageModel(Cell):
             spec=spec,
             groups=groups,
         )
-        self.mtp = None
+        self.mtp = self.query_layer = None
+        if post_process and spec.query is not None:
+            draws.begin_further_layers()
+            self.query_layer = QueryLayer(config, encoder_attn_mask_type, spec.query, groups)
         if predicts_further:
             draws.begin_further_layers()
             self.mtp = MultiTokenPredictionBlock(
@@ -257,7 +248,7 @@ class TransformerLanguageModel(Cell):
     ) -> Tensor:
         """Ids [b, s] -> hidden states [s(/p), b, h] after the final norm (on the last stage).
 
-        Only the first stage reads ids and positions.
+        Only the first stage reads ids and positions; a query layer reads positions too.
         """
         refuse_unserved(
             retriever_input_ids=retriever_input_ids,
@@ -273,7 +264,10 @@ class TransformerLanguageModel(Cell):
                 rotary = self.rotary_pos_emb.tables_for(inference_params.positions)
             else:
                 rotary = self._rotary_tables(self.encoder.sequence_length(hidden_states))
-        return self.encoder(hidden_states, enc_attn_mask, rotary, inference_params)
+        output = self.encoder(hidden_states, enc_attn_mask, rotary, inference_params)
+        if self.query_layer is None:
+            return output
+        return self.query_layer(output, enc_position_ids, enc_attn_mask, inference_params)
 
     def _rotary_tables(self, length: int) -> tuple[Tensor, ...]:
         """Rotary tables of the tokens in the layers: of this rank's share of the sequence."""

@@ -147,15 +147,18 @@ class ParallelTransformerLayer(Cell):
         attention_mask: Tensor | None = None,
         rotary_pos_emb: RotaryTables | None = None,
         inference_params: InferenceContext | None = None,
+        queries: Tensor | None = None,
     ) -> Tensor:
-        """[s(/p), b, h] -> [s(/p), b, h]."""
+        """[s(/p), b, h] -> [s(/p), b, h]; ``queries``: see ``ParallelAttention``."""
 
         def attention(normed: Tensor) -> Output:
+            given = {} if queries is None else {"queries": queries}
             return self.attention(
                 normed,
                 attention_mask,
                 inference_params=inference_params,
                 rotary_pos_emb=rotary_pos_emb,
+                **given,
             )
 
         def feed_forward(normed: Tensor) -> Output:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mindspeed_ms.config import AllConfig
-from mindspeed_ms.models.families import gpt2, llama, mistral, mixtral, qwen2, qwen3
+from mindspeed_ms.models.families import gpt2, gpt_pangu, llama, mistral, mixtral, qwen2, qwen3
 from mindspeed_ms.models.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -16,6 +16,7 @@ FAMILIES: tuple[Family, ...] = (
     mistral.FAMILY,
     mixtral.FAMILY,
     qwen3.FAMILY,
+    gpt_pangu.FAMILY,
 )
 """In the order in which a model is tried to be written as one of them."""
 

@@ -397,3 +397,9 @@ class MixtralConfig(PretrainedConfig):
     """Configuration of Mixtral."""
 
     model_type = "mixtral"
+
+
+class PanguAlphaConfig(PretrainedConfig):
+    """Configuration of PanGu-alpha; the layer of learned queries counts as one of its layers."""
+
+    model_type = "gpt_pangu"

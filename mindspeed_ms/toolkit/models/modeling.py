@@ -462,3 +462,9 @@ class MixtralForCausalLM(PreTrainedModel):
     """Mixtral."""
 
     Config = configuration.MixtralConfig
+
+
+class PanguAlphaHeadModel(PreTrainedModel):
+    """PanGu-alpha, whose last layer has a learned query for every position."""
+
+    Config = configuration.PanguAlphaConfig

@@ -84,6 +84,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "hidden_size": 2560,
         "num_layers": 32,
         "num_heads": 32,
+        "activation_function": "gelu_new",
         "bos_token_id": 9,
         "eos_token_id": 9,
     },

@@ -33,7 +33,7 @@ def test_a_preset_is_held_by_its_family(family, name):
 @pytest.mark.parametrize(("family", "name"), PRESETS, ids=IDS)
 def test_tensors_cover_every_parameter_once(family, name):
     theirs = dict(family.presets[name])
-    layers = next(key for key in ("num_hidden_layers", "n_layer") if key in theirs)
+    layers = next(key for key in ("num_hidden_layers", "n_layer", "num_layers") if key in theirs)
     theirs[layers] = 2
     spec = gpt_spec(family.config(theirs).model_config)
     covered = {parameter.name: 0 for parameter in spec.parameters()}

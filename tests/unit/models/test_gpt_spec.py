@@ -62,6 +62,7 @@ def held(model: GPTModel) -> dict[str, Parameter]:
 
 
 VARIANTS = {
+    "learned queries": {"use_query_layer": True},
     "learned positions, tied, biases": {},
     "rope, untied, gated": {
         "position_embedding_type": "rope",

@@ -10,7 +10,7 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.models.attention import AttentionSpec
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place, Places, query_rows
-from mindspeed_ms.models.families.rules import Fields, Heads, Key, Length, Only
+from mindspeed_ms.models.families.rules import Fields, Heads, Key, Length, Only, value_of
 from mindspeed_ms.models.model import ModelSpec
 
 TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
@@ -21,15 +21,22 @@ TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 class Inner:
     """Inner width; none means four times the hidden size."""
 
-    keys: frozenset[str] = frozenset({"n_inner"})
+    theirs: str = "n_inner"
+    hidden: str = "n_embd"
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The one key."""
+        return frozenset({self.theirs})
 
     def read(self, theirs: Mapping[str, Any]) -> Fields:
         """The width."""
-        return {"model_config.ffn_hidden_size": theirs.get("n_inner") or 4 * theirs["n_embd"]}
+        width = theirs.get(self.theirs) or 4 * value_of(theirs, self.hidden)
+        return {"model_config.ffn_hidden_size": width}
 
     def write(self, config: AllConfig) -> dict[str, Any]:
         """The width."""
-        return {"n_inner": config.model_config.ffn_hidden_size}
+        return {self.theirs: config.model_config.ffn_hidden_size}
 
 
 def _activation(name: str) -> str:
@@ -39,6 +46,21 @@ def _activation(name: str) -> str:
         return "gelu"
     raise ValueError(
         f"config.json has activation_function {name!r}; gelu and {', '.join(TANH)} are supported"
+    )
+
+
+def activation_rule(default: str) -> Key:
+    """The activation.
+
+    Args:
+        default: what a file without the key means.
+    """
+    return Key(
+        "activation_function",
+        "model_config.hidden_act",
+        default,
+        _activation,
+        lambda act: "gelu_new" if act == "fast_gelu" else "gelu",
     )
 
 
@@ -89,13 +111,7 @@ FAMILY = Family(
         Heads("n_head", groups=None, width=None, hidden="n_embd"),
         Inner(),
         Length("n_positions"),
-        Key(
-            "activation_function",
-            "model_config.hidden_act",
-            "gelu_new",
-            _activation,
-            lambda act: "gelu_new" if act == "fast_gelu" else "gelu",
-        ),
+        activation_rule("gelu_new"),
         Key("layer_norm_epsilon", "model_config.norm_epsilon", 1e-5, float),
         Key("initializer_range", "model_config.init_method_std", 0.02, float),
         Key("attn_pdrop", "model_config.attention_dropout_rate", 0.1, float),

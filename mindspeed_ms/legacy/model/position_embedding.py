@@ -1,0 +1,23 @@
+"""Rows that are looked up by position."""
+
+from __future__ import annotations
+
+from mindspore import Tensor
+from mindspore.nn import Cell
+
+from mindspeed_ms import ops
+from mindspeed_ms.legacy.model.from_spec import parameter
+from mindspeed_ms.models.part import TableSpec
+
+
+class PositionEmbedding(Cell):
+    """A table of rows that is whole on every rank."""
+
+    def __init__(self, spec: TableSpec) -> None:
+        super().__init__()
+        (weight,) = spec.parameters()
+        self.weight = parameter(weight)
+
+    def construct(self, position_ids: Tensor) -> Tensor:
+        """Position ids of any shape [...] -> [..., h]."""
+        return ops.embedding(self.weight, position_ids)
