@@ -29,6 +29,12 @@ CHANGES = {
     "seq_len = 1025": f"seq_len = {LENGTH + 1}",
     "seq_len = 2049": f"seq_len = {LENGTH + 1}",
     "range(512)": "range(8)",
+    "    num_layers=12,\n    num_heads=12,\n": (
+        f"    num_layers=2,\n    num_heads=4,\n    seq_length={LENGTH},\n    vocab_size=64,\n"
+    ),
+    "hidden_size=768": "hidden_size=32",
+    "ffn_hidden_size=768 * 4": "ffn_hidden_size=128",
+    "from mindspore.dataset import": "import numpy as np\nfrom mindspore.dataset import",
     "LlamaConfig(batch_size=1)": (
         f"LlamaConfig(batch_size=1, seq_length={LENGTH}, hidden_size=32, num_heads=4, "
         "num_layers=2, vocab_size=64)"
@@ -217,6 +223,33 @@ def only_ours(home):
     }
 
 
+def test_pangualpha_with_data_of_ones_own(folder, home):
+    """Of both blocks: sixteen ranks are asked for, so that training here says what is missing."""
+    blocks = guides.blocks("using_api", "python")
+    context = next(one for one in blocks if "DATA_PARALLEL" in one)
+    named = [one for one in blocks if "PanguAlphaHeadModel(" in one]
+    assert len(named) == 2
+    for block in named:
+        changed = sample(block)
+        ends = "print(text_generation.train().global_step, text_generation.evaluate())\n"
+        done = python(folder, home, f"{context}\n{changed}\n{ends}")
+        assert "parallel_config has no effect with parallel_mode data_parallel" in done
+        assert re.search(r"^6 {'loss': \d\.\d+, 'PPL': [\d.]+}$", done, re.M), done[-2000:]
+
+
+def test_pangualpha_by_its_name(folder, home):
+    (block,) = [one for one in guides.blocks("using_api", "python") if '"pangualpha_2_6b")' in one]
+    small = "from mindformers import PanguAlphaConfig, PanguAlphaHeadModel\n"
+    small += "config = PanguAlphaConfig(hidden_size=32, ffn_hidden_size=128, num_layers=2,\n"
+    small += f"    num_heads=4, seq_length={LENGTH}, vocab_size=64)\n"
+    small += "PanguAlphaHeadModel(config).save_pretrained('pangualpha_2_6b')\n"
+    python(folder, home, small)
+    context = next(one for one in guides.blocks("using_api", "python") if "def context_init" in one)
+    ends = "print(text_generation.train().global_step)\n"
+    done = python(folder, home, f"{context}\n{sample(block)}\n{ends}")
+    assert done.endswith("6\n")
+
+
 # ---- developing with the high-level API ----
 
 
@@ -262,6 +295,30 @@ def test_the_standalone_task_finetunes(tasks, home):
     )
     found = losses(bash(tasks, home, command))
     assert len(found) == 4 and found[0] == pytest.approx(np.log(50257), abs=0.5)
+
+
+PREDICTED = r"^\[\{'text_generation_text': \['hello!.+'\]\}\]$"
+
+
+def test_the_standalone_task_predicts(tasks, home):
+    text = bash(tasks, home, commands("standalone_task.py", "standalone_task.py")[3])
+    found = re.search(PREDICTED, text, re.M)[0]
+    assert (tasks / "text_generation_result.txt").read_text() == f"{found[1:-1]}\n"
+
+
+@pytest.mark.slow
+def test_the_distributed_task_predicts_as_one_rank(tasks, home):
+    """Changed: without the stray ``./train``; two ranks, as the sizes say; no adapters."""
+    command = commands("distribute_task.py", "run_distribute_{single/multi}_node.sh")[3]
+    order = re.fullmatch(r'bash \S+ "(.*)" .*', command.strip())[1]
+    order = order.replace("./train ", "").replace("--pet_method lora ", "")
+    table = write_table(tasks, devices=2)
+    done = run(SCRIPTS / SINGLE, (order, table, "[0,2]", 2), tasks, WAIT="1", **only_ours(home))
+    texts = logs(tasks, 2)
+    assert done.returncode == 0, texts
+    one = bash(tasks, home, commands("standalone_task.py", "standalone_task.py")[3])
+    expected = re.search(PREDICTED, one, re.M)[0]
+    assert all(re.search(PREDICTED, text, re.M)[0] == expected for text in texts)
 
 
 @pytest.mark.slow
