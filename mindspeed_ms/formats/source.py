@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
 from mindspeed_ms.formats import dtypes
 from mindspeed_ms.formats.catalog import Catalog, StoredTensor, TensorReader
+from mindspeed_ms.formats.names import HEAD
 from mindspeed_ms.formats.padding import read_repadded
 from mindspeed_ms.models import ModelSpec, ParamSpec
 from mindspeed_ms.plan.region import Region, Span
@@ -35,6 +37,8 @@ class Source:
         self.catalog, self.spec, self.rows, self._dtype = catalog, spec, rows, dtype
         self.reader = TensorReader()
         self._buffers, self._turn = [np.empty(0, np.uint8), np.empty(0, np.uint8)], 0
+        self.taken: dict[str, int] = {}
+        """Name of a weight -> numbers of it that were read."""
         self.weights = [name for name in catalog.tensors if kind_of(name) == ""]
 
     def kinds(self, name: str) -> list[str]:
@@ -80,6 +84,8 @@ class Source:
         """
         stored = self._stored(name, kind)
         span = span or Span.all_of(Region.whole(self.shape(name)))
+        if not kind:
+            self.taken[name] = self.taken.get(name, 0) + span.stop - span.start
         dtype = self.dtype(name, kind)
         if stored.shape != self.shape(name):
             is_weight = kind in ("", "main")
@@ -100,6 +106,15 @@ class Source:
         if kind == "main" and key not in self.catalog.tensors:
             key = name
         return self.catalog.tensor(key)
+
+    def not_taken(self) -> list[str]:
+        """Weights of which not everything was read; the copy of a tied head need not be."""
+        sizes = {name: math.prod(self.shape(name)) for name in self.weights}
+        return [
+            f"{name} ({self.taken.get(name, 0)} of {size} numbers)"
+            for name, size in sizes.items()
+            if self.taken.get(name, 0) < size and not (name == HEAD and self.spec.is_tied)
+        ]
 
     def all_tensors(self, with_optimizer: bool) -> Iterator[tuple[str, str]]:
         """(name, kind) of everything there is."""

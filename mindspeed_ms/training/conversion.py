@@ -163,6 +163,9 @@ def convert(
 
     with source.reader:
         folder = _write(source, target, advance)
+    left = source.not_taken()
+    if left:
+        raise ValueError(f"{folder} lacks {'; '.join(left[:4])} of {catalog.source}; do not use it")
     notes = [*_notes(catalog, source, target), *_carry(catalog, target)]
     return ConvertReport(folder, len(source.weights), done, tuple(notes), config)
 
@@ -388,8 +391,17 @@ def _check_complete(catalog: Catalog, spec: ModelSpec) -> None:
         )
 
 
+def _unused_keys(catalog: Catalog) -> list[str]:
+    """Keys of a hub's ``config.json`` that nothing here speaks for, in words."""
+    theirs = catalog.common.get("huggingface")
+    if not theirs:
+        return []
+    unknown = family_of_type(theirs.get("model_type")).unknown_keys(theirs)
+    return [f"config.json: kept, not understood: {', '.join(unknown)}"] if unknown else []
+
+
 def _notes(catalog: Catalog, source: Source, target: _Target) -> list[str]:
-    options, notes = target.options, []
+    options, notes = target.options, _unused_keys(catalog)
     stored = catalog.tensors[names.EMBEDDING].shape[0]
     rows = source.rows or stored
     if rows != stored:

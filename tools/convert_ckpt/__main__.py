@@ -21,7 +21,9 @@ if __name__ == "__main__":
 import argparse
 import importlib
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,6 +87,12 @@ def add_convert_flags(parser: argparse.ArgumentParser) -> None:
     add("--all-data-parallel-copies", action="store_true", help="MindSpore: files of all ranks")
     add("--hf-model-type", help="kind of Hugging Face model to write, where several fit")
     add("--max-shard-size", type=file_size, help="Hugging Face: of one file, as 5GB or 500MB")
+    add(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare logits of both sides on a few tokens; needs MindSpore",
+    )
     add("--push-to-hub", metavar="OWNER/NAME", help="Hugging Face: upload the folder")
     add_source_flags(parser)
 
@@ -159,9 +167,41 @@ def run_convert(arguments: argparse.Namespace) -> int:
     say(f"{report.num_tensors} weights, {report.num_bytes / 1e6:.1f} MB -> {report.folder}")
     for note in notes:
         say(f"  {note}")
+    if arguments.verify:
+        say(f"  {verified(arguments, report.folder)}")
     if arguments.push_to_hub:
         say(f"  uploaded: {hub_upload.push_to_hub(report.folder, arguments.push_to_hub)}")
     return 0
+
+
+_VERIFY = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module("mindspeed_ms.training.verification", run_name="__main__", alter_sys=True)
+"""
+"""A package that is not installed is found beside this tool."""
+
+
+def verified(arguments: argparse.Namespace, target: Path) -> str:
+    """Compare both sides in a process of its own, which needs MindSpore; a line about it.
+
+    Raises:
+        VerificationError: the result computes otherwise than its source.
+    """
+    if importlib.util.find_spec("mindspore") is None:
+        return "not verified: computing logits needs MindSpore, which is not installed"
+    source = {**source_options(arguments), "source": arguments.source, "target": target}
+    root = Path(__file__).resolve().parents[2]
+    words = [sys.executable, "-c", _VERIFY, str(root), json.dumps(source, default=str)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+        raise VerificationError(f"verification of {target}: {lines[-1]}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+class VerificationError(ValueError):
+    """The result of a conversion is not what its source is."""
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
