@@ -35,7 +35,8 @@ def compute(source, saved, layout):
     held = sum(int(np.prod(param.shape)) for param in model.get_parameters())
     model.save_pretrained(saved)
     comm.barrier()
-    return model(ids).asnumpy(), float(model(ids, labels=labels)), held, model.num_parameters()
+    sizes = (held, model.num_parameters(), model.bytes_read)
+    return model(ids).asnumpy(), float(model(ids, labels=labels)), sizes
 
 
 @pytest.mark.parametrize(("kind", "layout"), CASES)
@@ -47,12 +48,14 @@ def test_every_layout_computes_and_saves_the_same(kind, layout, dist_run, tmp_pa
         compute, ranks=2, source=str(source), saved=str(saved), layout=LAYOUTS[layout]
     )
     expected = np.load(request.config.rootpath / "tests" / "data" / "models" / "expected.npz")
-    for logits, loss, held, total in results:
+    for logits, loss, (held, total, bytes_read) in results:
         if kind in hf_models.CONFIGS:  # else its formula is a test of its own
             np.testing.assert_allclose(logits, expected[f"{kind}.logits"][:, :11], atol=2e-5)
         np.testing.assert_allclose(logits, alone, atol=2e-5)
         assert loss == pytest.approx(results[0][1], abs=1e-6)
         assert held < 0.8 * total
+        # Its own part; of a matrix that is split by columns the whole rows pass by.
+        assert 4 * held <= bytes_read < (4 * total if kind == "gpt2" else 0.85 * 4 * total)
     assert (saved / "config.json").read_text() == (source / "config.json").read_text()
     assert _tensors(saved) == _tensors(source)
 

@@ -70,6 +70,8 @@ class Built:
     chunks: list[GPTModel]
     state: RunState
     config: AllConfig
+    bytes_read: int
+    """Of the checkpoint, by this rank."""
 
 
 def build(
@@ -107,9 +109,8 @@ def build(
         for chunk in chunks:
             for name, param in chunk.parameters_and_names():
                 param.name = name
-        if weights is not None:
-            _load(chunks, engine, weights)
-    return Built(chunks, state, engine)
+        bytes_read = 0 if weights is None else _load(chunks, engine, weights)
+    return Built(chunks, state, engine, bytes_read)
 
 
 def _provider(engine: AllConfig) -> Any:
@@ -176,7 +177,8 @@ def _seed(seed: int | None) -> None:
     )
 
 
-def _load(chunks: list[GPTModel], engine: AllConfig, weights: Found) -> None:
+def _load(chunks: list[GPTModel], engine: AllConfig, weights: Found) -> int:
+    """Fill the chunks; return the bytes that were read."""
     catalog = open_checkpoint(weights, lambda common: gpt_spec(engine.model_config))
     is_tied = not engine.model_config.untie_embeddings_and_output_weights
     aliases = {names.HEAD: names.EMBEDDING} if is_tied or catalog.common.get("is_tied") else {}
@@ -189,7 +191,7 @@ def _load(chunks: list[GPTModel], engine: AllConfig, weights: Found) -> None:
     )
     tensors = [tensor for chunk in chunks for tensor in parameters_of(chunk)]
     _weights_only(catalog.tensors)
-    load_tensors(catalog, [], None, tensors, options)
+    return load_tensors(catalog, [], None, tensors, options).num_bytes
 
 
 def _weights_only(tensors: dict[str, Any]) -> None:

@@ -71,6 +71,7 @@ class PreTrainedModel(GenerationMixin, Cell):
         config: the configuration.
         generation_config: how it generates; see ``GenerationConfig``.
         name_or_path: where its weights came from.
+        bytes_read: of a checkpoint, by this rank.
         origin: folder with the files of the hub's model that it comes from, None if unknown.
 
     Parallelism: calls are collective over the ranks of the layout.
@@ -101,6 +102,7 @@ class PreTrainedModel(GenerationMixin, Cell):
         self._dtype, self._seed = dtype, seed
         self._weights: Found | None = None
         self.origin: Path | None = None
+        self.bytes_read = 0
         self._chunks: list[GPTModel] = []
         self._state: RunState | None = None
         self._engine_config: AllConfig | None = None
@@ -217,11 +219,8 @@ class PreTrainedModel(GenerationMixin, Cell):
             built = building.build(
                 self.config, self._layout, self._dtype, self._seed, self._weights
             )
-            self._chunks, self._state, self._engine_config = (
-                built.chunks,
-                built.state,
-                built.config,
-            )
+            self._chunks, self._state = built.chunks, built.state
+            self._engine_config, self.bytes_read = built.config, built.bytes_read
             if len(self._chunks) == 1:
                 self.network_cell = self._chunks[0]
             for chunk in self._chunks:
