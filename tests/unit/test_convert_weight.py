@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from mindspeed_ms import AutoModel
 from mindspeed_ms.formats.catalog import TensorReader
+from mindspeed_ms.formats.containers import safetensors_file as safetensors
 from mindspeed_ms.formats.containers import torch_writer
 from mindspeed_ms.formats.containers.torch_writer import TensorSpec
 from mindspeed_ms.models.families.registry import family_of_type
 from mindspeed_ms.toolkit import convert_weight
+from mindspeed_ms.toolkit.models import auto_config
 from mindspeed_ms.training.conversion import ConvertOptions, open_source
 
 LAYERS, HIDDEN, ROWS, POSITIONS = 2, 128, 11, 6
@@ -128,3 +131,20 @@ def test_paths_and_heads_that_do_not_fit(tmp_path, capsys):
         with pytest.raises(SystemExit):
             convert_weight.main(words(source, tmp_path / "gpt2.ckpt", layers))
         assert message in capsys.readouterr().err
+
+
+def test_the_file_is_found_by_the_name_of_its_size(tmp_path, monkeypatch):
+    given = state()
+    source = save(tmp_path / "pytorch_model.bin", given)
+    monkeypatch.chdir(tmp_path)
+    target = "checkpoint_download/gpt2/gpt2_tiny.ckpt"
+    assert convert_weight.main(words(source, target)) == 0
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    entries = [safetensors.Entry(name, "F32", a.shape, a) for name, a in given.items()]
+    safetensors.write_file(hub / "model.safetensors", entries, {"format": "pt"})
+    (hub / "config.json").write_text(json.dumps(CONFIG))
+    monkeypatch.setattr(auto_config, "presets", lambda: {"gpt2_tiny": CONFIG})
+    ids = [[1, 2, 3, 10]]
+    found = AutoModel.from_pretrained("gpt2_tiny")(ids).asnumpy()
+    np.testing.assert_array_equal(found, AutoModel.from_pretrained(hub)(ids).asnumpy())

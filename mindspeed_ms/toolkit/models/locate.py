@@ -65,10 +65,12 @@ def locate(name: str | os.PathLike[str], presets: Mapping[str, Mapping[str, Any]
     if path.is_file():
         return _of_file(path)
     folder = _folder_of(os.fspath(name), (CONFIG, "*.yaml", *WEIGHTS))
-    if folder is not None:
+    preset = presets.get(os.fspath(name))
+    is_bare = folder is not None and not _describes(folder)
+    if folder is not None and not (is_bare and preset is not None):
         return _of_folder(folder, os.fspath(name))
-    if os.fspath(name) in presets:
-        return Located(os.fspath(name), presets[os.fspath(name)])
+    if preset is not None:  # what lies there may be weights alone, named after the size
+        return Located(os.fspath(name), preset)
     hub.folder_of(name, (CONFIG, "*.safetensors", "*.ckpt"), _sizes(presets))
     raise AssertionError("a folder without a usable file was found twice")
 
@@ -127,6 +129,13 @@ def _of_file(path: Path) -> Located:
             return Located(os.fspath(path), content, path.parent)
         return Located(os.fspath(path), described(config_of({"config": content})), path.parent)
     return _of_checkpoint(path)
+
+
+def _describes(folder: Path) -> bool:
+    """Whether files of a folder say what model it is; a ``.ckpt`` alone does not."""
+    files = (CONFIG, "*.yaml", *(name for name in WEIGHTS if name not in WEIGHTS[:2]))
+    described = ("description.json", f"{companions.FOLDER}/{CONFIG}")
+    return any(next(folder.glob(name), None) for name in (*files, *described))
 
 
 def _of_folder(folder: Path, name: str) -> Located:
