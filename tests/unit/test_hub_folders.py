@@ -13,6 +13,7 @@ import pytest
 
 from mindspeed_ms import AutoModel, AutoTokenizer
 from mindspeed_ms.formats import companions, own_format
+from mindspeed_ms.models.families.registry import family_of_type
 from mindspeed_ms.toolkit.models import hub_upload
 from mindspeed_ms.toolkit.models.file_size import file_size
 from mindspeed_ms.training.conversion import ConvertOptions, convert
@@ -273,3 +274,11 @@ def test_a_hub_that_refuses(hub, source, tmp_path):
 
 def test_counts_of_parameters():
     assert companions._count(12_848_143_360) == "12.8B"
+
+
+@pytest.mark.parametrize("kind", hf_models.CONFIGS)
+def test_what_is_written_anew_has_no_value_that_transformers_refuses(kind):
+    """Its classes take no null for these keys, whatever a file may leave out."""
+    family = family_of_type(hf_models.CONFIGS[kind]["model_type"])
+    written = family.config_json(family.config(hf_models.CONFIGS[kind]), 61)
+    assert {key for key, value in written.items() if value is None} <= {"sliding_window"}

@@ -37,7 +37,13 @@ FAMILY = Family(
         Key("num_local_experts", "moe_config.num_experts", 8),
         Key("num_experts_per_tok", "moe_config.moe_router_topk", 2),
         Key("router_aux_loss_coef", "moe_config.moe_aux_loss_coeff", 0.001, float),
-        Key("router_jitter_noise", "moe_config.moe_input_jitter_eps", 0.0, lambda x: x or None),
+        Key(
+            "router_jitter_noise",
+            "moe_config.moe_input_jitter_eps",
+            0.0,
+            lambda x: x or None,
+            lambda x: x or 0.0,  # transformers refuses null
+        ),
         SlidingWindow(),
     ),
     places=_places,
