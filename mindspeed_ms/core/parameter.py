@@ -154,9 +154,14 @@ def create_parameter(
     Every rank draws the full values in the same order, so the weights do not depend on the layout.
     """
     full = initial_values(init_method, shard.full_shape(local_shape))
+    kind = memory.dtype_of(dtype)
+    if full.size > 1 and not any(full.strides):
+        # Nothing was drawn (see counting_draws): whoever asked for that fills the memory.
+        parameter = Parameter(memory.empty(tuple(local_shape), kind), name=name)
+        parameter.shard = shard
+        return parameter
     values = np.ascontiguousarray(shard.local_slice(full), dtype=np.float32)
     tensor = memory.from_numpy(values)
-    kind = memory.dtype_of(dtype)
     parameter = Parameter(tensor if kind == mstype.float32 else tensor.astype(kind), name=name)
     parameter.shard = shard
     return parameter

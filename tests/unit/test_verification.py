@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mindspeed_ms.models.families.llama import FAMILY
-from mindspeed_ms.training import conversion, verification
+from mindspeed_ms.toolkit import verification
+from mindspeed_ms.training import conversion
 from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 ROOT = Path(__file__).parents[2]

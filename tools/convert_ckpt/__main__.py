@@ -177,7 +177,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
 _VERIFY = """
 import runpy, sys
 sys.path.insert(0, sys.argv.pop(1))
-runpy.run_module("mindspeed_ms.training.verification", run_name="__main__", alter_sys=True)
+runpy.run_module("mindspeed_ms.toolkit.verification", run_name="__main__", alter_sys=True)
 """
 """A package that is not installed is found beside this tool."""
 

@@ -1,6 +1,6 @@
 """Does a converted checkpoint compute what its source does? Logits of both, on a few tokens.
 
-    python -m mindspeed_ms.training.verification '{"source": ..., "target": ...}'
+    python -m mindspeed_ms.toolkit.verification '{"source": ..., "target": ...}'
 
 A process of its own, because converting needs no MindSpore. Both sides are built from their own
 descriptions and filled from their own files, one after the other.
