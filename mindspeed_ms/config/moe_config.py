@@ -106,6 +106,13 @@ class MoEConfig(Section):
     moe_router_group_topk: Experts | None = None
     """Groups each token may use. None: all."""
 
+    moe_router_group_scores: Experts | None = None
+    """Best experts whose scores add up to that of a group. None: moe_router_topk /
+    moe_router_group_topk."""
+
+    moe_router_has_bias: bool = False
+    """Add a learnt bias to the router's logits. False: none."""
+
     moe_router_dtype: Literal["fp32", "fp64"] | None = None
     """Precision of the product that gives the router's logits; scores are fp32 always. None: the
     model's compute_dtype.
@@ -215,6 +222,12 @@ class MoEConfig(Section):
                 f"{taken} of {groups} groups (moe_router_group_topk, moe_router_num_groups) for "
                 f"{self.num_experts} experts and moe_router_topk {self.moe_router_topk}: groups "
                 "must divide the experts, and the groups taken must divide topk"
+            )
+        best = self.moe_router_group_scores
+        if best is not None and best > self.num_experts // groups:
+            raise ValueError(
+                f"moe_router_group_scores ({best}) must not exceed the "
+                f"{self.num_experts // groups} experts of a group; lower it"
             )
         if taken * (self.num_experts // groups) < self.moe_router_topk:
             raise ValueError(

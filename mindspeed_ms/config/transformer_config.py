@@ -7,12 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
-from mindspeed_ms.config.attention_options import (
-    EVERYTHING,
-    AttentionOptions,
-    FlashAttentionConfig,
-    Window,
-)
+from mindspeed_ms.config.attention_options import EVERYTHING, FlashAttentionConfig, Window
 from mindspeed_ms.config.dataset_config import DatasetConfig
 from mindspeed_ms.config.dtypes import FLOAT16, FLOAT32, DType
 from mindspeed_ms.config.kinds import (
@@ -26,9 +21,11 @@ from mindspeed_ms.config.kinds import (
     Share,
 )
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
+from mindspeed_ms.config.layer_options import LayerOptions
 from mindspeed_ms.config.lora_config import LoraConfig
 from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
 from mindspeed_ms.config.moe_config import MoEConfig
+from mindspeed_ms.config.rope_scaling_config import RopeScalingConfig
 from mindspeed_ms.config.training_config import TrainingConfig
 
 GATED_ACTIVATIONS = frozenset({"swiglu", "fused_swiglu"})
@@ -53,7 +50,7 @@ def padded_vocab_size(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig(AttentionOptions):
+class TransformerConfig(LayerOptions):
     """Section ``model_config``, the shape and the arithmetic of the model."""
 
     NAME: ClassVar[str] = "model_config"
@@ -208,15 +205,16 @@ class TransformerConfig(AttentionOptions):
     """Sizes and positions of multi-latent attention."""
 
     # --- feed-forward
-    hidden_act: Literal["gelu", "fast_gelu", "swiglu", "fused_swiglu", "silu", "squared_relu"] = (
-        "gelu"
-    )
-    """Activation: gelu is the erf form, fast_gelu the tanh form, swiglu gates silu(first half) ×
-    second half.
+    hidden_act: Literal[
+        "gelu", "fast_gelu", "quick_gelu", "swiglu", "fused_swiglu", "silu", "squared_relu"
+    ] = "gelu"
+    """Activation: gelu is the erf form, fast_gelu the tanh form, quick_gelu x × sigmoid(1.702 x),
+    swiglu gates silu(first half) × second half.
     """
 
     gated_linear_unit: bool | None = None
-    """The first feed-forward matrix yields gate and value. None: True for swiglu."""
+    """The first feed-forward matrix yields gate and value: hidden_act(gate) × value. None: True for
+    swiglu."""
 
     mlp_has_bias: bool = True
     """Bias on both feed-forward matrices."""
@@ -416,6 +414,12 @@ class TransformerConfig(AttentionOptions):
 
     def _check(self) -> None:
         self._check_attention()
+        self._check_layer_options(
+            qk_layernorm=self.qk_layernorm,
+            sandwich=self.use_sandwich_norm,
+            latent=self.multi_latent_attention,
+        )
+        self._check_stretching()
         self._check_feed_forward()
         self._check_further_tokens()
         self._check_precision()
@@ -484,6 +488,35 @@ class TransformerConfig(AttentionOptions):
                     "kv_channels or rotary_percent"
                 )
 
+    @property
+    def rope_stretching(self) -> RopeScalingConfig:
+        """How positions are stretched, whichever fields say so."""
+        if self.use_rope_scaling:
+            return RopeScalingConfig(
+                rope_type="llama3",
+                factor=self.rope_scaling_factor,
+                original_max_position_embeddings=8192,
+            )
+        factor = self.rotary_seq_len_interpolation_factor
+        if factor is not None and factor != 1.0:
+            return RopeScalingConfig(rope_type="linear", factor=factor)
+        return self.rope_scaling
+
+    def _check_stretching(self) -> None:
+        ways = {
+            "use_rope_scaling": self.use_rope_scaling,
+            "rotary_seq_len_interpolation_factor": self.rotary_seq_len_interpolation_factor,
+            "rope_scaling": self.rope_scaling.is_on,
+            "mla_config.rotary_scaling_factor": self.multi_latent_attention
+            and self.mla_config.rope_type == "yarn"
+            and self.mla_config.rotary_scaling_factor != 1.0,
+        }
+        given = [name for name, value in ways.items() if value]
+        if "rope_scaling" in given and len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(given)} both say how positions are stretched; keep one of them"
+            )
+
     def _check_latent_attention(self) -> None:
         if self.group_query_attention:
             raise ValueError(
@@ -492,6 +525,17 @@ class TransformerConfig(AttentionOptions):
             )
 
     def _check_feed_forward(self) -> None:
+        options = (self.activation_func_clamp_value, self.glu_linear_offset or None)
+        if any(option is not None for option in options) and not self.gated_linear_unit:
+            raise ValueError(
+                "activation_func_clamp_value and glu_linear_offset are about gated units, given "
+                f"hidden_act {self.hidden_act} without gated_linear_unit; set it to True"
+            )
+        if self.gated_linear_unit and self.hidden_act == "squared_relu":
+            raise ValueError(
+                "gated_linear_unit has no form with hidden_act squared_relu; use gelu, fast_gelu, "
+                "quick_gelu or silu"
+            )
         if self.hidden_act in GATED_ACTIVATIONS and not self.gated_linear_unit:
             raise ValueError(
                 f"hidden_act {self.hidden_act} is gated, but gated_linear_unit is False; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,6 @@ def read_catalog(folder: Path) -> Catalog:
     theirs = read_config(path)
     try:
         family = family_of_type(theirs.get("model_type"))
-        config = family.config(theirs)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     stored = {
@@ -66,10 +65,18 @@ def read_catalog(folder: Path) -> Catalog:
         for file in sorted(folder.glob("*.safetensors"))
         for key, place in safetensors.read_header(file)[0].items()
     }
+    try:
+        absent = family.absent(theirs, stored)
+        config = family.config({k: v for k, v in theirs.items() if k not in absent})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     places = list(family.places_of(config, theirs["vocab_size"]))
     catalog = Catalog({}, {}, f"Hugging Face model {folder}")
-    _check_names(catalog, {place.theirs for place in places}, set(stored))
+    copies = {place.theirs for place in places if place.is_copy}
+    _check_names(catalog, {place.theirs for place in places} - copies, set(stored) - copies)
     for place in places:
+        if place.is_copy:
+            continue
         _add(catalog, place, *stored[place.theirs])
     model = config.model_config
     catalog.common.update(
@@ -78,6 +85,7 @@ def read_catalog(folder: Path) -> Catalog:
             "is_tied": not model.untie_embeddings_and_output_weights,
             "vocab_size": theirs["vocab_size"],
             "huggingface": theirs,
+            "huggingface_absent": sorted(absent),
         }
     )
     return catalog
@@ -98,18 +106,19 @@ def _check_names(catalog: Catalog, known: set[str], present: set[str]) -> None:
 
 
 def _add(catalog: Catalog, place: Place, file: Path, stored: safetensors.Place) -> None:
-    if stored.shape != place.shape:
+    if stored.shape != place.stored_shape:
         raise ValueError(
             f"{file}: {place.theirs} has shape {list(stored.shape)}, its config.json says "
-            f"{list(place.shape)}"
+            f"{list(place.stored_shape)}"
         )
+    offset = stored.offset
+    if place.part is not None:
+        offset += place.part[0] * place.region.size * dtypes.width(stored.dtype)
     shape = tuple(high for _, high in place.region.bounds)
     tensor = catalog.tensors.setdefault(place.name, StoredTensor(shape, stored.dtype))
     tensor.shape = tuple(max(a, b) for a, b in zip(tensor.shape, shape, strict=True))
     tensor.pieces.append(
-        StoredPiece(
-            Span.all_of(place.region), stored.dtype, file, stored.offset, place.is_transposed
-        )
+        StoredPiece(Span.all_of(place.region), stored.dtype, file, offset, place.is_transposed)
     )
 
 
@@ -152,12 +161,12 @@ def write(
         )
         entries = [
             safetensors.Entry(
-                family.full_name(place.theirs),
-                source.dtype(place.name),
-                place.shape,
-                _reading(source, place, progress),
+                family.full_name(places[0].theirs),
+                source.dtype(places[0].name),
+                places[0].stored_shape,
+                _reading(source, places, progress),
             )
-            for place in group
+            for places in group
         ]
         safetensors.write_file(
             root / (name + storage.PARTIAL), entries, {"format": "pt"}, with_crc=False
@@ -200,28 +209,52 @@ def with_dtype(
     return written if is_meant else {**written, "torch_dtype": dtype}
 
 
-def _groups(source: Source, places: Iterator[Place], max_file_bytes: int) -> Iterator[list[Place]]:
-    """Places by file."""
-    group: list[Place] = []
+def _groups(
+    source: Source, places: Iterator[Place], max_file_bytes: int
+) -> Iterator[list[list[Place]]]:
+    """Places by file, and by tensor: some of theirs stack several of ours."""
+    group: list[list[Place]] = []
     size = 0
-    for place in places:
-        count = place.region.size * dtypes.width(source.dtype(place.name))
+    for tensor in _by_tensor(places):
+        count = sum(place.region.size for place in tensor)
+        count *= dtypes.width(source.dtype(tensor[0].name))
         if group and size + count > max_file_bytes:
             yield group
             group, size = [], 0
-        group.append(place)
+        group.append(tensor)
         size += count
     yield group
 
 
-def _reading(source: Source, place: Place, progress: Progress) -> Callable[[], np.ndarray]:
+def _by_tensor(places: Iterator[Place]) -> Iterator[list[Place]]:
+    by_name: dict[str, list[Place]] = {}
+    for place in places:
+        by_name.setdefault(place.theirs, []).append(place)
+    for tensor in by_name.values():
+        yield sorted(tensor, key=lambda place: place.part or (0, 1))
+
+
+def _reading(
+    source: Source, places: Sequence[Place], progress: Progress
+) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        array = source.read(place.name, "", Span.all_of(place.region))
-        progress(array.nbytes)
-        if place.is_transposed:
-            result = np.empty(place.shape, array.dtype)
-            dtypes.copy(result, array.reshape(place.region.shape).T)
-            return result
-        return array
+        if len(places) == 1:
+            return _read(source, places[0], progress)
+        first = _read(source, places[0], progress)
+        result = np.empty((len(places), *first.shape), first.dtype)
+        result[0] = first
+        for number, place in enumerate(places[1:], start=1):
+            result[number] = _read(source, place, progress)  # whose memory is used again
+        return result
 
     return read
+
+
+def _read(source: Source, place: Place, progress: Progress) -> np.ndarray:
+    array = source.read(place.name, "", Span.all_of(place.region))
+    progress(array.nbytes)
+    if place.is_transposed:
+        result = np.empty(place.shape, array.dtype)
+        dtypes.copy(result, array.reshape(place.region.shape).T)
+        return result
+    return array.reshape(place.shape)

@@ -31,6 +31,8 @@ class AttentionSpec:
     qkv_proj: LinearSpec
     q_layernorm: NormSpec | None = None
     k_layernorm: NormSpec | None = None
+    normalizes_all_heads: bool = False
+    """Whether these norms take the heads together."""
     rotates: bool = True
     """Whether queries and keys are rotated, in a model with rotary positions."""
     rotates_locally: bool = False

@@ -21,9 +21,16 @@ class MLPSpec:
     mapping: LinearSpec
     projection: LinearSpec
     activation: str
-    """Name of the function between the matrices; see ``TransformerConfig.hidden_act``."""
+    """Name of the function between the matrices, or of the gate; see
+    ``TransformerConfig.hidden_act``."""
 
     is_gated: bool
+
+    limit: float | None = None
+    """Of a gated unit: the gate is at most this, the value between this and its negative."""
+
+    offset: float = 0.0
+    """Of a gated unit: added to the value."""
 
     @property
     def width(self) -> int:

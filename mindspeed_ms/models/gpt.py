@@ -8,12 +8,14 @@ from dataclasses import replace
 
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.config.dtypes import FLOAT16
+from mindspeed_ms.config.transformer_config import GATED_ACTIVATIONS
 from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec, SharedExpertSpec
 from mindspeed_ms.models.layer import FurtherSpec, LayerSpec, QueryLayerSpec
 from mindspeed_ms.models.model import EmbeddingSpec, ModelSpec
 from mindspeed_ms.models.parameter import Init
 from mindspeed_ms.models.part import BufferSpec, LinearSpec, NormSpec, TableSpec
+from mindspeed_ms.models.rotation import yarn_growth
 from mindspeed_ms.models.scores import ScoresSpec
 
 
@@ -75,13 +77,13 @@ def layer_spec(config: TransformerConfig, index: int) -> LayerSpec:
     """One layer, counted from 0; those behind the model count on."""
     sandwich = config.use_sandwich_norm
     return LayerSpec(
-        input_norm=norm_spec(config),
+        input_norm=norm_spec(config) if config.use_pre_norm else None,
         attention=(
             latent_attention_spec(config, index)
             if config.multi_latent_attention
             else attention_spec(config, index)
         ),
-        post_attention_norm=norm_spec(config),
+        post_attention_norm=norm_spec(config) if config.use_pre_norm else None,
         mlp=moe_spec(config) if config.has_experts(index) else mlp_spec(config),
         attn_post_norm=(
             replace(norm_spec(config), scale=config.attn_post_norm_scale) if sandwich else None
@@ -154,15 +156,9 @@ def softmax_scale(config: TransformerConfig) -> float:
     if not config.multi_latent_attention:
         return 1.0 / math.sqrt(width or config.kv_channels or 1)
     growth = yarn_growth(latent.rotary_scaling_factor, latent.mscale_all_dim)
+    if config.rope_scaling.is_on:
+        growth = yarn_growth(config.rope_scaling.factor, config.rope_scaling.mscale_all_dim)
     return growth * growth / math.sqrt(width or latent.query_dim)
-
-
-def yarn_growth(factor: float, weight: float) -> float:
-    """Growth of attention scores (or of their factors) when sequences get ``factor`` times longer.
-
-    Source: Peng et al., 2023 (YaRN), equation 22, with the weight of DeepSeek-V2.
-    """
-    return 1.0 if factor <= 1.0 else 0.1 * weight * math.log(factor) + 1.0
 
 
 def attention_spec(config: TransformerConfig, index: int = 0) -> AttentionSpec:
@@ -170,7 +166,12 @@ def attention_spec(config: TransformerConfig, index: int = 0) -> AttentionSpec:
     heads, groups, channels = config.num_attention_heads, config.num_kv_groups, config.kv_channels
     assert channels is not None, "kv_channels is filled when the section is built"
     has_bias = config.qkv_has_bias or config.add_bias_linear
-    norm = replace(norm_spec(config, channels), partial="always") if config.qk_layernorm else None
+    query_norm = key_norm = None
+    if config.qk_layernorm_full:  # every rank normalizes all heads, and keeps its own
+        query_norm = replace(norm_spec(config, heads * channels), partial="never")
+        key_norm = replace(norm_spec(config, groups * channels), partial="never")
+    elif config.qk_layernorm:
+        query_norm = key_norm = replace(norm_spec(config, channels), partial="always")
     return AttentionSpec(
         num_heads=heads,
         num_groups=groups,
@@ -178,8 +179,9 @@ def attention_spec(config: TransformerConfig, index: int = 0) -> AttentionSpec:
         core_attention=scores_spec(config, index),
         out_proj=_output_projection(config, heads * channels),
         qkv_proj=_column(config, config.hidden_size, (heads + 2 * groups) * channels, has_bias),
-        q_layernorm=norm,
-        k_layernorm=norm,
+        q_layernorm=query_norm,
+        k_layernorm=key_norm,
+        normalizes_all_heads=config.qk_layernorm_full,
         rotates=config.rotates(index),
         rotates_locally=config.rotary_base_local is not None and config.has_window(index),
     )
@@ -228,23 +230,23 @@ def mlp_spec(
         projection=replace(_output_projection(config, width), has_bias=has_bias),
         activation=activation_of(config),
         is_gated=bool(config.gated_linear_unit),
+        limit=config.activation_func_clamp_value,
+        offset=config.glu_linear_offset,
     )
 
 
 def activation_of(config: TransformerConfig) -> str:
-    """Name of the activation between the two matrices.
+    """Name of the activation between the two matrices: in a gated unit, of the gate.
 
     Raises:
         ValueError: gated_linear_unit and hidden_act contradict each other.
     """
-    gated = bool(config.gated_linear_unit)
-    hidden_act = "swiglu" if gated and config.hidden_act == "silu" else config.hidden_act
-    if gated != (hidden_act in ("swiglu", "fused_swiglu")):
+    gated, name = bool(config.gated_linear_unit), config.hidden_act
+    if name in GATED_ACTIVATIONS and not gated:
         raise ValueError(
-            f"gated_linear_unit is {gated} with hidden_act {config.hidden_act!r}; a gated unit "
-            "needs hidden_act 'swiglu' and swiglu is always gated"
+            f"gated_linear_unit is False with hidden_act {name!r}; swiglu is always gated"
         )
-    return hidden_act
+    return "silu" if name in GATED_ACTIVATIONS else name
 
 
 def moe_spec(config: TransformerConfig) -> MoESpec:
@@ -259,7 +261,9 @@ def moe_spec(config: TransformerConfig) -> MoESpec:
     return MoESpec(
         num_experts=moe.num_experts,
         topk=moe.moe_router_topk,
-        router=_whole(config, config.hidden_size, moe.num_experts),
+        router=replace(
+            _whole(config, config.hidden_size, moe.num_experts), has_bias=moe.moe_router_has_bias
+        ),
         expert=mlp_spec(config, moe.moe_ffn_hidden_size),
         expert_bias=BufferSpec(shape=(moe.num_experts,))
         if moe.moe_router_enable_expert_bias

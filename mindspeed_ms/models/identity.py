@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config import AllConfig, TransformerConfig
 from mindspeed_ms.config.section import field_names
-from mindspeed_ms.models.gpt import softmax_scale
+from mindspeed_ms.models.gpt import activation_of, softmax_scale
+from mindspeed_ms.models.rotation import growth
 
 RUN_SETTINGS = frozenset(
     {
@@ -59,14 +60,17 @@ RUN_SETTINGS = frozenset(
 )
 """Fields that do not change what a trained model computes. A new field counts as changing it."""
 
-_ROTARY = (
-    "rotary_base",
-    "rotary_percent",
-    "rotary_interleaved",
-    "rotary_seq_len_interpolation_factor",
-    "use_rope_scaling",
-    "rope_scaling_factor",
+_ROTARY = ("rotary_base", "rotary_percent", "rotary_interleaved", "rope_scaling")
+
+
+_LATENT_YARN = frozenset(
+    f"mla_config.{name}"
+    for name in (
+        *("rotary_scaling_factor", "original_max_position_embeddings", "mscale"),
+        *("mscale_all_dim", "beta_fast", "beta_slow"),
+    )
 )
+"""What only positions that are stretched by yarn read."""
 
 
 def identity(config: AllConfig) -> dict[str, Any]:
@@ -78,10 +82,15 @@ def identity(config: AllConfig) -> dict[str, Any]:
         if name not in RUN_SETTINGS and name not in type(model).LINKS
     }
     has_rotation = model.position_embedding_type == "rope" or model.multi_latent_attention
+    for name in (
+        "rotary_seq_len_interpolation_factor",
+        "use_rope_scaling",
+        "rope_scaling_factor",
+    ):
+        del found[f"model_config.{name}"]
+    found["model_config.rope_scaling"] = _stretching(model)
     for name in _ROTARY if not has_rotation else ():
         del found[f"model_config.{name}"]
-    if not model.use_rope_scaling:
-        found.pop("model_config.rope_scaling_factor", None)
     if not model.use_sandwich_norm:
         del found["model_config.attn_post_norm_scale"], found["model_config.ffn_post_norm_scale"]
     if model.has_learned_positions:
@@ -91,7 +100,7 @@ def identity(config: AllConfig) -> dict[str, Any]:
             "absolute" if model.has_learned_positions else model.position_embedding_type
         ),
         "model_config.normalization": "RMSNorm" if model.is_rms_norm else "LayerNorm",
-        "model_config.hidden_act": model.hidden_act.removeprefix("fused_"),
+        "model_config.hidden_act": activation_of(model),
         "model_config.num_query_groups": model.num_kv_groups,
         "model_config.qkv_has_bias": model.qkv_has_bias or model.add_bias_linear,
         "model_config.out_proj_has_bias": model.out_proj_has_bias or model.add_bias_linear,
@@ -108,11 +117,33 @@ def identity(config: AllConfig) -> dict[str, Any]:
         latent = model.mla_config
         del found["model_config.mla_config"]
         found |= {f"mla_config.{name}": getattr(latent, name) for name in field_names(type(latent))}
+        if latent.rope_type == "rope" or latent.rotary_scaling_factor == 1.0:
+            found = {key: value for key, value in found.items() if key not in _LATENT_YARN}
+            found["mla_config.rope_type"] = "rope"
+        elif latent.original_max_position_embeddings is None:
+            found["mla_config.original_max_position_embeddings"] = model.max_position_embeddings
     else:
         del found["model_config.mla_config"]
     if moe.is_moe:
         found |= _experts(config)
     return found
+
+
+def _stretching(model: TransformerConfig) -> tuple[tuple[str, object], ...]:
+    """How positions are stretched, with what follows from other fields filled in."""
+    stretching = model.rope_stretching
+    longest = model.max_position_embeddings or model.seq_length
+    found = dict(stretching.values())
+    if "original_max_position_embeddings" in found:
+        found["original_max_position_embeddings"] = (
+            stretching.original_max_position_embeddings or longest
+        )
+    if "attention_factor" in found:
+        found["attention_factor"] = float(f"{growth(stretching, longest):.9g}")
+        found.pop("mscale", None), found.pop("mscale_all_dim", None)
+    if stretching.rope_type == "dynamic":
+        found["max_position_embeddings"] = longest
+    return tuple(found.items())
 
 
 def _attention(config: AllConfig) -> dict[str, Any]:
@@ -142,6 +173,9 @@ def _experts(config: AllConfig) -> dict[str, Any]:
         model.has_experts(layer) for layer in range(model.num_layers)
     )
     found["moe_config.moe_ffn_hidden_size"] = moe.moe_ffn_hidden_size or model.ffn_hidden_size
+    if moe.moe_router_num_groups and moe.moe_router_group_topk:
+        best = moe.moe_router_group_scores or moe.moe_router_topk // moe.moe_router_group_topk
+        found["moe_config.moe_router_group_scores"] = best
     # Only this kind of balancing takes part in the choice of experts.
     found["moe_config.moe_router_load_balancing_type"] = moe.balances_by("sinkhorn")
     if moe.moe_expert_capacity_factor is None:

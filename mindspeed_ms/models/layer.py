@@ -24,9 +24,9 @@ from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, MLP, MOE, NORMS, La
 class LayerSpec:
     """Norm, attention, residual, norm, feed-forward block, residual."""
 
-    input_norm: NormSpec
+    input_norm: NormSpec | None
     attention: AttentionSpec | LatentAttentionSpec
-    post_attention_norm: NormSpec
+    post_attention_norm: NormSpec | None
     mlp: MLPSpec | MoESpec
     attn_post_norm: NormSpec | None = None
     """Normalises what attention adds to the residual stream."""
@@ -35,9 +35,11 @@ class LayerSpec:
 
     def children(self) -> Iterator[Child]:
         """In the order of construction."""
-        yield Child("input_norm", "input_layernorm", self.input_norm)
+        if self.input_norm is not None:
+            yield Child("input_norm", "input_layernorm", self.input_norm)
         yield Child("attention", "self_attention", self.attention)
-        yield Child("post_attention_norm", "pre_mlp_layernorm", self.post_attention_norm)
+        if self.post_attention_norm is not None:
+            yield Child("post_attention_norm", "pre_mlp_layernorm", self.post_attention_norm)
         yield Child("mlp", "mlp", self.mlp)
         if self.attn_post_norm is not None:
             yield Child("attn_post_norm", "post_self_attn_layernorm", self.attn_post_norm)
@@ -47,6 +49,11 @@ class LayerSpec:
     def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
         """Those of the parts."""
         return parameters_of(self.children(), experts)
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the residual stream."""
+        return self.attention.out_proj.outputs
 
     @property
     def norms(self) -> tuple[NormSpec, ...]:
@@ -89,7 +96,7 @@ class LayerSpec:
 
         Dropout masks are replayed from counters and not kept.
         """
-        hidden = self.input_norm.dim
+        hidden = self.hidden_size
         norm = sizes.stream(hidden) + sizes.rows * STATISTICS
         total = norm * len(self.norms)
         if NORMS not in recompute.modules:
@@ -102,7 +109,7 @@ class LayerSpec:
 
     def backward_bytes(self, sizes: RankSizes) -> int:
         """What backward needs beside that: gradients at its widest place."""
-        whole = sizes.tokens * self.input_norm.dim * sizes.width
+        whole = sizes.tokens * self.hidden_size * sizes.width
         return self.mlp.widest_bytes(sizes) + 2 * whole
 
 

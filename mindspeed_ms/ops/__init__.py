@@ -52,11 +52,13 @@ from mindspeed_ms.ops.experts import (
     take_columns,
     weighted_total,
 )
+from mindspeed_ms.ops.gated import Gate, gated, quick_gelu, scaled, softcapped
 from mindspeed_ms.ops.selection import chosen, report, select, selected
 
 __all__ = [
     "AttentionCall",
     "Documents",
+    "Gate",
     "KeyRanges",
     "ScoreDropout",
     "ScorePlaces",
@@ -86,6 +88,7 @@ __all__ = [
     "dropout",
     "embedding",
     "embedding_wgrad_accumulate",
+    "gated",
     "gelu",
     "grouped_linear_dgrad",
     "grouped_linear_forward",
@@ -101,6 +104,7 @@ __all__ = [
     "masked_mean",
     "normalized_rows",
     "product_fp64",
+    "quick_gelu",
     "random_normal",
     "random_uniform",
     "report",
@@ -108,9 +112,11 @@ __all__ = [
     "rotary",
     "router_scores",
     "scale_",
+    "scaled",
     "select",
     "selected",
     "silu",
+    "softcapped",
     "softmax",
     "split_columns",
     "split_qkv",

@@ -90,12 +90,16 @@ def combine_rows(rows: Tensor, probs: Tensor, places: Tensor) -> Tensor:
 
 
 def largest_columns(
-    scores: Tensor, k: int, num_groups: int | None = None, group_topk: int | None = None
+    scores: Tensor,
+    k: int,
+    num_groups: int | None = None,
+    group_topk: int | None = None,
+    group_scores: int | None = None,
 ) -> Tensor:
     """Columns of the ``k`` largest scores of each row, largest first, the lower one of equals.
 
     With groups only the ``group_topk`` groups of neighbouring columns take part whose
-    ``k // group_topk`` best scores have the largest sum.
+    ``group_scores`` (default ``k // group_topk``) best scores have the largest sum.
 
     Shapes: scores fp32 [T, E] -> int32 [T, k].
     Source: DeepSeek-AI, 2024 (DeepSeek-V2, device-limited routing; V3, node-limited routing).
@@ -115,8 +119,14 @@ def largest_columns(
                 f"largest_columns: {group_topk} groups of {experts // num_groups} columns hold "
                 f"fewer than k ({k}); take more groups"
             )
-        return chosen.kernels.largest_columns(scores, k, num_groups, group_topk)
-    return chosen.kernels.largest_columns(scores, k, None, None)
+        best = group_scores or k // group_topk
+        if best > experts // num_groups:
+            raise ValueError(
+                f"largest_columns: the {best} best scores of groups of {experts // num_groups} "
+                "columns; take fewer"
+            )
+        return chosen.kernels.largest_columns(scores, k, num_groups, group_topk, best)
+    return chosen.kernels.largest_columns(scores, k, None, None, None)
 
 
 def grouped_linear_forward(x: Tensor, weights: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

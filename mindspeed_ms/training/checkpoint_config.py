@@ -50,7 +50,9 @@ def config_of(common: Mapping[str, Any]) -> AllConfig:
         return init_configs_from_dict(common["config"])
     if "huggingface" in common:
         theirs = common["huggingface"]
-        return family_of_type(theirs.get("model_type")).config(theirs)
+        absent = common.get("huggingface_absent", ())
+        present = {key: value for key, value in theirs.items() if key not in absent}
+        return family_of_type(theirs.get("model_type")).config(present)
     if "num_layers" in (common.get("megatron_args") or {}):
         return config_of_megatron(common["megatron_args"])
     raise ValueError(
@@ -62,10 +64,14 @@ def config_of(common: Mapping[str, Any]) -> AllConfig:
 def is_origin(theirs: Mapping[str, Any], config: AllConfig) -> bool:
     """Whether a ``config.json`` describes a model that computes the same as a configuration's."""
     try:
-        found = family_of_type(theirs.get("model_type")).config(theirs)
+        family = family_of_type(theirs.get("model_type"))
+        absent = family.absent(theirs, ())
+        every = [family.config(theirs)]
+        if absent:
+            every.append(family.config({k: v for k, v in theirs.items() if k not in absent}))
     except ValueError:
         return False
-    return identity(found) == identity(config)
+    return identity(config) in [identity(found) for found in every]
 
 
 def spec_of(common: Mapping[str, Any]) -> ModelSpec:

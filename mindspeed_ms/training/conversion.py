@@ -27,7 +27,7 @@ from mindspeed_ms.formats.padding import padded_rows
 from mindspeed_ms.formats.source import Source, kind_of
 from mindspeed_ms.models import ModelSpec, gpt_spec
 from mindspeed_ms.models.families.family import Family
-from mindspeed_ms.models.families.registry import family_of, family_of_type
+from mindspeed_ms.models.families.registry import BY_MODEL_TYPE, family_of, family_of_type
 from mindspeed_ms.plan.layer_placement import LayerPlacement, layer_placement
 from mindspeed_ms.training.checkpoint_config import config_of, is_origin, megatron_args, spec_of
 
@@ -415,6 +415,14 @@ def _notes(catalog: Catalog, source: Source, target: _Target) -> list[str]:
         notes.append("the source holds no optimizer state")
     if catalog.common.get("rng"):
         notes.append("left out: random states (each system has generators of its own)")
+    theirs = catalog.common.get("huggingface") or {}
+    origin = BY_MODEL_TYPE.get(theirs.get("model_type", ""))
+    unknown = [] if origin is None else origin.unknown_keys(theirs)
+    if unknown:
+        notes.append(
+            f"config.json has {', '.join(unknown)}, which {theirs['model_type']} models are not "
+            "known to read: kept, without effect here"
+        )
     if options.to == "huggingface" and options.model_type is None:
         family = _family(target)
         notes.append(f"written as a model of type {family.model_type}")

@@ -23,6 +23,16 @@ FAMILIES = {
         "window_attn_skip_freq": 2,
         "softmax_type": "learnable",
     },
+    "norms of all heads behind the blocks": {
+        "num_layers": 4,
+        "position_embedding_type": "rope",
+        "group_query_attention": True,
+        "num_query_groups": 2,
+        "use_pre_norm": False,
+        "use_sandwich_norm": True,
+        "qk_layernorm": True,
+        "qk_layernorm_full": True,
+    },
     "experts": {
         "num_layers": 4,
         "position_embedding_type": "rope",
@@ -36,6 +46,7 @@ FAMILIES = {
             "moe_layer_freq": (0, 1, 1, 1),
             "moe_shared_expert_intermediate_size": 20,
             "moe_shared_expert_gate": True,
+            "moe_router_has_bias": True,
         },
     },
     "latent": {

@@ -147,6 +147,20 @@ ACTIVATIONS = {
 }
 
 
+def quick_gelu(z):
+    return z * sigmoid(1.702 * z)
+
+
+def gated(z, activation, limit=None, offset=0.0):
+    gate, up = np.split(z, 2, axis=-1)
+    if limit is not None:
+        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    if activation == "quick_gelu":
+        return quick_gelu(gate) * (up + offset)
+    name = {"fast_gelu": "gelu_tanh"}.get(activation, activation)
+    return ACTIVATIONS[name](gate, None) * (up + offset)
+
+
 def rotary(t, cos, sin, interleaved):
     rot = cos.shape[-1]
     head, rest = t[..., :rot], t[..., rot:]

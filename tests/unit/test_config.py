@@ -644,7 +644,6 @@ def test_the_basic_configuration_is_supported():
         ({"init_method_xavier_uniform": True}, {}, "init_method_xavier_uniform"),
         ({}, {"training_config": {"profile": True}}, "profile"),
         ({}, {"training_config": {"loss_reduction": "sum"}}, "loss_reduction sum"),
-        ({"gated_linear_unit": True}, {}, "gated_linear_unit with hidden_act gelu"),
     ],
 )
 def test_unsupported_features_are_named(model_changes, sections, start):

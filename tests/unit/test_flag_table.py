@@ -121,9 +121,9 @@ def test_lists_may_be_one_word():
 
 
 def test_a_harmless_value_of_a_refused_flag_is_reported():
-    args = parse_args("--glu-linear-offset 0.0 --tp-x 1".split())
+    args = parse_args("--hybrid-mlp-ratio 0.0 --tp-x 1".split())
     assert no_effect_report(args) == [
-        "--glu-linear-offset has no effect: its value asks for what happens anyway",
+        "--hybrid-mlp-ratio has no effect: its value asks for what happens anyway",
         "--tp-x has no effect: its value asks for what happens anyway",
     ]
 
@@ -131,7 +131,7 @@ def test_a_harmless_value_of_a_refused_flag_is_reported():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--glu-linear-offset 1", "--glu-linear-offset 1.0 is refused: layers of this kind"),
+        ("--hybrid-mlp-ratio 1", "--hybrid-mlp-ratio 1.0 is refused: layers of this kind"),
         ("--sparse-mode 5", "--sparse-mode 5 is refused: lengths of prefixes .* --sparse-mode 1"),
         ("--sparse-mode 7", "--sparse-mode 7 is refused: the fused kernel has no such mode"),
         ("--alibi-fusion-attn-type 3", "--alibi-fusion-attn-type 3 is refused: .* use 2"),
@@ -247,7 +247,7 @@ def test_flags_win_over_megatrons_yaml_layout():
     [
         ("hiden_size: 3", "unknown key 'hiden_size'; did you mean 'hidden_size'?"),
         ("activation_func: relu", "activation_func is 'relu', but must be swiglu"),
-        ("glu_linear_offset: 1.0", "glu_linear_offset 1.0 is refused: layers of this kind"),
+        ("hybrid_mlp_ratio: 1.0", "hybrid_mlp_ratio 1.0 is refused: layers of this kind"),
         ("lr_decay_style: cosin", "lr_decay_style is 'cosin', but must be one of constant"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import mindspeed_ms
 from mindspeed_ms.config import SECTION_CLASSES, unsupported_reason
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
+from mindspeed_ms.config.rope_scaling_config import RopeScalingConfig
 from mindspeed_ms.config.section import coerce_field, field_default, field_names
 from mindspeed_ms.config.support import UNAVAILABLE, WITHOUT_EFFECT, without_effect
 from mindspeed_ms.config.transformer_config import FlashAttentionConfig
@@ -26,6 +27,7 @@ SETTING = {row.dest for row in ROWS if isinstance(row.state, Field)}
 BLOCKS = {
     "model_config.fa_config": FlashAttentionConfig,
     "model_config.mla_config": LatentAttentionConfig,
+    "model_config.rope_scaling": RopeScalingConfig,
 }
 SIZES = {
     "vocab_size": 512,

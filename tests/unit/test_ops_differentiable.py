@@ -267,6 +267,9 @@ STRIDED = {
     "rms_norm": (lambda *a: ops.rms_norm(*a, 1e-5), [(4, 3, 6), (6,)]),
     "gelu": (ops.gelu, [(4, 3, 6), (6,)]),
     "swiglu": (ops.swiglu, [(4, 3, 6), (6,)]),
+    "gated": (lambda *a: ops.gated(*a, "gelu", limit=1.0), [(4, 3, 6), (6,)]),
+    "scaled": (lambda x: ops.scaled(x, 0.5), [(4, 3, 6)]),
+    "softcapped": (lambda x: ops.softcapped(x, 0.5), [(4, 3, 6)]),
     "softmax": (ops.softmax, [(4, 3, 6)]),
     "rotary": (
         lambda t: ops.rotary(
@@ -373,3 +376,44 @@ def test_a_part_of_a_split_may_be_unused():
         _, second = ops.split_columns(x, (2, 3))
         autograd.backward(second, ref.tensor(np.ones((2, 3))))
     np.testing.assert_array_equal(ref.values(autograd.get_grad(x)), [[0, 0, 1, 1, 1]] * 2)
+
+
+@DTYPES
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize("limit,offset", [(None, 0.0), (1.25, 1.0)], ids=["plain", "limited"])
+@pytest.mark.parametrize("name", ["gelu", "fast_gelu", "silu", "quick_gelu"])
+def test_gated_units_match_float64(name, limit, offset, has_bias, dtype):
+    # No element lies so near to a limit that a difference would cross it.
+    own = np.random.RandomState(3)
+    x = own.randn(3, 2, 38) * 2
+    x = np.where(np.abs(np.abs(x) - 1.25) < 0.05, 0.5, x)
+    arrays = [x, np.where(np.arange(38) % 2, 0.0, 16.0) if has_bias else None]
+    check(
+        lambda x, bias: ops.gated(x, bias, name, limit=limit, offset=offset),
+        lambda x, bias: ref.gated(x if bias is None else x + bias, name, limit, offset),
+        arrays,
+        dtype,
+    )
+
+
+def test_a_limit_stops_the_gradient():
+    x = np.array([[3.0, -3.0, 0.5, -3.0, 3.0, 0.5]])  # gates, then values
+    _, (dx,) = ref.run(lambda t: ops.gated(t, None, "silu", limit=1.0), [x], np.ones((1, 3)))
+    assert (dx[0] == 0.0).tolist() == [True, False, False, True, True, False]
+
+
+@DTYPES
+@pytest.mark.parametrize("strided", [False, True])
+def test_scaled_and_softcapped_match_float64(dtype, strided):
+    x = np.random.RandomState(4).randn(3, 5, 7) * 3
+    check(lambda t: ops.scaled(t, 0.25), lambda t: t * 0.25, [x], dtype, strided)
+    cap = lambda t: 2.0 * np.tanh(t / 2.0)  # noqa: E731 - a formula
+    check(lambda t: ops.softcapped(t, 2.0), cap, [x], dtype, strided)
+
+
+@DTYPES
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "plain"])
+def test_quick_gelu_matches_float64(has_bias, dtype):
+    own = np.random.RandomState(5)
+    arrays = [own.randn(3, 2, 38) * 2, own.randn(38) if has_bias else None]
+    check(ops.quick_gelu, ref.biased(ref.quick_gelu), arrays, dtype)

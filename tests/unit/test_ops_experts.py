@@ -114,6 +114,15 @@ def test_largest_columns_of_the_best_groups():
     assert sorted(got[0]) == [0, 4]  # one per group: the best single expert counts
 
 
+def test_groups_are_judged_by_some_of_their_scores():
+    scores = np.array([[0.5, 0.0, 0.4, 0.4]], np.float32)
+    one = ops.largest_columns(ref.tensor(scores), 2, 2, 1, group_scores=1)
+    both = ops.largest_columns(ref.tensor(scores), 2, 2, 1, group_scores=2)
+    assert one.asnumpy().tolist() == [[0, 1]] and both.asnumpy().tolist() == [[2, 3]]
+    with pytest.raises(ValueError, match="take fewer"):
+        ops.largest_columns(ref.tensor(scores), 2, 2, 1, group_scores=3)
+
+
 @pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16], ids=str)
 @pytest.mark.parametrize("counts", [(3, 0, 4), (0, 0, 0), (7,)], ids=str)
 def test_grouped_products_match_single_ones(counts, dtype):

@@ -115,13 +115,17 @@ def test_blocked_attention_matches_the_definition(level, sizes, kind):
         ("gelu", [(130, 259), (259,)], ("none",)),
         ("gelu", [(130, 259), (259,)], ("tanh",)),
         ("swiglu", [(130, 518), (518,)], ()),
+        ("gated", [(130, 518), (518,)], ("quick_gelu", 0.75, 1.0)),
+        ("gated", [(130, 518), (518,)], ("gelu", None, 0.0)),
+        ("scaled", [(130, 518)], (0.3,)),
+        ("softcapped", [(130, 518)], (1.5,)),
         ("softmax", [(2, 3, 100, 100)], (None, True, 0.3)),
     ],
     ids=str,
 )
 def test_rows_over_several_threads_match_the_definition(level, name, shapes, args):
     arrays = [RNG.randn(*shape) for shape in shapes]
-    last = shapes[0][-1] // 2 if name == "swiglu" else shapes[0][-1]
+    last = shapes[0][-1] // 2 if name in ("swiglu", "gated") else shapes[0][-1]
     compare(name, arrays, RNG.randn(*shapes[0][:-1], last), *args)
 
 

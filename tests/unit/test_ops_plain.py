@@ -254,6 +254,8 @@ INVALID = {
     "vector": (lambda: ops.rms_norm(ref.tensor(X), ref.tensor(X[:, 0]), 1e-5), r"must be \(4,\)"),
     "approximate": (lambda: ops.gelu(ref.tensor(X), approximate="erf"), "'none' or 'tanh'"),
     "swiglu": (lambda: ops.swiglu(ref.tensor(X[:, :3])), "odd"),
+    "gated": (lambda: ops.gated(ref.tensor(X[:, :3]), None, "silu"), "odd"),
+    "gate": (lambda: ops.gated(ref.tensor(X), None, "relu"), "use gelu"),
     "probability": (lambda: ops.dropout(ref.tensor(X), 1.0, None), r"\[0, 1\)"),
     "generator": (lambda: ops.dropout(ref.tensor(X), 0.5, None), "without a generator"),
     "residual": (

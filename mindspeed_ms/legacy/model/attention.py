@@ -20,6 +20,7 @@ from mindspeed_ms.core.context_parallel import context_parallel, context_paralle
 from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import checkpoint
+from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.core.tensor_parallel.random import MODEL_PARALLEL_RNG, get_rng_tracker
 from mindspeed_ms.core.tensor_parallel.utils import divide
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, as_mask_type
@@ -208,6 +209,7 @@ class ParallelAttention(Cell):
         self.rotary_interleaved = config.rotary_interleaved
         self.rotates, self.tables = spec.rotates, slice(2, 4) if spec.rotates_locally else slice(2)
         self.q_layernorm = self.k_layernorm = None
+        self.normalizes_all_heads, self.group = spec.normalizes_all_heads, groups.tensor
         if spec.q_layernorm is not None and spec.k_layernorm is not None:
             self.q_layernorm = norm_from_spec(spec.q_layernorm, config)
             self.k_layernorm = norm_from_spec(spec.k_layernorm, config)
@@ -230,8 +232,8 @@ class ParallelAttention(Cell):
         if queries is not None:
             q_SBND, _, _ = self._projected(queries)
         if self.q_layernorm is not None and self.k_layernorm is not None:
-            q_SBND = ops.cast(self.q_layernorm(q_SBND), v_SBGD.dtype)
-            k_SBGD = ops.cast(self.k_layernorm(k_SBGD), v_SBGD.dtype)
+            q_SBND = ops.cast(self._normalized(q_SBND, self.q_layernorm), v_SBGD.dtype)
+            k_SBGD = ops.cast(self._normalized(k_SBGD, self.k_layernorm), v_SBGD.dtype)
         if rotary_pos_emb is not None and self.rotates:
             cos, sin = rotary_pos_emb[self.tables]
             q_SBND = ops.rotary(q_SBND, cos, sin, self.rotary_interleaved)
@@ -250,6 +252,15 @@ class ParallelAttention(Cell):
         return ops.split_qkv(
             mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
         )
+
+    def _normalized(self, heads: Tensor, norm: Cell) -> Tensor:
+        """Queries or keys [S, B, heads, D], each head normalized, or all of the model together."""
+        if not self.normalizes_all_heads:
+            return norm(heads)
+        shape, flat = heads.shape, heads.reshape((*heads.shape[:2], -1))
+        whole = norm(mappings.gather_from_tensor_model_parallel_region(flat, self.group))
+        own = mappings.scatter_to_tensor_model_parallel_region(whole, self.group)
+        return own.reshape(shape)
 
 
 def _slopes(spec: ScoresSpec, first: int, count: int) -> NDArray[np.float32] | None:

@@ -74,7 +74,7 @@ class Embedding(Cell):
             embedding_spec(config, num_tokentypes), hidden_size, vocab_size, max_sequence_length
         )
         groups = groups or ProcessGroups.current()
-        self.dropout = embedding_dropout_prob
+        self.dropout, self.multiplier = embedding_dropout_prob, config.embedding_multiplier
         self.context = context_parallel(config.parallel_config)
         self.residual_dtype = memory.dtype_of(config.residual_dtype)
         self.sequence_parallel = config.parallel_config.sequence_parallel
@@ -118,6 +118,8 @@ class Embedding(Cell):
                 )
             if self.sequence_parallel:
                 embeddings = mappings.scatter_to_sequence_parallel_region(embeddings, self.group)
+        if self.multiplier != 1.0:
+            embeddings = ops.scaled(embeddings, self.multiplier)
         embeddings = ops.cast(embeddings, self.residual_dtype)
         if self.dropout and self.training:
             with residual_dropout_stream(self.sequence_parallel):
@@ -313,6 +315,8 @@ def rotary_embedding(config: TransformerConfig) -> RotaryEmbedding | RotaryPair 
         config.use_rope_scaling,
         config.rope_scaling_factor,
         dtype=dtype,
+        stretching=config.rope_scaling,
+        longest=config.max_position_embeddings or config.seq_length,
     )
     if config.rotary_base_local is None:
         return own

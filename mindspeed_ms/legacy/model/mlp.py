@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from mindspore import Tensor
 from mindspore.nn import Cell
@@ -35,6 +36,7 @@ def get_activation(name: str) -> Activation:
     activations: dict[str, Activation] = {
         "gelu": lambda x, bias: ops.gelu(x, bias, approximate="none"),
         "fast_gelu": lambda x, bias: ops.gelu(x, bias, approximate="tanh"),
+        "quick_gelu": ops.quick_gelu,
         "swiglu": ops.swiglu,
         "fused_swiglu": ops.swiglu,
         "silu": ops.silu,
@@ -43,6 +45,20 @@ def get_activation(name: str) -> Activation:
     if name not in activations:
         raise ValueError(f"hidden_act is {name!r}; it must be one of {', '.join(activations)}")
     return activations[name]
+
+
+def activation_between(spec: MLPSpec) -> Activation:
+    """What a block does between its matrices."""
+    if not spec.is_gated:
+        return get_activation(spec.activation)
+    if spec.activation == "silu" and spec.limit is None and not spec.offset:
+        return ops.swiglu
+    gate = cast("ops.Gate", spec.activation)
+
+    def gated(x: Tensor, bias: Tensor | None) -> Tensor:
+        return ops.gated(x, bias, gate, limit=spec.limit, offset=spec.offset)
+
+    return gated
 
 
 class ParallelMLP(Cell):
@@ -80,7 +96,7 @@ class ParallelMLP(Cell):
             skip_bias_add=True,
             keeps_gathered=recompute.keeps_gathered,
         )
-        self.activation = get_activation(spec.activation)
+        self.activation = activation_between(spec)
         activation = MOE_ACTIVATION if is_expert else MLP_ACTIVATION
         self.activates_again = activation in recompute.modules
         self.projection = row_linear(spec.projection, config, groups, is_expert=is_expert)

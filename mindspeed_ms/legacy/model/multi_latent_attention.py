@@ -34,7 +34,8 @@ from mindspeed_ms.legacy.model.norm import norm_from_spec
 from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding
 from mindspeed_ms.legacy.model.unserved import refuse_unserved
 from mindspeed_ms.models.attention import LatentAttentionSpec
-from mindspeed_ms.models.gpt import latent_attention_spec, yarn_growth
+from mindspeed_ms.models.gpt import latent_attention_spec
+from mindspeed_ms.models.rotation import yarn_growth
 from mindspeed_ms.plan.recompute_plan import (
     CORE_ATTENTION,
     MLA_UP_PROJECTION,
@@ -88,9 +89,6 @@ class YarnRotaryEmbedding(RotaryEmbedding):
             / yarn_growth(config.rotary_scaling_factor, config.mscale_all_dim)
         )
 
-    def _rounded(self, table: np.ndarray) -> Tensor:
-        return super()._rounded(table * self._growth)
-
 
 def latent_rotary(config: TransformerConfig) -> RotaryEmbedding:
     """Rotary tables of multi-latent attention: neighbouring channels are rotated as pairs.
@@ -100,13 +98,15 @@ def latent_rotary(config: TransformerConfig) -> RotaryEmbedding:
     """
     latent = config.mla_config
     dtype = "float32" if config.apply_rope_fusion else config.compute_dtype
-    if latent.rope_type == "rope":
+    if latent.rope_type == "rope" or config.rope_scaling.is_on:
         return RotaryEmbedding(
             latent.qk_pos_emb_head_dim,
             config.rotary_percent,
             rotary_interleaved=True,
             rotary_base=config.rotary_base,
             dtype=dtype,
+            stretching=config.rope_scaling,
+            longest=config.max_position_embeddings or config.seq_length,
         )
     length = latent.original_max_position_embeddings or config.max_position_embeddings
     assert length is not None, "max_position_embeddings is filled when the section is built"

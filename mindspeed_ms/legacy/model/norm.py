@@ -105,7 +105,8 @@ def norm_from_spec(spec: NormSpec, config: TransformerConfig) -> LayerNorm | RMS
         spec.eps,
         scale=spec.scale,
         zero_centered=spec.zero_centered,
-        sequence_parallel=(spec.partial == "always" or config.parallel_config.sequence_parallel),
+        sequence_parallel=spec.partial == "always"
+        or (spec.partial == "sequence" and config.parallel_config.sequence_parallel),
         params_dtype=spec.dtype,
     )
 

@@ -9,6 +9,8 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
+from mindspeed_ms.config.rope_scaling_config import RopeScalingConfig
+from mindspeed_ms.models.rotation import frequencies, growth
 
 STRETCHED_LENGTH = 8192
 """Tokens per sequence before stretching, in Llama 3.1 and in Megatron."""
@@ -38,13 +40,15 @@ class RotaryEmbedding(Cell):
         rotary_base: base of the angular frequencies base^(-2i/d).
         rope_scaling: stretch slow frequencies for longer sequences as Llama 3.1 does.
         rope_scaling_factor: how far; without effect if not ``rope_scaling``.
+        stretching: further ways to stretch, default none.
+        longest: tokens per sequence that the model was made for; read by some of them.
         dtype: type whose values the tables hold. Megatron rounds them to the type of the queries
             unless rotation is fused; they are stored as fp32 all the same.
 
     Source: Megatron-LM ``RotaryEmbedding`` (angles in fp32; position ids are not used).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - Megatron's public signature, and two more
         self,
         kv_channels: int,
         rotary_percent: float = 1.0,
@@ -54,6 +58,9 @@ class RotaryEmbedding(Cell):
         rope_scaling: bool = False,
         rope_scaling_factor: float = 8.0,
         dtype: str | mstype.Type = "float32",
+        *,
+        stretching: RopeScalingConfig = RopeScalingConfig(),  # noqa: B008 - it is frozen
+        longest: int = 1,
     ) -> None:
         super().__init__()
         dim = int(kv_channels * rotary_percent)
@@ -65,8 +72,10 @@ class RotaryEmbedding(Cell):
         self.rotary_interleaved = rotary_interleaved
         self._dtype = memory.dtype_of(dtype)
         self._scale = np.float32(1.0 / (seq_len_interpolation_factor or 1.0))
-        exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-        frequency = np.float32(1.0) / np.float32(rotary_base) ** exponents
+        self._stretching, self._longest = stretching, longest
+        self._base, self._channels = rotary_base, dim
+        self._growth = np.float32(growth(stretching, longest))
+        frequency = self._frequency(longest)
         self._inverse_frequency = (
             stretched(frequency, rope_scaling_factor) if rope_scaling else frequency
         )
@@ -77,8 +86,15 @@ class RotaryEmbedding(Cell):
         key = (max_seq_len, offset)
         if key not in self._tables:
             positions = np.arange(offset, offset + max_seq_len, dtype=np.float32) * self._scale
+            if self._stretching.rope_type in ("dynamic", "longrope"):
+                self._inverse_frequency = self._frequency(offset + max_seq_len)
             self._tables[key] = self.tables_for(positions)
         return self._tables[key]
+
+    def _frequency(self, length: int) -> np.ndarray:
+        """Angular frequencies for sequences of so many tokens. Shape: [d/2]."""
+        place = (self._base, self._channels, length, self._longest)
+        return frequencies(self._stretching, *place)
 
     def tables_for(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         """(cos, sin), each fp32 [s, 1, 1, d], for any positions [s]."""
@@ -91,6 +107,8 @@ class RotaryEmbedding(Cell):
         return self._rounded(np.cos(angles)), self._rounded(np.sin(angles))
 
     def _rounded(self, table: np.ndarray) -> Tensor:
+        if self._growth != 1.0:
+            table = table * self._growth
         tensor = memory.from_numpy(table)
         if self._dtype == mstype.float32:
             return tensor

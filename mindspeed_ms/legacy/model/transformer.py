@@ -79,6 +79,7 @@ Output = tuple[Tensor, Parameter | None]
 class ParallelTransformerLayer(Cell):
     """Norm, attention, residual, norm, MLP (or experts), residual.
 
+    With ``use_parallel_residual`` the second half reads what enters the layer, like the first.
     With ``use_sandwich_norm`` the output of attention and of the MLP is normalised again before it
     is added; those norms start at ``attn_post_norm_scale`` and ``ffn_post_norm_scale``.
 
@@ -123,11 +124,15 @@ class ParallelTransformerLayer(Cell):
         self.hidden_dropout = config.hidden_dropout_rate
         self.context = context_parallel(config.parallel_config)
         self.recompute = recompute.modules
-        self.input_norm = norm_from_spec(spec.input_norm, config)
+        self.residual_multiplier = config.residual_multiplier
+        self.is_parallel = config.use_parallel_residual
+        self.input_norm = spec.input_norm and norm_from_spec(spec.input_norm, config)
         self.attention = _attention(
             spec.attention, config, layer_number, self_attn_mask_type, groups, recompute
         )
-        self.post_attention_norm = norm_from_spec(spec.post_attention_norm, config)
+        self.post_attention_norm = spec.post_attention_norm and norm_from_spec(
+            spec.post_attention_norm, config
+        )
         if isinstance(spec.mlp, MoESpec):
             self.mlp = MoELayer(
                 config, layer_number=layer_number, spec=spec.mlp, groups=groups, recompute=recompute
@@ -166,14 +171,30 @@ class ParallelTransformerLayer(Cell):
                 return self.mlp(normed, drops_tokens=False)
             return self._feed_forward(normed)
 
+        if self.is_parallel:
+            hidden_states, entered = ops.branch(hidden_states)
         x = self._residual(hidden_states, self.input_norm, attention, self.attn_post_norm)
-        return self._residual(x, self.post_attention_norm, feed_forward, self.ffn_post_norm)
+        block = (self.post_attention_norm, feed_forward, self.ffn_post_norm)
+        return (
+            self._residual(entered, *block, onto=x)
+            if self.is_parallel
+            else self._residual(x, *block)
+        )
 
     def _residual(
-        self, x: Tensor, norm: Cell, block: Callable[[Tensor], Output], post_norm: Cell | None
+        self,
+        x: Tensor,
+        norm: Cell | None,
+        block: Callable[[Tensor], Output],
+        post_norm: Cell | None,
+        onto: Tensor | None = None,
     ) -> Tensor:
-        """The sum: x + dropout(post_norm(block(norm(x))))."""
-        x, residual = ops.branch(x)
+        """The sum: x + dropout(post_norm(block(norm(x)))), or that of another tensor than x."""
+        residual = onto
+        if residual is None:
+            x, residual = ops.branch(x)
+        if norm is None:
+            return self._add(*block(x), residual, post_norm)
         normed = norm(x)
         with self._norm_again(norm, normed, x):
             output, bias = block(normed)
@@ -194,11 +215,16 @@ class ParallelTransformerLayer(Cell):
     def _add(
         self, output: Tensor, bias: Parameter | None, residual: Tensor, post_norm: Cell | None
     ) -> Tensor:
-        """The sum: residual + dropout(post_norm(output + bias))."""
+        """The sum: residual + dropout(multiplier * post_norm(output + bias))."""
+        is_scaled = self.residual_multiplier != 1.0
+        if bias is not None and (is_scaled or post_norm is not None):
+            output, bias = add_bias(output, bias), None
         if post_norm is not None:
-            output, bias = post_norm(output if bias is None else add_bias(output, bias)), None
+            output = post_norm(output)
         dtype = self.residual_dtype
         output, residual = ops.cast(output, dtype), ops.cast(residual, dtype)
+        if is_scaled:
+            output = ops.scaled(output, self.residual_multiplier)
         bias = None if bias is None else ops.cast(bias, dtype)
         rate = self.hidden_dropout if self.training else 0.0
         if rate == 0.0:
@@ -397,7 +423,7 @@ class ParallelTransformer(Cell):
 
 
 class ParallelLMLogits(Cell):
-    """Logits of the vocabulary rows of this rank.
+    """Logits of the vocabulary rows of this rank, divided and capped as the configuration says.
 
     Args:
         config: model configuration.
@@ -419,6 +445,7 @@ class ParallelLMLogits(Cell):
         self.has_bias = bias
         self.compute_dtype = memory.dtype_of(compute_dtype)
         self.plan = linear_plan(config)
+        self.divisor, self.cap = config.logits_scaling, config.final_logit_softcapping
 
     def construct(
         self,
@@ -438,6 +465,10 @@ class ParallelLMLogits(Cell):
             input_ = ops.cast(input_, self.compute_dtype)
         plan = replace(self.plan, sequence_parallel=False) if is_whole else self.plan
         logits = column_parallel_linear(input_, word_embedding_table, bias, plan)
+        if self.divisor != 1.0:
+            logits = ops.scaled(logits, 1.0 / self.divisor)
+        if self.cap is not None:
+            logits = ops.softcapped(logits, self.cap)
         if parallel_output:
             return logits
         return mappings.gather_from_tensor_model_parallel_region(logits, self.plan.group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,18 +18,36 @@ NEUTRAL = frozenset(
     {
         "_name_or_path",
         "architectures",
+        "attn_implementation",
+        "auto_map",
         "bos_token_id",
+        "chunk_size_feed_forward",
         "dtype",
         "eos_token_id",
+        "id2label",
+        "is_encoder_decoder",
+        "label2id",
         "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
         "pad_token_id",
+        "problem_type",
+        "return_dict",
         "torch_dtype",
         "transformers_version",
         "use_cache",
+        "use_return_dict",
         "vocab_size",
     }
 )
 """Keys that do not change what a model computes, or that are seen to elsewhere."""
+
+
+def nothing_absent(theirs: Mapping[str, Any], names: Collection[str]) -> frozenset[str]:
+    """No keys: the tensors are those that the ``config.json`` tells of."""
+    return frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +64,9 @@ class Family:
     rules: tuple[Rule, ...]
     places: Callable[[ModelSpec], Iterator[Place]]
     """Every tensor of a model."""
+    absent: Callable[[Mapping[str, Any], Collection[str]], frozenset[str]] = nothing_absent
+    """(``config.json``, names of all tensors) -> keys that the tensors do not follow; without
+    names, keys of which that may be so."""
     prefix: str = ""
     """In front of the names of all tensors, where it may be missing in files."""
     neutral: frozenset[str] = frozenset()
@@ -61,6 +82,12 @@ class Family:
         Raises:
             ValueError: a key is missing, or has a value that cannot be held here.
         """
+        if theirs.get("quantization_config"):
+            kind = theirs["quantization_config"].get("quant_method")
+            raise ValueError(
+                f"config.json has quantization_config ({kind}); only weights that are not "
+                "quantized can be read"
+            )
         fields: Fields = {"model_config.vocab_size": theirs["vocab_size"], **self.fixed}
         for rule in self.rules:
             fields |= rule.read(theirs)

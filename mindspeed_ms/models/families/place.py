@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mindspeed_ms.models.attention import AttentionSpec
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec
@@ -30,12 +30,21 @@ class Place:
     region: Region
     is_transposed: bool = False
     """Theirs is stored [inputs, outputs]."""
+    is_copy: bool = False
+    """Another tensor of theirs holds the same; it is written, and not needed to read."""
+    part: tuple[int, int] | None = None
+    """(index, number) where theirs stacks several such tensors along a dimension in front."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of their tensor."""
+        """Of their tensor, or of one of those that it stacks."""
         shape = self.region.shape
         return shape[::-1] if self.is_transposed else shape
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of their tensor."""
+        return self.shape if self.part is None else (self.part[1], *self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,18 @@ class Places:
         if transposed is None:
             transposed = self.is_transposed
         yield Place(theirs, parameter.name, region, transposed and is_matrix)
+
+    def copy(self, theirs: str, ours: str) -> Iterator[Place]:
+        """A further tensor that holds a parameter which has a place already."""
+        for place in self._place(theirs, ours, None, None):
+            yield replace(place, is_copy=True)
+
+    def stacked(
+        self, theirs: str, ours: str, part: tuple[int, int], runs: Runs | None = None
+    ) -> Iterator[Place]:
+        """One of the tensors that theirs stacks, stored [inputs, outputs] if it is a matrix."""
+        for place in self._place(theirs, ours, runs, True):
+            yield replace(place, part=part)
 
     def linear(self, theirs: str, ours: str, runs: Runs | None = None) -> Iterator[Place]:
         """Weight and bias of a linear layer, or some rows of both."""

@@ -6,7 +6,28 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mindspeed_ms.config import AllConfig
-from mindspeed_ms.models.families import gpt2, gpt_pangu, llama, mistral, mixtral, qwen2, qwen3
+from mindspeed_ms.models.families import (
+    deepseek_v2,
+    deepseek_v3,
+    gemma2,
+    gemma3,
+    glm4,
+    gpt2,
+    gpt_neox,
+    gpt_oss,
+    gpt_pangu,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    olmoe,
+    phi3,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+)
 from mindspeed_ms.models.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -17,6 +38,21 @@ FAMILIES: tuple[Family, ...] = (
     mixtral.FAMILY,
     qwen3.FAMILY,
     gpt_pangu.FAMILY,
+    qwen2_moe.FAMILY,
+    qwen3_moe.FAMILY,
+    gemma2.GEMMA,
+    gemma2.FAMILY,
+    gemma3.FAMILY,
+    phi3.FAMILY,
+    gpt_neox.FAMILY,
+    olmo2.FAMILY,
+    olmoe.FAMILY,
+    granite.FAMILY,
+    glm4.GLM,
+    glm4.FAMILY,
+    deepseek_v2.FAMILY,
+    deepseek_v3.FAMILY,
+    gpt_oss.FAMILY,
 )
 """In the order in which a model is tried to be written as one of them."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mindspeed_ms.config import AllConfig
+from mindspeed_ms.models.gpt import activation_of, softmax_scale
 
 REQUIRED: Any = object()
 """No default: the key must be there."""
@@ -113,7 +114,8 @@ class Only:
 
     def read(self, theirs: Mapping[str, Any]) -> Fields:
         """Nothing; the value is checked."""
-        value = theirs.get(self.theirs, self.default)
+        value = theirs.get(self.theirs)
+        value = self.default if value is None else value
         if value not in self.allowed:
             names = " or ".join(map(repr, self.allowed))
             raise ValueError(f"config.json has {self.theirs} {value!r}; only {names} is supported")
@@ -126,12 +128,23 @@ class Only:
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Heads, key/value heads and their width."""
+    """Heads, key/value heads and their width.
+
+    Attributes:
+        heads: key of the first.
+        groups: key of the second; None: as many as heads.
+        width: key of the third; None: it follows.
+        hidden: key of the hidden size, from which the width follows.
+        default_groups: of a file without the key; None: as many as heads.
+        default_width: of a file without the key; None: it follows.
+    """
 
     heads: str = "num_attention_heads"
     groups: str | None = "num_key_value_heads"
     width: str | None = "head_dim"
     hidden: str = "hidden_size"
+    default_groups: int | None = None
+    default_width: int | None = None
 
     @property
     def keys(self) -> frozenset[str]:
@@ -141,15 +154,16 @@ class Heads:
     def read(self, theirs: Mapping[str, Any]) -> Fields:
         """Heads, groups and channels."""
         heads = value_of(theirs, self.heads)
-        groups = value_of(theirs, self.groups, heads) if self.groups else heads
+        usual = self.default_groups if heads % (self.default_groups or 1) == 0 else None
+        groups = theirs.get(self.groups, usual) if self.groups else None
         hidden = value_of(theirs, self.hidden)
-        given = theirs.get(self.width) if self.width else None
-        if given is None and hidden % heads:
+        width = theirs.get(self.width, self.default_width) if self.width else None
+        if width is None and hidden % heads:
             raise ValueError(
                 f"config.json has {self.hidden} {hidden} and {self.heads} {heads}; the first must "
                 "be a multiple of the second"
             )
-        width = hidden // heads if given is None else given
+        groups, width = groups or heads, width or hidden // heads
         return {
             "model_config.num_attention_heads": heads,
             "model_config.group_query_attention": groups != heads,
@@ -220,3 +234,123 @@ class Biases:
     def write(self, config: AllConfig) -> dict[str, Any]:
         """The first field's value; the round trip shows whether the others agree."""
         return {self.theirs: field_of(config, self.ours[0])}
+
+
+_ACTIVATIONS: Mapping[str, str] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "fast_gelu",
+    "gelu_pytorch_tanh": "fast_gelu",
+    "gelu_fast": "fast_gelu",
+    "quick_gelu": "quick_gelu",
+    "relu2": "squared_relu",
+}
+"""Their name -> ours."""
+
+_WRITTEN = {"fast_gelu": "gelu_pytorch_tanh", "squared_relu": "relu2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What is done between the two matrices of a block, or to the gate of a gated one.
+
+    Attributes:
+        theirs: the key.
+        default: what a file without the key means.
+        is_gated: blocks are gated.
+    """
+
+    theirs: str = "hidden_act"
+    default: str = "silu"
+    is_gated: bool = True
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The one key."""
+        return frozenset({self.theirs})
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The activation.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        name = value_of(theirs, self.theirs, self.default)
+        ours = _ACTIVATIONS.get(name)
+        if ours is None or (self.is_gated and ours == "squared_relu"):
+            raise ValueError(
+                f"config.json has {self.theirs} {name!r}; {', '.join(_ACTIVATIONS)} are supported"
+            )
+        return {
+            "model_config.hidden_act": "swiglu" if self.is_gated and ours == "silu" else ours,
+            "model_config.gated_linear_unit": self.is_gated,
+        }
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """The name there."""
+        name = activation_of(config.model_config)
+        return {self.theirs: _WRITTEN.get(name, name)}
+
+
+@dataclass(frozen=True, slots=True)
+class Follows:
+    """A field that follows from their keys, for which there is none.
+
+    Attributes:
+        ours: ``section.field``.
+        value: of their keys.
+    """
+
+    ours: str
+    value: Callable[[Mapping[str, Any]], Any]
+    keys: frozenset[str] = frozenset()
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The field."""
+        return {self.ours: self.value(theirs)}
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreScale:
+    """Factor of queries times keys.
+
+    Attributes:
+        theirs: the key.
+        default: of a file without it.
+        is_width: the key is the number whose reciprocal root the factor is.
+    """
+
+    theirs: str
+    default: float
+    is_width: bool = False
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The one key."""
+        return frozenset({self.theirs})
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The factor, or the number."""
+        value = float(value_of(theirs, self.theirs, self.default))
+        name = "query_pre_attn_scalar" if self.is_width else "softmax_scale"
+        return {f"model_config.{name}": value}
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """Whole numbers are written as such."""
+        model = config.model_config
+        value = softmax_scale(model)
+        if self.is_width:
+            width = model.query_pre_attn_scalar
+            width = model.kv_channels if width is None and model.softmax_scale is None else width
+            value = float(width or value**-2)
+        return {self.theirs: int(value) if value == int(value) else value}
+
+
+def opposite(value: bool) -> bool:
+    """A switch that is named the other way round there."""
+    return not value

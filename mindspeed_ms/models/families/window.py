@@ -81,17 +81,12 @@ class LateSlidingWindows:
         Raises:
             ValueError: a kind of layer that is not known.
         """
-        types = theirs.get("layer_types")
-        unknown = set(types or ()) - {SLIDING, FULL}
-        if unknown:
-            raise ValueError(
-                f"config.json has layer_types {sorted(unknown)}; {SLIDING} and {FULL} are known"
-            )
+        types = known_types(theirs)
         if not theirs.get("use_sliding_window", False):
             return {}
         first = value_of(theirs, "max_window_layers", self.first)
         number = value_of(theirs, "num_hidden_layers")
-        layers = [kind == SLIDING for kind in types or ()]
+        layers = [kind == SLIDING for kind in types]
         layers = layers or [layer >= first for layer in range(number)]
         width = theirs.get("sliding_window", self.width)
         return _fields(width, layers) if width is not None and any(layers) else {}
@@ -109,3 +104,57 @@ class LateSlidingWindows:
             "max_window_layers": first,
             "layer_types": [SLIDING if has else FULL for has in layers],
         }
+
+
+@dataclass(frozen=True, slots=True)
+class PatternOfWindows:
+    """``sliding_window`` of the layers that ``layer_types`` names; else all but every n-th.
+
+    Attributes:
+        width: of a file without the key.
+        every: n, where neither key nor list say it.
+    """
+
+    width: int
+    every: int
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """All of them."""
+        names = {"sliding_window", "layer_types", "sliding_window_pattern"}
+        return frozenset(names | {"_sliding_window_pattern"})
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The window and its layers."""
+        number = value_of(theirs, "num_hidden_layers")
+        every = theirs.get("sliding_window_pattern") or theirs.get("_sliding_window_pattern")
+        every = every or self.every
+        types = known_types(theirs)
+        layers = [kind == SLIDING for kind in types]
+        layers = layers or [(layer + 1) % every != 0 for layer in range(number)]
+        width = theirs.get("sliding_window", self.width)
+        return _fields(width, layers) if width and any(layers) else {}
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """The window, and a list of layers."""
+        width, model = _width(config), config.model_config
+        layers = [model.has_window(layer) for layer in range(model.num_layers)]
+        return {
+            "sliding_window": width,
+            "layer_types": [SLIDING if width and has else FULL for has in layers],
+        }
+
+
+def known_types(theirs: Mapping[str, Any]) -> list[str]:
+    """The ``layer_types``, empty if there are none.
+
+    Raises:
+        ValueError: a kind of layer that is not known.
+    """
+    types = list(theirs.get("layer_types") or ())
+    unknown = set(types) - {SLIDING, FULL}
+    if unknown:
+        raise ValueError(
+            f"config.json has layer_types {sorted(unknown)}; {SLIDING} and {FULL} are known"
+        )
+    return types

@@ -81,13 +81,17 @@ def combine_rows(rows: Tensor, probs: Tensor, places: Tensor) -> Tensor:
 
 
 def largest_columns(
-    scores: Tensor, k: int, num_groups: int | None, group_topk: int | None
+    scores: Tensor,
+    k: int,
+    num_groups: int | None,
+    group_topk: int | None,
+    group_scores: int | None,
 ) -> Tensor:
     """See ``ops.largest_columns``; which of two equal scores comes first is the kernel's choice."""
     with autograd.no_grad():
-        if num_groups is not None and group_topk is not None:
+        if num_groups is not None and group_topk is not None and group_scores is not None:
             groups = scores.reshape((scores.shape[0], num_groups, -1))
-            best = mint.sum(mint.topk(groups, k // group_topk, -1)[0], -1)
+            best = mint.sum(mint.topk(groups, group_scores, -1)[0], -1)
             last = mint.topk(best, group_topk, -1)[0][:, -1:]
             is_open = mint.ge(best, last).astype(scores.dtype).reshape((*best.shape, 1))
             shut = mint.mul(mint.sub(is_open, 1.0), _LARGE)

@@ -50,6 +50,42 @@ def squared_relu(x: Tensor, bias: Tensor | None) -> Tensor:
     return mint.square(mint.nn.functional.relu(_biased(x, bias)))
 
 
+def quick_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """See ``ops.quick_gelu``; the sum with the bias is rounded to the storage type."""
+    return _quick_gelu(_biased(x, bias))
+
+
+def _quick_gelu(z: Tensor) -> Tensor:
+    return mint.mul(z, mint.sigmoid(mint.mul(z, 1.702)))
+
+
+def gated(
+    x: Tensor, bias: Tensor | None, activation: str, limit: float | None, offset: float
+) -> Tensor:
+    """See ``ops.gated``; composed, every step is rounded to the storage type."""
+    gate, up = mint.chunk(_biased(x, bias), 2, -1)
+    if limit is not None:
+        gate, up = mint.clamp(gate, max=limit), mint.clamp(up, -limit, limit)
+    if activation == "silu":
+        gate = mint.nn.functional.silu(gate)
+    elif activation == "quick_gelu":
+        gate = _quick_gelu(gate)
+    else:
+        form = "tanh" if activation == "fast_gelu" else "none"
+        gate = mint.nn.functional.gelu(gate, approximate=form)
+    return mint.mul(gate, mint.add(up, offset) if offset else up)
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """See ``ops.scaled``."""
+    return mint.mul(x, factor)
+
+
+def softcapped(x: Tensor, cap: float) -> Tensor:
+    """See ``ops.softcapped``."""
+    return mint.mul(mint.tanh(mint.div(x, cap)), cap)
+
+
 def _turned_pairs(t: Tensor) -> Tensor:
     """(a, b) -> (-b, a) on neighbouring pairs."""
     pairs = t.reshape((*t.shape[:-1], t.shape[-1] // 2, 2))

@@ -13,7 +13,16 @@ from __future__ import annotations
 
 from mindspeed_ms.backend import device
 from mindspeed_ms.ops.cpu import library
-from mindspeed_ms.ops.cpu.activations import gelu, silu, squared_relu, swiglu
+from mindspeed_ms.ops.cpu.activations import (
+    gated,
+    gelu,
+    quick_gelu,
+    scaled,
+    silu,
+    softcapped,
+    squared_relu,
+    swiglu,
+)
 from mindspeed_ms.ops.cpu.attention import (
     attention,
     attention_accumulate,

@@ -9,7 +9,16 @@ computes on the host: slow, and right, which is what an oracle is for.
 
 from __future__ import annotations
 
-from mindspeed_ms.ops.portable.activations import gelu, silu, squared_relu, swiglu
+from mindspeed_ms.ops.portable.activations import (
+    gated,
+    gelu,
+    quick_gelu,
+    scaled,
+    silu,
+    softcapped,
+    squared_relu,
+    swiglu,
+)
 from mindspeed_ms.ops.portable.attention import (
     attention,
     attention_accumulate,

@@ -14,6 +14,7 @@ from mindspeed_ms.ops.portable.arrays import Array, sum_rows, tensor_of, wide
 
 Context = Any
 _SQRT_2_OVER_PI = np.float32(math.sqrt(2.0 / math.pi))
+_QUICK = 1.702
 _CUBIC = np.float32(0.044715)
 
 
@@ -66,11 +67,27 @@ def _squared_relu_slope(z: Array) -> Array:
     return 2.0 * np.maximum(z, 0)
 
 
+def _quick_gelu(z: Array) -> Array:
+    return z * sigmoid(_QUICK * z)
+
+
+def _quick_gelu_slope(z: Array) -> Array:
+    s = sigmoid(_QUICK * z)
+    return s * (1.0 + _QUICK * z * (1.0 - s))
+
+
 _POINTWISE = {
     "gelu_none": (_gelu_erf, _gelu_erf_slope),
     "gelu_tanh": (_gelu_tanh, _gelu_tanh_slope),
     "silu": (_silu, _silu_slope),
     "squared_relu": (_squared_relu, _squared_relu_slope),
+    "quick_gelu": (_quick_gelu, _quick_gelu_slope),
+}
+_GATES = {
+    "gelu": _POINTWISE["gelu_none"],
+    "fast_gelu": _POINTWISE["gelu_tanh"],
+    "silu": _POINTWISE["silu"],
+    "quick_gelu": _POINTWISE["quick_gelu"],
 }
 
 
@@ -132,3 +149,97 @@ def squared_relu(x: Tensor, bias: Tensor | None) -> Tensor:
 def swiglu(x: Tensor, bias: Tensor | None) -> Tensor:
     """See ``ops.swiglu``."""
     return _Swiglu.apply(x, bias)
+
+
+def quick_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """See ``ops.quick_gelu``."""
+    return _Pointwise.apply(x, bias, "quick_gelu")
+
+
+class _Gated(autograd.Function):
+    """``y = f(g) (u + offset)`` with g = min(gate, limit), u = clip(up, -limit, limit).
+
+    ``dgate = dy (u + offset) f'(g)`` and ``dup = dy f(g)`` where they are not limited, else 0.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        x: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        limit: float | None,
+        offset: float,
+    ) -> Tensor:
+        ctx.save_for_backward(x, bias)
+        ctx.call = activation, limit, offset
+        gate, up = _limited(_biased(x, bias), limit)
+        return tensor_of(_GATES[activation][0](gate) * (up + np.float32(offset)), x.dtype)
+
+    @staticmethod
+    def backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, bias = ctx.saved_tensors
+        activation, limit, offset = ctx.call
+        value, slope = _GATES[activation]
+        before = _biased(x, bias)
+        gate, up = _limited(before, limit)
+        grad = wide(dy)
+        dx = np.concatenate(
+            (grad * (up + np.float32(offset)) * slope(gate), grad * value(gate)), axis=-1
+        )
+        dx = np.where(before == np.concatenate((gate, up), axis=-1), dx, np.float32(0.0))
+        dbias = None if bias is None else tensor_of(sum_rows(dx), bias.dtype)
+        return tensor_of(dx, x.dtype), dbias, None, None, None
+
+
+def _limited(z: Array, limit: float | None) -> tuple[Array, Array]:
+    gate, up = np.split(z, 2, axis=-1)
+    if limit is None:
+        return gate, up
+    return np.minimum(gate, np.float32(limit)), np.clip(up, -np.float32(limit), np.float32(limit))
+
+
+def gated(
+    x: Tensor, bias: Tensor | None, activation: str, limit: float | None, offset: float
+) -> Tensor:
+    """See ``ops.gated``."""
+    return _Gated.apply(x, bias, activation, limit, offset)
+
+
+class _Scaled(autograd.Function):
+    """``y = factor x``."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = np.float32(factor)
+        return tensor_of(wide(x) * ctx.factor, x.dtype)
+
+    @staticmethod
+    def backward(ctx: Context, dy: Tensor) -> tuple[Tensor, None]:
+        return tensor_of(wide(dy) * ctx.factor, dy.dtype), None
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """See ``ops.scaled``."""
+    return _Scaled.apply(x, factor)
+
+
+class _Softcapped(autograd.Function):
+    """``y = cap tanh(x / cap)``; ``dx = dy (1 - tanh(x / cap)^2)``."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, cap: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.cap = np.float32(cap)
+        return tensor_of(ctx.cap * np.tanh(wide(x) / ctx.cap), x.dtype)
+
+    @staticmethod
+    def backward(ctx: Context, dy: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        t = np.tanh(wide(x) / ctx.cap)
+        return tensor_of(wide(dy) * (1.0 - t * t), dy.dtype), None
+
+
+def softcapped(x: Tensor, cap: float) -> Tensor:
+    """See ``ops.softcapped``."""
+    return _Softcapped.apply(x, cap)

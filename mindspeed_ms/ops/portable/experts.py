@@ -196,13 +196,17 @@ def combine_rows(rows: Tensor, probs: Tensor, places: Tensor) -> Tensor:
 
 
 def largest_columns(
-    scores: Tensor, k: int, num_groups: int | None, group_topk: int | None
+    scores: Tensor,
+    k: int,
+    num_groups: int | None,
+    group_topk: int | None,
+    group_scores: int | None,
 ) -> Tensor:
     """See ``ops.largest_columns``."""
     values = wide(scores)
     if num_groups is not None and group_topk is not None:
         groups = values.reshape(len(values), num_groups, -1)
-        best = -np.sort(-groups, axis=-1)[:, :, : k // group_topk].sum(axis=-1)
+        best = -np.sort(-groups, axis=-1)[:, :, :group_scores].sum(axis=-1)
         chosen = _largest(best, group_topk)
         is_open = np.zeros(best.shape, bool)
         np.put_along_axis(is_open, chosen, True, axis=1)

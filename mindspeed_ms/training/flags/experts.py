@@ -120,6 +120,8 @@ MOE = in_group(
         ),
         value("--moe-router-num-groups", int, Field(f"{_EXPERTS}moe_router_num_groups")),
         value("--moe-router-group-topk", int, Field(f"{_EXPERTS}moe_router_group_topk")),
+        value("--moe-router-group-scores", int, Field(f"{_EXPERTS}moe_router_group_scores")),
+        on("--moe-router-has-bias", Field(f"{_EXPERTS}moe_router_has_bias")),
         value(
             "--moe-router-dtype",
             str,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from mindspeed_ms.config.transformer_config import GATED_ACTIVATIONS
-from mindspeed_ms.training.flags import attention
+from mindspeed_ms.training.flags import attention, layer_options
 from mindspeed_ms.training.flags.row import (
     Field,
     Flag,
     NoEffect,
+    ReadField,
     Refused,
     given_means,
     in_group,
@@ -34,6 +35,14 @@ _BIASES = Field(
 )
 _KERNELS = NoEffect("the kernel of each operation is chosen once at start")
 _ONE_MODEL = NoEffect("there is one model; its numbers are those of Megatron's local layers")
+_STRETCHING = "model_config.rope_scaling"
+
+
+def _stretching_factor(own: float, read: ReadField) -> float:
+    """The factor of the way that is on."""
+    is_on = read(f"{_STRETCHING}.rope_type") != "default"
+    return read(f"{_STRETCHING}.factor") if is_on else own
+
 
 SIZE = in_group(
     "network size",
@@ -137,7 +146,16 @@ POSITIONS = in_group(
             Field("model_config.rotary_seq_len_interpolation_factor"),
         ),
         on("--use-rope-scaling", Field("model_config.use_rope_scaling")),
-        value("--rope-scaling-factor", float, Field("model_config.rope_scaling_factor"), 8.0),
+        value(
+            "--rope-scaling-factor",
+            float,
+            Field(
+                "model_config.rope_scaling_factor",
+                sets={f"{_STRETCHING}.factor": lambda factor: factor},
+                back=_stretching_factor,
+            ),
+            8.0,
+        ),
         off("--no-rope-fusion", "apply_rope_fusion", Field("model_config.apply_rope_fusion")),
         toggle(
             "--apply-rope-fusion",
@@ -201,7 +219,10 @@ LAYERS = in_group(
             "--hidden-act",
             str,
             Field(_ACTIVATION),
-            choices=("gelu", "fast_gelu", "swiglu", "fused_swiglu", "silu", "squared_relu"),
+            choices=(
+                *("gelu", "fast_gelu", "quick_gelu", "swiglu", "fused_swiglu", "silu"),
+                "squared_relu",
+            ),
         ),
         on(
             "--swiglu",
@@ -364,4 +385,12 @@ PRECISION = in_group(
     ],
 )
 
-ROWS: tuple[Flag, ...] = (*SIZE, *POSITIONS, *LAYERS, *attention.ROWS, *INITIALIZATION, *PRECISION)
+ROWS: tuple[Flag, ...] = (
+    *SIZE,
+    *POSITIONS,
+    *LAYERS,
+    *layer_options.ROWS,
+    *attention.ROWS,
+    *INITIALIZATION,
+    *PRECISION,
+)

@@ -33,20 +33,12 @@ ROWS: tuple[Flag, ...] = (
 --qk-clip
 --qk-clip-alpha float=0.5 !0.5
 --qk-clip-threshold float=100 !100.0
---quick-geglu
---geglu
 --embed-layernorm
---add-rmsnorm-offset
 --input-embeds-norm
---post-norm
 --interleave-sliding-window int
---output-logit-softcapping float
---scale-emb float
 --scale-depth float
 --dim-model-base float
 --output-multiplier-scale float
---activation-func-clamp-value float
---glu-linear-offset float=0.0 !0.0
 --enable-mhc-connections
 --moe-latent-size int
 --hybrid-layer-pattern str
@@ -67,17 +59,9 @@ ROWS: tuple[Flag, ...] = (
     *_refuse(
         "refused: positions",
         "positions are not rescaled for longer sequences in this way",
-        "use --rotary-base or --rotary-seq-len-interpolation-factor",
+        "use --rope-scaling-type with --rope-scaling-factor",
         """
---rope-scaling-type str
---rope-scaling-mscale float=1.0 !1.0
---rope-scaling-mscale-all-dim float=0.0 !0.0
---rope-scaling-beta-fast int=32 !32
---rope-scaling-beta-slow int=1 !1
---rope-scaling-original-max-position-embeddings int
 --yarn-scaling-factor float=1.0 !1.0
---yarn-correction-range-round-to-int
---no-yarn-correction-range-round-to-int off=false >yarn_correction_range_round_to_int
 """,
     ),
     *_refuse(

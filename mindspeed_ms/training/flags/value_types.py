@@ -92,6 +92,16 @@ def positive(text: str) -> float:
     return number
 
 
+def floats(text: str) -> list[float]:
+    """Read numbers with commas between, with or without brackets.
+
+    Raises:
+        ValueError: anything else.
+
+    """
+    return [decimal(word) for word in text.strip().strip("[]()").split(",")]
+
+
 def parse_bool(text: str) -> bool:
     """Read ``true`` or ``false``.
 

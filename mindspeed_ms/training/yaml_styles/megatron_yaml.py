@@ -48,7 +48,6 @@ ACTIVATIONS: Mapping[str, Mapping[str, bool]] = MappingProxyType(
 
 WITHOUT_EFFECT = frozenset(
     {
-        "gated_linear_unit",
         "persist_layer_norm",
         "memory_efficient_layer_norm",
         "tp_comm_atomic_ag",

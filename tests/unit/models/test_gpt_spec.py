@@ -94,6 +94,22 @@ VARIANTS = {
         "no_rope_freq": (0, 1, 0),
         "softmax_type": "learnable",
     },
+    "norms behind the blocks, of all heads": {
+        "position_embedding_type": "rope",
+        "group_query_attention": True,
+        "num_query_groups": 2,
+        "use_pre_norm": False,
+        "use_sandwich_norm": True,
+        "qk_layernorm": True,
+        "qk_layernorm_full": True,
+    },
+    "gates of gelu, side by side": {
+        "hidden_act": "gelu",
+        "gated_linear_unit": True,
+        "use_parallel_residual": True,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+    },
     "16-bit weights": {"params_dtype": "bfloat16", "compute_dtype": "bfloat16"},
 }
 

@@ -22,7 +22,7 @@ from mindspeed_ms.core.recompute import forgotten
 from mindspeed_ms.core.tensor_parallel.random import skip_initialization
 from mindspeed_ms.core.tensor_parallel.utils import divide
 from mindspeed_ms.legacy.model.from_spec import parameter
-from mindspeed_ms.legacy.model.mlp import ParallelMLP, get_activation
+from mindspeed_ms.legacy.model.mlp import ParallelMLP, activation_between
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec
 from mindspeed_ms.models.gpt import moe_spec
 from mindspeed_ms.models.part import LinearSpec
@@ -303,7 +303,7 @@ class GroupedMLP(Cell):
             ]
         )
         self.fused = config.parallel_config.gradient_accumulation_fusion
-        self.activation = get_activation(spec.expert.activation)
+        self.activation = activation_between(spec.expert)
         self.activates_again = MOE_ACTIVATION in recompute.modules
         self.compute_dtype = memory.dtype_of(config.compute_dtype)
 

@@ -21,6 +21,7 @@ from mindspeed_ms.core import aux_losses
 from mindspeed_ms.core.expert_bias import create_expert_bias
 from mindspeed_ms.core.parameter import grad_sink_of, make_ready
 from mindspeed_ms.core.process_groups import ProcessGroups
+from mindspeed_ms.core.tensor_parallel.layers import add_bias
 from mindspeed_ms.core.tensor_parallel.random import (
     EXPERT_PARALLEL_RNG,
     MODEL_PARALLEL_RNG,
@@ -147,8 +148,11 @@ class TopKRouter(Cell):
         self.layer_number = layer_number
         self.sequence_parallel = parallel.sequence_parallel
         self.gradient_accumulation_fusion = parallel.gradient_accumulation_fusion
-        (weight,) = spec.router.parameters()
-        self.weight = parameter(weight, sequence_parallel=parallel.sequence_parallel)
+        weight, *bias = (
+            parameter(one, sequence_parallel=parallel.sequence_parallel)
+            for one in spec.router.parameters()
+        )
+        self.weight, self.bias = weight, bias[0] if bias else None
         self.expert_bias = None
         if spec.expert_bias is not None:
             self.expert_bias = create_expert_bias(
@@ -197,9 +201,10 @@ class TopKRouter(Cell):
 
     def gating(self, x: Tensor) -> Tensor:
         """Logits of every expert. Shapes: [T, h] -> fp32 [T, E]."""
-        return _Gating.apply(
+        logits = _Gating.apply(
             x, self.weight, self.config.moe_router_dtype, self.gradient_accumulation_fusion
         )
+        return logits if self.bias is None else add_bias(logits, self.bias)
 
     def routing(self, logits: Tensor) -> tuple[Tensor, np.ndarray]:
         """(weights fp32 [T, K], experts int32 [T, K]) of logits [T, E]."""
@@ -227,7 +232,11 @@ class TopKRouter(Cell):
             with autograd.no_grad():
                 scores = scores + autograd.detach(self.expert_bias)
         return ops.largest_columns(
-            scores, self.topk, config.moe_router_num_groups, config.moe_router_group_topk
+            scores,
+            self.topk,
+            config.moe_router_num_groups,
+            config.moe_router_group_topk,
+            config.moe_router_group_scores,
         )
 
     def _sinkhorn(self, logits: Tensor) -> tuple[Tensor, np.ndarray]:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from mindspeed_ms.models.families import llama
+from mindspeed_ms.models.families.decoder import Decoder
 from mindspeed_ms.models.families.family import Family
-from mindspeed_ms.models.families.place import Place, Places
+from mindspeed_ms.models.families.rules import Heads
 from mindspeed_ms.models.families.window import SlidingWindow
-from mindspeed_ms.models.model import ModelSpec
-
-
-def _places(spec: ModelSpec) -> Iterator[Place]:
-    return llama.decoder_places(Places(spec))
-
 
 FAMILY = Family(
     name="mistral",
     model_type="mistral",
     architecture="MistralForCausalLM",
     fixed=llama.FIXED,
-    rules=(*llama.RULES, SlidingWindow(4096)),
-    places=_places,
+    rules=llama.rules(SlidingWindow(4096), heads=Heads(default_groups=8)),
+    places=Decoder(),
     presets={
         "mistral_7b": {
             "model_type": "mistral",

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from mindspeed_ms.models.families import llama
+from mindspeed_ms.models.families.decoder import Decoder
 from mindspeed_ms.models.families.family import Family
-from mindspeed_ms.models.families.place import Place, Places, experts
-from mindspeed_ms.models.families.rules import Key
+from mindspeed_ms.models.families.rules import Heads, Key
 from mindspeed_ms.models.families.window import SlidingWindow
-from mindspeed_ms.models.feed_forward import MoESpec
-from mindspeed_ms.models.model import ModelSpec
-
-
-def _places(spec: ModelSpec) -> Iterator[Place]:
-    places = Places(spec)
-    yield from places.whole("model.embed_tokens.weight", "embedding.word_embeddings.weight")
-    for number, layer in enumerate(spec.layers):
-        if layer is not None:
-            yield from llama.attention_places(places, number, layer)
-            assert isinstance(layer.mlp, MoESpec), "every layer has experts"
-            theirs, ours = f"model.layers.{number}.block_sparse_moe", f"encoder.layers.{number}.mlp"
-            yield from places.whole(f"{theirs}.gate.weight", f"{ours}.router.weight")
-            yield from experts(places, f"{theirs}.experts", ours, layer.mlp, ("w1", "w3", "w2"))
-    yield from llama.head_places(places)
-
 
 FAMILY = Family(
     name="mixtral",
     model_type="mixtral",
     architecture="MixtralForCausalLM",
-    fixed={**llama.FIXED, "model_config.attention_dropout_rate": 0.0},
-    rules=(
-        *llama.RULES,
+    fixed=llama.FIXED,
+    rules=llama.rules(
         Key("intermediate_size", "moe_config.moe_ffn_hidden_size"),
         Key("num_local_experts", "moe_config.num_experts", 8),
         Key("num_experts_per_tok", "moe_config.moe_router_topk", 2),
@@ -45,8 +26,9 @@ FAMILY = Family(
             lambda x: x or 0.0,  # transformers refuses null
         ),
         SlidingWindow(),
+        heads=Heads(default_groups=8),
     ),
-    places=_places,
+    places=Decoder(block="block_sparse_moe", expert=("w1", "w3", "w2")),
     neutral=frozenset({"output_router_logits"}),
     presets={
         "mixtral_8x7b": {

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from mindspeed_ms.models.families import llama
+from mindspeed_ms.models.families.decoder import Decoder
 from mindspeed_ms.models.families.family import Family
-from mindspeed_ms.models.families.place import Place, Places
+from mindspeed_ms.models.families.rules import Heads
 from mindspeed_ms.models.families.window import LateSlidingWindows
-from mindspeed_ms.models.model import ModelSpec
-
-
-def _places(spec: ModelSpec) -> Iterator[Place]:
-    return llama.decoder_places(Places(spec))
 
 
 def _qwen2(layers: int, hidden: int, inner: int, heads: int, groups: int) -> dict[str, Any]:
@@ -39,8 +34,8 @@ FAMILY = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     fixed={**llama.FIXED, "model_config.qkv_has_bias": True},
-    rules=(*llama.RULES, LateSlidingWindows()),
-    places=_places,
+    rules=llama.rules(LateSlidingWindows(), heads=Heads(default_groups=32)),
+    places=Decoder(),
     presets={
         "qwen2.5_0.5b": _qwen2(24, 896, 4864, 14, 2),
         "qwen2.5_1.5b": _qwen2(28, 1536, 8960, 12, 2),

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from mindspeed_ms.models.families import llama
+from mindspeed_ms.models.families.decoder import Decoder
 from mindspeed_ms.models.families.family import Family
-from mindspeed_ms.models.families.place import Place, Places
-from mindspeed_ms.models.families.rules import Biases
+from mindspeed_ms.models.families.rules import Heads
 from mindspeed_ms.models.families.window import LateSlidingWindows
-from mindspeed_ms.models.model import ModelSpec
-
-
-def _places(spec: ModelSpec) -> Iterator[Place]:
-    places = Places(spec)
-    yield from llama.decoder_places(places)
-    for number in range(len(spec.layers)):
-        theirs, ours = f"model.layers.{number}.self_attn", f"encoder.layers.{number}.attention"
-        yield from places.norm(f"{theirs}.q_norm", f"{ours}.q_layernorm")
-        yield from places.norm(f"{theirs}.k_norm", f"{ours}.k_layernorm")
 
 
 def _qwen3(layers: int, hidden: int, inner: int, heads: int, is_tied: bool) -> dict[str, Any]:
@@ -46,12 +35,12 @@ FAMILY = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     fixed={**llama.FIXED, "model_config.qk_layernorm": True},
-    rules=(
-        *llama.RULES,
-        Biases("attention_bias", ("model_config.qkv_has_bias", "model_config.out_proj_has_bias")),
+    rules=llama.rules(
+        llama.ATTENTION_BIAS,
         LateSlidingWindows(),
+        heads=Heads(default_groups=32, default_width=128),
     ),
-    places=_places,
+    places=Decoder(),
     presets={
         "qwen3_0.6b": _qwen3(28, 1024, 3072, 16, True),
         "qwen3_1.7b": _qwen3(28, 2048, 6144, 16, True),

@@ -5,7 +5,14 @@ namespace kernels {
 
 namespace {
 
-enum Kind : int32_t { kGeluErf = 0, kGeluTanh = 1, kSilu = 2, kSquaredRelu = 3, kSwiglu = 4 };
+enum Kind : int32_t {
+    kGeluErf = 0,
+    kGeluTanh = 1,
+    kSilu = 2,
+    kSquaredRelu = 3,
+    kSwiglu = 4,
+    kQuickGelu = 5,
+};
 
 constexpr float kSqrtHalf = 0.70710678118654752f;
 constexpr float kInverseSqrtTwoPi = 0.39894228040143268f;
@@ -48,6 +55,16 @@ struct Silu {
     static vf slope(vf z) {
         const vf s = sigmoid(z);
         return s * (1.0f + z * (1.0f - s));
+    }
+};
+
+constexpr float kQuick = 1.702f;
+
+struct QuickGelu {
+    static vf value(vf z) { return z * sigmoid(kQuick * z); }
+    static vf slope(vf z) {
+        const vf s = sigmoid(kQuick * z);
+        return s * (1.0f + kQuick * z * (1.0f - s));
     }
 };
 
@@ -148,6 +165,75 @@ void swiglu_backward(const T* x, const T* bias, const T* dy, T* dx, T* dbias, in
     });
 }
 
+// f(gate) * (up + offset), where gate <= limit and |up| <= limit if limit > 0.
+struct Limits {
+    float limit, offset;
+    vf gate(vf z) const { return limit > 0 ? vmin(splat(limit), z) : z; }
+    vf up(vf z) const { return limit > 0 ? vmin(splat(limit), vmax(z, splat(-limit))) : z; }
+    // 1 where the value is itself, 0 where it was limited
+    static vf kept(vf before, vf after) { return before == after ? splat(1.0f) : vf{}; }
+};
+
+template <class F, class T>
+void gated_forward(const T* x, const T* bias, T* y, int64_t rows, int64_t half, Limits limits) {
+    const T* up_bias = bias ? bias + half : nullptr;
+    parallel_ranges(rows, half, [=](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row)
+            vector_loop(half, [&](int64_t i, int64_t count) {
+                const T* in = x + row * 2 * half;
+                const vf gate = limits.gate(biased(in, bias, i, count));
+                const vf up = limits.up(biased(in + half, up_bias, i, count));
+                store(y + row * half + i, F::value(gate) * (up + limits.offset), count);
+            });
+    });
+}
+
+template <class F, class T>
+void gated_backward(const T* x, const T* bias, const T* dy, T* dx, T* dbias, int64_t rows,
+                    int64_t half, Limits limits) {
+    const T* up_bias = bias ? bias + half : nullptr;
+    rows_with_bias(rows, 2 * half, dbias, [=](int64_t row, float* sums) {
+        const T* in = x + row * 2 * half;
+        T* out = dx + row * 2 * half;
+        float* up_sums = sums ? sums + half : nullptr;
+        vector_loop(half, [&](int64_t i, int64_t count) {
+            const vf raw_gate = biased(in, bias, i, count);
+            const vf raw_up = biased(in + half, up_bias, i, count);
+            const vf gate = limits.gate(raw_gate), up = limits.up(raw_up);
+            const vf grad = load(dy + row * half + i, count);
+            const vf to_gate = grad * (up + limits.offset) * F::slope(gate);
+            put_grad(out, sums, i, to_gate * Limits::kept(raw_gate, gate), count);
+            put_grad(out + half, up_sums, i, grad * F::value(gate) * Limits::kept(raw_up, up),
+                     count);
+        });
+    });
+}
+
+// What one number p does to every element: 0: x * p, 1: p * tanh(x / p).
+enum Map : int32_t { kScaled = 0, kSoftcapped = 1 };
+
+template <class T>
+void map_forward(int32_t map, const T* x, T* y, int64_t size, float p) {
+    parallel_ranges(size, 1, [=](int64_t begin, int64_t end) {
+        vector_loop(end - begin, [&](int64_t i, int64_t count) {
+            const vf value = load(x + begin + i, count);
+            store(y + begin + i, map == kScaled ? value * p : p * vtanh(value / p), count);
+        });
+    });
+}
+
+template <class T>
+void map_backward(int32_t map, const T* x, const T* dy, T* dx, int64_t size, float p) {
+    parallel_ranges(size, 1, [=](int64_t begin, int64_t end) {
+        vector_loop(end - begin, [&](int64_t i, int64_t count) {
+            const vf grad = load(dy + begin + i, count);
+            if (map == kScaled) return store(dx + begin + i, grad * p, count);
+            const vf t = vtanh(load(x + begin + i, count) / p);
+            store(dx + begin + i, grad * (1.0f - t * t), count);
+        });
+    });
+}
+
 template <class Function>
 void with_kind(int32_t kind, Function function) {
     if (kind == kGeluErf) {
@@ -156,6 +242,8 @@ void with_kind(int32_t kind, Function function) {
         function(GeluTanh{});
     } else if (kind == kSilu) {
         function(Silu{});
+    } else if (kind == kQuickGelu) {
+        function(QuickGelu{});
     } else {
         function(SquaredRelu{});
     }
@@ -193,6 +281,50 @@ EXPORT void activation_backward(int32_t storage, int32_t kind, const void* x, co
         with_kind(kind, [&](auto f) {
             backward<decltype(f)>(in, shift, grad, out, sums, rows, columns);
         });
+    });
+}
+
+// `columns` are those of x, twice those of y; limit 0: none.
+EXPORT void gated_forward(int32_t storage, int32_t kind, const void* x, const void* bias, void* y,
+                          int64_t rows, int64_t columns, float limit, float offset) {
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        const T *in = static_cast<const T*>(x), *shift = static_cast<const T*>(bias);
+        with_kind(kind, [&](auto f) {
+            kernels::gated_forward<decltype(f)>(in, shift, static_cast<T*>(y), rows, columns / 2,
+                                                Limits{limit, offset});
+        });
+    });
+}
+
+EXPORT void gated_backward(int32_t storage, int32_t kind, const void* x, const void* bias,
+                           const void* dy, void* dx, void* dbias, int64_t rows, int64_t columns,
+                           float limit, float offset) {
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        const T *in = static_cast<const T*>(x), *shift = static_cast<const T*>(bias);
+        with_kind(kind, [&](auto f) {
+            kernels::gated_backward<decltype(f)>(in, shift, static_cast<const T*>(dy),
+                                                 static_cast<T*>(dx), static_cast<T*>(dbias), rows,
+                                                 columns / 2, Limits{limit, offset});
+        });
+    });
+}
+
+EXPORT void map_forward(int32_t storage, int32_t map, const void* x, void* y, int64_t size,
+                        float p) {
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        kernels::map_forward(map, static_cast<const T*>(x), static_cast<T*>(y), size, p);
+    });
+}
+
+EXPORT void map_backward(int32_t storage, int32_t map, const void* x, const void* dy, void* dx,
+                         int64_t size, float p) {
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        kernels::map_backward(map, static_cast<const T*>(x), static_cast<const T*>(dy),
+                              static_cast<T*>(dx), size, p);
     });
 }
 

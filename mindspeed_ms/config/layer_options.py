@@ -1,0 +1,70 @@
+"""What the layers, the embedding and the head of a model do beyond a plain GPT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from mindspeed_ms.config.attention_options import AttentionOptions
+from mindspeed_ms.config.kinds import NonNegative, Positive
+from mindspeed_ms.config.rope_scaling_config import RopeScalingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions(AttentionOptions):
+    """Those fields of ``model_config``."""
+
+    NAME: ClassVar[str] = "model_config"
+
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    """How rotary positions are stretched; see there."""
+
+    embedding_multiplier: Positive = 1.0
+    """Factor of the embedding's output."""
+
+    residual_multiplier: Positive = 1.0
+    """Factor of what a block adds to the residual stream."""
+
+    logits_scaling: Positive = 1.0
+    """Divisor of the logits."""
+
+    final_logit_softcapping: Positive | None = None
+    """Logits become this × tanh(logit / this). None: they stay."""
+
+    activation_func_clamp_value: Positive | None = None
+    """In a gated unit, the gate is at most this, and the value lies between this and its negative.
+    None: no limits."""
+
+    glu_linear_offset: NonNegative = 0.0
+    """In a gated unit, added to the value."""
+
+    use_parallel_residual: bool = False
+    """Attention and feed-forward block both read what enters the layer, and both are added to it.
+    False: one after the other."""
+
+    use_pre_norm: bool = True
+    """Normalize before attention and before the feed-forward block. False needs use_sandwich_norm,
+    which normalizes after them."""
+
+    qk_layernorm_full: bool = False
+    """With qk_layernorm, normalize the queries of all heads as one vector, and the keys. False: per
+    head."""
+
+    def _check_layer_options(self, *, qk_layernorm: bool, sandwich: bool, latent: bool) -> None:
+        """Raise ValueError when these fields contradict the model.
+
+        Args:
+            qk_layernorm: queries and keys are normalized.
+            sandwich: blocks are normalized behind.
+            latent: queries and keys come from narrow vectors.
+        """
+        if not self.use_pre_norm and not sandwich:
+            raise ValueError(
+                "use_pre_norm False leaves blocks without a norm; set use_sandwich_norm: True, "
+                "which normalizes behind them"
+            )
+        if self.qk_layernorm_full and (latent or not qk_layernorm):
+            raise ValueError(
+                "qk_layernorm_full says how qk_layernorm normalizes queries and keys of heads; set "
+                "qk_layernorm: True without multi_latent_attention, or leave it out"
+            )

@@ -1,0 +1,172 @@
+"""Experts in a ``config.json``: which layers have them, how they are chosen and weighed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.models.families.rules import Fields, Key, Rule, opposite, value_of
+
+NUM_EXPERTS = "moe_config.num_experts"
+
+BALANCE = Key("router_aux_loss_coef", "moe_config.moe_aux_loss_coeff", 0.001, float)
+NORMED = Key("norm_topk_prob", "moe_config.moe_router_pre_softmax", False, opposite, opposite)
+"""Weights of the chosen experts that are made to sum to 1 are a softmax over the chosen ones."""
+
+
+def experts(number: str, width: str = "moe_intermediate_size") -> tuple[Rule, ...]:
+    """Number, width and choices of experts; keys of the first two."""
+    return (
+        OneOf((number, "num_experts", "num_local_experts"), NUM_EXPERTS),
+        Key(width, "moe_config.moe_ffn_hidden_size"),
+        Key("num_experts_per_tok", "moe_config.moe_router_topk"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """A field that files spell in several ways; the first is written.
+
+    Attributes:
+        spellings: keys.
+        ours: ``section.field``.
+    """
+
+    spellings: tuple[str, ...]
+    ours: str
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """All spellings."""
+        return frozenset(self.spellings)
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The field.
+
+        Raises:
+            ValueError: no spelling is there.
+        """
+        given = next((key for key in self.spellings if theirs.get(key) is not None), None)
+        return {self.ours: value_of(theirs, given or self.spellings[0])}
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """The first spelling."""
+        return Key(self.spellings[0], self.ours).write(config)
+
+
+def _layers(config: AllConfig) -> list[bool]:
+    model = config.model_config
+    return [model.has_experts(layer) for layer in range(model.num_layers)]
+
+
+def _frequency(layers: list[bool]) -> Fields:
+    return {"moe_config.moe_layer_freq": 1 if all(layers) else tuple(map(int, layers))}
+
+
+@dataclass(frozen=True, slots=True)
+class SparseSteps:
+    """Every n-th layer has experts, without those of a list."""
+
+    keys: frozenset[str] = frozenset({"decoder_sparse_step", "mlp_only_layers"})
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The layers."""
+        step = value_of(theirs, "decoder_sparse_step", 1)
+        dense = theirs.get("mlp_only_layers") or ()
+        number = value_of(theirs, "num_hidden_layers")
+        return _frequency(
+            [(layer + 1) % step == 0 and layer not in dense for layer in range(number)]
+        )
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """A list of those without."""
+        dense = [layer for layer, has in enumerate(_layers(config)) if not has]
+        return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+
+
+@dataclass(frozen=True, slots=True)
+class DenseFirst:
+    """The first layers have no experts."""
+
+    keys: frozenset[str] = frozenset({"first_k_dense_replace"})
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The layers."""
+        first = value_of(theirs, "first_k_dense_replace", 0)
+        number = value_of(theirs, "num_hidden_layers")
+        return _frequency([layer >= first for layer in range(number)])
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """How many have none; the round trip shows whether these are all."""
+        layers = _layers(config)
+        return {"first_k_dense_replace": layers.index(True) if any(layers) else len(layers)}
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """So many experts of the usual width that every token passes; they are one here."""
+
+    keys: frozenset[str] = frozenset({"n_shared_experts"})
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """Their total width."""
+        number = theirs.get("n_shared_experts")
+        width = value_of(theirs, "moe_intermediate_size")
+        return {
+            "moe_config.moe_shared_expert_intermediate_size": number * width if number else None
+        }
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """How many; the round trip shows whether they are whole ones."""
+        moe = config.moe_config
+        width = moe.moe_ffn_hidden_size or config.model_config.ffn_hidden_size or 1
+        return {"n_shared_experts": (moe.moe_shared_expert_intermediate_size or 0) // width}
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Experts are chosen from the best groups only.
+
+    Attributes:
+        scores: best experts of a group whose scores are those of the group.
+        method: value of ``topk_method`` that groups need; None: groups are always used.
+    """
+
+    scores: int
+    method: str | None = None
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Numbers of groups, and the method."""
+        return frozenset({"n_group", "topk_group", "topk_method"})
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The groups; all of them are none.
+
+        Raises:
+            ValueError: another method.
+        """
+        method = theirs.get("topk_method")
+        known = ("noaux_tc", None) if self.method is None else (self.method, "greedy", None)
+        if method not in known:
+            raise ValueError(f"config.json has topk_method {method!r}; {known[:-1]} are supported")
+        groups, taken = theirs.get("n_group"), theirs.get("topk_group")
+        is_used = self.method is None or method == self.method
+        if not is_used or not groups or not taken or groups == taken:
+            return {}
+        return {
+            "moe_config.moe_router_num_groups": groups,
+            "moe_config.moe_router_group_topk": taken,
+            "moe_config.moe_router_group_scores": self.scores,
+        }
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """The groups, and the method where it tells."""
+        moe = config.moe_config
+        groups, taken = moe.moe_router_num_groups or 1, moe.moe_router_group_topk or 1
+        written: dict[str, Any] = {"n_group": groups, "topk_group": taken}
+        if self.method is not None:
+            written["topk_method"] = self.method if groups > 1 else "greedy"
+        return written

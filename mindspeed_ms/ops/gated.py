@@ -1,0 +1,78 @@
+"""Gated units, and what one number does to every element; exported by ``ops``."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from mindspore import Tensor
+
+from mindspeed_ms.ops import checks
+from mindspeed_ms.ops.selection import chosen
+
+__all__ = ["Gate", "gated", "quick_gelu", "scaled", "softcapped"]
+
+Gate: TypeAlias = Literal["gelu", "fast_gelu", "silu", "quick_gelu"]
+"""What is done to the gate: gelu in its erf form, in its tanh form, silu, or z * sigmoid(1.702 z).
+"""
+
+
+def quick_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``z * sigmoid(1.702 z)`` with ``z = x + bias``. Shapes: x and result [..., H]; bias [H].
+
+    Source: Hendrycks and Gimpel, 2016.
+    """
+    checks.floating("quick_gelu", x.dtype)
+    if bias is not None:
+        checks.bias("quick_gelu", x.shape[-1], x.dtype, bias.shape, bias.dtype)
+    return chosen.kernels.quick_gelu(x, bias)
+
+
+def gated(
+    x: Tensor,
+    bias: Tensor | None,
+    activation: Gate,
+    *,
+    limit: float | None = None,
+    offset: float = 0.0,
+) -> Tensor:
+    """Gated unit ``activation(gate) * (up + offset)`` of the halves of ``x + bias``.
+
+    Args:
+        x: [..., 2H]; the first half is the gate.
+        bias: [2H].
+        activation: of the gate.
+        limit: the gate is at most this, and up lies between this and its negative.
+        offset: added to up.
+
+    Returns:
+        [..., H].
+
+    Source: Shazeer, 2020; the limits as in Megatron-core's ``activation_func_clamp_value``.
+    """
+    checks.floating("gated", x.dtype)
+    if bias is not None:
+        checks.bias("gated", x.shape[-1], x.dtype, bias.shape, bias.dtype)
+    if x.shape[-1] % 2:
+        raise ValueError(
+            f"gated: last dimension {x.shape[-1]} is odd; it holds gate and up halves of one size"
+        )
+    if activation not in ("gelu", "fast_gelu", "silu", "quick_gelu"):
+        raise ValueError(
+            f"gated: activation {activation!r}; use gelu, fast_gelu, silu or quick_gelu"
+        )
+    return chosen.kernels.gated(x, bias, activation, limit, offset)
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """Every element times a number. Shapes: x and result of any shape."""
+    checks.floating("scaled", x.dtype)
+    return chosen.kernels.scaled(x, factor)
+
+
+def softcapped(x: Tensor, cap: float) -> Tensor:
+    """``cap * tanh(x / cap)``. Shapes: x and result of any shape.
+
+    Source: Gemma Team, 2024 (Gemma 2).
+    """
+    checks.floating("softcapped", x.dtype)
+    return chosen.kernels.softcapped(x, cap)

@@ -1,0 +1,152 @@
+"""Flags of what layers, embedding and head do beyond a plain GPT, and of stretched positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mindspeed_ms.training.flags.row import (
+    Field,
+    Flag,
+    ReadField,
+    asked_means,
+    in_group,
+    off,
+    on,
+    toggle,
+    value,
+)
+from mindspeed_ms.training.flags.value_types import floats
+
+_ACTIVATION = "model_config.hidden_act"
+_GATED = "model_config.gated_linear_unit"
+_STRETCHING = "model_config.rope_scaling."
+
+
+def _gates_with(name: str) -> Field:
+    """A switch for a gated unit of one activation."""
+
+    def back(kind: str, read: ReadField) -> Any:
+        return kind == name and read(_GATED) is True
+
+    return Field(_ACTIVATION, means=name, sets={_GATED: asked_means(True)}, back=back)
+
+
+ROWS: tuple[Flag, ...] = (
+    *in_group(
+        "layers",
+        [
+            toggle("--gated-linear-unit", Field(_GATED)),
+            on(
+                "--geglu",
+                _gates_with("gelu"),
+                help="Gated activation: gelu(first half) × second half.",
+            ),
+            on(
+                "--quick-geglu",
+                _gates_with("quick_gelu"),
+                help="Gated activation: quick_gelu(first half) × second half.",
+            ),
+            value(
+                "--activation-func-clamp-value",
+                float,
+                Field("model_config.activation_func_clamp_value"),
+            ),
+            value("--glu-linear-offset", float, Field("model_config.glu_linear_offset"), 0.0),
+            on("--use-parallel-residual", Field("model_config.use_parallel_residual")),
+            off("--no-pre-norm", "use_pre_norm", Field("model_config.use_pre_norm")),
+            on("--qk-layernorm-full", Field("model_config.qk_layernorm_full")),
+            value("--embedding-multiplier", float, Field("model_config.embedding_multiplier"), 1.0),
+            value("--residual-multiplier", float, Field("model_config.residual_multiplier"), 1.0),
+            value("--logits-scaling", float, Field("model_config.logits_scaling"), 1.0),
+            value(
+                "--final-logit-softcapping",
+                float,
+                Field("model_config.final_logit_softcapping"),
+                aliases=("--output-logit-softcapping",),
+                attributes=("output_logit_softcapping",),
+            ),
+            value(
+                "--scale-emb",
+                float,
+                Field("model_config.embedding_multiplier"),
+                dest="embedding_multiplier",
+                default=1.0,
+                help="Same as --embedding-multiplier.",
+            ),
+            on(
+                "--post-norm",
+                Field("model_config.use_sandwich_norm"),
+                dest="use_sandwich_norm",
+                help="Same as --use-sandwich-norm.",
+            ),
+            on(
+                "--add-rmsnorm-offset",
+                Field("model_config.layernorm_zero_centered_gamma"),
+                dest="apply_layernorm_1p",
+                help="Same as --apply-layernorm-1p.",
+            ),
+        ],
+    ),
+    *in_group(
+        "positions",
+        [
+            value(
+                "--rope-scaling-type",
+                str,
+                Field(f"{_STRETCHING}rope_type"),
+                "default",
+                choices=("default", "linear", "dynamic", "llama3", "yarn", "longrope"),
+            ),
+            value(
+                "--rope-scaling-original-max-position-embeddings",
+                int,
+                Field(f"{_STRETCHING}original_max_position_embeddings"),
+            ),
+            value(
+                "--rope-scaling-low-freq-factor",
+                float,
+                Field(f"{_STRETCHING}low_freq_factor"),
+                1.0,
+                aliases=("--low-freq-factor",),
+            ),
+            value(
+                "--rope-scaling-high-freq-factor",
+                float,
+                Field(f"{_STRETCHING}high_freq_factor"),
+                4.0,
+                aliases=("--high-freq-factor",),
+            ),
+            value("--rope-scaling-beta-fast", float, Field(f"{_STRETCHING}beta_fast"), 32.0),
+            value("--rope-scaling-beta-slow", float, Field(f"{_STRETCHING}beta_slow"), 1.0),
+            value("--rope-scaling-mscale", float, Field(f"{_STRETCHING}mscale"), 0.0),
+            value(
+                "--rope-scaling-mscale-all-dim", float, Field(f"{_STRETCHING}mscale_all_dim"), 0.0
+            ),
+            value(
+                "--rope-scaling-attention-factor", float, Field(f"{_STRETCHING}attention_factor")
+            ),
+            off(
+                "--no-yarn-correction-range-round-to-int",
+                "yarn_correction_range_round_to_int",
+                Field(f"{_STRETCHING}truncate"),
+            ),
+            on(
+                "--yarn-correction-range-round-to-int",
+                Field(f"{_STRETCHING}truncate"),
+                default=True,
+            ),
+            value(
+                "--rope-scaling-short-factor",
+                floats,
+                Field(f"{_STRETCHING}short_factor"),
+                aliases=("--short-factor",),
+            ),
+            value(
+                "--rope-scaling-long-factor",
+                floats,
+                Field(f"{_STRETCHING}long_factor"),
+                aliases=("--long-factor",),
+            ),
+        ],
+    ),
+)

@@ -1,0 +1,239 @@
+"""Record what tiny models of every family compute in ``transformers``.
+
+Run it in an environment with ``transformers`` and ``torch``::
+
+    python tools/record_families.py [CASE ...]
+
+Each case becomes ``tests/data/families/CASE.json``: the ``config.json`` as ``transformers`` writes
+it, names and shapes of the tensors, a prompt, its logits, and the tokens that follow greedily. The
+weights are those of ``tests/family_weights.py``, so they are not recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = ROOT / "tests" / "data" / "families"
+sys.path.insert(0, str(ROOT / "tests"))
+
+from family_weights import values  # noqa: E402 - beside the tests
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+HEAD = {"head_dim": 8}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
+WINDOWS = {"sliding_window": 6}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 10000.0,
+}
+
+
+def rope(kind: str, **entries: Any) -> dict[str, Any]:
+    """A ``rope_parameters`` of version 5."""
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **entries}}
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2", {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64}),
+    "llama": ("Llama", {}),
+    "llama_biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12}),
+    "llama_linear": ("Llama", rope("linear", factor=3.0)),
+    "llama_dynamic": ("Llama", {**rope("dynamic", factor=3.0), "max_position_embeddings": 12}),
+    "llama_llama3": (
+        "Llama",
+        rope(
+            "llama3",
+            factor=4.0,
+            low_freq_factor=1.0,
+            high_freq_factor=3.0,
+            original_max_position_embeddings=32,
+        ),
+    ),
+    "llama_yarn": ("Llama", {"rope_parameters": {**YARN, "beta_fast": 16.0, "mscale": 1.0}}),
+    "mistral": ("Mistral", WINDOWS),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, **WINDOWS}),
+    "qwen2": (
+        "Qwen2",
+        {**WINDOWS, "use_sliding_window": True, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3", HEAD),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {**EXPERTS, "shared_expert_intermediate_size": 20, "mlp_only_layers": [0]},
+    ),
+    "qwen2_moe_normed": (
+        "Qwen2Moe",
+        {
+            **EXPERTS,
+            "shared_expert_intermediate_size": 20,
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+        },
+    ),
+    "qwen3_moe": ("Qwen3Moe", {**EXPERTS, **HEAD, "norm_topk_prob": True}),
+    "gemma": ("Gemma", HEAD),
+    "gemma2": ("Gemma2", {**HEAD, **WINDOWS, "query_pre_attn_scalar": 12}),
+    "gemma3_text": (
+        "Gemma3Text",
+        {
+            **HEAD,
+            **WINDOWS,
+            "query_pre_attn_scalar": 12,
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "phi3": ("Phi3", {**WINDOWS, "original_max_position_embeddings": 64}),
+    "phi3_longrope": (
+        "Phi3",
+        {
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.2],
+                "long_factor": [1.0, 2.0, 3.5],
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "gpt_neox": ("GPTNeoX", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    "gpt_neox_sequential": ("GPTNeoX", {"use_parallel_residual": False, "attention_bias": False}),
+    "olmo2": ("Olmo2", {}),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 6.0,
+            "residual_multiplier": 0.3,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 4.0,
+        },
+    ),
+    "glm": ("Glm", HEAD),
+    "glm4": ("Glm4", HEAD),
+    "deepseek_v2": ("DeepseekV2", {**LATENT, "topk_method": "greedy", "q_lora_rank": None}),
+    "deepseek_v2_groups": (
+        "DeepseekV2",
+        {
+            **LATENT,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+            "num_experts_per_tok": 4,
+            "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.8},
+        },
+    ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {
+            **LATENT,
+            "n_group": 4,
+            "topk_group": 2,
+            "num_experts_per_tok": 4,
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    "gpt_oss": (
+        "GptOss",
+        {
+            **HEAD,
+            **WINDOWS,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "swiglu_limit": 1.5,
+            "rope_parameters": {**YARN, "truncate": False, "beta_fast": 32.0, "beta_slow": 1.0},
+        },
+    ),
+}
+UNKNOWN = {
+    "GPT2": SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"},
+    "GPTNeoX": {"num_key_value_heads"},
+}
+"""Sizes that a configuration has no key for."""
+
+PROMPT, NEW = 20, 4
+
+
+def model_of(name: str, changes: dict[str, Any]) -> torch.nn.Module:
+    """A random model."""
+    sizes = {key: value for key, value in SIZES.items() if key not in UNKNOWN.get(name, ())}
+    config = getattr(transformers, f"{name}Config")(**{**sizes, **changes})
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def record(case: str) -> None:
+    """Write one case."""
+    name, changes = CASES[case]
+    with tempfile.TemporaryDirectory() as folder:
+        model_of(name, changes).save_pretrained(folder)
+        path = Path(folder) / "model.safetensors"
+        shapes = {key: tuple(tensor.shape) for key, tensor in load_file(path).items()}
+        tensors = {key: values(key, shape) for key, shape in shapes.items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager", dtype=torch.float32
+        ).eval()
+        config = json.loads((Path(folder) / "config.json").read_text())
+    ids = np.random.RandomState(7).randint(0, SIZES["vocab_size"], PROMPT).tolist()
+    tokens = list(ids)
+    with torch.no_grad():
+        for step in range(NEW):
+            logits = model(torch.tensor([tokens]), use_cache=False).logits[0]
+            if step == 0:
+                first = logits.double().numpy()
+            tokens.append(int(logits[-1].argmax()))
+    sys.stdout.write(f"{case}: {len(shapes)} tensors, logits to {np.abs(first).max():.3g}\n")
+    content = {
+        "config": config,
+        "tensors": shapes,
+        "prompt": ids,
+        "greedy": tokens[PROMPT:],
+        "logits": [[float(f"{value:.8g}") for value in row] for row in first],
+    }
+    TARGET.mkdir(parents=True, exist_ok=True)
+    (TARGET / f"{case}.json").write_text(json.dumps(content) + "\n")
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[1:] or CASES:
+        record(wanted)
