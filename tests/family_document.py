@@ -44,15 +44,15 @@ STRETCHINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 
 def families_document() -> str:
     """The document."""
-    rows = []
+    rows, presets = [], []
     for family in FAMILIES:
         for case in family_cases.CASES:
             if family_cases.recorded(case)["config"]["model_type"] != family.model_type:
                 continue
+            presets += [f"`{name}`" for name in family.presets if f"`{name}`" not in presets]
             layouts = family_cases.layouts_of(case)
             marks = ["yes" if name in layouts else "no experts" for name in ("tp2", "pp2", "ep2")]
             cells = [family.model_type, family.architecture, case, "yes", "yes", *marks, "yes"]
             rows.append(f"| {' | '.join(cells)} |\n")
-    presets = ", ".join(f"`{name}`" for family in FAMILIES for name in family.presets)
-    tail = TAIL.format(presets=presets, stretchings=", ".join(STRETCHINGS))
+    tail = TAIL.format(presets=", ".join(presets), stretchings=", ".join(STRETCHINGS))
     return HEAD + "".join(rows) + tail

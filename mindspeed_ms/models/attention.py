@@ -67,6 +67,9 @@ class AttentionSpec:
         heads = self.num_heads // sizes.tensor
         groups = max(1, self.num_groups // sizes.tensor)
         kept = sizes.tokens * sizes.width * 2 * (heads + groups) * self.head_dim
+        if self.normalizes_all_heads:  # the norms keep the heads of all ranks
+            every = (self.num_heads + self.num_groups) * self.head_dim
+            kept += sizes.tokens * sizes.width * every
         return kept if CORE_ATTENTION in recompute.modules else kept + 4 * sizes.tokens * heads
 
 

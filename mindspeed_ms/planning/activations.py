@@ -60,7 +60,10 @@ def head_bytes(config: AllConfig) -> int:
     if spec.final_norm is not None:
         norm = sizes.stream(spec.hidden_size) + sizes.rows * STATISTICS
     width = 4 if not model.fp16_lm_cross_entropy else 2
-    head = sizes.normed(spec.hidden_size) + sizes.tokens * spec.vocab_size // sizes.tensor * width
+    logits = sizes.tokens * spec.vocab_size // sizes.tensor
+    head = sizes.normed(spec.hidden_size) + logits * width
+    if model.final_logit_softcapping is not None:  # its slope needs what was capped
+        head += logits * sizes.width
     behind = sum(head + one.kept_bytes(sizes, NO_RECOMPUTE) for one in spec.further)
     if spec.query is not None:
         behind += spec.query.kept_bytes(sizes, NO_RECOMPUTE)

@@ -85,10 +85,7 @@ class RotaryEmbedding(Cell):
         """(cos, sin), each fp32 [max_seq_len, 1, 1, d], for positions from ``offset`` on."""
         key = (max_seq_len, offset)
         if key not in self._tables:
-            positions = np.arange(offset, offset + max_seq_len, dtype=np.float32) * self._scale
-            if self._stretching.rope_type in ("dynamic", "longrope"):
-                self._inverse_frequency = self._frequency(offset + max_seq_len)
-            self._tables[key] = self.tables_for(positions)
+            self._tables[key] = self.tables_for(np.arange(offset, offset + max_seq_len))
         return self._tables[key]
 
     def _frequency(self, length: int) -> np.ndarray:
@@ -97,8 +94,14 @@ class RotaryEmbedding(Cell):
         return frequencies(self._stretching, *place)
 
     def tables_for(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(cos, sin), each fp32 [s, 1, 1, d], for any positions [s]."""
-        angles = np.outer(positions.astype(np.float32), self._inverse_frequency)
+        """(cos, sin), each fp32 [s, 1, 1, d], for any positions [s].
+
+        Ways to stretch that go by the length of the sequence take the last position for it.
+        """
+        frequency = self._inverse_frequency
+        if self._stretching.rope_type in ("dynamic", "longrope"):
+            frequency = self._frequency(int(positions.max(initial=0)) + 1)
+        angles = np.outer(positions.astype(np.float32) * self._scale, frequency)
         if self.rotary_interleaved:
             angles = np.repeat(angles, 2, axis=1)
         else:

@@ -30,6 +30,7 @@ from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.models.identity import identity
 from mindspeed_ms.toolkit.messages import unknown_argument
 from mindspeed_ms.toolkit.models.configuration import PretrainedConfig
+from mindspeed_ms.training.checkpoint_config import config_of, spec_of
 
 LAYOUT_WORDS: Mapping[str, str] = {
     "tensor_model_parallel_size": "tensor_model_parallel_size",
@@ -100,6 +101,8 @@ def build(
     with run_state.activated(state), autograd.in_dynamic_graph():
         comm.init_process_group()
         engine = _configuration(config, layout, dtype, is_inside)
+        if weights is not None:
+            engine = _as_stored(engine, weights)
         if not is_inside:
             engine.validate(comm.get_world_size())
             set_parallel_context(engine.parallel_config)
@@ -175,6 +178,18 @@ def _seed(seed: int | None) -> None:
         parallel_state.get_expert_model_parallel_rank(),
         parallel_state.get_expert_tensor_parallel_rank(),
     )
+
+
+def _as_stored(engine: AllConfig, weights: Found) -> AllConfig:
+    """The configuration without layers for further tokens that the weights do not have."""
+    if engine.model_config.mtp_num_layers is None or weights.kind != "huggingface":
+        return engine
+    stored = config_of(open_checkpoint(weights, spec_of).common)
+    if stored.model_config.mtp_num_layers is not None:
+        return engine
+    sections: Sections = engine.to_dict()
+    sections["model_config"]["mtp_num_layers"] = None
+    return assemble(sections)
 
 
 def _load(chunks: list[GPTModel], engine: AllConfig, weights: Found) -> int:

@@ -26,7 +26,7 @@ def _gates_with(name: str) -> Field:
     """A switch for a gated unit of one activation."""
 
     def back(kind: str, read: ReadField) -> Any:
-        return kind == name and read(_GATED) is True
+        return kind == name and bool(read(_GATED))
 
     return Field(_ACTIVATION, means=name, sets={_GATED: asked_means(True)}, back=back)
 

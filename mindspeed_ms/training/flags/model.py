@@ -22,6 +22,7 @@ from mindspeed_ms.training.flags.value_types import dtype
 _ACTIVATION = "model_config.hidden_act"
 _POSITIONS = "model_config.position_embedding_type"
 _OTHER_POSITIONS = ("relative", "mrope", "yarn", "nope")
+_YARN = Refused("it is a way to stretch rope", "use rope with --rope-scaling-type yarn")
 _NO_POSITIONS = Refused("positions of this kind are not available", "use rope")
 _BIASES = Field(
     "model_config.add_bias_linear",
@@ -128,7 +129,10 @@ POSITIONS = in_group(
             Field(_POSITIONS),
             "learned_absolute",
             choices=("learned_absolute", "absolute", "rope", "alibi", "none", *_OTHER_POSITIONS),
-            refuses=tuple((name, _NO_POSITIONS) for name in _OTHER_POSITIONS),
+            refuses=(
+                *((name, _NO_POSITIONS) for name in _OTHER_POSITIONS if name != "yarn"),
+                ("yarn", _YARN),
+            ),
             common=True,
         ),
         off(

@@ -39,6 +39,57 @@ def test_a_preset_is_held_by_its_family(family, name):
     assert json.loads(json.dumps(written)) == written
 
 
+@pytest.mark.parametrize(
+    ("model_type", "name", "number"),
+    [
+        ("qwen3_moe", "qwen3_30b_a3b", 30_532_122_624),
+        ("gemma2", "gemma2_2b", 2_614_341_888),
+        ("gemma3_text", "gemma3_1b", 999_885_952),
+        ("phi3", "phi3_mini", 3_821_079_552),
+        ("gpt_neox", "pythia_70m", 70_426_624),
+        ("olmo2", "olmo2_1b", 1_484_916_736),
+        ("olmoe", "olmoe_1b_7b", 6_919_161_856),
+        ("deepseek_v2", "deepseek_v2_lite", 15_706_484_224),
+        ("gpt_oss", "gpt_oss_20b", 20_914_757_184),
+    ],
+)
+def test_sizes_have_the_published_number_of_parameters(model_type, name, number):
+    family = BY_MODEL_TYPE[model_type]
+    assert gpt_spec(family.config(family.presets[name]).model_config).num_parameters == number
+
+
+REFUSED = {
+    "quantization_config": ("llama", {"quantization_config": {"quant_method": "mxfp4"}}),
+    "hidden_act": ("llama", {"hidden_act": "relu6"}),
+    "partial_rotary_factor": ("llama", {"partial_rotary_factor": 0.5}),
+    "stretches rotations": ("llama", {"rope_scaling": {"rope_type": "other", "factor": 2.0}}),
+    "some_entry is not known": (
+        "llama",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "some_entry": 1}},
+    ),
+    "clip_qkv": ("olmoe", {"clip_qkv": 8.0}),
+    "use_bidirectional_attention": ("gemma2", {"use_bidirectional_attention": True}),
+    "swiglu_alpha": ("gpt_oss", {"swiglu_alpha": 1.0}),
+    "layer_types": ("gpt_oss", {"layer_types": ["chunked_attention"] * 24}),
+    "topk_method": ("deepseek_v2", {"topk_method": "noaux_tc"}),
+    "norm_topk_prob": ("deepseek_v2", {"norm_topk_prob": True}),
+    "scoring_func": ("deepseek_v3", {"scoring_func": "softmax"}),
+    "rope_interleave": ("deepseek_v3", {"rope_interleave": False}),
+    "attention_bias": ("deepseek_v3", {"attention_bias": True}),
+    "rms_norm_eps": ("deepseek_v3", {"rms_norm_eps": 1e-5}),
+    "num_key_value_heads": ("deepseek_v3", {"num_key_value_heads": 4}),
+}
+
+
+@pytest.mark.parametrize(("message", "case"), REFUSED.items(), ids=REFUSED)
+def test_a_key_that_cannot_be_held_is_named(message, case):
+    model_type, change = case
+    family = BY_MODEL_TYPE[model_type]
+    theirs = next(iter(family.presets.values()))
+    with pytest.raises(ValueError, match=message):
+        family.config({**theirs, **change})
+
+
 @pytest.mark.parametrize(("family", "name"), PRESETS, ids=IDS)
 def test_tensors_cover_every_parameter_once(family, name):
     theirs = dict(family.presets[name])

@@ -15,9 +15,12 @@ from mindspeed_ms.training.conversion import ConvertOptions, convert
 pytestmark = pytest.mark.usefixtures("single_rank")
 
 
+NOT_IN_TRANSFORMERS = {"gpt_pangu"}
+
+
 def test_every_family_has_a_case():
     recorded = {family_cases.recorded(case)["config"]["model_type"] for case in family_cases.CASES}
-    assert recorded == {family.model_type for family in FAMILIES}
+    assert recorded == {family.model_type for family in FAMILIES} - NOT_IN_TRANSFORMERS
 
 
 @pytest.mark.parametrize("case", family_cases.CASES)
