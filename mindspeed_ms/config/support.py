@@ -15,7 +15,6 @@ from mindspeed_ms.plan.layer_placement import expand_layout
 
 _KERNELS = "the kernel of each operation is chosen once at start"
 _NO_METRIC = "evaluation reports loss and perplexity, and no checkpoint of the best is kept apart"
-_NO_ADAPTERS = "low-rank adapters are not available yet"
 
 WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
     {
@@ -35,17 +34,12 @@ WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
         "training_config.epochs": "training_iters or train_samples is the length of training",
         "training_config.eval_metric": _NO_METRIC,
         "training_config.best_metric_comparison": _NO_METRIC,
-        **{
-            f"lora_config.{name}": _NO_ADAPTERS
-            for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_cells")
-        },
     }
 )
 """Field -> why its value changes nothing."""
 
 UNAVAILABLE: Mapping[str, str] = MappingProxyType(
     {
-        "lora_config.use_lora": _NO_ADAPTERS,
         "model_config.init_method_xavier_uniform": "initial weights are normal",
         "training_config.loss_reduction": "losses of tokens are averaged",
     }
@@ -117,8 +111,6 @@ def _unsupported_layout(all_config: AllConfig) -> list[str]:
 def _unsupported_model(all_config: AllConfig) -> list[str]:
     model = all_config.model_config
     reasons = []
-    if all_config.lora_config.use_lora:
-        reasons.append(f"use_lora: {_NO_ADAPTERS}; train all weights")
     if model.init_method_xavier_uniform:
         reasons.append(
             "init_method_xavier_uniform: initial weights are normal; use init_method_std"

@@ -18,6 +18,8 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
+from mindspeed_ms.backend.base import Group
+from mindspeed_ms.models.parameter import ParamSpec
 from mindspeed_ms.plan.region import Region
 
 InitMethod: TypeAlias = Callable[[Sequence[int]], np.ndarray] | Initializer | str
@@ -110,6 +112,29 @@ class GradSink:
 _REPLICATED = ShardSpec()
 
 
+def shard_spec_of(
+    spec: ParamSpec, group: Group | None = None, sequence_parallel: bool = False
+) -> ShardSpec:
+    """How this rank holds a described parameter.
+
+    Args:
+        spec: the whole parameter.
+        group: ranks that split it; None if it is whole.
+        sequence_parallel: ranks of the tensor parallel group hold different tokens.
+    """
+    is_split = group is not None and spec.partition_dim >= 0
+    return ShardSpec(
+        partition_dim=spec.partition_dim,
+        partition_stride=spec.partition_stride,
+        partitions=group.size if group is not None and is_split else 1,
+        partition_rank=group.rank if group is not None and is_split else 0,
+        partial_gradient=spec.partial_gradient == "always"
+        or (spec.partial_gradient == "sequence" and sequence_parallel),
+        is_expert=spec.expert is not None,
+        is_vocabulary=spec.is_vocabulary,
+    )
+
+
 def shard_of(parameter: Parameter) -> ShardSpec:
     """Metadata of a parameter; one that was made elsewhere counts as replicated."""
     return getattr(parameter, "shard", _REPLICATED)
@@ -179,6 +204,11 @@ def named_parameters(cell: Cell) -> list[tuple[str, Parameter]]:
         for name, parameter in cell.parameters_and_names()
         if parameter.requires_grad
     ]
+
+
+def is_frozen(parameter: Parameter) -> bool:
+    """Whether it is a weight of a model whose adapters alone are trained."""
+    return getattr(parameter, "is_frozen", False)
 
 
 def named_buffers(cell: Cell) -> list[tuple[str, Parameter]]:

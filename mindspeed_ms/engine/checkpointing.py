@@ -18,12 +18,13 @@ from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSett
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
 from mindspeed_ms.engine import random_states
+from mindspeed_ms.engine.adapters import head_alias, load_base, open_adapters
 from mindspeed_ms.engine.batch_counts import evaluated_samples
 from mindspeed_ms.engine.datasets import tokenizer_of
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.shared_folders import first_rank_decides, require_everywhere
 from mindspeed_ms.engine.train_state import TrainState
-from mindspeed_ms.formats import names, own_format
+from mindspeed_ms.formats import own_format
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.containers import storage
 from mindspeed_ms.formats.containers.new_file import FileRecord
@@ -183,6 +184,8 @@ class Loaded:
     """The run whose newest checkpoint it goes on from, in the very folder it saves to."""
     saved_already: int | None = None
     """The iteration loaded, if it lies in the folder the run saves to."""
+    base: str | None = None
+    """Checkpoint of the frozen weights below adapters."""
 
 
 def load_checkpoint(
@@ -204,15 +207,21 @@ def load_checkpoint(
     """
     training = config.training_config
     found = first_rank_decides(lambda: find_to_load(config))
+    base = None
+    if config.lora_config.use_lora:
+        found, base = load_base(config, models, found, true_vocab_size(config))
     if found is None:
-        return Loaded()
+        return Loaded(base=base)
     require_everywhere(found.folder)
     print_rank_0(f" loading checkpoint from {found.folder} (format {found.kind})")
     started = time.monotonic()
-    catalog = open_checkpoint(found, lambda common: gpt_spec(config.model_config))
+    if found.kind == "peft":
+        catalog = open_adapters(config, found)
+    else:
+        catalog = open_checkpoint(found, lambda common: gpt_spec(config.model_config))
     if training.crc_check:
         _verify_files(catalog, found)
-    is_resumed = training.resume_training and not training.finetune
+    is_resumed = training.resume_training and not training.finetune and found.kind != "peft"
     with_optimizer = is_resumed and not training.no_load_optim
     if with_optimizer and not _has_optimizer(catalog):
         raise ValueError(
@@ -220,7 +229,7 @@ def load_checkpoint(
             "load it with --no-load-optim, or --finetune to start from its weights"
         )
     options = LoadOptions(
-        aliases=_aliases(config, catalog),
+        aliases=head_alias(config, catalog),
         vocab_size=catalog.common.get("vocab_size") or true_vocab_size(config),
     )
     tensors = live_tensors(models, optimizer if with_optimizer else None)
@@ -241,12 +250,13 @@ def load_checkpoint(
         " verified)"
     )
     if not is_resumed or found.folder.parent.resolve() != Path(training.output_dir).resolve():
-        return Loaded(state=state)
+        return Loaded(state=state, base=base)
     is_newest = storage.complete_iterations(found.folder.parent)[-1:] == [state.iteration]
     return Loaded(
         state=state,
         continued=catalog.common.get(RUN) if is_newest else None,
         saved_already=state.iteration,
+        base=base,
     )
 
 
@@ -339,14 +349,6 @@ def _verify_files(catalog: Catalog, found: Found) -> None:
 
 def _has_optimizer(catalog: Catalog) -> bool:
     return any(name.partition(".")[0] in KINDS[1:] for name in catalog.tensors)
-
-
-def _aliases(config: AllConfig, catalog: Catalog) -> dict[str, str]:
-    """A head takes the embedding's values where the checkpoint, or the model, ties them."""
-    is_tied = not config.model_config.untie_embeddings_and_output_weights
-    if is_tied or catalog.common.get("is_tied"):
-        return {names.HEAD: names.EMBEDDING}
-    return {}
 
 
 def _resume(

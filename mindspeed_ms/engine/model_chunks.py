@@ -11,6 +11,7 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from mindspeed_ms.core.parameter import named_parameters, num_elements
+from mindspeed_ms.engine.adapters import report_adapters
 from mindspeed_ms.plan.layer_placement import layer_placement
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def get_model(
             pipeline,
             count,
         )
+    report_adapters(config, modules)
     ddp_config = data_parallel_config(config, count)
     is_first_stage = parallel_state.get_pipeline_model_parallel_rank() == 0
     return [

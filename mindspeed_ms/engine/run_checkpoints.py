@@ -16,6 +16,7 @@ from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveErro
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
 from mindspeed_ms.core.timers import timed
+from mindspeed_ms.engine.adapters import adapters_of
 from mindspeed_ms.engine.checkpointing import Loaded, save_checkpoint
 from mindspeed_ms.engine.errors import RunFailure
 from mindspeed_ms.engine.health import Health
@@ -63,7 +64,7 @@ class RunCheckpoints:
     ) -> None:
         self._saver, self._vocab_size = saver, vocab_size
         self._on_complete = on_complete
-        self._newest = loaded.saved_already
+        self._newest, self._base = loaded.saved_already, loaded.base
         self._has_origin = False
         # A run that goes on from its newest checkpoint is the same run. From an older one it is
         # another: the later checkpoints are not its own.
@@ -153,7 +154,12 @@ class RunCheckpoints:
                 setup.optimizer,
                 setup.scheduler,
                 state,
-                {RUN: self._run, UNHEALTHY: event, "vocab_size": self._vocab_size},
+                {
+                    RUN: self._run,
+                    UNHEALTHY: event,
+                    "vocab_size": self._vocab_size,
+                    **adapters_of(setup.config, self._base),
+                },
             )
         self._keep_origin(setup.config)
         self._newest = state.iteration

@@ -39,6 +39,8 @@ class StoredPiece:
     """Bytes before the first number."""
     is_transposed: bool = False
     """The file holds the matrix transposed; the span is complete then."""
+    held: np.ndarray | None = field(default=None, compare=False)
+    """The numbers, where the file holds them in an order that a span cannot name."""
 
     @property
     def num_bytes(self) -> int:
@@ -214,6 +216,9 @@ class TensorReader:
 
     def _fill(self, piece: StoredPiece, array: np.ndarray, first: int) -> None:
         """Read consecutive numbers of a piece into a contiguous array."""
+        if piece.held is not None:
+            np.copyto(array.reshape(-1), piece.held.reshape(-1)[first : first + array.size])
+            return
         handle = self._open(piece.path)
         buffer = array.reshape(-1).view(np.uint8).data
         position = piece.offset + first * dtypes.width(piece.dtype)

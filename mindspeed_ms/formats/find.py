@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mindspeed_ms.formats import huggingface, megatron, mindspore_dirs, own_format, torch_dist
+from mindspeed_ms.formats import (
+    huggingface,
+    megatron,
+    mindspore_dirs,
+    own_format,
+    peft,
+    torch_dist,
+)
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.containers import storage
 from mindspeed_ms.formats.names import Describe
 
-Format = Literal["mindspeed_ms", "torch", "torch_dist", "huggingface", "mindspore"]
+Format = Literal["mindspeed_ms", "torch", "torch_dist", "huggingface", "mindspore", "peft"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,8 @@ def kind_of(folder: Path) -> Format | None:
         return None
     if (folder / storage.INDEX).is_file():
         return "mindspeed_ms"
+    if peft.is_adapter_folder(folder):
+        return "peft"
     if (folder / ".metadata").is_file():
         return "torch_dist"
     if any(folder.glob("mp_rank_*/*.pt")):
@@ -100,6 +109,11 @@ def open_checkpoint(found: Found, describe: Describe) -> Catalog:
     Raises:
         ValueError: it is damaged, or of a format that is not read.
     """
+    if found.kind == "peft":
+        raise ValueError(
+            f"{found.folder} holds adapters alone; load them with use_lora (--use-lora), or merge "
+            "them into their base with convert_ckpt --merge-adapters"
+        )
     if found.kind == "mindspeed_ms":
         return own_format.read_catalog(found.folder)
     if found.kind == "torch":

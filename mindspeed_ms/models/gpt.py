@@ -9,6 +9,7 @@ from dataclasses import replace
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.config.dtypes import FLOAT16
 from mindspeed_ms.config.transformer_config import GATED_ACTIVATIONS
+from mindspeed_ms.models.adapting import adapted
 from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec, SharedExpertSpec
 from mindspeed_ms.models.layer import FurtherSpec, LayerSpec, QueryLayerSpec
@@ -20,7 +21,7 @@ from mindspeed_ms.models.scores import ScoresSpec
 
 
 def gpt_spec(config: TransformerConfig, num_tokentypes: int = 0) -> ModelSpec:
-    """The whole model.
+    """The whole model, with its adapters if the configuration asks for them.
 
     Args:
         config: model configuration.
@@ -37,7 +38,7 @@ def gpt_spec(config: TransformerConfig, num_tokentypes: int = 0) -> ModelSpec:
     further = tuple(
         _further(config, config.num_layers + depth) for depth in range(config.mtp_num_layers or 0)
     )
-    return ModelSpec(
+    spec = ModelSpec(
         embedding=embedding_spec(config, num_tokentypes),
         layers=tuple(layers),
         final_norm=norm_spec(config) if config.use_final_norm else None,
@@ -45,6 +46,7 @@ def gpt_spec(config: TransformerConfig, num_tokentypes: int = 0) -> ModelSpec:
         further=further,
         head=head_spec(config) if config.untie_embeddings_and_output_weights else None,
     )
+    return adapted(spec, config.lora_config) if config.lora_config.use_lora else spec
 
 
 def embedding_spec(config: TransformerConfig, num_tokentypes: int = 0) -> EmbeddingSpec:

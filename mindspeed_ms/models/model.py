@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -60,6 +60,8 @@ class ModelSpec:
     """Layers that predict further tokens."""
     head: LinearSpec | None = None
     """None: the head uses the table of token embeddings."""
+    trains_adapters_only: bool = False
+    """Everything but the adapters is frozen."""
 
     @property
     def hidden_size(self) -> int:
@@ -85,25 +87,26 @@ class ModelSpec:
 
     def before_layers(self) -> Iterator[ParamSpec]:
         """Parameters of the embedding."""
-        yield from _under("embedding", "embedding", self.embedding)
+        yield from self._under("embedding", "embedding", self.embedding)
 
     def of_layer(self, index: int, experts: Experts = None) -> Iterator[ParamSpec]:
         """Parameters of one layer, counted from 0."""
         layer = self.layers[index]
         if layer is not None:
-            yield from _under(f"encoder.layers.{index}", f"decoder.layers.{index}", layer, experts)
+            ours, theirs = f"encoder.layers.{index}", f"decoder.layers.{index}"
+            yield from self._under(ours, theirs, layer, experts)
 
     def behind_layers(self, experts: Experts = None) -> Iterator[ParamSpec]:
         """Parameters of the final norm, of the layers behind it, and of the head."""
         if self.final_norm is not None:
-            yield from _under("encoder.final_norm", "decoder.final_layernorm", self.final_norm)
+            yield from self._under("encoder.final_norm", "decoder.final_layernorm", self.final_norm)
         if self.query is not None:
-            yield from _under("query_layer", "query_layer", self.query)
+            yield from self._under("query_layer", "query_layer", self.query)
         for depth, further in enumerate(self.further):
             path = f"mtp.layers.{depth}"
-            yield from _under(path, path, further, experts)
+            yield from self._under(path, path, further, experts)
         if self.head is not None:
-            yield from _under("output_layer", "output_layer", self.head)
+            yield from self._under("output_layer", "output_layer", self.head)
 
     def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
         """Every parameter once, in the order of construction."""
@@ -122,17 +125,39 @@ class ModelSpec:
         """Every parameter by its name in Megatron-core."""
         return {spec.megatron_name: spec for spec in self.parameters()}
 
+    def _under(
+        self,
+        name: str,
+        megatron_name: str,
+        part: EmbeddingSpec | LayerSpec | FurtherSpec | NormSpec | LinearSpec,
+        experts: Experts = None,
+    ) -> Iterator[ParamSpec]:
+        """Parameters of a part of the model."""
+        child = Child(f"{OWN_ROOT}.{name}", megatron_name, part)
+        for spec in parameters_of(iter([child]), experts):
+            if self.trains_adapters_only and spec.is_trained and not spec.is_adapter:
+                spec = replace(spec, is_trained=False, is_frozen=True)
+            yield spec
+
     @property
     def num_parameters(self) -> int:
-        """Trained elements of the whole model, each counted once."""
-        once = (*self.before_layers(), *self.behind_layers())
-        total = sum(spec.size for spec in once if spec.is_trained)
-        sizes = {
-            layer: sum(spec.size for spec in layer.parameters() if spec.is_trained)
-            for layer in set(self.layers)
-            if layer is not None
+        """Elements of the weights of the whole model, frozen ones too, each counted once."""
+        return sum(self._sizes(lambda spec: spec.is_trained))
+
+    @property
+    def num_adapter_parameters(self) -> int:
+        """Elements of the adapters of the whole model."""
+        return sum(self._sizes(lambda spec: spec.is_adapter))
+
+    def _sizes(self, counts: Callable[[ParamSpec], bool]) -> Iterator[int]:
+        """Elements of every part, as far as they count before anything is frozen."""
+        parts = (self.embedding, self.final_norm, *self.further, self.head, *self.layers)
+        known = {
+            part: sum(spec.size for spec in part.parameters() if counts(spec))
+            for part in set(parts)
+            if part is not None
         }
-        return total + sum(sizes[layer] for layer in self.layers if layer is not None)
+        yield from (known[part] for part in parts if part is not None)
 
     # --- a pipeline's stage -----------------------------------------------------------------------
 
@@ -190,13 +215,3 @@ class ModelSpec:
         """Words of the stream in front of the head."""
         behind = sum(further.words for further in self.further)
         return self.layer_starts[-1] + behind + (0 if self.query is None else self.query.words)
-
-
-def _under(
-    name: str,
-    megatron_name: str,
-    part: EmbeddingSpec | LayerSpec | QueryLayerSpec | FurtherSpec | NormSpec | LinearSpec,
-    experts: Experts = None,
-) -> Iterator[ParamSpec]:
-    """Parameters of a part of the model."""
-    return parameters_of(iter([Child(f"{OWN_ROOT}.{name}", megatron_name, part)]), experts)

@@ -23,6 +23,10 @@ class Init:
 
     value: float = 0.0
 
+    bound: float | None = None
+    """Elements lie in [-bound, bound], all alike; they are drawn from a stream of the parameter's
+    own, by its name, so what is drawn for other parameters does not depend on it."""
+
     is_drawn_twice: bool = False
     """As many numbers are drawn before and thrown away. ``torch.nn.Embedding`` fills its table when
     it is built; Megatron then draws the real values, so all later weights depend on both draws."""
@@ -78,6 +82,12 @@ class ParamSpec:
 
     is_vocabulary: bool = False
     """Rows are tokens, padded to a number that the tensor parallel size divides."""
+
+    is_adapter: bool = False
+    """It belongs to an adapter beside a frozen matrix."""
+
+    is_frozen: bool = False
+    """A weight of a model whose adapters alone are trained; checkpoints of a run leave it out."""
 
     def __post_init__(self) -> None:
         """A dimension that is split must exist."""

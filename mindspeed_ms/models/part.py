@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from mindspeed_ms.config.dtypes import FLOAT32, DType
+from mindspeed_ms.models.adapter import AdapterSpec
 from mindspeed_ms.models.parameter import Init, ParamSpec, Partial
 
 Experts = Collection[int] | None
@@ -72,14 +73,17 @@ class LinearSpec:
     """See ``ParamSpec.partition_stride``."""
 
     is_vocabulary: bool = False
+    adapters: tuple[AdapterSpec, ...] = ()
+    """Of disjoint regions of its outputs."""
 
     @property
     def operations(self) -> float:
         """Floating point operations of a token's forward, over all ranks."""
-        return 2.0 * self.inputs * self.outputs
+        narrow = sum(one.rank for one in self.adapters)
+        return 2.0 * (self.inputs * self.outputs + narrow * (self.inputs + self.outputs))
 
     def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
-        """W and b."""
+        """W, b and those of the adapters."""
         yield ParamSpec(
             name="weight",
             megatron_name="weight",
@@ -101,6 +105,8 @@ class LinearSpec:
                 partition_stride=self.stride if self.split == "column" else 1,
                 partial_gradient="never" if self.split == "column" else "sequence",
             )
+        for adapter in self.adapters:
+            yield from adapter.parameters(self.inputs, self.split, self.dtype)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

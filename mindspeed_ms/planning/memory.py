@@ -20,7 +20,11 @@ from mindspeed_ms.plan.param_layout import (
     default_bucket_size,
     sharded_alignment,
 )
-from mindspeed_ms.planning.parameters import LocalParameter, chunk_parameters
+from mindspeed_ms.planning.parameters import (
+    LocalParameter,
+    chunk_parameters,
+    frozen_bytes,
+)
 
 ADAM_MOMENTS, SGD_MOMENTS = 2, 1
 WHOLE_WEIGHTS = 3
@@ -81,6 +85,7 @@ def stage_state(config: AllConfig, world_size: int, stage: int) -> StateBytes:
     count = sum(spec.size for specs in chunks for spec in specs)
     total = StateBytes(0, 0, 0, 0)
     for chunk, specs in enumerate(chunks):
+        total += StateBytes(0, frozen_bytes(config, stage, chunk), 0, 0)
         for is_expert in (False, True):
             sharing = _sharing(config, world_size, stage, chunk, is_expert, count)
             mine = [spec for spec in specs if spec.is_expert == is_expert]

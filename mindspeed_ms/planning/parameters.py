@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mindspeed_ms.config import AllConfig
-from mindspeed_ms.config.dtypes import DType
+from mindspeed_ms.config.dtypes import DType, dtype_bytes
 from mindspeed_ms.models import ModelSpec, ParamSpec, gpt_spec
 from mindspeed_ms.plan.layer_placement import layer_placement
 
@@ -73,6 +73,16 @@ def chunk_parameters(config: AllConfig, stage: int, chunk: int) -> list[LocalPar
 
     Ranks of an expert parallel group hold different experts of the same sizes: it is the first.
     """
+    return [one for one in _of_chunk(config, stage, chunk) if one.spec.is_trained]
+
+
+def frozen_bytes(config: AllConfig, stage: int, chunk: int) -> int:
+    """Bytes of the weights below adapters that a rank holds; they have nothing but their values."""
+    held = [one for one in _of_chunk(config, stage, chunk) if one.spec.is_frozen]
+    return sum(one.size * dtype_bytes(one.dtype) for one in held)
+
+
+def _of_chunk(config: AllConfig, stage: int, chunk: int) -> list[LocalParameter]:
     parallel, spec = config.parallel_config, model_spec(config)
     tensor = parallel.tensor_model_parallel_size
     expert_tensor = parallel.expert_tensor_parallel_size or tensor
@@ -83,7 +93,6 @@ def chunk_parameters(config: AllConfig, stage: int, chunk: int) -> list[LocalPar
     return [
         LocalParameter(one, one.local_shape(tensor, expert_tensor), one.name in shared)
         for one in spec.of_chunk(placement, stage, chunk, experts)
-        if one.is_trained
     ]
 
 

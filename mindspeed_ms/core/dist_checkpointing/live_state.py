@@ -16,7 +16,7 @@ from mindspore.nn import Cell
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer
-from mindspeed_ms.core.parameter import num_elements, shard_of
+from mindspeed_ms.core.parameter import is_frozen, num_elements, shard_of
 from mindspeed_ms.plan.region import Span
 
 WEIGHTS = ""
@@ -83,8 +83,8 @@ def live_tensors(
 ) -> list[LiveTensor]:
     """Weights, and with an optimizer its state, as far as this rank owns them.
 
-    Parameters that are not trained belong to the weights. They are kept as they are named in the
-    model.
+    State that is not trained belongs to the weights, under its names in the model; frozen weights
+    below adapters do not.
     """
     found = [tensor for model in models for tensor in _weights(model)]
     found += [tensor for model in models for tensor in _untrained(model)]
@@ -100,8 +100,18 @@ def _weights(model: DistributedDataParallel) -> Iterator[LiveTensor]:
 
 def _untrained(model: DistributedDataParallel) -> Iterator[LiveTensor]:
     for name, param in model.module.parameters_and_names():
-        if not param.requires_grad and num_elements(param):
+        if not param.requires_grad and num_elements(param) and not is_frozen(param):
             yield _whole(name, param)
+
+
+def base_tensors(models: Sequence[DistributedDataParallel]) -> list[LiveTensor]:
+    """What lies below the adapters of a model: frozen weights, and state that is not trained."""
+    return [
+        _whole(name, param)
+        for model in models
+        for name, param in model.module.parameters_and_names()
+        if not param.requires_grad and num_elements(param)
+    ]
 
 
 def parameters_of(cell: Cell) -> list[LiveTensor]:

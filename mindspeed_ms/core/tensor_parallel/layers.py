@@ -54,7 +54,7 @@ class LinearPlan:
 
 def _weight_grad(grad: Tensor, total: Tensor, weight: Parameter, fused: bool) -> Tensor | None:
     """DW = dY^T X: accumulated into the gradient sink (result None), or returned."""
-    if not weight.requires_grad:
+    if not autograd.requires_grad(weight):
         return None
     sink = grad_sink_of(weight) if fused else None
     if sink is None:
@@ -217,6 +217,11 @@ def column_parallel_linear(
 ) -> Tensor:
     """X [s(/p), b, i], W_r [o/p, i] -> [s, b, o/p]; see ``_ColumnLinear``."""
     return _ColumnLinear.apply(x, weight, bias, plan)
+
+
+def row_parallel_linear(x: Tensor, weight: Parameter, plan: LinearPlan) -> Tensor:
+    """X_r [s, b, i/p], W_r [o, i/p] -> [s(/p), b, o]; see ``_RowLinear``."""
+    return _RowLinear.apply(x, weight, plan)
 
 
 def parallel_config_of(config: ModelParallelConfig | TransformerConfig) -> ModelParallelConfig:
@@ -469,7 +474,7 @@ class RowParallelLinear(Cell):
             input_ = ops.cast(input_, self.compute_dtype)
         if not self.input_is_parallel:
             input_ = mappings.scatter_to_tensor_model_parallel_region(input_, self.plan.group)
-        output = _RowLinear.apply(input_, self.weight, self.plan)
+        output = row_parallel_linear(input_, self.weight, self.plan)
         if self.skip_bias_add or self.bias is None:
             return output, self.bias
         return add_bias(output, self.bias), None

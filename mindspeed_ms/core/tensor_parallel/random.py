@@ -145,6 +145,11 @@ def seed_initialization(seed: int) -> None:
     _init_stream().restart(seed)
 
 
+def initialization_seed() -> int:
+    """Seed of the stream of initial weights."""
+    return _init_stream().seed
+
+
 def seek_initialization(position: int) -> None:
     """Continue the stream of initial weights at a number of words from its start."""
     stream = _init_stream()

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from mindspore import Parameter
 
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.config import TransformerConfig
-from mindspeed_ms.core.parameter import ShardSpec, create_parameter
+from mindspeed_ms.core.parameter import create_parameter, shard_spec_of
+from mindspeed_ms.core.peft.adapted_linear import (
+    AdaptedColumnLinear,
+    AdaptedReplicatedLinear,
+    AdaptedRowLinear,
+)
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from mindspeed_ms.core.tensor_parallel.random import draw_normal
@@ -42,17 +48,7 @@ def parameter(
         group: ranks that split it; None if it is whole.
         sequence_parallel: ranks of the tensor parallel group hold different tokens.
     """
-    is_split = group is not None and spec.partition_dim >= 0
-    shard = ShardSpec(
-        partition_dim=spec.partition_dim,
-        partition_stride=spec.partition_stride,
-        partitions=group.size if group is not None and is_split else 1,
-        partition_rank=group.rank if group is not None and is_split else 0,
-        partial_gradient=spec.partial_gradient == "always"
-        or (spec.partial_gradient == "sequence" and sequence_parallel),
-        is_expert=spec.expert is not None,
-        is_vocabulary=spec.is_vocabulary,
-    )
+    shard = shard_spec_of(spec, group, sequence_parallel)
     ranks = shard.partitions
     created = create_parameter(
         spec.local_shape(ranks, ranks),
@@ -85,7 +81,10 @@ def column_linear(
         keeps_gathered: keep the gathered input instead of gathering it again in backward.
     """
     assert spec.split == "column", "the outputs are split"
-    layer = ColumnParallelLinear(
+    kind: Callable[..., ColumnParallelLinear] = ColumnParallelLinear
+    if spec.adapters:
+        kind = partial(AdaptedColumnLinear, spec=spec)
+    layer = kind(
         spec.inputs,
         spec.outputs,
         config=config,
@@ -108,7 +107,10 @@ def row_linear(
 ) -> RowParallelLinear:
     """A layer whose inputs are split already, and whose bias is returned beside the output."""
     assert spec.split == "row", "the inputs are split"
-    return RowParallelLinear(
+    kind: Callable[..., RowParallelLinear] = RowParallelLinear
+    if spec.adapters:
+        kind = partial(AdaptedRowLinear, spec=spec)
+    return kind(
         spec.inputs,
         spec.outputs,
         config=config,
@@ -126,6 +128,7 @@ def row_linear(
 def whole_linear(spec: LinearSpec, config: TransformerConfig) -> ReplicatedLinear:
     """A narrow layer that every rank holds in full."""
     assert spec.split == "whole", "every rank holds all of it"
-    return ReplicatedLinear(
-        spec.inputs, spec.outputs, config=config, init_method=init_method(spec.init)
-    )
+    kind: Callable[..., ReplicatedLinear] = ReplicatedLinear
+    if spec.adapters:
+        kind = partial(AdaptedReplicatedLinear, spec=spec)
+    return kind(spec.inputs, spec.outputs, config=config, init_method=init_method(spec.init))

@@ -14,6 +14,7 @@ from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, gather_tokens
 from mindspeed_ms.core.inference.context import InferenceContext
+from mindspeed_ms.core.peft.prepare import prepare
 from mindspeed_ms.core.tensor_parallel import VocabParallelCrossEntropy, mappings
 from mindspeed_ms.legacy.model.attention import AttentionMask
 from mindspeed_ms.legacy.model.decoding import Decoder, decoder_of
@@ -25,6 +26,7 @@ from mindspeed_ms.legacy.model.module import Module
 from mindspeed_ms.legacy.model.multi_token_prediction import moved_ahead, with_further_losses
 from mindspeed_ms.legacy.model.transformer import ParallelLMLogits
 from mindspeed_ms.legacy.model.unserved import refuse_unserved
+from mindspeed_ms.models import gpt_spec
 
 
 def post_language_model_processing(
@@ -117,6 +119,8 @@ class GPTModel(Module):
             self.loss = LossWithMask(VocabParallelCrossEntropy())
         if self.share_embeddings_and_output_weights or config.mtp_num_layers is not None:
             self.initialize_word_embeddings()
+        if config.lora_config.use_lora:
+            prepare(self, gpt_spec(config, num_tokentypes))
 
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
         """Activations from the previous pipeline stage."""

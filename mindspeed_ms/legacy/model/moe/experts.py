@@ -17,8 +17,10 @@ from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.parameter import grad_sink_of, make_ready
+from mindspeed_ms.core.peft.adapter import Adapters
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import forgotten
+from mindspeed_ms.core.tensor_parallel.layers import LinearPlan
 from mindspeed_ms.core.tensor_parallel.random import skip_initialization
 from mindspeed_ms.core.tensor_parallel.utils import divide
 from mindspeed_ms.legacy.model.from_spec import parameter
@@ -237,6 +239,8 @@ class _GroupedLinear(autograd.Function):
         plan, weights = ctx.plan, ctx.weights
         grad = memory.contiguous(grad)
         dx = ops.grouped_linear_dgrad(grad, _ready(weights, grad), plan.counts)
+        if not any(autograd.requires_grad(weight) for weight in weights):
+            return (dx, None, *(None for _ in weights))
         sinks = [grad_sink_of(weight) if plan.fused else None for weight in weights]
         totals = [
             memory.zeros(weight.shape) if sink is None else sink.main_grad
@@ -263,8 +267,33 @@ class _Matrix(Cell):
 
     def __init__(self, spec: LinearSpec, groups: ProcessGroups) -> None:
         super().__init__()
-        (weight,) = spec.parameters()
-        self.weight = parameter(replace(weight, expert=0), group=groups.expert_tensor)
+        weight = next(iter(spec.parameters()))
+        group = groups.expert_tensor
+        self.weight = parameter(replace(weight, expert=0), group=group)
+        self.adapters = None
+        if spec.adapters:
+            self.adapters = Adapters(spec, LinearPlan(group=group), group, is_expert=True)
+
+
+def _product(x: Tensor, plan: _GroupPlan, matrices: Sequence[_Matrix]) -> Tensor:
+    """Rows times the matrices of their experts, adapters included."""
+    weights = [matrix.weight for matrix in matrices]
+    adapters = [matrix.adapters for matrix in matrices if matrix.adapters is not None]
+    if not adapters or not adapters[0].enabled:
+        return _GroupedLinear.apply(x, plan, *weights)
+    apart = replace(plan, fused=False)
+
+    def product(rows: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        return _GroupedLinear.apply(rows, apart, *factors)
+
+    mine, adapted = ops.branch(x)
+    added = adapters[0].grouped(
+        adapted,
+        product,
+        [one.stacked_down() for one in adapters],
+        [one.spread_up() for one in adapters],
+    )
+    return adapters[0].joined(_GroupedLinear.apply(mine, plan, *weights), added)
 
 
 class _ExpertMatrices(Cell):
@@ -310,12 +339,12 @@ class GroupedMLP(Cell):
     def construct(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
         """[M, h] -> [M, h]."""
         experts, plan = list(self.local_experts), _GroupPlan(counts, self.fused)
-        first = [expert.mapping.weight for expert in experts]
-        second = [expert.projection.weight for expert in experts]
+        first = [expert.mapping for expert in experts]
+        second = [expert.projection for expert in experts]
         rows = ops.cast(rows, self.compute_dtype)
-        inner = _GroupedLinear.apply(rows, plan, *first)  # [M, (2) f/q]
+        inner = _product(rows, plan, first)  # [M, (2) f/q]
         activated = self.activation(inner, None)
         if not self.activates_again or not autograd.is_grad_enabled() or not np.any(counts):
-            return _GroupedLinear.apply(activated, plan, *second)
+            return _product(activated, plan, second)
         with forgotten(activated, self.activation, inner, None):
-            return _GroupedLinear.apply(activated, plan, *second)
+            return _product(activated, plan, second)

@@ -1,0 +1,469 @@
+"""Adapters in the files of the ``peft`` library: ``adapter_config.json`` and its tensors.
+
+Source: PEFT 0.21 ``LoraConfig`` and ``save_pretrained`` (names and shapes).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindspeed_ms.config.lora_config import LoraConfig
+from mindspeed_ms.formats import dtypes
+from mindspeed_ms.formats.catalog import Catalog, StoredPiece, StoredTensor, TensorReader
+from mindspeed_ms.formats.containers import safetensors_file as safetensors
+from mindspeed_ms.formats.containers import storage
+from mindspeed_ms.models.adapter import DOWN, FOLDER, MAGNITUDE, UP, AdapterSpec
+from mindspeed_ms.models.adapting import adapters_of
+from mindspeed_ms.models.families.family import Family
+from mindspeed_ms.models.families.place import Place
+from mindspeed_ms.models.model import OWN_ROOT, ModelSpec
+from mindspeed_ms.models.part import LinearSpec
+from mindspeed_ms.plan.region import Region, Run, Span
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ROOT = "base_model.model."
+"""In front of every name: PEFT's wrapper around the model."""
+_FILES = {DOWN: f"{DOWN}.weight", UP: f"{UP}.weight", MAGNITUDE: f"{MAGNITUDE}_vector"}
+"""Part of an adapter -> its name there."""
+
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, [], ()),
+    "layer_replication": (None, []),
+    "layers_pattern": (None, ""),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "corda_config": (None,),
+    "eva_config": (None,),
+    "kasa_config": (None,),
+    "lora_ga_config": (None,),
+    "loftq_config": ({}, None),
+    "megatron_config": (None,),
+    "monteclora_config": (None,),
+    "velora_config": (None,),
+    "ensure_weight_tying": (False, None),
+    "init_lora_weights": (True, False, "gaussian", None),
+}
+"""Option -> values with which nothing is asked for that is not done here."""
+
+_FRESH: Mapping[str, Any] = {
+    "target_parameters": None,
+    **{name: values[0] for name, values in NEUTRAL.items()},
+    "auto_mapping": None,
+    "exclude_modules": None,
+    "inference_mode": True,
+    "megatron_core": "megatron.core",
+    "peft_version": "0.21.2",
+    "qalora_group_size": 16,
+    "revision": None,
+    "task_type": "CAUSAL_LM",
+}
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds adapters in PEFT's files."""
+    return (folder / CONFIG).is_file()
+
+
+def read_options(folder: Path) -> dict[str, Any]:
+    """``adapter_config.json``.
+
+    Raises:
+        ValueError: it cannot be read, or asks for something that is not done here.
+    """
+    path = folder / CONFIG
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); correct the file") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} holds a JSON {type(options).__name__}, not an object")
+    check_options(options, str(path))
+    return options
+
+
+def check_options(options: Mapping[str, Any], where: str) -> None:
+    """Refuse options of PEFT that are not done here, by name.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, values in NEUTRAL.items():
+        if name in options and options[name] not in values:
+            raise ValueError(
+                f"{where}: {name} is {options[name]!r}; adapters are of the kind LORA, with "
+                f"{name} {values[0]!r}: train or save them so"
+            )
+
+
+def section_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The section ``lora_config`` that an ``adapter_config.json`` amounts to."""
+
+    def words(value: Any) -> Any:
+        return tuple(sorted(value)) if isinstance(value, list | tuple | set) else value
+
+    targets = words(options.get("target_modules")) or ()
+    parameters = words(options.get("target_parameters")) or ()
+    if parameters:  # experts that are one tensor there
+        targets = (*((targets,) if isinstance(targets, str) else targets), *parameters)
+
+    layers = options.get("layers_to_transform")
+    return {
+        "use_lora": True,
+        "lora_rank": options.get("r", 8),
+        "lora_alpha": options.get("lora_alpha", 8),
+        "lora_dropout": options.get("lora_dropout", 0.0),
+        "target_modules": targets or None,
+        "exclude_layers": words(options.get("exclude_modules")) or None,
+        "layers_to_transform": (layers,) if isinstance(layers, int) else layers,
+        "rank_pattern": options.get("rank_pattern") or None,
+        "alpha_pattern": options.get("alpha_pattern") or None,
+        "use_rslora": bool(options.get("use_rslora")),
+        "use_dora": bool(options.get("use_dora")),
+        "base_model_name_or_path": options.get("base_model_name_or_path") or None,
+    }
+
+
+# --- where adapters lie ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A linear layer of theirs, and the adapters here that change its outputs."""
+
+    name: str
+    """Of the layer, within their model."""
+    place: Place
+    linear: str
+    """Path of the layer here."""
+    adapters: tuple[AdapterSpec, ...]
+
+    @property
+    def rows(self) -> list[int]:
+        """Outputs of the layer here, in the order of theirs."""
+        return _rows(self.place.region.runs[0])
+
+
+def _rows(runs: tuple[Run, ...]) -> list[int]:
+    return [row for first, length in runs for row in range(first, first + length)]
+
+
+def modules(spec: ModelSpec, family: Family) -> Iterator[Module]:
+    """Their linear layers that have adapters."""
+    here = dict(adapters_of(spec))
+    for place in family.places(spec):
+        path, _, kind = place.name.rpartition(".")
+        linear = here.get(path) if kind == "weight" else None
+        if linear is None or not place.theirs.endswith(".weight"):
+            continue
+        held = set(_rows(place.region.runs[0]))
+        mine = tuple(one for one in linear.adapters if held & set(_rows(one.runs)))
+        if mine:
+            name = family.full_name(place.theirs.removesuffix(".weight"))
+            yield Module(name, place, path, mine)
+
+
+def parameter_name(linear: str, region: str, part: str) -> str:
+    """Path of a part of an adapter here."""
+    return f"{linear}.{FOLDER}.{region}.{part}"
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_catalog(folder: Path, spec: ModelSpec, family: Family) -> Catalog:
+    """The adapters of a folder under the names here; tensors stay in their file.
+
+    Args:
+        folder: with both files.
+        spec: the model with the adapters that the folder's options ask for.
+        family: the kind of model.
+
+    Raises:
+        ValueError: tensors are missing, left over, or of another shape.
+    """
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {WEIGHTS}; save the adapters as safetensors")
+    stored = {_own(key, family): place for key, place in safetensors.read_header(path)[0].items()}
+    catalog = Catalog({}, {"iteration": 0}, f"PEFT adapters {folder}")
+    unused = set(stored)
+    fused = _add_fused_experts(catalog, path, stored, spec)
+    unused -= fused
+    for module in modules(spec, family):
+        if all(
+            parameter_name(module.linear, one.region, DOWN) in catalog.tensors
+            for one in module.adapters
+        ):
+            continue
+        (adapter,) = module.adapters if len(module.adapters) == 1 else (None,)
+        if adapter is None or adapter.runs != module.place.region.runs[0]:
+            raise ValueError(
+                f"{folder}: adapters of {module.name} do not lie as the layer's adapters here; use "
+                "the target_modules of the file"
+            )
+        for part, word in _FILES.items():
+            name = parameter_name(module.linear, adapter.region, part)
+            if name not in spec.by_name:
+                continue
+            key = f"{module.name}.{word}"
+            found = stored.get(key) or stored.get(f"{key}.weight")
+            if found is None:
+                raise ValueError(f"{path} holds no {ROOT}{key}; it is incomplete")
+            unused -= {key, f"{key}.weight"}
+            shape = spec.by_name[name].shape
+            if math.prod(found.shape) != math.prod(shape):
+                raise ValueError(
+                    f"{path}: {key} has shape {list(found.shape)}, the model and {CONFIG} say "
+                    f"{list(shape)}"
+                )
+            whole = Span.all_of(Region.whole(shape))
+            piece = StoredPiece(whole, found.dtype, path, found.offset)
+            catalog.tensors[name] = StoredTensor(shape, found.dtype, [piece])
+    if unused:
+        raise ValueError(
+            f"{path} holds {sorted(unused)[0]} and {len(unused) - 1} more that {CONFIG} does not "
+            "ask for"
+        )
+    return catalog
+
+
+_EXPERTS = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(base_layer\.)?(lora_[AB])\.weight")
+
+
+def _add_fused_experts(
+    catalog: Catalog, path: Path, stored: Mapping[str, safetensors.Place], spec: ModelSpec
+) -> set[str]:
+    """Add adapters of experts that are one tensor there; return the names that were used.
+
+    A [E r, inputs] stacks those of the experts; B [outputs, r E] has the expert as its fastest
+    index. With both matrices of the experts adapted, those of the first are within the others.
+    """
+    found = {key: match for key in stored if (match := _EXPERTS.fullmatch(key))}
+    here = dict(adapters_of(spec))
+    with TensorReader() as reader:
+        for key, match in found.items():
+            layer, inner, part = match.groups()
+            both = f"model.layers.{layer}.mlp.experts.base_layer.{part}.weight" in stored
+            root = f"{OWN_ROOT}.encoder.layers.{layer}.mlp.experts.local_experts"
+            is_first = bool(inner) or (not both and f"{root}.0.mapping" in here)
+            word = "mapping" if is_first else "projection"
+            linears = sorted(
+                (name for name in here if name.startswith(root) and name.endswith(f".{word}")),
+                key=lambda name: int(name.split(".")[-2]),
+            )
+            place = stored[key]
+            piece = StoredPiece(
+                Span.all_of(Region.whole(place.shape)), place.dtype, path, place.offset
+            )
+            whole = reader.read(StoredTensor(place.shape, place.dtype, [piece]))
+            parts = (
+                np.split(whole, len(linears))
+                if part == DOWN
+                else np.moveaxis(whole.reshape(len(whole), -1, len(linears)), 2, 0)
+            )
+            for name, values_ in zip(linears, parts, strict=True):
+                region = here[name].adapters[0].region
+                held = np.ascontiguousarray(values_)
+                span = Span.all_of(Region.whole(held.shape))
+                catalog.tensors[parameter_name(name, region, part)] = StoredTensor(
+                    held.shape, place.dtype, [StoredPiece(span, place.dtype, path, 0, held=held)]
+                )
+    return set(found)
+
+
+def _own(key: str, family: Family) -> str:
+    """Name of a tensor with the family's prefix, whatever the file has left out."""
+    name = key.removeprefix(ROOT).replace(f"{DOWN}.default.", f"{DOWN}.")
+    name = name.replace(f"{UP}.default.", f"{UP}.")
+    return family.full_name(name.removeprefix(family.prefix))
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write(
+    folder: Path,
+    arrays: Mapping[str, np.ndarray],
+    spec: ModelSpec,
+    family: Family,
+    lora: LoraConfig,
+    original: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write both files of PEFT; return the folder.
+
+    Adapters of parts of a layer that is one there become one of the sum of their ranks; one of a
+    layer that is several there is written to each.
+
+    Args:
+        folder: it is made.
+        arrays: fp32 values of the adapters' parameters, by their names here.
+        spec: the model.
+        family: the kind of model.
+        lora: how it is adapted.
+        original: options that the adapters came with; keys that are not known here are kept.
+    """
+    entries, ranks, alphas = [], {}, {}
+    for module in modules(spec, family):
+        down, up, scale = _joined(module, arrays)
+        ranks[module.name] = down.shape[0]
+        divisor = math.sqrt(down.shape[0]) if lora.use_rslora else down.shape[0]
+        alphas[module.name] = _plain(scale * divisor)
+        for part, array in ((DOWN, down), (UP, up)):
+            entries.append(_entry(f"{ROOT}{module.name}.{_FILES[part]}", array))
+        if module.adapters[0].has_magnitude:
+            magnitude = _magnitudes(module, arrays)
+            entries.append(_entry(f"{ROOT}{module.name}.{_FILES[MAGNITUDE]}", magnitude))
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / (WEIGHTS + storage.PARTIAL)
+    safetensors.write_file(partial, entries, {"format": "pt"}, with_crc=False)
+    storage.put_in_place(partial, folder / WEIGHTS)
+    every = (family.full_name(place.theirs) for place in family.places(spec))
+    targets = _targets(ranks, (name.removesuffix(".weight") for name in every))
+    options = {**_FRESH, **(original or {}), **_options(lora, ranks, alphas, targets)}
+    options["fan_in_fan_out"] = any(one.place.is_transposed for one in modules(spec, family))
+    storage.write_text(folder / CONFIG, json.dumps(dict(sorted(options.items())), indent=2))
+    return folder
+
+
+def _entry(key: str, array: np.ndarray) -> safetensors.Entry:
+    return safetensors.Entry(key, "F32", array.shape, np.ascontiguousarray(array, np.float32))
+
+
+def _joined(
+    module: Module, arrays: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """A, B and the factor of one adapter of a layer of theirs."""
+    scale = module.adapters[0].scale
+    downs, ups = [], []
+    for adapter in module.adapters:
+        down = arrays[parameter_name(module.linear, adapter.region, DOWN)]
+        up = arrays[parameter_name(module.linear, adapter.region, UP)]
+        by_row = dict(zip(_rows(adapter.runs), up, strict=True))
+        spread = np.zeros((len(module.rows), adapter.rank), np.float32)
+        for number, row in enumerate(module.rows):
+            if row in by_row:
+                spread[number] = by_row[row]
+        downs.append(down)
+        ups.append(spread if adapter.scale == scale else spread * (adapter.scale / scale))
+    return np.concatenate(downs), np.concatenate(ups, axis=1), scale
+
+
+def _magnitudes(module: Module, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    by_row: dict[int, float] = {}
+    for adapter in module.adapters:
+        values = arrays[parameter_name(module.linear, adapter.region, MAGNITUDE)]
+        by_row |= dict(zip(_rows(adapter.runs), values, strict=True))
+    missing = [row for row in module.rows if row not in by_row]
+    if missing:
+        raise ValueError(
+            f"{module.name} has magnitudes for some of its outputs only, which PEFT's files cannot "
+            "hold; adapt the whole layer"
+        )
+    return np.array([by_row[row] for row in module.rows], np.float32)
+
+
+def _plain(value: float) -> int | float:
+    nearest = round(value)
+    return nearest if math.isclose(value, nearest, rel_tol=1e-9) else value
+
+
+def _options(
+    lora: LoraConfig,
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, int | float],
+    targets: list[str],
+) -> dict[str, Any]:
+    """What differs from the usual: sizes of most layers, then those of the others by name."""
+    rank = max(ranks.values(), key=list(ranks.values()).count)
+    alpha = max(alphas.values(), key=list(alphas.values()).count)
+    return {
+        "base_model_name_or_path": lora.base_model_name_or_path,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": lora.lora_dropout,
+        "target_modules": targets,
+        "target_parameters": None,
+        "layers_to_transform": None,
+        "exclude_modules": None,
+        "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
+        "use_rslora": lora.use_rslora,
+        "use_dora": lora.use_dora,
+    }
+
+
+def _targets(adapted: Collection[str], every: Iterable[str]) -> list[str]:
+    """Last words of names, where all layers of that word are adapted; else whole names."""
+    left = {name.rpartition(".")[2] for name in every if name not in adapted}
+    words = {name: name.rpartition(".")[2] for name in adapted}
+    return sorted({name if word in left else word for name, word in words.items()})
+
+
+# --- merging --------------------------------------------------------------------------------------
+
+
+class AdapterDeltas:
+    """What adapters add to the matrices of a model, in fp32.
+
+    Args:
+        catalog: of the adapters.
+        spec: the model with them.
+    """
+
+    def __init__(self, catalog: Catalog, spec: ModelSpec) -> None:
+        self._catalog = catalog
+        self._linears = dict(adapters_of(spec))
+        self._reader = TensorReader()
+
+    def __contains__(self, name: str) -> bool:
+        path, _, kind = name.rpartition(".")
+        return kind == "weight" and path in self._linears
+
+    def merged(self, name: str, weight: np.ndarray) -> np.ndarray:
+        """A matrix [outputs, inputs] with its adapters, fp32.
+
+        Args:
+            name: of the parameter.
+            weight: its values in fp32.
+        """
+        path = name.rpartition(".")[0]
+        linear: LinearSpec = self._linears[path]
+        result = weight.astype(np.float32, copy=True)
+        for adapter in linear.adapters:
+            down, up = (
+                self._read(parameter_name(path, adapter.region, part)) for part in (DOWN, UP)
+            )
+            rows = _rows(adapter.runs)
+            result[rows] += np.float32(adapter.scale) * (up @ down)
+            if adapter.has_magnitude:
+                magnitude = self._read(parameter_name(path, adapter.region, MAGNITUDE))
+                lengths = np.linalg.norm(result[rows], axis=1)
+                result[rows] *= (magnitude / lengths)[:, None]
+        return result
+
+    def _read(self, name: str) -> np.ndarray:
+        return self._reader.read(self._catalog.tensor(name), "F32")
+
+
+def values(catalog: Catalog) -> dict[str, np.ndarray]:
+    """Every tensor of adapters, in fp32."""
+    with TensorReader() as reader:
+        found = {}
+        for name, tensor in catalog.tensors.items():
+            if f".{FOLDER}." in name and name.partition(".")[0] == "language_model":
+                found[name] = dtypes.convert(reader.read(tensor), tensor.dtype, "F32")
+        return found

@@ -1,0 +1,118 @@
+"""An adapter of low rank beside a frozen matrix: Y += s (X A^T) B^T on some of its outputs.
+
+Source: Hu et al., 2021 (LoRA); Liu et al., 2024 (DoRA) for the magnitudes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mindspeed_ms.config.dtypes import DType
+from mindspeed_ms.models.parameter import Init, ParamSpec, Partial
+from mindspeed_ms.plan.region import Region, Run
+
+FOLDER = "adapters"
+"""Part of the path of all parameters of adapters."""
+DOWN, UP, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterSpec:
+    """An adapter of a region: some rows of a fused matrix W [outputs, inputs]."""
+
+    region: str
+    """Name among the regions of the matrix, such as ``q`` of the matrix for queries, keys and
+    values."""
+
+    runs: tuple[Run, ...]
+    """(first row, number of rows) of W, in the order of the rows of B."""
+
+    rank: int
+    scale: float
+    """What the product is multiplied by."""
+
+    stride: int = 1
+    """Stacked matrices among the rows that ranks split one by one: 3 for all queries, then all
+    keys, then all values."""
+
+    dropout: float = 0.0
+    """Probability of dropping an element of the input."""
+
+    has_magnitude: bool = False
+    """Rows of the adapted matrix are scaled to a trained length."""
+
+    @property
+    def rows(self) -> int:
+        """Outputs that it changes."""
+        return sum(length for _, length in self.runs)
+
+    def parameters(
+        self, inputs: int, split: Literal["column", "row", "whole"], dtype: DType
+    ) -> Iterator[ParamSpec]:
+        """A [rank, inputs], B [rows, rank] and, with magnitudes, m [rows].
+
+        Beside a matrix whose outputs are split, A is whole and B is split like them; beside one
+        whose inputs are split, A is split and B whole. A whole one sees the tokens of its rank.
+
+        Args:
+            inputs: of the matrix.
+            split: what tensor parallel ranks split of the matrix.
+            dtype: of its elements.
+        """
+        path = f"{FOLDER}.{self.region}"
+        whole: Partial = "sequence"
+
+        def one(name: str, shape: tuple[int, ...], init: Init, dim: int) -> ParamSpec:
+            return ParamSpec(
+                name=f"{path}.{name}",
+                megatron_name=f"{path}.{name}",
+                shape=shape,
+                dtype=dtype,
+                init=init,
+                partition_dim=dim,
+                partition_stride=self.stride if dim == 0 else 1,
+                partial_gradient="never" if dim >= 0 else whole,
+                is_adapter=True,
+            )
+
+        by_rows = 0 if split == "column" else -1
+        bound = Init(bound=1.0 / math.sqrt(inputs))
+        yield one(DOWN, (self.rank, inputs), bound, 1 if split == "row" else -1)
+        yield one(UP, (self.rows, self.rank), Init(value=0.0), by_rows)
+        if self.has_magnitude:
+            yield one(MAGNITUDE, (self.rows,), Init(value=1.0), by_rows)
+
+    def places(self, outputs: int, stride: int, part: int, parts: int) -> list[int]:
+        """For each output on a rank the row of its part of B, -1 for outputs that are left alone.
+
+        Args:
+            outputs: of the matrix, over all ranks.
+            stride: ``LinearSpec.stride`` of the matrix.
+            part: number of the rank among those that split the outputs.
+            parts: how many they are.
+
+        Raises:
+            ValueError: the rank's part of B belongs to outputs of another rank.
+        """
+        held = _rows(Region.of_part((outputs,), 0, part, parts, stride).runs[0])
+        mine = _rows(Region.of_part((self.rows,), 0, part, parts, self.stride).runs[0])
+        globally = _rows(self.runs)
+        by_output = {globally[row]: number for number, row in enumerate(mine)}
+        if not by_output.keys() <= set(held):
+            raise ValueError(
+                f"the region {self.region} does not split over {parts} tensor parallel ranks as "
+                "its matrix does; use fewer ranks"
+            )
+        return [by_output.get(output, -1) for output in held]
+
+
+def _rows(runs: tuple[Run, ...]) -> list[int]:
+    return [row for first, length in runs for row in range(first, first + length)]
+
+
+def is_adapter_name(name: str) -> bool:
+    """Whether a parameter's path is that of an adapter."""
+    return f".{FOLDER}." in name

@@ -1,0 +1,122 @@
+"""Adapters against what PEFT and torch compute: logits, losses of steps, and files."""
+
+import json
+
+import numpy as np
+import pytest
+from peft_cases import CASES, DATA, expected, logits_of, opened, sections
+
+from mindspeed_ms.config.build import assemble
+from mindspeed_ms.formats import peft
+from mindspeed_ms.formats.huggingface import read_config
+from mindspeed_ms.models import gpt_spec
+from mindspeed_ms.models.families.registry import family_of_type
+from mindspeed_ms.planning.memory import stage_state
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_losses_are_peft_s(case):
+    losses = []
+    with opened(case, losses=losses) as run:
+        adapted = logits_of(run, case)
+        run.train()
+    assert np.abs(adapted - expected(case)["adapted"]).max() <= 2e-5
+    assert np.abs(np.array(losses) - expected(case)["losses"]).max() <= 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_only_adapters_are_trained_as_many_as_peft_trains(case):
+    spec = gpt_spec(assemble(sections(case)).model_config)
+    assert spec.num_adapter_parameters == int(expected(case)["trained"])
+
+
+@pytest.mark.parametrize("case", ["gpt2_c_attn", "llama_qv", "mixtral_experts"])
+def test_fresh_adapters_leave_logits_as_they_were(case):
+    found = sections(case)
+    found["training_config"]["load_checkpoint"] = None
+    with opened(case, found) as run:
+        fresh = logits_of(run, case)
+    base = sections(case)
+    base["lora_config"] = {}
+    base["training_config"]["load_checkpoint"] = str(DATA / case)
+    with opened(case, base) as run:
+        assert np.array_equal(fresh, logits_of(run, case))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_files_are_written_as_they_were_read(case, tmp_path):
+    config = assemble(sections(case))
+    spec = gpt_spec(config.model_config)
+    family = family_of_type(read_config(DATA / case / "config.json")["model_type"])
+    original = peft.read_options(DATA / case / "adapter") | {"a_later_option": {"kept": 1}}
+    catalog = peft.read_catalog(DATA / case / "adapter", spec, family)
+    arrays = peft.values(catalog)
+    peft.write(tmp_path, arrays, spec, family, config.lora_config, original)
+    written = json.loads((tmp_path / peft.CONFIG).read_text())
+    assert written.keys() == original.keys()
+    assert written["a_later_option"] == {"kept": 1}
+    again = assemble(sections(case) | {"lora_config": peft.section_of(written)})
+    back = gpt_spec(again.model_config)
+    read = peft.read_catalog(tmp_path, back, family)
+    if case != "mixtral_experts":  # fused experts are written one by one
+        assert back.by_name.keys() == spec.by_name.keys()
+        values = peft.values(read)
+        assert all(np.array_equal(values[name], array) for name, array in arrays.items())
+    before, after = peft.AdapterDeltas(catalog, spec), peft.AdapterDeltas(read, back)
+    for name, one in spec.by_name.items():
+        assert (name in before) == (name in after)
+        if name in before:
+            weight = np.random.default_rng(0).normal(size=one.shape).astype(np.float32)
+            assert np.allclose(before.merged(name, weight), after.merged(name, weight), atol=1e-6)
+
+
+def test_gpt2_of_124_million_parameters_trains_what_peft_trains_in_little_memory():
+    model = {
+        "num_layers": 12,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "vocab_size": 50257,
+        "seq_length": 1024,
+        "position_embedding_type": "learned_absolute",
+        "params_dtype": "float32",
+    }
+    lora = {"use_lora": True, "lora_rank": 8, "target_modules": ["c_attn"]}
+    config = assemble({"model_config": model, "lora_config": lora})
+    spec = gpt_spec(config.model_config)
+    assert (spec.num_adapter_parameters, spec.num_parameters) == (294912, 124734720)
+    state = stage_state(config, 1, 0)
+    assert state.weights == 4 * 124734720
+    assert (state.gradients, state.optimizer) == (4 * 294912, 8 * 294912)
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        ({"target_modules": ("q_porj",)}, "fits no linear layer of the model"),
+        ({"target_modules": ("qkv_proj",), "rank_pattern": {"x": 0}}, "a number above 0"),
+        ({"target_modules": "["}, "is no regular expression"),
+        ({"layers_to_transform": (7,)}, "names layer 7; the model has 2"),
+        ({"target_modules": ("wq",), "exclude_layers": ("wq",)}, "no layer with an adapter"),
+    ],
+)
+def test_wrong_targets_are_named(lora, words):
+    with pytest.raises(ValueError, match="lora_config|target_modules|layers_to") as found:
+        gpt_spec(assemble(sections("llama_qv", **lora)).model_config)
+    assert words in str(found.value)
+
+
+@pytest.mark.parametrize("targets", [("wq", "wv"), ".*wq|.*wv", ("q_proj", "v_proj")])
+def test_names_of_other_projects_mean_the_same_layers(targets):
+    named = gpt_spec(assemble(sections("llama_qv", target_modules=targets)).model_config)
+    assert named == gpt_spec(assemble(sections("llama_qv")).model_config)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("bias", "all"), ("init_lora_weights", "pissa"), ("modules_to_save", ["lm_head"])],
+)
+def test_options_of_peft_that_are_not_done_are_refused_by_name(option, value, tmp_path):
+    options = peft.read_options(DATA / "llama_qv" / "adapter") | {option: value}
+    (tmp_path / peft.CONFIG).write_text(json.dumps(options))
+    with pytest.raises(ValueError, match=option):
+        peft.read_options(tmp_path)
