@@ -210,12 +210,13 @@ def load_checkpoint(
     base = None
     if config.lora_config.use_lora:
         found, base = load_base(config, models, found, true_vocab_size(config))
+        optimizer.refresh_main_params()  # lengths of rows follow the weights
     if found is None:
         return Loaded(base=base)
     require_everywhere(found.folder)
     print_rank_0(f" loading checkpoint from {found.folder} (format {found.kind})")
     started = time.monotonic()
-    if found.kind == "peft":
+    if found.kind == "peft" and config.lora_config.use_lora:
         catalog = open_adapters(config, found)
     else:
         catalog = open_checkpoint(found, lambda common: gpt_spec(config.model_config))

@@ -12,8 +12,13 @@ from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.plan.recompute_plan import recompute_plan
 from mindspeed_ms.planning.parameters import model_spec
 
-BACKWARD = 2.0
-"""Operations of a backward per operation of its forward."""
+BACKWARD, FROZEN_BACKWARD = 2.0, 1.0
+"""Operations of a backward per operation of its forward; frozen matrices get no gradient."""
+
+
+def backward_operations(spec: ModelSpec) -> float:
+    """Operations of a backward per operation of its forward."""
+    return FROZEN_BACKWARD if spec.trains_adapters_only else BACKWARD
 
 
 def head_operations(spec: ModelSpec) -> float:
@@ -33,7 +38,7 @@ def step_operations(model: TransformerConfig, sequences: int) -> float:
     spec = gpt_spec(model)
     forward = tail_operations(spec, model.seq_length)
     forward += sum(layer.operations(model.seq_length) for layer in spec.layers if layer is not None)
-    return (1 + BACKWARD) * forward * sequences * model.seq_length
+    return (1 + backward_operations(spec)) * forward * sequences * model.seq_length
 
 
 def chunk_operations(config: AllConfig, stage: int, chunk: int) -> tuple[float, float]:
@@ -58,4 +63,4 @@ def chunk_operations(config: AllConfig, stage: int, chunk: int) -> tuple[float, 
         forward += tail_operations(spec, model.seq_length)
     tokens = config.dataset_config.batch_size * model.seq_length
     share = tokens / (parallel.tensor_model_parallel_size * parallel.context_parallel_size)
-    return forward * share, (BACKWARD * forward + again) * share
+    return forward * share, (backward_operations(spec) * forward + again) * share

@@ -640,7 +640,6 @@ def test_the_basic_configuration_is_supported():
 @pytest.mark.parametrize(
     ("model_changes", "sections", "start"),
     [
-        ({}, {"lora_config": {"use_lora": True}}, "use_lora"),
         ({"init_method_xavier_uniform": True}, {}, "init_method_xavier_uniform"),
         ({}, {"training_config": {"profile": True}}, "profile"),
         ({}, {"training_config": {"loss_reduction": "sum"}}, "loss_reduction sum"),

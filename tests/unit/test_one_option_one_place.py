@@ -152,7 +152,6 @@ def test_what_is_said_to_have_no_effect_exists():
 
 
 ASKED = {
-    "lora_config.use_lora": True,
     "model_config.init_method_xavier_uniform": True,
     "model_config.fa_config.pre_tokens": 7,
     "model_config.fa_config.next_tokens": -1,

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from peft_cases import CASES, DATA, expected, logits_of, opened, sections
 
+from mindspeed_ms.backend import memory
 from mindspeed_ms.config.build import assemble
-from mindspeed_ms.formats import peft
+from mindspeed_ms.core.peft.merge import adapted_layers, merge, unmerge
+from mindspeed_ms.formats import own_format, peft
 from mindspeed_ms.formats.huggingface import read_config
 from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.models.families.registry import family_of_type
@@ -120,3 +122,58 @@ def test_options_of_peft_that_are_not_done_are_refused_by_name(option, value, tm
     (tmp_path / peft.CONFIG).write_text(json.dumps(options))
     with pytest.raises(ValueError, match=option):
         peft.read_options(tmp_path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merged_weights_compute_the_same_and_unmerging_restores_their_bits(case):
+    with opened(case) as run:
+        module = run.model[0].module
+        adapted = logits_of(run, case)
+        before = [memory.as_numpy(weight).copy() for weight, _ in adapted_layers(module)]
+        merge(module)
+        merged = logits_of(run, case)
+        assert not all(
+            np.array_equal(memory.as_numpy(weight), bits)
+            for (weight, _), bits in zip(adapted_layers(module), before, strict=True)
+        )
+        unmerge(module)
+        for (weight, _), bits in zip(adapted_layers(module), before, strict=True):
+            assert np.array_equal(memory.as_numpy(weight), bits)
+        assert np.array_equal(logits_of(run, case), adapted)
+    assert np.abs(merged - expected(case)["adapted"]).max() <= 2e-5
+
+
+@pytest.mark.parametrize("case", ["gpt2_c_attn", "qwen2_dora", "mixtral_experts"])
+def test_a_run_goes_on_bit_for_bit_from_a_checkpoint_of_adapters(case, tmp_path):
+    whole, losses = [], []
+    with opened(case, losses=whole) as run:
+        run.train()
+    found = sections(case, lora_dropout=0.0)
+    found["training_config"] |= {
+        "save_checkpoints": True,
+        "save_interval": 2,
+        "resume_training": True,
+        "output_dir": str(tmp_path),
+    }
+    with opened(case, found, losses) as run:
+        run.train(2)
+    names = own_format.read_catalog(tmp_path / "iter_0000002").tensors
+    assert all(".adapters." in name for name in names) and len(names) % 3 == 0
+    found["training_config"]["load_checkpoint"] = str(tmp_path)
+    found["lora_config"]["base_model_name_or_path"] = None  # the checkpoint knows it
+    with opened(case, found, losses) as run:
+        run.train()
+    assert losses == whole
+
+
+def test_a_base_that_is_not_there_is_named(tmp_path):
+    found = sections("llama_qv", base_model_name_or_path=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="base_model_name_or_path is .*nowhere"):
+        opened("llama_qv", found)
+
+
+def test_adapters_alone_are_no_model():
+    found = sections("llama_qv")
+    found["lora_config"] = {}
+    with pytest.raises(ValueError, match="holds adapters alone; load them with use_lora"):
+        opened("llama_qv", found)

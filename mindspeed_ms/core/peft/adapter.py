@@ -222,6 +222,7 @@ class Adapters(Cell):
             cell = Adapter(spec, linear, self.plans, group, is_expert, sequence_parallel)
             self.insert_child_to_cell(spec.region, cell)
         self.enabled = True
+        self.kept: Tensor | None = None  # bits of the matrix while the adapters are merged into it
 
     @property
     def each(self) -> Sequence[Adapter]:
