@@ -25,7 +25,6 @@ from mindspeed_ms.models.families.registry import family_of
 
 ADAPTERS = "adapters"
 """Key in the index of a checkpoint that holds adapters alone."""
-BASE = "base_model_name_or_path"
 
 
 def without_adapters(model: TransformerConfig) -> TransformerConfig:
@@ -54,7 +53,7 @@ def report_adapters(config: AllConfig, chunks: Sequence[Cell]) -> None:
 
 def adapters_of(config: AllConfig, base: str | None) -> dict[str, Any]:
     """What the index of a checkpoint says of the adapters it holds; nothing for a whole model."""
-    return {ADAPTERS: {BASE: base}} if config.lora_config.use_lora else {}
+    return {ADAPTERS: {peft.BASE: base}} if config.lora_config.use_lora else {}
 
 
 def head_alias(config: AllConfig, catalog: Catalog) -> dict[str, str]:
@@ -130,12 +129,12 @@ def _told_base(found: Found | None) -> str | None:
     if found is None:
         return None
     if found.kind == "peft":
-        return peft.read_options(found.folder).get(BASE) or None
+        return peft.read_options(found.folder).get(peft.BASE) or None
     if found.kind != "mindspeed_ms":
         return _IS_BASE
     index = own_format.read_index(found.folder)
     stored = index.get(ADAPTERS, index.get("common", {}).get(ADAPTERS))
-    return _IS_BASE if stored is None else stored.get(BASE)
+    return _IS_BASE if stored is None else stored.get(peft.BASE)
 
 
 def _base(path: str) -> Found:

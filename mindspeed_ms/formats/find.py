@@ -112,7 +112,7 @@ def open_checkpoint(found: Found, describe: Describe) -> Catalog:
     if found.kind == "peft":
         raise ValueError(
             f"{found.folder} holds adapters alone; load them with use_lora (--use-lora), or merge "
-            "them into their base with convert_ckpt --merge-adapters"
+            "them into their base with convert_ckpt --base"
         )
     if found.kind == "mindspeed_ms":
         return own_format.read_catalog(found.folder)

@@ -29,6 +29,8 @@ from mindspeed_ms.models.part import LinearSpec
 from mindspeed_ms.plan.region import Region, Run, Span
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "base_model_name_or_path"
+"""Key of the model that adapters are for."""
 ROOT = "base_model.model."
 """In front of every name: PEFT's wrapper around the model."""
 _FILES = {DOWN: f"{DOWN}.weight", UP: f"{UP}.weight", MAGNITUDE: f"{MAGNITUDE}_vector"}

@@ -129,7 +129,7 @@ class ModelSpec:
         self,
         name: str,
         megatron_name: str,
-        part: EmbeddingSpec | LayerSpec | FurtherSpec | NormSpec | LinearSpec,
+        part: EmbeddingSpec | LayerSpec | QueryLayerSpec | FurtherSpec | NormSpec | LinearSpec,
         experts: Experts = None,
     ) -> Iterator[ParamSpec]:
         """Parameters of a part of the model."""

@@ -29,6 +29,7 @@ EXPORTS: dict[str, str] = {
     "LlamaProcessor": "processors",
     "LlamaTokenizer": "tokenization.classes",
     "LlamaTokenizerFast": "tokenization.classes",
+    "LoraConfig": "peft",
     "MistralConfig": "models.configuration",
     "MistralForCausalLM": "models.modeling",
     "MixtralConfig": "models.configuration",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,25 +20,28 @@ from mindspeed_ms.formats import (
     mindspore_dirs,
     names,
     own_writer,
+    peft,
 )
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
+from mindspeed_ms.formats.merged_source import MergedSource
 from mindspeed_ms.formats.padding import padded_rows
 from mindspeed_ms.formats.source import Source, kind_of
 from mindspeed_ms.models import ModelSpec, gpt_spec
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.registry import BY_MODEL_TYPE, family_of, family_of_type
 from mindspeed_ms.plan.layer_placement import LayerPlacement, layer_placement
+from mindspeed_ms.training import adapter_conversion
 from mindspeed_ms.training.checkpoint_config import config_of, is_origin, megatron_args, spec_of
 
-TARGETS = ("mindspeed_ms", "megatron", "huggingface", "mindspore")
+TARGETS = ("mindspeed_ms", "megatron", "huggingface", "mindspore", "peft")
 
 
 @dataclass(kw_only=True, slots=True)
 class ConvertOptions:
     """What is written, and how."""
 
-    to: Literal["mindspeed_ms", "megatron", "huggingface", "mindspore"] = "mindspeed_ms"
+    to: Literal["mindspeed_ms", "megatron", "huggingface", "mindspore", "peft"] = "mindspeed_ms"
     tensor: int = 1
     pipeline: int = 1
     virtual_pipeline: int | None = None
@@ -68,6 +71,8 @@ class ConvertOptions:
     """Numbers that identity layers take in the target."""
     num_layers: int | None = None
     """Layers of the target, identity layers included; None: those of the source."""
+    base: Path | None = None
+    """Model that the adapters of the source are for; None for the one they name."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Megatron arguments to write beside those that follow."""
     max_shard_bytes: int | None = None
@@ -140,7 +145,13 @@ def convert(
     Raises:
         ValueError: the source cannot be read, or has no counterpart in the target.
     """
+    adapters = _adapters(source_path, options)
+    if adapters is not None:
+        source_path = adapters.base
+        options = replace(options, step=None, with_optimizer=False)
     catalog, config = open_source(source_path, options)
+    if options.to == "peft":
+        return _to_peft(source_path, adapters, config, target_path, options)
     stored = catalog.tensor(names.EMBEDDING).shape[0]
     origin = _origin(source_path, catalog, config)
     vocab_size = options.vocab_size or catalog.common.get("vocab_size")
@@ -152,7 +163,12 @@ def convert(
         catalog, config = _with_noop_layers(catalog, config, options)
     target = _Target(config, vocab_size, target_path, options, origin)
     spec = gpt_spec(config.model_config)
-    source = Source(catalog, spec, rows, options.dtype or _common_dtype(catalog, options))
+    dtype = options.dtype or _common_dtype(catalog, options)
+    if adapters is None:
+        source = Source(catalog, spec, rows, dtype)
+    else:
+        deltas = peft.AdapterDeltas(*adapter_conversion.opened(adapters, config))
+        source = MergedSource(catalog, spec, deltas, rows, dtype)
     total = _total_bytes(source, options)
     done = 0
 
@@ -168,6 +184,27 @@ def convert(
         raise ValueError(f"{folder} lacks {'; '.join(left[:4])} of {catalog.source}; do not use it")
     notes = [*_notes(catalog, source, target), *_carry(catalog, target)]
     return ConvertReport(folder, len(source.weights), done, tuple(notes), config)
+
+
+def _adapters(path: Path, options: ConvertOptions) -> adapter_conversion.FoundAdapters | None:
+    found = find_checkpoint(path, options.step)
+    adapters = None if found is None else adapter_conversion.adapters_at(found, options.base)
+    if adapters is None and options.base is not None:
+        raise ValueError(f"{path} holds a whole model; --base is for adapters: leave it out")
+    return adapters
+
+
+def _to_peft(
+    source: Path,
+    adapters: adapter_conversion.FoundAdapters | None,
+    config: AllConfig,
+    target: Path,
+    options: ConvertOptions,
+) -> ConvertReport:
+    if adapters is None:
+        raise ValueError(f"{source} holds no adapters; write a whole model to another format")
+    tensors, size = adapter_conversion.write_peft(adapters, config, options.model_type, target)
+    return ConvertReport(target, tensors, size, (), config)
 
 
 @dataclass(frozen=True, slots=True)

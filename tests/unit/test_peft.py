@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from peft_cases import CASES, DATA, expected, logits_of, opened, sections
 
-from mindspeed_ms.backend import memory
+from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config.build import assemble
 from mindspeed_ms.core.peft.merge import adapted_layers, merge, unmerge
 from mindspeed_ms.formats import own_format, peft
@@ -14,6 +14,8 @@ from mindspeed_ms.formats.huggingface import read_config
 from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.models.families.registry import family_of_type
 from mindspeed_ms.planning.memory import stage_state
+from mindspeed_ms.toolkit.peft import LoraConfig
+from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -177,3 +179,65 @@ def test_adapters_alone_are_no_model():
     found["lora_config"] = {}
     with pytest.raises(ValueError, match="holds adapters alone; load them with use_lora"):
         opened("llama_qv", found)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_folder_with_adapters_merged_in_computes_the_same(case, tmp_path):
+    options = ConvertOptions(to="huggingface", base=DATA / case, make_vocab_size_divisible_by=1)
+    convert(DATA / case / "adapter", tmp_path / "merged", options)
+    found = sections(case)
+    found["lora_config"] = {}
+    found["training_config"] |= {"load_checkpoint": str(tmp_path / "merged")}
+    with opened(case, found) as run:
+        merged = logits_of(run, case)
+    assert np.abs(merged - expected(case)["adapted"]).max() <= 2e-5
+
+
+@pytest.mark.parametrize("case", ["gpt2_c_attn", "llama_patterns", "qwen2_dora"])
+def test_adapters_of_a_run_are_written_in_peft_s_files(case, tmp_path):
+    found = sections(case)
+    found["training_config"] |= {"save_checkpoints": True, "output_dir": str(tmp_path / "run")}
+    with opened(case, found) as run:
+        run.train()
+        trained = logits_of(run, case)
+    convert(tmp_path / "run", tmp_path / "adapter", ConvertOptions(to="peft"))
+    found = sections(case)
+    found["training_config"]["load_checkpoint"] = str(tmp_path / "adapter")
+    section = peft.section_of(peft.read_options(tmp_path / "adapter"))
+    assert section["base_model_name_or_path"] == str(DATA / case)
+    found["lora_config"] = section
+    with opened(case, found) as run:
+        assert np.abs(logits_of(run, case) - trained).max() <= 1e-6
+
+
+def test_a_whole_model_is_not_written_as_adapters(tmp_path):
+    with pytest.raises(ValueError, match="holds no adapters"):
+        convert(DATA / "llama_qv", tmp_path / "x", ConvertOptions(to="peft"))
+
+
+def test_noise_on_embeddings_is_as_large_as_asked_and_only_in_training():
+    found = sections("llama_qv", neftune_noise_alpha=5.0)
+    with opened("llama_qv", found) as run, run.active(), autograd.no_grad():
+        table = run.model[0].module.language_model.embedding
+        ids = memory.from_numpy(np.arange(24, dtype=np.int32).reshape(2, 12))
+        table.set_train(False)
+        plain = memory.as_numpy(table(ids, None)).copy()
+        table.set_train(True)
+        noise = memory.as_numpy(table(ids, None)) - plain
+    most = 5.0 / np.sqrt(12 * 16)
+    assert 0.9 * most < np.abs(noise).max() <= most * 1.001
+    assert abs(noise.mean()) < 0.1 * most and abs(noise.std() - most / np.sqrt(3)) < 0.1 * most
+
+
+def test_a_configuration_by_the_words_of_peft_and_mindformers():
+    config = LoraConfig(lora_rank=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    same = LoraConfig(r=4, lora_alpha=8, target_modules=["v_proj", "q_proj"])
+    assert config.section() == same.section()
+    section = LoraConfig.from_pretrained(DATA / "llama_qv" / "adapter").section()
+    assert section == config.section()
+    with pytest.raises(ValueError, match="LoraConfig: bias is 'all'"):
+        LoraConfig(bias="all")
+    with pytest.raises(TypeError, match="lora_ranks"):
+        LoraConfig(lora_ranks=4)
+    with pytest.raises(ValueError, match="pet_type is 'prefix'"):
+        LoraConfig(pet_type="prefix")

@@ -85,6 +85,7 @@ def add_convert_flags(parser: argparse.ArgumentParser) -> None:
     add("--container", choices=("safetensors", "ckpt"), help="kind of the written files")
     add("--ckpt-prefix", default="network", help="names of MindSpore files")
     add("--all-data-parallel-copies", action="store_true", help="MindSpore: files of all ranks")
+    add("--base", type=Path, help="model that the adapters of the source are for; they are merged")
     add("--hf-model-type", help="kind of Hugging Face model to write, where several fit")
     add("--max-shard-size", type=file_size, help="Hugging Face: of one file, as 5GB or 500MB")
     add(
@@ -126,6 +127,7 @@ def options_of(arguments: argparse.Namespace) -> engine.ConvertOptions:
         prefix=arguments.ckpt_prefix,
         all_copies=arguments.all_data_parallel_copies,
         model_type=arguments.hf_model_type,
+        base=arguments.base,
         max_shard_bytes=arguments.max_shard_size,
         **source_options(arguments),
     )

@@ -6,6 +6,7 @@ Legend: s sequence, b batch, h hidden, v vocabulary, p tensor parallel ranks.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -76,6 +77,8 @@ class Embedding(Cell):
         groups = groups or ProcessGroups.current()
         self.dropout, self.multiplier = embedding_dropout_prob, config.embedding_multiplier
         self.context = context_parallel(config.parallel_config)
+        alpha = config.lora_config.neftune_noise_alpha or 0.0
+        self.noise = alpha / math.sqrt(config.seq_length * spec.word.width)
         self.residual_dtype = memory.dtype_of(config.residual_dtype)
         self.sequence_parallel = config.parallel_config.sequence_parallel
         # Only a plain lookup can leave the table already split along the sequence.
@@ -125,7 +128,19 @@ class Embedding(Cell):
             with residual_dropout_stream(self.sequence_parallel):
                 generator = share_of_draws(get_rng_tracker().current(), self.context)
                 embeddings = ops.dropout(embeddings, self.dropout, generator)
-        return embeddings
+        return self._with_noise(embeddings)
+
+    def _with_noise(self, embeddings: Tensor) -> Tensor:
+        """Embeddings with uniform noise, in training and where it is asked for.
+
+        Source: Jain et al., 2023 (NEFTune), algorithm 1.
+        """
+        if not self.noise or not self.training:
+            return embeddings
+        with residual_dropout_stream(self.sequence_parallel):
+            generator = share_of_draws(get_rng_tracker().current(), self.context)
+            drawn = ops.random_uniform(tuple(embeddings.shape), -self.noise, self.noise, generator)
+        return embeddings + ops.cast(drawn, embeddings.dtype)
 
 
 class TransformerLanguageModel(Cell):

@@ -6,6 +6,7 @@ Parser, help, mapping to the configuration and reports are all generated from it
 from __future__ import annotations
 
 from mindspeed_ms.training.flags import (
+    adapters,
     checkpoints,
     datasets,
     experts,
@@ -28,6 +29,7 @@ ROWS: tuple[Flag, ...] = (
     *experts.ROWS,
     *datasets.ROWS,
     *checkpoints.ROWS,
+    *adapters.ROWS,
     *other_hardware.ROWS,
     *other_programs.ROWS,
     *refused.ROWS,

@@ -92,7 +92,6 @@ PREDECESSORS: Mapping[str, Inert] = MappingProxyType(
         "loss_reduction": Inert(("mean",), "losses of tokens are averaged"),
         "use_post_norm": Inert((True,), _FIELD.format("model_config.use_final_norm")),
         "shuffle": Inert((False,), _FIELD.format("dataset_config.shuffle")),
-        "use_lora": Inert((False,), _FIELD.format("lora_config")),
     }
 )
 """Keys of the predecessor's second line, which used this layout, that no argument sets."""
