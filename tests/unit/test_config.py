@@ -641,7 +641,6 @@ def test_the_basic_configuration_is_supported():
     ("model_changes", "sections", "start"),
     [
         ({"init_method_xavier_uniform": True}, {}, "init_method_xavier_uniform"),
-        ({}, {"training_config": {"profile": True}}, "profile"),
         ({}, {"training_config": {"loss_reduction": "sum"}}, "loss_reduction sum"),
     ],
 )
