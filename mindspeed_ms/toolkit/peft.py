@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
+from mindspore.common import dtype as mstype
+
+from mindspeed_ms import ops
+from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.core.dist_checkpointing.live_state import parameters_of
+from mindspeed_ms.core.peft.merge import merge, unmerge
 from mindspeed_ms.formats import peft
+from mindspeed_ms.models import gpt_spec
+from mindspeed_ms.models.adapter import is_adapter_name
 from mindspeed_ms.toolkit.messages import unknown_argument
+from mindspeed_ms.toolkit.models.modeling import PreTrainedModel
 
 _NAMES = {
     "r": "r",
@@ -88,3 +98,75 @@ class LoraConfig:
     def __repr__(self) -> str:
         """With every option that was given."""
         return f"LoraConfig({', '.join(f'{key}={value!r}' for key, value in self.options.items())})"
+
+
+def get_pet_model(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
+    """The model with fresh adapters beside its frozen weights, which are read anew.
+
+    Args:
+        model: of ``from_pretrained``, or not built yet.
+        config: how it is adapted.
+
+    Raises:
+        ValueError: its weights are in memory alone; or a target fits none of its layers.
+    """
+    return model.with_adapters(config.section())
+
+
+class PeftModel:
+    """Adapters in PEFT's files beside a model, merged into it, and written."""
+
+    @staticmethod
+    def from_pretrained(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PreTrainedModel:
+        """The model with the adapters of a folder; its own weights are read anew.
+
+        Raises:
+            ValueError: the folder's options are not done here, or its tensors do not fit.
+        """
+        section = LoraConfig.from_pretrained(folder).section()
+        return model.with_adapters(section, Path(folder))
+
+
+def merge_adapter(model: PreTrainedModel) -> None:
+    """Put the adapters into the weights, whose bits are kept; ``save_pretrained`` writes them so.
+
+    Parallelism: collective over the model's ranks.
+    """
+    for chunk in model.build():
+        with model.active():
+            merge(chunk)
+
+
+def unmerge_adapter(model: PreTrainedModel) -> None:
+    """Give the weights back the bits they had, and use the adapters again."""
+    for chunk in model.build():
+        with model.active():
+            unmerge(chunk)
+
+
+def save_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Path:
+    """Write the adapters of a model in PEFT's files.
+
+    Raises:
+        ValueError: the model has none, or several ranks share it.
+    """
+    engine = model.engine_config
+    lora = engine.lora_config
+    if not lora.use_lora:
+        raise ValueError("the model has no adapters; make them with get_pet_model")
+    if len(model.build()) > 1 or comm.get_world_size() > 1:
+        raise ValueError(
+            "several ranks share the model; save a checkpoint of the run, and convert it: "
+            "convert_ckpt convert RUN FOLDER --to peft"
+        )
+    arrays = {
+        item.name: memory.flat_view(memory.contiguous(ops.cast(item.tensor, mstype.float32)))
+        .reshape(item.shape)
+        .copy()
+        for item in parameters_of(model.network)
+        if is_adapter_name(item.name)
+    }
+    base = lora.base_model_name_or_path or model.name_or_path or None
+    named = dataclasses.replace(lora, base_model_name_or_path=base)
+    spec = gpt_spec(engine.model_config)
+    return peft.write(Path(folder), arrays, spec, model.config.family, named)

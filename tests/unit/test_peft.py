@@ -14,7 +14,15 @@ from mindspeed_ms.formats.huggingface import read_config
 from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.models.families.registry import family_of_type
 from mindspeed_ms.planning.memory import stage_state
-from mindspeed_ms.toolkit.peft import LoraConfig
+from mindspeed_ms.toolkit.models.auto import AutoModelForCausalLM
+from mindspeed_ms.toolkit.peft import (
+    LoraConfig,
+    PeftModel,
+    get_pet_model,
+    merge_adapter,
+    save_adapter,
+    unmerge_adapter,
+)
 from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 
@@ -241,3 +249,32 @@ def test_a_configuration_by_the_words_of_peft_and_mindformers():
         LoraConfig(lora_ranks=4)
     with pytest.raises(ValueError, match="pet_type is 'prefix'"):
         LoraConfig(pet_type="prefix")
+
+
+def forwarded(model, case):
+    model.set_train(False)
+    with model.active(), autograd.no_grad():
+        result = model(memory.from_numpy(expected(case)["tokens"].astype(np.int32)))
+    logits = result[0] if isinstance(result, tuple) else result
+    return memory.as_numpy(memory.contiguous(logits)).copy()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_models_by_name_take_peft_s_adapters_merge_and_write_them(case, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(DATA / case)
+    model = PeftModel.from_pretrained(base, DATA / case / "adapter")
+    assert np.abs(forwarded(base, case) - expected(case)["base"]).max() <= 2e-5
+    adapted = forwarded(model, case)
+    assert np.abs(adapted - expected(case)["adapted"]).max() <= 2e-5
+    merge_adapter(model)
+    assert np.abs(forwarded(model, case) - expected(case)["adapted"]).max() <= 2e-5
+    model.save_pretrained(tmp_path / "merged")
+    unmerge_adapter(model)
+    assert np.array_equal(forwarded(model, case), adapted)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert np.abs(forwarded(merged, case) - adapted).max() <= 2e-5
+    save_adapter(model, tmp_path / "adapter")
+    again = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    assert np.abs(forwarded(again, case) - adapted).max() <= 2e-6
+    fresh = get_pet_model(base, LoraConfig(r=2))
+    assert np.array_equal(forwarded(fresh, case), forwarded(base, case))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -13,20 +14,23 @@ from mindspeed_ms.backend import autograd, comm
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.build import Sections, assemble
 from mindspeed_ms.core import parallel_state, run_state
-from mindspeed_ms.core.dist_checkpointing.live_state import parameters_of
+from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor, parameters_of
 from mindspeed_ms.core.dist_checkpointing.loader import LoadOptions, load_tensors
+from mindspeed_ms.core.peft.magnitude import set_magnitudes
 from mindspeed_ms.core.run_state import RunState
 from mindspeed_ms.core.tensor_parallel.random import (
     counting_draws,
     model_parallel_manual_seed,
     seed_initialization,
 )
+from mindspeed_ms.engine.adapters import open_adapters, without_adapters
 from mindspeed_ms.engine.model_chunks import build_model_chunks
 from mindspeed_ms.engine.parallel_setup import DEFAULT_SEED, set_parallel_context
 from mindspeed_ms.formats import names
 from mindspeed_ms.formats.find import Found, open_checkpoint
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.models import gpt_spec
+from mindspeed_ms.models.adapter import is_adapter_name
 from mindspeed_ms.models.identity import identity
 from mindspeed_ms.toolkit.messages import unknown_argument
 from mindspeed_ms.toolkit.models.configuration import PretrainedConfig
@@ -81,6 +85,7 @@ def build(
     dtype: str | None,
     seed: int | None,
     weights: Found | None,
+    adapters: Path | None = None,
 ) -> Built:
     """Build the part of a model that this rank holds.
 
@@ -90,6 +95,7 @@ def build(
         dtype: type of weights and of computation; None for the configuration's.
         seed: of random weights.
         weights: the checkpoint to load; None for random weights.
+        adapters: folder of PEFT's files, for a configuration with adapters.
 
     Raises:
         ValueError: the layout does not fit, or the checkpoint does not.
@@ -113,6 +119,8 @@ def build(
             for name, param in chunk.parameters_and_names():
                 param.name = name
         bytes_read = 0 if weights is None else _load(chunks, engine, weights)
+        if adapters is not None:
+            _load_adapters(chunks, engine, adapters)
     return Built(chunks, state, engine, bytes_read)
 
 
@@ -194,7 +202,8 @@ def _as_stored(engine: AllConfig, weights: Found) -> AllConfig:
 
 def _load(chunks: list[GPTModel], engine: AllConfig, weights: Found) -> int:
     """Fill the chunks; return the bytes that were read."""
-    catalog = open_checkpoint(weights, lambda common: gpt_spec(engine.model_config))
+    base = without_adapters(engine.model_config)
+    catalog = open_checkpoint(weights, lambda common: gpt_spec(base))
     is_tied = not engine.model_config.untie_embeddings_and_output_weights
     aliases = {names.HEAD: names.EMBEDDING} if is_tied or catalog.common.get("is_tied") else {}
     rows = engine.dataset_config.vocab_size
@@ -204,9 +213,22 @@ def _load(chunks: list[GPTModel], engine: AllConfig, weights: Found) -> int:
         # A copy that a tied head has been given beside the embedding's.
         ignored=(names.HEAD,) if is_tied else (),
     )
-    tensors = [tensor for chunk in chunks for tensor in parameters_of(chunk)]
+    tensors = [tensor for tensor in _held(chunks) if not is_adapter_name(tensor.name)]
     _weights_only(catalog.tensors)
-    return load_tensors(catalog, [], None, tensors, options).num_bytes
+    num_bytes = load_tensors(catalog, [], None, tensors, options).num_bytes
+    for chunk in chunks:
+        set_magnitudes(chunk)
+    return num_bytes
+
+
+def _held(chunks: list[GPTModel]) -> list[LiveTensor]:
+    return [tensor for chunk in chunks for tensor in parameters_of(chunk)]
+
+
+def _load_adapters(chunks: list[GPTModel], engine: AllConfig, folder: Path) -> None:
+    catalog = open_adapters(engine, Found(folder, "peft", 0))
+    tensors = [tensor for tensor in _held(chunks) if is_adapter_name(tensor.name)]
+    load_tensors(catalog, [], None, tensors, LoadOptions())
 
 
 def _weights_only(tensors: dict[str, Any]) -> None:

@@ -5,9 +5,10 @@ Legend: b batch, s sequence, v vocabulary (true rows, without padding).
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,7 @@ class PreTrainedModel(GenerationMixin, Cell):
         self._layout = Layout.of(layout, type(self).__name__)
         self._dtype, self._seed = dtype, seed
         self._weights: Found | None = None
+        self._adapters: Path | None = None
         self.origin: Path | None = None
         self.bytes_read = 0
         self._chunks: list[GPTModel] = []
@@ -217,7 +219,12 @@ class PreTrainedModel(GenerationMixin, Cell):
         """The chunks of this rank: one, or one per virtual stage; built at the first call."""
         if not self._chunks:
             built = building.build(
-                self.config, self._layout, self._dtype, self._seed, self._weights
+                self.config,
+                self._layout,
+                self._dtype,
+                self._seed,
+                self._weights,
+                self._adapters,
             )
             self._chunks, self._state = built.chunks, built.state
             self._engine_config, self.bytes_read = built.config, built.bytes_read
@@ -236,6 +243,35 @@ class PreTrainedModel(GenerationMixin, Cell):
     def weights_path(self) -> str:
         """Where its weights are read from when it is built; empty: they are drawn at random."""
         return "" if self._weights is None else os.fspath(self._weights.folder)
+
+    def with_adapters(
+        self: Model, section: Mapping[str, Any], adapters: Path | None = None
+    ) -> Model:
+        """A model of the same weights with adapters; this one is left as it is.
+
+        Args:
+            section: fields of the section ``lora_config``.
+            adapters: folder of PEFT's files to read them from; None for fresh ones.
+
+        Raises:
+            ValueError: the weights are in memory alone.
+        """
+        if self.is_built and self._weights is None:
+            raise ValueError(
+                "the model was made in memory, so a second one with adapters cannot read its "
+                "weights; save_pretrained it, and adapt what from_pretrained opens"
+            )
+        config = copy.deepcopy(self.config)
+        config.run.setdefault("lora_config", {}).update(section)
+        adapted = type(self)(config, dtype=self._dtype, seed=self._seed)
+        adapted._layout, adapted._weights, adapted._source = (
+            self._layout,
+            self._weights,
+            self._source,
+        )
+        adapted.name_or_path, adapted._adapters = self.name_or_path, adapters
+        adapted.generation_config = self.generation_config
+        return adapted
 
     def adopt(self, chunks: list[GPTModel], state: RunState, config: AllConfig) -> None:
         """Take over what a run has made of this model; what was in memory before is left.
