@@ -32,9 +32,9 @@ from mindspeed_ms.core.context_parallel import context_parallel, context_paralle
 from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.datasets import get_batch_on_this_cp_rank
+from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron
-from mindspeed_ms.training.training import get_model
 
 logger = logging.getLogger("context_parallel")
 

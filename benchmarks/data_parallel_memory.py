@@ -29,7 +29,10 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.config import ModelParallelConfig, OptimizerConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
+from mindspeed_ms.core.distributed.distributed_data_parallel_config import (
+    DistributedDataParallelConfig,
+)
 from mindspeed_ms.core.optimizer import get_megatron_optimizer
 from mindspeed_ms.core.parameter import (
     create_parameter,

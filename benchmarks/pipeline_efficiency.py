@@ -34,10 +34,10 @@ from mindspeed_ms.core.pipeline_parallel.timeline import (
 )
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.forward_step import default_forward_step
+from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.plan.schedule_plan import Shape
 from mindspeed_ms.training import initialize_megatron
-from mindspeed_ms.training.training import get_model
 
 WARM_UP, MEASURED = 2, 7
 """Iterations that are thrown away, and that count."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.distributed import DistributedDataParallel
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain

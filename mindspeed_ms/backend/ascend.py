@@ -55,10 +55,11 @@ class AscendComm:
             RuntimeError: HCCL is not available or the cluster cannot be formed.
         """
         self._dist = importlib.import_module("mindspore.mint.distributed")
-        self._dist.init_process_group()
+        if not self._dist.is_initialized():  # by the script
+            self._dist.init_process_group()
         self.rank: int = self._dist.get_rank()
         size: int = self._dist.get_world_size()
-        self.world_group = Group(tuple(range(size)), self.rank, "world", None)
+        self.world_group = Group(tuple(range(size)), self.rank, "hccl_world_group", None)
 
     def new_group(self, ranks: tuple[int, ...], name: str) -> Group:
         """Create the HCCL group; only members take part.

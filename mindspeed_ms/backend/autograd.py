@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mindspore as ms
@@ -32,6 +33,7 @@ __all__ = [
     "enable_grad",
     "get_grad",
     "in_dynamic_graph",
+    "is_backward_running",
     "is_grad_enabled",
     "no_grad",
     "recording",
@@ -41,6 +43,16 @@ __all__ = [
     "set_grad",
     "take_gradients",
 ]
+
+
+@dataclass
+class _Depth:
+    """Backward passes of this tape that are under way."""
+
+    running: int = 0
+
+
+_depth = _Depth()
 
 _SHARED_TUPLES: dict[tuple[bool, ...], tuple[bool, ...]] = {}
 
@@ -178,8 +190,17 @@ def backward(
         for output, grad in zip(outputs, grads, strict=True)
     )
     with recording():  # a backward of the user's own may come after the step that built the graph
-        # No create_graph, and no inputs: gradients go to every leaf that needs one.
-        run_backward(outputs, seeds, keep_graph, False, ())
+        _depth.running += 1
+        try:
+            # No create_graph, and no inputs: gradients go to every leaf that needs one.
+            run_backward(outputs, seeds, keep_graph, False, ())
+        finally:
+            _depth.running -= 1
+
+
+def is_backward_running() -> bool:
+    """Whether ``backward`` is at work, and not MindSpore's own ``value_and_grad``."""
+    return _depth.running > 0
 
 
 def detach(tensor: Tensor) -> Tensor:

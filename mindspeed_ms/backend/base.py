@@ -117,8 +117,13 @@ class ReduceOp(Enum):
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
-    """An ordered set of ranks that communicate with each other; made by ``comm.new_group``."""
+class Group(str):
+    """An ordered set of ranks that communicate with each other; made by ``comm.new_group``.
+
+    It is also the text by which MindSpore's own collectives know it, ``ops.AllReduce(group=...)``:
+    HCCL's name of the group on Ascend; on CPU a group that exists for MindSpore if the script has
+    called ``mindspore.communication.init()`` itself.
+    """
 
     ranks: tuple[int, ...]
     """Global ranks, ascending."""
@@ -128,6 +133,10 @@ class Group:
     """Unique within the job, equal on all ranks."""
     _handle: Any = field(default=None, repr=False)
     """The implementation's own object (an MPI communicator, an HCCL group name)."""
+
+    def __new__(cls, ranks: tuple[int, ...], rank: int, name: str, _handle: Any = None) -> Group:  # noqa: PYI034
+        """Its text is the implementation's name of it, if it has one."""
+        return super().__new__(cls, _handle if isinstance(_handle, str) else name)
 
     @cached_property
     def size(self) -> int:

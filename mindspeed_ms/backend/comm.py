@@ -21,7 +21,7 @@ from typing import Any, cast
 from mindspore import Tensor
 from mindspore.common import dtype as mstype
 
-from mindspeed_ms.backend import device, env, launch, launcher
+from mindspeed_ms.backend import device, env, launch, launcher, own_cluster
 from mindspeed_ms.backend.base import Comm, Group, P2POp, ReduceOp, Work
 from mindspeed_ms.backend.progress import here
 from mindspeed_ms.backend.recording import CommCall, RecordingComm, Take
@@ -58,6 +58,7 @@ __all__ = [
     "reduce_scatter_tensor",
     "set_timeout",
     "start_recording",
+    "started_by_script",
     "stop_recording",
     "world_group",
 ]
@@ -90,6 +91,11 @@ def init_process_group() -> None:
     if _state.comm is None:
         _state.comm = launch.start()
         _state.groups[_state.comm.world_group.ranks] = _state.comm.world_group
+
+
+def started_by_script() -> bool:
+    """Whether the script has called ``mindspore.communication.init()``; ours can then begin."""
+    return own_cluster.is_started()
 
 
 def set_timeout(minutes: float) -> None:
@@ -196,8 +202,12 @@ def new_group(ranks: Sequence[int]) -> Group:
 def _create_group(comm: Comm, members: tuple[int, ...]) -> Group:
     name = f"group{len(_state.groups)}"
     if len(members) > 1:
-        return comm.new_group(members, name)
-    return Group(ranks=members, rank=0 if members[0] == comm.rank else -1, name=name)
+        group = comm.new_group(members, name)
+    else:
+        group = Group(ranks=members, rank=0 if members[0] == comm.rank else -1, name=name)
+    if group.rank >= 0 and not device.is_ascend() and own_cluster.is_started():
+        own_cluster.name_group(group, members)
+    return group
 
 
 def all_reduce(

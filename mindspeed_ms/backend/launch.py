@@ -9,6 +9,7 @@ started by                  what happens
 ``mpiexec -n N`` on CPU     MPI starts first; rank 0 then runs the ``JobServer`` in a thread
 ``srun -n N``               task 0 starts a scheduler process; from there on as under ``msrun``
 ``RANK_ID``, ``RANK_SIZE``  the same, started by rank 0 (see ``rank_table``)
+``communication.init()``    (in the script) rank 0 runs the ``JobServer`` in a thread, then as above
 Ascend                      ``mindspore.mint.distributed`` does it all
 ==========================  =====================================================================
 
@@ -22,6 +23,7 @@ import atexit
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -38,6 +40,7 @@ from mindspeed_ms.backend import (
     device,
     env,
     launcher,
+    own_cluster,
     rank_table,
     scheduler,
     slurm,
@@ -75,6 +78,10 @@ class _Session:
     assignment: Assignment
     server: JobServer | None = None
     mpi: ModuleType | None = None
+    serves_beside: bool = False
+    """The server is a thread of rank 0, and MPI was started through it."""
+    pmi: int | None = None
+    """Descriptor on which MPI speaks to the job server."""
     is_running: bool = False
     """Every rank has started, so that a run can save on SIGTERM."""
 
@@ -103,10 +110,12 @@ def start() -> Comm:
         return comm
     if _holder.session is None:
         role = env.get("MS_ROLE")
-        if role == "MS_SCHED":
+        if own_cluster.is_started():
+            _join_beside_mindspore()
+        elif role == "MS_SCHED":
             host, port = _scheduler_address()
             scheduler.serve_and_exit(_num_workers(), host, port, _timeout())
-        if role == "MS_WORKER":
+        elif role == "MS_WORKER":
             _join_msrun()
         elif _is_mpiexec():
             _join_mpiexec()
@@ -198,22 +207,46 @@ def _join_msrun() -> _Session:
     place = scheduler.meeting_point(host, size)[1]
     try:
         client = JobClient(place, port, _timeout(), check=check)
-        assignment = client.join(size, wish, env.get_int("DEVICE_ID"))
+        return _joined(client, client.join(size, wish, env.get_int("DEVICE_ID")))
     except JobEndedError as end:
         note_verdict(None, str(end))
         end_process(f"this process ends because {end}")
+
+
+def _joined(client: JobClient, assignment: Assignment) -> _Session:
+    """The session of a rank whose job server also starts MPI."""
     session = _holder.session = _Session(client, assignment)
     env.put("RANK_ID", assignment.rank)
     _protect(session)
+    size = assignment.size
     if size > 1:
         addresses.confine_mpi(assignment.local_size == size, assignment.address)
         cpu_mpi.prepare_waiting()
-        cpu_mpi.connect_pmi(client.open_pmi(), assignment.rank, size)
+        session.pmi = client.open_pmi()
+        cpu_mpi.connect_pmi(session.pmi, assignment.rank, size)
         session.mpi = _start_mpi(client)
         cpu_mpi.forget_pmi()
     client.tell_running()
     session.is_running = True
     return session
+
+
+def _join_beside_mindspore() -> None:
+    """Ranks that have met by ``mindspore.communication.init()``, whose scheduler is not ours."""
+    rank, size = own_cluster.place()
+    launcher.watch(_on_launcher_end)
+    server, offer = None, None
+    if rank == 0:
+        secret = secrets.token_bytes(32)
+        is_one_host = addresses.is_loopback(env.get("MS_SCHED_HOST") or "127.0.0.1")
+        server = JobServer(size, "127.0.0.1" if is_one_host else "", secret=secret)
+        server.start_thread()
+        places = ["127.0.0.1"] if is_one_host else addresses.own_addresses()
+        offer = [places, server.port, secret.hex()]
+    places, port, text = own_cluster.from_first(offer)
+    client = _reach(places, port, bytes.fromhex(text))
+    session = _joined(client, client.join(size, rank, None))
+    session.server, session.serves_beside = server, True
 
 
 def _find_scheduler(host: str, size: int) -> None:
@@ -389,6 +422,16 @@ def _leave(session: _Session) -> None:
     may_finalize = session.client.leave()
     if may_finalize and session.mpi is not None:
         cpu_mpi.finalize(session.mpi)
+    if session.pmi is not None and session.serves_beside:
+        _answer_farewell(session.pmi)
+
+
+def _answer_farewell(descriptor: int) -> None:
+    """MPI takes its leave of the job server as the process exits, when that thread is gone."""
+    ours, theirs = socket.socketpair()
+    ours.sendall(b"cmd=finalize_ack rc=0\n")
+    os.dup2(theirs.fileno(), descriptor)
+    ours.detach()  # stays open for as long as the process
 
 
 if env.get("MS_ROLE") == "MS_WORKER":

@@ -368,6 +368,19 @@ class TransformerConfig(LayerOptions):
         return FLOAT32 if wide else self.compute_dtype
 
     @property
+    def batch_first(self) -> bool:
+        """Whether cells that a script builds itself take and return [batch, sequence, hidden]."""
+        return False
+
+    @property
+    def adds_masks(self) -> bool | None:
+        """Whether a mask of numbers is added to the scores; False: what is not 0 is hidden.
+
+        None: floating numbers are added, whole ones hide.
+        """
+        return None
+
+    @property
     def data_layout(self) -> str:
         """Axis order of the user's dataset."""
         return self.dataset_config.data_layout

@@ -43,6 +43,8 @@ class ParallelState:
     groups: Mapping[str, Group]
     virtual_pipeline_rank: int | None = None
     virtual_pipeline_size: int | None = None
+    context_ranks: tuple[tuple[int, ...], ...] = ()
+    """Ranks of every context parallel group."""
 
     def group(self, role: str) -> Group:
         """Group of a role, e.g. ``tp`` or ``dp_cp``."""
@@ -189,8 +191,12 @@ def initialize_model_parallel(  # noqa: PLR0913 - Megatron's public signature
     # The tied embedding lives on the first and the last stage, position embeddings on the first.
     groups["embedding"] = _create([tuple(dict.fromkeys((p[0], p[-1]))) for p in pipelines])
     groups["position_embedding"] = _create([p[:1] for p in pipelines])
+    context_ranks = tuple(dense.get_ranks("cp"))
     groups |= _context_groups(
-        dense.get_ranks("cp"), hierarchical_context_parallel_sizes or (1, context_parallel_size)
+        context_ranks,
+        hierarchical_context_parallel_sizes
+        or _hybrid_sizes(context_parallel_size)
+        or (1, context_parallel_size),
     )
     groups |= _optimizer_groups(dense.get_ranks("dp-cp"), num_distributed_optimizer_instances)
     run_state.current().put(
@@ -198,12 +204,25 @@ def initialize_model_parallel(  # noqa: PLR0913 - Megatron's public signature
             groups=groups,
             virtual_pipeline_rank=0 if virtual_pipeline_model_parallel_size else None,
             virtual_pipeline_size=virtual_pipeline_model_parallel_size,
+            context_ranks=context_ranks,
         )
     )
 
 
+def _hybrid_sizes(size: int) -> tuple[int, int] | None:
+    """(Ranks that exchange heads, ranks of a ring) of the arguments that a script has set."""
+    args = run_state.current().args
+    args = getattr(args, "parallel_config", None) or args
+    degree = getattr(args, "ulysses_degree_in_cp", None)
+    if getattr(args, "context_parallel_algo", None) != "hybrid_cp_algo" or not degree:
+        return None
+    return degree, size // degree
+
+
 def _check_start(split_rank: int | None, communicator_config_path: str | None) -> None:
     """Groups are made once, after communication has begun, for a decoder without NCCL."""
+    if not comm.is_initialized() and comm.started_by_script():
+        comm.init_process_group()
     if not comm.is_initialized():
         raise RuntimeError("communication is not initialised; call init_process_group() first")
     if model_parallel_is_initialized():
@@ -236,7 +255,9 @@ def _optimizer_groups(data_ranks: list[tuple[int, ...]], instances: int) -> dict
     }
 
 
-def _context_groups(context_ranks: list[tuple[int, ...]], sizes: Sequence[int]) -> dict[str, Group]:
+def _context_groups(
+    context_ranks: Sequence[tuple[int, ...]], sizes: Sequence[int]
+) -> dict[str, Group]:
     """Neighbours that exchange heads, and ranks that hold the same place among their neighbours."""
     size = len(context_ranks[0])
     if len(sizes) != 2 or min(sizes) < 1 or sizes[0] * sizes[1] != size:
@@ -314,6 +335,27 @@ def get_context_parallel_group() -> Group:
 def get_hierarchical_context_parallel_groups() -> tuple[Group, Group]:
     """(Ranks that exchange heads, ranks of a ring); their product is the context parallel group."""
     return _state().group("cp_ulysses"), _state().group("cp_ring")
+
+
+def get_context_parallel_group_for_hybrid_ulysses() -> Group:
+    """The predecessor's name of the ranks that exchange heads."""
+    return _hybrid_group("cp_ulysses")
+
+
+def get_context_parallel_group_for_hybrid_ring() -> Group:
+    """The predecessor's name of the ranks of a ring."""
+    return _hybrid_group("cp_ring")
+
+
+def _hybrid_group(role: str) -> Group:
+    """As the arguments want it, also if they were set after the groups were made (collective)."""
+    state = _state()
+    wanted = _hybrid_sizes(state.group("cp").size)
+    if wanted is not None and state.group("cp_ulysses").size != wanted[0]:
+        groups = {**state.groups, **_context_groups(state.context_ranks, wanted)}
+        state = replace(state, groups=groups)
+        run_state.current().put(state)
+    return state.group(role)
 
 
 def get_embedding_group() -> Group:

@@ -15,7 +15,7 @@ from mindspeed_ms.core.dist_checkpointing.live_state import live_tensors
 from mindspeed_ms.core.dist_checkpointing.loader import KINDS, LoadOptions, load_tensors
 from mindspeed_ms.core.dist_checkpointing.retention import RUN, UNHEALTHY, saved_in
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
-from mindspeed_ms.core.distributed import DistributedDataParallel
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
 from mindspeed_ms.engine import random_states
 from mindspeed_ms.engine.adapters import head_alias, load_base, open_adapters

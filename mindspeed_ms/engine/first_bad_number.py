@@ -18,12 +18,12 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.core.distributed import (
-    DistributedDataParallel,
     first_bad_gradient,
     first_bad_mean,
     first_bad_weight,
     largest_mean,
 )
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 
 _NEVER = sys.maxsize
 _LARGE = 1e18

@@ -7,9 +7,12 @@ from collections.abc import Callable
 
 from mindspore.nn import Cell
 
-from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config import AllConfig, ModelParallelConfig, OptimizerConfig, TrainingConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
+from mindspeed_ms.core.distributed.distributed_data_parallel_config import (
+    DistributedDataParallelConfig,
+)
 from mindspeed_ms.core.parameter import named_parameters, num_elements
 from mindspeed_ms.engine.adapters import report_adapters
 from mindspeed_ms.plan.layer_placement import layer_placement
@@ -38,7 +41,9 @@ def get_model(
             count,
         )
     report_adapters(config, modules)
-    ddp_config = data_parallel_config(config, count)
+    ddp_config = data_parallel_config(
+        config.training_config, config.parallel_config, config.optimizer_config, count
+    )
     is_first_stage = parallel_state.get_pipeline_model_parallel_rank() == 0
     return [
         DistributedDataParallel(
@@ -48,14 +53,20 @@ def get_model(
     ]
 
 
-def data_parallel_config(config: AllConfig, num_parameters: int) -> DistributedDataParallelConfig:
+def data_parallel_config(
+    training: TrainingConfig,
+    parallel: ModelParallelConfig,
+    optimizer: OptimizerConfig,
+    num_parameters: int,
+) -> DistributedDataParallelConfig:
     """How a configuration reduces gradients on this rank, and what it shards.
 
     Args:
-        config: the configuration.
+        training: its section.
+        parallel: its section.
+        optimizer: its section.
         num_parameters: elements on this rank, for ``ddp_num_buckets``.
     """
-    training = config.training_config
     is_first_stage = parallel_state.get_pipeline_model_parallel_rank() == 0
     is_delayed = training.delay_grad_reduce and not is_first_stage
     bucket_size = training.bucket_size
@@ -64,14 +75,14 @@ def data_parallel_config(config: AllConfig, num_parameters: int) -> DistributedD
     return DistributedDataParallelConfig(
         grad_reduce_in_fp32=training.accumulate_allreduce_grads_in_fp32,
         overlap_grad_reduce=training.overlap_grad_reduce and not is_delayed,
-        overlap_param_gather=config.optimizer_config.overlap_param_gather,
+        overlap_param_gather=optimizer.overlap_param_gather,
         use_distributed_optimizer=training.use_distributed_optimizer,
         bucket_size=bucket_size,
         average_in_collective=training.ddp_average_in_collective,
         pad_buckets_for_high_nccl_busbw=training.ddp_pad_buckets_for_high_nccl_busbw,
         mem_align_bytes=512 if training.enable_mem_align else 1,
         check_for_nan_in_grad=True,  # what to do about one is the run's decision
-        zero_level=config.parallel_config.zero_level,
+        zero_level=parallel.zero_level,
     )
 
 

@@ -85,3 +85,8 @@ def print_rank_last(line: str) -> None:
     """A report line from the last rank only, where Megatron prints losses."""
     if comm.get_rank() == comm.get_world_size() - 1:
         _LINES.info(line)
+
+
+def print_every_rank(line: str) -> None:
+    """A report line from this rank."""
+    _LINES.info(line)

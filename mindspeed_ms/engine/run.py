@@ -19,7 +19,7 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.build import assemble
 from mindspeed_ms.core import run_state
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver
-from mindspeed_ms.core.distributed import DistributedDataParallel
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.num_microbatches_calculator import update_num_microbatches
 from mindspeed_ms.core.optimizer import (
     OptimizerParamScheduler,

@@ -13,7 +13,7 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core.dist_checkpointing.live_state import live_tensors
 from mindspeed_ms.core.dist_checkpointing.retention import RUN, UNHEALTHY
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveError
-from mindspeed_ms.core.distributed import DistributedDataParallel
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
 from mindspeed_ms.core.timers import timed
 from mindspeed_ms.engine.adapters import adapters_of

@@ -16,10 +16,8 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, bars, comm, memory
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.distributed import (
-    DistributedDataParallel,
-    finalize_model_grads,
-)
+from mindspeed_ms.core.distributed import finalize_model_grads
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.num_microbatches_calculator import (
     get_current_running_global_batch_size,
     get_num_microbatches,

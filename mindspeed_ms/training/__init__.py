@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from mindspeed_ms import old_names
+
 _HOME: Mapping[str, str] = MappingProxyType(
     {
         "get_args": "global_args",
@@ -31,7 +33,7 @@ __all__ = list(_HOME)  # noqa: PLE0605 - a list of names
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return old_names.of(__name__)(name)
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 

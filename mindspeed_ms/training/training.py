@@ -9,20 +9,20 @@ from typing import Any
 import psutil
 from mindspore.nn import Cell
 
+from mindspeed_ms import old_names
 from mindspeed_ms.backend.spokesman import is_first_of_host
 from mindspeed_ms.config import AllConfig, without_effect
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.forward_step import GetBatch
-from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.engine.run import Run, StepFunctions, carry_out
 from mindspeed_ms.engine.step_report import StepReport
-from mindspeed_ms.engine.train_loop import TrainState, train
+from mindspeed_ms.engine.train_loop import TrainState
 from mindspeed_ms.training.entry import user_errors
 from mindspeed_ms.training.initialize import initialize_megatron
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["StepReport", "TrainState", "get_model", "pretrain", "train"]
+__all__ = ["StepReport", "TrainState", "pretrain"]
 
 
 def pretrain(  # noqa: PLR0913 - Megatron's signature and the guide's keywords
@@ -95,3 +95,6 @@ def pretrain(  # noqa: PLR0913 - Megatron's signature and the guide's keywords
         run = open_run(get_all_config())
     with user_errors(during_training=True):
         return carry_out(run)
+
+
+__getattr__ = old_names.of(__name__)

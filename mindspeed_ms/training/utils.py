@@ -1,5 +1,6 @@
 """The guide's path of ``mindspeed_ms.engine.parallel_setup``."""
 
+from mindspeed_ms import old_names
 from mindspeed_ms.engine.parallel_setup import (
     DEFAULT_SEED,
     get_batch_on_this_cp_rank,
@@ -17,3 +18,5 @@ __all__ = [
     "set_parallel_context",
     "set_seed",
 ]
+
+__getattr__ = old_names.of(__name__)

@@ -10,10 +10,10 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.config import DatasetConfig, MoEConfig, OptimizerConfig, TransformerConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.distributed import (
-    DistributedDataParallel,
+from mindspeed_ms.core.distributed import finalize_model_grads
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
+from mindspeed_ms.core.distributed.distributed_data_parallel_config import (
     DistributedDataParallelConfig,
-    finalize_model_grads,
 )
 from mindspeed_ms.core.optimizer import get_megatron_optimizer
 from mindspeed_ms.core.parameter import named_parameters

@@ -11,10 +11,10 @@ from tiny_models import model_config
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.config import DatasetConfig, ModelParallelConfig, MoEConfig
 from mindspeed_ms.core import aux_losses, parallel_state
-from mindspeed_ms.core.distributed import (
-    DistributedDataParallel,
+from mindspeed_ms.core.distributed import finalize_model_grads
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
+from mindspeed_ms.core.distributed.distributed_data_parallel_config import (
     DistributedDataParallelConfig,
-    finalize_model_grads,
 )
 from mindspeed_ms.core.parameter import named_parameters, shard_of
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization

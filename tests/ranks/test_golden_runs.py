@@ -11,10 +11,10 @@ from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed import finalize_model_grads
 from mindspeed_ms.core.parameter import named_parameters, shard_of
 from mindspeed_ms.engine.current_config import get_all_config
+from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.legacy.model.megatron_names import megatron_names
 from mindspeed_ms.training import initialize_megatron
-from mindspeed_ms.training.training import get_model
 from tools import parity
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

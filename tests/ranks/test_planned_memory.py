@@ -11,12 +11,12 @@ from mindspeed_ms.backend import comm, device, memory
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.optimizer import get_megatron_optimizer
 from mindspeed_ms.core.parameter import make_ready, named_parameters
+from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.planning.activations import stage_activations
 from mindspeed_ms.planning.memory import stage_state
 from mindspeed_ms.training.arguments import parse_args, validate_args
 from mindspeed_ms.training.from_args import init_configs_from_args
 from mindspeed_ms.training.initialize import set_up_run
-from mindspeed_ms.training.training import get_model
 
 pytestmark = pytest.mark.ranks
 SIZES = "--hidden-size 64 --ffn-hidden-size 192 --num-attention-heads 4 --micro-batch-size 1"

@@ -32,11 +32,20 @@ BELOW = {
 }
 """Room -> rooms it may import."""
 BELOW["toolkit"] = (*BELOW["training"], "training")
+BELOW["predecessor"] = BELOW["training"]
 RENAMED = (
     "core/config",
+    "core/context_parallel/flash_sp.py",
+    "core/context_parallel/ring_attention.py",
+    "core/context_parallel/ulysses_context_parallel.py",
+    "core/context_parallel/utils.py",
     "core/datasets",
+    "core/optimizer/distrib_optimizer.py",
+    "core/optimizer/zero",
     "legacy/data",
+    "legacy/model/activation.py",
     "training/data.py",
+    "training/grad_handler.py",
     "training/global_vars.py",
     "training/tokenizer.py",
     "training/train_loop.py",

@@ -6,7 +6,6 @@ import pytest
 
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.backend.base import Group
-from mindspeed_ms.core.distributed import DistributedDataParallelConfig
 from mindspeed_ms.core.distributed.bucket import (
     Bucket,
     BucketState,
@@ -14,6 +13,9 @@ from mindspeed_ms.core.distributed.bucket import (
     add_,
     first_not_finite,
     scale_,
+)
+from mindspeed_ms.core.distributed.distributed_data_parallel_config import (
+    DistributedDataParallelConfig,
 )
 from mindspeed_ms.core.distributed.sharded_grads import ScratchPool
 from mindspeed_ms.plan.param_layout import BucketSpan, Slot

@@ -17,6 +17,7 @@ from mindspeed_ms.core.optimizer import (
     get_megatron_optimizer,
 )
 from mindspeed_ms.core.parameter import named_parameters
+from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.legacy.data.data_samplers import build_pretraining_data_loader
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.plan.layer_placement import layer_placement
@@ -24,7 +25,6 @@ from mindspeed_ms.plan.recompute_plan import recompute_plan
 from mindspeed_ms.training.arguments import parse_args, validate_args
 from mindspeed_ms.training.from_args import init_configs_from_args
 from mindspeed_ms.training.initialize import set_up_run
-from mindspeed_ms.training.training import get_model
 
 BASE = (
     "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --seq-length 16 "

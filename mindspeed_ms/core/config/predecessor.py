@@ -56,6 +56,16 @@ class TransformerConfig(config.TransformerConfig):
         _assume_length(model)
         super().__init__(**rename_keys(config.TransformerConfig, model), **links)
 
+    @property
+    def batch_first(self) -> bool:
+        """What ``data_layout`` says."""
+        return self.data_layout == "BSH"
+
+    @property
+    def adds_masks(self) -> bool:
+        """What ``mask_func_type`` says; the fused kernel hides."""
+        return self.mask_func_type == "attn_mask_add" and not self.use_flash_attention
+
 
 def init_configs_from_yaml(
     file_path: str | Path | Sequence[str | Path],

@@ -6,6 +6,7 @@ its queries see the keys of all ranks. Everything else in a model works on token
 
 from __future__ import annotations
 
+from mindspeed_ms import old_names
 from mindspeed_ms.core.context_parallel.attention import context_parallel_attention
 from mindspeed_ms.core.context_parallel.exchange import (
     count_over_sequence,
@@ -24,3 +25,5 @@ __all__ = [
     "share_of_draws",
     "sum_over_sequence",
 ]
+
+__getattr__ = old_names.of(__name__)

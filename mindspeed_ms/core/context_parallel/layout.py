@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_ms.backend import comm
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.config import ModelParallelConfig
 from mindspeed_ms.core import parallel_state
@@ -69,7 +70,11 @@ def context_parallel(parallel: ModelParallelConfig) -> ContextParallel | None:
         return None
     ulysses, ring = parallel_state.get_hierarchical_context_parallel_groups()
     wanted, present = parallel.hierarchical_context_parallel_sizes, (ulysses.size, ring.size)
-    if present != wanted:
+    if present != wanted and 1 in wanted:
+        # One kind of exchange needs no further groups, whatever those that exist are for.
+        alone = Group(ranks=(comm.get_rank(),), rank=0, name="this rank")
+        ulysses, ring = (group, alone) if wanted[1] == 1 else (alone, group)
+    elif present != wanted:
         raise RuntimeError(
             f"context parallel groups exist for (all-to-all, ring) sizes {present}, but the "
             f"configuration ({parallel.context_parallel_algo}) asks for {wanted}; give "

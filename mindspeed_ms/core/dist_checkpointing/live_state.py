@@ -14,7 +14,7 @@ from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
 from mindspeed_ms.backend import memory
-from mindspeed_ms.core.distributed import DistributedDataParallel
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer
 from mindspeed_ms.core.parameter import is_frozen, num_elements, shard_of
 from mindspeed_ms.plan.region import Span

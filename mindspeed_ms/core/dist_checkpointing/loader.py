@@ -16,7 +16,7 @@ import numpy as np
 from mindspeed_ms.backend import bars, comm, device, memory
 from mindspeed_ms.core.dist_checkpointing.live_state import MAIN, WEIGHTS, LiveTensor, stored_name
 from mindspeed_ms.core.dist_checkpointing.save_plan import owned_by_this_rank
-from mindspeed_ms.core.distributed import DistributedDataParallel
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer
 from mindspeed_ms.formats.catalog import Catalog, StoredTensor, TensorReader
 from mindspeed_ms.formats.containers.digest import digest_part, text_of

@@ -1,9 +1,6 @@
 """Data parallelism."""
 
-from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
-from mindspeed_ms.core.distributed.distributed_data_parallel_config import (
-    DistributedDataParallelConfig,
-)
+from mindspeed_ms import old_names
 from mindspeed_ms.core.distributed.finalize_model_grads import finalize_model_grads
 from mindspeed_ms.core.distributed.grad_check import (
     first_bad_gradient,
@@ -15,8 +12,6 @@ from mindspeed_ms.core.distributed.grad_check import (
 from mindspeed_ms.core.distributed.param_and_grad_buffer import OptimizerShard
 
 __all__ = [
-    "DistributedDataParallel",
-    "DistributedDataParallelConfig",
     "OptimizerShard",
     "finalize_model_grads",
     "first_bad_gradient",
@@ -25,3 +20,5 @@ __all__ = [
     "is_finite",
     "largest_mean",
 ]
+
+__getattr__ = old_names.of(__name__)

@@ -1,5 +1,6 @@
 """The optimizer and its schedules."""
 
+from mindspeed_ms import old_names
 from mindspeed_ms.core.optimizer.flat_state import StatePart
 from mindspeed_ms.core.optimizer.grad_scaler import (
     ConstantGradScaler,
@@ -8,7 +9,6 @@ from mindspeed_ms.core.optimizer.grad_scaler import (
     get_grad_scaler,
 )
 from mindspeed_ms.core.optimizer.optimizer import (
-    DistributedOptimizer,
     MegatronOptimizer,
     StepResult,
     get_megatron_optimizer,
@@ -17,7 +17,6 @@ from mindspeed_ms.core.optimizer.optimizer_param_scheduler import OptimizerParam
 
 __all__ = [
     "ConstantGradScaler",
-    "DistributedOptimizer",
     "DynamicGradScaler",
     "GradScaler",
     "MegatronOptimizer",
@@ -27,3 +26,5 @@ __all__ = [
     "get_grad_scaler",
     "get_megatron_optimizer",
 ]
+
+__getattr__ = old_names.of(__name__)

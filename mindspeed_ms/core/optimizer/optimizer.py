@@ -12,7 +12,8 @@ from mindspore import Parameter
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import OptimizerConfig
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.distributed import DistributedDataParallel, OptimizerShard
+from mindspeed_ms.core.distributed import OptimizerShard
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.optimizer.clip_grads import (
     any_over,
     clip_coefficient,

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from mindspore import Tensor
 from mindspore.common import dtype as mstype
+from numpy.typing import NDArray
 
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.backend.base import Group, P2POp, Work
 from mindspeed_ms.plan.schedule_plan import Exchange, Transfer
+
+_MOST_DIMS = 8
+"""Of a tensor whose shape is told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,8 +27,7 @@ class TransferFormat:
     """What travels between stages."""
 
     shape: tuple[int, ...]
-    """Of every activation and gradient, [s(/p), b, h]; only its rank counts with variable shapes.
-    """
+    """Of every activation and gradient, [s(/p), b, h]; not read with variable shapes."""
 
     dtype: mstype.Type = mstype.float32
     """Of every activation and gradient."""
@@ -121,27 +124,28 @@ class StageLink:
     ) -> list[tuple[int, ...]]:
         if not self.format.variable_shapes:
             return [self.format.shape] * len(exchange.receives)
-        sent = [memory.from_numpy(np.array(tensor.shape, np.int64)) for tensor in outgoing]
-        received = [
-            memory.zeros((len(self.format.shape),), mstype.int64) for _ in exchange.receives
-        ]
+        sent = [memory.from_numpy(_told(tuple(tensor.shape))) for tensor in outgoing]
+        received = [memory.zeros((_MOST_DIMS + 1,), mstype.int64) for _ in exchange.receives]
         works, _ = self._post(exchange, sent, received)
         _wait(works)
-        return [tuple(int(size) for size in memory.as_numpy(shape)) for shape in received]
+        told = [[int(size) for size in memory.as_numpy(shape)] for shape in received]
+        return [tuple(sizes[1 : 1 + sizes[0]]) for sizes in told]
 
     def _check(self, tensor: Tensor) -> None:
         fmt = self.format
-        is_shape_right = (
-            len(tensor.shape) == len(fmt.shape)
-            if fmt.variable_shapes
-            else tuple(tensor.shape) == fmt.shape
-        )
+        is_shape_right = fmt.variable_shapes or tuple(tensor.shape) == fmt.shape
         if not is_shape_right or tensor.dtype != fmt.dtype:
             raise ValueError(
                 f"rank {comm.get_rank()} is to send {tuple(tensor.shape)} {tensor.dtype} to "
                 f"another pipeline stage, but {fmt.shape} {fmt.dtype} was agreed; check "
                 "seq_length, micro-batch size and compute_dtype, or set variable_seq_lengths"
             )
+
+
+def _told(shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """A shape as it is sent: the number of dimensions, then their sizes."""
+    assert len(shape) <= _MOST_DIMS, f"a tensor of {len(shape)} dimensions travels"
+    return np.array([len(shape), *shape, *[0] * (_MOST_DIMS - len(shape))], np.int64)
 
 
 def _wait(works: Sequence[Work]) -> None:

@@ -1,5 +1,6 @@
 """Layers, loss, region crossings and random streams of tensor parallelism."""
 
+from mindspeed_ms import old_names
 from mindspeed_ms.core.tensor_parallel.cross_entropy import (
     VocabParallelCrossEntropy,
     vocab_parallel_cross_entropy,
@@ -19,17 +20,14 @@ from mindspeed_ms.core.tensor_parallel.mappings import (
     scatter_to_tensor_model_parallel_region,
 )
 from mindspeed_ms.core.tensor_parallel.random import (
-    RNGStateTracer,
     RNGStateTracker,
     get_cuda_rng_tracker,
-    get_rng_tracer,
     get_rng_tracker,
     model_parallel_manual_seed,
 )
 
 __all__ = [
     "ColumnParallelLinear",
-    "RNGStateTracer",
     "RNGStateTracker",
     "RowParallelLinear",
     "VocabParallelCrossEntropy",
@@ -38,7 +36,6 @@ __all__ = [
     "gather_from_sequence_parallel_region",
     "gather_from_tensor_model_parallel_region",
     "get_cuda_rng_tracker",
-    "get_rng_tracer",
     "get_rng_tracker",
     "model_parallel_manual_seed",
     "reduce_from_tensor_model_parallel_region",
@@ -47,3 +44,5 @@ __all__ = [
     "scatter_to_tensor_model_parallel_region",
     "vocab_parallel_cross_entropy",
 ]
+
+__getattr__ = old_names.of(__name__)

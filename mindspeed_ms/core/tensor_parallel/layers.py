@@ -6,7 +6,7 @@ All state of a call lives in its autograd context, so any number of micro-batche
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mindspore import Parameter, Tensor
@@ -14,7 +14,7 @@ from mindspore.common import dtype as mstype
 from mindspore.common.initializer import Zero
 from mindspore.nn import Cell
 
-from mindspeed_ms import ops
+from mindspeed_ms import old_names, ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.config import ModelParallelConfig, TransformerConfig
@@ -274,7 +274,7 @@ class ColumnParallelLinear(Cell):
         bias_init: values of the full b.
         param_init_dtype: type of the parameters, default float32.
         compute_dtype: type the input is cast to, default its own.
-        transpose_b: W is stored [output, input]; the only layout there is.
+        transpose_b: W is stored [output, input]; False: [input, output].
         tp_group: group to split over, default the (expert) tensor parallel group.
         is_vocabulary: rows of W are tokens.
 
@@ -319,7 +319,6 @@ class ColumnParallelLinear(Cell):
             embedding_activation_buffer=embedding_activation_buffer,
             grad_output_buffer=grad_output_buffer,
             tp_comm_buffer_name=tp_comm_buffer_name,
-            transpose_b=transpose_b,
         )
         self.plan = linear_plan(
             config,
@@ -335,7 +334,7 @@ class ColumnParallelLinear(Cell):
             )
         self.input_size, self.output_size = input_size, output_size
         self.output_size_per_partition = divide(output_size, group.size, "output_size")
-        self.gather_output = gather_output
+        self.gather_output, self.transpose_b = gather_output, transpose_b
         self.skip_bias_add = skip_bias_add
         self.compute_dtype = memory.dtype_of(compute_dtype)
         shard = ShardSpec(
@@ -346,15 +345,16 @@ class ColumnParallelLinear(Cell):
             is_expert=is_expert,
             is_vocabulary=is_vocabulary,
         )
+        shape = (self.output_size_per_partition, input_size)
         dtype = param_init_dtype or mstype.float32
         self.weight = self.bias = None
         if not skip_weight_param_allocation:
             self.weight = create_parameter(
-                (self.output_size_per_partition, input_size),
+                shape if transpose_b else shape[::-1],
                 init_method,
                 dtype=dtype,
                 name="weight",
-                shard=shard,
+                shard=shard if transpose_b else replace(shard, partition_dim=1),
             )
         if bias:
             self.bias = create_parameter(
@@ -368,6 +368,7 @@ class ColumnParallelLinear(Cell):
         weight = self.weight if weight is None else weight
         if weight is None:
             raise RuntimeError("the layer was built without a weight; pass one to the call")
+        weight = weight if self.transpose_b else _exchanged(weight)
         if self.compute_dtype is not None:
             input_ = ops.cast(input_, self.compute_dtype)
         added = None if self.skip_bias_add else self.bias
@@ -393,7 +394,7 @@ class RowParallelLinear(Cell):
         bias_init: values of b.
         param_init_dtype: type of the parameters, default float32.
         compute_dtype: type the input is cast to, default its own.
-        transpose_b: W is stored [output, input]; the only layout there is.
+        transpose_b: W is stored [output, input]; False: [input, output].
         tp_group: group to split over, default the (expert) tensor parallel group.
 
     Shapes:
@@ -430,7 +431,6 @@ class RowParallelLinear(Cell):
         _refuse_unsupported(
             keep_master_weight_for_test=keep_master_weight_for_test,
             tp_comm_buffer_name=tp_comm_buffer_name,
-            transpose_b=transpose_b,
         )
         self.plan = linear_plan(config, is_expert=is_expert, group=tp_group)
         group = self.plan.group
@@ -445,13 +445,15 @@ class RowParallelLinear(Cell):
         self.skip_bias_add = skip_bias_add
         self.compute_dtype = memory.dtype_of(compute_dtype)
         dtype = param_init_dtype or mstype.float32
+        shape = (output_size, self.input_size_per_partition)
+        self.transpose_b = transpose_b
         self.weight = create_parameter(
-            (output_size, self.input_size_per_partition),
+            shape if transpose_b else shape[::-1],
             init_method,
             dtype=dtype,
             name="weight",
             shard=ShardSpec(
-                partition_dim=1,
+                partition_dim=1 if transpose_b else 0,
                 partition_stride=stride,
                 partitions=group.size,
                 partition_rank=group.rank,
@@ -474,7 +476,8 @@ class RowParallelLinear(Cell):
             input_ = ops.cast(input_, self.compute_dtype)
         if not self.input_is_parallel:
             input_ = mappings.scatter_to_tensor_model_parallel_region(input_, self.plan.group)
-        output = row_parallel_linear(input_, self.weight, self.plan)
+        weight = self.weight if self.transpose_b else _exchanged(self.weight)
+        output = row_parallel_linear(input_, weight, self.plan)
         if self.skip_bias_add or self.bias is None:
             return output, self.bias
         return add_bias(output, self.bias), None
@@ -545,13 +548,28 @@ class VocabParallelEmbedding(Cell):
         return _VocabParallelLookup.apply(input_, self.weight, self.plan, self.vocab_start_index)
 
 
+class _Exchanged(autograd.Function):
+    """A weight stored [input, output] -> [output, input], whole if it is shared out."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return memory.permuted(make_ready(weight), (1, 0))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return memory.permuted(memory.contiguous(grad), (1, 0))
+
+
+def _exchanged(weight: Parameter) -> Tensor:
+    return _Exchanged.apply(weight)
+
+
 def _refuse_unsupported(
     *,
     keep_master_weight_for_test: bool = False,
     embedding_activation_buffer: list[Tensor] | None = None,
     grad_output_buffer: list[Tensor] | None = None,
     tp_comm_buffer_name: str | None = None,
-    transpose_b: bool = True,
 ) -> None:
     """Arguments of the public signatures that have no meaning here must keep their default."""
     if keep_master_weight_for_test:
@@ -569,8 +587,6 @@ def _refuse_unsupported(
             f"tp_comm_buffer_name is {tp_comm_buffer_name!r}; it names a TransformerEngine buffer: "
             "leave it None"
         )
-    if not transpose_b:
-        raise ValueError(
-            "transpose_b is False; weights are stored [output, input]: leave it True and "
-            "transpose the values"
-        )
+
+
+__getattr__ = old_names.of(__name__)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mindspeed_ms import old_names
 from mindspeed_ms.backend.random import Generator, normal_stream
 from mindspeed_ms.core import run_state
 
@@ -121,8 +122,6 @@ def _init_stream() -> _InitStream:
 
 
 get_cuda_rng_tracker = get_rng_tracker
-get_rng_tracer = get_rng_tracker
-RNGStateTracer = RNGStateTracker
 
 
 def model_parallel_manual_seed(
@@ -217,3 +216,6 @@ def _box_muller(uniforms: np.ndarray) -> np.ndarray:
     radius = np.sqrt(np.float32(-2.0) * np.log(np.float32(1.0) - blocks[:, 0]))
     angle = np.float32(2.0 * np.pi) * blocks[:, 1]
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+
+
+__getattr__ = old_names.of(__name__)

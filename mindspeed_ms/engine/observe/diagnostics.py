@@ -21,7 +21,8 @@ from mindspore.nn import Cell
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.backend.comm import CommCall, ReduceOp
 from mindspeed_ms.config import TrainingConfig
-from mindspeed_ms.core.distributed import DistributedDataParallel, largest_mean
+from mindspeed_ms.core.distributed import largest_mean
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer
 from mindspeed_ms.legacy.model.attention import CoreAttention
 

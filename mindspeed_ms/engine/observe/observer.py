@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from mindspeed_ms.backend import bars, comm, device
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import parallel_state, run_state
-from mindspeed_ms.core.distributed import DistributedDataParallel
+from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer
 from mindspeed_ms.core.pipeline_parallel.executor import StepRecord
 from mindspeed_ms.core.timers import Timers

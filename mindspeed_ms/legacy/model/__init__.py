@@ -1,6 +1,7 @@
 """GPT models under the import paths of the user guide."""
 
 import mindspeed_ms.backend  # noqa: F401 - quiets MindSpore, which must not be loaded before
+from mindspeed_ms import old_names
 from mindspeed_ms.legacy.model.attention import CoreAttention, ParallelAttention
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, LayerType, ModelType
 from mindspeed_ms.legacy.model.eos_mask import EosMask
@@ -42,3 +43,5 @@ __all__ = [
     "get_language_model",
     "get_norm",
 ]
+
+__getattr__ = old_names.of(__name__)

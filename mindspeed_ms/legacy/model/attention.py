@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from mindspore import Tensor
+from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 from numpy.typing import NDArray
 
@@ -32,12 +33,15 @@ from mindspeed_ms.models.gpt import attention_spec, scores_spec
 from mindspeed_ms.models.scores import ScoresSpec, alibi_slopes
 from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, NO_RECOMPUTE, LayerRecompute
 
+_FLOATS = (mstype.float32, mstype.float16, mstype.bfloat16, mstype.float64)
+
 RotaryTables = tuple[Tensor, ...]
 """(cos, sin), each fp32 [S, 1, 1, rotated channels]; then those of layers with a window, where they
 rotate by another base."""
 
 AttentionMask: TypeAlias = Tensor | ops.Documents | None
-"""Dense, bool [B or 1, 1, S, S] or [B, S, S] with True = masked; or the documents of packed
+"""Dense, [B or 1, 1, S, S], [B, S, S] or [S, S]: bool or whole numbers, where True or other than 0
+is hidden, or floating numbers that are added to the scores; or the documents of packed
 sequences, which stay causal inside; or None. With context parallelism documents number the whole
 sequence, and a dense mask has the rows of ``ContextParallel.ring_positions``."""
 
@@ -81,6 +85,7 @@ class CoreAttention(Cell):
         self.dropout_rate = config.attention_dropout_rate
         self.max_logits: Tensor | None = None
         self.num_heads = heads = divide(spec.num_heads, tensor.size, "num_attention_heads")
+        self.adds_masks = config.adds_masks
         self.softmax_offset = self._sinks(spec, tensor, heads)
         self.options = {
             "scale": spec.scale,
@@ -105,14 +110,14 @@ class CoreAttention(Cell):
             attention_mask = None
         documents = attention_mask if isinstance(attention_mask, ops.Documents) else None
         mask = attention_mask if isinstance(attention_mask, Tensor) else None
-        if mask is not None and mask.ndim == 3:
-            mask = mask.expand_dims(1)  # [B, 1, S, S]
+        mask, bias = _hidden_and_added(mask, self.adds_masks)
         arguments = {
             **self.options,
             "sinks": self.softmax_offset,
             "max_logits": self.max_logits,
-            "causal": self.is_causal and mask is None,
+            "causal": self.is_causal and mask is None and bias is None,
             "mask": mask,
+            "bias": bias,
             "documents": documents,
         }
         dropout = self.dropout_rate if self.training else 0.0
@@ -190,6 +195,7 @@ class ParallelAttention(Cell):
     ) -> None:
         super().__init__()
         refuse_cross_attention(attention_type)
+        self.batch_first = spec is None and config.batch_first  # parts of a model never are
         spec = spec or attention_spec(config, layer_number - 1)
         groups = groups or ProcessGroups.current()
         # Megatron builds the output projection first, and weights are drawn in that order.
@@ -228,9 +234,10 @@ class ParallelAttention(Cell):
         ``queries``: of the same shape, projected to queries in place of the hidden states.
         """
         refuse_unserved(encoder_output=encoder_output)
+        hidden_states = sequence_first(hidden_states, self.batch_first)
         q_SBND, k_SBGD, v_SBGD = self._projected(hidden_states)
         if queries is not None:
-            q_SBND, _, _ = self._projected(queries)
+            q_SBND, _, _ = self._projected(sequence_first(queries, self.batch_first))
         if self.q_layernorm is not None and self.k_layernorm is not None:
             q_SBND = ops.cast(self._normalized(q_SBND, self.q_layernorm), v_SBGD.dtype)
             k_SBGD = ops.cast(self._normalized(k_SBGD, self.k_layernorm), v_SBGD.dtype)
@@ -244,7 +251,8 @@ class ParallelAttention(Cell):
         context = self.core_attention.attend(
             q_SBND, k_SBGD, v_SBGD, attention_mask, again=self.attends_again
         )
-        return self.out_proj(context)
+        output, bias = self.out_proj(context)
+        return sequence_first(output, self.batch_first), bias
 
     def _projected(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys, values of the heads of this rank."""
@@ -261,6 +269,27 @@ class ParallelAttention(Cell):
         whole = norm(mappings.gather_from_tensor_model_parallel_region(flat, self.group))
         own = mappings.scatter_to_tensor_model_parallel_region(whole, self.group)
         return own.reshape(shape)
+
+
+def sequence_first(states: Tensor, is_needed: bool) -> Tensor:
+    """[b, s, h] -> [s, b, h] and back, where a script works with the batch first."""
+    return states.swapaxes(0, 1).contiguous() if is_needed else states
+
+
+def _hidden_and_added(
+    mask: Tensor | None, adds: bool | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """(bool mask, numbers to add to the scores) of a dense mask, each [B or 1, 1, S, S] or None."""
+    if mask is None:
+        return None, None
+    if mask.ndim < 4:
+        mask = mask.expand_dims(0) if mask.ndim == 2 else mask
+        mask = mask.expand_dims(1)
+    if mask.dtype == mstype.bool_:
+        return mask, None
+    if adds or (adds is None and mask.dtype in _FLOATS):
+        return None, memory.in_dtype(mask, mstype.float32)
+    return mask != 0, None
 
 
 def _slopes(spec: ScoresSpec, first: int, count: int) -> NDArray[np.float32] | None:

@@ -35,12 +35,16 @@ class AttnMaskType(enum.Enum):
     padding_causal = 4
 
 
-def as_mask_type(value: enum.Enum) -> AttnMaskType:
+def as_mask_type(value: enum.Enum | None) -> AttnMaskType:
     """Mask type of any enum with Megatron's values: user code often defines its own.
+
+    None is padding: the mask of the call decides.
 
     Raises:
         ValueError: a value that is none of 1 to 4.
     """
+    if value is None:
+        return AttnMaskType.padding
     try:
         return AttnMaskType(value.value)
     except ValueError:

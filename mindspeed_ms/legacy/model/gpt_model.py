@@ -112,6 +112,7 @@ class GPTModel(Module):
             pre_process=pre_process,
             post_process=post_process,
         )
+        self.language_model.batch_first = False
         if post_process:
             self.parallel_lm_logits = ParallelLMLogits(
                 config, bias=False, compute_dtype=config.compute_dtype

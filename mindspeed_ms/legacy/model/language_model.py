@@ -21,7 +21,7 @@ from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
 from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.tensor_parallel import VocabParallelEmbedding, get_rng_tracker, mappings
-from mindspeed_ms.legacy.model.attention import AttentionMask
+from mindspeed_ms.legacy.model.attention import AttentionMask, sequence_first
 from mindspeed_ms.legacy.model.enums import AttnMaskType, LayerType, ModelType
 from mindspeed_ms.legacy.model.from_spec import column_linear, init_method
 from mindspeed_ms.legacy.model.initialization import StageDraws
@@ -185,6 +185,8 @@ class TransformerLanguageModel(Cell):
             )
         self.pre_process, self.post_process = pre_process, post_process
         self.seq_length = config.seq_length
+        self.batch_first = config.batch_first
+        """Whether hidden states are [b, s, h] outside; a model that goes on with them sets it."""
         spec = gpt_spec(config, num_tokentypes)
         groups = groups or ProcessGroups.current()
         draws = StageDraws(spec, config.parallel_config.use_cpu_initialization)
@@ -249,6 +251,8 @@ class TransformerLanguageModel(Cell):
 
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
         """Activations from the previous pipeline stage."""
+        if input_tensor is not None:
+            input_tensor = sequence_first(input_tensor, self.batch_first)
         self.encoder.set_input_tensor(input_tensor)
 
     def construct(
@@ -264,6 +268,8 @@ class TransformerLanguageModel(Cell):
         inference_params: InferenceContext | None = None,
     ) -> Tensor:
         """Ids [b, s] -> hidden states [s(/p), b, h] after the final norm (on the last stage).
+
+        With ``batch_first`` they are [b, s(/p), h], and so are those between stages.
 
         Only the first stage reads ids and positions; a query layer reads positions too.
         """
@@ -282,9 +288,9 @@ class TransformerLanguageModel(Cell):
             else:
                 rotary = self._rotary_tables(self.encoder.sequence_length(hidden_states))
         output = self.encoder(hidden_states, enc_attn_mask, rotary, inference_params)
-        if self.query_layer is None:
-            return output
-        return self.query_layer(output, enc_position_ids, enc_attn_mask, inference_params)
+        if self.query_layer is not None:
+            output = self.query_layer(output, enc_position_ids, enc_attn_mask, inference_params)
+        return sequence_first(output, self.batch_first)
 
     def _rotary_tables(self, length: int) -> tuple[Tensor, ...]:
         """Rotary tables of the tokens in the layers: of this rank's share of the sequence."""

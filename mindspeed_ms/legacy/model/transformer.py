@@ -16,7 +16,7 @@ from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
-from mindspeed_ms import ops
+from mindspeed_ms import old_names, ops
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import parallel_state
@@ -31,7 +31,12 @@ from mindspeed_ms.core.tensor_parallel.layers import (
     linear_plan,
 )
 from mindspeed_ms.core.tensor_parallel.random import MODEL_PARALLEL_RNG, get_rng_tracker
-from mindspeed_ms.legacy.model.attention import CoreAttention, ParallelAttention, RotaryTables
+from mindspeed_ms.legacy.model.attention import (
+    CoreAttention,
+    ParallelAttention,
+    RotaryTables,
+    sequence_first,
+)
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, LayerType
 from mindspeed_ms.legacy.model.initialization import StageDraws
 from mindspeed_ms.legacy.model.mlp import ParallelMLP
@@ -115,6 +120,7 @@ class ParallelTransformerLayer(Cell):
                 f"layer_type is {layer_type} and drop_path_rate {drop_path_rate}; decoder-only "
                 "models have self-attention layers (LayerType.encoder) with drop_path_rate 0"
             )
+        self.batch_first = spec is None and config.batch_first  # parts of a model never are
         spec = spec or layer_spec(config, layer_number - 1)
         groups = groups or ProcessGroups.current()
         self.layer_number = layer_number
@@ -171,15 +177,17 @@ class ParallelTransformerLayer(Cell):
                 return self.mlp(normed, drops_tokens=False)
             return self._feed_forward(normed)
 
+        hidden_states = sequence_first(hidden_states, self.batch_first)
         if self.is_parallel:
             hidden_states, entered = ops.branch(hidden_states)
         x = self._residual(hidden_states, self.input_norm, attention, self.attn_post_norm)
         block = (self.post_attention_norm, feed_forward, self.ffn_post_norm)
-        return (
+        x = (
             self._residual(entered, *block, onto=x)
             if self.is_parallel
             else self._residual(x, *block)
         )
+        return sequence_first(x, self.batch_first)
 
     def _residual(
         self,
@@ -362,6 +370,7 @@ class ParallelTransformer(Cell):
         groups = groups or ProcessGroups.current()
         is_cut = config.parallel_config.sequence_parallel
         self._sequence_parts = groups.tensor.size if is_cut else 1
+        self.batch_first = spec is None and config.batch_first
         spec = spec or gpt_spec(config)
         draws = StageDraws(spec, config.parallel_config.use_cpu_initialization)
         indices, plan = plan_of_this_chunk(config)
@@ -409,6 +418,7 @@ class ParallelTransformer(Cell):
         """[s(/p), b, h] -> [s(/p), b, h]."""
         if not self.pre_process:
             hidden_states = self._stage_input.tensor
+        hidden_states = sequence_first(hidden_states, self.batch_first)
         layers = dict(self.layers.name_cells())
         for group in self._groups:
 
@@ -419,7 +429,9 @@ class ParallelTransformer(Cell):
 
             again = group.is_recomputed
             hidden_states = checkpoint(run, hidden_states) if again else run(hidden_states)
-        return hidden_states if self.final_norm is None else self.final_norm(hidden_states)
+        if self.final_norm is not None:
+            hidden_states = self.final_norm(hidden_states)
+        return sequence_first(hidden_states, self.batch_first)
 
 
 class ParallelLMLogits(Cell):
@@ -472,3 +484,6 @@ class ParallelLMLogits(Cell):
         if parallel_output:
             return logits
         return mappings.gather_from_tensor_model_parallel_region(logits, self.plan.group)
+
+
+__getattr__ = old_names.of(__name__)

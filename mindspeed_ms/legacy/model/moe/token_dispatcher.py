@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from mindspore import Tensor
 
-from mindspeed_ms import ops
+from mindspeed_ms import old_names, ops
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.process_groups import ProcessGroups
@@ -66,7 +66,7 @@ def take_rows(x: Tensor, index: np.ndarray) -> Tensor:
     return ops.embedding(x, memory.from_numpy(np.ascontiguousarray(index, np.int32)))
 
 
-class MoEAlltoAllTokenDispatcher:
+class AlltoAllTokenDispatcher:
     """Sends every row to the rank of its expert, and back.
 
     Args:
@@ -223,5 +223,8 @@ def get_token_dispatcher(
     what arrives.
     """
     is_gather = config.moe_config.moe_token_dispatcher_type == "allgather"
-    kind = MoEAllGatherTokenDispatcher if is_gather else MoEAlltoAllTokenDispatcher
+    kind = MoEAllGatherTokenDispatcher if is_gather else AlltoAllTokenDispatcher
     return kind(num_local_experts, local_expert_indices, config, groups)
+
+
+__getattr__ = old_names.of(__name__)

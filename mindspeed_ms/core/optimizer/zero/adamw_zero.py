@@ -1,0 +1,5 @@
+"""The predecessor's path of its ZeRO optimizer."""
+
+from mindspeed_ms.predecessor.optimizer import AdamW
+
+__all__ = ["AdamW"]
