@@ -159,7 +159,7 @@ class GPTDataset:
         config = self.config
         masks = get_ltor_masks_and_position_ids(
             tokens,
-            config.tokenizer.eod,
+            config.eod_id,
             reset_position_ids=config.reset_position_ids,
             reset_attention_mask=config.reset_attention_mask,
             eod_mask_loss=config.eod_mask_loss,

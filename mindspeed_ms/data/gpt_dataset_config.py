@@ -207,12 +207,24 @@ class GPTDatasetConfig:
         return convert_split_vector_to_split_matrix(parse_and_normalize_split(split))
 
     @property
+    def eod_id(self) -> int:
+        """Id that ends a document; -1 if the tokenizer has none, and nothing here needs it.
+
+        Raises:
+            ValueError: something does.
+        """
+        needed = self.reset_position_ids or self.reset_attention_mask or self.eod_mask_loss
+        if getattr(self.tokenizer, "lacks_eod", False) and not needed:
+            return -1
+        return self.tokenizer.eod
+
+    @property
     def pad_id(self) -> int:
         """Id that marks filled places; -1 if the tokenizer has none, or one that ends documents."""
         pad = self.tokenizer.pad
         if pad is None:
             return -1
-        is_ambiguous = pad in (self.tokenizer.eod, self.tokenizer.eos)
+        is_ambiguous = pad in (self.eod_id, self.tokenizer.eos)
         return -1 if is_ambiguous and not self.allow_ambiguous_pad_tokens else pad
 
     def _check_blend_per_split(self) -> None:

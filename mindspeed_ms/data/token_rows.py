@@ -42,7 +42,7 @@ def sample_from_row(row: NDArray, config: GPTDatasetConfig) -> dict[str, NDArray
     tokens, labels = text[:-1].copy(), text[1:].copy()
     masks = get_ltor_masks_and_position_ids(
         tokens,
-        config.tokenizer.eod,
+        config.eod_id,
         reset_position_ids=config.reset_position_ids,
         reset_attention_mask=config.reset_attention_mask,
         eod_mask_loss=config.eod_mask_loss,

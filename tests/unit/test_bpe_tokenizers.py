@@ -212,8 +212,10 @@ def test_bad_hugging_face_folders_are_named(tmp_path, folder):
     with pytest.raises(ValueError, match="is not a tokenizer file"):
         HuggingFaceTokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    tokenizer = HuggingFaceTokenizer(str(tmp_path))
+    assert tokenizer.eos is None and tokenizer.tokenize("a") is not None
     with pytest.raises(ValueError, match="names no eos_token"):
-        HuggingFaceTokenizer(str(tmp_path))
+        _ = tokenizer.eod
 
 
 class FakeTransformers:

@@ -122,7 +122,7 @@ def test_megatrons_flag_finds_the_end_token_in_the_generation_settings(tmp_path,
     monkeypatch.setattr(optional_libraries, "load_if_installed", lambda _: None)
     made("bert", tmp_path)
     with pytest.raises(ValueError, match="names no eos_token"):
-        HuggingFaceTokenizer(str(tmp_path))
+        _ = HuggingFaceTokenizer(str(tmp_path)).eod
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 4], "bos_token_id": 2}')
     megatron = HuggingFaceTokenizer(str(tmp_path))
     assert (megatron.eod, megatron.bos) == (3, 2)

@@ -128,7 +128,7 @@ class HuggingFaceTokenizer:
         use_fast: take the compiled implementation (``transformers`` only).
 
     Raises:
-        ValueError: files are missing or unusable, or there is no end-of-sentence token.
+        ValueError: files are missing or unusable.
         RuntimeError: neither library is installed.
     """
 
@@ -138,16 +138,25 @@ class HuggingFaceTokenizer:
             "tokenizer_path": [path],
         }
         self._backend = _hugging_face_backend(path, trust_remote_code, use_fast)
-        eos = self._backend.special("eos_token")
-        if eos is None:
-            raise ValueError(
-                f"tokenizer {path} names no eos_token, which ends documents; add it to its "
-                "tokenizer_config.json"
-            )
-        self.eod: int = eos
-        self.eos: int = eos
+        self._path = path
+        self.eos: int | None = self._backend.special("eos_token")
+        self.lacks_eod = self.eos is None
         self.bos = self._backend.special("bos_token")
         self.pad = self._backend.special("pad_token")
+
+    @property
+    def eod(self) -> int:
+        """Id that ends a document.
+
+        Raises:
+            ValueError: the files name no end-of-sentence token.
+        """
+        if self.eos is None:
+            raise ValueError(
+                f"tokenizer {self._path} names no eos_token, which ends documents; add it to its "
+                "tokenizer_config.json"
+            )
+        return self.eos
 
     @property
     def vocab_size(self) -> int:
