@@ -339,7 +339,7 @@ ROWS: tuple[Row, ...] = (
     ),
     changes("new_dataset", f"{MORE} --new_dataset", "loss", MORE, before=SAVE),
     *(
-        Row(flag=f"profile{name}", says="profile", note="the profiler's own tests")
+        elsewhere(f"profile{name}", "tests/unit/test_profiler.py", "what is recorded, and where")
         for name in (
             *("", "_save_path", "_step_start", "_step_end", "_level", "_with_stack", "_memory"),
             *("_framework", "_communication", "_parallel_strategy", "_aicore_metrics"),
@@ -512,8 +512,7 @@ def line_in_table(row: Row, seen: tuple[Any, Any] | None) -> str:
     if row.shown:
         return f"| {name} | | | {row.note} (`{row.shown}`) |"
     if seen is None:
-        text = row.note if row.flag.startswith("profile") else f"nothing here: {row.says}"
-        return f"| {name} | | | {text} |"
+        return f"| {name} | | | nothing here: {row.says} |"
     off, on = (shown_value(value) for value in seen)
     unit = " bytes" if row.sees in ("parameters", "gradients", "state", "kept") else ""
     ranks = f", {row.ranks} ranks" if row.ranks > 1 else ""

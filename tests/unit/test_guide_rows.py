@@ -12,7 +12,7 @@ from mindspeed_ms.engine.model_chunks import data_parallel_config
 
 ROOT = guide_rows.DOCUMENT.parents[1]
 ELSEWHERE = [row for row in guide_rows.ROWS if row.shown]
-TOLD = [row for row in guide_rows.ROWS if row.says and not row.flag.startswith("profile")]
+TOLD = [row for row in guide_rows.ROWS if row.says]
 
 
 def test_every_row_of_the_guide_is_there():
@@ -31,7 +31,7 @@ def test_a_row_says_what_it_needs_to(row):
     if not row.sees:
         page = guide_rows.DOCUMENT.read_text(encoding="utf-8").splitlines()
         assert guide_rows.line_in_table(row, None) in page
-    elif not row.flag.startswith("profile"):
+    else:
         assert row.on != row.off
 
 

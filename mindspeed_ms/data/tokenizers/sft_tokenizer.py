@@ -90,7 +90,7 @@ class SFTTokenizer:
         self._format = PROMPT_FORMATS[prompt_format]
         self._text = HuggingFaceTokenizer(path)
         self.eod: int = self._text.eod
-        self.eos: int = self._text.eos
+        self.eos: int | None = self._text.eos
         name = self._format.pad_token
         pad = self._text.pad if name is None else self._text.token_to_id(name)
         if pad is None:
