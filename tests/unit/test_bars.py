@@ -7,6 +7,7 @@ import pytest
 from run_builder import trained
 
 from mindspeed_ms.backend import bars
+from mindspeed_ms.data.tokenizers import corpus
 
 pytest.importorskip("tqdm")
 EVALUATED = ("--eval-iters", "1", "--eval-interval", "2", "--log-interval", "1")
@@ -82,3 +83,15 @@ def test_another_rank_draws_nothing():
         bar.update()
         bar.tell(loss="1")
     assert bar is bars.SILENT and screen.getvalue() == ""
+
+
+def test_preprocessing_shows_bytes_documents_and_speed(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"x" * 100)
+    with terminal() as screen:
+        progress = corpus.Progress([str(path)], 1, corpus.logging.getLogger("test"))
+        progress.add(corpus.EncodedChunk({}, 3, 50, 50))
+        progress.add(corpus.EncodedChunk({}, 3, 50, 100))
+        progress.end()
+    last = [part for part in screen.getvalue().split("\r") if part.startswith("preproc")][-1]
+    assert "100/100" in last and "documents=6" in last

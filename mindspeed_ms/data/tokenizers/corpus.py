@@ -11,14 +11,15 @@ import gzip
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_ms.backend import bars
 from mindspeed_ms.data.indexed_dataset import DType
 from mindspeed_ms.data.tokenizers import optional_libraries
 from mindspeed_ms.data.tokenizers.tokenizer import Tokenizer
@@ -280,7 +281,7 @@ def _keeping_newlines(base: type) -> type:
 class Progress:
     """Counts what was read, and says so every ``interval`` documents.
 
-    On a terminal it is one line that is drawn again, with a bar; elsewhere a line each time.
+    On a terminal it is a bar; elsewhere a line each time.
     """
 
     def __init__(self, paths: Sequence[str], interval: int, logger: logging.Logger) -> None:
@@ -293,13 +294,17 @@ class Progress:
         self._next = interval
         self._logger = logger
         self._start = time.monotonic()
-        self._is_terminal = sys.stderr.isatty()
+        self._shown = ExitStack()
+        self._bar = self._shown.enter_context(
+            bars.bar("preprocessing", self._total, "B", is_kept=True)
+        )
 
     def add(self, chunk: EncodedChunk) -> None:
         """Count a chunk."""
         self.num_documents += chunk.num_documents
         self.num_tokens += sum(len(documents.tokens) for documents in chunk.documents.values())
         self._num_bytes += chunk.num_bytes
+        self._bar.update(chunk.position - self._position)
         self._position = chunk.position
         if self.num_documents >= self._next:
             self._next = self.num_documents + self._interval
@@ -308,16 +313,14 @@ class Progress:
     def end(self) -> None:
         """Say the last numbers."""
         self._show()
-        if self._is_terminal:
-            sys.stderr.write("\n")
+        self._shown.close()
 
     def _show(self) -> None:
-        if self._is_terminal:
-            filled = round(20 * self._position / max(self._total, 1))
-            sys.stderr.write(f"\r[{'#' * filled:<20}] {self.line()}\033[K")
-            sys.stderr.flush()
-        else:
+        if self._bar is bars.SILENT:
             self._logger.info("%s", self.line())
+            return
+        speed = self.num_tokens / max(time.monotonic() - self._start, 1e-9)
+        self._bar.tell(documents=f"{self.num_documents:,}", tokens_per_s=f"{speed:,.0f}")
 
     def line(self) -> str:
         """Documents, speed and time left."""
