@@ -242,3 +242,10 @@ def test_a_full_disk_costs_the_curves_and_not_the_run(tmp_path, monkeypatch, cap
     monkeypatch.setattr(observer.LogFile, "write", full)
     assert len(trained("--log-file", str(tmp_path / "log.csv"))) == 3
     assert capsys.readouterr().out.count("log file cannot be written any more") == 1
+
+
+def test_curves_of_another_run_in_the_folder_are_told(tmp_path, capsys):
+    trained("--tensorboard-dir", str(tmp_path))
+    assert "earlier run" not in capsys.readouterr().out
+    trained("--tensorboard-dir", str(tmp_path))
+    assert f"{tmp_path} holds curves of an earlier run" in capsys.readouterr().out

@@ -104,3 +104,8 @@ def test_a_straggler_report_names_the_ends():
 
 def test_looks_change_no_number():
     assert trained(*ALL) == trained()
+
+
+def test_one_rank_gets_a_straggler_report_too(capsys):
+    trained("--log-straggler", "--log-interval", "3")
+    assert "slowest: rank 0 (+0.0% of the median)" in capsys.readouterr().out

@@ -231,3 +231,15 @@ def test_mindspores_profiler_is_asked_for_what_the_rows_say(monkeypatch):
     assert more["aic_metrics"] is ms_profiler.AicoreMetrics.Memory
     handler = recorders["tensorboard_trace_handler"].arguments
     assert handler == {"dir_name": "somewhere", "analyse_flag": False}
+
+
+def test_a_window_that_no_iteration_lies_in_is_told(tmp_path, capsys):
+    folder = ("--profile-save-path", str(tmp_path / "p"))
+    trained("--profile", "--profile-step-start", "70", "--profile-step-end", "80", *folder)
+    assert "nothing was profiled: no iteration from 70 to 80 was run" in capsys.readouterr().out
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_rank_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="names rank 3, but the run has 1 ranks"):
+        trained(*WINDOW, "--profile-ranks", "0", "3")

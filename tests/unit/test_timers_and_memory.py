@@ -98,3 +98,8 @@ def test_a_checkpoint_in_the_background_is_told_twice(tmp_path):
     trained("--save", str(tmp_path), "--save-interval", "3", "--log-progress", "--async-save")
     rows = [line.split("\t") for line in (tmp_path / "progress.txt").read_text().splitlines()]
     assert [row[3] for row in rows][1:] == ["Saving async checkpoint", "Saved async checkpoint"]
+
+
+def test_progress_without_checkpoints_is_told(capsys):
+    trained("--log-progress")
+    assert "--log-progress writes beside checkpoints; give --save" in capsys.readouterr().out

@@ -208,7 +208,7 @@ class Diagnostics:
         self._with_layers = training.log_params_norm_per_layer
         if training.log_max_attention_logit:
             self._logits = AttentionLogits([model.module for model in models])
-        if training.log_straggler and comm.get_world_size() > 1:
+        if training.log_straggler:
             self._stragglers = Stragglers(training.straggler_minmax_count)
 
     def begin_step(self) -> None:

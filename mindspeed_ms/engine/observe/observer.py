@@ -151,6 +151,12 @@ class Observer:
                 folder = Path(training.tensorboard_dir)
                 if state.iteration or comm.num_restarts():
                     cut_events(folder, state.iteration, state.consumed_train_samples)
+                elif any(folder.glob("events.out.tfevents.*")):
+                    print_rank_last(
+                        f"WARNING: {folder} holds curves of an earlier run, which are drawn "
+                        "together with those of this one; another --tensorboard-dir keeps them "
+                        "apart"
+                    )
                 self._curves.append(TensorBoardWriter(folder, training.tensorboard_queue_size))
             if training.wandb_project:
                 self._curves.append(WandbWriter(training, self._config.to_dict()))
@@ -161,6 +167,8 @@ class Observer:
             }
             for curve in self._curves:
                 curve.write_texts(texts, state.iteration)
+        if training.log_progress and not training.save_checkpoints:
+            print_rank_0("WARNING: --log-progress writes beside checkpoints; give --save as well")
         if comm.get_rank() == 0 and self._keeps_record:
             facts = start_facts(self._config, state, self._world_size)
             self._record = RunRecord(Path(training.output_dir), facts)

@@ -43,6 +43,9 @@ class Profiler:
         config: the configuration.
         chunks: the model of this rank.
 
+    Raises:
+        ValueError: a rank is named that the run does not have.
+
     Parallelism: collective over the world.
     """
 
@@ -51,12 +54,17 @@ class Profiler:
         self._chunks = chunks
         training = self._training
         wanted = training.profile_ranks
+        if wanted and max(wanted) >= comm.get_world_size():
+            raise ValueError(
+                f"profile_ranks names rank {max(wanted)}, but the run has {comm.get_world_size()} "
+                "ranks, numbered from 0; name others, or leave it out for all"
+            )
         self._is_mine = not wanted or comm.get_rank() in wanted
         self._window = (training.profile_step_start, training.profile_step_end)
         self._switch = training.profile_dynamic_profiler_config_path
         self._changed = 0.0
         self._running: CpuProfile | Any = None
-        self._is_recording = False
+        self._is_recording = self._has_recorded = False
         if not device.is_ascend():
             for line in notes_for_cpu(training):
                 print_rank_0(line)
@@ -67,7 +75,7 @@ class Profiler:
             self._look_at_switch()
         first, last = self._window
         if not self._is_recording and first <= iteration <= last:
-            self._is_recording = True
+            self._is_recording = self._has_recorded = True
             if self._is_mine:
                 self._start()
         if isinstance(self._running, CpuProfile):
@@ -137,6 +145,12 @@ class Profiler:
 
     def abandon(self) -> None:
         """Stop recording, without the other ranks."""
+        if not self._has_recorded:
+            first, last = self._window
+            print_rank_0(
+                f"WARNING: nothing was profiled: no iteration from {first} to {last} was run "
+                "(--profile-step-start, --profile-step-end)"
+            )
         if isinstance(self._running, CpuProfile):
             self._running.stop()
         self._running, self._is_recording = None, False
