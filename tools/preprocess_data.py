@@ -106,10 +106,19 @@ def write(args: argparse.Namespace, paths: Sequence[str]) -> Progress:
                 builders[place].add_documents(*documents)
             progress.add(chunk)
         progress.end()
+        for key, partition in product(range(len(prefixes)), range(1, args.partitions)):
+            builders[0, key].add_builder(builders[partition, key])
+        filled = [key for key in range(len(prefixes)) if builders[0, key].num_tokens]
+        if not filled:
+            raise ValueError("no token was found; a dataset needs at least one: check the input")
         for key, prefix in enumerate(prefixes):
-            for partition in range(1, args.partitions):
-                builders[0, key].add_builder(builders[partition, key])
-            builders[0, key].finalize(get_idx_path(prefix))
+            if key in filled:
+                builders[0, key].finalize(get_idx_path(prefix))
+            else:
+                logger.warning(
+                    "WARNING: key %r has no text in any document; no dataset is written of it",
+                    args.json_keys[key],
+                )
     return progress
 
 
@@ -139,6 +148,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("workers", "log_interval", "partitions"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if "" in args.json_keys:
+        parser.error("--json-keys names an empty key; give the keys that hold the texts")
     if len(set(args.json_keys)) < len(args.json_keys):
         parser.error(f"--json-keys names a key twice: {' '.join(args.json_keys)}")
     return args

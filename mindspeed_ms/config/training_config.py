@@ -210,6 +210,16 @@ class TrainingConfig(Watching):
     ckpt_step: Count | None = None
     """Iteration to load. None: the newest."""
 
+    # --- safety
+    check_weight_hash_across_dp_replicas_interval: Natural = 100
+    """Training steps between comparisons of the weights of data-parallel replicas.
+
+    They are also compared before each checkpoint. 0: never.
+    """
+
+    allow_oversubscription: bool = False
+    """Start even if the ranks of a host need more memory by the plan than it has. False: refuse."""
+
     exit_on_missing_checkpoint: bool | None = None
     """Stop when load_checkpoint holds none. False: start from initial weights and say so; Megatron
     flags without this one mean that. None: stop, unless load_checkpoint is output_dir itself, which

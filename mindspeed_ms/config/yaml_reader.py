@@ -8,11 +8,13 @@ Scalars follow YAML 1.2's core schema without its octal and hexadecimal numbers:
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from mindspeed_ms.files.regular_file import read_text
 
 MOST_BYTES = 2**24
 """More than any configuration file has."""
@@ -41,7 +43,9 @@ class _Loader(yaml.SafeLoader):
             )
         self._level += 1
         if self._level > MOST_LEVELS + 1:
-            raise RecursionError
+            raise yaml.composer.ComposerError(
+                None, None, f"it nests blocks more than {MOST_LEVELS} deep", event.start_mark
+            )
         node = super().compose_node(parent, index)  # type: ignore[arg-type]
         self._level -= 1
         return node
@@ -89,9 +93,17 @@ def read_yaml_text(text: str) -> Any:  # noqa: ANN401  (what YAML can hold)
     """Return what a YAML text holds.
 
     Raises:
-        yaml.YAMLError: it is not YAML.
+        yaml.YAMLError: it is not YAML, or has too many parts.
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a safe loader)
+    reader = _Loader(text)
+    try:
+        node = reader.get_single_node()
+        if node is None:
+            return None
+        _count_parts(node, {})
+        return reader.construct_document(node)
+    finally:
+        reader.dispose()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -102,27 +114,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     """
     try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise ValueError(
-                f"{path} has {size} bytes, too many for a configuration file; check the name"
-            )
-        document = read_yaml_text(path.read_text(encoding="utf-8"))
+        document = read_yaml_text(read_text(path, MOST_BYTES))
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; check the path") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file; give a YAML file") from error
     except yaml.YAMLError as error:
         raise ValueError(
             f"{path} is not valid YAML: {_one_line(error)}; correct it there"
         ) from error
-    except RecursionError:
-        raise _too_deep(path) from None
     if not isinstance(document, Mapping):
         raise ValueError(
             f"{path} holds no keys; a configuration file has sections such as model_config"
         )
-    _check_size(path, document)
     return dict(document)
 
 
@@ -131,31 +133,29 @@ def yaml_text(data: Mapping[str, Any]) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _too_deep(path: Path) -> ValueError:
-    return ValueError(f"{path} nests blocks more than {MOST_LEVELS} deep; write them flat")
-
-
-def _check_size(path: Path, document: Mapping[str, Any]) -> None:
-    """Refuse what would take long to walk: aliases may repeat a small text without end."""
-    pending: list[tuple[Any, int]] = [(document, 0)]
-    count = 0
-    while pending:
-        node, level = pending.pop()
-        count += 1
-        if level > MOST_LEVELS:
-            raise _too_deep(path)
-        if count > MOST_NODES:
-            raise ValueError(
-                f"{path} holds more than {MOST_NODES} values; a configuration has far fewer"
+def _count_parts(node: yaml.Node, known: dict[int, int]) -> int:
+    """Parts of a node with every reference written out: ten lines may be ten thousand million."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise yaml.constructor.ConstructorError(
+                None, None, "a part is named within itself", node.start_mark
             )
-        pending.extend((inner, level + 1) for inner in _inner(node))
-
-
-def _inner(node: Any) -> Iterator[Any]:
-    if isinstance(node, Mapping):
-        yield from node.values()
-    elif isinstance(node, list | tuple | set):
-        yield from node
+        return known[id(node)]
+    known[id(node)] = 0
+    count = 1
+    if isinstance(node, yaml.SequenceNode):
+        count += sum(_count_parts(item, known) for item in node.value)
+    elif isinstance(node, yaml.MappingNode):
+        count += sum(_count_parts(part, known) for pair in node.value for part in pair)
+    if count > MOST_NODES:
+        raise yaml.constructor.ConstructorError(
+            None,
+            None,
+            f"it holds more than {MOST_NODES} values, references written out",
+            node.start_mark,
+        )
+    known[id(node)] = count
+    return count
 
 
 def _one_line(error: yaml.YAMLError) -> str:

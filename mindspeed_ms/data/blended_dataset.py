@@ -79,13 +79,33 @@ class BlendedDataset:
         if not self.config.path_to_cache:
             return self._build()
         kind = f"{type(self).__name__}-{self.split.name}"
-        cache = IndexCache(self.config.path_to_cache, kind, self.unique_description, _INDEX_NAMES)
-        if cache.exists():
-            dataset_index, sample_index = cache.load()
-            return dataset_index, sample_index
+        cache = IndexCache(
+            self.config.path_to_cache,
+            kind,
+            self.unique_description,
+            _INDEX_NAMES,
+            {"samples": [len(dataset) for dataset in self.datasets]},
+            self._are_mine,
+        )
+        found = cache.load()
+        if found is not None:
+            return found[0], found[1]
         indices = self._build()
         cache.save(indices)
         return indices
+
+    def _are_mine(self, arrays: Sequence[NDArray]) -> bool:
+        """Whether the numbers name samples that there are, as many as there should be."""
+        numbers, samples = arrays
+        size = sum(self.weights) if self.size is None else self.size
+        if numbers.shape != (size,) or samples.shape != (size,):
+            return False
+        if any(array.dtype.kind not in "iu" for array in arrays):
+            return False
+        if size and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self.datasets):
+            return False
+        limits = np.array([len(dataset) for dataset in self.datasets], np.int64)
+        return bool(((samples >= 0) & (samples < limits[numbers])).all())
 
     def _build(self) -> tuple[NDArray, NDArray]:
         if self.size is None:

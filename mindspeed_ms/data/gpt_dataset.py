@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,10 +21,11 @@ from mindspeed_ms.data.gpt_dataset_config import (
     TokenizerInfo,
     TokenizerLike,
 )
-from mindspeed_ms.data.gpt_indices import GPTIndices, build_gpt_indices
+from mindspeed_ms.data.gpt_indices import GPTIndices, are_indices_of, build_gpt_indices
 from mindspeed_ms.data.index_cache import IndexCache, describe, description_hash
 from mindspeed_ms.data.indexed_dataset import IndexedDataset
 from mindspeed_ms.data.masks import MasksAndPositionIds, get_ltor_masks_and_position_ids
+from mindspeed_ms.data.token_check import can_exceed, first_outside, wrong_id
 from mindspeed_ms.data.utils import Split
 
 __all__ = [
@@ -93,7 +95,13 @@ class GPTDataset:
         self.unique_description_hash = description_hash(self.unique_description)
         self._extra = int(config.add_extra_token_to_sequence)
         self._pad_id = config.pad_id
+        self._eod_id = config.eod
         self._shared_masks: MasksAndPositionIds | None = None
+        self._vocab_size: int | None = None
+        """None: the type of the tokens holds no id beyond the vocabulary."""
+        if isinstance(indexed_dataset, IndexedDataset):
+            size = config.tokenizer.vocab_size
+            self._vocab_size = size if can_exceed(indexed_dataset.dtype, size) else None
         self.document_index, self.sample_index, self.shuffle_index = self._load_or_build()
 
     @staticmethod
@@ -149,9 +157,24 @@ class GPTDataset:
             length = last_offset + self._extra - begin if place == last else None
             parts.append(self.dataset.get(self.document_index[place], begin, length))
         missing = self.config.sequence_length + self._extra - sum(len(part) for part in parts)
+        text = np.concatenate(parts, dtype=np.int64)
+        if self._vocab_size is not None:
+            at = first_outside(text, self._vocab_size)
+            if at is not None:
+                raise self._wrong_id(row, at, int(text[at]))
         if missing > 0:
-            parts.append(np.full(missing, self._pad_id, np.int64))
-        return np.concatenate(parts, dtype=np.int64)
+            text = np.append(text, np.full(missing, self._pad_id, np.int64))
+        return text
+
+    def _wrong_id(self, row: int, at: int, token: int) -> ValueError:
+        """An error about token ``at`` of a row, which the model has no embedding for."""
+        assert isinstance(self.dataset, IndexedDataset), "made-up tokens lie in the vocabulary"
+        place, offset = (int(value) for value in self.sample_index[row])
+        at += offset
+        while at >= (size := int(self.dataset.sequence_lengths[self.document_index[place]])):
+            place, at = place + 1, at - size
+        vocab_size = self.config.tokenizer.vocab_size
+        return wrong_id(self.dataset, int(self.document_index[place]), token, vocab_size)
 
     def _masks(self, tokens: NDArray[np.int64]) -> MasksAndPositionIds:
         if self._shared_masks is not None:
@@ -159,7 +182,7 @@ class GPTDataset:
         config = self.config
         masks = get_ltor_masks_and_position_ids(
             tokens,
-            config.eod_id,
+            self._eod_id,
             reset_position_ids=config.reset_position_ids,
             reset_attention_mask=config.reset_attention_mask,
             eod_mask_loss=config.eod_mask_loss,
@@ -191,14 +214,28 @@ class GPTDataset:
         if directory is None:
             return self._build()
         kind = f"{type(self).__name__}-{self.index_split.name}"
-        cache = IndexCache(directory, kind, self.unique_description, _INDEX_NAMES)
-        if cache.exists():
-            indices = GPTIndices(*cache.load())
-            self._check_loaded(indices, cache)
-            return indices
+        cache = IndexCache(
+            directory,
+            kind,
+            self.unique_description,
+            _INDEX_NAMES,
+            getattr(self.dataset, "state", {"sequences": len(self.dataset.sequence_lengths)}),
+            self._are_mine,
+        )
+        found = cache.load()
+        if found is not None:
+            return GPTIndices(*found)
         indices = self._build()
         cache.save(indices)
         return indices
+
+    def _are_mine(self, arrays: Sequence[NDArray]) -> bool:
+        return are_indices_of(
+            GPTIndices(*arrays),
+            self.dataset.sequence_lengths,
+            self.indices,
+            self.config.sequence_length,
+        )
 
     def _cache_directory(self) -> str | None:
         if self.config.path_to_cache is not None or self.dataset_path is None:
@@ -231,21 +268,6 @@ class GPTDataset:
             len(indices.document_index),
         )
         return indices
-
-    def _check_loaded(self, indices: GPTIndices, cache: IndexCache) -> None:
-        shapes = [array.shape for array in indices]
-        rows = indices.sample_index
-        is_valid = (
-            indices.document_index.ndim == 1
-            and rows.ndim == 2
-            and rows.shape[1] == 2
-            and indices.shuffle_index.shape == (len(rows) - 1,)
-        )
-        if not is_valid:
-            raise ValueError(
-                f"index cache {cache.description_path} has arrays of shapes {shapes}, which do not "
-                "belong together; delete its files, they are rebuilt at the next start"
-            )
 
 
 class MockGPTLowLevelDataset:

@@ -27,7 +27,11 @@ class TokenizerLike(Protocol):
 
     @property
     def eod(self) -> int:
-        """Id of the token that ends a document."""
+        """Id of the token that ends a document.
+
+        Raises:
+            ValueError: there is none.
+        """
         ...
 
     @property
@@ -207,25 +211,25 @@ class GPTDatasetConfig:
         return convert_split_vector_to_split_matrix(parse_and_normalize_split(split))
 
     @property
-    def eod_id(self) -> int:
-        """Id that ends a document; -1 if the tokenizer has none, and nothing here needs it.
-
-        Raises:
-            ValueError: something does.
-        """
-        needed = self.reset_position_ids or self.reset_attention_mask or self.eod_mask_loss
-        if getattr(self.tokenizer, "lacks_eod", False) and not needed:
-            return -1
-        return self.tokenizer.eod
-
-    @property
     def pad_id(self) -> int:
         """Id that marks filled places; -1 if the tokenizer has none, or one that ends documents."""
         pad = self.tokenizer.pad
         if pad is None:
             return -1
-        is_ambiguous = pad in (self.eod_id, self.tokenizer.eos)
+        is_ambiguous = pad in (_eod_or_none(self.tokenizer), self.tokenizer.eos)
         return -1 if is_ambiguous and not self.allow_ambiguous_pad_tokens else pad
+
+    @property
+    def eod(self) -> int:
+        """Id that ends documents; -1 if the tokenizer has none and no option needs it.
+
+        Raises:
+            ValueError: it has none, and masks or positions are to begin anew behind it.
+        """
+        if self.reset_position_ids or self.reset_attention_mask or self.eod_mask_loss:
+            return self.tokenizer.eod
+        eod = _eod_or_none(self.tokenizer)
+        return -1 if eod is None else eod
 
     def _check_blend_per_split(self) -> None:
         blends = self.blend_per_split or ()
@@ -242,6 +246,13 @@ class GPTDatasetConfig:
         for blend in blends:
             if blend is not None:
                 _check_blend(blend)
+
+
+def _eod_or_none(tokenizer: TokenizerLike) -> int | None:
+    try:
+        return tokenizer.eod
+    except ValueError:  # a tokenizer without one says so when it is asked
+        return None
 
 
 def _check_blend(blend: Blend) -> None:

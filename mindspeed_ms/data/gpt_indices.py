@@ -182,3 +182,62 @@ def build_gpt_indices(
         shuffle_index = build_shuffle_index(first, total, rng)
         progress.update()
     return GPTIndices(document_index, sample_index, shuffle_index)
+
+
+def are_indices_of(
+    indices: GPTIndices,
+    sequence_lengths: NDArray[np.int32],
+    documents: NDArray[np.int32],
+    sequence_length: int,
+) -> bool:
+    """Whether arrays of unknown origin cut these documents into samples of this length.
+
+    Every document must be visited equally often, every row must lie ``sequence_length`` tokens
+    behind the one before, and every sample must be read once. Which order they are in is not
+    checked.
+    """
+    visits, rows, order = indices
+    are_whole = all(array.dtype.kind in "iu" for array in indices)
+    if not are_whole or (visits.ndim, rows.ndim, order.ndim) != (1, 2, 1) or rows.shape[1] != 2:
+        return False
+    if len(order) != len(rows) - 1 or not len(visits):
+        return False
+    counts = np.zeros(len(sequence_lengths), np.int64)
+    if int(visits.min()) < 0 or int(visits.max()) >= len(counts):
+        return False
+    np.add.at(counts, visits, 1)
+    counts[documents] -= len(visits) // max(1, len(documents))
+    if counts.any() or not _rows_follow(rows, sequence_lengths, visits, sequence_length):
+        return False
+    seen = np.zeros(len(order), np.bool_)
+    if len(order) and not 0 <= int(order.min()) <= int(order.max()) < len(order):
+        return False
+    seen[order] = True
+    return bool(seen.all())
+
+
+def _rows_follow(
+    rows: NDArray, lengths: NDArray[np.int32], visits: NDArray[np.int32], sequence_length: int
+) -> bool:
+    """Whether row k lies k x ``sequence_length`` tokens behind the first, the last row nearer."""
+    places, offsets = rows[:, 0], rows[:, 1]
+    if (places[1:] < places[:-1]).any() or places[0] != 0 or offsets[0] != 0:
+        return False
+    if int(places[-1]) >= len(visits) or int(offsets.min()) < 0:
+        return False
+    before = 0  # tokens in front of the block of visits
+    for first in range(0, len(visits), _ROWS_PER_BLOCK):
+        size = lengths[visits[first : first + _ROWS_PER_BLOCK]].astype(np.int64)
+        starts = before + np.cumsum(size) - size
+        low, high = np.searchsorted(places, [first, first + len(size)])
+        local = places[low:high].astype(np.int64) - first
+        at = starts[local] + offsets[low:high]
+        wanted = np.arange(low, high, dtype=np.int64) * sequence_length
+        is_last = high == len(rows)
+        full = slice(None, -1 if is_last else None)
+        if (offsets[low:high] > size[local]).any() or (at[full] != wanted[full]).any():
+            return False
+        if is_last and len(at) and not wanted[-1] - sequence_length < at[-1] <= wanted[-1]:
+            return False
+        before += int(size.sum())
+    return True

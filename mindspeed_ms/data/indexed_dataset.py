@@ -26,10 +26,15 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from enum import Enum
+from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from mindspeed_ms.files.crc import crc32_of_file
+from mindspeed_ms.files.regular_file import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -125,14 +130,17 @@ class IndexedDataset:
         self.sequence_pointers = index.sequence_pointers
         self.document_indices = index.document_indices
         bin_path = get_bin_path(self.path_prefix)
-        index.check_against_bin(bin_path)
+        self._file = open_regular(bin_path)
+        self._state = os.fstat(self._file.fileno())
+        self._is_changed = False
+        index.check_against_bin(bin_path, self._state.st_size)
+        self.is_dense = index.is_dense
+        """Whether the sequences lie one behind the other from the start of the .bin file."""
+        self._tokens: NDArray | None = None
         if mmap:
-            num_tokens = os.path.getsize(bin_path) // self.dtype.itemsize
-            tokens = np.memmap(bin_path, dtype=self.dtype, mode="r", shape=(num_tokens,))
-            self._tokens: NDArray | None = np.asarray(tokens)
-        else:
-            self._tokens = None
-            self._file = open(bin_path, "rb", buffering=0)  # noqa: SIM115  (closed by close())
+            num_tokens = self._state.st_size // self.dtype.itemsize
+            tokens = np.memmap(self._file, dtype=self.dtype, mode="r", shape=(num_tokens,))
+            self._tokens = np.asarray(tokens)
 
     def __reduce__(self) -> tuple[type[IndexedDataset], tuple[str, bool]]:
         return IndexedDataset, (self.path_prefix, self.mmap)
@@ -167,25 +175,51 @@ class IndexedDataset:
                 f"from {offset}; stay inside the sequence"
             )
         first = int(self.sequence_pointers[idx]) // self.dtype.itemsize + offset
-        if self._tokens is not None:
-            return self._tokens[first : first + count]
-        return self._read(first, count)
+        return self._at(first, count)
 
-    def token_blocks(self, block: int, limit: int | None = None) -> Iterator[tuple[int, NDArray]]:
-        """All tokens of the file in order, as (number of the first token, tokens)."""
+    def tokens(self, first: int, count: int) -> NDArray:
+        """Tokens ``first`` to ``first + count`` of all sequences in their order."""
+        if self.is_dense:
+            return self._at(first, count)
+        parts = []
+        sequence = self.sequence_of(first)
+        while count:
+            offset = first - int(self.starts[sequence])
+            part = self.get(sequence, offset)[:count]
+            parts.append(part)
+            first, count, sequence = first + len(part), count - len(part), sequence + 1
+        return np.concatenate(parts)
+
+    def token_blocks(self, block: int) -> Iterator[tuple[int, NDArray]]:
+        """All tokens in the order of the sequences, as (number of the first token, tokens)."""
         total = int(self.sequence_lengths.sum(dtype=np.int64))
-        stop = total if limit is None else min(total, limit)
-        for first in range(0, stop, block):
-            count = min(block, stop - first)
-            if self._tokens is not None:
-                yield first, self._tokens[first : first + count]
-            else:
-                yield first, self._read(first, count)
+        for first in range(0, total, block):
+            yield first, self.tokens(first, min(block, total - first))
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Number of the first token of each sequence, over all sequences."""
+        return np.cumsum(self.sequence_lengths, dtype=np.int64) - self.sequence_lengths
+
+    def sequence_of(self, token: int) -> int:
+        """Number of the sequence that holds a token."""
+        return int(np.searchsorted(self.starts, token, side="right")) - 1
+
+    @cached_property
+    def state(self) -> dict[str, int]:
+        """What tells this dataset from another one under the same path: its index decides."""
+        idx_path = get_idx_path(self.path_prefix)
+        return {
+            "sequences": len(self),
+            "tokens": int(self.sequence_lengths.sum(dtype=np.int64)),
+            "bin_bytes": self._state.st_size,
+            "idx_bytes": os.path.getsize(idx_path),
+            "idx_crc32": crc32_of_file(Path(idx_path), os.path.getsize(idx_path)),
+        }
 
     def close(self) -> None:
         """Release the file; the dataset cannot be read afterwards."""
-        if self._tokens is None:
-            self._file.close()
+        self._file.close()
         self._tokens = None
 
     @staticmethod
@@ -195,15 +229,40 @@ class IndexedDataset:
             get_bin_path(path_prefix)
         )
 
-    def _read(self, first: int, count: int) -> NDArray:
-        size = count * self.dtype.itemsize
-        data = os.pread(self._file.fileno(), size, first * self.dtype.itemsize)
+    def _at(self, first: int, count: int) -> NDArray:
+        """Tokens by their place in the file.
+
+        Raises:
+            ValueError: the file is shorter now than when it was opened.
+        """
+        size, start = count * self.dtype.itemsize, first * self.dtype.itemsize
+        # A mapped file that is cut off ends the process with a bus error, so it is asked before.
+        self._look_at_file(start + size)
+        if self._tokens is not None:
+            return self._tokens[first : first + count]
+        data = os.pread(self._file.fileno(), size, start)
         if len(data) != size:
-            raise ValueError(
-                f"{get_bin_path(self.path_prefix)} ended while it was read ({len(data)} of {size} "
-                "bytes); it was changed after it was opened"
-            )
+            raise self._cut_off(start + len(data))
         return np.frombuffer(data, dtype=self.dtype)
+
+    def _look_at_file(self, end: int) -> None:
+        now = os.fstat(self._file.fileno())
+        if now.st_size < end or now.st_size < self._state.st_size:
+            raise self._cut_off(now.st_size)
+        if now.st_mtime_ns != self._state.st_mtime_ns and not self._is_changed:
+            self._is_changed = True
+            logger.warning(
+                "%s was changed after it was opened: samples are read from other tokens than the "
+                "run began with",
+                get_bin_path(self.path_prefix),
+            )
+
+    def _cut_off(self, size: int) -> ValueError:
+        return ValueError(
+            f"{get_bin_path(self.path_prefix)} has {size} bytes and had {self._state.st_size} when "
+            "it was opened; it was cut off or written again meanwhile: copy it again, then resume "
+            "from the newest checkpoint"
+        )
 
     def _require_files(self) -> None:
         paths = (get_idx_path(self.path_prefix), get_bin_path(self.path_prefix))
@@ -224,8 +283,9 @@ class _Index:
 
     def __init__(self, idx_path: str) -> None:
         self.path = idx_path
-        with open(idx_path, "rb") as stream:
+        with open_regular(idx_path) as stream:
             head = stream.read(_HEADER.size)
+            size = stream.seek(0, os.SEEK_END)
         magic_ok = head[: len(_MAGIC)] == _MAGIC
         if not magic_ok:
             self._reject(f"it starts with {head[: len(_MAGIC)]!r}, not {_MAGIC!r}")
@@ -238,7 +298,6 @@ class _Index:
             self.dtype = DType.dtype_from_code(code)
         except ValueError as error:
             self._reject(str(error))
-        size = os.path.getsize(idx_path)
         needed = _HEADER.size + 12 * num_sequences + 8 * num_boundaries
         if size not in (needed, needed + num_sequences):
             state = "truncated" if size < needed else "longer than it says"
@@ -254,13 +313,12 @@ class _Index:
         self.document_indices = np.frombuffer(raw, "<i8", num_boundaries, boundaries_at)
         self._check_content()
 
-    def check_against_bin(self, bin_path: str) -> None:
-        """Every sequence lies inside the .bin file.
+    def check_against_bin(self, bin_path: str, size: int) -> None:
+        """Every sequence lies inside the .bin file of so many bytes.
 
         Raises:
             ValueError: one does not.
         """
-        size = os.path.getsize(bin_path)
         end = 0
         for lengths, pointers in self._blocks():
             end = max(end, int((pointers + lengths.astype(np.int64) * self.dtype.itemsize).max()))
@@ -279,9 +337,14 @@ class _Index:
 
     def _check_content(self) -> None:
         num_sequences, boundaries = len(self.sequence_lengths), self.document_indices
-        last = int(boundaries[-1]) if len(boundaries) else None
+        first, last = (int(boundaries[i]) if len(boundaries) else None for i in (0, -1))
         if last != num_sequences:
             self._reject(f"its document index ends at {last}, not at {num_sequences} sequences")
+        if first != 0:
+            self._reject(f"its document index begins at {first}, not at 0")
+        for start in range(0, len(boundaries), _CHECK_ROWS):
+            if (np.diff(boundaries[start : start + _CHECK_ROWS + 1]) < 0).any():
+                self._reject("its document index goes back")
         num_tokens = 0
         for lengths, pointers in self._blocks():
             if lengths.min() < 0 or pointers.min() < 0 or (pointers % self.dtype.itemsize).any():
@@ -289,6 +352,26 @@ class _Index:
             num_tokens += int(lengths.sum(dtype=np.int64))
         if num_tokens == 0:
             self._reject(f"it describes zero tokens in {num_sequences} sequences")
+        self._check_places()
+
+    def _check_places(self) -> None:
+        """No token belongs to two sequences."""
+        end, is_ordered, self.is_dense = 0, True, True
+        for lengths, pointers in self._blocks():
+            ends = pointers + lengths.astype(np.int64) * self.dtype.itemsize
+            self.is_dense &= bool(pointers[0] == end and (pointers[1:] == ends[:-1]).all())
+            is_ordered &= bool(pointers[0] >= end and (pointers[1:] >= ends[:-1]).all())
+            end = int(ends[-1])
+        if is_ordered:
+            return
+        filled = np.flatnonzero(self.sequence_lengths)
+        order = filled[np.argsort(self.sequence_pointers[filled], kind="stable")]
+        starts = self.sequence_pointers[order]
+        sizes = self.sequence_lengths[order].astype(np.int64) * self.dtype.itemsize
+        over = np.flatnonzero(starts[1:] < starts[:-1] + sizes[:-1])
+        if len(over):
+            one, other = int(order[over[0]]), int(order[over[0] + 1])
+            self._reject(f"its sequences {one} and {other} lie over each other in the .bin file")
 
     def _blocks(self) -> Iterator[tuple[NDArray, NDArray]]:
         for first in range(0, len(self.sequence_lengths), _CHECK_ROWS):
@@ -382,6 +465,11 @@ class IndexedDatasetBuilder:
         self._lengths.frombytes(np.ascontiguousarray(lengths, np.int32).tobytes())
         self._boundaries.frombytes(boundaries.tobytes())
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens added so far."""
+        return sum(self._lengths)
+
     def end_document(self) -> None:
         """Close the current document."""
         self._boundaries.append(len(self._lengths))
@@ -399,9 +487,8 @@ class IndexedDatasetBuilder:
                 f"{path_prefix} stores {other.dtype.name}, this dataset {self.dtype.name}; "
                 "datasets to merge need one token type: preprocess them with one tokenizer"
             )
-        sizes = other.sequence_lengths.astype(np.int64) * self.dtype.itemsize
-        is_dense = np.array_equal(other.sequence_pointers, np.cumsum(sizes) - sizes)
-        if not is_dense or os.path.getsize(get_bin_path(path_prefix)) != sizes.sum():
+        size = int(other.sequence_lengths.sum(dtype=np.int64)) * self.dtype.itemsize
+        if not other.is_dense or os.path.getsize(get_bin_path(path_prefix)) != size:
             raise ValueError(
                 f"the sequences of {path_prefix} do not lie one behind the other in its .bin file; "
                 "only such datasets can be appended: preprocess it again"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig
 from mindspeed_ms.data.utils import Split
+from mindspeed_ms.files.regular_file import open_regular
 
 IGNORE_INDEX = -100
 """Label of tokens that are not learned."""
@@ -52,7 +53,7 @@ class SFTLowLevelDataset:
     def __init__(self, dataset_path: str) -> None:
         self._path = dataset_path
         try:
-            with open(dataset_path, "rb") as stream:
+            with open_regular(dataset_path) as stream:
                 self._starts = _line_starts(stream)
         except FileNotFoundError:
             raise FileNotFoundError(
@@ -72,7 +73,7 @@ class SFTLowLevelDataset:
         try:
             messages = json.loads(line.decode("utf-8"))["messages"]
             is_valid = all(isinstance(message[key], str) for message in messages for key in _KEYS)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             is_valid = False
         if not is_valid or not messages:
             raise ValueError(

@@ -1,10 +1,15 @@
-"""Look for token ids the model has no embedding for, before training starts."""
+"""Token ids the model has no embedding for: looked for at the start, and in every sample.
+
+At the start a file is read as a whole, a large one in places. What is left, and what somebody
+changes while training runs, shows when the sample that holds it is read.
+"""
 
 from __future__ import annotations
 
 import logging
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mindspeed_ms.data.indexed_dataset import IndexedDataset
 
@@ -14,13 +19,26 @@ WHOLE_FILE_BELOW = 1 << 30
 """Token files smaller than this many bytes are read completely."""
 
 SAMPLE_BYTES = 256 << 20
-"""Bytes read of larger files."""
+"""Bytes read of larger files, in blocks spread over all of it."""
 
 _BLOCK = 1 << 22
 
 
+def can_exceed(dtype: np.dtype, vocab_size: int) -> bool:
+    """Whether whole numbers of a type can lie outside of 0 ... vocab_size - 1."""
+    limits = np.iinfo(dtype)
+    return limits.min < 0 or limits.max >= vocab_size
+
+
+def first_outside(ids: NDArray, vocab_size: int) -> int | None:
+    """Place of the first id that is not in 0 ... vocab_size - 1; None: all are."""
+    if not ids.size or (ids.max() < vocab_size and ids.min() >= 0):
+        return None
+    return int(np.argmax((ids >= vocab_size) | (ids < 0)))
+
+
 def check_token_ids(dataset: IndexedDataset, vocab_size: int) -> None:
-    """Check that ids lie in 0 ... vocab_size - 1; of files above 1 GiB the first 256 MiB.
+    """Check that ids lie in 0 ... vocab_size - 1; of files above 1 GiB 256 MiB, spread over them.
 
     Raises:
         ValueError: tokens that are no integers, or an id outside; names the document and the id.
@@ -30,22 +48,30 @@ def check_token_ids(dataset: IndexedDataset, vocab_size: int) -> None:
             f"{dataset.path_prefix} stores {dataset.dtype.name}, token ids are integers; "
             "preprocess it again"
         )
-    limits = np.iinfo(dataset.dtype)
-    if limits.min >= 0 and limits.max < vocab_size:
+    if not can_exceed(dataset.dtype, vocab_size):
         return
     num_tokens = int(dataset.sequence_lengths.sum(dtype=np.int64))
-    limit = None
+    count = -(-num_tokens // _BLOCK)
+    blocks = range(count)
     if num_tokens * dataset.dtype.itemsize >= WHOLE_FILE_BELOW:
-        limit = SAMPLE_BYTES // dataset.dtype.itemsize
-        logger.info("%s: checking token ids of the first %d tokens", dataset.path_prefix, limit)
-    for first, tokens in dataset.token_blocks(_BLOCK, limit):
-        if tokens.max() < vocab_size and tokens.min() >= 0:
-            continue
-        at = int(np.argmax((tokens >= vocab_size) | (tokens < 0)))
-        sequence = int(np.searchsorted(np.cumsum(dataset.sequence_lengths), first + at, "right"))
-        document = int(np.searchsorted(dataset.document_indices, sequence, side="right")) - 1
-        raise ValueError(
-            f"document {document} of {dataset.path_prefix} holds token id {tokens[at]}, the "
-            f"vocabulary has {vocab_size} ids (0 to {vocab_size - 1}); use the tokenizer the data "
-            "was made with, or preprocess the data again"
+        most = SAMPLE_BYTES // dataset.dtype.itemsize // _BLOCK
+        blocks = np.unique(np.linspace(0, count - 1, most, dtype=np.int64)).tolist()
+        logger.info(
+            "%s: checking the token ids of %d of %d blocks", dataset.path_prefix, len(blocks), count
         )
+    for block in blocks:
+        first = block * _BLOCK
+        tokens = dataset.tokens(first, min(_BLOCK, num_tokens - first))
+        at = first_outside(tokens, vocab_size)
+        if at is not None:
+            raise wrong_id(dataset, dataset.sequence_of(first + at), int(tokens[at]), vocab_size)
+
+
+def wrong_id(dataset: IndexedDataset, sequence: int, token: int, vocab_size: int) -> ValueError:
+    """An error that names the document and the id."""
+    document = int(np.searchsorted(dataset.document_indices, sequence, side="right")) - 1
+    return ValueError(
+        f"document {document} of {dataset.path_prefix} holds token id {token}, the vocabulary has "
+        f"{vocab_size} ids (0 to {vocab_size - 1}); use the tokenizer the data was made with, or "
+        "preprocess the data again"
+    )

@@ -19,7 +19,9 @@ from mindspore.mindrecord import FileReader
 from numpy.typing import NDArray
 
 from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig
+from mindspeed_ms.data.index_cache import map_array
 from mindspeed_ms.data.masks import get_ltor_masks_and_position_ids
+from mindspeed_ms.data.token_check import first_outside
 from mindspeed_ms.data.utils import Split
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ def sample_from_row(row: NDArray, config: GPTDatasetConfig) -> dict[str, NDArray
     tokens, labels = text[:-1].copy(), text[1:].copy()
     masks = get_ltor_masks_and_position_ids(
         tokens,
-        config.eod_id,
+        config.eod,
         reset_position_ids=config.reset_position_ids,
         reset_attention_mask=config.reset_attention_mask,
         eod_mask_loss=config.eod_mask_loss,
@@ -87,6 +89,11 @@ class TokenRowsDataset:
                 f"the {index_split.name} split of {dataset_path} has no row; give it a larger "
                 "share with --split"
             )
+        if rows.dtype.kind not in "iu":
+            raise ValueError(
+                f"{dataset_path} holds numbers of type {rows.dtype.name}, token ids are integers; "
+                "give another file"
+            )
         if rows.ndim != 2 or rows.shape[1] != config.sequence_length + 1:
             raise ValueError(
                 f"{dataset_path} holds rows of shape {rows.shape[1:]}, expected is "
@@ -126,7 +133,16 @@ class TokenRowsDataset:
         return self._length
 
     def __getitem__(self, idx: int | np.integer) -> dict[str, NDArray]:
-        return sample_from_row(self.rows[self.indices[int(idx) % len(self.indices)]], self.config)
+        number = self.indices[int(idx) % len(self.indices)]
+        row = self.rows[number]
+        at = first_outside(row, self.config.tokenizer.vocab_size)
+        if at is not None:
+            size = self.config.tokenizer.vocab_size
+            raise ValueError(
+                f"row {number} of {self.dataset_path} holds token id {row[at]}, the vocabulary has "
+                f"{size} ids (0 to {size - 1}); use the tokenizer the data was made with"
+            )
+        return sample_from_row(row, self.config)
 
 
 def open_rows(path: str, cache: str | None = None) -> NDArray:
@@ -198,8 +214,8 @@ def _copy_rows(path: str, target: Path) -> None:
 
 def _map(path: Path) -> NDArray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return map_array(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} not found; give the path of an .npy file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as rows of tokens ({error})") from error

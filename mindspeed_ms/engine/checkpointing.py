@@ -5,16 +5,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig, to_yaml
 from mindspeed_ms.core.dist_checkpointing.live_state import live_tensors
-from mindspeed_ms.core.dist_checkpointing.loader import KINDS, LoadOptions, load_tensors
-from mindspeed_ms.core.dist_checkpointing.retention import RUN, UNHEALTHY, saved_in
+from mindspeed_ms.core.dist_checkpointing.loader import (
+    KINDS,
+    LoadOptions,
+    load_tensors,
+    verify_checksums,
+)
+from mindspeed_ms.core.dist_checkpointing.opener import find_together, open_together
+from mindspeed_ms.core.dist_checkpointing.retention import continued_run
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
+from mindspeed_ms.core.dist_checkpointing.shared_folders import require_everywhere
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
 from mindspeed_ms.engine import random_states
@@ -22,13 +29,9 @@ from mindspeed_ms.engine.adapters import head_alias, load_base, open_adapters
 from mindspeed_ms.engine.batch_counts import evaluated_samples
 from mindspeed_ms.engine.datasets import tokenizer_of
 from mindspeed_ms.engine.output import print_rank_0
-from mindspeed_ms.engine.shared_folders import first_rank_decides, require_everywhere
 from mindspeed_ms.engine.train_state import TrainState
-from mindspeed_ms.formats import own_format
 from mindspeed_ms.formats.catalog import Catalog
-from mindspeed_ms.formats.containers import storage
-from mindspeed_ms.formats.containers.new_file import FileRecord
-from mindspeed_ms.formats.find import Found, find_checkpoint, open_checkpoint
+from mindspeed_ms.formats.find import Found, OnlyTornError
 from mindspeed_ms.models import gpt_spec
 
 logger = logging.getLogger(__name__)
@@ -58,11 +61,17 @@ _DATA = (
 
 
 def make_saver(config: AllConfig) -> CheckpointSaver | None:
-    """What writes the checkpoints of a run; None if it keeps none."""
+    """What writes the checkpoints of a run; None if it keeps none. It holds the folder.
+
+    Raises:
+        ValueError: the folder cannot be written, another run saves to it, or hosts do not share it.
+
+    Parallelism: collective over the world.
+    """
     training = config.training_config
     if not training.save_checkpoints:
         return None
-    return CheckpointSaver(
+    saver = CheckpointSaver(
         SaveSettings(
             root=Path(training.output_dir),
             container="ckpt" if training.ckpt_format == "ckpt" else "safetensors",
@@ -72,6 +81,9 @@ def make_saver(config: AllConfig) -> CheckpointSaver | None:
             is_async=training.async_save,
         )
     )
+    for line in saver.open():
+        print_rank_0(f" {line}")
+    return saver
 
 
 def save_checkpoint(
@@ -206,7 +218,7 @@ def load_checkpoint(
     Parallelism: collective over the world.
     """
     training = config.training_config
-    found = first_rank_decides(lambda: find_to_load(config))
+    found = find_to_load(config)
     base = None
     if config.lora_config.use_lora:
         found, base = load_base(config, models, found, true_vocab_size(config))
@@ -214,14 +226,17 @@ def load_checkpoint(
     if found is None:
         return Loaded(base=base)
     require_everywhere(found.folder)
+    for line in found.notes:
+        print_rank_0(f" {line}")
     print_rank_0(f" loading checkpoint from {found.folder} (format {found.kind})")
     started = time.monotonic()
     if found.kind == "peft" and config.lora_config.use_lora:
         catalog = open_adapters(config, found)
     else:
-        catalog = open_checkpoint(found, lambda common: gpt_spec(config.model_config))
+        catalog = open_together(found, lambda common: gpt_spec(config.model_config))
+    missed = list(catalog.notes)
     if training.crc_check:
-        _verify_files(catalog, found)
+        missed += verify_checksums(catalog, catalog.tensors).lines()
     is_resumed = training.resume_training and not training.finetune and found.kind != "peft"
     with_optimizer = is_resumed and not training.no_load_optim
     if with_optimizer and not _has_optimizer(catalog):
@@ -236,7 +251,7 @@ def load_checkpoint(
     tensors = live_tensors(models, optimizer if with_optimizer else None)
     report = load_tensors(catalog, models, optimizer, tensors, options)
     seconds = time.monotonic() - started
-    missed = [*report.notes]
+    missed += report.notes
     state = TrainState()
     if is_resumed:
         state = _resume(config, catalog, optimizer if with_optimizer else None, scheduler)
@@ -252,10 +267,9 @@ def load_checkpoint(
     )
     if not is_resumed or found.folder.parent.resolve() != Path(training.output_dir).resolve():
         return Loaded(state=state, base=base)
-    is_newest = storage.complete_iterations(found.folder.parent)[-1:] == [state.iteration]
     return Loaded(
         state=state,
-        continued=catalog.common.get(RUN) if is_newest else None,
+        continued=continued_run(found.folder.parent, state.iteration),
         saved_already=state.iteration,
         base=base,
     )
@@ -271,81 +285,23 @@ def find_to_load(config: AllConfig) -> Found | None:
     if not training.load_checkpoint:
         return None
     path = Path(training.load_checkpoint)
-    found = find_checkpoint(path, training.ckpt_step)
+    why = f"could not find a checkpoint in {path}"
+    try:
+        found = find_together(path, training.ckpt_step)
+    except OnlyTornError as error:
+        found, why = None, str(error)
     if found is not None:
-        return _sound(path, found, is_chosen=training.ckpt_step is not None)
+        return found
     is_own_folder = training.save_checkpoints and path == Path(training.output_dir)
     must_exist = training.exit_on_missing_checkpoint
     if must_exist or (must_exist is None and not is_own_folder):
         raise ValueError(
-            f"{path} holds no checkpoint to load; correct the path, or leave out "
+            f"{path} holds no checkpoint to load ({why}); correct the path, or leave out "
             "--exit-on-missing-checkpoint (YAML: exit_on_missing_checkpoint: False) to start from "
             "initial weights"
         )
-    print_rank_0(
-        f"WARNING: could not find a checkpoint in {path}; will not load any and will start from "
-        "random weights"
-    )
+    print_rank_0(f"WARNING: {why}; will not load any and will start from random weights")
     return None
-
-
-def _sound(path: Path, found: Found, is_chosen: bool) -> Found:
-    """The newest sound checkpoint of a run, where the one that was found holds NaN or infinity.
-
-    Args:
-        path: what the user named.
-        found: what that means.
-        is_chosen: the user has named this very iteration.
-
-    Raises:
-        ValueError: none is sound.
-    """
-    if found.kind != "mindspeed_ms":
-        return found
-    event = own_format.read_index(found.folder).get(UNHEALTHY)
-    if event is None:
-        later = [] if is_chosen else saved_in(path, found.iteration + 1, None)
-        passed = [str(saved.iteration) for saved in later if not saved.is_sound]
-        if passed:
-            print_rank_0(
-                f"  WARNING: iteration {', '.join(passed)} of {path} is passed over: its numbers "
-                "are none"
-            )
-        return found
-    what = f"iteration {found.iteration} holds numbers that are none ({event})"
-    if is_chosen or found.folder == path:
-        print_rank_0(f"  WARNING: {what}; it is loaded because it was named")
-        return found
-    sound = [saved.iteration for saved in saved_in(path, 0, found.iteration) if saved.is_sound]
-    if not sound:
-        raise ValueError(
-            f"{path} holds no checkpoint with sound numbers: {what}, and so do those before it; "
-            f"--ckpt-step {found.iteration} loads it all the same"
-        )
-    print_rank_0(
-        f"  WARNING: {what}; the newest checkpoint with sound numbers is taken, iteration "
-        f"{sound[-1]}"
-    )
-    return replace(found, folder=storage.iteration_folder(path, sound[-1]), iteration=sound[-1])
-
-
-def _verify_files(catalog: Catalog, found: Found) -> None:
-    """Compare the checksums of all files, shared out over the ranks.
-
-    Raises:
-        ValueError: a file is damaged.
-    """
-    files = sorted(catalog.common.get("files", {}).items())
-    problem = None
-    try:
-        for name, file in files[comm.get_rank() :: comm.get_world_size()]:
-            record = FileRecord(file["bytes"], file["crc32"])
-            own_format.verify_file(found.folder / name, record, with_crc=True)
-    except (ValueError, OSError) as error:
-        problem = str(error)
-    for text in comm.all_gather_object(problem):
-        if text:
-            raise ValueError(text)
 
 
 def _has_optimizer(catalog: Catalog) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from mindspeed_ms.config import AllConfig, DatasetConfig
@@ -38,6 +36,7 @@ from mindspeed_ms.engine.micro_batches import (
     is_dataset_built_on_rank,
 )
 from mindspeed_ms.engine.train_state import TrainState
+from mindspeed_ms.files.regular_file import json_object, read_text
 
 __all__ = [
     "DEFAULT_SPLIT",
@@ -187,19 +186,13 @@ def _blends_of_file(path: str) -> BlendPerSplit:
 
 def _read(path: str, name: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{name} {path} cannot be read ({error}); correct the path") from error
 
 
 def _read_json(path: str, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(_read(path, name))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} {path} is not JSON ({error}); correct the file") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} {path} holds a JSON {type(content).__name__}, not an object")
-    return content
+    return json_object(_read(path, name), f"{name} {path}")
 
 
 def gpt_dataset_config(config: AllConfig) -> GPTDatasetConfig:
@@ -215,13 +208,15 @@ def gpt_dataset_config(config: AllConfig) -> GPTDatasetConfig:
             "no training data is given; set data_path to the prefix of a .bin/.idx pair, or "
             "mock_data to train on made-up tokens"
         )
+    tokenizer = tokenizer_of(config)
+    require_rows(config, tokenizer)
     sequences = None
     if dataset.per_dataset_sequences_path is not None:
         sequences = _read_json(dataset.per_dataset_sequences_path, "per_dataset_sequences_path")
     options: dict[str, Any] = {
         "random_seed": config.training_config.seed,
         "sequence_length": config.model_config.seq_length,
-        "tokenizer": tokenizer_of(config),
+        "tokenizer": tokenizer,
         "blend": blend,
         "blend_per_split": blend_per_split,
         "split": (dataset.split or DEFAULT_SPLIT) if blend is not None else None,
@@ -260,6 +255,21 @@ def gpt_dataset_config(config: AllConfig) -> GPTDatasetConfig:
         fim_fragment_rate=dataset.fim_fragment_rate,
         fim_no_prefix=dataset.fim_no_prefix,
     )
+
+
+def require_rows(config: AllConfig, tokenizer: TokenizerLike) -> None:
+    """Make sure that the model has a row for every id of the tokenizer.
+
+    Raises:
+        ValueError: it has fewer; ids beyond them would be read as nothing, without an error.
+    """
+    rows = config.model_config.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {rows} rows "
+            f"(model_config.vocab_size, --padded-vocab-size); give at least "
+            f"{tokenizer.vocab_size}, or leave it out to take the tokenizer's"
+        )
 
 
 def tokenizer_of(config: AllConfig) -> TokenizerLike:

@@ -7,10 +7,10 @@ from pathlib import Path
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.build import assemble
+from mindspeed_ms.core.dist_checkpointing.shared_folders import first_rank_decides
 from mindspeed_ms.engine.output import print_rank_0
-from mindspeed_ms.engine.shared_folders import first_rank_decides
 from mindspeed_ms.formats.containers import storage
-from mindspeed_ms.formats.find import find_checkpoint
+from mindspeed_ms.formats.find import OnlyTornError, find_checkpoint
 
 _CLOCKS_DIFFER_SECONDS = 2.0
 
@@ -47,7 +47,10 @@ def resumed(config: AllConfig) -> AllConfig:
 
 def _newest_since_start(root: Path) -> int | None:
     """The iteration of the checkpoint that counts, if this job has written it."""
-    found = find_checkpoint(root)
+    try:
+        found = find_checkpoint(root)
+    except OnlyTornError:
+        return None
     if found is None or found.kind != "mindspeed_ms":
         return None
     written = (found.folder / storage.INDEX).stat().st_mtime

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from os import PathLike, fspath
-from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -48,7 +47,6 @@ from mindspeed_ms.engine.random_states import HostGenerators
 from mindspeed_ms.engine.restart import resumed
 from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
 from mindspeed_ms.engine.run_data import RunData, build_run_data, whole_set
-from mindspeed_ms.engine.shared_folders import require_shared
 from mindspeed_ms.engine.start import check_configuration, fill_run_state, report_layout
 from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.engine.train_loop import (
@@ -155,8 +153,7 @@ class Run:
         report_layout(self.config)
         saver = make_saver(self.config)
         if saver is not None:
-            saver.check_folder()
-            require_shared(Path(self.config.training_config.output_dir))
+            self._undo.callback(saver.abandon)
         observer = Observer(self.config, self._warnings)
         self._undo.callback(observer.close)
         self.model = get_model(model_provider, self.config)
@@ -168,7 +165,6 @@ class Run:
         self.state = setup.state
         observer.begin(setup.state, self.model, setup.optimizer)
         if setup.checkpoints is not None:
-            self._undo.callback(setup.checkpoints.abandon)
             setup.checkpoints.check_room(setup)
         self._setup = setup
         now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")

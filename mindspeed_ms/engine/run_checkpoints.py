@@ -11,7 +11,6 @@ from typing import Protocol
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core.dist_checkpointing.live_state import live_tensors
-from mindspeed_ms.core.dist_checkpointing.retention import RUN, UNHEALTHY
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveError
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
@@ -23,7 +22,7 @@ from mindspeed_ms.engine.health import Health
 from mindspeed_ms.engine.observe.observer import Observer
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.train_state import TrainState
-from mindspeed_ms.formats import companions
+from mindspeed_ms.formats import companions, own_format
 
 logger = logging.getLogger(__name__)
 
@@ -128,15 +127,15 @@ class RunCheckpoints:
         """Let the checkpoint of an iteration stay; None: no one in particular."""
         self._saver.kept = iteration
 
-    def abandon(self) -> None:
-        """Give up a checkpoint that is being written, without other ranks."""
-        self._saver.abandon()
-
     def _failed(self, error: SaveError, ends_run: bool) -> None:
         if ends_run:
             raise RunFailure(str(error)) from error
         if comm.get_rank() == 0:
             logger.warning("%s; training goes on (exit_on_save_failure is off)", error)
+
+    def abandon(self) -> None:
+        """Give up a checkpoint that is being written, and the folder, without other ranks."""
+        self._saver.abandon()
 
     def _save(self, setup: SavedRun) -> None:
         state = setup.state
@@ -155,8 +154,8 @@ class RunCheckpoints:
                 setup.scheduler,
                 state,
                 {
-                    RUN: self._run,
-                    UNHEALTHY: event,
+                    own_format.RUN: self._run,
+                    own_format.UNHEALTHY: event,
                     "vocab_size": self._vocab_size,
                     **adapters_of(setup.config, self._base),
                 },

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mindspeed_ms.files.checksum import Checksum, Verified
 from mindspeed_ms.formats import dtypes
 from mindspeed_ms.plan.region import Block, Box, Region, Span, intersect
 
@@ -39,6 +40,8 @@ class StoredPiece:
     """Bytes before the first number."""
     is_transposed: bool = False
     """The file holds the matrix transposed; the span is complete then."""
+    checksum: Checksum | None = None
+    """Of the bytes around the piece, if the file carries one."""
     held: np.ndarray | None = field(default=None, compare=False)
     """The numbers, where the file holds them in an order that a span cannot name."""
 
@@ -73,6 +76,8 @@ class Catalog:
     """Iteration, consumed samples, scheduler, configuration: plain data."""
     source: str = ""
     """Format, and where the checkpoint lies."""
+    notes: list[str] = field(default_factory=list)
+    """What was left aside or assumed in reading it, a line each, for the user."""
 
     def tensor(self, name: str) -> StoredTensor:
         """One tensor.
@@ -86,9 +91,15 @@ class Catalog:
 
 
 class TensorReader:
-    """Reads parts of tensors; keeps files open between reads."""
+    """Reads parts of tensors; keeps files open between reads.
 
-    def __init__(self) -> None:
+    Args:
+        verified: checksums that were compared already; all others are when their bytes are first
+            read.
+    """
+
+    def __init__(self, verified: Verified | None = None) -> None:
+        self._verified = verified or Verified()
         self._files: OrderedDict[Path, int] = OrderedDict()
         self._scratch = np.empty(0, np.uint8)
         self.bytes_read = 0
@@ -141,6 +152,8 @@ class TensorReader:
                     bounds, piece.span.region.bounds, strict=True
                 )
             ):
+                if piece.checksum is not None:
+                    self._verified.require(piece.checksum)
                 copied += self._copy(piece, blocks, out, dtype)
         if copied != out.size:
             raise ValueError(
@@ -239,7 +252,7 @@ class TensorReader:
             return self._files[path]
         if len(self._files) >= MAX_OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
-        self._files[path] = os.open(path, os.O_RDONLY)
+        self._files[path] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         return self._files[path]
 
 

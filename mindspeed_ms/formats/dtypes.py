@@ -59,6 +59,28 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
             target[block] = source[block]
 
 
+_INFINITE = {"F16": 0x7C00, "BF16": 0x7F80}
+"""Bits of infinity, without the sign: those of NaN are above."""
+
+_CHUNK = 1 << 15
+"""Numbers looked at in one go, so that what is computed of them stays in the cache."""
+
+
+def count_not_finite(flat: np.ndarray, dtype: str) -> int:
+    """How many numbers of a flat array are NaN or infinite; none of whole numbers are."""
+    if dtype not in FLOATS:
+        return 0
+    parts = (flat[first : first + _CHUNK] for first in range(0, flat.size, _CHUNK))
+    if dtype not in _INFINITE:
+        return sum(part.size - int(np.count_nonzero(np.isfinite(part))) for part in parts)
+    count = 0
+    for part in parts:
+        bits = part.view(np.uint16) & np.uint16(0x7FFF)
+        if bits.max(initial=0) >= _INFINITE[dtype]:
+            count += int(np.count_nonzero(bits >= _INFINITE[dtype]))
+    return count
+
+
 def convert(array: np.ndarray, source: str, target: str) -> np.ndarray:
     """The array in another type, rounded to the nearest, ties to even; itself if equal.
 

@@ -12,10 +12,23 @@ from typing import Any
 import numpy as np
 
 from mindspeed_ms.config import AllConfig
+from mindspeed_ms.files.checksum import Checksum
 from mindspeed_ms.formats import dtypes, names
 from mindspeed_ms.formats.catalog import Catalog, StoredPiece, StoredTensor
+from mindspeed_ms.formats.checkpoint_format import SourceHints
 from mindspeed_ms.formats.containers import safetensors_file as safetensors
 from mindspeed_ms.formats.containers import storage
+from mindspeed_ms.formats.huggingface_files import (
+    CONFIG,
+    INDEX,
+    SINGLE,
+    find_tensors,
+    is_model,
+    missing_files,
+    read_config,
+    shard_name,
+    written_before,
+)
 from mindspeed_ms.formats.source import Source
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place
@@ -23,27 +36,12 @@ from mindspeed_ms.models.families.registry import family_of_type
 from mindspeed_ms.plan.region import Span
 
 MAX_FILE_BYTES = 5 << 30
-CONFIG = "config.json"
+_TORCH_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 Progress = Callable[[int], None]
 
 
 # --- reading ----------------------------------------------------------------------------------
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A model's ``config.json``.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); correct the file") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a JSON {type(config).__name__}, not an object")
-    return config
 
 
 def read_catalog(folder: Path) -> Catalog:
@@ -52,32 +50,27 @@ def read_catalog(folder: Path) -> Catalog:
     Raises:
         ValueError: another kind of model, or tensors are missing or left over.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ValueError(f"{folder} has no config.json; name the folder of a Hugging Face model")
-    theirs = read_config(path)
+    theirs = read_config(folder)
     try:
         family = family_of_type(theirs.get("model_type"))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    stored = {
-        key.removeprefix(family.prefix): (file, place)
-        for file in sorted(folder.glob("*.safetensors"))
-        for key, place in safetensors.read_header(file)[0].items()
-    }
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    files = find_tensors(folder)
+    stored = {key.removeprefix(family.prefix): place for key, place in files.places.items()}
     try:
         absent = family.absent(theirs, stored)
         config = family.config({k: v for k, v in theirs.items() if k not in absent})
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
     places = list(family.places_of(config, theirs["vocab_size"]))
-    catalog = Catalog({}, {}, f"Hugging Face model {folder}")
+    catalog = Catalog({}, {}, f"Hugging Face model {folder}", files.notes)
     copies = {place.theirs for place in places if place.is_copy}
     _check_names(catalog, {place.theirs for place in places} - copies, set(stored) - copies)
     for place in places:
         if place.is_copy:
             continue
-        _add(catalog, place, *stored[place.theirs])
+        file, found = stored[place.theirs]
+        _add(catalog, place, file, found, files.seals.get(file))
     model = config.model_config
     catalog.common.update(
         {
@@ -91,12 +84,34 @@ def read_catalog(folder: Path) -> Catalog:
     return catalog
 
 
+class HuggingFaceFormat:
+    """Hugging Face models behind ``CheckpointFormat``."""
+
+    name = "huggingface"
+
+    def is_at(self, path: Path) -> bool:
+        """A folder with config.json and weights, or a file of some."""
+        return is_model(path)
+
+    def missing(self, path: Path) -> str | None:
+        """A file that the index names."""
+        return missing_files(path)
+
+    def open(self, path: Path, hints: SourceHints) -> Catalog:
+        """Read configuration, index and headers."""
+        return read_catalog(path)
+
+
+FORMAT = HuggingFaceFormat()
+
 _FOLLOWS = re.compile(r"\.(attn\.(masked_)?bias|rotary_emb\.inv_freq)$|^lm_head\.weight$")
 """Buffers that follow from the configuration, and the copy of a tied head."""
 
 
 def _check_names(catalog: Catalog, known: set[str], present: set[str]) -> None:
     left = {key for key in present - known if not _FOLLOWS.search(key)}
+    if "lm_head.weight" in present - known:
+        catalog.notes.append(f"{catalog.source}: lm_head.weight not read, {CONFIG} ties the head")
     missing = known - present
     if left or missing:
         raise ValueError(
@@ -105,7 +120,13 @@ def _check_names(catalog: Catalog, known: set[str], present: set[str]) -> None:
         )
 
 
-def _add(catalog: Catalog, place: Place, file: Path, stored: safetensors.Place) -> None:
+def _add(
+    catalog: Catalog,
+    place: Place,
+    file: Path,
+    stored: safetensors.Place,
+    checksum: Checksum | None,
+) -> None:
     if stored.shape != place.stored_shape:
         raise ValueError(
             f"{file}: {place.theirs} has shape {list(stored.shape)}, its config.json says "
@@ -117,8 +138,9 @@ def _add(catalog: Catalog, place: Place, file: Path, stored: safetensors.Place) 
     shape = tuple(high for _, high in place.region.bounds)
     tensor = catalog.tensors.setdefault(place.name, StoredTensor(shape, stored.dtype))
     tensor.shape = tuple(max(a, b) for a, b in zip(tensor.shape, shape, strict=True))
+    span = Span.all_of(place.region)
     tensor.pieces.append(
-        StoredPiece(Span.all_of(place.region), stored.dtype, file, offset, place.is_transposed)
+        StoredPiece(span, stored.dtype, file, offset, place.is_transposed, checksum)
     )
 
 
@@ -153,33 +175,30 @@ def write(
     root.mkdir(parents=True, exist_ok=True)
     groups = list(_groups(source, family.places_of(config, rows), max_file_bytes))
     weight_map, total = {}, 0
-    for number, group in enumerate(groups, start=1):
-        name = (
-            "model.safetensors"
-            if len(groups) == 1
-            else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        )
-        entries = [
-            safetensors.Entry(
-                family.full_name(places[0].theirs),
-                source.dtype(places[0].name),
-                places[0].stored_shape,
-                _reading(source, places, progress),
+    with storage.NewFiles() as files:
+        for number, group in enumerate(groups, start=1):
+            name = SINGLE if len(groups) == 1 else shard_name(number, len(groups))
+            entries = [
+                safetensors.Entry(
+                    family.full_name(places[0].theirs),
+                    source.dtype(places[0].name),
+                    places[0].stored_shape,
+                    _reading(source, places, progress),
+                )
+                for places in group
+            ]
+            safetensors.write_file(
+                files.partial(root / name), entries, {"format": "pt"}, is_sealed=True
             )
-            for places in group
-        ]
-        safetensors.write_file(
-            root / (name + storage.PARTIAL), entries, {"format": "pt"}, with_crc=False
-        )
-        storage.put_in_place(root / (name + storage.PARTIAL), root / name)
-        total += sum(math.prod(entry.shape) * dtypes.width(entry.dtype) for entry in entries)
-        weight_map.update(dict.fromkeys((entry.key for entry in entries), name))
-    if len(groups) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        storage.write_text(root / "model.safetensors.index.json", json.dumps(index, indent=2))
-    dtype = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[source.dtype(names.EMBEDDING)]
-    written = with_dtype(described(family, config, rows, original), dtype, original)
-    storage.write_text(root / CONFIG, json.dumps(written, indent=2))
+            total += sum(math.prod(entry.shape) * dtypes.width(entry.dtype) for entry in entries)
+            weight_map.update(dict.fromkeys((entry.key for entry in entries), name))
+        if len(groups) > 1:
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            files.write_text(root / INDEX, json.dumps(index, indent=2))
+        dtype = _TORCH_TYPES[source.dtype(names.EMBEDDING)]
+        written = with_dtype(described(family, config, rows, original), dtype, original)
+        files.write_text(root / CONFIG, json.dumps(written, indent=2))
+        files.replaces(written_before(root))
     return root
 
 

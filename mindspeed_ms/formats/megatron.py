@@ -8,14 +8,21 @@ parallel group have gathered of a distributed optimizer: flat buffers, parameter
 from __future__ import annotations
 
 import re
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mindspeed_ms.formats import names
 from mindspeed_ms.formats.catalog import Catalog
-from mindspeed_ms.formats.containers.torch_file import TensorRef, TorchFile, flat_names, plain
+from mindspeed_ms.formats.checkpoint_format import SourceHints
+from mindspeed_ms.formats.containers.torch_file import TensorRef, flat_names, plain
+from mindspeed_ms.formats.megatron_files import (
+    OPTIMIZER_FILE,
+    is_checkpoint,
+    lacks_optimizer,
+    missing_ranks,
+    open_ranks,
+)
 from mindspeed_ms.formats.megatron_optimizer import add_optimizer
 from mindspeed_ms.formats.megatron_parts import (
     Chunk,
@@ -28,8 +35,6 @@ from mindspeed_ms.formats.megatron_parts import (
 )
 from mindspeed_ms.models import ModelSpec, ParamSpec
 
-MODEL_FILE = "model_optim_rng.pt"
-_FOLDER = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?")
 _NOT_READ = ("_extra_state", "local_tokens_per_expert")
 """What is no parameter and starts anew with every run."""
 
@@ -47,12 +52,16 @@ def read_catalog(folder: Path, describe: names.Describe) -> Catalog:
     Raises:
         ValueError: a file is damaged, ranks are missing, or tensors contradict each other.
     """
-    files = open_files(folder)
+    files = open_ranks(folder)
     content = files[0].file.content
-    args = content.get("args", Namespace())
+    args = content["args"]
     sizes = Sizes.of(args, files)
-    sizes.check(folder, files)
     catalog = Catalog({}, _common(content, args, sizes), f"Megatron checkpoint {folder}")
+    if lacks_optimizer(files):
+        catalog.notes.append(
+            f"WARNING: {folder} has no {OPTIMIZER_FILE}, where its distributed optimizer was "
+            "saved; it is read without"
+        )
     spec = describe(catalog.common)
     firsts = _first_layers(files)
     for item in files:
@@ -66,34 +75,6 @@ def read_catalog(folder: Path, describe: names.Describe) -> Catalog:
         catalog.tensors.pop(names.HEAD, None)
     add_optimizer(catalog, files, args, sizes)
     return catalog
-
-
-def open_files(folder: Path) -> list[RankFile]:
-    """The files of all ranks.
-
-    Raises:
-        ValueError: there are none, or one is damaged.
-    """
-    found = []
-    for item in sorted(folder.glob("mp_rank_*")):
-        match = _FOLDER.fullmatch(item.name)
-        path = item / MODEL_FILE
-        if match and not path.is_file():
-            path = item / "model_rng.pt"
-        if match and path.is_file():
-            found.append((match, item, TorchFile(path)))
-    if not found:
-        raise ValueError(f"{folder} holds no mp_rank_*/{MODEL_FILE}; name a checkpoint's folder")
-    args = found[0][2].content.get("args", Namespace())
-    has_pipeline = int(names.get(args, "pipeline_model_parallel_size", 1)) > 1
-    files = []
-    for match, item, file in found:
-        second, third = match[2], match[3]
-        if second is not None and third is None and not has_pipeline:
-            second, third = None, second
-        rank = Rank(int(match[1]), int(second or 0), int(third or 0))
-        files.append(RankFile(rank, item, file))
-    return sorted(files, key=lambda item: (item.rank.expert, item.rank.pipeline, item.rank.tensor))
 
 
 def _models(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -217,3 +198,24 @@ def _common(content: Mapping[str, Any], args: Any, sizes: Sizes) -> dict[str, An
         },
         "megatron_args": plain(vars(args)),
     }
+
+
+class MegatronFormat:
+    """Megatron's ``torch`` checkpoints behind ``CheckpointFormat``."""
+
+    name = "torch"
+
+    def is_at(self, path: Path) -> bool:
+        """A folder of ``mp_rank_*``."""
+        return is_checkpoint(path)
+
+    def missing(self, path: Path) -> str | None:
+        """A rank's file."""
+        return missing_ranks(path)
+
+    def open(self, path: Path, hints: SourceHints) -> Catalog:
+        """Read the descriptions of all ranks."""
+        return read_catalog(path, hints.describe)
+
+
+FORMAT = MegatronFormat()

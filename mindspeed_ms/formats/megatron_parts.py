@@ -92,17 +92,6 @@ class Sizes:
             ),
         )
 
-    def check(self, folder: Path, files: list[RankFile]) -> None:
-        """Every tensor and pipeline rank must be there, and every expert rank."""
-        dense = {(item.rank.tensor, item.rank.pipeline) for item in files}
-        experts = {item.rank.expert for item in files}
-        if len(dense) != self.tensor * self.pipeline or len(experts) != self.expert:
-            raise ValueError(
-                f"{folder} holds {len(dense)} of the {self.tensor * self.pipeline} ranks of tensor "
-                f"{self.tensor} x pipeline {self.pipeline}, and {len(experts)} of {self.expert} "
-                "expert ranks; folders are missing: copy the whole checkpoint"
-            )
-
     @property
     def experts_per_rank(self) -> int:
         """Experts in one file."""

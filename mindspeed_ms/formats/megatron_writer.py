@@ -104,6 +104,7 @@ class MegatronWriter:
         self._source, self._target, self._progress = source, target, progress
         self._spec = source.spec
         self._common = source.catalog.common
+        self._files = storage.NewFiles()
         self._args = self._arguments()
         held = [source.kinds(name) for name in source.weights]
         self._has_state = target.with_optimizer and any(held)
@@ -112,14 +113,15 @@ class MegatronWriter:
         """Write all ranks and the marker; return the checkpoint's folder."""
         target, iteration = self._target, int(self._common.get("iteration", 0))
         folder = storage.iteration_folder(root, iteration)
-        for expert in range(target.expert):
-            for stage in range(target.placement.num_stages):
-                for tensor in range(target.tensor):
-                    name = f"mp_rank_{tensor:02d}"
-                    name += f"_{stage:03d}" if target.placement.num_stages > 1 else ""
-                    name += f"_{expert:03d}" if target.expert > 1 else ""
-                    (folder / name).mkdir(parents=True, exist_ok=True)
-                    self._write_rank(folder / name, tensor, stage, expert)
+        with self._files:
+            for expert in range(target.expert):
+                for stage in range(target.placement.num_stages):
+                    for tensor in range(target.tensor):
+                        name = f"mp_rank_{tensor:02d}"
+                        name += f"_{stage:03d}" if target.placement.num_stages > 1 else ""
+                        name += f"_{expert:03d}" if target.expert > 1 else ""
+                        self._write_rank(folder / name, tensor, stage, expert)
+            self._files.replaces(sorted(folder.glob("mp_rank_*/*.pt")))
         storage.set_latest(root, iteration)
         return folder
 
@@ -149,11 +151,8 @@ class MegatronWriter:
             buffers = self._flat_states(chunks, stage)
             self._put(folder / OPTIMIZER_FILE, buffers[0] if len(buffers) == 1 else buffers)
 
-    @staticmethod
-    def _put(path: Path, content: Any) -> None:
-        partial_path = path.with_name(path.name + storage.PARTIAL)
-        write_file(partial_path, content)
-        storage.put_in_place(partial_path, path)
+    def _put(self, path: Path, content: Any) -> None:
+        write_file(self._files.partial(path), content)
 
     # --- parameters ---------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,36 +76,50 @@ def write(
         for name, kind in source.all_tensors(with_optimizer)
         if kind != "main" or source.dtype(name) != "F32"
     ]
-    files = []
-    for number, group in enumerate(_groups(items)):
-        name = f"rank_{number:05d}{generation}.{container}"
-        partial = folder / (name + storage.PARTIAL)
-        entries = [
-            safetensors.Entry(item.key, item.dtype, item.shape, _reading(source, item, progress))
-            for item in group
-        ]
-        if container == "ckpt":
-            record, places = mindspore_file.write_file(partial, entries, True)
-        else:
-            record, places = safetensors.write_file(partial, entries)
-        storage.put_in_place(partial, folder / name)
-        pieces = [
-            piece
-            for item, stretches in zip(group, places, strict=True)
-            for piece in _pieces(item, stretches)
-        ]
-        files.append(WrittenFile(name, record, tuple(pieces)))
     name = f"config{generation}.yaml"
-    storage.write_text(folder / name, to_yaml(config))
     described = {
         "config": config.to_dict(),
         "config_file": name,
         "is_tied": source.spec.is_tied,
         "vocab_size": vocab_size,
     }
-    own_format.write_index(folder, own_format.build_index(files, _common(common, described)))
+    written: list[Path] = []
+    try:
+        files = []
+        for number, group in enumerate(_groups(items)):
+            written.append(folder / f"rank_{number:05d}{generation}.{container}")
+            files.append(_write_file(source, group, written[-1], progress))
+        written.append(folder / name)
+        storage.write_text(folder / name, to_yaml(config))
+        own_format.write_index(folder, own_format.build_index(files, _common(common, described)))
+    except BaseException:
+        if own_format.config_of(folder) != name:  # it was not the very last step that failed
+            for path in written:
+                path.unlink(missing_ok=True)
+        raise
+    storage.remove_leftovers(folder, {storage.INDEX, *(path.name for path in written)})
     storage.set_latest(root, iteration)
     return folder
+
+
+def _write_file(source: Source, group: list[_Item], path: Path, progress: Progress) -> WrittenFile:
+    """One file of a checkpoint."""
+    partial = path.with_name(path.name + storage.PARTIAL)
+    entries = [
+        safetensors.Entry(item.key, item.dtype, item.shape, _reading(source, item, progress))
+        for item in group
+    ]
+    if path.suffix == ".ckpt":
+        record, places = mindspore_file.write_file(partial, entries, True)
+    else:
+        record, places = safetensors.write_file(partial, entries)
+    storage.put_in_place(partial, path)
+    pieces = [
+        piece
+        for item, stretches in zip(group, places, strict=True)
+        for piece in _pieces(item, stretches)
+    ]
+    return WrittenFile(path.name, record, tuple(pieces))
 
 
 def _reading(source: Source, item: _Item, progress: Progress) -> Callable[[], np.ndarray]:
@@ -158,6 +173,7 @@ def _common(common: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]
     }
     return {
         **kept,
+        own_format.RUN: secrets.token_hex(8),
         "iteration": int(common.get("iteration", 0)),
         **described,
         "rng": [],

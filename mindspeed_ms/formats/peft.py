@@ -18,6 +18,7 @@ import numpy as np
 from mindspeed_ms.config.lora_config import LoraConfig
 from mindspeed_ms.formats import dtypes
 from mindspeed_ms.formats.catalog import Catalog, StoredPiece, StoredTensor, TensorReader
+from mindspeed_ms.formats.checkpoint_format import SourceHints
 from mindspeed_ms.formats.containers import safetensors_file as safetensors
 from mindspeed_ms.formats.containers import storage
 from mindspeed_ms.models.adapter import DOWN, FOLDER, MAGNITUDE, UP, AdapterSpec
@@ -331,7 +332,7 @@ def write(
             entries.append(_entry(f"{ROOT}{module.name}.{_FILES[MAGNITUDE]}", magnitude))
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (WEIGHTS + storage.PARTIAL)
-    safetensors.write_file(partial, entries, {"format": "pt"}, with_crc=False)
+    safetensors.write_file(partial, entries, {"format": "pt"})
     storage.put_in_place(partial, folder / WEIGHTS)
     every = (family.full_name(place.theirs) for place in family.places(spec))
     targets = _targets(ranks, (name.removesuffix(".weight") for name in every))
@@ -469,3 +470,31 @@ def values(catalog: Catalog) -> dict[str, np.ndarray]:
             if f".{FOLDER}." in name and name.partition(".")[0] == "language_model":
                 found[name] = dtypes.convert(reader.read(tensor), tensor.dtype, "F32")
         return found
+
+
+class PeftFormat:
+    """Adapters behind ``CheckpointFormat``: found as a checkpoint, opened with their base alone."""
+
+    name = "peft"
+
+    def is_at(self, path: Path) -> bool:
+        """A folder with ``adapter_config.json``."""
+        return path.is_dir() and is_adapter_folder(path)
+
+    def missing(self, path: Path) -> str | None:
+        """The file of tensors."""
+        return None if (path / WEIGHTS).is_file() else WEIGHTS
+
+    def open(self, path: Path, hints: SourceHints) -> Catalog:
+        """Adapters are no model; see ``engine.adapters`` for how they are read.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"{path} holds adapters alone; load them with use_lora (--use-lora), or merge them "
+            "into their base with convert_ckpt --base"
+        )
+
+
+FORMAT = PeftFormat()

@@ -14,25 +14,28 @@ from __future__ import annotations
 
 import itertools
 import math
-import pickle
 import re
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ms.formats import names
+from mindspeed_ms.files.regular_file import is_regular, open_regular
+from mindspeed_ms.formats import dtypes, names
 from mindspeed_ms.formats.catalog import Catalog, StoredPiece, StoredTensor
-from mindspeed_ms.formats.containers.torch_file import (
-    Inert,
-    SafeUnpickler,
-    TensorRef,
-    TorchFile,
-    plain,
-)
+from mindspeed_ms.formats.checkpoint_format import SourceHints
+from mindspeed_ms.formats.containers import storage
+from mindspeed_ms.formats.containers.safe_pickle import Inert, SafeUnpickler, TensorRef, Walk, plain
+from mindspeed_ms.formats.containers.torch_file import TorchFile
+from mindspeed_ms.formats.megatron_files import arguments_of
 from mindspeed_ms.models import ModelSpec
 from mindspeed_ms.plan.region import Region, Span
+
+METADATA = ".metadata"
+"""Written last."""
+COMMON = "common.pt"
+_MAX_STACKED = 1 << 20
+"""Layers x experts in one tensor."""
 
 _KINDS = {
     "optimizer.state.exp_avg.": "exp_avg",
@@ -71,7 +74,7 @@ def read_catalog(folder: Path, describe: names.Describe) -> Catalog:
     """
     tensors, buffers = _read_metadata(folder)
     common, steps = _read_common(folder)
-    args = common.get("args", Namespace())
+    args = common["args"]
     weights = {key: shape for key, (shape, _) in tensors.items() if key.startswith(_MODEL)}
     catalog = Catalog({}, _common(common, args, steps), f"Megatron checkpoint {folder}")
     spec = describe(catalog.common)
@@ -119,59 +122,77 @@ _Tensors = dict[str, tuple[tuple[int, ...], list[_Chunk]]]
 
 def _read_metadata(folder: Path) -> tuple[_Tensors, list[str]]:
     """The tensors, and the keys of an optimizer's whole buffers, which are stored as objects."""
-    path = folder / ".metadata"
-    with path.open("rb") as file:
-        try:
-            content = _state(SafeUnpickler(file).load())
-            places = {}
-            for index, info in content["storage_data"].items():
-                key, where = _state(index), _state(info)
-                offset = key.get("offset")
-                places[key["fqn"], None if offset is None else tuple(offset)] = (
-                    folder / where["relative_path"],
-                    int(where["offset"]),
-                    int(where["length"]),
-                )
-            found: _Tensors = {}
-            buffers = []
-            for key, value in content["state_dict_metadata"].items():
-                if isinstance(value, Inert) and value.state is None:  # an object, not a tensor
-                    if "optimizer." in key and ".param_state" in key:
-                        buffers.append(key)
-                    continue
-                fields = _state(value)
-                if "chunks" not in fields:
-                    continue
-                chunks = []
-                for chunk in map(_state, fields["chunks"]):
-                    offsets = tuple(map(int, chunk["offsets"]))
-                    sizes = tuple(map(int, chunk["sizes"]))
-                    chunks.append(_Chunk(offsets, sizes, *places[key, offsets]))
-                found[key] = (tuple(map(int, fields["size"])), chunks)
-        except (
-            pickle.UnpicklingError,
-            LookupError,
-            AttributeError,
-            TypeError,
-            EOFError,
-            ValueError,
-        ) as error:
-            raise ValueError(
-                f"{path} cannot be read ({type(error).__name__}: {error}); it is damaged or of a "
-                "version of torch that is not known: use another checkpoint"
-            ) from None
+    path = folder / METADATA
+    with open_regular(path) as file:
+        data = file.read()
+    try:
+        return _tensors_of(_state(SafeUnpickler(data).load()), folder)
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); it is damaged or of a "
+            "version of torch that is not known: use another checkpoint"
+        ) from None
+
+
+def _tensors_of(content: Mapping[str, Any], folder: Path) -> tuple[_Tensors, list[str]]:
+    places: dict[tuple[str, tuple[int, ...] | None], tuple[Path, int, int]] = {}
+    paths: dict[str, Path] = {}
+    taken: set[tuple[str, int]] = set()
+    for index, info in content["storage_data"].items():
+        key, where = _state(index), _state(info)
+        offset = key.get("offset")
+        name = where["relative_path"]
+        if name not in paths:
+            paths[name] = storage.inside(folder, name)
+        if (name, where["offset"]) in taken:
+            raise ValueError(f"two parts lie at byte {where['offset']} of {name}")
+        taken.add((name, where["offset"]))
+        places[key["fqn"], None if offset is None else tuple(offset)] = (
+            paths[name],
+            _number(where["offset"]),
+            _number(where["length"]),
+        )
+    found: _Tensors = {}
+    buffers = []
+    for key, value in content["state_dict_metadata"].items():
+        if isinstance(value, Inert) and value.state is None:  # an object, not a tensor
+            if "optimizer." in key and ".param_state" in key:
+                buffers.append(key)
+            continue
+        fields = _state(value)
+        if "chunks" not in fields:
+            continue
+        chunks = []
+        for chunk in map(_state, fields["chunks"]):
+            offsets = tuple(map(_number, chunk["offsets"]))
+            sizes = tuple(map(_number, chunk["sizes"]))
+            chunks.append(_Chunk(offsets, sizes, *places[key, offsets]))
+        found[key] = (tuple(map(_number, fields["size"])), chunks)
     return found, buffers
 
 
+def _number(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.40} is no size or place")
+    return value
+
+
 def _read_common(folder: Path) -> tuple[Mapping[str, Any], list[float]]:
-    """What is no tensor, and the numbers of optimizer steps in it."""
-    path = folder / "common.pt"
-    if not path.is_file():
-        return {}, []
+    """What is no tensor, and the numbers of optimizer steps in it.
+
+    Raises:
+        ValueError: it is missing or damaged, or says nothing about the model.
+    """
+    path = folder / COMMON
+    if not is_regular(path):
+        raise ValueError(
+            f"{path} is missing, which holds the iteration and Megatron's arguments; copy the "
+            "whole checkpoint"
+        )
     file = TorchFile(path)
-    if not isinstance(file.content, Mapping):
-        return {}, []
-    return file.content, list(_steps(file.content.get("optimizer"), file))
+    arguments_of(file)
+    content = file.content
+    return content, list(_steps(content.get("optimizer"), file))
 
 
 def _common(common: Mapping[str, Any], args: Any, steps: Sequence[float]) -> dict[str, Any]:
@@ -189,16 +210,20 @@ def _common(common: Mapping[str, Any], args: Any, steps: Sequence[float]) -> dic
     return result
 
 
-def _steps(state: Any, file: TorchFile) -> Iterator[float]:
+def _steps(
+    state: Any, file: TorchFile, walk: Walk | None = None, depth: int = 0
+) -> Iterator[float]:
     """Numbers of optimizer steps, wherever the kinds of optimizers keep them."""
+    walk = walk or Walk()
+    walk.meet(depth)
     if isinstance(state, list):
         for value in state:
-            yield from _steps(value, file)
+            yield from _steps(value, file, walk, depth + 1)
     if not isinstance(state, Mapping):
         return
     for key, value in state.items():
         if key not in ("step", "common_step"):
-            yield from _steps(value, file)
+            yield from _steps(value, file, walk, depth + 1)
         elif isinstance(value, TensorRef):
             yield float(file.numbers(value)[0])
         elif isinstance(value, int | float):
@@ -273,19 +298,46 @@ def _add_chunk(
     kind, name = place
     file = TorchFile(chunk.path, chunk.start, chunk.length)
     ref = file.content
-    if not isinstance(ref, TensorRef) or math.prod(ref.shape) != math.prod(chunk.sizes):
-        raise ValueError(f"{chunk.path} holds no tensor of shape {chunk.sizes} for {name}")
-    stacked = list(_stacked(name, chunk))
     axes = int(bool(re.search(r"\.layers\.(?!\d)", name))) + int(".experts.experts." in name)
+    if (
+        not isinstance(ref, TensorRef)
+        or not ref.is_contiguous
+        or not 0 < math.prod(chunk.sizes) == math.prod(ref.shape)
+        or math.prod(chunk.sizes[:axes]) > _MAX_STACKED
+        or len(chunk.sizes) != len(shape)
+    ):
+        raise ValueError(f"{chunk.path} holds no tensor of shape {chunk.sizes} for {name}")
+    whole = file.whole(ref)
+    stacked = list(_stacked(name, chunk))
     whole_shape = weights.get(name, shape) if kind else shape
     span = _span(chunk, shape, whole_shape, axes)
     for full, first in stacked:
         own = _own_name(full, spec, catalog)
         key = f"{kind}.{own}" if kind else own
-        whole = file.piece(ref, Span.all_of(Region.whole(ref.shape)))
-        width = whole.num_bytes // max(1, math.prod(ref.shape))
-        piece = StoredPiece(span, whole.dtype, whole.path, whole.offset + first * width)
+        start = whole.offset + first * dtypes.width(whole.dtype)
+        piece = StoredPiece(span, whole.dtype, whole.path, start, checksum=whole.checksum)
         tensor = catalog.tensors.setdefault(
             key, StoredTensor(tuple(whole_shape[axes:]), whole.dtype)
         )
         tensor.pieces.append(piece)
+
+
+class TorchDistFormat:
+    """Megatron's ``torch_dist`` checkpoints behind ``CheckpointFormat``."""
+
+    name = "torch_dist"
+
+    def is_at(self, path: Path) -> bool:
+        """A folder with the list of all tensors, or with files of tensors."""
+        return is_regular(path / METADATA) or any(path.glob("*.distcp"))
+
+    def missing(self, path: Path) -> str | None:
+        """The list is written last."""
+        return None if is_regular(path / METADATA) else f"{METADATA}, which is written last"
+
+    def open(self, path: Path, hints: SourceHints) -> Catalog:
+        """Read the list of all tensors and the heads of their files."""
+        return read_catalog(path, hints.describe)
+
+
+FORMAT = TorchDistFormat()

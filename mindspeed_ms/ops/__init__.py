@@ -291,7 +291,8 @@ def branch(x: Tensor) -> tuple[Tensor, Tensor]:
 def embedding(weight: Tensor, ids: Tensor, vocab_start: int = 0) -> Tensor:
     """Rows of ``weight`` for global ids; ids outside [vocab_start, vocab_start + V) give zeros.
 
-    Shapes: weight [V, H]; ids int [...]; result [..., H]. Foreign ids get no gradient.
+    Shapes: weight [V, H]; ids int [...]; result [..., H]. Foreign ids get no gradient. Ids that no
+    partition holds are the caller's to refuse (``require_range`` of core/tensor_parallel).
     """
     checks.floating("embedding", weight.dtype)
     checks.integers("embedding", ids.dtype)
@@ -357,7 +358,8 @@ def ce_sum(
 
     The loss of a row is ``log(sum_exp) + row_max - predicted_logit`` once both parts are summed
     over the partitions: the second is the logit itself (not shifted by the maximum), and 0 where
-    the target lies in another partition. ``logits`` stay as they are.
+    the target lies in another partition, or in none: that is the caller's to refuse. ``logits``
+    stay as they are.
 
     Shapes: logits [..., V]; target int [...] (global ids); row_max fp32 [...] (global maximum).
     """

@@ -47,7 +47,7 @@ def normalized_rows(scores: Tensor) -> Tensor:
 
 
 def take_columns(x: Tensor, columns: Tensor) -> Tensor:
-    """``x[t, columns[t, j]]``, 0 where the column is negative.
+    """``x[t, columns[t, j]]``, 0 where the column is negative; one that x lacks is an error.
 
     Shapes: x fp32 [T, E]; columns int32 [T, K], different within a row; result [T, K].
     """
@@ -75,7 +75,8 @@ def squared_logsumexp(logits: Tensor) -> Tensor:
 def combine_rows(rows: Tensor, probs: Tensor, places: Tensor) -> Tensor:
     """``y[t] = sum over j of probs[t, j] * rows[places[t, j]]``, summed in fp32.
 
-    A negative place adds nothing, and its probability gets no gradient. No row is named twice.
+    A negative place adds nothing, and its probability gets no gradient. No row is named twice, and
+    none that ``rows`` lacks (on CPU an IndexError): places come from the router's own choices.
 
     Shapes: rows [N, H]; probs fp32 [T, K]; places int32 [T, K]; result [T, H] in the type of rows.
     """

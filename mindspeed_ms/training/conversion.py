@@ -107,10 +107,8 @@ def open_source(path: Path, options: ConvertOptions) -> tuple[Catalog, AllConfig
     def describe(common: Mapping[str, Any]) -> ModelSpec:
         return spec_of(given or common)
 
-    if found.kind == "mindspore":
-        catalog = mindspore_dirs.read_catalog(found.folder, describe, options.source_tensor)
-    else:
-        catalog = open_checkpoint(found, describe)
+    catalog = open_checkpoint(found, describe, options.source_tensor)
+    catalog.notes[:0] = found.notes
     return catalog, config_of(given or catalog.common)
 
 
@@ -182,7 +180,7 @@ def convert(
     left = source.not_taken()
     if left:
         raise ValueError(f"{folder} lacks {'; '.join(left[:4])} of {catalog.source}; do not use it")
-    notes = [*_notes(catalog, source, target), *_carry(catalog, target)]
+    notes = [*catalog.notes, *_notes(catalog, source, target), *_carry(catalog, target)]
     return ConvertReport(folder, len(source.weights), done, tuple(notes), config)
 
 
@@ -250,7 +248,7 @@ def _carry(catalog: Catalog, target: _Target) -> list[str]:
     elif folder is not None and origin is not None:
         companions.keep(folder, path, origin.config)
     if is_hub:
-        written = huggingface.read_config(path / huggingface.CONFIG)
+        written = huggingface.read_config(path)
         count = gpt_spec(target.config.model_config).num_parameters
         kind = catalog.source.split(" /", 1)[0]
         companions.complete_card(path, companions.card(written, count, f"a {kind}"))
@@ -276,7 +274,7 @@ def _with_noop_layers(
     sections = config.to_dict()
     sections["model_config"]["num_layers"] = total
     sections["parallel_config"]["noop_layers"] = list(noop)
-    return Catalog(moved, catalog.common, catalog.source), assemble(sections)
+    return Catalog(moved, catalog.common, catalog.source, catalog.notes), assemble(sections)
 
 
 def _write(source: Source, target: _Target, advance: Callable[[int], None]) -> Path:

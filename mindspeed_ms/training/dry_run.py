@@ -10,6 +10,7 @@ from types import MappingProxyType
 from mindspeed_ms.backend import launch
 from mindspeed_ms.config import AllConfig, padded_vocab_size, unsupported_reason
 from mindspeed_ms.data.tokenizers import build_tokenizer
+from mindspeed_ms.engine.datasets import require_rows, tokenizer_of
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
 from mindspeed_ms.planning.plan import make_plan
 from mindspeed_ms.planning.report import plan_lines
@@ -64,6 +65,7 @@ def resolve(args: argparse.Namespace) -> Resolved:
         assumptions.append(f"{world_size} ranks, the fewest that fit; give --world-size for others")
     validate_args(args, world_size)
     config = init_configs_from_args(args).validate(world_size)
+    assumptions += _compare_vocabulary(config)
     return Resolved(config, world_size, tuple(assumptions))
 
 
@@ -119,11 +121,29 @@ def smallest_world(args: argparse.Namespace) -> int:
     return math.lcm(dense * instances, experts)
 
 
+def _compare_vocabulary(config: AllConfig) -> list[str]:
+    """Hold the tokenizer against the model's rows, if its files are here.
+
+    Raises:
+        ValueError: the tokenizer has more tokens.
+    """
+    if config.dataset_config.tokenizer_type is None:
+        return []
+    try:
+        tokenizer = tokenizer_of(config)
+    except (ValueError, OSError, RuntimeError) as error:
+        return [f"a tokenizer that fits the model's rows; it cannot be read here ({error})"]
+    require_rows(config, tokenizer)
+    return []
+
+
 def _assume_vocabulary(args: argparse.Namespace) -> list[str]:
     """Fill the padded vocabulary: the tokenizer's if its files are there, else a usual size."""
-    if args.padded_vocab_size is not None or args.yaml:
-        return []
     kind = args.tokenizer_type
+    if args.padded_vocab_size is not None:
+        return []
+    if args.yaml and kind is None:
+        return []  # a run would miss the size, and says so
     try:
         tokens, notes = int(build_tokenizer(args).vocab_size), []
     except (ValueError, OSError, RuntimeError):

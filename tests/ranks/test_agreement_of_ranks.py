@@ -11,7 +11,8 @@ import pytest
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config.build import assemble
-from mindspeed_ms.engine import agreement, shared_folders
+from mindspeed_ms.core.dist_checkpointing import shared_folders
+from mindspeed_ms.engine import agreement
 from mindspeed_ms.engine.start import set_up_run
 
 SECTIONS = {

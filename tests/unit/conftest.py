@@ -19,3 +19,13 @@ def single_rank():
     with autograd.recording():
         yield
     parallel_state.destroy_model_parallel()
+
+
+@pytest.fixture
+def one_rank():
+    """Communication of one rank, nothing else; taken down if it was not there before."""
+    was_ready = comm.is_initialized()
+    comm.init_process_group()
+    yield
+    if not was_ready:
+        comm.destroy_process_group()

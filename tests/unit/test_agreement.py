@@ -9,7 +9,8 @@ import pytest
 
 from mindspeed_ms.config import DatasetConfig
 from mindspeed_ms.config.all_config import SECTION_CLASSES
-from mindspeed_ms.engine import agreement, shared_folders
+from mindspeed_ms.core.dist_checkpointing import shared_folders
+from mindspeed_ms.engine import agreement
 
 
 def test_differences_name_field_values_ranks_and_hosts():

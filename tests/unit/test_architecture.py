@@ -13,19 +13,20 @@ import mindspeed_ms
 
 ROOT = Path(mindspeed_ms.__file__).parents[1]
 PACKAGE = ROOT / "mindspeed_ms"
-PURE = ("plan", "config", "models", "planning", "formats")
+PURE = ("files", "plan", "config", "models", "planning", "formats")
 """Rooms without MindSpore, which sit below what moves tensors."""
 BELOW = {
+    "files": (),
     "plan": (),
-    "config": ("plan",),
+    "config": ("files", "plan"),
     "models": ("plan", "config"),
     "planning": ("plan", "config", "models"),
-    "formats": ("plan", "config", "models"),
+    "formats": ("files", "plan", "config", "models"),
     "backend": (),
     "ops": ("backend",),
-    "data": ("plan", "config", "backend"),
-    "core": ("plan", "config", "models", "formats", "backend", "ops"),
-    "legacy": ("plan", "config", "models", "formats", "backend", "ops", "core"),
+    "data": ("files", "plan", "config", "backend"),
+    "core": ("files", "plan", "config", "models", "formats", "backend", "ops"),
+    "legacy": ("files", "plan", "config", "models", "formats", "backend", "ops", "core"),
     "engine": (*PURE, "backend", "ops", "data", "core", "legacy"),
     "inference": (*PURE, "backend", "ops", "data", "core", "legacy", "engine"),
     "training": (*PURE, "backend", "ops", "data", "core", "legacy", "engine", "inference"),

@@ -121,7 +121,7 @@ def test_bad_gpt2_files_are_named(tmp_path, gpt2_files):
     for content, message in (
         ("{", "bad is not JSON"),
         ("[1]", "holds a JSON list"),
-        ('{"a": "b"}', "must map tokens to numbers"),
+        ('{"a": "b"}', "must map its 1 tokens to the numbers 0 to 0"),
         ('{"a": 0}', "has no <|endoftext|>".replace("|", r"\|")),
         ('{"a": 0, "<|endoftext|>": 1}', "do not belong together"),
     ):
@@ -212,10 +212,13 @@ def test_bad_hugging_face_folders_are_named(tmp_path, folder):
     with pytest.raises(ValueError, match="is not a tokenizer file"):
         HuggingFaceTokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    tokenizer = HuggingFaceTokenizer(str(tmp_path))
-    assert tokenizer.eos is None and tokenizer.tokenize("a") is not None
+    without = HuggingFaceTokenizer(str(tmp_path))
+    assert without.eos is None and without.tokenize("hat")
     with pytest.raises(ValueError, match="names no eos_token"):
-        _ = tokenizer.eod
+        _ = without.eod
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": ["</s>"]}')
+    with pytest.raises(ValueError, match="eos_token is .*a special token is a string"):
+        HuggingFaceTokenizer(str(tmp_path))
 
 
 class FakeTransformers:

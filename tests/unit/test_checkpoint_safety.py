@@ -9,10 +9,10 @@ import zlib
 from pathlib import Path
 
 import checkpoint_killer as killer
+import conversion_killer as conversions
 import numpy as np
 import pytest
 
-from mindspeed_ms.backend import comm
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
 from mindspeed_ms.formats import own_format
 from mindspeed_ms.formats.containers import mindspore_file, storage
@@ -24,13 +24,7 @@ from mindspeed_ms.training.checkpoint_config import spec_of
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _one_rank():
-    was_ready = comm.is_initialized()
-    comm.init_process_group()
-    yield
-    if not was_ready:
-        comm.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 @pytest.fixture
@@ -42,28 +36,53 @@ def fast_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("container", "every"),
+    ("container", "ranks", "every"),
     [
-        ("safetensors", 9),
-        pytest.param("safetensors", 1, marks=pytest.mark.slow),
-        pytest.param("ckpt", 1, marks=pytest.mark.slow),
+        ("safetensors", 1, 17),
+        ("ckpt", 2, 29),
+        pytest.param("safetensors", 1, 1, marks=pytest.mark.slow),
+        pytest.param("safetensors", 2, 1, marks=pytest.mark.slow),
+        pytest.param("ckpt", 1, 1, marks=pytest.mark.slow),
+        pytest.param("ckpt", 2, 1, marks=pytest.mark.slow),
     ],
 )
-def test_kill_at_every_point_leaves_a_loadable_checkpoint(fast_folder, container, every):
+def test_kill_at_every_point_leaves_the_newest_complete_one(fast_folder, container, ranks, every):
     script = Path(killer.__file__)
     result = subprocess.run(
-        [sys.executable, str(script), str(fast_folder), container, str(every)],
+        [sys.executable, str(script), str(fast_folder), container, str(every), str(ranks)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3"},
     )
     assert result.returncode == 0, result.stderr[-3000:]
     report = json.loads(result.stdout.strip().splitlines()[-1])
-    assert report["points"] > 60
-    values = report["values"]
-    assert values == sorted(values) and set(values) == {2, 3, 4, 5}
+    assert report["points"] > (60 if ranks == 1 else 20)
+    assert set(report["with_older"]) >= {2, 5} and set(report["with_older"]) <= {2, 3, 4, 5}
+    assert set(report["first"]) >= {0, 5} and set(report["first"]) <= {0, 3, 4, 5}
+    if ranks == 1:  # what is found never goes back
+        for values in (report["with_older"], report["first"]):
+            assert values == sorted(values)
+
+
+@pytest.mark.parametrize("every", [41, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("target", sorted(conversions.TARGETS))
+def test_kill_at_every_point_of_a_conversion_leaves_a_whole_one_or_none(fast_folder, target, every):
+    result = subprocess.run(
+        [sys.executable, conversions.__file__, str(fast_folder), target, str(every)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3"},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = json.loads(result.stdout.strip().splitlines()[-1])
+    known = [value for value in report["over"] if value is not None]
+    assert known == sorted(known) and known[0] == 1.0 and known[-1] == 2.0
+    assert target[:3] != "own" or None not in report["over"]  # a save of the same iteration is safe
+    assert report["fresh"][0] is None and report["fresh"][-1] == 2.0
 
 
 def _saver(root, **more):
@@ -164,8 +183,8 @@ def test_damage_is_named_and_another_checkpoint_can_be_chosen(tmp_path):
     with pytest.raises(ValueError, match=r"index.json is damaged.*--ckpt-step"):
         open_checkpoint(find_checkpoint(tmp_path), spec_of)
     (folder / "index.json").unlink()
-    with pytest.raises(ValueError, match="complete iterations in .*: 1"):
-        find_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="no complete checkpoint; complete iterations in .*: 1"):
+        find_checkpoint(tmp_path, 2)
     assert open_checkpoint(find_checkpoint(tmp_path, 1), spec_of).common["value"] == 1
 
 
@@ -234,7 +253,7 @@ def test_mindspore_files_are_those_of_mindspore(tmp_path, monkeypatch):
     monkeypatch.setattr(mindspore_file, "SLICE_BYTES", 8)  # w is cut into three
     path = tmp_path / "a.ckpt"
     mindspore_file.write_file(path, ENTRIES, with_crc=True)
-    assert mindspore_file.verify_crc(path) is True
+    mindspore_file.checksum_of(path).verify()
     loaded = ms.load_checkpoint(str(path), crc_check=True)
     assert loaded["w"].asnumpy().tolist() == [[0, 1, 2], [3, 4, 5]]
     assert loaded["b"].dtype == ms.bfloat16 and loaded["n"].asnumpy() == 7
@@ -249,7 +268,8 @@ def test_mindspore_files_are_those_of_mindspore(tmp_path, monkeypatch):
     )
     tensors, texts = mindspore_file.read_index(theirs)
     assert tensors["x"].shape == (2, 2) and tensors["x"].dtype == "F16"
-    assert texts["note"] == "text" and mindspore_file.verify_crc(theirs) is True
+    assert texts["note"] == "text"
+    mindspore_file.checksum_of(theirs).verify()
     os.chmod(theirs, 0o644)
     data = theirs.read_bytes()
     for size in (3, 10, len(data) // 2):

@@ -81,6 +81,7 @@ def test_indices_and_cache_names_equal_the_reference(tmp_path, num_samples):
     stem = f"{GOLDEN_HASHES[num_samples]}-GPTDataset-train"
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{stem}-description.txt",
+        f"{stem}-source.json",
         *(f"{stem}-{name}.npy" for name in INDEX_NAMES),
     }
     for name in INDEX_NAMES:
@@ -376,7 +377,8 @@ def test_indices_are_built_once_and_named_after_their_options(tmp_path):
     names = {path.name for path in folder.iterdir()}
     stem = f"{dataset.unique_description_hash}-GPTDataset-train"
     assert names == {
-        f"{stem}-{name}" for name in ("description.txt", *(f"{array}.npy" for array in INDEX_NAMES))
+        f"{stem}-{name}"
+        for name in ("description.txt", "source.json", *(f"{array}.npy" for array in INDEX_NAMES))
     }
     assert (folder / f"{stem}-description.txt").read_text() == dataset.unique_description
     again = GPTDataset(
@@ -401,25 +403,61 @@ def test_a_dataset_without_a_full_sample_is_empty_and_cacheable(tmp_path):
         assert len(samples_of(tmp_path, [5], None)) == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"not an array", b"\x93NUMPY\x01\x00"])
-def test_a_damaged_cache_file_is_named(tmp_path, content):
-    dataset = samples_of(tmp_path, [40], 3)
-    path = next((tmp_path / "data").rglob("*-shuffle_index.npy"))
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"shuffle_index.npy cannot be read .* delete it"):
-        GPTDataset(
-            dataset.dataset, dataset.dataset_path, dataset.indices, 3, Split.train, dataset.config
-        )
+def again(dataset, num_samples=3, store=None):
+    return GPTDataset(
+        store or dataset.dataset,
+        dataset.dataset_path,
+        dataset.indices,
+        num_samples,
+        Split.train,
+        dataset.config,
+    )
 
 
-def test_cache_files_that_do_not_belong_together_are_named(tmp_path):
-    dataset = samples_of(tmp_path, [40], 3)
-    path = next((tmp_path / "data").rglob("*-shuffle_index.npy"))
-    np.save(path, np.arange(77))
-    with pytest.raises(ValueError, match=r"shapes .*\(77,\).* delete its files"):
-        GPTDataset(
-            dataset.dataset, dataset.dataset_path, dataset.indices, 3, Split.train, dataset.config
-        )
+def cache_file(tmp_path, name):
+    (path,) = (tmp_path / "data").rglob(f"*-{name}")
+    return path
+
+
+@pytest.mark.parametrize("has_source", [True, False])
+@pytest.mark.parametrize("name", INDEX_NAMES)
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "head", "values", "shape", "type"])
+def test_a_damaged_cache_is_built_again(tmp_path, caplog, has_source, name, damage):
+    dataset = samples_of(tmp_path, [40, 7, 30], 9)
+    path = cache_file(tmp_path, f"{name}.npy")
+    array = np.load(path)
+    if damage == "values":
+        changed = array.copy()
+        changed.reshape(-1)[-1] += 40
+        np.save(path, changed)
+    elif damage in ("shape", "type"):
+        np.save(path, array[:-1] if damage == "shape" else array.astype(np.float64))
+    else:
+        whole = path.read_bytes()
+        pieces = {"empty": b"", "text": b"not an array", "cut": whole[:-1], "head": whole[:8]}
+        path.write_bytes(pieces[damage])
+    if not has_source:  # as Megatron leaves it
+        cache_file(tmp_path, "source.json").unlink()
+    rebuilt = again(dataset, 9)
+    assert "is built again:" in caplog.text
+    for attribute in INDEX_NAMES:
+        np.testing.assert_array_equal(getattr(rebuilt, attribute), getattr(dataset, attribute))
+    caplog.clear()
+    again(dataset, 9)
+    assert not caplog.text
+
+
+def test_a_cache_of_other_data_under_the_same_path_is_built_again(tmp_path, caplog):
+    dataset = samples_of(tmp_path, [40, 7, 30], 9)
+    for lengths in ([30, 40, 7], [40, 7, 31]):  # as many documents, and as many tokens
+        store = IndexedDataset(write(tmp_path / "data", lengths))
+        fresh = again(dataset, 9, store)
+        assert "is built again: " in caplog.text
+        assert ("made of other data under the same path" in caplog.text) == (lengths[0] == 30)
+        caplog.clear()
+        cache_file(tmp_path, "source.json").unlink()  # unknown, but right by its values
+        assert again(dataset, 9, store).sample_index.tolist() == fresh.sample_index.tolist()
+        assert not caplog.text
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):

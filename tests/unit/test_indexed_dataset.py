@@ -1,5 +1,6 @@
 """Token files: byte-exact format, both reading modes, every kind of damage."""
 
+import os
 import pickle
 import shutil
 import struct
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mindspeed_ms.data import token_check
 from mindspeed_ms.data.indexed_dataset import (
     DType,
     IndexedDataset,
@@ -219,7 +221,7 @@ def test_an_index_with_modes_is_readable(small):
 def test_a_file_cut_while_open_is_reported(small):
     dataset = IndexedDataset(small, mmap=False)
     Path(get_bin_path(small)).write_bytes(b"")
-    with pytest.raises(ValueError, match="ended while it was read"):
+    with pytest.raises(ValueError, match="has 0 bytes and had 16 when it was opened"):
         dataset[0]
 
 
@@ -300,11 +302,110 @@ def test_tokens_that_are_no_integers_are_refused(tmp_path):
         check_token_ids(dataset, 9)
 
 
-def test_only_the_start_of_a_large_file_is_checked(tmp_path, monkeypatch):
-    dataset = IndexedDataset(write(tmp_path / "x", [[[1, 2, 3, 9]], [[9]]], np.int32))
-    monkeypatch.setattr("mindspeed_ms.data.token_check.WHOLE_FILE_BELOW", 20)
-    monkeypatch.setattr("mindspeed_ms.data.token_check.SAMPLE_BYTES", 12)
-    check_token_ids(dataset, 9)
+def test_a_large_file_is_checked_in_places_all_over_it(tmp_path, monkeypatch):
+    tokens = np.ones(1000, np.int32)
+    monkeypatch.setattr(token_check, "WHOLE_FILE_BELOW", 20)
+    monkeypatch.setattr(token_check, "_BLOCK", 10)
+    monkeypatch.setattr(token_check, "SAMPLE_BYTES", 10 * 10 * 4)
+    found = []
+    for place in range(5, 1000, 10):
+        tokens[place] = 9
+        dataset = IndexedDataset(write(tmp_path / "x", [[tokens.tolist()]], np.int32))
+        try:
+            check_token_ids(dataset, 9)
+        except ValueError:
+            found.append(place // 10)
+        tokens[place] = 1
+    assert found == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_what_changes_while_it_is_read_is_one_line(tmp_path, caplog, mmap):
+    prefix = write(tmp_path / "x", [[list(range(5000))], [list(range(3000))]], np.int32)
+    dataset = IndexedDataset(prefix, mmap=mmap)
+    assert dataset[1][-1] == 2999
+    path = Path(get_bin_path(prefix))
+    data = path.read_bytes()
+    with open(path, "r+b") as stream:
+        stream.write(b"\x01")
+    os.utime(path, ns=(1, 1))
+    dataset[0], dataset[1]
+    assert caplog.text.count("was changed after it was opened") == 1
+    os.truncate(path, 100)
+    with pytest.raises(ValueError, match="has 100 bytes and had 32000 when it was opened"):
+        dataset[1]
+    path.write_bytes(data)
+    IndexedDataset(prefix)[1]
+
+
+def _idx(lengths, pointers, boundaries, code=4):
+    head = struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, code, len(lengths), len(boundaries))
+    parts = zip((lengths, pointers, boundaries), ("<i4", "<i8", "<i8"), strict=True)
+    return head + b"".join(np.array(values, dtype).tobytes() for values, dtype in parts)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "pointers", "boundaries", "message"),
+    [
+        ([2, 2], [0, 4], [0, 1, 2], "sequences 0 and 1 lie over each other"),
+        ([2, 2], [0, 0], [0, 1, 2], "sequences 0 and 1 lie over each other"),
+        ([2, 0, 2], [8, 0, 4], [0, 3], "sequences 2 and 0 lie over each other"),
+        ([2, 2], [0, 8], [0, 2, 1, 2], "document index goes back"),
+        ([2, 2], [0, 8], [1, 2], "begins at 1, not at 0"),
+        ([2, 2], [0, 8], [-3, 2], "begins at -3, not at 0"),
+        ([2, 2], [0, 8], [0, 5, 2], "document index goes back"),
+        ([2, -2], [0, 8], [0, 2], "negative length"),
+        ([2, 2], [0, 6], [0, 2], "no token boundary"),
+        ([2, 2], [0, 1 << 62], [0, 2], "places tokens up to byte"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_refused(
+    tmp_path, lengths, pointers, boundaries, message
+):
+    (tmp_path / "x.bin").write_bytes(bytes(16))
+    (tmp_path / "x.idx").write_bytes(_idx(lengths, pointers, boundaries))
+    with pytest.raises(ValueError, match=message):
+        IndexedDataset(str(tmp_path / "x"))
+
+
+def test_sequences_may_lie_in_any_order(tmp_path):
+    (tmp_path / "x.bin").write_bytes(np.arange(6, dtype=np.int32).tobytes())
+    (tmp_path / "x.idx").write_bytes(_idx([2, 0, 3], [16, 0, 0], [0, 2, 3]))
+    dataset = IndexedDataset(str(tmp_path / "x"))
+    assert not dataset.is_dense
+    assert dataset.tokens(1, 3).tolist() == [5, 0, 1]
+    with pytest.raises(ValueError, match="document 0 of .* token id 5"):
+        check_token_ids(dataset, 5)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(st.integers(0, 80), st.integers(0, 255)), max_size=6), st.booleans())
+def test_any_index_is_read_or_refused_in_one_line(tmp_path, changes, mmap):
+    data = bytearray(_idx([2, 1, 1], [0, 8, 12], [0, 1, 3]))
+    for place, value in changes:
+        data[place % len(data)] = value
+    (tmp_path / "x.bin").write_bytes(bytes(16))
+    (tmp_path / "x.idx").write_bytes(data)
+    try:
+        dataset = IndexedDataset(str(tmp_path / "x"), mmap=mmap)
+        for number in range(len(dataset)):
+            assert len(dataset[number]) == dataset.sequence_lengths[number]
+        dataset.close()
+    except (ValueError, OSError) as error:
+        assert "\n" not in str(error)
+
+
+def test_pipes_are_no_datasets(tmp_path):
+    write(tmp_path / "x", [[[1]]])
+    for name in ("x.bin", "x.idx"):
+        (tmp_path / name).rename(tmp_path / "aside")
+        os.mkfifo(tmp_path / name)
+        with pytest.raises((ValueError, FileNotFoundError)):
+            IndexedDataset(str(tmp_path / "x"))
+        (tmp_path / name).unlink()
+        (tmp_path / "aside").rename(tmp_path / name)
 
 
 def test_reference_corpus_lies_in_its_vocabulary(tmp_path):

@@ -330,7 +330,7 @@ def test_yaml_values_that_look_like_something_else_are_refused(section, text, tm
     ("text", "message"),
     [
         ("a: " + "[" * 5000, "nests blocks more than"),
-        ("a: &a [*a]", "nests blocks more than"),
+        ("a: &a [*a]", "named within itself"),
         ("? [1, 2]\n: 3", "a key is not a word"),
         ("? {a: 1}\n: 3", "a key is not a word"),
         ("a: !!python/object/apply:os.system [ls]", "is not accepted"),
@@ -358,7 +358,7 @@ def test_a_huge_file_is_no_configuration(tmp_path):
     path = tmp_path / "a.yaml"
     with path.open("wb") as file:
         file.truncate(2**25)
-    with pytest.raises(ValueError, match="too many for a configuration file"):
+    with pytest.raises(ValueError, match="at most"):
         read_yaml(path)
 
 

@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindspeed_ms.data.builder import build_train_valid_test_datasets
+from mindspeed_ms.data.gpt_dataset import GPTDatasetConfig
 from mindspeed_ms.data.indexed_dataset import IndexedDataset
 from mindspeed_ms.data.tokenizers import SentencePieceTokenizer, build_tokenizer, corpus
 
@@ -74,6 +77,82 @@ def test_keys_sentences_and_empty_documents(tmp_path, preprocess):
     assert second.document_indices.tolist() == [0, 2, 2]
 
 
+@pytest.mark.parametrize("partitions", ["1", "2"])
+def test_a_key_without_any_text_costs_nothing_but_a_line(tmp_path, preprocess, caplog, partitions):
+    source = write_lines(tmp_path / "in.jsonl", [{"a": "1 2", "b": []}, {"a": "6", "b": []}])
+    flags = ["--input", source, "--output-prefix", str(tmp_path / "out"), "--json-keys", "a", "b"]
+    null = ["--tokenizer-type", "NullTokenizer", "--vocab-size", "9"]
+    preprocess([*flags, *null, "--partitions", partitions, "--append-eod"])
+    assert [ids.tolist() for ids in IndexedDataset(str(tmp_path / "out_a_document"))[:]]
+    assert "key 'b' has no text in any document" in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "in.jsonl",
+        "out_a_document.bin",
+        "out_a_document.idx",
+    }
+
+
+def _eosless(tmp_path):
+    """A Hugging Face tokenizer that names no token to end documents with."""
+    library = pytest.importorskip("tokenizers")
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=280, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["a cat and a hat"] * 9, trainer)
+    (tmp_path / "tok").mkdir()
+    tokenizer.save(str(tmp_path / "tok" / "tokenizer.json"))
+    return ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(tmp_path / "tok")]
+
+
+def test_a_tokenizer_without_eos_is_refused_where_eos_is_used(tmp_path, preprocess):
+    source = write_lines(tmp_path / "in.jsonl", [{"text": "a cat and a hat " * 9}])
+    flags = ["--input", source, "--output-prefix", str(tmp_path / "out"), *_eosless(tmp_path)]
+    with pytest.raises(SystemExit, match="names no eos_token, which ends documents"):
+        preprocess([*flags, "--append-eod"])
+    preprocess(flags)
+    prefix = str(tmp_path / "out_text_document")
+    tokenizer = build_tokenizer("HuggingFaceTokenizer", tokenizer_model=str(tmp_path / "tok"))
+
+    def dataset(**options):
+        config = GPTDatasetConfig(
+            random_seed=1,
+            sequence_length=4,
+            tokenizer=tokenizer,
+            blend=([prefix], None),
+            split="1",
+            **options,
+        )
+        return build_train_valid_test_datasets(config, (2, None, None))[0]
+
+    assert dataset()[0]["tokens"].shape == (4,)
+    for option in ("reset_position_ids", "reset_attention_mask", "eod_mask_loss"):
+        with pytest.raises(ValueError, match="names no eos_token"):
+            dataset(**{option: True})
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "endless", "pipe", "nested"])
+def test_damaged_inputs_are_one_line(tmp_path, preprocess, monkeypatch, damage):
+    path = tmp_path / "in.jsonl.gz"
+    packed = gzip.compress(b'{"text": "1"}\n' * 5000)
+    if damage == "pipe":
+        os.mkfifo(path)
+    elif damage == "nested":
+        path.write_bytes(gzip.compress(b"[" * 200_000 + b"\n"))
+    elif damage == "endless":
+        monkeypatch.setattr(corpus, "MAX_LINE_BYTES", 3 << 20)
+        path.write_bytes(gzip.compress(b"x" * (8 << 20)))
+    else:
+        path.write_bytes(packed[:-20] if damage == "cut" else packed[:30] + b"\xff" * 40)
+    flags = ["--input", str(path), "--output-prefix", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as caught:
+        preprocess([*flags, "--tokenizer-type", "NullTokenizer", "--vocab-size", "9"])
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    assert [item.name for item in tmp_path.iterdir()] == ["in.jsonl.gz"]
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize(
     ("line", "message"),
@@ -111,13 +190,14 @@ def test_missing_input_is_one_line(tmp_path, preprocess, flags, message):
 def test_an_empty_input_leaves_no_file(tmp_path, preprocess):
     (tmp_path / "in.jsonl").write_text("")
     flags = ["--input", str(tmp_path / "in.jsonl"), "--output-prefix", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match="no token was added"):
+    with pytest.raises(SystemExit, match="no token was found"):
         preprocess([*flags, *SENTENCE_PIECE])
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 @pytest.mark.parametrize(
-    "flags", [["--workers", "0"], ["--log-interval", "0"], ["--json-keys", "a", "a"]]
+    "flags",
+    [["--workers", "0"], ["--log-interval", "0"], ["--json-keys", "a", "a"], ["--json-keys", ""]],
 )
 def test_bad_flags_are_refused(preprocess, flags):
     with pytest.raises(SystemExit, match="2"):
@@ -189,7 +269,7 @@ def test_a_text_that_cannot_be_encoded_is_named(tmp_path, preprocess):
 
 def test_ids_that_do_not_fit_the_vocabulary_are_refused(tmp_path, preprocess):
     source = write_lines(tmp_path / "in.jsonl", [{"text": "70000"}])
-    with pytest.raises(SystemExit, match="70000 to 70000 do not fit uint16"):
+    with pytest.raises(SystemExit, match="70000 to 70000 do not fit the vocabulary of 1000"):
         preprocess(["--input", source, "--output-prefix", str(tmp_path / "out"), *NULL])
 
 

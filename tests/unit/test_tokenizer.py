@@ -100,8 +100,10 @@ def test_a_model_without_end_token_cannot_end_documents(tmp_path):
             eos_id=-1,
             minloglevel=2,
         )
+    without = GPTSentencePieceTokenizer(str(tmp_path / "m.model"))
+    assert without.eos is None and without.tokenize("a b")
     with pytest.raises(ValueError, match="no end-of-sentence token.*SentencePieceTokenizer"):
-        GPTSentencePieceTokenizer(str(tmp_path / "m.model"))
+        _ = without.eod
     assert SentencePieceTokenizer(str(tmp_path / "m.model")).eod > 0
 
 

@@ -8,7 +8,6 @@ with any number of data parallel ranks.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.formats.catalog import StoredPiece, StoredTensor, TensorReader
 from mindspeed_ms.formats.containers import mindspore_file
 from mindspeed_ms.formats.containers import safetensors_file as safetensors
@@ -68,7 +68,7 @@ def read_strategy(path: Path) -> Strategy:
         ValueError: it is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         params = {
             name: (Place.of(item["range_map"]), tuple(item["shape"]))
             for name, item in content["param_info"].items()

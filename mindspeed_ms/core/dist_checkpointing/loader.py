@@ -7,7 +7,7 @@ are compared by name and shape before anything is changed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -18,6 +18,8 @@ from mindspeed_ms.core.dist_checkpointing.live_state import MAIN, WEIGHTS, LiveT
 from mindspeed_ms.core.dist_checkpointing.save_plan import owned_by_this_rank
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer
+from mindspeed_ms.files.checksum import Verified
+from mindspeed_ms.formats import dtypes
 from mindspeed_ms.formats.catalog import Catalog, StoredTensor, TensorReader
 from mindspeed_ms.formats.containers.digest import digest_part, text_of
 from mindspeed_ms.formats.padding import read_repadded
@@ -53,6 +55,8 @@ class LoadReport:
     """Read by this rank."""
     verified: int = 0
     """Tensors whose digest was compared, on all ranks."""
+    not_finite: dict[str, int] = field(default_factory=dict)
+    """Tensor -> numbers in it that are NaN or infinite, on all ranks."""
 
 
 def load_tensors(
@@ -81,22 +85,26 @@ def load_tensors(
     report = LoadReport()
     sources = {tensor.key: _source_of(tensor, catalog, options) for tensor in tensors}
     _compare(catalog, tensors, sources, options)
-    summed = {id(tensor) for tensor in _owned_and_comparable(catalog, tensors, sources)}
+    comparable = [tensor for tensor in tensors if _is_comparable(tensor, catalog, sources)]
+    _verify_converted(catalog, tensors, sources, {id(tensor) for tensor in comparable})
+    summed = {id(tensor) for tensor in owned_by_this_rank(comparable)}
     problem: str | None = None
-    sums: dict[str, int] = {}
+    filled = _Filled()
     try:
-        report.num_bytes, sums = _fill_all(catalog, tensors, sources, summed)
+        filled = _fill_all(catalog, tensors, sources, summed)
     except (ValueError, OSError) as error:
         problem = str(error)
     _raise_together(problem, ValueError)
+    report.num_bytes = filled.num_bytes
     for model in models:
         model.start_param_sync()
         model.finish_param_sync()
     has_main = any(tensor.kind == MAIN for tensor in tensors)
     if optimizer is not None and not has_main:
         optimizer.refresh_main_params()
-    report.verified = _verify(catalog, sums)
-    report.notes += _notes(catalog, tensors, sources)
+    report.verified = _verify(catalog, filled.sums)
+    report.not_finite = _together(filled.not_finite)
+    report.notes += _notes(catalog, tensors, sources) + _not_finite_lines(report.not_finite)
     return report
 
 
@@ -190,18 +198,89 @@ def _is_repadding(tensor: LiveTensor, stored: tuple[int, ...], vocab_size: int |
     return stored[0] < tensor.shape[0] or (vocab_size is not None and tensor.shape[0] >= vocab_size)
 
 
-def _owned_and_comparable(
-    catalog: Catalog, tensors: Sequence[LiveTensor], sources: Mapping[str, str | None]
-) -> list[LiveTensor]:
-    """What this rank sums up: the tensors that are taken over as they are, each by one rank."""
-    comparable = [
-        tensor
-        for tensor in tensors
-        if (stored := catalog.tensors[sources[tensor.key] or ""]).digest is not None
+def _is_comparable(tensor: LiveTensor, catalog: Catalog, sources: Mapping[str, str | None]) -> bool:
+    """Whether a tensor is taken over as it is, so that its digest must be the saved one."""
+    stored = catalog.tensors[sources[tensor.key] or ""]
+    return (
+        stored.digest is not None
         and sources[tensor.key] == tensor.key
         and (stored.shape, stored.dtype) == (tensor.shape, tensor.dtype)
-    ]
-    return owned_by_this_rank(comparable)
+    )
+
+
+def _verify_converted(
+    catalog: Catalog,
+    tensors: Sequence[LiveTensor],
+    sources: Mapping[str, str | None],
+    comparable: set[int],
+) -> None:
+    """Compare the checksums of what no digest will prove: tensors that are converted or padded."""
+    names = {sources[tensor.key] or "" for tensor in tensors if id(tensor) not in comparable}
+    everyones = comm.all_gather_object(names) if comm.get_world_size() > 1 else [names]
+    verify_checksums(catalog, set().union(*everyones))
+
+
+def verify_checksums(catalog: Catalog, names: Iterable[str]) -> ChecksumReport:
+    """Compare the checksums that the files of some tensors carry, shared out over the ranks.
+
+    Args:
+        catalog: the checkpoint.
+        names: its tensors; the same on all ranks.
+
+    Raises:
+        ValueError: a file is damaged, on whichever rank that was found.
+
+    Parallelism: collective over the world.
+    """
+    pieces = [piece for name in sorted(names) for piece in catalog.tensors[name].pieces]
+    checksums = {piece.checksum for piece in pieces if piece.checksum is not None}
+    unchecked = {piece.path for piece in pieces if piece.checksum is None}
+    largest_first = sorted(checksums, key=lambda item: (-item.num_bytes, item.path, item.offset))
+    problem = None
+    try:
+        for checksum in largest_first[comm.get_rank() :: comm.get_world_size()]:
+            checksum.verify()
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    _raise_together(problem, ValueError)
+    return ChecksumReport(
+        len({checksum.path for checksum in checksums} - unchecked),
+        sum(checksum.num_bytes for checksum in checksums),
+        tuple(sorted(map(str, unchecked))),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ChecksumReport:
+    """What comparing checksums could say."""
+
+    num_files: int
+    """Compared."""
+    num_bytes: int
+    unchecked: tuple[str, ...]
+    """Files that carry no checksums."""
+
+    def lines(self) -> list[str]:
+        """In words."""
+        lines = [f"checksums of {self.num_files} files are right ({self.num_bytes / 1e6:.1f} MB)"]
+        if self.unchecked:
+            more = f" and {len(self.unchecked) - 1} more" if self.unchecked[1:] else ""
+            lines.append(
+                f"WARNING: {self.unchecked[0]}{more} carry no checksums; only sizes and headers "
+                "could be checked"
+            )
+        return lines
+
+
+@dataclass(slots=True)
+class _Filled:
+    """What filling found out."""
+
+    num_bytes: int = 0
+    sums: dict[str, int] = field(default_factory=dict)
+    """Key -> sum over what memory holds afterwards."""
+    not_finite: dict[str, int] = field(default_factory=dict)
+    """Key -> numbers that are NaN or infinite, if any."""
 
 
 def _fill_all(
@@ -209,7 +288,7 @@ def _fill_all(
     tensors: Sequence[LiveTensor],
     sources: Mapping[str, str | None],
     summed: set[int],
-) -> tuple[int, dict[str, int]]:
+) -> _Filled:
     """Fill all tensors, several at a time where threads can write into their memory.
 
     Args:
@@ -217,25 +296,26 @@ def _fill_all(
         tensors: what to fill.
         sources: key of a tensor -> name of the stored one.
         summed: ``id`` of those whose part of the digest is wanted.
-
-    Returns:
-        Bytes read, and by key the sum over what memory holds afterwards.
     """
-    readers = [TensorReader() for _ in range(READERS)]
+    # Compared already by all ranks together, or the digest will show.
+    verified = Verified(
+        piece.checksum
+        for tensor in catalog.tensors.values()
+        for piece in tensor.pieces
+        if piece.checksum is not None
+    )
+    readers = [TensorReader(verified) for _ in range(READERS)]
     free = list(readers)
-    sums: dict[str, int] = {}
 
-    def fill(tensor: LiveTensor, place: np.ndarray | None) -> tuple[str, int]:
+    def fill(tensor: LiveTensor, place: np.ndarray | None) -> tuple[str, int, int]:
         reader = free.pop()
         try:
-            _fill(tensor, place, catalog.tensors[sources[tensor.key] or ""], reader)
+            held = _fill(tensor, place, catalog.tensors[sources[tensor.key] or ""], reader)
         finally:
             free.append(reader)
         progress.update(memory.num_bytes(tensor.tensor))
-        if id(tensor) not in summed:
-            return tensor.key, 0
-        held = memory.flat_view(tensor.tensor) if place is None else place
-        return tensor.key, digest_part(held, tensor.span, tensor.shape)
+        digest = digest_part(held, tensor.span, tensor.shape) if id(tensor) in summed else 0
+        return tensor.key, digest, dtypes.count_not_finite(held, tensor.dtype)
 
     places = [_place(tensor) for tensor in tensors]
     total = sum(memory.num_bytes(tensor.tensor) for tensor in tensors)
@@ -261,10 +341,14 @@ def _fill_all(
     finally:
         for reader in readers:
             reader.close()
-    for key, part in parts:
-        sums[key] = sums.get(key, 0) + part
+    filled = _Filled(sum(reader.bytes_read for reader in readers))
     done = {tensor.key for tensor in tensors if id(tensor) in summed}
-    return sum(reader.bytes_read for reader in readers), {key: sums[key] for key in done}
+    for key, digest, count in parts:
+        if key in done:
+            filled.sums[key] = filled.sums.get(key, 0) + digest
+        if count:
+            filled.not_finite[key] = filled.not_finite.get(key, 0) + count
+    return filled
 
 
 def _place(tensor: LiveTensor) -> np.ndarray | None:
@@ -276,7 +360,8 @@ def _place(tensor: LiveTensor) -> np.ndarray | None:
 
 def _fill(
     tensor: LiveTensor, place: np.ndarray | None, stored: StoredTensor, reader: TensorReader
-) -> None:
+) -> np.ndarray:
+    """Fill a tensor; return what it holds then, in this process's memory."""
     if stored.shape == tensor.shape:
         array = reader.read_span(stored, tensor.span, tensor.dtype, place)
     else:
@@ -284,8 +369,31 @@ def _fill(
         array = read_repadded(reader, stored, tensor.span, tensor.dtype, is_weight)
     if place is None:
         memory.copy_from_host(tensor.tensor, array)
-    elif array is not place:
+        return memory.flat_view(tensor.tensor) if memory.num_elements(tensor.tensor) else array
+    if array is not place:
         np.copyto(place, array)
+    return place
+
+
+def _together(counts: dict[str, int]) -> dict[str, int]:
+    """Counts of all ranks; copies of a tensor on several ranks count once."""
+    everyones = comm.all_gather_object(counts) if comm.get_world_size() > 1 else [counts]
+    found: dict[str, int] = {}
+    for one in everyones:
+        for key, count in one.items():
+            found[key] = max(found.get(key, 0), count)
+    return dict(sorted(found.items()))
+
+
+def _not_finite_lines(found: Mapping[str, int]) -> list[str]:
+    if not found:
+        return []
+    first, count = next(iter(found.items()))
+    more = f", and {len(found) - 1} more tensors hold such" if len(found) > 1 else ""
+    return [
+        f"WARNING: {first} holds {count} numbers that are NaN or infinite{more}; the checkpoint "
+        "was saved by a run that had diverged, or is damaged"
+    ]
 
 
 def _verify(catalog: Catalog, sums: dict[str, int]) -> int:

@@ -14,12 +14,6 @@ from typing import Any
 from mindspeed_ms.formats import own_format
 from mindspeed_ms.formats.containers import storage
 
-RUN = "run"
-"""Key of the index: which run saved it."""
-
-UNHEALTHY = "unhealthy"
-"""Key of the index: what happened to the numbers it holds; None: nothing."""
-
 
 @dataclass(frozen=True, slots=True)
 class Saved:
@@ -33,7 +27,8 @@ class Saved:
     @classmethod
     def of(cls, iteration: int, common: dict[str, Any]) -> Saved:
         """From what the index says beside tensors."""
-        return cls(iteration, common.get(RUN) or None, common.get(UNHEALTHY) is None)
+        is_sound = common.get(own_format.UNHEALTHY) is None
+        return cls(iteration, common.get(own_format.RUN) or None, is_sound)
 
 
 def saved_in(root: Path, start: int, end: int | None) -> list[Saved]:
@@ -50,6 +45,17 @@ def saved_in(root: Path, start: int, end: int | None) -> list[Saved]:
                 continue
             found.append(Saved.of(iteration, index))
     return found
+
+
+def continued_run(root: Path, iteration: int) -> str | None:
+    """The run that goes on from a checkpoint: its own, if it is the newest of it; None: a new one.
+
+    From an older one the run is another: the later checkpoints are not its own.
+    """
+    run = own_format.run_of(storage.iteration_folder(root, iteration))
+    later = (i for i in storage.complete_iterations(root) if i > iteration)
+    is_newest = all(own_format.run_of(storage.iteration_folder(root, i)) != run for i in later)
+    return run if is_newest else None
 
 
 def expired(

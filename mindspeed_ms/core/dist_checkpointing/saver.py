@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ import numpy as np
 from mindspeed_ms.backend import bars, comm, memory
 from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor
 from mindspeed_ms.core.dist_checkpointing.retention import Saved, expired, saved_in
+from mindspeed_ms.core.dist_checkpointing.run_folder import RunFolder
 from mindspeed_ms.core.dist_checkpointing.save_plan import owned_by_this_rank
 from mindspeed_ms.formats import dtypes, own_format
 from mindspeed_ms.formats.containers import mindspore_file, storage
@@ -34,9 +33,6 @@ from mindspeed_ms.formats.own_format import WrittenFile, WrittenPiece
 from mindspeed_ms.plan.region import Span
 
 logger = logging.getLogger(__name__)
-
-_PROBE_BYTES = 4096
-"""Of the file that shows at the start of a run whether there is any room."""
 
 COPIERS = 2
 """Threads that copy while training waits: one does not use all of a memory's bandwidth."""
@@ -136,27 +132,18 @@ class CheckpointSaver:
         self._copies: list[np.ndarray] = []
         self._earlier: list[Saved] | None = None
         """Complete checkpoints in the folder, on the first rank; read when it is first needed."""
+        self._folder = RunFolder(settings.root)
 
-    def check_folder(self) -> None:
-        """Find out at the start of a run whether its checkpoints can be written.
+    def open(self) -> list[str]:
+        """Take the folder, before anything else is done.
 
-        The first rank of every host writes a small file into the folder, and removes it.
+        Returns:
+            What is to be said of it, a line each.
 
         Raises:
-            SaveError: a host cannot write there.
-
-        Parallelism: collective over the world.
+            ValueError: see ``RunFolder.open``.
         """
-        problem = None
-        if comm.get_rank() == 0 or comm.get_local_rank() == 0:
-            problem = _problem_of(self.settings.root)
-        everyones = comm.all_gather_object(problem) if comm.get_world_size() > 1 else [problem]
-        problems = list(dict.fromkeys(text for text in everyones if text))
-        if problems:
-            raise SaveError(
-                f"checkpoints cannot be written to {self.settings.root} ({'; '.join(problems)}); "
-                "give --save (YAML: output_dir) a folder that can be written, or make room"
-            )
+        return self._folder.open()
 
     def check_room(self, tensors: Sequence[LiveTensor]) -> None:
         """Find out at the start of a run whether one of its checkpoints fits on the disk.
@@ -230,7 +217,7 @@ class CheckpointSaver:
         self._complete(pending)
 
     def abandon(self) -> None:
-        """Give up a checkpoint that is being written: this rank's file of it is removed.
+        """Give up the folder, and a checkpoint that is being written: this rank's file of it goes.
 
         Unlike the other methods not collective.
         """
@@ -238,6 +225,7 @@ class CheckpointSaver:
         if pending is not None and pending.thread is not None:
             pending.thread.join()
             self._discard(pending)
+        self._folder.close()
 
     def _discard(self, pending: _Pending) -> None:
         """Remove what this rank has written of a checkpoint that will not be complete."""
@@ -358,10 +346,9 @@ class CheckpointSaver:
             A problem, and whether the checkpoint is complete all the same.
         """
         settings, snapshot = self.settings, pending.snapshot
-        is_complete = False
+        is_complete, config = False, _config_name(pending)
         try:
             files = [file for _, file, _ in reports if file is not None]
-            config = _config_name(pending)
             storage.write_text(pending.folder / config, snapshot.config)
             common = {
                 **snapshot.common,
@@ -377,7 +364,8 @@ class CheckpointSaver:
             kept = {storage.INDEX, config, *(file.name for file in files)}
             storage.remove_leftovers(pending.folder, kept)
         except (OSError, RuntimeError, ValueError) as error:
-            return str(error), is_complete
+            # The index may have taken its place before its folder failed to reach the disk.
+            return str(error), is_complete or own_format.config_of(pending.folder) == config
         if settings.keep is not None:
             self._prune(saved, settings.keep)
         return None, is_complete
@@ -405,23 +393,6 @@ class CheckpointSaver:
 
 def _config_name(pending: _Pending) -> str:
     return f"config{pending.generation}.yaml"
-
-
-def _problem_of(root: Path) -> str | None:
-    """Why nothing can be written into a folder, None if something can."""
-    path = root / f".probe-{uuid.uuid4().hex}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as probe:  # a new file, whatever somebody has put there
-            probe.write(bytes(_PROBE_BYTES))
-            probe.flush()
-            os.fsync(probe.fileno())
-    except OSError as error:
-        return str(error)
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
-    return None
 
 
 def _counted(item: _Item, progress: bars.Bar) -> np.ndarray:

@@ -237,6 +237,16 @@ class DistributedDataParallel:
         for buffer in self.buffers:
             buffer.params.finish()
 
+    def replicated_parameters(self) -> Iterator[tuple[Group, dict[str, Parameter]]]:
+        """Parameters that every rank of a group holds whole, by group and type.
+
+        Complete after ``finish_param_sync``; what ZeRO-3 shards is not among them.
+        """
+        for (_, is_expert, is_whole), parameters in self._grouped().items():
+            if is_whole:
+                group = parallel_state.get_expert_data_parallel_group()
+                yield group if is_expert else self._group, dict(parameters)
+
     def gathered_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Name and parameter one by one, each whole while the caller holds it (collective)."""
         self.finish_param_sync()

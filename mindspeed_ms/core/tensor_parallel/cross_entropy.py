@@ -15,6 +15,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group, ReduceOp
 from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core.tensor_parallel.index_range import IGNORED_LABEL, require_range
 
 
 class _VocabParallelCrossEntropy(autograd.Function):
@@ -72,7 +73,8 @@ def vocab_parallel_cross_entropy(
 
     Args:
         vocab_parallel_logits: [..., v/p], this rank's columns.
-        target: token ids [...], counted over the whole vocabulary.
+        target: token ids [...], counted over the whole vocabulary; -100 where nothing is learned
+            (the loss there means nothing, and its weight must be 0).
         label_smoothing: weight taken from the target and spread over all v tokens. The spread
             covers the whole vocabulary for every group size, so all layouts agree.
         tp_group: group the vocabulary is split over, default the tensor parallel group.
@@ -81,7 +83,8 @@ def vocab_parallel_cross_entropy(
         fp32 tensor [...].
 
     Raises:
-        ValueError: shapes that do not match, or a label_smoothing outside [0, 1).
+        ValueError: shapes that do not match, a label_smoothing outside [0, 1), or a target that
+            no column stands for (on CPU; see ``require_range``).
     """
     if tuple(vocab_parallel_logits.shape[:-1]) != tuple(target.shape):
         raise ValueError(
@@ -92,6 +95,7 @@ def vocab_parallel_cross_entropy(
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
     group = tp_group or parallel_state.get_tensor_model_parallel_group()
+    require_range(target, vocab_parallel_logits.shape[-1] * group.size, "label", IGNORED_LABEL)
     return _VocabParallelCrossEntropy.apply(vocab_parallel_logits, target, label_smoothing, group)
 
 

@@ -27,6 +27,7 @@ from mindspeed_ms.core.parameter import (
     make_ready,
 )
 from mindspeed_ms.core.tensor_parallel import mappings
+from mindspeed_ms.core.tensor_parallel.index_range import require_range
 from mindspeed_ms.core.tensor_parallel.utils import VocabUtility, divide
 
 
@@ -542,7 +543,8 @@ class VocabParallelEmbedding(Cell):
         )
 
     def construct(self, input_: Tensor) -> Tensor:
-        """Rows of the table for ids of any shape."""
+        """Rows of the table for ids of any shape; an id that has none is a ValueError."""
+        require_range(input_, self.num_embeddings, "token id")
         if self.reduce_scatter_embeddings:
             input_ = memory.transposed(input_)
         return _VocabParallelLookup.apply(input_, self.weight, self.plan, self.vocab_start_index)

@@ -28,6 +28,7 @@ from mindspeed_ms.data.tokenizers.tokenizer_folder import (
     Folder,
     Source,
     open_folder,
+    read_from,
 )
 
 Tokenizer = Any
@@ -86,8 +87,9 @@ def load(path: Path, class_name: str | None = None) -> tuple[Folder, Assembly]:
         ValueError: a file is missing or is not what it should be.
         RuntimeError: a library is not installed.
     """
-    folder = open_folder(path, class_name, {}, reads_beside=True)
-    return folder, assemble(folder.class_name, folder.source, folder.settings)
+    with read_from(path):
+        folder = open_folder(path, class_name, {}, reads_beside=True)
+        return folder, assemble(folder.class_name, folder.source, folder.settings)
 
 
 def assemble(class_name: str, source: Source | Tokenizer, settings: Mapping[str, Any]) -> Assembly:

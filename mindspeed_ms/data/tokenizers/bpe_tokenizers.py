@@ -15,12 +15,12 @@ from typing import Any, Protocol
 from mindspeed_ms.data.tokenizers import optional_libraries
 from mindspeed_ms.data.tokenizers.assembly import load
 from mindspeed_ms.data.tokenizers.byte_level import read_json, symbols_of_bytes
+from mindspeed_ms.files.regular_file import read_text
 
 END_OF_TEXT = "<|endoftext|>"
 
 # Cuts a text into words before merging; the one GPT-2 was trained with.
 _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
 
 _MAX_KNOWN_WORDS = 1 << 20
 
@@ -140,16 +140,15 @@ class HuggingFaceTokenizer:
         self._backend = _hugging_face_backend(path, trust_remote_code, use_fast)
         self._path = path
         self.eos: int | None = self._backend.special("eos_token")
-        self.lacks_eod = self.eos is None
         self.bos = self._backend.special("bos_token")
         self.pad = self._backend.special("pad_token")
 
     @property
     def eod(self) -> int:
-        """Id that ends a document.
+        """Id that ends a document: that of the eos token.
 
         Raises:
-            ValueError: the files name no end-of-sentence token.
+            ValueError: there is none.
         """
         if self.eos is None:
             raise ValueError(
@@ -181,12 +180,15 @@ class _OwnBackend:
 
     def __init__(self, path: Path) -> None:
         folder, self._assembly = load(path)
-        self._generation = folder.generation
+        self._generation, self._path = folder.generation, path
         self._tokenizer = self._assembly.backend
         self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
+            raise ValueError(f"tokenizer {self._path} cannot encode: {error}") from error
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
@@ -198,7 +200,10 @@ class _OwnBackend:
         number = self._assembly.token_id(name)
         if number is None:
             number = self._generation.get(f"{name}_id")
-        return number[0] if isinstance(number, list) else number
+        number = number[0] if isinstance(number, list) and number else number
+        if number is not None and type(number) is not int:
+            raise ValueError(f"tokenizer {self._path} has {number!r:.40} as {name}; give a number")
+        return number
 
 
 class _TransformersBackend:
@@ -251,8 +256,12 @@ def _read_vocab(path: str) -> dict[str, int]:
             "--merge-file merges.txt"
         )
     vocab = read_json(Path(path))
-    if not all(isinstance(number, int) for number in vocab.values()):
-        raise ValueError(f"vocabulary {path} must map tokens to numbers; give GPT-2's vocab.json")
+    are_numbers = all(type(number) is int for number in vocab.values())
+    if not are_numbers or set(vocab.values()) != set(range(len(vocab))):
+        raise ValueError(
+            f"vocabulary {path} must map its {len(vocab)} tokens to the numbers 0 to "
+            f"{len(vocab) - 1}; give GPT-2's vocab.json"
+        )
     return vocab
 
 
@@ -262,7 +271,7 @@ def _read_merges(path: str) -> list[tuple[str, str]]:
             f"merges {path} is not a file; GPT2BPETokenizer needs --vocab-file vocab.json and "
             "--merge-file merges.txt"
         )
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    lines = read_text(path).split("\n")
     merges = []
     # The first line tells the version, and the text behind the last line end is no merge.
     for number, line in enumerate(lines[1:-1], start=2):

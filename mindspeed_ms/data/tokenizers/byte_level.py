@@ -6,9 +6,13 @@ Source: the alphabet is the one of GPT-2's ``encoder.py``.
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
+
+from mindspeed_ms.files import regular_file
+
+MAX_BYTES = 1 << 30
+"""Of a file of a tokenizer."""
 
 
 @functools.cache
@@ -27,15 +31,10 @@ def written(token: bytes) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """A JSON object from a file of a tokenizer.
 
     Raises:
-        ValueError: it is not UTF-8, not JSON, or no object.
+        OSError: there is no file, or it cannot be read.
+        ValueError: it is no regular file, not UTF-8, not JSON, or no object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON in UTF-8 ({error}); copy it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}; an object is needed")
-    return content
+    return regular_file.read_json(path, MAX_BYTES)

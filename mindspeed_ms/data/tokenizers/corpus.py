@@ -12,19 +12,24 @@ import json
 import logging
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_ms.backend import bars
 from mindspeed_ms.data.indexed_dataset import DType
+from mindspeed_ms.data.token_check import first_outside
 from mindspeed_ms.data.tokenizers import optional_libraries
 from mindspeed_ms.data.tokenizers.tokenizer import Tokenizer
+from mindspeed_ms.files.regular_file import open_regular
 
 CHUNK_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 30
+"""Longest line: a small compressed file can hold one without end."""
 _SPLIT_CHARACTERS = 1_000_000
 """Longest text that is split into sentences in one go, as in Megatron."""
 
@@ -67,8 +72,8 @@ class EncodedChunk(NamedTuple):
 class _Collector:
     """Gathers documents of one partition and key."""
 
-    def __init__(self, dtype: np.dtype) -> None:
-        self._dtype = dtype
+    def __init__(self, dtype: np.dtype, vocab_size: int) -> None:
+        self._dtype, self._vocab_size = dtype, vocab_size
         self._tokens: list[int] = []
         self._lengths: list[int] = []
         self._sequences: list[int] = []
@@ -83,11 +88,10 @@ class _Collector:
     def documents(self) -> Documents:
         """What was added, as arrays."""
         ids = np.array(self._tokens, dtype=np.int64)
-        limits = np.iinfo(self._dtype)
-        if ids.size and (ids.min() < limits.min or ids.max() > limits.max):
+        if first_outside(ids, self._vocab_size) is not None:
             raise ValueError(
-                f"token ids {ids.min()} to {ids.max()} do not fit {self._dtype.name}, which the "
-                "vocabulary size asks for; check the tokenizer"
+                f"token ids {ids.min()} to {ids.max()} do not fit the vocabulary of "
+                f"{self._vocab_size}; check the tokenizer"
             )
         return Documents(
             ids.astype(self._dtype),
@@ -106,6 +110,9 @@ class Encoder:
         splitter: cuts a text into sentences; None keeps it whole.
         num_partitions: parts the documents are dealt to.
         partition_size: documents of each part; None deals them one by one in turn.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-document token to append.
     """
 
     def __init__(
@@ -120,11 +127,11 @@ class Encoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._json_keys = json_keys
-        self._is_eod_appended = is_eod_appended
         self._splitter = splitter
         self._num_partitions = num_partitions
         self._partition_size = partition_size
         self._dtype = np.dtype(DType.optimal_dtype(tokenizer.vocab_size))
+        self._ending = [tokenizer.eod] if is_eod_appended else []
 
     def encode_chunk(self, chunk: Chunk) -> EncodedChunk:
         """Encode the lines of a chunk.
@@ -142,7 +149,7 @@ class Encoder:
             for key, document in enumerate(self._encode_line(line, where)):
                 place = (partition, key)
                 if place not in collectors:
-                    collectors[place] = _Collector(self._dtype)
+                    collectors[place] = _Collector(self._dtype, self._tokenizer.vocab_size)
                 collectors[place].add(document)
         documents = {place: collector.documents() for place, collector in collectors.items()}
         return EncodedChunk(documents, len(lines), len(chunk.lines), chunk.position)
@@ -160,15 +167,15 @@ class Encoder:
                 parts = [part for part in map(self._tokenizer.tokenize, texts) if part]
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ValueError(f"{where} cannot be encoded ({error})") from error
-            if parts and self._is_eod_appended:
-                parts[-1] = [*parts[-1], self._tokenizer.eod]
+            if parts:
+                parts[-1] = [*parts[-1], *self._ending]
             documents.append(parts)
         return documents
 
     def _texts(self, line: bytes, where: str) -> list[Sequence[str]]:
         try:
             document = json.loads(line.decode("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{where} is not JSON in UTF-8 ({error}); each line must be one JSON object"
             ) from error
@@ -205,43 +212,61 @@ def find_inputs(pattern: str) -> list[str]:
     Raises:
         FileNotFoundError: there is none.
     """
-    paths = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
+    paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
     if not paths:
         raise FileNotFoundError("no such file, and no file matches it as a pattern")
     return paths
 
 
-def _open(path: str) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+def _blocks(path: str, size: int) -> Iterator[tuple[bytes, int]]:
+    """The bytes of a file, unpacked if it is compressed, and how many of the file were read.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, or is not wholly there.
+    """
+    with open_regular(path) as raw:
+        stream: Any = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
+        try:
+            while block := stream.read(size):
+                yield block, raw.tell()
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is cut off or damaged ({error}); copy it again") from None
 
 
 def count_lines(path: str) -> int:
     """Lines of a file; one without a line end at its end counts too."""
     count, last = 0, b"\n"
-    with _open(path) as stream:
-        while block := stream.read(1 << 22):
-            count += block.count(b"\n")
-            last = block[-1:]
+    for block, _ in _blocks(path, 1 << 22):
+        count += block.count(b"\n")
+        last = block[-1:]
     return count + (last != b"\n")
 
 
 def read_chunks(paths: Sequence[str], chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Whole lines of the files, about ``chunk_bytes`` at a time."""
+    """Whole lines of the files, about ``chunk_bytes`` at a time.
+
+    Raises:
+        ValueError: a file is damaged, or a line has no end within ``MAX_LINE_BYTES``.
+    """
     document, base = 0, 0
     for path in paths:
-        line, rest = 1, b""
-        with _open(path) as stream:
-            raw = getattr(stream, "fileobj", stream)  # of a compressed file, the file itself
-            while True:
-                block = stream.read(chunk_bytes)
-                lines, found, tail = (rest + block).rpartition(b"\n")
-                lines, rest = (lines + found, tail) if block else (rest, b"")
-                if lines:
-                    count = lines.count(b"\n") + (not lines.endswith(b"\n"))
-                    yield Chunk(path, line, document, lines, base + raw.tell())
-                    line, document = line + count, document + count
-                if not block:
-                    break
+        line, rest, position = 1, [b""], 0
+        for block, position in _blocks(path, chunk_bytes):
+            head, found, tail = block.rpartition(b"\n")
+            if not found:
+                rest.append(tail)
+                if sum(map(len, rest)) > MAX_LINE_BYTES:
+                    raise ValueError(f"line {line} of {path} has more than {MAX_LINE_BYTES} bytes")
+                continue
+            lines = b"".join([*rest, head, found])
+            rest = [tail]
+            count = lines.count(b"\n")
+            yield Chunk(path, line, document, lines, base + position)
+            line, document = line + count, document + count
+        if any(rest):
+            yield Chunk(path, line, document, b"".join(rest), base + position)
+            document += 1
         base += os.path.getsize(path)
 
 

@@ -97,7 +97,7 @@ class GPTSentencePieceTokenizer:
         model_file: SentencePiece model.
 
     Raises:
-        ValueError: the file is missing, no model, or a model without end-of-sentence token.
+        ValueError: the file is missing, or no model.
     """
 
     _reference_class = "_GPTSentencePieceTokenizer"
@@ -110,14 +110,23 @@ class GPTSentencePieceTokenizer:
         }
         self._model = load_processor(model_file)
         self.bos: int = self._model.bos_id()
-        self.eos: int = self._model.eos_id()
-        self.eod: int = self.eos
+        self.eos: int | None = self._model.eos_id() if self._model.eos_id() >= 0 else None
         self.pad: int | None = self._model.pad_id() if self._model.pad_id() >= 0 else None
-        if self.eos < 0:
+        self._path = model_file
+
+    @property
+    def eod(self) -> int:
+        """Id that ends a document: that of the end-of-sentence token.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.eos is None:
             raise ValueError(
-                f"tokenizer model {model_file} has no end-of-sentence token to end documents with; "
+                f"tokenizer model {self._path} has no end-of-sentence token to end documents with; "
                 "use --tokenizer-type SentencePieceTokenizer, which adds one"
             )
+        return self.eos
 
     @property
     def vocab_size(self) -> int:

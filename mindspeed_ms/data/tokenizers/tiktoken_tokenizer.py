@@ -6,13 +6,14 @@ Source: Megatron-LM core 0.12 ``data/tokenizers/tokenizer.py`` (behaviour, patte
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_ms.data.tokenizers import optional_libraries
+from mindspeed_ms.files.regular_file import read_text
 
+_MAX_BYTES = 1 << 30
 DEFAULT_VOCAB_SIZE = 2**17
 REQUIRED_SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")
 
@@ -134,14 +135,15 @@ def _read_ranks(path: str, count: int) -> dict[bytes, int]:
             "vocabulary (a list of rank, token_bytes, token_str)"
         )
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))[:count]
+        entries = json.loads(read_text(path, _MAX_BYTES))[:count]
         ranks = {base64.b64decode(entry["token_bytes"]): entry["rank"] for entry in entries}
-    except (ValueError, TypeError, KeyError, binascii.Error) as error:
+        are_sound = all(type(rank) is int for rank in ranks.values())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a tiktoken vocabulary ({type(error).__name__}: {error}); it must be a "
             "JSON list of objects with rank, token_bytes and token_str"
         ) from error
-    if sorted(ranks.values()) != list(range(count)):
+    if not are_sound or sorted(ranks.values()) != list(range(count)):
         raise ValueError(
             f"{path} has {len(ranks)} tokens with different bytes, {count} with ranks 0 to "
             f"{count - 1} are needed; lower --vocab-size to fit, or copy the file again"

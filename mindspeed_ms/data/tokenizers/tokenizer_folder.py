@@ -9,7 +9,8 @@ Source: ``transformers`` 5.24 (which file wins; results are compared with it).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,23 @@ def _files(path: Path, reads_beside: bool = False) -> _Files:
     return _Files(path, folder, config, model, tokenizer_json)
 
 
+@contextmanager
+def read_from(path: Path) -> Iterator[None]:
+    """Name the files if what they hold is of other types, or less, than it has to be.
+
+    Raises:
+        ValueError: that was so.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"the files of the tokenizer {path} do not hold what they should "
+            f"({type(error).__name__}: {text}); copy them again"
+        ) from error
+
+
 def class_of_folder(
     path: Path, model_type: str | None = None, tokenizer_type: str | None = None
 ) -> tuple[str, str | None]:
@@ -191,8 +209,9 @@ def class_of_folder(
         ValueError: an unknown ``tokenizer_type``.
     """
     if tokenizer_type is None:
-        files = _files(path)
-        return files.class_name(model_type), files.declared
+        with read_from(path):
+            files = _files(path)
+            return files.class_name(model_type), files.declared
     name = _CLASS_OF.get(tokenizer_type, tokenizer_type).removesuffix("Fast")
     if name not in PIPELINES and name != GENERIC.removesuffix("Fast"):
         known = (*PIPELINES, *_CLASS_OF)

@@ -9,6 +9,7 @@ Source: MindSpore ``train/serialization.py`` and ``checkpoint.proto``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from mindspeed_ms.files.checksum import Checksum
+from mindspeed_ms.files.regular_file import open_regular
 from mindspeed_ms.formats import dtypes
-from mindspeed_ms.formats.containers import native
 from mindspeed_ms.formats.containers.ahead import one_ahead
 from mindspeed_ms.formats.containers.new_file import FileRecord, NewFile
 from mindspeed_ms.formats.containers.safetensors_file import Entry, Stretch
@@ -152,63 +154,96 @@ class _Scanner:
 
     def fields(self, end: int) -> Iterator[tuple[int, int, int]]:
         """(number, kind, length or value); the caller takes or skips what has a length."""
+        if end > self._end:
+            raise self.damaged("it ends too early")
         while self.position < end:
             key = self.varint()
             if key & 7 not in (0, 2):
                 raise self.damaged("a field has an unknown form")
-            yield key >> 3, key & 7, self.varint()
+            value = self.varint()
+            if key & 7 == 2 and self.position + value > end:
+                raise self.damaged("a field is longer than what it lies in")
+            yield key >> 3, key & 7, value
+        if self.position != end:
+            raise self.damaged("a field is longer than what it lies in")
 
     def skip(self, count: int) -> None:
         if self.position + count > self._end:
             raise self.damaged("it ends too early")
         self.position += count
 
+    def text(self, count: int, encoding: str = "utf-8") -> str:
+        try:
+            return self.take(count).decode(encoding)
+        except UnicodeDecodeError:
+            raise self.damaged("a text cannot be read") from None
+
 
 def read_index(path: Path) -> tuple[dict[str, CkptTensor], dict[str, str]]:
     """Tensors of a file by name, and its texts.
 
     Raises:
+        OSError: there is no such file.
         ValueError: the file is damaged, encrypted, or something else.
     """
-    size = path.stat().st_size
     tensors: dict[str, CkptTensor] = {}
     texts: dict[str, str] = {}
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
         end = size - _CRC_BYTES if _has_crc(file, size) else size
         scan = _Scanner(file, path, end)
         for number, kind, length in scan.fields(end):
             if number != 1 or kind != 2:
                 raise scan.damaged("it holds no tensor where one is expected")
             _read_value(scan, scan.position + length, tensors, texts)
+        for name, tensor in tensors.items():
+            found = sum(stretch.num_bytes for stretch in tensor.stretches)
+            if found != math.prod(tensor.shape) * dtypes.width(tensor.dtype):
+                raise scan.damaged(
+                    f"{name[:80]} has {found} bytes for {tensor.dtype} {str(tensor.shape)[:60]}"
+                )
     return tensors, texts
 
 
 def _read_value(
     scan: _Scanner, end: int, tensors: dict[str, CkptTensor], texts: dict[str, str]
 ) -> None:
-    name = ""
+    name, is_read = "", False
     for number, kind, length in scan.fields(end):
-        if kind == 2 and number == 1:
-            name = scan.take(length).decode(errors="replace")
-        elif kind == 2 and number == 2:
+        if kind == 2 and number == 1 and not is_read:
+            name = scan.text(length)
+        elif kind == 2 and number == 2 and not is_read:
+            is_read = True
             dtype, shape, stretch = _read_tensor(scan, scan.position + length)
             if dtype == TEXT:
                 scan.position, after = stretch.offset, scan.position
-                texts[name] = scan.take(stretch.num_bytes).decode("utf-32-le").rstrip("\0")
+                texts[name] = scan.text(stretch.num_bytes, "utf-32-le").rstrip("\0")
                 scan.position = after
             elif dtype not in _DTYPES:
-                raise scan.damaged(f"{name} has the unknown type {dtype!r}")
-            elif name in tensors:
-                tensors[name].stretches.append(stretch)
+                raise scan.damaged(f"{name[:80]} has the unknown type {dtype[:20]!r}")
             else:
-                tensors[name] = CkptTensor(_DTYPES[dtype], shape, [stretch])
+                _add(scan, name, CkptTensor(_DTYPES[dtype], shape, [stretch]), tensors)
         else:
-            raise scan.damaged(f"{name or 'a value'} is no plain tensor")
+            raise scan.damaged(f"{name[:80] or 'a value'} is no plain tensor")
+    if not is_read:
+        raise scan.damaged(f"{name[:80] or 'a value'} has no tensor")
+
+
+def _add(scan: _Scanner, name: str, part: CkptTensor, tensors: dict[str, CkptTensor]) -> None:
+    """A tensor, or the next slice of the last one."""
+    if name not in tensors:
+        tensors[name] = part
+        return
+    known = tensors[name]
+    if (known.dtype, known.shape) != (part.dtype, part.shape) or name != next(reversed(tensors)):
+        raise scan.damaged(f"{name[:80]} is there twice")
+    known.stretches += part.stretches
 
 
 def _read_tensor(scan: _Scanner, end: int) -> tuple[str, tuple[int, ...], Stretch]:
     dims: list[int] = []
-    dtype, stretch = "", Stretch(0, 0)
+    dtype: str | None = None
+    stretch: Stretch | None = None
     for number, kind, length in scan.fields(end):
         if number == 1 and kind == 0:
             dims.append(length)
@@ -216,12 +251,17 @@ def _read_tensor(scan: _Scanner, end: int) -> tuple[str, tuple[int, ...], Stretc
             stop = scan.position + length
             while scan.position < stop:
                 dims.append(scan.varint())
-        elif number == 2:
-            dtype = scan.take(length).decode(errors="replace")
-        else:
+        elif number == 2 and kind == 2 and dtype is None:
+            dtype = scan.text(length)
+        elif number == 3 and kind == 2 and stretch is None:
             stretch = Stretch(scan.position, length)
             scan.skip(length)
-    return dtype, () if dims == [0] else tuple(dims), stretch
+        else:
+            raise scan.damaged("a tensor has a field too many")
+    if dtype is None or stretch is None:
+        raise scan.damaged("a tensor has no type or no numbers")
+    is_single = dims == [0] and stretch.num_bytes > 0
+    return dtype, () if is_single else tuple(dims), stretch
 
 
 def _has_crc(file: BinaryIO, size: int) -> bool:
@@ -231,11 +271,15 @@ def _has_crc(file: BinaryIO, size: int) -> bool:
     return file.read(len(_CRC_TAG)) == _CRC_TAG
 
 
-def verify_crc(path: Path) -> bool | None:
-    """Whether the checksum at the end of a file is right; None when it has none."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+def checksum_of(path: Path) -> Checksum | None:
+    """The checksum at the end of a file; None when it has none.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
         if not _has_crc(file, size):
             return None
         expected = int.from_bytes(file.read(10), "big")
-    return native.crc32_of_file(path, size - _CRC_BYTES) == expected
+    return Checksum(path, 0, size - _CRC_BYTES, expected)

@@ -11,13 +11,14 @@ import errno
 import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mindspeed_ms.formats.containers import native
+from mindspeed_ms.files.crc import crc32
 
 AHEAD_BYTES = 8 << 20
 """Written at a time; then the disk is told to begin with it."""
@@ -74,6 +75,21 @@ def _start_writing(handle: int, first: int, count: int) -> None:
         start(handle, first, count, _START_WRITING)
 
 
+def create(path: Path) -> int:
+    """Make a file that was not there; return its handle.
+
+    What lies under the name, of a run that was killed, goes first. A link somebody has put there
+    is removed, not followed: what it points to stays as it is.
+
+    Raises:
+        OSError: it cannot be made, or a folder has its name.
+    """
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, 0o644)
+
+
 class NewFile:
     """A file that knows its size and the CRC-32 of what was written.
 
@@ -87,8 +103,8 @@ class NewFile:
     """
 
     def __init__(self, path: Path, expected_bytes: int = 0, with_crc: bool = True) -> None:
-        self._with_crc, self._expected = with_crc, expected_bytes
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._with_crc, self._expected, self._path = with_crc, expected_bytes, path
+        self._handle = create(path)
         self.num_bytes = self.crc32 = 0
         self._given = 0
         # One sums up what is being written, one waits until the disk takes more.
@@ -96,7 +112,7 @@ class NewFile:
         try:
             _reserve(self._handle, path, expected_bytes)
         except OSError:
-            os.close(self._handle)
+            self.abandon()
             raise
 
     def write(self, data: bytes | memoryview) -> None:
@@ -105,10 +121,10 @@ class NewFile:
         if not self._with_crc:
             self._append(view)
         elif len(view) < _BESIDE_FROM:
-            self.crc32 = native.crc32(view, self.crc32)
+            self.crc32 = crc32(view, self.crc32)
             self._append(view)
         else:
-            summed = self._beside.submit(native.crc32, view, self.crc32)
+            summed = self._beside.submit(crc32, view, self.crc32)
             self._append(view)
             self.crc32 = summed.result()
 
@@ -126,6 +142,10 @@ class NewFile:
         if array.size:
             self.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
+    def patch(self, offset: int, data: bytes) -> None:
+        """Change bytes that were written, which the checksum does not follow."""
+        os.pwrite(self._handle, data, offset)
+
     def take_crc(self) -> int:
         """The CRC-32 of what was written since the last call, or the start."""
         value, self.crc32 = self.crc32, 0
@@ -142,11 +162,16 @@ class NewFile:
             if self._expected > self.num_bytes:
                 os.ftruncate(self._handle, self.num_bytes)  # gives back what was reserved
             os.fsync(self._handle)
-        finally:
-            os.close(self._handle)
+        except OSError:
+            self.abandon()
+            raise
+        os.close(self._handle)
         return FileRecord(self.num_bytes, self.crc32)
 
     def abandon(self) -> None:
-        """Close after a failure."""
+        """Close after a failure, and remove what was written."""
         self._beside.shutdown(cancel_futures=True)
-        os.close(self._handle)
+        with suppress(OSError):  # the first failure is the one to tell
+            os.close(self._handle)
+        with suppress(OSError):
+            os.unlink(self._path)

@@ -16,7 +16,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+
+from mindspeed_ms.files.regular_file import read_text
+from mindspeed_ms.formats.containers.new_file import NewFile
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +32,38 @@ CONFIG = "config.yaml"
 PARTIAL = ".partial"
 """End of the names of files that are being written."""
 
-_ITERATION = re.compile(r"iter_(\d{7,})")
+_MAX_MARKER_BYTES = 4096
+_NUMBER = re.compile(r"[0-9]{1,15}")
+_ITERATION = re.compile(r"iter_(\d{7,15})")
 _OWN_FILE = re.compile(
-    r"(rank_\d+(-\d+)?\.(safetensors|ckpt)|index\.json|config(-\d+)?\.yaml)(\.partial)?"
+    r"(rank_\d{5,}(-\d+)?\.(safetensors|ckpt)|index\.json|config(-\d+)?\.yaml)(\.partial)?"
 )
+_OWN_MARK = re.compile(
+    r"rank_\d{5,}(-\d+)?\.(safetensors|ckpt)(\.partial)?|index\.json(\.partial)?"
+)
+"""What no other format has in a checkpoint's folder."""
+
+
+def is_own(name: str) -> bool:
+    """Whether a file of this name makes a folder one of this project's checkpoints."""
+    return _OWN_MARK.fullmatch(name) is not None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file that an index names.
+
+    Raises:
+        ValueError: it would lie outside of the folder, by its name or through a link.
+    """
+    path = folder / name
+    is_plain = isinstance(name, str) and name and not Path(name).is_absolute()
+    if not is_plain or "\0" in name or ".." in Path(name).parts:
+        raise ValueError(f"{folder} names a file outside of it ({name!r:.80}); it is damaged")
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{path} is a link to {path.resolve()}, outside of the checkpoint; copy the file itself"
+        )
+    return path
 
 
 def iteration_folder(root: Path, iteration: int) -> Path:
@@ -48,19 +81,87 @@ def sync_folder(folder: Path) -> None:
 
 
 def put_in_place(partial: Path, final: Path) -> None:
-    """Rename a complete file and bring that to the disk."""
-    os.replace(partial, final)
+    """Rename a complete file and bring that to the disk.
+
+    Raises:
+        OSError: that cannot be done; the complete file is removed then.
+    """
+    try:
+        os.replace(partial, final)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(partial)
+        raise
     sync_folder(final.parent)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file so that it is there as a whole or not at all."""
     partial = path.with_name(path.name + PARTIAL)
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    _write(partial, text)
     put_in_place(partial, path)
+
+
+def _write(path: Path, text: str) -> None:
+    file = NewFile(path, with_crc=False)
+    try:
+        file.write(text.encode())
+    except BaseException:
+        file.abandon()
+        raise
+    file.close()
+
+
+class NewFiles:
+    """Files of a checkpoint that take their places together, when all of them are complete.
+
+    Until then nothing of an older checkpoint in their place is touched, and a failure leaves
+    nothing behind. Then what was there goes, and the new files come: whoever is killed in between
+    leaves a checkpoint that lacks files, never one that is half old and half new.
+
+    Used as a context; the files take their places when it ends without an error.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[Path, Path] = {}
+        self._old: list[Path] = []
+
+    def partial(self, final: Path) -> Path:
+        """Where to write a file whose place will be ``final``; its folder is made."""
+        final.parent.mkdir(parents=True, exist_ok=True)
+        self._names[final] = final.with_name(final.name + PARTIAL)
+        return self._names[final]
+
+    def write_text(self, final: Path, text: str) -> None:
+        """A small file among them."""
+        _write(self.partial(final), text)
+
+    def replaces(self, paths: Iterable[Path]) -> None:
+        """Files of an older checkpoint, which go first, in this order."""
+        self._old += paths
+
+    def __enter__(self) -> NewFiles:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            for path in self._names.values():
+                with suppress(OSError):
+                    path.unlink()
+            return
+        for path in self._old:
+            with suppress(FileNotFoundError):
+                path.unlink()
+        for folder in dict.fromkeys(path.parent for path in self._old):
+            if folder.is_dir():
+                sync_folder(folder)
+        for final, partial in self._names.items():
+            put_in_place(partial, final)
 
 
 def set_latest(root: Path, iteration: int) -> None:
@@ -75,12 +176,12 @@ def read_latest(root: Path) -> int | str | None:
         ValueError: the marker holds something else.
     """
     path = root / LATEST
-    if not path.is_file():
+    if not path.exists():
         return None
-    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    text = read_text(path, limit=_MAX_MARKER_BYTES).strip()
     if text == RELEASE:
         return RELEASE
-    if not text.isdigit():
+    if not _NUMBER.fullmatch(text):
         raise ValueError(
             f"{path} holds {text[:40]!r}, but must hold an iteration or 'release'; correct it, or "
             "name an iteration with --ckpt-step"

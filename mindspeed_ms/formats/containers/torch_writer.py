@@ -18,7 +18,7 @@ import numpy as np
 from mindspeed_ms.formats import dtypes
 from mindspeed_ms.formats.containers.ahead import one_ahead
 from mindspeed_ms.formats.containers.new_file import NewFile
-from mindspeed_ms.formats.containers.torch_file import STORAGE_OF, TorchDtype
+from mindspeed_ms.formats.containers.safe_pickle import STORAGE_OF, TorchDtype
 from mindspeed_ms.formats.containers.zip_writer import ZipWriter
 
 _STEM = "archive"

@@ -6,6 +6,7 @@ from mindspore import Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
+from mindspeed_ms.core.tensor_parallel.index_range import require_range
 from mindspeed_ms.legacy.model.from_spec import parameter
 from mindspeed_ms.models.part import TableSpec
 
@@ -20,4 +21,5 @@ class PositionEmbedding(Cell):
 
     def construct(self, position_ids: Tensor) -> Tensor:
         """Position ids of any shape [...] -> [..., h]."""
+        require_range(position_ids, self.weight.shape[0], "position")
         return ops.embedding(self.weight, position_ids)

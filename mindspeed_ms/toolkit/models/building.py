@@ -26,7 +26,7 @@ from mindspeed_ms.core.tensor_parallel.random import (
 from mindspeed_ms.engine.adapters import open_adapters, without_adapters
 from mindspeed_ms.engine.model_chunks import build_model_chunks
 from mindspeed_ms.engine.parallel_setup import DEFAULT_SEED, set_parallel_context
-from mindspeed_ms.formats import names
+from mindspeed_ms.formats import names, peft
 from mindspeed_ms.formats.find import Found, open_checkpoint
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.models import gpt_spec
@@ -226,7 +226,7 @@ def _held(chunks: list[GPTModel]) -> list[LiveTensor]:
 
 
 def _load_adapters(chunks: list[GPTModel], engine: AllConfig, folder: Path) -> None:
-    catalog = open_adapters(engine, Found(folder, "peft", 0))
+    catalog = open_adapters(engine, Found(folder, peft.FORMAT, 0))
     tensors = [tensor for tensor in _held(chunks) if is_adapter_name(tensor.name)]
     load_tensors(catalog, [], None, tensors, LoadOptions())
 

@@ -44,7 +44,7 @@ def complete(folder: Path, config: AllConfig) -> list[str]:
         notes.append(note)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-    values = read_config(folder / companions.CONFIG)
+    values = read_config(folder)
     if tokenizer is not None:
         missing = {key: getattr(tokenizer, key) for key in IDS if values.get(key) is None}
         added = {key: value for key, value in missing.items() if value is not None}

@@ -148,7 +148,7 @@ def _write_huggingface(model: SavedModel, folder: Path, max_file_bytes: int) -> 
     )
     if model.origin is not None:
         companions.carry(model.origin, folder)
-    values = huggingface.read_config(folder / huggingface.CONFIG)
+    values = huggingface.read_config(folder)
     companions.complete_card(folder, companions.card(values, spec.num_parameters, "a model"))
 
 

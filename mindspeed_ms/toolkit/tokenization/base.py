@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from mindspeed_ms.data.tokenizers import optional_libraries
 from mindspeed_ms.data.tokenizers.assembly import Assembly, assemble
 from mindspeed_ms.data.tokenizers.pipelines import GENERIC, PIPELINES
-from mindspeed_ms.data.tokenizers.tokenizer_folder import WANTED, Source, open_folder
+from mindspeed_ms.data.tokenizers.tokenizer_folder import WANTED, Source, open_folder, read_from
 from mindspeed_ms.toolkit import hub
 from mindspeed_ms.toolkit.tokenization import arguments, lengths
 from mindspeed_ms.toolkit.tokenization.batch_encoding import BatchEncoding, as_lists
@@ -135,14 +135,15 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
                 "give the folder of a tokenizer",
             )
         arguments.check(cls.__name__, settings, cls.pipeline_name)
-        folder = open_folder(path, cls.pipeline_name, settings)
         made = cls.__new__(cls)
-        extra = {
-            "name_or_path": str(pretrained_model_name_or_path),
-            "declared_class": folder.declared,
-            "generation": folder.generation,
-        }
-        made._set_up(assemble(cls.pipeline_name, folder.source, folder.settings | extra))
+        with read_from(path):
+            folder = open_folder(path, cls.pipeline_name, settings)
+            extra = {
+                "name_or_path": str(pretrained_model_name_or_path),
+                "declared_class": folder.declared,
+                "generation": folder.generation,
+            }
+            made._set_up(assemble(cls.pipeline_name, folder.source, folder.settings | extra))
         return made
 
     # ---- the vocabulary ----

@@ -374,7 +374,6 @@ ROWS: tuple[Flag, ...] = (
         "diagnostics",
         _DIAGNOSTICS,
         """
---check-weight-hash-across-dp-replicas-interval int
 --config-logger-dir str
 --dump-param-to-param-group-map str
 --gpu-sniff-test-interval int

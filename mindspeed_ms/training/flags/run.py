@@ -153,6 +153,12 @@ LENGTH = in_group(
         ),
         on("--exit-signal-handler", Field("training_config.exit_signal_handler")),
         on("--skip-train", Field("training_config.skip_train"), small=False),
+        value(
+            "--check-weight-hash-across-dp-replicas-interval",
+            int,
+            Field("training_config.check_weight_hash_across_dp_replicas_interval"),
+        ),
+        on("--allow-oversubscription", Field("training_config.allow_oversubscription")),
         on("--calculate-per-token-loss", Field("training_config.calculate_per_token_loss")),
         on("--cross-entropy-loss-fusion", NoEffect("the loss has one kernel")),
         value("--cross-entropy-fusion-impl", str, NoEffect("the loss has one kernel"), "native"),
