@@ -12,11 +12,14 @@ from mindspore.nn import Cell
 from mindspeed_ms.config import AllConfig, LoraConfig, TransformerConfig
 from mindspeed_ms.core.dist_checkpointing.live_state import base_tensors
 from mindspeed_ms.core.dist_checkpointing.loader import LoadOptions, load_tensors
+from mindspeed_ms.core.dist_checkpointing.shared_folders import (
+    first_rank_decides,
+    require_everywhere,
+)
 from mindspeed_ms.core.distributed import DistributedDataParallel
 from mindspeed_ms.core.peft.magnitude import set_magnitudes
 from mindspeed_ms.core.peft.prepare import is_prepared
 from mindspeed_ms.engine.output import print_rank_0
-from mindspeed_ms.engine.shared_folders import first_rank_decides, require_everywhere
 from mindspeed_ms.formats import names, own_format, peft
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.find import Found, find_checkpoint, open_checkpoint

@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.config import TransformerConfig
+from mindspeed_ms.config.attention_options import AttentionOptions
+from mindspeed_ms.config.layer_options import LayerOptions
+from mindspeed_ms.config.section import field_default, section_fields
 from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.legacy.model.attention import ParallelAttention
 from mindspeed_ms.legacy.model.mlp import ParallelMLP
@@ -192,12 +195,24 @@ def decoder_of(model: Cell) -> Decoder | None:
     language_model = model.language_model
     layers = list(language_model.encoder.layers)
     plan = model.parallel_lm_logits.plan
-    if not layers or plan.group.size > 1:
+    if not layers or plan.group.size > 1 or not _is_plain(model.config):
         return None
     try:
         return Decoder(language_model, layers, model.head_weights(), model.config)
     except (UnknownPartError, AttributeError):
         return None
+
+
+def _is_plain(config: TransformerConfig) -> bool:
+    """Whether a model has none of the options of layers and adapters, which the stack lacks."""
+    options = (item.name for item in section_fields(LayerOptions))
+    known = {item.name for item in section_fields(AttentionOptions)}
+    is_usual = all(
+        getattr(config, name) == field_default(TransformerConfig, name)
+        for name in options
+        if name not in (*known, "rope_scaling")  # it is in the tables
+    )
+    return is_usual and not config.lora_config.use_lora
 
 
 def _in_fp32(values: Tensor) -> Floats:
