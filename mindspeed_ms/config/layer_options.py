@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from mindspeed_ms.config.attention_options import AttentionOptions
 from mindspeed_ms.config.kinds import NonNegative, Positive
+from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.config.rope_scaling_config import RopeScalingConfig
 
 
@@ -15,6 +16,16 @@ class LayerOptions(AttentionOptions):
     """Those fields of ``model_config``."""
 
     NAME: ClassVar[str] = "model_config"
+
+    rotary_seq_len_interpolation_factor: Positive | None = None
+    """Divide positions by this to stretch the context. None: 1."""
+
+    use_rope_scaling: bool = False
+    """Stretch slow rotations to sequences longer than 8192 tokens, as Llama 3.1 does; not with
+    multi_latent_attention, which has rotary_scaling_factor."""
+
+    rope_scaling_factor: Positive = 8.0
+    """How many times longer sequences are; read with use_rope_scaling only."""
 
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
     """How rotary positions are stretched; see there."""
@@ -67,4 +78,38 @@ class LayerOptions(AttentionOptions):
             raise ValueError(
                 "qk_layernorm_full says how qk_layernorm normalizes queries and keys of heads; set "
                 "qk_layernorm: True without multi_latent_attention, or leave it out"
+            )
+
+    @property
+    def rope_stretching(self) -> RopeScalingConfig:
+        """How positions are stretched, whichever fields say so."""
+        if self.use_rope_scaling:
+            return RopeScalingConfig(
+                rope_type="llama3",
+                factor=self.rope_scaling_factor,
+                original_max_position_embeddings=8192,
+            )
+        factor = self.rotary_seq_len_interpolation_factor
+        if factor is not None and factor != 1.0:
+            return RopeScalingConfig(rope_type="linear", factor=factor)
+        return self.rope_scaling
+
+    def _check_stretching(self, latent: LatentAttentionConfig | None) -> None:
+        """Raise ValueError when several fields say how positions are stretched.
+
+        Args:
+            latent: multi-latent attention, which can do so, too.
+        """
+        ways = {
+            "use_rope_scaling": self.use_rope_scaling,
+            "rotary_seq_len_interpolation_factor": self.rotary_seq_len_interpolation_factor,
+            "rope_scaling": self.rope_scaling.is_on,
+            "mla_config.rotary_scaling_factor": latent is not None
+            and latent.rope_type == "yarn"
+            and latent.rotary_scaling_factor != 1.0,
+        }
+        given = [name for name, value in ways.items() if value]
+        if "rope_scaling" in given and len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(given)} both say how positions are stretched; keep one of them"
             )

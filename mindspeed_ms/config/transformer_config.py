@@ -25,7 +25,6 @@ from mindspeed_ms.config.layer_options import LayerOptions
 from mindspeed_ms.config.lora_config import LoraConfig
 from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
 from mindspeed_ms.config.moe_config import MoEConfig
-from mindspeed_ms.config.rope_scaling_config import RopeScalingConfig
 from mindspeed_ms.config.training_config import TrainingConfig
 
 GATED_ACTIVATIONS = frozenset({"swiglu", "fused_swiglu"})
@@ -147,16 +146,6 @@ class TransformerConfig(LayerOptions):
 
     rotary_interleaved: bool = False
     """Rotate neighbouring elements as pairs. False: element i with element i + half."""
-
-    rotary_seq_len_interpolation_factor: Positive | None = None
-    """Divide positions by this to stretch the context. None: 1."""
-
-    use_rope_scaling: bool = False
-    """Stretch slow rotations to sequences longer than 8192 tokens, as Llama 3.1 does; not with
-    multi_latent_attention, which has rotary_scaling_factor."""
-
-    rope_scaling_factor: Positive = 8.0
-    """How many times longer sequences are; read with use_rope_scaling only."""
 
     apply_rope_fusion: bool = False
     """Ask for the fused rotary kernel. False: ops chooses."""
@@ -432,7 +421,8 @@ class TransformerConfig(LayerOptions):
             sandwich=self.use_sandwich_norm,
             latent=self.multi_latent_attention,
         )
-        self._check_stretching()
+        latent = self.mla_config if self.multi_latent_attention else None
+        self._check_stretching(latent)
         self._check_feed_forward()
         self._check_further_tokens()
         self._check_precision()
@@ -500,35 +490,6 @@ class TransformerConfig(LayerOptions):
                     f"{self.rotary_percent}), but needs an even number above 0; change "
                     "kv_channels or rotary_percent"
                 )
-
-    @property
-    def rope_stretching(self) -> RopeScalingConfig:
-        """How positions are stretched, whichever fields say so."""
-        if self.use_rope_scaling:
-            return RopeScalingConfig(
-                rope_type="llama3",
-                factor=self.rope_scaling_factor,
-                original_max_position_embeddings=8192,
-            )
-        factor = self.rotary_seq_len_interpolation_factor
-        if factor is not None and factor != 1.0:
-            return RopeScalingConfig(rope_type="linear", factor=factor)
-        return self.rope_scaling
-
-    def _check_stretching(self) -> None:
-        ways = {
-            "use_rope_scaling": self.use_rope_scaling,
-            "rotary_seq_len_interpolation_factor": self.rotary_seq_len_interpolation_factor,
-            "rope_scaling": self.rope_scaling.is_on,
-            "mla_config.rotary_scaling_factor": self.multi_latent_attention
-            and self.mla_config.rope_type == "yarn"
-            and self.mla_config.rotary_scaling_factor != 1.0,
-        }
-        given = [name for name, value in ways.items() if value]
-        if "rope_scaling" in given and len(given) > 1:
-            raise ValueError(
-                f"{' and '.join(given)} both say how positions are stretched; keep one of them"
-            )
 
     def _check_latent_attention(self) -> None:
         if self.group_query_attention:
