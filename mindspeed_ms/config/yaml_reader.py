@@ -8,7 +8,7 @@ Scalars follow YAML 1.2's core schema without its octal and hexadecimal numbers:
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ MOST_LEVELS = 40
 
 class _Loader(yaml.SafeLoader):
     """YAML reader that refuses a key written twice, and tags such as ``!!int``."""
+
+    repeated: Callable[[str], None] | None = None
+    """Told of a key that is written twice, whose last value counts then."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
 
@@ -57,7 +60,9 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(
                     None, None, "a key is not a word", key_node.start_mark
                 )
-            if key_node.value in seen:
+            if key_node.value in seen and self.repeated is not None:
+                self.repeated(key_node.value)
+            elif key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key_node.value!r} is written twice", key_node.start_mark
                 )
@@ -89,13 +94,18 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
 _resolve("merge", "<<", "<")
 
 
-def read_yaml_text(text: str) -> Any:  # noqa: ANN401  (what YAML can hold)
+def read_yaml_text(text: str, repeated: Callable[[str], None] | None = None) -> Any:  # noqa: ANN401  (what YAML can hold)
     """Return what a YAML text holds.
+
+    Args:
+        text: the YAML.
+        repeated: told of keys that are written twice, whose last value counts; None refuses them.
 
     Raises:
         yaml.YAMLError: it is not YAML, or has too many parts.
     """
     reader = _Loader(text)
+    reader.repeated = repeated
     try:
         node = reader.get_single_node()
         if node is None:
@@ -106,15 +116,19 @@ def read_yaml_text(text: str) -> Any:  # noqa: ANN401  (what YAML can hold)
         reader.dispose()
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, repeated: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Return the top-level keys of a YAML file.
+
+    Args:
+        path: the file.
+        repeated: see ``read_yaml_text``.
 
     Raises:
         ValueError: the file cannot be read, is not YAML, is too large, or holds no keys.
 
     """
     try:
-        document = read_yaml_text(read_text(path, MOST_BYTES))
+        document = read_yaml_text(read_text(path, MOST_BYTES), repeated)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; check the path") from error
     except yaml.YAMLError as error:

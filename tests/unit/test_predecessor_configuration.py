@@ -21,7 +21,7 @@ from mindspeed_ms.core.config import (
 from mindspeed_ms.training.arguments import parse_args
 from mindspeed_ms.training.dry_run import resolve
 from mindspeed_ms.training.yaml_styles.megatron_yaml import is_megatron_style
-from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_dict
+from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_dict, load_sections
 
 SIZES = {
     "vocab_size": 512,
@@ -217,10 +217,23 @@ def test_a_file_without_a_length_loads(tmp_path, caplog):
     assert init_configs_from_yaml(path, model_config={"seq_length": 8}).model_config.seq_length == 8
 
 
-def test_keys_written_twice_stay_refused(tmp_path):
-    path = write(tmp_path, "training_config:\n  seed: 3\n  seed: 3\n")
+def test_of_a_key_written_twice_the_last_value_counts(tmp_path, caplog):
+    path = write(tmp_path, "training_config:\n  seed: 3\n  seed: 4\n")
+    with caplog.at_level("WARNING"):
+        assert init_configs_from_yaml(path, [TrainingConfig]).seed == 4
+    assert caplog.messages == ["seed is written twice; the last value counts"]
     with pytest.raises(ValueError, match="'seed' is written twice"):
-        init_configs_from_yaml(path)
+        load_sections(path)
+
+
+@pytest.mark.parametrize("layout", [None, "BSH", "SBH"])
+def test_a_file_that_says_the_layout_means_it(tmp_path, layout):
+    sizes = "".join(f"  {k}: {v}\n" for k, v in SIZES.items())
+    line = f"dataset_config:\n  data_layout: {layout}\n" if layout else ""
+    path = write(tmp_path, f"model_config:\n{sizes}{line}")
+    assert init_configs_from_yaml(path).model_config.batch_first is (layout == "BSH")
+    model = init_configs_from_yaml(path, [TransformerConfig])
+    assert model.batch_first is (layout != "SBH") and model.adds_masks
 
 
 # --- its second line, in Megatron's layout

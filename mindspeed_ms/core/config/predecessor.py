@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from mindspeed_ms import config
 from mindspeed_ms.config import AllConfig
@@ -19,6 +20,8 @@ from mindspeed_ms.training.yaml_styles.legacy_keys import modernize
 from mindspeed_ms.training.yaml_styles.yaml_files import load_sections
 
 logger = logging.getLogger(__name__)
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 ASSUMED_SEQ_LENGTH = 4096
 """Tokens of a sequence when neither a length nor a number of positions is given."""
@@ -74,6 +77,10 @@ def init_configs_from_yaml(
 ) -> AllConfig | Section | list[Section]:
     """Build the configuration from YAML files; a model without a sequence length gets one.
 
+    Of a key that is written twice the last value counts, with a line. The model's section is of the
+    predecessor's class where that is asked for, or where the file says ``data_layout``: then a
+    script's own cells follow it.
+
     Args:
         file_path: name or names.
         config_classes: build only these classes; None builds an :class:`AllConfig`.
@@ -87,7 +94,29 @@ def init_configs_from_yaml(
             rule.
 
     """
-    sections = merge_sections([load_sections(file_path), clean_sections(overrides)])
+    files = load_sections(file_path, repeated=_tell_repeated)
+    sections = merge_sections([files, clean_sections(overrides)])
     if "model_config" in sections:
         _assume_length(sections["model_config"])
-    return build_selected(sections, config_classes)
+    built = build_selected(sections, config_classes)
+    if isinstance(built, list):
+        return [_of_class(one, cls) for one, cls in zip(built, config_classes or (), strict=True)]
+    if isinstance(built, AllConfig):
+        says_layout = "data_layout" in sections.get("dataset_config", {})
+        model = _of_class(built.model_config, TransformerConfig)
+        return replace(built, model_config=model) if says_layout else built
+    return _of_class(built, (config_classes or (type(built),))[0])
+
+
+def _tell_repeated(key: str) -> None:
+    logger.warning("%s is written twice; the last value counts", key)
+
+
+def _of_class(section: AnySection, cls: type[Section]) -> AnySection:
+    """A model's section with the predecessor's views, if they are asked for."""
+    if cls is not TransformerConfig or isinstance(section, TransformerConfig):
+        return section
+    made = object.__new__(TransformerConfig)
+    for name, value in vars(section).items():
+        object.__setattr__(made, name, value)
+    return cast("AnySection", made)

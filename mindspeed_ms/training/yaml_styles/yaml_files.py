@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -46,11 +46,14 @@ def find_yaml(name: str | Path, beside: Path | None = None) -> Path:
 
 
 def load_sections(
-    paths: str | Path | Sequence[str | Path], model_type: str = "model_config"
+    paths: str | Path | Sequence[str | Path],
+    model_type: str = "model_config",
+    repeated: Callable[[str], None] | None = None,
 ) -> Sections:
     """Return the merged sections of one or several files and of the files they build on.
 
-    Among several files the later wins; a file wins over its base.
+    Among several files the later wins; a file wins over its base. ``repeated`` is told of keys that
+    are written twice, whose last value counts then; without it they are refused.
 
     Raises:
         ValueError: a file is missing or unreadable, includes itself, or holds an unknown key or a
@@ -58,16 +61,21 @@ def load_sections(
 
     """
     names = [paths] if isinstance(paths, str | Path) else list(paths)
-    return merge_sections(_load_file(find_yaml(name), model_type, ()) for name in names)
+    return merge_sections(_load_file(find_yaml(name), model_type, (), repeated) for name in names)
 
 
-def _load_file(path: Path, model_type: str, including: tuple[Path, ...]) -> Sections:
+def _load_file(
+    path: Path,
+    model_type: str,
+    including: tuple[Path, ...],
+    repeated: Callable[[str], None] | None = None,
+) -> Sections:
     resolved = path.resolve()
     if resolved in including:
         raise ValueError(
             f"{path} builds on itself through {BASE_KEY}; remove one of the {BASE_KEY} keys"
         )
-    document = read_yaml(path)
+    document = read_yaml(path, repeated)
     bases = document.pop(BASE_KEY, None) or []
     if isinstance(bases, str):
         bases = [bases]
@@ -76,7 +84,7 @@ def _load_file(path: Path, model_type: str, including: tuple[Path, ...]) -> Sect
             f"{path}: {BASE_KEY} is {bases!r}, but must be a file name or a list of them"
         )
     layers = [
-        _load_file(find_yaml(base, path.parent), model_type, (*including, resolved))
+        _load_file(find_yaml(base, path.parent), model_type, (*including, resolved), repeated)
         for base in bases
     ]
     try:
