@@ -319,6 +319,8 @@ def _make(
     **options: Any,
 ) -> MixedPrecisionOptimizer:
     scaler = get_grad_scaler(training)
+    if not config.clip_grad:
+        config = replace(config, clip_grad=clip_limit(training))
     if params is None:
         params = [param for cell in chunks_of(network) for param in cell.trainable_params()]
     sums = options.get("grad_allreduce_op", training.loss_reduction) == "sum"
@@ -328,6 +330,14 @@ def _make(
         sharded = training.use_distributed_optimizer
         kind = DistributedOptimizer if sharded else Float16OptimizerWithFloat16Params
     return kind(list(params), config, scaler)
+
+
+def clip_limit(config: TrainingConfig) -> float:
+    """Largest norm of the gradients in ``grad_clip_kwargs``; 0 for none."""
+    given = getattr(config, "grad_clip_kwargs", None)
+    if given is None:
+        return 0.0
+    return float(given.get("clip_value", 1.0)) if isinstance(given, Mapping) else float(given)
 
 
 # --- parameters, groups, buffers ------------------------------------------------------------------

@@ -26,7 +26,12 @@ from mindspeed_ms.core.optimizer.grad_scaler import get_grad_scaler
 from mindspeed_ms.core.pipeline_parallel.executor import StageExecutor, StageWork
 from mindspeed_ms.core.pipeline_parallel.p2p_communication import StageLink, TransferFormat
 from mindspeed_ms.plan.schedule_plan import Shape
-from mindspeed_ms.predecessor.optimizer import MixedPrecisionOptimizer, chunks_of, number
+from mindspeed_ms.predecessor.optimizer import (
+    MixedPrecisionOptimizer,
+    chunks_of,
+    clip_limit,
+    number,
+)
 from mindspeed_ms.predecessor.reducer import ParallelTrainingReducer
 
 Outcome = tuple[Tensor, bool, float, float, float | None]
@@ -233,7 +238,7 @@ class _PlainStep:
             scaler.update(not is_finite)
             if not is_finite:
                 return False, None
-        limit = _clip_limit(self._step.training_config)
+        limit = clip_limit(self._step.training_config)
         if limit > 0.0:
             factor *= clip_coefficient(norm, limit)
         if factor != 1.0:
@@ -265,11 +270,3 @@ class _Adder:
     def __call__(self, grad: Tensor) -> None:
         before = self._totals.get(self._key)
         self._totals[self._key] = memory.contiguous(grad) if before is None else before + grad
-
-
-def _clip_limit(config: TrainingConfig) -> float:
-    """Largest norm of ``grad_clip_kwargs``; 0 for none."""
-    given = getattr(config, "grad_clip_kwargs", None)
-    if given is None:
-        return 0.0
-    return float(given.get("clip_value", 1.0)) if isinstance(given, Mapping) else float(given)

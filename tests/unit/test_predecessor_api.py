@@ -322,6 +322,36 @@ def test_a_step_of_adamw(kind):
         np.testing.assert_allclose(param.asnumpy(), 1 - 0.1 * 0.5 - 0.1, rtol=1e-5)
 
 
+class Sum(nn.Cell):
+    """The sum of a dense layer's results."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Dense(2, 1)
+
+    def construct(self, x):
+        return self.dense(x).sum()
+
+
+@pytest.mark.parametrize("made", ["get_optimizer", "nn.SGD"])
+def test_gradients_are_clipped_as_the_training_section_says(made):
+    training = TrainingConfig(grad_clip_kwargs={"clip_value": 0.01}, epochs=1)
+    net = Sum()
+    before = [param.asnumpy().copy().ravel() for param in net.trainable_params()]
+    config = OptimizerConfig(optimizer_type="SGD", learning_rate=1.0, sgd_momentum=0.0)
+    optimizer = (
+        nn.SGD(net.trainable_params(), learning_rate=1.0)
+        if made == "nn.SGD"
+        else get_optimizer(config, training, net.trainable_params(), net)
+    )
+    cell = TrainOneStepCell(net, optimizer, None, training)
+    _, is_finite, scale, rate, norm = cell(Tensor(np.array([[3.0, 4.0]], np.float32)))
+    after = [param.asnumpy().ravel() for param in net.trainable_params()]
+    moved = np.concatenate(before) - np.concatenate(after)
+    assert np.linalg.norm(moved) == pytest.approx(0.01, rel=1e-3)
+    assert norm == pytest.approx(np.sqrt(26), rel=1e-5) and is_finite and scale == rate == 1.0
+
+
 def test_a_network_of_which_a_part_is_trained_is_named():
     net = nn.Dense(2, 2)
     get_optimizer(OptimizerConfig(), TrainingConfig(), net.trainable_params(), net)

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from mindspeed_ms.config import ModelParallelConfig as PlainModelParallelConfig
 from mindspeed_ms.config import TransformerConfig as PlainTransformerConfig
 from mindspeed_ms.core.config import (
     AllConfig,
@@ -73,7 +74,7 @@ def test_attributes_and_views_of_the_predecessor():
     assert (model.attention_dropout, model.hidden_dropout) == (0.1, 0.2)
     values = vars(model)
     assert values["hidden_size"] == 64 and isinstance(
-        values["parallel_config"], ModelParallelConfig
+        values["parallel_config"], PlainModelParallelConfig
     )
     for section in (ModelParallelConfig(), TrainingConfig(), OptimizerConfig(), MoEConfig()):
         assert vars(section).keys() == {item.name for item in dataclasses.fields(section)}
@@ -110,6 +111,29 @@ def test_inert_arguments_of_a_model_are_told(caplog):
     assert [line.partition(" ")[0] for line in caplog.messages] == [
         "model_config.bias_dropout_fusion"
     ]
+
+
+def test_sections_take_older_keys_as_arguments(caplog):
+    clip = {"grad_clip_type": "ClipGlobalNorm", "clip_value": 0.5}
+    with caplog.at_level("WARNING"):
+        training = TrainingConfig(
+            ModelParallelConfig(recompute_config={"recompute": [1]}),
+            DatasetConfig(dataset_dir="./dataset", batch_size=2),
+            grad_clip_kwargs=clip,
+            loss_func_kwargs={"loss_func_type": "VocabParallelCrossEntropy"},
+        )
+        optimizer = OptimizerConfig(training.parallel_config, beta1=0.5, lr_decay_samples=0)
+    assert training.parallel_config.recompute == (1,) and training.dataset_config.batch_size == 2
+    assert training.grad_clip_kwargs == clip and optimizer.betas == (0.5, 0.999)
+    assert copy.deepcopy(training) == training
+    assert [line.partition(" ")[0] for line in caplog.messages] == [
+        "dataset_config.dataset_dir",
+        "training_config.loss_func_kwargs",
+    ]
+    with pytest.raises(ValueError, match="unknown key 'epoks'"):
+        TrainingConfig(epoks=3)
+    with pytest.raises(ValueError, match="num_experts belongs to moe_config"):
+        TransformerConfig(**SIZES, num_experts=4)
 
 
 # --- keys of its first line

@@ -3,19 +3,22 @@
 import mindspeed_ms.backend  # noqa: F401 - quiets MindSpore, which must not be loaded before
 from mindspeed_ms.config import to_yaml
 from mindspeed_ms.config.all_config import SECTION_CLASSES, AllConfig
-from mindspeed_ms.config.dataset_config import DatasetConfig
 from mindspeed_ms.config.lora_config import LoraConfig
-from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
-from mindspeed_ms.config.moe_config import MoEConfig
-from mindspeed_ms.config.optimizer_config import OptimizerConfig
 from mindspeed_ms.config.support import unsupported_reason
-from mindspeed_ms.config.training_config import TrainingConfig
 from mindspeed_ms.config.transformer_config import (
     FlashAttentionConfig,
     default_ffn_hidden_size,
     padded_vocab_size,
 )
-from mindspeed_ms.core.config.predecessor import TransformerConfig, init_configs_from_yaml
+from mindspeed_ms.core.config.predecessor import (
+    DatasetConfig,
+    ModelParallelConfig,
+    MoEConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    TransformerConfig,
+    init_configs_from_yaml,
+)
 from mindspeed_ms.training.from_args import init_configs_from_args, no_effect_report
 from mindspeed_ms.training.global_args import get_args, set_global_args
 from mindspeed_ms.training.yaml_styles.yaml_files import (

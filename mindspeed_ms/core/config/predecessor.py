@@ -70,6 +70,83 @@ class TransformerConfig(config.TransformerConfig):
         return self.mask_func_type == "attn_mask_add" and not self.use_flash_attention
 
 
+def _today(section: Section, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a section under today's names; those that select nothing are told in a line.
+
+    Raises:
+        ValueError: an unknown key, or one of another section.
+    """
+    links = {name: given[name] for name in section.LINKS if name in given}
+    plain = {name: value for name, value in given.items() if name not in links}
+    sections = modernize({section.NAME: plain})
+    own = sections.pop(section.NAME)
+    for other, values in sections.items():
+        for key in values:
+            raise ValueError(f"{key} belongs to {other}; give it there")
+    return {**rename_keys(type(section), own), **links}
+
+
+class ModelParallelConfig(config.ModelParallelConfig):
+    """``parallel_config``, also with the predecessor's keys.
+
+    Args:
+        kwargs: fields, also by older names.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**_today(self, kwargs))
+
+
+class DatasetConfig(config.DatasetConfig):
+    """``dataset_config``, also with the predecessor's keys.
+
+    Args:
+        kwargs: fields, also by older names.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**_today(self, kwargs))
+
+
+class TrainingConfig(config.TrainingConfig):
+    """``training_config``, also with the predecessor's keys.
+
+    Args:
+        args: the sections it links to.
+        kwargs: fields, also by older names. ``grad_clip_kwargs``, which belongs to the optimizer
+            in files, is kept for ``TrainOneStepCell`` and ``get_optimizer``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        clip = kwargs.pop("grad_clip_kwargs", None)
+        super().__init__(*args, **_today(self, kwargs))
+        if clip is not None:
+            object.__setattr__(self, "grad_clip_kwargs", clip)
+
+
+class OptimizerConfig(config.OptimizerConfig):
+    """``optimizer_config``, also with the predecessor's keys.
+
+    Args:
+        args: the section it links to.
+        kwargs: fields, also by older names.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **_today(self, kwargs))
+
+
+class MoEConfig(config.MoEConfig):
+    """``moe_config``, also with the predecessor's keys.
+
+    Args:
+        kwargs: fields, also by older names.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**_today(self, kwargs))
+
+
 def init_configs_from_yaml(
     file_path: str | Path | Sequence[str | Path],
     config_classes: Sequence[type[Section]] | None = None,
