@@ -333,7 +333,7 @@ def test_a_mistake_in_the_configuration_is_one_line(config, capsys):
     for words, message in (
         (["--device_target", "Ascend"], "MINDSPEED_MS_DEVICE_TARGET=CPU to run Ascend scripts"),
         (["--train_dataset_dir", "none"], "error: training data: none is no folder"),
-        (["--run_mode=predict"], "error: run_mode predict is not available yet"),
+        (["--run_mode=predict"], "error: there is nothing to go on with; give input_data"),
     ):
         with pytest.raises(SystemExit) as caught:
             run_mindformer.main(["--config", str(config), *words])

@@ -306,6 +306,22 @@ def test_the_standalone_task_predicts(tasks, home):
     assert (tasks / "text_generation_result.txt").read_text() == f"{found[1:-1]}\n"
 
 
+def test_run_mindformer_predicts(folder, home):
+    (folder / "tiny.yaml").write_text(
+        f"base_config: [{ROOT}/configs/gpt2/run_gpt2.yaml]\n"
+        f"model: {{model_config: {{hidden_size: 32, num_layers: 2, num_heads: 4, "
+        f"seq_length: {LENGTH}, do_sample: False, max_decode_length: 8, top_k: null, "
+        "compute_dtype: float32}}\n"
+    )
+    command = f"python {ROOT}/run_mindformer.py --config tiny.yaml --run_mode predict "
+    text = bash(folder, home, f"{command} --predict_data 'hello!' 'I love'")
+    found = (folder / "text_generation_result.txt").read_text().splitlines()
+    assert len(found) == 2 and found[0].startswith("{'text_generation_text': ['hello!")
+    script = "from mindformers import pipeline\n"
+    script += "print(pipeline('text_generation', model='gpt2', max_length=8)('hello!'))\n"
+    assert python(folder, home, script).splitlines()[-1] == f"[{found[0]}]", text
+
+
 @pytest.mark.slow
 def test_the_distributed_task_predicts_as_one_rank(tasks, home):
     """Changed: without the stray ``./train``; two ranks, as the sizes say; no adapters."""

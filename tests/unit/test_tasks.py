@@ -151,7 +151,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch, given, error, message):
 
 
 def test_text_is_not_available_yet():
-    with pytest.raises(NotImplementedError, match="run_mode predict is not available yet"):
+    with pytest.raises(ValueError, match="there is nothing to go on with; give input_data"):
         run_task(Task(run_mode="predict"))
 
 

@@ -23,6 +23,7 @@ from mindspeed_ms.toolkit.mapping.auto_layout import choose_layout
 from mindspeed_ms.toolkit.mapping.parallel import ParallelMode
 from mindspeed_ms.toolkit.mapping.tree import Task
 from mindspeed_ms.toolkit.trainer.build import outlast_warmup
+from mindspeed_ms.toolkit.trainer.predicting import predict_task
 
 ModelMaker = Callable[[AllConfig], Cell]
 """Configuration -> a whole model that returns its loss."""
@@ -31,7 +32,7 @@ ModelMaker = Callable[[AllConfig], Cell]
 def run_task(
     task: Task, model: ModelMaker | None = None, train_dataset: Iterable[Any] | None = None
 ) -> TrainState:
-    """Train, finetune or evaluate.
+    """Train, finetune, evaluate, or go on with texts.
 
     Args:
         task: what to do.
@@ -39,16 +40,13 @@ def run_task(
         train_dataset: the user's own batches of token rows, [b, s + 1]; None for the task's paths.
 
     Returns:
-        Where the run stands at its end.
+        Where the run stands at its end; its beginning, where texts were asked for.
 
     Raises:
         ValueError: settings or data that cannot be used, before any long work.
-        NotImplementedError: the task asks for text.
 
     Parallelism: called by every rank; collective.
     """
-    if task.run_mode == "predict":
-        raise NotImplementedError("run_mode predict is not available yet; train, finetune or eval")
     lines = script_context.apply(
         {
             "device_target": task.device_target,
@@ -60,6 +58,9 @@ def run_task(
     set_up_output()
     for line in (*task.notes, *lines):
         print_rank_0(line)
+    if task.run_mode == "predict":
+        predict_task(task)
+        return TrainState()
     config = build_config(task, comm.get_world_size(), train_dataset)
     loader = None
     if train_dataset is not None:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mindspeed_ms import toolkit
 from mindspeed_ms.backend import bars, comm, rank_table
 from mindspeed_ms.config import without_effect
 from mindspeed_ms.engine.output import print_rank_0
@@ -24,6 +23,7 @@ from mindspeed_ms.planning.suggest import suggestion_lines, with_memory
 from mindspeed_ms.planning.timing import Device
 from mindspeed_ms.toolkit import context
 from mindspeed_ms.toolkit.mapping.parallel import World
+from mindspeed_ms.toolkit.pipelines.text_generation import pipeline
 from mindspeed_ms.toolkit.trainer.build import Built, build, filled
 from mindspeed_ms.toolkit.trainer.callbacks import TrainerState
 from mindspeed_ms.toolkit.trainer.events import Events, metrics_of
@@ -31,11 +31,11 @@ from mindspeed_ms.toolkit.trainer.inputs import (
     resume_from,
     texts_of,
 )
+from mindspeed_ms.toolkit.trainer.predicting import NO_WEIGHTS, write_texts
 from mindspeed_ms.toolkit.trainer.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
 
-RESULT_FILE = "text_generation_result.txt"
 _HELD = "_run_of_trainer"
 """Attribute of a model: the open run that trains it."""
 
@@ -212,12 +212,9 @@ class Trainer(TrainerSettings):
         self._join()
         model = self._predicting(self._checkpoint(predict_checkpoint))
         model.set_train(False)
-        make: Any = toolkit.__getattr__("pipeline")
-        generate = make("text_generation", model=model, tokenizer=self._own_tokenizer())
-        found: list[dict[str, list[str]]] = generate(texts, batch_size=batch_size, **options)
-        if comm.get_rank() == 0:
-            lines = "".join(f"{one}\n" for one in found)
-            Path(RESULT_FILE).write_text(lines, encoding="utf-8")
+        generate = pipeline("text_generation", model=model, tokenizer=self._own_tokenizer())
+        found = generate(texts, batch_size=batch_size, **options)
+        write_texts(found)
         Events(self.args, self.callback_handler, self.state, None, False).tell("on_predict")
         return found
 
@@ -315,7 +312,7 @@ class Trainer(TrainerSettings):
             return cls.from_pretrained(weights, config=config, **layout)
         if self._has_weights:
             return source.instance
-        self._say(["WARNING: no weights are given or found: what is generated is random"])
+        self._say([NO_WEIGHTS])
         return cls(config, **layout)
 
     def _fit(
