@@ -179,7 +179,7 @@ ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
         "eval_do_concat_batches": Inert("evaluation keeps no outputs", (True,)),
         "include_for_metrics": Refused("evaluation is of loss and perplexity", ([],)),
         "batch_eval_metrics": Refused("evaluation is of loss and perplexity"),
-        "restore_callback_states_from_checkpoint": Own(),
+        "restore_callback_states_from_checkpoint": Inert("callbacks keep no state in checkpoints"),
         "gradient_checkpointing_kwargs": Refused("set_recompute_config says what is recomputed"),
         "hub_token": Refused(_NO_HUB),
         "hub_strategy": Inert(_NO_HUB, ("every_save",)),

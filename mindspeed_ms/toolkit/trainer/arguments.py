@@ -115,7 +115,6 @@ class _Fields:
     """The same by the name of MindFormers."""
     ignore_data_skip: bool = False
     """A resumed run starts its data at the beginning."""
-    restore_callback_states_from_checkpoint: bool = False
 
     dataloader_num_workers: int | None = None
     dataloader_drop_last: bool = True

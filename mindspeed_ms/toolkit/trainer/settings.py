@@ -202,10 +202,13 @@ class TrainerSettings:
             if getattr(self.args, switch):
                 extra["training_config"][switch] = True
                 extra["model_config"] |= {"params_dtype": dtype, "compute_dtype": dtype}
+        if self.args.neftune_noise_alpha:
+            extra["lora_config"] = {"neftune_noise_alpha": self.args.neftune_noise_alpha}
         if self.args.max_length:
             extra["model_config"]["seq_length"] = self.args.max_length
         if self.pet_method == "lora":
-            extra["lora_config"] = {"use_lora": True, **lora_fields(self.lora_config)}
+            own = extra.get("lora_config", {})
+            extra["lora_config"] = {**lora_fields(self.lora_config), **own, "use_lora": True}
         return Wanted(
             task=self._task(run_mode, resume, world),
             args=self.args,

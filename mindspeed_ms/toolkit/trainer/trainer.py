@@ -331,6 +331,9 @@ class Trainer(TrainerSettings):
         self.close()
         wanted = self._wanted(run_mode, weights, resume, self.eval_dataset, self._world())
         built = build(wanted, comm.get_world_size())
+        of_evaluation, size = self.args.per_device_eval_batch_size, self.args.train_batch_size
+        if of_evaluation not in (None, size):
+            self._say([f"per_device_eval_batch_size: no effect while training, as {size} is used"])
         self._say([*wanted.task.notes, *built.lines, *self.callback_handler.never_called()])
         self.state = self._first_state(built)
         events = Events(
