@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from mindspore import Tensor
 from mindspore.common import dtype as mstype
 
+from mindspeed_ms.backend import own_cluster
 from mindspeed_ms.backend.base import CompletedWork, Group, P2POp, ReduceOp, Work
 from mindspeed_ms.backend.job_client import end_process
 
@@ -55,7 +56,7 @@ class AscendComm:
             RuntimeError: HCCL is not available or the cluster cannot be formed.
         """
         self._dist = importlib.import_module("mindspore.mint.distributed")
-        if not self._dist.is_initialized():  # by the script
+        if not own_cluster.is_started():  # by the script
             self._dist.init_process_group()
         self.rank: int = self._dist.get_rank()
         size: int = self._dist.get_world_size()

@@ -344,9 +344,6 @@ def refusal_worker():
             5, 4, config=config, init_method="zeros", bias=False, input_is_parallel=True
         ),
         "vocab": lambda: VocabParallelEmbedding(5, 4, init_method="zeros", config=config),
-        "transpose": lambda: ColumnParallelLinear(
-            4, 4, config=config, init_method="zeros", transpose_b=False
-        ),
         "gather": lambda: ColumnParallelLinear(
             4, 4, config=_config(True), init_method="zeros", gather_output=True
         ),
@@ -383,7 +380,6 @@ def test_wrong_sizes_and_arguments_are_refused(dist_run, ranks):
         "output": "output_size is 5",
         "input": "input_size is 5",
         "vocab": "vocabulary size is 5",
-        "transpose": "transpose_b is False",
         "gather": "gather_output is True",
         "not_parallel": "input_is_parallel is False",
         "master": "keep_master_weight_for_test",
