@@ -60,7 +60,7 @@ class AscendComm:
             self._dist.init_process_group()
         self.rank: int = self._dist.get_rank()
         size: int = self._dist.get_world_size()
-        self.world_group = Group(tuple(range(size)), self.rank, "hccl_world_group", None)
+        self.world_group = Group(tuple(range(size)), self.rank, "world", None, "hccl_world_group")
 
     def new_group(self, ranks: tuple[int, ...], name: str) -> Group:
         """Create the HCCL group; only members take part.

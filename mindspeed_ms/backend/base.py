@@ -134,9 +134,20 @@ class Group(str):
     _handle: Any = field(default=None, repr=False)
     """The implementation's own object (an MPI communicator, an HCCL group name)."""
 
-    def __new__(cls, ranks: tuple[int, ...], rank: int, name: str, _handle: Any = None) -> Group:  # noqa: PYI034
-        """Its text is the implementation's name of it, if it has one."""
-        return super().__new__(cls, _handle if isinstance(_handle, str) else name)
+    _text: str = field(default="", repr=False)
+    """What MindSpore calls it; empty: the implementation's own object, or the name."""
+
+    def __new__(  # noqa: PYI034
+        cls,
+        ranks: tuple[int, ...],
+        rank: int,
+        name: str,
+        _handle: Any = None,
+        _text: str = "",
+    ) -> Group:
+        """A group and its text."""
+        own = _handle if isinstance(_handle, str) else name
+        return super().__new__(cls, _text or own)
 
     @cached_property
     def size(self) -> int:

@@ -284,7 +284,9 @@ class MpiComm:
         """Runs while this process is blocked in MPI."""
         world = mpi.COMM_WORLD.Dup()
         self.rank: int = world.rank
-        self.world_group = Group(tuple(range(world.size)), world.rank, "mccl_world_group", world)
+        self.world_group = Group(
+            tuple(range(world.size)), world.rank, "world", world, "mccl_world_group"
+        )
         self._communicators = [world]
         self._groups_made = 0
         self._in_flight: set[MpiWork] = set()

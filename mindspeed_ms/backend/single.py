@@ -32,7 +32,7 @@ class SingleComm:
     """
 
     rank = 0
-    world_group = Group(ranks=(0,), rank=0, name="mccl_world_group")
+    world_group = Group(ranks=(0,), rank=0, name="world", _text="mccl_world_group")
 
     def new_group(self, ranks: tuple[int, ...], name: str) -> Group:
         """Groups of one rank need no handle."""

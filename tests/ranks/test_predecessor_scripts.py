@@ -45,6 +45,12 @@ from mindspeed_ms.training import ParallelTrainingReducer, TrainOneStepCell, get
 from mindspeed_ms.training.training import train
 
 
+@pytest.fixture(autouse=True)
+def tape_is_off():
+    """As in a script's own process, whatever ran here before."""
+    _pynative_executor.set_grad_flag(False)
+
+
 def begin(**sizes):
     """What every script does first, in a process whose tape is off, as a script's is."""
     _pynative_executor.set_grad_flag(False)
