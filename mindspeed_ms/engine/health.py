@@ -4,6 +4,8 @@ It is named, whatever the flags: what is not a number, in which iteration, on wh
 parameter or activation. ``check_for_nan_in_grad`` decides whether it ends the run. If not, the
 checkpoints that hold its consequences are marked, so that none of them displaces a sound one.
 
+Replicas of the weights that have left one another are no less unsound, and end every run.
+
 With a loss scale, gradients that overflow are part of the method: the step is skipped. Only when
 that does not end is it an event.
 """
@@ -15,6 +17,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from mindspeed_ms.backend import comm
+from mindspeed_ms.core.distributed.replica_check import require_equal_replicas
 from mindspeed_ms.core.optimizer import MegatronOptimizer
 from mindspeed_ms.core.optimizer.clip_grads import any_over
 from mindspeed_ms.engine.errors import RunFailure
@@ -36,10 +39,13 @@ class Health:
 
     Args:
         stops: whether an event ends the run.
+        compare_every: iterations between comparisons of replicas; 0: they are never compared.
     """
 
-    def __init__(self, stops: bool) -> None:
+    def __init__(self, stops: bool, compare_every: int = 0) -> None:
         self._stops = stops
+        self._compare_every = compare_every
+        self._compared = 0
         self._is_last_bad = False
         self._skips = 0
         self.event: str | None = None
@@ -88,6 +94,30 @@ class Health:
                 f"scale is {optimizer.loss_scale:g}: gradients overflow all the same, "
                 f"{explain(optimizer.models)}"
             )
+
+    def compare_replicas(
+        self, optimizer: MegatronOptimizer, iteration: int, is_saved: bool = False
+    ) -> None:
+        """Compare the weights of all data parallel replicas, if it is time for that.
+
+        Args:
+            optimizer: has the weights.
+            iteration: the last one.
+            is_saved: whether they are about to be saved, so that it is time whatever the interval.
+
+        Raises:
+            RunFailure: a replica differs.
+
+        Parallelism: collective over the world.
+        """
+        every = self._compare_every
+        if not every or iteration == self._compared or (iteration % every and not is_saved):
+            return
+        self._compared = iteration
+        try:
+            require_equal_replicas(optimizer.models, iteration)
+        except RuntimeError as error:
+            raise RunFailure(str(error)) from error
 
     def is_sound(self, optimizer: MegatronOptimizer) -> bool:
         """Whether what a checkpoint would hold is sound.

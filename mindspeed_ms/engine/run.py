@@ -38,6 +38,7 @@ from mindspeed_ms.engine.forward_step import (
     megatron_forward_step,
 )
 from mindspeed_ms.engine.health import Health
+from mindspeed_ms.engine.memory_check import require_memory
 from mindspeed_ms.engine.micro_batches import BatchReader
 from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.engine.observe.observer import Observer
@@ -151,6 +152,7 @@ class Run:
         self.config = resumed(self.config)
         fill_run_state(self.config)
         report_layout(self.config)
+        require_memory(self.config)
         saver = make_saver(self.config)
         if saver is not None:
             self._undo.callback(saver.abandon)
@@ -371,7 +373,10 @@ def _set_up(
         ),
         forward_step=forward_step,
         token_weights=weights,
-        health=Health(config.training_config.check_for_nan_in_grad),
+        health=Health(
+            config.training_config.check_for_nan_in_grad,
+            config.training_config.check_weight_hash_across_dp_replicas_interval,
+        ),
         observer=observer,
         on_step=functions.on_step,
     )

@@ -141,6 +141,7 @@ class RunCheckpoints:
         state = setup.state
         if state.iteration in (0, self._newest):
             return
+        setup.health.compare_replicas(setup.optimizer, state.iteration, is_saved=True)
         event = None
         if not setup.health.is_sound(setup.optimizer):
             event = setup.health.event or f"weights are no numbers at iteration {state.iteration}"

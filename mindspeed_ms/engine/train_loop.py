@@ -107,6 +107,7 @@ def train(
             asked = None if setup.on_step is None else setup.on_step(report)
             if training.eval_interval and state.iteration % training.eval_interval == 0:
                 validate(setup, valid_sets, f"iteration {state.iteration}")
+            setup.health.compare_replicas(setup.optimizer, state.iteration)
             reason = stop.reason(state.iteration) or (asked if isinstance(asked, str) else None)
             if setup.checkpoints is not None:
                 setup.checkpoints.after_step(setup, must_save=reason is not None)

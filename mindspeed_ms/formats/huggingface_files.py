@@ -47,11 +47,13 @@ def is_model(path: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json``.
+    """``config.json``, by its folder or its own path.
 
     Raises:
         ValueError: it is missing, or is not JSON.
     """
+    if folder.name == CONFIG:
+        folder = folder.parent
     if folder.is_file():
         raise ValueError(f"{folder} is one file of a model; name its folder {folder.parent}")
     if not (folder / CONFIG).exists():

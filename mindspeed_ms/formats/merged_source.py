@@ -40,6 +40,8 @@ class MergedSource(Source):
             return super().read(name, kind, span)
         merged = self._deltas.merged(name, self.reader.read(self._stored(name, kind), "F32"))
         span = span or Span.all_of(Region.whole(merged.shape))
+        if not kind:
+            self.taken[name] = self.taken.get(name, 0) + span.stop - span.start
         part = np.empty(span.region.shape, np.float32)
         for start, local, size in span.region.boxes():
             held = tuple(slice(low, low + extent) for low, extent in zip(start, size, strict=True))

@@ -151,7 +151,8 @@ class ModelSpec:
 
     def _sizes(self, counts: Callable[[ParamSpec], bool]) -> Iterator[int]:
         """Elements of every part, as far as they count before anything is frozen."""
-        parts = (self.embedding, self.final_norm, *self.further, self.head, *self.layers)
+        ends = (self.embedding, self.final_norm, self.query, self.head)
+        parts = (*ends, *self.further, *self.layers)
         known = {
             part: sum(spec.size for spec in part.parameters() if counts(spec))
             for part in set(parts)

@@ -580,14 +580,14 @@ def _experts():
         ("Embedding",),
         **fp32,
     )
-    for groups in ((None, None), (3, 2)):
+    for groups in ((None, None, None), (3, 2, 1), (3, 2, 2)):
 
         def largest(kernels, random, groups=groups):
             return kept(
                 columns=kernels.largest_columns(ref.tensor(random.randn(9, 12)), 4, *groups)
             )
 
-        _add(f"largest_columns-{groups[0]}groups", ms.float32, largest, ("TopkExt",))
+        _add(f"largest_columns-{groups[0]}groups-{groups[2]}", ms.float32, largest, ("TopkExt",))
     for dtype in FLOATS:
         for counts in ((3, 0, 4), (7,)):
 

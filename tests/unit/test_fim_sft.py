@@ -1,6 +1,7 @@
 """Fill-in-the-middle, conversations, and rows of tokens."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -326,14 +327,17 @@ def test_rows_become_tokens_and_labels(tmp_path):
     assert reset["attention_mask"].shape == (1, 4, 4)
 
 
+UNCACHED = SimpleNamespace(path_to_cache=None)
+
+
 def test_bad_rows_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected is .5,.: sequence length plus one"):
         rows(tmp_path, np.zeros((3, 4), np.int32))
     with pytest.raises(FileNotFoundError, match="give the path of an .npy file"):
-        TokenRowsDataset.build_low_level_dataset(str(tmp_path / "none.npy"), None)
+        TokenRowsDataset.build_low_level_dataset(str(tmp_path / "none.npy"), UNCACHED)
     (tmp_path / "bad.npy").write_bytes(b"x")
     with pytest.raises(ValueError, match="cannot be read as rows"):
-        TokenRowsDataset.build_low_level_dataset(str(tmp_path / "bad.npy"), None)
+        TokenRowsDataset.build_low_level_dataset(str(tmp_path / "bad.npy"), UNCACHED)
     with pytest.raises(ValueError, match="has no row"):
         TokenRowsDataset(
             np.zeros((2, 5)),

@@ -18,6 +18,7 @@ SELECTION = {"report", "select", "selected"}
 ARGUMENTS = {
     "AttentionCall",
     "Documents",
+    "Gate",
     "KeyRanges",
     "ScoreDropout",
     "ScorePlaces",

@@ -50,6 +50,7 @@ CONSTANTS = {
     "formats/megatron.py: FORMAT": "has no attributes",
     "formats/mindspore_dirs.py: FORMAT": "has no attributes",
     "formats/own_format.py: FORMAT": "has no attributes",
+    "formats/peft.py: FORMAT": "has no attributes",
     "formats/torch_dist.py: FORMAT": "has no attributes",
     "models/families/rules.py: REQUIRED": "a sentinel",
     "ops/cpu/library.py: native": "entry points of a loaded library",

@@ -264,11 +264,7 @@ class PreTrainedModel(GenerationMixin, Cell):
         config = copy.deepcopy(self.config)
         config.run.setdefault("lora_config", {}).update(section)
         adapted = type(self)(config, dtype=self._dtype, seed=self._seed)
-        adapted._layout, adapted._weights, adapted._source = (
-            self._layout,
-            self._weights,
-            self._source,
-        )
+        adapted._layout, adapted._weights = self._layout, self._weights
         adapted.name_or_path, adapted._adapters = self.name_or_path, adapters
         adapted.generation_config = self.generation_config
         return adapted
