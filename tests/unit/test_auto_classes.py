@@ -19,6 +19,7 @@ from mindspeed_ms import (
     LlamaConfig,
     LlamaForCausalLM,
 )
+from mindspeed_ms.backend import autograd
 from mindspeed_ms.training import pretrain
 
 TINY = {
@@ -142,6 +143,15 @@ def test_inputs_that_do_not_fit(inputs, message, folder):
 def rows(steps):
     draw = np.random.RandomState(0)
     return [draw.randint(0, 61, (2, 13)).astype(np.int32) for _ in range(steps)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tape_of_a_script():
+    """Off, as where nobody has put the process on the tape; other tests have."""
+    flag = autograd._pynative_executor.grad_flag()
+    autograd._pynative_executor.set_grad_flag(False)
+    yield
+    autograd._pynative_executor.set_grad_flag(flag)
 
 
 def test_the_gradient_is_the_slope_of_the_loss():

@@ -258,7 +258,8 @@ def test_a_model_is_pushed_when_it_is_saved(hub, source, tmp_path):
     model = AutoModel.from_pretrained(source)
     options = {"repo_id": "o/tiny", "token": "hf_secret", "endpoint": hub.address}
     model.save_pretrained(tmp_path / "saved", push_to_hub=True, **options)
-    assert uploaded(hub)["model.safetensors"] == (source / "model.safetensors").read_bytes()
+    written = (tmp_path / "saved" / "model.safetensors").read_bytes()
+    assert uploaded(hub)["model.safetensors"] == written
     hub.requests.clear()
     model.push_to_hub(**options)
     assert "generation_config.json" in uploaded(hub)

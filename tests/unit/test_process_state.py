@@ -18,6 +18,7 @@ STATE = {
     "backend/autograd.py: _depth": "which tape of the process is walked",
     "backend/comm.py: _state": "MPI and HCCL start once per process; making a group is collective",
     "backend/launch.py: _holder": "a process joins one job, and stays in it to its end",
+    "core/dist_checkpointing/run_folder.py: _HELD": "folders that runs of this process save to",
     "backend/progress.py: here": "where this process is; heartbeats tell it",
     "backend/script_context.py: _said": "lines that are given once per process",
     "data/tokenizers/chat_templates.py: _MARKS": "of one rendering, as contexts are",

@@ -6,6 +6,7 @@ import os
 import platform
 import secrets
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.core.dist_checkpointing.shared_folders import require_shared
@@ -13,6 +14,10 @@ from mindspeed_ms.formats.containers.folder_lock import FolderLock
 
 _PROBE_BYTES = 4096
 """Of a file that shows whether there is any room."""
+
+
+_HELD: WeakValueDictionary[Path, RunFolder] = WeakValueDictionary()
+"""What runs of this process hold; the next run of the same folder takes it over."""
 
 
 class RunFolder:
@@ -40,6 +45,9 @@ class RunFolder:
         """
         notes, problem = list[str](), ""
         if comm.get_rank() == 0:
+            earlier = _HELD.pop(self._root.resolve(), None)
+            if earlier is not None:  # of this process, whose runs do not work at the same time
+                earlier.close()
             try:
                 self._root.mkdir(parents=True, exist_ok=True)
                 before = self._lock.acquire()
@@ -61,6 +69,7 @@ class RunFolder:
         if problem:
             self.close()
             raise ValueError(problem)
+        _HELD[self._root.resolve()] = self
         return notes
 
     def _try_together(self) -> str:
