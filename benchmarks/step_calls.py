@@ -1,12 +1,12 @@
-"""Python calls of one training iteration: how much of a step is plumbing.
+"""Python calls of one training step: how much of a step is plumbing.
 
     mpiexec -n 2 python benchmarks/step_calls.py
     python benchmarks/step_calls.py --tensor-model-parallel-size 1 --num-layers 8
 
-Counts the calls of functions of the package in the fifth iteration of the small example
-(``configs/tiny_gpt.yaml`` with two micro-batches and the distributed optimizer; flags are added to
-its own) and prints how many there are, how many functions and files take part, and which functions
-are called most. A generator counts once for each time it goes on.
+Counts the calls of functions of the package in ``train_step`` in the fifth iteration of the small
+example (``configs/tiny_gpt.yaml`` with two micro-batches and the distributed optimizer; flags are
+added to its own) and prints how many there are, how many functions and files take part, and which
+functions are called most. A generator counts once for each time it goes on.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from types import FrameType
 
 import mindspeed_ms
 from mindspeed_ms.backend import comm
+from mindspeed_ms.engine import train_loop
 from mindspeed_ms.engine.current_config import get_all_config
-from mindspeed_ms.engine.train_loop import StepReport
+from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain
 
@@ -35,9 +36,14 @@ def count_calls(flags: list[str]) -> Counter[str]:
     """Calls by file and function in iteration ``COUNTED`` of a training run; collective."""
     calls: Counter[str] = Counter()
 
+    is_inside = False
+
     def note(frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal is_inside
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(PACKAGE):
+        if code is train_loop.train_step.__code__ and event in ("call", "return"):
+            is_inside = event == "call"
+        if is_inside and event == "call" and code.co_filename.startswith(PACKAGE):
             calls[f"{code.co_filename.removeprefix(PACKAGE)}:{code.co_name}"] += 1
 
     def on_step(step: StepReport) -> None:

@@ -33,11 +33,10 @@ class RunState:
 
     def member(self, kind: type[Member]) -> Member:
         """The member of a kind, made when it is first asked for."""
-        found = self.find(kind)
+        found = self._members.get(kind)
         if found is None:
-            found = kind()
-            self._members[kind] = found
-        return found
+            found = self._members[kind] = kind()
+        return cast("Member", found)
 
     def put(self, member: object) -> None:
         """Make an object the member of its kind."""
@@ -61,6 +60,12 @@ _ACTIVE = _Active()
 def current() -> RunState:
     """The state of the run that is active."""
     return _ACTIVE.state
+
+
+def member_of_current(kind: type[Member]) -> Member:
+    """``current().member(kind)``, for what is asked many times in a step."""
+    found = _ACTIVE.state._members.get(kind)
+    return _ACTIVE.state.member(kind) if found is None else cast("Member", found)
 
 
 def renew() -> RunState:

@@ -73,7 +73,7 @@ def timed(name: str, level: int) -> AbstractContextManager[None]:
     Parallelism: with level 1 all ranks of the world enter the block, as they may wait for each
     other at its beginning.
     """
-    timers = run_state.current().member(Timers)
+    timers = run_state.member_of_current(Timers)
     if level > timers.level:
         return _OFF
     return _Running(timers, name, waits=timers.waits and level == 1)

@@ -11,7 +11,7 @@ from benchmarks.step_calls import count_calls
 pytestmark = pytest.mark.ranks
 
 MOST_CALLS = 4000
-"""Python calls of an iteration of the small example on two ranks. Lower it, never raise it."""
+"""Python calls of a step of the small example on two ranks. Lower it, never raise it."""
 
 
 def worker():

@@ -29,9 +29,9 @@ def require_range(ids: Tensor, size: int, what: str, also: int | None = None) ->
     Raises:
         ValueError: one lies outside.
     """
-    if device.is_ascend():
+    if device.CURRENT.name == "ascend":
         return
-    values = memory.as_numpy(memory.contiguous(ids))
+    values = memory.as_numpy(ids if ids.is_contiguous() else memory.contiguous(ids))
     if not values.size or (values.max() < size and values.min() >= 0):
         return
     outside = values[(values >= size) | (values < 0)]

@@ -55,7 +55,7 @@ class LinearPlan:
 
 def _weight_grad(grad: Tensor, total: Tensor, weight: Parameter, fused: bool) -> Tensor | None:
     """DW = dY^T X: accumulated into the gradient sink (result None), or returned."""
-    if not autograd.requires_grad(weight):
+    if not weight.requires_grad:
         return None
     sink = grad_sink_of(weight) if fused else None
     if sink is None:
@@ -478,7 +478,7 @@ class RowParallelLinear(Cell):
         if not self.input_is_parallel:
             input_ = mappings.scatter_to_tensor_model_parallel_region(input_, self.plan.group)
         weight = self.weight if self.transpose_b else _exchanged(self.weight)
-        output = row_parallel_linear(input_, weight, self.plan)
+        output = _RowLinear.apply(input_, weight, self.plan)
         if self.skip_bias_add or self.bias is None:
             return output, self.bias
         return add_bias(output, self.bias), None

@@ -110,7 +110,7 @@ class CoreAttention(Cell):
             attention_mask = None
         documents = attention_mask if isinstance(attention_mask, ops.Documents) else None
         mask = attention_mask if isinstance(attention_mask, Tensor) else None
-        mask, bias = _hidden_and_added(mask, self.adds_masks)
+        mask, bias = (None, None) if mask is None else _hidden_and_added(mask, self.adds_masks)
         arguments = {
             **self.options,
             "sinks": self.softmax_offset,
@@ -234,10 +234,17 @@ class ParallelAttention(Cell):
         ``queries``: of the same shape, projected to queries in place of the hidden states.
         """
         refuse_unserved(encoder_output=encoder_output)
-        hidden_states = sequence_first(hidden_states, self.batch_first)
-        q_SBND, k_SBGD, v_SBGD = self._projected(hidden_states)
+        if self.batch_first:
+            hidden_states = sequence_first(hidden_states, self.batch_first)
+        mixed, _ = self.qkv_proj(hidden_states)  # [S, B, G * (R + 2) * D]
+        q_SBND, k_SBGD, v_SBGD = ops.split_qkv(
+            mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
+        )
         if queries is not None:
-            q_SBND, _, _ = self._projected(sequence_first(queries, self.batch_first))
+            mixed, _ = self.qkv_proj(sequence_first(queries, self.batch_first))
+            q_SBND, _, _ = ops.split_qkv(
+                mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
+            )
         if self.q_layernorm is not None and self.k_layernorm is not None:
             q_SBND = ops.cast(self._normalized(q_SBND, self.q_layernorm), v_SBGD.dtype)
             k_SBGD = ops.cast(self._normalized(k_SBGD, self.k_layernorm), v_SBGD.dtype)
@@ -252,14 +259,9 @@ class ParallelAttention(Cell):
             q_SBND, k_SBGD, v_SBGD, attention_mask, again=self.attends_again
         )
         output, bias = self.out_proj(context)
-        return sequence_first(output, self.batch_first), bias
-
-    def _projected(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values of the heads of this rank."""
-        mixed, _ = self.qkv_proj(hidden_states)  # [S, B, G * (R + 2) * D]
-        return ops.split_qkv(
-            mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
-        )
+        if self.batch_first:
+            output = sequence_first(output, self.batch_first)
+        return output, bias
 
     def _normalized(self, heads: Tensor, norm: Cell) -> Tensor:
         """Queries or keys [S, B, heads, D], each head normalized, or all of the model together."""

@@ -10,6 +10,7 @@ import enum
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from mindspore import Parameter, Tensor
@@ -172,12 +173,11 @@ class ParallelTransformerLayer(Cell):
                 **given,
             )
 
-        def feed_forward(normed: Tensor) -> Output:
-            if inference_params is not None and isinstance(self.mlp, MoELayer):
-                return self.mlp(normed, drops_tokens=False)
-            return self._feed_forward(normed)
-
-        hidden_states = sequence_first(hidden_states, self.batch_first)
+        feed_forward = self._feed_forward
+        if inference_params is not None and isinstance(self.mlp, MoELayer):
+            feed_forward = partial(self.mlp.construct, drops_tokens=False)
+        if self.batch_first:
+            hidden_states = sequence_first(hidden_states, self.batch_first)
         if self.is_parallel:
             hidden_states, entered = ops.branch(hidden_states)
         x = self._residual(hidden_states, self.input_norm, attention, self.attn_post_norm)
@@ -187,7 +187,7 @@ class ParallelTransformerLayer(Cell):
             if self.is_parallel
             else self._residual(x, *block)
         )
-        return sequence_first(x, self.batch_first)
+        return sequence_first(x, self.batch_first) if self.batch_first else x
 
     def _residual(
         self,
@@ -418,7 +418,8 @@ class ParallelTransformer(Cell):
         """[s(/p), b, h] -> [s(/p), b, h]."""
         if not self.pre_process:
             hidden_states = self._stage_input.tensor
-        hidden_states = sequence_first(hidden_states, self.batch_first)
+        if self.batch_first:
+            hidden_states = sequence_first(hidden_states, self.batch_first)
         layers = dict(self.layers.name_cells())
         for group in self._groups:
 
@@ -431,7 +432,9 @@ class ParallelTransformer(Cell):
             hidden_states = checkpoint(run, hidden_states) if again else run(hidden_states)
         if self.final_norm is not None:
             hidden_states = self.final_norm(hidden_states)
-        return sequence_first(hidden_states, self.batch_first)
+        if self.batch_first:
+            hidden_states = sequence_first(hidden_states, self.batch_first)
+        return hidden_states
 
 
 class ParallelLMLogits(Cell):
