@@ -11,6 +11,7 @@ steps of this package enter, and each entry switches it on anew.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -209,9 +210,8 @@ def detach(tensor: Tensor) -> Tensor:
     return tensor.data
 
 
-def requires_grad(tensor: Tensor) -> bool:
-    """True when a gradient flows to (a leaf) or through (a result) the tensor."""
-    return bool(tensor._requires_grad)
+requires_grad: Callable[[Tensor], bool] = operator.attrgetter("_requires_grad")
+"""True when a gradient flows to (a leaf) or through (a result) the tensor."""
 
 
 def requires_grad_(tensor: Tensor, flag: bool = True) -> Tensor:

@@ -34,6 +34,7 @@ STATE = {
 
 CONSTANTS = {
     "backend/comm.py: _alone": "has no attributes",
+    "backend/autograd.py: requires_grad": "a function",
     "backend/job_secret.py: REFUSED": "bytes",
     "backend/memory.py: flat_view": "a function",
     "backend/numpy_types.py: NUMPY_OF": "a table; the test of tables covers it",

@@ -55,7 +55,7 @@ class LinearPlan:
 
 def _weight_grad(grad: Tensor, total: Tensor, weight: Parameter, fused: bool) -> Tensor | None:
     """DW = dY^T X: accumulated into the gradient sink (result None), or returned."""
-    if not weight.requires_grad:
+    if not autograd.requires_grad(weight):
         return None
     sink = grad_sink_of(weight) if fused else None
     if sink is None:
@@ -197,7 +197,7 @@ class _VocabParallelLookup(autograd.Function):
         grad = grad.contiguous()
         if plan.sequence_parallel:
             grad = mappings.gathered_first_dim(grad, plan.group)
-        if not weight.requires_grad:
+        if not autograd.requires_grad(weight):
             return None, None, None, None
         sink = grad_sink_of(weight) if plan.gradient_accumulation_fusion else None
         dw = memory.zeros(weight.shape) if sink is None else sink.main_grad
