@@ -131,7 +131,9 @@ class Job:
 
     def text(self):
         """Everything written to the console and to log files."""
-        logs = [log for log in sorted(self.folder.rglob("*.log")) if "console_" not in log.name]
+        walked = os.walk(self.folder)  # unlike rglob it passes over folders that have just gone
+        found = sorted(Path(folder, name) for folder, _, names in walked for name in names)
+        logs = [log for log in found if log.suffix == ".log" and "console_" not in log.name]
         return "\n".join(path.read_text(errors="replace") for path in (self.console, *logs))
 
     def logs(self):
