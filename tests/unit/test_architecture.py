@@ -210,6 +210,12 @@ def test_only_the_backend_touches_the_machine(path):
             )
 
 
+def test_modules_of_tests_have_names_of_their_own():
+    """pytest imports them by name alone, whatever folder they are in."""
+    found = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(found) > 100 and len(found) == len(set(found))
+
+
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_files_and_functions_are_small(path):
     lines = path.read_text(encoding="utf-8").count("\n")
