@@ -1,6 +1,6 @@
 """What each row of the guide's five tables changes: short runs with and without it, side by side.
 
-``python tests/guide_rows.py`` writes ``docs/guide_rows.md``; ``tests/ranks/test_guide_effects_of_rows.py``
+``python tests/guide_rows.py`` writes ``docs/guide_rows.md``; ``tests/ranks/test_rows_by_effect.py``
 runs every row and checks that the document says what was seen.
 """
 
@@ -490,7 +490,7 @@ HEAD = """# The guide's rows, by effect
 
 Every argument of the five tables of the user guide, and what it was seen to change: two short
 runs that differ in it, side by side on CPU. `python tests/guide_rows.py` writes this page, and
-`tests/ranks/test_guide_effects_of_rows.py` runs every row and fails if the page says something else.
+`tests/ranks/test_rows_by_effect.py` runs every row and fails if the page says something else.
 
 | argument | without | with | seen |
 |---|---|---|---|
