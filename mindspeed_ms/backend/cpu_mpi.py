@@ -536,7 +536,8 @@ class MpiComm:
     def _track(self, work: MpiWork) -> MpiWork:
         """Hold a handle until it is complete, even if the caller drops it."""
         if len(self._in_flight) >= _SWEEP_AT:
-            self._in_flight = {w for w in self._in_flight if not w.is_completed()}
+            held = self._in_flight
+            self._in_flight = {w for w in held if not (w._is_done or w.is_completed())}
         self._in_flight.add(work)
         return work
 
