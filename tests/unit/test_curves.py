@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mindspeed_ms.engine.observe import extras, observer
 from mindspeed_ms.engine.observe.record import read_record
-from mindspeed_ms.engine.start import refuse_unsupported, report_layout
+from mindspeed_ms.engine.start import refuse_unsupported
 from mindspeed_ms.engine.step_report import StepReport
 
 SAVE = ("--save-interval", "2")
@@ -203,8 +203,6 @@ def without(monkeypatch, package):
 
 def test_missing_tensorboard_is_one_line_at_the_start(tmp_path, monkeypatch, capsys):
     without(monkeypatch, "tensorboardX")
-    config = configuration("--tensorboard-dir", str(tmp_path / "curves"))
-    report_layout(config)
     trained("--tensorboard-dir", str(tmp_path / "curves"))
     output = capsys.readouterr().out
     assert output.count('pip install "mindspeed_ms[tensorboard]"') == 1
