@@ -51,7 +51,7 @@ class RunCheckpoints:
         vocab_size: tokens in use, None if unknown.
         on_complete: told the iteration of a checkpoint whose writing in the background is over.
 
-    Parallelism: collective over the world, as are its methods but ``abandon``.
+    Parallelism: collective over the world, as are its methods but ``keep``.
     """
 
     def __init__(
@@ -132,10 +132,6 @@ class RunCheckpoints:
             raise RunFailure(str(error)) from error
         if comm.get_rank() == 0:
             logger.warning("%s; training goes on (exit_on_save_failure is off)", error)
-
-    def abandon(self) -> None:
-        """Give up a checkpoint that is being written, and the folder, without other ranks."""
-        self._saver.abandon()
 
     def _save(self, setup: SavedRun) -> None:
         state = setup.state

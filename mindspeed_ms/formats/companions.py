@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mindspeed_ms.files.regular_file import read_text
 from mindspeed_ms.formats.containers import storage
 
 FOLDER = "huggingface"
@@ -92,7 +93,7 @@ def generation_defaults(checkpoint: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); correct the file") from error
     return content if isinstance(content, dict) else {}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_ms.config.lora_config import LoraConfig
+from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.formats import dtypes
 from mindspeed_ms.formats.catalog import Catalog, StoredPiece, StoredTensor, TensorReader
 from mindspeed_ms.formats.checkpoint_format import SourceHints
@@ -89,11 +90,9 @@ def read_options(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        options = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        options = read_json(path)
+    except OSError as error:
         raise ValueError(f"{path} cannot be read ({error}); correct the file") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"{path} holds a JSON {type(options).__name__}, not an object")
     check_options(options, str(path))
     return options
 

@@ -16,6 +16,7 @@ from typing import Literal
 import mindspore as ms
 from mindspore import Tensor
 
+from mindspeed_ms.backend import autograd
 from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops import checks
 from mindspeed_ms.ops.attending import (
@@ -285,7 +286,7 @@ def bias_dropout_add(
 def branch(x: Tensor) -> tuple[Tensor, Tensor]:
     """``x`` for two uses, whose gradients are summed by a kernel instead of by the framework."""
     checks.floating("branch", x.dtype)
-    return chosen.kernels.branch(x)
+    return chosen.kernels.branch(x) if autograd.is_grad_enabled() else (x, x)
 
 
 def embedding(weight: Tensor, ids: Tensor, vocab_start: int = 0) -> Tensor:

@@ -11,8 +11,9 @@ import zlib
 from pathlib import Path
 
 from mindspeed_ms.backend import comm
+from mindspeed_ms.core.dist_checkpointing.shared_folders import first_rank_decides
 from mindspeed_ms.formats.catalog import Catalog
-from mindspeed_ms.formats.find import Found, OnlyTornError, find_checkpoint, open_checkpoint
+from mindspeed_ms.formats.find import Found, find_checkpoint, open_checkpoint
 from mindspeed_ms.formats.names import Describe
 
 
@@ -25,20 +26,7 @@ def find_together(path: Path, step: int | None = None) -> Found | None:
 
     Parallelism: collective over the world.
     """
-    answer: tuple[Found | None, type[ValueError] | None, str] = (None, None, "")
-    if comm.get_rank() == 0:
-        try:
-            answer = (find_checkpoint(path, step), None, "")
-        except OnlyTornError as error:
-            answer = (None, OnlyTornError, str(error))
-        except (ValueError, OSError) as error:
-            answer = (None, ValueError, str(error))
-    if comm.get_world_size() > 1:
-        answer = comm.broadcast_object(answer, 0)
-    found, kind, message = answer
-    if kind is not None:
-        raise kind(message)
-    return found
+    return first_rank_decides(lambda: find_checkpoint(path, step))
 
 
 def open_together(found: Found, describe: Describe) -> Catalog:

@@ -28,21 +28,23 @@ def first_rank_decides(decide: Callable[[], T]) -> T:
     """What rank 0 finds, or the error it meets, on all ranks.
 
     Raises:
-        ValueError: rank 0 has raised it.
+        ValueError: rank 0 has raised it, of the same kind; or an OSError.
 
     Parallelism: collective over the world.
     """
     if comm.get_world_size() == 1:
         return decide()
-    answer: tuple[T | None, str | None] = (None, None)
+    answer: tuple[T | None, type[ValueError] | None, str] = (None, None, "")
     if comm.get_rank() == 0:
         try:
-            answer = (decide(), None)
-        except (ValueError, OSError) as error:
-            answer = (None, str(error))
-    value, problem = comm.broadcast_object(answer, 0)
-    if problem is not None:
-        raise ValueError(problem)
+            answer = (decide(), None, "")
+        except ValueError as error:
+            answer = (None, type(error), str(error))
+        except OSError as error:
+            answer = (None, ValueError, str(error))
+    value, kind, problem = comm.broadcast_object(answer, 0)
+    if kind is not None:
+        raise kind(problem)
     return value
 
 

@@ -12,12 +12,23 @@ from mindspeed_ms.core.peft.adapter import Adapters
 from mindspeed_ms.core.peft.magnitude import magnified
 from mindspeed_ms.core.tensor_parallel.layers import (
     ColumnParallelLinear,
+    LinearPlan,
     RowParallelLinear,
     add_bias,
     parallel_config_of,
 )
 from mindspeed_ms.core.tensor_parallel.replicated import ReplicatedLinear
 from mindspeed_ms.models.part import LinearSpec
+
+
+def _adapters(
+    plan: LinearPlan, spec: LinearSpec, config: TransformerConfig, is_expert: bool
+) -> Adapters:
+    """Those of a layer that the ranks of its plan share."""
+    sequence_parallel = parallel_config_of(config).sequence_parallel
+    return Adapters(
+        spec, plan, plan.group, is_expert=is_expert, sequence_parallel=sequence_parallel
+    )
 
 
 class AdaptedColumnLinear(ColumnParallelLinear):
@@ -36,13 +47,7 @@ class AdaptedColumnLinear(ColumnParallelLinear):
         **rest: Any,
     ) -> None:
         super().__init__(*sizes, config=config, is_expert=is_expert, **rest)
-        self.adapters = Adapters(
-            spec,
-            self.plan,
-            self.plan.group,
-            is_expert=is_expert,
-            sequence_parallel=parallel_config_of(config).sequence_parallel,
-        )
+        self.adapters = _adapters(self.plan, spec, config, is_expert)
         # Magnitudes scale the product alone, so the bias comes behind them.
         self.adds_bias_later = self.adapters.has_magnitudes and not self.skip_bias_add
         self.skip_bias_add = self.skip_bias_add or self.adds_bias_later
@@ -74,13 +79,7 @@ class AdaptedRowLinear(RowParallelLinear):
         **rest: Any,
     ) -> None:
         super().__init__(*sizes, config=config, is_expert=is_expert, **rest)
-        self.adapters = Adapters(
-            spec,
-            self.plan,
-            self.plan.group,
-            is_expert=is_expert,
-            sequence_parallel=parallel_config_of(config).sequence_parallel,
-        )
+        self.adapters = _adapters(self.plan, spec, config, is_expert)
 
     def construct(self, input_: Tensor) -> tuple[Tensor, Parameter | None]:
         """(output, bias, which is not added)."""

@@ -235,13 +235,13 @@ class ParallelAttention(Cell):
         """
         refuse_unserved(encoder_output=encoder_output)
         if self.batch_first:
-            hidden_states = sequence_first(hidden_states, self.batch_first)
+            hidden_states = exchanged(hidden_states)
         mixed, _ = self.qkv_proj(hidden_states)  # [S, B, G * (R + 2) * D]
         q_SBND, k_SBGD, v_SBGD = ops.split_qkv(
             mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
         )
         if queries is not None:
-            mixed, _ = self.qkv_proj(sequence_first(queries, self.batch_first))
+            mixed, _ = self.qkv_proj(exchanged(queries) if self.batch_first else queries)
             q_SBND, _, _ = ops.split_qkv(
                 mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
             )
@@ -259,9 +259,7 @@ class ParallelAttention(Cell):
             q_SBND, k_SBGD, v_SBGD, attention_mask, again=self.attends_again
         )
         output, bias = self.out_proj(context)
-        if self.batch_first:
-            output = sequence_first(output, self.batch_first)
-        return output, bias
+        return (exchanged(output) if self.batch_first else output), bias
 
     def _normalized(self, heads: Tensor, norm: Cell) -> Tensor:
         """Queries or keys [S, B, heads, D], each head normalized, or all of the model together."""
@@ -273,9 +271,9 @@ class ParallelAttention(Cell):
         return own.reshape(shape)
 
 
-def sequence_first(states: Tensor, is_needed: bool) -> Tensor:
+def exchanged(states: Tensor) -> Tensor:
     """[b, s, h] -> [s, b, h] and back, where a script works with the batch first."""
-    return states.swapaxes(0, 1).contiguous() if is_needed else states
+    return states.swapaxes(0, 1).contiguous()
 
 
 def _hidden_and_added(

@@ -21,7 +21,7 @@ from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
 from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.tensor_parallel import VocabParallelEmbedding, get_rng_tracker, mappings
-from mindspeed_ms.legacy.model.attention import AttentionMask, sequence_first
+from mindspeed_ms.legacy.model.attention import AttentionMask, exchanged
 from mindspeed_ms.legacy.model.enums import AttnMaskType, LayerType, ModelType
 from mindspeed_ms.legacy.model.from_spec import column_linear, init_method
 from mindspeed_ms.legacy.model.initialization import StageDraws
@@ -252,7 +252,7 @@ class TransformerLanguageModel(Cell):
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
         """Activations from the previous pipeline stage."""
         if input_tensor is not None:
-            input_tensor = sequence_first(input_tensor, self.batch_first)
+            input_tensor = exchanged(input_tensor) if self.batch_first else input_tensor
         self.encoder.set_input_tensor(input_tensor)
 
     def construct(
@@ -290,7 +290,7 @@ class TransformerLanguageModel(Cell):
         output = self.encoder(hidden_states, enc_attn_mask, rotary, inference_params)
         if self.query_layer is not None:
             output = self.query_layer(output, enc_position_ids, enc_attn_mask, inference_params)
-        return sequence_first(output, self.batch_first)
+        return exchanged(output) if self.batch_first else output
 
     def _rotary_tables(self, length: int) -> tuple[Tensor, ...]:
         """Rotary tables of the tokens in the layers: of this rank's share of the sequence."""

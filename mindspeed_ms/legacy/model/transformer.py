@@ -36,7 +36,7 @@ from mindspeed_ms.legacy.model.attention import (
     CoreAttention,
     ParallelAttention,
     RotaryTables,
-    sequence_first,
+    exchanged,
 )
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, LayerType
 from mindspeed_ms.legacy.model.initialization import StageDraws
@@ -177,7 +177,7 @@ class ParallelTransformerLayer(Cell):
         if inference_params is not None and isinstance(self.mlp, MoELayer):
             feed_forward = partial(self.mlp.construct, drops_tokens=False)
         if self.batch_first:
-            hidden_states = sequence_first(hidden_states, self.batch_first)
+            hidden_states = exchanged(hidden_states)
         if self.is_parallel:
             hidden_states, entered = ops.branch(hidden_states)
         x = self._residual(hidden_states, self.input_norm, attention, self.attn_post_norm)
@@ -187,7 +187,7 @@ class ParallelTransformerLayer(Cell):
             if self.is_parallel
             else self._residual(x, *block)
         )
-        return sequence_first(x, self.batch_first) if self.batch_first else x
+        return exchanged(x) if self.batch_first else x
 
     def _residual(
         self,
@@ -419,7 +419,7 @@ class ParallelTransformer(Cell):
         if not self.pre_process:
             hidden_states = self._stage_input.tensor
         if self.batch_first:
-            hidden_states = sequence_first(hidden_states, self.batch_first)
+            hidden_states = exchanged(hidden_states)
         layers = dict(self.layers.name_cells())
         for group in self._groups:
 
@@ -432,9 +432,7 @@ class ParallelTransformer(Cell):
             hidden_states = checkpoint(run, hidden_states) if again else run(hidden_states)
         if self.final_norm is not None:
             hidden_states = self.final_norm(hidden_states)
-        if self.batch_first:
-            hidden_states = sequence_first(hidden_states, self.batch_first)
-        return hidden_states
+        return exchanged(hidden_states) if self.batch_first else hidden_states
 
 
 class ParallelLMLogits(Cell):

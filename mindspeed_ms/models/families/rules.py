@@ -351,6 +351,12 @@ class ScoreScale:
         return {self.theirs: int(value) if value == int(value) else value}
 
 
+def tied_head(default: bool) -> Key:
+    """Whether the head is the table of embeddings, by ``tie_word_embeddings``."""
+    path = "model_config.untie_embeddings_and_output_weights"
+    return Key("tie_word_embeddings", path, default, opposite, opposite)
+
+
 def opposite(value: bool) -> bool:
     """A switch that is named the other way round there."""
     return not value

@@ -37,4 +37,4 @@ class _Branch(autograd.Function):
 
 def branch(x: Tensor) -> tuple[Tensor, Tensor]:
     """See ``ops.branch``."""
-    return _Branch.apply(x) if autograd.is_grad_enabled() else (x, x)
+    return _Branch.apply(x)

@@ -164,16 +164,3 @@ class FilledUp:
             return self._dataset[idx]
         sample = self._dataset[self._count - 1]
         return {**sample, "loss_mask": np.zeros_like(sample["loss_mask"])}
-
-
-class Shortened:
-    """The first samples of a dataset."""
-
-    def __init__(self, dataset: SampleDataset, count: int) -> None:
-        self._dataset, self._count = dataset, min(count, len(dataset))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, idx: int) -> Mapping[str, Any]:
-        return self._dataset[idx]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.formats.containers import storage
 from mindspeed_ms.toolkit.messages import unknown_argument
 
@@ -203,11 +204,7 @@ class GenerationConfig:
         path = path / FILE if path.is_dir() else path
         if not path.is_file():
             raise OSError(f"{folder} has no {FILE}; nothing is downloaded: give a local folder")
-        try:
-            options = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
-        return of_file(options)
+        return of_file(read_json(path))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``generation_config.json`` into a folder, which is made if it is not there."""

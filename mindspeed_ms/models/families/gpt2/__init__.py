@@ -10,7 +10,15 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.models.attention import AttentionSpec
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place, Places, query_rows
-from mindspeed_ms.models.families.rules import Fields, Heads, Key, Length, Only, value_of
+from mindspeed_ms.models.families.rules import (
+    Fields,
+    Heads,
+    Key,
+    Length,
+    Only,
+    tied_head,
+    value_of,
+)
 from mindspeed_ms.models.model import ModelSpec
 
 TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
@@ -116,13 +124,7 @@ FAMILY = Family(
         Key("initializer_range", "model_config.init_method_std", 0.02, float),
         Key("attn_pdrop", "model_config.attention_dropout_rate", 0.1, float),
         Key("resid_pdrop", "model_config.hidden_dropout_rate", 0.1, float),
-        Key(
-            "tie_word_embeddings",
-            "model_config.untie_embeddings_and_output_weights",
-            True,
-            lambda tied: not tied,
-            lambda untied: not untied,
-        ),
+        tied_head(True),
         Only("scale_attn_weights", (True,), True),
         Only("scale_attn_by_inverse_layer_idx", (False,), False),
         Only("add_cross_attention", (False,), False),

@@ -8,7 +8,14 @@ from typing import Any
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place, Places
 from mindspeed_ms.models.families.rope import Rope
-from mindspeed_ms.models.families.rules import Activation, Biases, Heads, Key, Length, opposite
+from mindspeed_ms.models.families.rules import (
+    Activation,
+    Biases,
+    Heads,
+    Key,
+    Length,
+    tied_head,
+)
 from mindspeed_ms.models.model import ModelSpec
 
 _NAMES = (
@@ -75,13 +82,7 @@ FAMILY = Family(
             ("model_config.qkv_has_bias", "model_config.out_proj_has_bias"),
             True,
         ),
-        Key(
-            "tie_word_embeddings",
-            "model_config.untie_embeddings_and_output_weights",
-            False,
-            opposite,
-            opposite,
-        ),
+        tied_head(False),
     ),
     places=_places,
     neutral=frozenset({"classifier_dropout", "is_decoder", "rope_theta", "partial_rotary_factor"}),

@@ -11,7 +11,13 @@ from typing import Any
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.gpt2 import Inner, activation_rule
 from mindspeed_ms.models.families.place import Place, Places, separate_attention
-from mindspeed_ms.models.families.rules import Heads, Key, Length, Only
+from mindspeed_ms.models.families.rules import (
+    Heads,
+    Key,
+    Length,
+    Only,
+    tied_head,
+)
 from mindspeed_ms.models.layer import LayerSpec
 from mindspeed_ms.models.model import ModelSpec
 
@@ -81,13 +87,7 @@ FAMILY = Family(
         Key("initializer_range", "model_config.init_method_std", 0.02, float),
         Key("attn_pdrop", "model_config.attention_dropout_rate", 0.1, float),
         Key("resid_pdrop", "model_config.hidden_dropout_rate", 0.1, float),
-        Key(
-            "tie_word_embeddings",
-            "model_config.untie_embeddings_and_output_weights",
-            True,
-            lambda tied: not tied,
-            lambda untied: not untied,
-        ),
+        tied_head(True),
         Only("scale_attn_weights", (True,), True),
     ),
     places=_places,

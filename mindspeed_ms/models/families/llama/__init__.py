@@ -15,7 +15,7 @@ from mindspeed_ms.models.families.rules import (
     Key,
     Length,
     Rule,
-    opposite,
+    tied_head,
 )
 
 FIXED: dict[str, Any] = {
@@ -61,13 +61,7 @@ def rules(
         Key("rms_norm_eps", "model_config.norm_epsilon", epsilon, float),
         Key("initializer_range", "model_config.init_method_std", 0.02, float),
         Key("attention_dropout", "model_config.attention_dropout_rate", 0.0, float),
-        Key(
-            "tie_word_embeddings",
-            "model_config.untie_embeddings_and_output_weights",
-            is_tied,
-            opposite,
-            opposite,
-        ),
+        tied_head(is_tied),
         *more,
     )
 
