@@ -368,7 +368,9 @@ ROWS: tuple[Row, ...] = (
         "tests/unit/test_gpt_dataset.py",
         "the loss leaves out ends of documents",
     ),
-    elsewhere("pad_token_id", "tests/unit/test_arguments.py", "stored; the tokenizer decides"),
+    elsewhere(
+        "pad_token_id", "tests/unit/test_guide_arguments.py", "stored; the tokenizer decides"
+    ),
     elsewhere("eos_token_id", "tests/unit/test_eos_mask.py", "ends documents in `EosMask`"),
     elsewhere(
         "drop_remainder",

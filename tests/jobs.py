@@ -63,6 +63,12 @@ def die_with_the_test():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
+def log_files(folder):
+    """All below a folder; unlike ``rglob`` it passes over folders that go meanwhile."""
+    found = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return sorted(path for path in found if path.suffix == ".log")
+
+
 class Job:
     """A launcher and all that comes from it."""
 
@@ -131,15 +137,13 @@ class Job:
 
     def text(self):
         """Everything written to the console and to log files."""
-        walked = os.walk(self.folder)  # unlike rglob it passes over folders that have just gone
-        found = sorted(Path(folder, name) for folder, _, names in walked for name in names)
-        logs = [log for log in found if log.suffix == ".log" and "console_" not in log.name]
+        logs = [log for log in log_files(self.folder) if "console_" not in log.name]
         return "\n".join(path.read_text(errors="replace") for path in (self.console, *logs))
 
     def logs(self):
         """What ranks and scheduler have written, without the launcher's own words."""
         folder = self.folder / "log"
-        return "\n".join(path.read_text(errors="replace") for path in sorted(folder.rglob("*.log")))
+        return "\n".join(path.read_text(errors="replace") for path in log_files(folder))
 
     def wait_for(self, text, seconds=60.0):
         """Wait until something has been written."""

@@ -8,108 +8,42 @@ of its own, the portable definition in the test process.
 from __future__ import annotations
 
 import functools
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import ModuleType
 
 import mindspore as ms
 import numpy as np
 import ops_reference as ref
-from mindspore import Tensor, mint
-from op_plugin import models
+from mindspore import Tensor
+from op_plugin import expert_cases, models
+from op_plugin.harness import (
+    CASES,
+    FLOATS,
+    HALVES,
+    add,
+    differentiable,
+    differentiated,
+    in_flat_buffer,
+    kept,
+)
 
 from mindspeed_ms import ops
-from mindspeed_ms.backend import autograd, memory
+from mindspeed_ms.backend import memory
 from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops.portable.arrays import store
 
-Results = dict[str, tuple[np.ndarray, str]]
-"""Values in float64 and the type they were stored in, by name."""
-
-ROUNDING = {ms.float32: 2.0**-24, ms.bfloat16: 2.0**-8, ms.float16: 2.0**-11}
-"""Largest relative error of storing a number."""
-
-FLOATS = tuple(ROUNDING)
-HALVES = (ms.bfloat16, ms.float16)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One call of a kernel set."""
-
-    name: str
-    run: Callable[[ModuleType, np.random.RandomState], Results]
-
-    launches: frozenset[str]
-    """Primitives that must run on the Ascend path."""
-
-    tolerance: float
-    """Largest error relative to the largest wanted value of an array."""
-
-    def results(self, kernels: ModuleType) -> Results:
-        """Run it; every kernel set sees the same inputs."""
-        autograd.enable()
-        return self.run(kernels, np.random.RandomState(zlib.crc32(self.name.encode())))
-
-
-CASES: list[Case] = []
-
-
-def _add(name, dtype, run, launches=(), roundings=4):
-    """``roundings``: of the storage type, along the longest way from an input to a result."""
-    # Sums of fp32 numbers are formed in another order than in the definition.
-    slack = 4 if dtype == ms.float32 else 1
-    tolerance = slack * roundings * ROUNDING[dtype]
-    CASES.append(Case(f"{name}-{str(dtype).lower()}", run, frozenset(launches), tolerance))
-
-
-def kept(**tensors: Tensor | None) -> Results:
-    """What a case hands back."""
-    return {name: (ref.values(t), str(t.dtype)) for name, t in tensors.items() if t is not None}
-
-
-def differentiated(call, arrays, dtype, random, make=ref.tensor):
-    """Results and gradients of ``call(*tensors)``; None among the arrays stays None."""
-    leaves = [None if a is None else ref.leaf(make(a, dtype)) for a in arrays]
-    outputs = call(*leaves)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    grads = [make(random.randn(*y.shape), y.dtype) if y.shape else None for y in outputs]
-    autograd.backward(outputs, grads)
-    results = {f"y{i}": y for i, y in enumerate(outputs)}
-    for i, one in enumerate(leaves):
-        results[f"d{i}"] = None if one is None else autograd.get_grad(one)
-        assert one is None or results[f"d{i}"] is not None, f"input {i} got no gradient"
-    return kept(**results)
-
-
-def _differentiable(name, op, shapes, launches, *, dtypes=FLOATS, roundings=4, **options):
-    """``op(kernels)(*tensors)`` for every type, dense and strided."""
-    for dtype in dtypes:
-        for make in (ref.tensor, ref.transposed):
-            strided = make is ref.transposed
-
-            def run(kernels, random, dtype=dtype, make=make):
-                arrays = [None if shape is None else random.randn(*shape) for shape in shapes]
-                # A vector has no other layout.
-                rest = lambda a, d: make(a, d) if a.ndim > 1 else ref.tensor(a, d)  # noqa: E731
-                return differentiated(op(kernels), arrays, dtype, random, rest)
-
-            _add(f"{name}{'-strided' if strided else ''}", dtype, run, launches, roundings)
-
+__all__ = ["CASES"]
 
 # ---- norms, activations, dropout, rotary ---------------------------------------------------------
 
 
 def _pointwise():
     x, vector = (3, 2, 14), (14,)
-    _differentiable(
+    differentiable(
         "layer_norm",
         lambda m: lambda x, w, b: m.layer_norm(x, w, b, 1e-5),
         (x, vector, vector),
         ("LayerNormExt", "LayerNormGradExt"),
     )
-    _differentiable(
+    differentiable(
         "rms_norm",
         lambda m: lambda x, w: m.rms_norm(x, w, 1e-5),
         (x, vector),
@@ -118,7 +52,7 @@ def _pointwise():
     for bias in (vector, None):
         name = "-bias" if bias else ""
         for kind in ("none", "tanh"):
-            _differentiable(
+            differentiable(
                 f"gelu_{kind}{name}",
                 lambda m, kind=kind: lambda x, b: m.gelu(x, b, kind),
                 (x, bias),
@@ -129,22 +63,22 @@ def _pointwise():
             ("silu", ("SiLU", "SiLUGrad")),
             ("squared_relu", ("ReLU", "ReluGrad", "Square")),
         ):
-            _differentiable(
+            differentiable(
                 f"{activation}{name}",
                 lambda m, activation=activation: getattr(m, activation),
                 (x, bias),
                 launches,
             )
-        _differentiable(
+        differentiable(
             f"bias_dropout_add{name}",
             lambda m: lambda x, b, r: m.bias_dropout_add(x, b, r, 0.3, Generator(9, 8)),
             (x, bias, x),
             ("Mul",),
         )
-    _differentiable(
+    differentiable(
         "dropout", lambda m: lambda x: m.dropout(x, 0.3, Generator(2**60 + 9, 2**35 + 3)), (x,), ()
     )
-    _differentiable(
+    differentiable(
         "split_qkv", lambda m: lambda x: m.split_qkv(x, 2, 3, 5), ((3, 2, 50),), (), roundings=1
     )
 
@@ -160,7 +94,7 @@ def _rotary():
                 return lambda t: kernels.rotary(t, cos, sin, interleaved)
 
             fused = ("RotaryPositionEmbedding", "RotaryPositionEmbeddingGrad")
-            _differentiable(
+            differentiable(
                 f"rotary_{'pairs' if interleaved else 'halves'}-{rot}of8-{tables}tables",
                 op,
                 ((5, 3, 2, 8),),
@@ -171,7 +105,7 @@ def _rotary():
 def _embedding():
     for id_type in (np.int32, np.int64):
         ids = np.random.RandomState(1).randint(0, 9, (5, 3)).astype(id_type)
-        _differentiable(
+        differentiable(
             f"embedding-{np.dtype(id_type).name}",
             lambda m, ids=ids: lambda w: m.embedding(w, Tensor(ids), 2),
             ((4, 5),),
@@ -240,7 +174,7 @@ def _attention_case(name, dtype, sizes, kind, launches, make=ref.tensor, ids=Non
         return results
 
     # Rounded are the result, whose products with its gradient enter every score, and the gradients.
-    _add(f"attention-{name}", dtype, run, launches, roundings=8)
+    add(f"attention-{name}", dtype, run, launches, roundings=8)
 
 
 def _attention_options():
@@ -364,7 +298,7 @@ def _blocks_of_attention():
                 def run(kernels, random, dtype=dtype, kind=kind, sizes=sizes):
                     return _accumulated(kernels, random, dtype, kind, sizes)
 
-                _add(
+                add(
                     f"accumulated-{kind}-{sizes[0]}x{sizes[1]}",
                     dtype,
                     run,
@@ -423,7 +357,7 @@ def _decode_case(name, dtype, sizes, slots, launches, options):  # noqa: PLR0913
         places = None if slots is None else np.array(slots)
         return kept(y=kernels.decode_attention(q, k, v, sinks, places, call))
 
-    _add(f"decode-{name}", dtype, run, launches)
+    add(f"decode-{name}", dtype, run, launches)
 
 
 def _softmax():
@@ -435,17 +369,10 @@ def _softmax():
             return lambda scores: kernels.softmax(scores, Tensor(hidden), causal, 0.5)
 
         name = f"softmax{'-causal' if causal else ''}"
-        _differentiable(name, op, ((2, 3, 4, 7),), ("Softmax", "SoftmaxBackward"))
+        differentiable(name, op, ((2, 3, 4, 7),), ("Softmax", "SoftmaxBackward"))
 
 
 # ---- products and pieces of the loss -------------------------------------------------------------
-
-
-def _in_flat_buffer(random, shape, dtype=ms.float32):
-    """(a flat buffer, a view of its middle), as gradients and parameters lie in training."""
-    count = int(np.prod(shape))
-    flat = ref.tensor(random.rand(count + 11), dtype)
-    return flat, mint.narrow(flat, 0, 5, count).reshape(shape)
 
 
 def _linear():
@@ -466,19 +393,19 @@ def _linear():
 
             strided = "-strided" if make is ref.transposed else ""
             launches = ("Dense", "MatMulExt", "SumExt")
-            _add(f"linear{strided}", dtype, products, launches)
+            add(f"linear{strided}", dtype, products, launches)
 
         def accumulation(kernels, random, dtype=dtype):
             x, dy = (ref.tensor(random.randn(*s), dtype) for s in ((2, 3, 5), (2, 3, 4)))
-            flat, main_grad = _in_flat_buffer(random, (4, 5))
+            flat, main_grad = in_flat_buffer(random, (4, 5))
             kernels.linear_wgrad_accumulate(dy, x, main_grad)
-            table, table_grad = _in_flat_buffer(random, (4, 5))
+            table, table_grad = in_flat_buffer(random, (4, 5))
             ids = Tensor(random.randint(0, 9, (2, 3)))
             kernels.embedding_wgrad_accumulate(x, ids, table_grad, 2)
             return kept(weight=flat, table=table)
 
         launches = ("MatMulExt", "InplaceAddExt", "IndexAddExt", "InplaceCopy")
-        _add("gradients added to flat buffers", dtype, accumulation, launches)
+        add("gradients added to flat buffers", dtype, accumulation, launches)
 
 
 def _loss():
@@ -499,7 +426,7 @@ def _loss():
                 return kept(**results, logit_sum=logit_sum, grad=grad)
 
             launches = ("ReduceMax", "Exp", "GatherD", "SumExt", "Log")
-            _add(f"cross entropy-{smoothing}", dtype, run, launches)
+            add(f"cross entropy-{smoothing}", dtype, run, launches)
     for count in (0, 1, 4):
 
         def mean(kernels, random, count=count):
@@ -509,109 +436,7 @@ def _loss():
                 lambda x: kernels.masked_mean(x, weights, 2.0), values, ms.float32, random
             )
 
-        _add(f"masked_mean-{count}", ms.float32, mean, ("SumExt", "Div"))
-
-
-# ---- experts and columns -------------------------------------------------------------------------
-
-
-def _chosen(shape, experts):
-    """Different columns per row, some of them none (-1)."""
-    random = np.random.RandomState(6)
-    columns = np.array([random.permutation(experts)[: shape[1]] for _ in range(shape[0])])
-    columns[random.rand(*shape) < 0.3] = -1
-    return columns.astype(np.int32)
-
-
-def _experts():
-    fp32 = {"dtypes": (ms.float32,)}
-    table, few = (7, 6), _chosen((7, 2), 6)
-    places = np.array([[2, 0], [-1, 4], [1, 3], [-1, -1]], np.int32)
-    probs = np.random.RandomState(7).rand(4, 2)
-    for function, launches in (
-        ("softmax", ("Softmax", "SoftmaxBackward")),
-        ("sigmoid", ("Sigmoid", "SigmoidGrad")),
-    ):
-        _differentiable(
-            f"router_scores-{function}",
-            lambda m, function=function: lambda x: m.router_scores(x, function),
-            (table,),
-            launches,
-            **fp32,
-        )
-    _differentiable(
-        "normalized_rows",
-        lambda m: lambda x: m.normalized_rows(m.router_scores(x, "softmax")),
-        (table,),
-        ("SumExt", "Div"),
-        **fp32,
-    )
-    _differentiable(
-        "take_columns",
-        lambda m: lambda x: m.take_columns(x, Tensor(few)),
-        (table,),
-        ("GatherD", "GatherDGradV2"),
-        **fp32,
-    )
-    _differentiable(
-        "weighted_total",
-        lambda m: lambda x: m.weighted_total(x, ref.tensor(np.arange(42.0).reshape(table) - 20)),
-        (table,),
-        ("SumExt",),
-        **fp32,
-    )
-    _differentiable(
-        "squared_logsumexp",
-        lambda m: m.squared_logsumexp,
-        (table,),
-        ("ReduceMax", "MeanExt"),
-        **fp32,
-    )
-    _differentiable(
-        "combine_rows",
-        lambda m: lambda rows: m.combine_rows(rows, ref.tensor(probs), Tensor(places)),
-        ((6, 5),),
-        ("Embedding", "EmbeddingDenseBackward"),
-    )
-    _differentiable(
-        "combine_rows-probabilities",
-        lambda m: lambda p: m.combine_rows(ref.tensor(np.eye(6, 5)), p, Tensor(places)),
-        ((4, 2),),
-        ("Embedding",),
-        **fp32,
-    )
-    for groups in ((None, None, None), (3, 2, 1), (3, 2, 2)):
-
-        def largest(kernels, random, groups=groups):
-            return kept(
-                columns=kernels.largest_columns(ref.tensor(random.randn(9, 12)), 4, *groups)
-            )
-
-        _add(f"largest_columns-{groups[0]}groups-{groups[2]}", ms.float32, largest, ("TopkExt",))
-    for dtype in FLOATS:
-        for counts in ((3, 0, 4), (7,)):
-
-            def weight_grads(kernels, random, dtype=dtype, counts=counts):
-                x, dy = (ref.tensor(random.randn(7, width), dtype) for width in (5, 4))
-                buffers = [_in_flat_buffer(random, (4, 5)) for _ in counts]
-                views = [view for _, view in buffers]
-                kernels.grouped_linear_wgrad_accumulate(dy, x, views, counts)
-                return kept(**{f"grad{i}": flat for i, (flat, _) in enumerate(buffers)})
-
-            launches = ("MatMulExt", "InplaceAddExt")
-            _add(f"grouped_linear_wgrad-{len(counts)}groups", dtype, weight_grads, launches)
-
-
-def _columns():
-    _differentiable(
-        "split_columns", lambda m: lambda x: m.split_columns(x, (3, 1, 4)), ((5, 2, 8),), ()
-    )
-    _differentiable(
-        "join_columns",
-        lambda m: lambda a, b: m.join_columns((a, b), 2),
-        ((5, 3, 4), (5, 1, 2)),
-        ("Concat",),
-    )
+        add(f"masked_mean-{count}", ms.float32, mean, ("SumExt", "Div"))
 
 
 # ---- flat buffers --------------------------------------------------------------------------------
@@ -623,26 +448,26 @@ def _flat():
         for grad_scale in (1.0, 0.5):
 
             def adamw(kernels, random, step=step, grad_scale=grad_scale):
-                buffers = [_in_flat_buffer(random, (37,)) for _ in range(4)]
+                buffers = [in_flat_buffer(random, (37,)) for _ in range(4)]
                 views = [view for _, view in buffers]
                 kernels.adamw_(*views, step=step, grad_scale=grad_scale, **options)
                 return kept(**{f"buffer{i}": flat for i, (flat, _) in enumerate(buffers)})
 
-            _add(f"adamw-step{step}-scale{grad_scale}", ms.float32, adamw, ("AdamW",))
+            add(f"adamw-step{step}-scale{grad_scale}", ms.float32, adamw, ("AdamW",))
     for dtype in FLOATS:
 
         def arithmetic(kernels, random, dtype=dtype):
-            flat, view = _in_flat_buffer(random, (37,))
+            flat, view = in_flat_buffer(random, (37,))
             kernels.axpy_(view, ref.tensor(random.randn(37), dtype), 0.3)
             kernels.scale_(view, 0.7)
-            other, target = _in_flat_buffer(random, (37,), dtype)
+            other, target = in_flat_buffer(random, (37,), dtype)
             kernels.copy_cast_(target, view)
             zeros = ref.tensor(random.randint(0, 2, 37).astype(np.float32), dtype)
             numbers = [kernels.l2_norm_squared(target), kernels.count_zeros(zeros)]
             return {**kept(flat=flat, other=other), "numbers": (np.array(numbers), "host")}
 
         launches = ("InplaceAddExt", "InplaceMuls", "InplaceCopy", "SumExt")
-        _add("flat arithmetic", dtype, arithmetic, launches)
+        add("flat arithmetic", dtype, arithmetic, launches)
 
 
 def _training():
@@ -655,7 +480,7 @@ def _training():
             launches = ["AdamW", "InplaceAddExt", "InplaceCopy", "Embedding", "Dense"]
             launches += ["RmsNormGrad", "SwigluGrad"] if style != "gpt2" else ["GeluGradExt"]
             launches += _COMPOSED if dtype == ms.float32 else _FUSED
-            _add(f"training-{style}", dtype, run, launches, roundings=12)
+            add(f"training-{style}", dtype, run, launches, roundings=12)
 
 
 for _fill in (
@@ -668,8 +493,8 @@ for _fill in (
     _softmax,
     _linear,
     _loss,
-    _experts,
-    _columns,
+    expert_cases.experts,
+    expert_cases.columns,
     _flat,
     _training,
 ):

@@ -73,6 +73,8 @@ def _files():
 
 FILES = _files()
 IDS = [str(path.relative_to(ROOT)) for path in FILES]
+TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
+TEST_IDS = [str(path.relative_to(ROOT)) for path in TEST_FILES]
 
 
 def _tree(path):
@@ -216,7 +218,7 @@ def test_modules_of_tests_have_names_of_their_own():
     assert len(found) > 100 and len(found) == len(set(found))
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@pytest.mark.parametrize("path", [*FILES, *TEST_FILES], ids=[*IDS, *TEST_IDS])
 def test_files_and_functions_are_small(path):
     lines = path.read_text(encoding="utf-8").count("\n")
     assert lines <= MAX_FILE_LINES, f"{path} has {lines} lines"

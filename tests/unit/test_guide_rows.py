@@ -4,7 +4,7 @@ import ast
 
 import guide_rows
 import pytest
-from test_arguments import GUIDE
+from test_guide_arguments import GUIDE
 
 from mindspeed_ms.config import ModelParallelConfig, OptimizerConfig, TrainingConfig
 from mindspeed_ms.core import parallel_state
