@@ -266,13 +266,19 @@ def test_models_by_name_take_peft_s_adapters_merge_and_write_them(case, tmp_path
     assert np.abs(forwarded(base, case) - expected(case)["base"]).max() <= 2e-5
     adapted = forwarded(model, case)
     assert np.abs(adapted - expected(case)["adapted"]).max() <= 2e-5
+    for form in ("huggingface", "mindspore", "megatron", "mindspeed_ms"):
+        with pytest.raises(ValueError, match="beside them; put them in with merge_adapter"):
+            model.save_pretrained(tmp_path / "merged", format=form)
+    assert not (tmp_path / "merged").exists()
     merge_adapter(model)
     assert np.abs(forwarded(model, case) - expected(case)["adapted"]).max() <= 2e-5
-    model.save_pretrained(tmp_path / "merged")
+    for form in ("huggingface", "mindspeed_ms"):
+        model.save_pretrained(tmp_path / form, format=form)
     unmerge_adapter(model)
     assert np.array_equal(forwarded(model, case), adapted)
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert np.abs(forwarded(merged, case) - adapted).max() <= 2e-5
+    for form in ("huggingface", "mindspeed_ms"):
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / form)
+        assert np.abs(forwarded(merged, case) - adapted).max() <= 2e-5
     save_adapter(model, tmp_path / "adapter")
     again = PeftModel.from_pretrained(base, tmp_path / "adapter")
     assert np.abs(forwarded(again, case) - adapted).max() <= 2e-6

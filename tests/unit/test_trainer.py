@@ -11,15 +11,19 @@ from mindspore import nn
 from mindspore.dataset import GeneratorDataset
 from mindspore.mindrecord import FileWriter
 from mindspore.train import Callback, LossMonitor
+from safetensors.numpy import load_file
 
 import mindspeed_ms
 from mindspeed_ms import (
+    AutoModelForCausalLM,
     EarlyStoppingCallback,
+    PeftModel,
     Trainer,
     TrainerCallback,
     TrainerState,
     TrainingArguments,
     init_context,
+    merge_adapter,
 )
 from mindspeed_ms.backend import bars, memory
 from mindspeed_ms.toolkit import context
@@ -51,7 +55,9 @@ def arguments(**given):
 
 def trainer(model=TINY, train_dataset=ROWS, callbacks=None, **given):
     others = {
-        name: given.pop(name) for name in ("eval_dataset", "tokenizer", "task") if name in given
+        name: given.pop(name)
+        for name in ("eval_dataset", "tokenizer", "task", "pet_method")
+        if name in given
     }
     return Trainer(
         model=model,
@@ -258,6 +264,27 @@ def test_finetuning_starts_from_weights():
     assert losses(tuned)[0] < losses(fresh)[0] - 0.05
     with pytest.raises(ValueError, match="finetune starts from weights; give finetune_checkpoint"):
         trainer().finetune()
+
+
+def test_lora_trains_adapters_beside_weights_that_stay_as_they_are():
+    base = trainer(max_steps=4, save_strategy="steps")
+    base.train()
+    base.save_model("base")
+    tuned = trainer(max_steps=6, output_dir="tuned", pet_method="lora")
+    tuned.finetune(finetune_checkpoint="output")
+    tuned.save_model("adapter")
+    assert not Path("adapter/model.safetensors").exists()
+    written = load_file("adapter/adapter_model.safetensors")
+    assert written and all(".lora_A." in name or ".lora_B." in name for name in written)
+    whole = AutoModelForCausalLM.from_pretrained("base")
+    adapted = PeftModel.from_pretrained(whole, "adapter")
+    before, after = (trainer(model=model).evaluate(ROWS)["loss"] for model in (whole, adapted))
+    assert before == pytest.approx(base.evaluate(ROWS)["loss"], abs=1e-6)
+    assert after == pytest.approx(tuned.evaluate(ROWS)["loss"], abs=1e-6)
+    assert after < before - 0.01
+    merge_adapter(adapted)
+    with pytest.raises(ValueError, match="a run would add them again; .* unmerge_adapter"):
+        trainer(model=adapted).evaluate(ROWS)
 
 
 # ---- callbacks ----

@@ -184,7 +184,7 @@ class PreTrainedModel(GenerationMixin, Cell):
             hub_options: see ``push_to_hub``.
 
         Raises:
-            ValueError: the format cannot hold the model.
+            ValueError: the format cannot hold the model, or adapters are not merged into it.
 
         Parallelism: collective over the world; the first rank writes.
         """
@@ -251,10 +251,10 @@ class PreTrainedModel(GenerationMixin, Cell):
 
         Args:
             section: fields of the section ``lora_config``.
-            adapters: folder of PEFT's files to read them from; None for fresh ones.
+            adapters: folder of PEFT's files to read them from, now; None for fresh ones.
 
         Raises:
-            ValueError: the weights are in memory alone.
+            ValueError: the weights are in memory alone, or the adapters do not fit.
         """
         if self.is_built and self._weights is None:
             raise ValueError(
@@ -266,7 +266,9 @@ class PreTrainedModel(GenerationMixin, Cell):
         adapted = type(self)(config, dtype=self._dtype, seed=self._seed)
         adapted._layout, adapted._weights = self._layout, self._weights
         adapted.name_or_path, adapted._adapters = self.name_or_path, adapters
-        adapted.generation_config = self.generation_config
+        adapted.generation_config, adapted.origin = self.generation_config, self.origin
+        if adapters is not None:
+            adapted.build()  # a trainer reads one place, or takes what is in memory
         return adapted
 
     def adopt(self, chunks: list[GPTModel], state: RunState, config: AllConfig) -> None:

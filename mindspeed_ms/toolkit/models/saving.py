@@ -15,15 +15,18 @@ import numpy as np
 import yaml
 
 from mindspeed_ms.backend import comm, memory
-from mindspeed_ms.config import AllConfig, to_yaml
+from mindspeed_ms.config import AllConfig, LoraConfig, to_yaml
+from mindspeed_ms.config.build import assemble
 from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor, parameters_of
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
+from mindspeed_ms.core.peft.merge import adapted_layers
 from mindspeed_ms.formats import companions, dtypes, huggingface
 from mindspeed_ms.formats.catalog import Catalog, StoredTensor
 from mindspeed_ms.formats.containers import storage
 from mindspeed_ms.formats.source import Source
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.models import ModelSpec, gpt_spec
+from mindspeed_ms.models.adapter import is_adapter_name
 from mindspeed_ms.models.families.registry import family_of
 from mindspeed_ms.plan.region import Region, Span
 from mindspeed_ms.toolkit.models.configuration import EngineConfig, PretrainedConfig
@@ -47,10 +50,6 @@ class SavedModel(Protocol):
     @property
     def engine_config(self) -> AllConfig:
         """The engine's configuration."""
-
-    @property
-    def network(self) -> GPTModel:
-        """The model, where one rank holds it whole."""
 
     def build(self) -> list[GPTModel]:
         """The chunks of this rank."""
@@ -101,7 +100,11 @@ def save_model(
     """See ``PreTrainedModel.save_pretrained``."""
     if form not in FORMATS:
         raise ValueError(f"format is {form!r}; there are {', '.join(FORMATS)}")
-    model.build()
+    if has_adapters_apart(model):
+        raise ValueError(
+            "save_pretrained writes whole weights, and the model has adapters beside them; put "
+            "them in with merge_adapter(model), or write them alone with save_adapter(model, path)"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with model.active():
         size = file_size(max_shard_size)
@@ -120,6 +123,25 @@ def save_model(
     return folder
 
 
+def has_adapters_apart(model: SavedModel) -> bool:
+    """Whether adapters stand beside the model's matrices on some rank; collective."""
+    layers = (layer for chunk in model.build() for layer in adapted_layers(chunk))
+    is_apart = any(adapters.enabled for _, adapters in layers)
+    if comm.get_world_size() == 1:
+        return is_apart
+    return any(comm.all_gather_object(is_apart))  # a stage may have no adapted layer
+
+
+def _whole(model: SavedModel) -> tuple[AllConfig, list[LiveTensor]]:
+    """Configuration and tensors on this rank, without adapters: the matrices hold them."""
+    config = model.engine_config
+    tensors = [tensor for chunk in model.build() for tensor in parameters_of(chunk)]
+    if not config.lora_config.use_lora:
+        return config, tensors
+    kept = [tensor for tensor in tensors if not is_adapter_name(tensor.name)]
+    return assemble({**config.to_dict(), LoraConfig.NAME: {}}), kept
+
+
 def _write_generation_config(model: SavedModel, folder: Path) -> None:
     values = model.generation_config
     values = dict(values) if isinstance(values, Mapping) else values.to_dict()
@@ -131,11 +153,11 @@ def _write_generation_config(model: SavedModel, folder: Path) -> None:
 
 
 def _write_huggingface(model: SavedModel, folder: Path, max_file_bytes: int) -> None:
-    config = model.engine_config
+    config, tensors = _whole(model)
     is_of_family = not isinstance(model.config, EngineConfig)
     family = model.config.family if is_of_family else family_of(config)
     spec = gpt_spec(config.model_config)
-    source = LiveSource(parameters_of(model.network), spec)
+    source = LiveSource(tensors, spec)
     huggingface.write(
         source,
         config,
@@ -204,14 +226,13 @@ def _convert(
 
 
 def _write_own(model: SavedModel, root: Path) -> None:
-    config: AllConfig = model.engine_config
+    config, tensors = _whole(model)
     common = {
         "iteration": 0,
         "vocab_size": model.config.vocab_size,
         "is_tied": not config.model_config.untie_embeddings_and_output_weights,
         "config": config.to_dict(),
     }
-    tensors = [tensor for chunk in model.build() for tensor in parameters_of(chunk)]
     saver = CheckpointSaver(SaveSettings(root=root))
     snapshot = Snapshot(iteration=0, common=common, rank_state={}, config=to_yaml(config))
     saver.save(tensors, snapshot)

@@ -13,6 +13,7 @@ from mindspore.nn import Cell
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.build import Sections, assemble
 from mindspeed_ms.core import run_state
+from mindspeed_ms.core.peft.merge import adapted_layers
 from mindspeed_ms.engine.run import Run
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.toolkit import registry
@@ -102,6 +103,11 @@ def _copy(chunks: Iterator[GPTModel], target: GPTModel) -> None:
     source = next(chunks, None)
     if source is None:
         return
+    if any(not adapters.enabled for _, adapters in adapted_layers(source)):
+        raise ValueError(
+            "adapters are merged into the model, and a run would add them again; take them out "
+            "with unmerge_adapter(model), or save_pretrained it, and give its folder"
+        )
     present = dict(source.parameters_and_names())
     for name, param in target.parameters_and_names():
         if name not in present or present[name].shape != param.shape:

@@ -23,6 +23,8 @@ from mindspeed_ms.planning.suggest import suggestion_lines, with_memory
 from mindspeed_ms.planning.timing import Device
 from mindspeed_ms.toolkit import context
 from mindspeed_ms.toolkit.mapping.parallel import World
+from mindspeed_ms.toolkit.models.saving import has_adapters_apart
+from mindspeed_ms.toolkit.peft import save_adapter
 from mindspeed_ms.toolkit.pipelines.text_generation import pipeline
 from mindspeed_ms.toolkit.trainer.build import Built, build, filled
 from mindspeed_ms.toolkit.trainer.callbacks import TrainerState
@@ -221,11 +223,14 @@ class Trainer(TrainerSettings):
     def save_model(self, output_dir: str | None = None) -> Path:
         """Write the model as ``transformers`` does, and its tokenizer; return the folder.
 
+        Of a model with adapters, unless they are merged, they alone are written, in PEFT's files.
+
         Args:
             output_dir: the folder; None: the trainer's ``output_dir``.
 
         Raises:
-            ValueError: nothing is in memory yet, or it is a Cell of the user's own.
+            ValueError: nothing is in memory yet, or it is a Cell of the user's own; or several
+                ranks share adapters.
 
         Parallelism: collective; the first rank writes.
         """
@@ -239,7 +244,10 @@ class Trainer(TrainerSettings):
                 for chunk in self._run.model:
                     chunk.finish_param_sync()
         folder = Path(output_dir or self.args.output_dir or "./output")
-        source.instance.save_pretrained(folder)
+        if has_adapters_apart(source.instance):
+            save_adapter(source.instance, folder)
+        else:
+            source.instance.save_pretrained(folder)
         if self.tokenizer is not None and comm.get_rank() == 0:
             self.tokenizer.save_pretrained(str(folder))
         return folder
