@@ -191,12 +191,12 @@ ROWS: tuple[Row, ...] = (
     changes("hidden_dropout", "--hidden_dropout 0.5", "loss"),
     elsewhere(
         "attention_softmax_in_fp32",
-        "tests/unit/test_attention_variants.py",
+        "tests/unit/ops/test_attention_variants.py",
         "with a 16-bit softmax_compute_dtype scores and weights are rounded unless it is on",
     ),
     elsewhere(
         "use_flash_attn",
-        "tests/unit/test_predecessor_api.py::test_masks_are_added_or_hide",
+        "tests/unit/predecessor/test_predecessor_api.py::test_masks_are_added_or_hide",
         "keeps the softmax in float32 and lets numbers in a mask hide; the kernel is the same",
     ),
     changes(
@@ -207,7 +207,7 @@ ROWS: tuple[Row, ...] = (
     ),
     elsewhere(
         "transformer_impl",
-        "tests/unit/test_flag_table.py",
+        "tests/unit/training/test_flag_table.py",
         "nothing here: there is one implementation of the layers",
     ),
     kept("recompute_granularity", "--recompute_granularity selective"),
@@ -215,7 +215,7 @@ ROWS: tuple[Row, ...] = (
     kept("recompute_num_layers", f"{FULL} 3", off=f"{FULL} 1"),
     elsewhere(
         "fp16_lm_cross_entropy",
-        "tests/unit/test_wrong_configurations.py",
+        "tests/unit/training/test_wrong_configurations.py",
         "asks for float16 logits and refuses others; the loss is computed in float32 either way",
     ),
     changes("fp32_residual_connection", "--bf16 --fp32_residual_connection", "loss", "--bf16"),
@@ -282,7 +282,7 @@ ROWS: tuple[Row, ...] = (
     changes("use_distributed_optimizer", "--use_distributed_optimizer", "state", ranks=2),
     elsewhere(
         "resume_training",
-        "tests/unit/test_resume.py::test_yaml_resumes_bit_for_bit_by_default",
+        "tests/unit/engine/test_resume.py::test_yaml_resumes_bit_for_bit_by_default",
         "the iterations go on behind the checkpoint's, with optimizer and random streams",
     ),
     changes(
@@ -295,7 +295,7 @@ ROWS: tuple[Row, ...] = (
     changes("save", SAVE, "files"),
     elsewhere(
         "ckpt_prefix",
-        "tests/unit/test_predecessor_api.py::test_training_goes_on_where_a_checkpoint_was_written",
+        "tests/unit/predecessor/test_predecessor_api.py::test_training_goes_on_where_a_checkpoint_was_written",
         "names the files of `save_checkpoint` of a script and of the converters; a run's own "
         "checkpoints are folders named by iteration",
     ),
@@ -326,7 +326,7 @@ ROWS: tuple[Row, ...] = (
     ),
     elsewhere(
         "delay_grad_reduce",
-        "tests/unit/test_guide_rows.py::test_stages_behind_the_first_reduce_at_the_end",
+        "tests/unit/config/test_guide_rows.py::test_stages_behind_the_first_reduce_at_the_end",
         "stages behind the first reduce after the backward",
     ),
     changes("no_load_optim", f"{MORE} --no_load_optim", "loss", MORE, before=SAVE),
@@ -339,7 +339,9 @@ ROWS: tuple[Row, ...] = (
     ),
     changes("new_dataset", f"{MORE} --new_dataset", "loss", MORE, before=SAVE),
     *(
-        elsewhere(f"profile{name}", "tests/unit/test_profiler.py", "what is recorded, and where")
+        elsewhere(
+            f"profile{name}", "tests/unit/engine/test_profiler.py", "what is recorded, and where"
+        )
         for name in (
             *("", "_save_path", "_step_start", "_step_end", "_level", "_with_stack", "_memory"),
             *("_framework", "_communication", "_parallel_strategy", "_aicore_metrics"),
@@ -350,31 +352,31 @@ ROWS: tuple[Row, ...] = (
     changes("micro_batch_size", "--micro_batch_size 2", "micro-batches"),
     elsewhere(
         "micro_batch_num",
-        "tests/unit/test_config.py",
+        "tests/unit/config/test_config.py",
         "the global batch is micro-batches x batch x data parallel ranks",
     ),
     elsewhere(
         "reset_attention_mask",
-        "tests/unit/test_gpt_dataset.py",
+        "tests/unit/data/test_gpt_dataset.py",
         "documents of a sample do not see each other",
     ),
     elsewhere(
         "reset_position_ids",
-        "tests/unit/test_gpt_dataset.py",
+        "tests/unit/data/test_gpt_dataset.py",
         "positions begin again behind each end of a document",
     ),
     elsewhere(
         "eod_mask_loss",
-        "tests/unit/test_gpt_dataset.py",
+        "tests/unit/data/test_gpt_dataset.py",
         "the loss leaves out ends of documents",
     ),
     elsewhere(
-        "pad_token_id", "tests/unit/test_guide_arguments.py", "stored; the tokenizer decides"
+        "pad_token_id", "tests/unit/config/test_guide_arguments.py", "stored; the tokenizer decides"
     ),
-    elsewhere("eos_token_id", "tests/unit/test_eos_mask.py", "ends documents in `EosMask`"),
+    elsewhere("eos_token_id", "tests/unit/legacy/test_eos_mask.py", "ends documents in `EosMask`"),
     elsewhere(
         "drop_remainder",
-        "tests/unit/test_guide_effects.py::test_the_remainder_of_the_data_is_dropped_or_not",
+        "tests/unit/engine/test_guide_effects.py::test_the_remainder_of_the_data_is_dropped_or_not",
         "batches of 2 from 5 samples: two, or three",
     ),
     changes("optimizer", "--optimizer sgd", "state"),
@@ -479,7 +481,7 @@ ROWS: tuple[Row, ...] = (
     kept("select_recompute", "--select_recompute [4]"),
     elsewhere(
         "select_comm_recompute",
-        "tests/unit/test_guide_effects.py::test_a_flag_of_the_guide_has_its_effect",
+        "tests/unit/engine/test_guide_effects.py::test_a_flag_of_the_guide_has_its_effect",
         "the named layers gather their input again instead of keeping it",
     ),
 )

@@ -1,4 +1,4 @@
-"""Record what ``transformers`` generates, for tests/unit/test_generation.py.
+"""Record what ``transformers`` generates, for tests/unit/toolkit/test_generation.py.
 
 ``python tests/record_generation.py`` with torch and transformers writes tests/data/generation. The
 weights are no part of it: both sides draw them from the names of the tensors.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MINDFORMERS = CONFIGS / "gpt2"
-"""In MindFormers' style: see ``unit/test_mapping.py``."""
+"""In MindFormers' style: see ``unit/toolkit/test_mapping.py``."""
 
 
 def own_configs():

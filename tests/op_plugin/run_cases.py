@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "unit")]
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402

@@ -1,14 +1,10 @@
 """Launch scripts of Megatron and MindSpeed, shrunk with ``--scale-down``, train two steps."""
 
 import math
-import sys
-from pathlib import Path
 
 import pipeline_runs
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from test_flag_table import SCRIPTS, expanded  # noqa: E402 (found by the line above)
+from launch_corpus import SCRIPTS, expanded
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import unsupported_reason

@@ -1,8 +1,8 @@
 """Kernels of the Ascend NPU: MindSpore's fused calls, and stock operators around them.
 
 Every call but the grouped product of experts runs forward and backward in
-``tests/unit/test_ascend_on_cpu.py``, through MindSpore's dispatch and gradients, on kernels that
-keep the documented rules; ``docs/ascend.md`` says what that proves. Not verified on hardware:
+``tests/unit/ops/test_ascend_on_cpu.py``, through MindSpore's dispatch and gradients, on kernels
+that keep the documented rules; ``docs/ascend.md`` says what that proves. Not verified on hardware:
 speed, and how the NPU's own kernels round.
 """
 
