@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pre-train a GPT model: Megatron's flags, or YAML files with ``--yaml``.
 
 msrun --worker_num 4 --local_worker_num 4 --join True pretrain_gpt.py --yaml configs/tiny_gpt.yaml

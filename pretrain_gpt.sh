@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Pre-train a GPT model with msrun; flags go to pretrain_gpt.py, by default the tiny example.
 #   bash pretrain_gpt.sh
 #   WORKER_NUM=8 bash pretrain_gpt.sh --yaml configs/38BV3/model_38BV3.yaml

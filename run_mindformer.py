@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train, finetune, evaluate or predict as a configuration in MindFormers' style says.
 
 python run_mindformer.py --config configs/gpt2/run_gpt2.yaml --run_mode train --dataset_dir DATA

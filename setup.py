@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds the native CPU kernels, once per instruction set, the index builder and the checksums.
 
 The extensions are optional: without a compiler the installation succeeds and the portable versions

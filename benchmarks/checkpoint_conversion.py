@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speed and memory of checkpoint work beside plain copies: converting, loading, saving.
 
     python benchmarks/checkpoint_conversion.py conversions loading stall --megabytes 600

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Activation memory of a long sequence that context parallel ranks share, as measured.
 
     python benchmarks/context_parallel.py --output memory.json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How fast data is prepared: preprocessing, index building, random orders, reading.
 
 Example: python benchmarks/data.py --samples 100000000

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory and optimizer speed of data parallel training: measured, beside the formula.
 
     mpiexec -n 4 python benchmarks/data_parallel_memory.py --level z2 --output memory.json

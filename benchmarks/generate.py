@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CPU time of a generated token, in turns with ``transformers``.
 
 python benchmarks/generate.py FOLDER --batch 1 8 [--other PYTHON] measures the model in a folder of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far bfloat16 curves lie from fp32 curves, here and in Megatron core.
 
     python benchmarks/half_precision.py

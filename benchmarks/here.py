@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """This project's side of a comparison, started by ``vs_torch.py`` and ``vs_megatron.py``.
 
     python benchmarks/here.py PORT flags...

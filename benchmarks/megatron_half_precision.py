@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron core's side of ``half_precision.py``: training a recorded run in bfloat16.
 
 Runs in an interpreter with torch and megatron-core, imports nothing of this project, and prints one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron core's side of ``vs_megatron.py``: its own model, schedules and optimizer, on CPU.
 
 Runs in an interpreter with torch and megatron-core, and imports nothing of this project. That

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens per second of a mixture of experts beside a dense model of the same active size, as JSON.
 
     python benchmarks/moe.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Milliseconds per operation of every kernel set that runs here, and of torch when installed.
 
 Shapes are those of one layer of the reference model: batch 4, sequence 256, hidden 512, ffn 1376,

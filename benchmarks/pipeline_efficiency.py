@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pipeline efficiency: measured step time against ideal compute plus the bubble of the theory.
 
     mpiexec -n 2 python benchmarks/pipeline_efficiency.py --pipeline-model-parallel-size 2

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model most benchmarks train: a Llama of 31.6 million parameters on made-up tokens."""
 
 from __future__ import annotations

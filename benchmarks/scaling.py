@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speed and memory of a training step as one thing grows, or as the layout changes.
 
     python benchmarks/scaling.py layers sequence vocabulary layouts --json out.json --png out.png

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Python calls of one training step: how much of a step is plumbing.
 
     mpiexec -n 2 python benchmarks/step_calls.py

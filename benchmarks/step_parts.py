@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts of a training step by the time they take, for ``train_step.py``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A plain Llama in torch, the other side of ``vs_torch.py``. Legend: b batch, s sequence."""
 
 from __future__ import annotations

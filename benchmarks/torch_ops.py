@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Torch's operations for the cases of ``ops.py``, by name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens per second, memory and start-up time of training steps, as JSON on standard output.
 
     python benchmarks/train_step.py

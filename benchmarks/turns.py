@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sides of a comparison that take turns: one step of the one, one step of the other.
 
 The tool starts every side as processes of its own and tells them when to train a step. A rank

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens per second and peak memory beside Megatron's own core, on CPU: one step here, one there.
 
     python benchmarks/vs_megatron.py --python /path/to/python/with/torch/and/megatron-core

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens per second against plain torch, side by side: one step here, one step there.
 
     python benchmarks/vs_torch.py

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Train the preset "gpt" of the toolkit on one device.
 #   bash examples/pretrain_gpt.sh 0 1 data/tiny --hidden_size=64 --num_layers=2 --num_heads=4
 # Log: ./output/log/rank_0/mindformer.log. WAIT=1 waits for the end and returns its status.

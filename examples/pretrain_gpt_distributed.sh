@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Train the preset "gpt" of the toolkit on the first devices of this host, one rank a device.
 #   bash examples/pretrain_gpt_distributed.sh 2 1 data/tiny --hidden_size=64 --num_layers=2 --num_heads=4
 # The ranks share the batch. For other layouts change --parallel_mode below to data_parallel, or add sizes:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron-LM's training, native on MindSpore's dynamic graph.
 
 Importing the package starts nothing: no device, no launcher, no communication library. The names

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of the predecessor at its import paths: one table of where they are now.
 
 A module below that has such a name ends in ``__getattr__ = old_names.of(__name__)``, so that it is

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Train, finetune, evaluate or predict as a configuration file says, one rank a device.
 #   bash run_distribute.sh hccl_8p_01234567_127.0.0.1.json ../configs/gpt2/run_gpt2.yaml [0,8] train
 #   bash run_distribute.sh hccl_4s_32p.json ../configs/gpt2/run_gpt2_13b.yaml [8,16] train 32    # second of four hosts

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Start this host's ranks, a range of the job's ranks; the first one is on device 0.
 #   bash run_distribute_multi_node.sh "python task.py --run_mode train" hccl_4s_32p.json [8,16] 32
 # Logs: ./output/log/rank_R/mindformer.log. WAIT=1 waits for the ranks and returns the first failing status.

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Start one rank on every device of a range; all ranks of the job are on this host.
 #   bash run_distribute_single_node.sh "python task.py --run_mode train" hccl_4p_0123_127.0.0.1.json [0,4] 4
 # Logs: ./output/log/rank_R/mindformer.log. WAIT=1 waits for the ranks and returns the first failing status.

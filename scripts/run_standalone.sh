@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Train, finetune, evaluate or predict as a configuration file says, on one device.
 #   bash run_standalone.sh ../configs/gpt2/run_gpt2.yaml 0 train
 # Log: ./output/log/rank_0/mindformer.log. WAIT=1 waits for the end and returns its status.

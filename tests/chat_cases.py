@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversations, and the ways they are written by the templates of ``tests/data``.
 
 The templates were written for these tests, in the words that templates of the model families use.

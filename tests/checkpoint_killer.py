@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saves checkpoints in child processes and kills one at another point each time; see its test.
 
 Usage: python checkpoint_killer.py FOLDER CONTAINER EVERY RANKS. Prints one JSON line: how many

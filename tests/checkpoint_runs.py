@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Short runs of small models that save, stop, and go on, for tests of checkpoints."""
 
 from __future__ import annotations

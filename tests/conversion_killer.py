@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Converts in child processes and kills each at another point; see the test that runs it.
 
 Usage: python conversion_killer.py FOLDER TARGET EVERY, where TARGET is one of ``TARGETS``. Prints

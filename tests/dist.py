@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``dist_run``: run a function on several CPU ranks and get every rank's result back.
 
 Importing MindSpore costs each rank two seconds of a core, so ranks are kept: one pool of processes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One rank of a ``dist_run`` pool: joins the job, then runs tasks until the parent hangs up."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny models of every family, as ``transformers`` computed them; see tools/record_families.py."""
 
 from __future__ import annotations

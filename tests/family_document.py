@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of docs/families.md: what the tests of each family run."""
 
 from __future__ import annotations

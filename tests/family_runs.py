@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny models of every family on one rank and on several."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights that follow from a tensor's name and shape: what was recorded needs none of its own."""
 
 import zlib

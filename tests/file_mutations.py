@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Damages copies of small checkpoints of every format, and says what reading them gives."""
 
 from __future__ import annotations

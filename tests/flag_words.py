@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests of command lines share."""
 
 from mindspeed_ms.training.arguments import parse_args, validate_args

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models of tests/record_generation.py, on this side."""
 
 from __future__ import annotations

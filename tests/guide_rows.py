@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each row of the guide's five tables changes: short runs with and without it, side by side.
 
 ``python tests/guide_rows.py`` writes ``docs/guide_rows.md``; ``tests/ranks/test_rows_by_effect.py``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Blocks of the users' documents: what stands between ``` fences, by language."""
 
 from __future__ import annotations

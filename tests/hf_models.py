@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small folders as the Hugging Face hub has them: every key of config.json, and random weights."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that want to hurt whoever opens them: memory without end, time without end, places outside.
 
 Usage: python hostile_files.py FOLDER KIND. Opens those of a kind in this process, which may have

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hosts of a job on one machine: namespaces of their own for network, processes, memory and name.
 
 They are joined by a cable that can be cut. Shared memory, process ids, host names and, where a test

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A job server in a thread, and ranks that do what a test says."""
 
 from __future__ import annotations

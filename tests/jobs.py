@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs in processes of their own, marked so that everything they start can be found and ended."""
 
 from __future__ import annotations

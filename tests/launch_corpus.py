@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Launch scripts of Megatron and MindSpeed, with values for their shell variables."""
 
 import gzip

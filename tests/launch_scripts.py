@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running the launch scripts as a user does: their environment, their rank tables, their logs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests of the keys of the toolkit and of MindFormers share."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A mixture of experts in float64, token by token: the oracle of the layers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Float64 references of the operations and numerical gradients of them."""
 
 from __future__ import annotations

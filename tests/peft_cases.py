@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs on the adapters that ``tests/data/peft/record.py`` has recorded."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Short training runs of a small GPT on every rank, for tests of layouts."""
 
 from __future__ import annotations

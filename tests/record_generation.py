@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Record what ``transformers`` generates, for tests/unit/toolkit/test_generation.py.
 
 ``python tests/record_generation.py`` with torch and transformers writes tests/data/generation. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Record what ``transformers`` computes with the folders of ``hf_models.py``.
 
 ``PYTHONPATH=. python tests/record_models.py`` writes ``tests/data/models/expected.npz``; it needs

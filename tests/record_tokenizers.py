@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Record what ``transformers`` makes of the cases in ``tokenizer_cases.py``.
 
 ``python tests/record_tokenizers.py`` writes ``tests/data/tokenizers/expected.json.gz``; it needs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records what ``transformers`` computes of a small GPT-2, for the trainer's tests.
 
 Run it where torch and transformers are installed, and nothing of this project is needed:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small runs for tests of what a run leaves behind, on one rank and on several."""
 
 from __future__ import annotations

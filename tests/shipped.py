@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration files of the project that are in its own style."""
 
 from pathlib import Path

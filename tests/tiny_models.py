@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one builder of small models for tests."""
 
 from __future__ import annotations

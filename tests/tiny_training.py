@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small language model and its training loop, for tests of data parallelism and optimizers."""
 
 from __future__ import annotations

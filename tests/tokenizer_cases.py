@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small tokenizers of every kind, texts and calls, as the recorded results know them.
 
 The vocabularies in ``tests/data/tokenizers`` were trained by ``record_tokenizers.py`` on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokenizers of every kind, opened by name."""
 
 import tokenizer_cases as cases

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Command-line tools; their functions can be imported by tests."""

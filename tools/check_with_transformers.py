@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Open a model's folder with ``transformers`` and generate: what a user of the hub would do first.
 
     python tools/check_with_transformers.py FOLDER [--prompt TEXT] [--save FILE.npz]

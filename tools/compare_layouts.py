@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train a few steps in several layouts from the same weights, and show where they part.
 
     mpiexec -n 4 python -m tools.compare_layouts --yaml configs/tiny_gpt.yaml

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write docs/families.md from the families and the cases that their tests run over.
 
 Run ``python tools/families_document.py``; a test fails while the document is not current.

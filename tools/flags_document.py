@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write docs/flags.md from the flag table.
 
 python tools/flags_document.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Go on with prompts from the command line, from a checkpoint of any format in any layout.
 
 Example: python tools/generate.py --load out --prompt "Once upon a time" --max-new-tokens 20

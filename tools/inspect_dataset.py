@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Say what a dataset holds: documents, tokens, lengths, and some of its samples as text.
 
 Example: python tools/inspect_dataset.py data/tiny/tiny_text_document --samples 2

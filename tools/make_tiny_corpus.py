@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the small corpus that ships with the repository: log entries of an invented observatory.
 
 Usage: python tools/make_tiny_corpus.py OUTPUT_DIRECTORY

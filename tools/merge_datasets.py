@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Join all datasets of a folder, in the order of their names, into one.
 
 Example: python tools/merge_datasets.py --input parts/ --output-prefix whole

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Merge the profiles of ranks, which ``--profile-offline-analyse`` leaves apart, into one trace.
 
     python -m tools.merge_profile output/profile

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replay a recorded Megatron run from its weights and data, and print the difference per iteration.
 
     python tools/parity.py --golden tests/data/golden --case b_llama_hot

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Balance a pipeline: layers per stage and recomputation, from measured memory and time.
 
 python tools/pipeline_balance.py --init measured.yaml -mb 64 -mem 56000 -s 8 -i 1

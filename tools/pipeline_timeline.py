@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draw what the stages of a pipeline do: from a configuration, from numbers, or as measured.
 
     python -m tools.pipeline_timeline --yaml configs/llama2_7b.yaml --world-size 16 --output a.svg

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turn JSON-lines files into the token files (.bin, .idx) that training reads.
 
 Example: python tools/preprocess_data.py --input corpus.jsonl --output-prefix corpus

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Record what tiny models of every family compute in ``transformers``.
 
 Run it in an environment with ``transformers`` and ``torch``::

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make the report of one or several runs: one HTML file that needs no network.
 
     python -m tools.report output/my_run

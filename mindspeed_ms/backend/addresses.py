@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which network the ranks of a job use: the loopback interface, or the card that finds the others.
 
 MPI's own choice is every card of the host, also one that leads nowhere.

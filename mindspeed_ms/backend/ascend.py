@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Communication between Ascend NPUs with HCCL, through ``mindspore.mint.distributed``.
 
 The library is imported when ``AscendComm`` is made, because it needs an NPU. Work is queued on the

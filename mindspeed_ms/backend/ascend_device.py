@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors in the memory of an Ascend NPU; not verified on hardware."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MindSpore's profiler, which records what an NPU does; not verified on hardware."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tape: forward builds a graph, ``backward`` walks it and fills the leaves' gradients.
 
 MindSpore's dynamic graph has such a tape under private names; they are used here and nowhere else.

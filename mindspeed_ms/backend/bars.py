@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress bars on a terminal, drawn by ``tqdm``; nothing at all elsewhere.
 
 A bar is shown by the process whose standard output is a terminal and that speaks for its job: rank

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two seams: ``Device``, where tensors live, and ``Comm``, how ranks communicate.
 
 Implementations of ``Device`` are ``cpu_device.CpuDevice`` and ``ascend_device.AscendDevice``;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Communication between ranks: module functions over the one implementation of this process.
 
 ``init_process_group`` chooses it: MPI on CPU, ``mindspore.mint.distributed`` on Ascend, nothing at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Communication between CPU ranks with MPI, on the tensors' own memory.
 
 Nothing is copied on the way in or out, except where the arithmetic needs it: float16 and bfloat16

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which device this process computes on, and how many host threads it may use.
 
 The choice is made once, by the first import: MindSpore's target is that of the installation.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The only reader and writer of environment variables."""
 
 from __future__ import annotations

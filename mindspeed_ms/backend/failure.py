@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which rank says what has gone wrong, when several ranks have met the same mistake."""
 
 from __future__ import annotations

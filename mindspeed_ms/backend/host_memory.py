@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much memory this host, or the container, still gives to a process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A rank's side of the control connection described in ``job_server``."""
 
 from __future__ import annotations

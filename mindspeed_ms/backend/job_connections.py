@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server's side of all connections of a job: who may talk to it, how much, and for how long.
 
 A connection begins with the proof of ``job_secret``; until then its bytes are only counted. Nothing

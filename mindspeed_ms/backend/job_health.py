@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the heartbeats of the ranks tell: who is silent, who waits for whom, and for how long.
 
 Every rank says about once a second which communication it is in, or was in last, and how long it

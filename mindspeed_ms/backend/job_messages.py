@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The messages between a rank and the server of its job: JSON lines of known fields.
 
 A message is accepted only if it has exactly the fields of its kind, each of the right type and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The roll call at the start of a job: who has come, who is missing, who gets which rank."""
 
 from __future__ import annotations

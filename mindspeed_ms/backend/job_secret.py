@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the processes of a job know and nobody else: its secret, and how they prove it.
 
 The secret is derived from ``MINDSPEED_MS_JOB_SECRET`` in the environment, which launchers of this

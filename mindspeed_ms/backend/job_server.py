@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server that holds a CPU job together: it starts MPI, and ends the job when a rank dies.
 
 It listens on one port. Every rank keeps a *control* connection (``job_messages``) open for its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How this process was started, and what follows from it for its communication.
 
 ==========================  =====================================================================

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The process that has started this one, if it is a launcher: what it knows, and whether it lives.
 
 ``msrun`` and ``mpiexec`` may be killed; what they have started must not go on without them. A

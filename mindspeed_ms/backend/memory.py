@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors and the memory behind them.
 
 On CPU a MindSpore tensor and a NumPy array can share storage. Everything that must write in place

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes that nobody started with ``msrun`` become its workers.
 
 Rank 0 starts the scheduler that ``msrun`` would start; from there on all ranks look alike, on CPU

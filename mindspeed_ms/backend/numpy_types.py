@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MindSpore's types and the layout NumPy gives to their elements."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MindSpore's own communication, where a script has started it before ours.
 
 ``mindspore.communication.init()`` in a script is its way to say that there are ranks. On Ascend

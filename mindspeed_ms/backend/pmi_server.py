@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server side of MPICH's simple process management interface (PMI-1), without its sockets.
 
 An MPI process that finds ``PMI_FD``, ``PMI_RANK`` and ``PMI_SIZE`` in its environment speaks on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where this rank is: the communication it called last, and the iteration. Heartbeats tell it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counter-based random numbers: a (seed, offset) pair names every draw.
 
 A generator never holds hidden state beyond its counter, so a draw can be replayed in recompute, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rank tables: which rank runs on which device of which server, and ranks started by them.
 
 A launch script gives every process ``RANK_TABLE_FILE``, ``RANK_ID``, ``RANK_SIZE`` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A ``Comm`` that tells how long its calls take, around the one that does them."""
 
 from __future__ import annotations

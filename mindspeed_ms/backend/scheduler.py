@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scheduler's process of a job on CPU: where it listens, what it watches, how it is started."""
 
 from __future__ import annotations

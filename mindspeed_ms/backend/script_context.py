@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What scripts written for MindSpore's own trainers say about their device, on this machine.
 
 They name an Ascend NPU and graph mode. ``apply`` follows what holds here and says the rest in a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A world of one rank, and every group of one rank: local copies, no library."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ranks that ``srun`` starts, one Python process each, without any launcher of torch.
 
 Slurm tells every task its number and the hosts of the step; the tasks become workers of ``msrun``.

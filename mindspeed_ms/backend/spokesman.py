@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which process of a host tells the user what every rank would tell, before the ranks have joined.
 
 A wrong command line is wrong on every rank; one of them says so. The first rank of each host does,

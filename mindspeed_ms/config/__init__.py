@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration dataclasses, one per owner, and the rules between them."""
 
 from mindspeed_ms.config.all_config import SECTION_CLASSES, AllConfig, to_yaml

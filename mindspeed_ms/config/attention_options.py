@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What attention sees, layer by layer, and what is done to its scores."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From clean sections (section -> field -> value) to an :class:`AllConfig`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Values of one annotation: checked and converted from what YAML or a program gives.
 
 ``Literal``, ``Annotated`` kinds (see :mod:`mindspeed_ms.config.kinds`), unions, tuples, mappings,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the tokens come from and how they become micro-batches."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of data types in configurations; ``backend.memory.dtype_of`` gives MindSpore's."""
 
 from __future__ import annotations

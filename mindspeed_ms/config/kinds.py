@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kinds of values: the annotations that say which numbers and texts a field takes.
 
 Three rules hold for every field without being written: a float is finite, a whole number fits into

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Multi-latent attention: queries, keys and values from narrow vectors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the layers, the embedding and the head of a model do beyond a plain GPT."""
 
 from __future__ import annotations

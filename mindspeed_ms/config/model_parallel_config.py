@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the model and the data are spread over the ranks."""
 
 from __future__ import annotations

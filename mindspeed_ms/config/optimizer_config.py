@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The optimizer and its schedules."""
 
 from __future__ import annotations

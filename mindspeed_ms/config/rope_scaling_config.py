@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How rotary positions are stretched to sequences longer than those of the first training."""
 
 from __future__ import annotations

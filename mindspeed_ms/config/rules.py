@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rules between sections of the configuration.
 
 Each function compares two of them and names what would fix a conflict.

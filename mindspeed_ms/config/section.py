@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every configuration section shares: checked fields, unknown keys, plain data.
 
 A section is a frozen dataclass. Its annotations are the only statement of its types;

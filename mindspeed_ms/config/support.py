@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a valid configuration may ask for that changes nothing, or that this version does not do.
 
 Entries leave this file as features arrive; help and documentation of the flags read them here.

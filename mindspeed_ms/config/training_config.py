@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training run: length, logging, checkpoints, precision and gradient reduction."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model: sizes, positions, normalization, activations, precision, recomputation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is written down about a run while it trains; a part of the section ``training_config``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading and writing YAML: plain numbers only, no key twice, bounded size, errors in one line.
 
 Scalars follow YAML 1.2's core schema without its octal and hexadecimal numbers: ``true`` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses beside the main one: how they reach the gradients, and what is logged of them.
 
 A layer in the middle of the model cannot return a loss: other stages of the pipeline follow. So an

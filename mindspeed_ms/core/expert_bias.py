@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Balance of experts by a bias on their scores, which is adjusted after every step, not learnt.
 
 Source: Wang et al., 2024 (auxiliary-loss-free load balancing); Megatron-LM

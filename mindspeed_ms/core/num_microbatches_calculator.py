@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many micro-batches make a training step: constant, ramping up or growing in stages.
 
 The schedules are pure: consumed samples -> global batch size. The functions with Megatron's names

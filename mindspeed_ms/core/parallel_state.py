@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The process groups of this rank, under Megatron's names.
 
 One frozen ``ParallelState``, a member of the active run, is built by ``initialize_model_parallel``.

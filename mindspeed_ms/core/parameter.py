@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a parameter knows about itself: its shard, its place in norms, and where gradients go.
 
 Saving, loading, clipping and gradient reduction read this metadata; nothing is guessed from names.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The process groups that the layers of a model talk over, as one object that is passed to them."""
 
 from __future__ import annotations

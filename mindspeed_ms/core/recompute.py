@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recomputation: keep less in forward, compute it again in backward.
 
 ``checkpoint`` keeps only the inputs of a function and repeats the whole function in backward.

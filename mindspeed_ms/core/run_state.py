@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Megatron's functions without a run argument read: the members of the run that is active.
 
 ``get_data_parallel_group()``, ``get_num_microbatches()``, ``get_args()`` and their like mean "the"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Timers of the parts of a step, under Megatron's names.
 
 A run has one ``Timers``; code that takes time opens ``timed(name, level)`` around it. Timers above

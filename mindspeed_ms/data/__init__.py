@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From token files on disk to micro-batches of numpy arrays.
 
 ``indexed_dataset`` (.bin/.idx) -> ``gpt_indices`` (which tokens form sample i) -> ``gpt_dataset``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several corpora read in fixed proportion.
 
 Source: Megatron-LM core 0.12 ``data/blended_dataset.py`` and ``helpers.cpp`` (behaviour).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The datasets of a run, built once per host and read by the ranks that need them.
 
 Source: Megatron-LM core 0.12 ``data/blended_megatron_dataset_builder.py`` (names and

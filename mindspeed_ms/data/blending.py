@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """In which order a blend reads its corpora.
 
 The rule is sequential: sample k comes from the corpus whose error ``weight * max(k, 1) - count`` is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The train, valid and test datasets of one run.
 
 Source: Megatron-LM core 0.12 ``data/blended_megatron_dataset_builder.py`` (behaviour).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fill-in-the-middle: parts of a document change places, so that the model learns to fill gaps.
 
 Source: Megatron-LM core 0.16 ``training/datasets/fim_dataset.py`` (behaviour). Deliberate

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Samples of equal length cut from documents, for next-token training.
 
 Source: Megatron-LM core 0.12 ``data/gpt_dataset.py`` (behaviour, cache names). Deliberate

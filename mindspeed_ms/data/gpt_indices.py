@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tokens form sample i: three index arrays, computed from sequence lengths and a seed.
 
 ``document_index`` is the order in which sequences are strung together, epoch after epoch;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Index arrays kept on disk under Megatron's names, so that either framework reads the other's.
 
 ``<md5>-<class>-<split>-description.txt`` says what was built, its md5 names all files, and each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reader and writer of token files: ``<prefix>.bin`` (tokens) and ``<prefix>.idx`` (where each is).
 
 Layout of the .idx file, little endian, no padding, S sequences and D - 1 documents:

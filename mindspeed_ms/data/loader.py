@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Micro-batches as dicts of stacked numpy arrays, read ahead of the training step."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loss mask, position ids and attention mask of one sample."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds and loads the compiled index builder; without it the NumPy versions are used."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loader of the training, validation and test data.
 
 Source: Megatron-LM core 0.12 ``legacy/data/data_samplers.py`` (behaviour).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which samples one data-parallel rank reads, micro-batch by micro-batch.
 
 Source: Megatron-LM core 0.12 ``data/pretraining_loader.py`` (behaviour).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Instruction data: conversations from JSON lines, packed into samples of equal length.
 
 Source: Megatron-LM core 0.16 ``training/datasets/sft_dataset.py`` (behaviour). Deliberate

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token ids the model has no embedding for: looked for at the start, and in every sample.
 
 At the start a file is read as a whole, a large one in places. What is left, and what somebody

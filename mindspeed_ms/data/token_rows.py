@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Samples that are rows of equal length already: ``input_ids`` of ``seq_length + 1`` tokens.
 
 MindRecord files made for MindSpore's own trainers hold such rows. Opened once, their rows are kept

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One rank builds while the others wait, without a collective that could run into a time limit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of the three splits and the reading of ``--data-path`` and ``--split``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that trains adapters: what lies below them, and what of them is loaded and saved."""
 
 from __future__ import annotations

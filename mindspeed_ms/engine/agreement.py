@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether all ranks of a job mean the same run: configuration, package, kernels and data.
 
 A rank that was started with other settings computes something else, and nothing would say so.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many iterations and samples a run has: the formulas over batch sizes.
 
 Source: Megatron-LM ``update_train_iters``, ``get_train_valid_test_num_samples`` and

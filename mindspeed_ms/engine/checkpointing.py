@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints of a run: when they are written, and what is taken from one at the start."""
 
 from __future__ import annotations

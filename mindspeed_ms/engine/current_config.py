@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration of the active run, for functions whose signatures have no room for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From configuration to datasets on this rank."""
 
 from __future__ import annotations

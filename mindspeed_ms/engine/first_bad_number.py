@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a number that is none comes from: which rank made it first, and in what.
 
 A weight is found by looking. An activation is found by repeating the forward of the step with a

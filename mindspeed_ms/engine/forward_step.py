@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One micro-batch through the model, in Megatron's protocol. Legend: b micro-batch, s sequence."""
 
 from __future__ import annotations

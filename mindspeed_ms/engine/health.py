@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the numbers of a run are sound: a step that makes NaN or infinity is an event.
 
 It is named, whatever the flags: what is not a number, in which iteration, on which rank, in which

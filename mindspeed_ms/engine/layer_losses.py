@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses that layers add to the main one: which a model has, and their values in a step."""
 
 from __future__ import annotations

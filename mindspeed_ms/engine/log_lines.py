@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lines that tools parse: formats only, no state.
 
 Source: Megatron-LM ``training_log`` and ``evaluate_and_print_results`` (exact formats), and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory is asked for before it is taken: a run that cannot fit its hosts ends at the start."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Micro-batches on their way to the model: read once per tensor-parallel group, sliced, converted.
 
 Legend: b micro-batch, s sequence.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model of this rank: one chunk, or one per virtual stage, with its gradient buffers."""
 
 from __future__ import annotations

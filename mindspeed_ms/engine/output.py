@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a rank writes to its standard output, through ``logging``."""
 
 from __future__ import annotations

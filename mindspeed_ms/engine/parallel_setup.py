@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start-up steps under the import path of the user guide."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The random states of a rank, as plain data for checkpoints."""
 
 from __future__ import annotations

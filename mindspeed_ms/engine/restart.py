@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that its launcher starts again goes on from its own newest checkpoint."""
 
 from __future__ import annotations

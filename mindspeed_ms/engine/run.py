@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run: opened from a configuration, trained, evaluated, saved, closed."""
 
 from __future__ import annotations

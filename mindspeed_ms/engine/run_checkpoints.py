@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When the training loop writes checkpoints, and what it does when that fails."""
 
 from __future__ import annotations

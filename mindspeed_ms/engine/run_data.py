@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The micro-batches of a run: training, and what is evaluated."""
 
 from __future__ import annotations

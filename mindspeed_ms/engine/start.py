@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run consists of beside model and data: groups, seeds, batch sizes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a run ends before its last iteration."""
 
 from __future__ import annotations

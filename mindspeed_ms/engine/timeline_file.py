@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The measured timeline of one iteration, written as a Chrome trace."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training loop: steps, evaluation, and what is printed about them."""
 
 from __future__ import annotations

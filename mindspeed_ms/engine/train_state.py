@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a run stands; a checkpoint keeps it."""
 
 from __future__ import annotations

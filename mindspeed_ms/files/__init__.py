@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading files that somebody else wrote, and checksums: used by every room that has files."""

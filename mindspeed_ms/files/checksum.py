@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checksums that files carry, and what is compared with them."""
 
 from __future__ import annotations

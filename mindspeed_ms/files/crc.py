@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CRC-32 as in zlib and ZIP files, by the vectorised library where it is installed."""
 
 from __future__ import annotations

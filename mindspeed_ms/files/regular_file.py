@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that somebody else wrote: only regular ones are opened, and texts have a limit.
 
 A pipe under a file's name would block for ever, a device never ends, and brackets that open a

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints of any format, read as catalogs. Needs NumPy only."""

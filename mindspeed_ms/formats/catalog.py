@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a checkpoint holds, whatever its format: tensors, and in which bytes of which file they lie.
 
 Every format is read by making a catalog of it. Nothing is loaded by that: a tensor is read when it

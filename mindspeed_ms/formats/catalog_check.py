@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a catalog must be for its tensors to be the checkpoint's: checked once, for every format."""
 
 from __future__ import annotations

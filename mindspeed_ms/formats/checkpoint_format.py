@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a format of checkpoints has to offer. The registry lists those there are.
 
 Outside of it on purpose: which iteration of a run is taken (``find``), how tensors are read

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that stand beside the weights of a Hugging Face model, and go where the weights go.
 
 A folder from the hub is more than its weights: generation defaults, tokenizer, chat templates,

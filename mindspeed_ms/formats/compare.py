@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two checkpoints of any formats side by side, and what one says of itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types of stored numbers: names in files, widths, and conversion without a framework."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which checkpoint a path means, and of which format it is.
 
 A restart ends in the newest complete checkpoint of its run, or in one line that says there is none:

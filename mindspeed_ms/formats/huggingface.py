@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hugging Face models as catalogs, and written. What is where is the families' business."""
 
 from __future__ import annotations

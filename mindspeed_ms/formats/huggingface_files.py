@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which files of a Hugging Face folder are the model: the index decides, and config.json.
 
 What they name and is not there is an error; what they do not name is left aside with a line. A

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron-LM's ``torch`` checkpoints as catalogs: any layout, current and older names.
 
 ``mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt`` holds the part of one rank of the model, layers and

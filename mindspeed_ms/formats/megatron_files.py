@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which files a ``torch`` checkpoint of Megatron-LM must have: those of every rank of the model.
 
 ``mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt`` is the part of one rank. How many ranks there are is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The optimizer's tensors in Megatron's ``torch`` checkpoints.
 
 Without the distributed optimizer every rank's file holds the state by number: parameters group by

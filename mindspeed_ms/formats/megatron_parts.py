@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of Megatron's checkpoints: what a rank's file holds of which global tensor."""
 
 from __future__ import annotations

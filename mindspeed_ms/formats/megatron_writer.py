@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron-LM's ``torch`` checkpoints, written for any layout, one tensor at a time."""
 
 from __future__ import annotations

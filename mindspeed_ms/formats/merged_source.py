@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A checkpoint with adapters put into it, as a converter reads it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders of MindSpore ``.ckpt`` files as MindSpeed-Core-MS r0.1.0 reads and writes them.
 
 ``rank_N/<prefix>.ckpt`` holds the part of one rank under this project's names, layers counted over

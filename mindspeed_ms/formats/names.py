@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron-core's names of parameters, from any of the spellings in its checkpoints.
 
 The names here, and how a parameter is split, are the description's: ``ModelSpec.by_megatron_name``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """This project's format: one index, and a file of every rank that wrote something.
 
 The index lists for every tensor its global shape and type, and for every piece the file, the place

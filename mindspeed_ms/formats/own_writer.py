@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """This project's checkpoints, written by a converter: whole tensors in files of limited size."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Vocabulary tables with another number of rows than are stored: the padding differs by layout."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters in the files of the ``peft`` library: ``adapter_config.json`` and its tensors.
 
 Source: PEFT 0.21 ``LoraConfig`` and ``save_pretrained`` (names and shapes).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The formats of checkpoints that are read, each behind ``CheckpointFormat``."""
 
 from __future__ import annotations

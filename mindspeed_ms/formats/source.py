@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a converter reads from: a checkpoint of any format, seen as the target needs it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron-LM's ``torch_dist`` checkpoints (torch's distributed format) as catalogs, read only.
 
 ``.metadata`` lists for every tensor its global shape and the chunks it was written in, and for

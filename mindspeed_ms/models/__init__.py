@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model as a description without a framework: its parts, their parameters and their costs.
 
 ``gpt_spec`` makes it from a configuration. Cells create their parameters from it, the planner sums

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An adapter of low rank beside a frozen matrix: Y += s (X A^T) B^T on some of its outputs.
 
 Source: Hu et al., 2021 (LoRA); Liu et al., 2024 (DoRA) for the magnitudes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model with adapters: a rewrite of its description, by the names that layers have elsewhere."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Self-attention: of grouped heads, and from narrow vectors.
 
 Legend: h hidden, N heads, G key/value groups, D channels of a head; S tokens of a sequence on a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Feed-forward blocks: dense ones and mixtures of experts.
 
 Legend: h hidden, f inner width, E experts, K choices per token; w bytes of the compute type.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``gpt_spec``: the description of a model from its configuration, the only place that reads it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model computes, as plain values: the options that another format must hold or refuse."""
 
 from __future__ import annotations

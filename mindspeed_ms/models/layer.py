@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A transformer layer, and the layers behind the model: of learned queries, of further tokens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole model: tables, layers, head, and which of it a pipeline stage holds."""
 
 from __future__ import annotations

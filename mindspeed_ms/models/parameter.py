@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One parameter: its names, its global shape, how ranks share it, and its initial values."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of a model: linear layers, norms, tables, and what is made of them.
 
 A part that has parameters yields them; a part made of parts names them, here and in Megatron-core,

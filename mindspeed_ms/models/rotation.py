@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Angles of rotary positions, stretched to sequences longer than those of the first training.
 
 Legend: d rotated channels.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the heads of one layer see, and what is done to their scores before the softmax."""
 
 from __future__ import annotations

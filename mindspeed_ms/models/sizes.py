@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes of one micro-batch on one rank, which activations are multiples of."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hot operations, one signature each, computed by the kernel set of this process.
 
 Three sets implement the same functions: ``portable`` (definition and oracle), ``cpu`` (native

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention: whole, over blocks of keys, and its gradients."""
 
 from __future__ import annotations

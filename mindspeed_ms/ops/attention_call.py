@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an attention call is given besides its tensors; shared by every kernel set."""
 
 from __future__ import annotations

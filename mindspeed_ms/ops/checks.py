@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Argument checks of the public functions, shared by every kernel set.
 
 The native kernels trust the sizes they are given, so a wrong shape must end here. A check that sees

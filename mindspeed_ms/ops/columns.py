@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts of the last dimension, taken apart and put together; exported by ``ops``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The random words of one dropout, reserved from a generator; shared by every kernel set."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operations of a mixture of experts: scores, choices, sums of chosen rows, products per expert.
 
 Legend: T tokens, E experts, K choices per token, N rows sorted by expert, H hidden size. Scores are

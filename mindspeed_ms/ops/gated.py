@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gated units, and what one number does to every element; exported by ``ops``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The seam of the kernels: what each of the three sets offers.
 
 ``portable``, ``cpu`` and ``ascend`` are packages with functions of these names and parameters;

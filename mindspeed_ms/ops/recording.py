@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A kernel set that tells how long its kernels take, around the one that computes."""
 
 from __future__ import annotations

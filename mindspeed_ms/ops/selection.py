@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which kernel set serves the public functions of ``ops``; decided once per process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which pipeline stage and model chunk holds which layers: one pure function of the configuration.
 
 Model construction, checkpoints and planning tools all ask ``layer_placement``. Layers are numbered

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where each parameter lies in a flat buffer, and which part each rank owns: arithmetic only."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which ranks form which group: arithmetic on numbers only, for any world size."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each layer recomputes in backward: a pure function of the configuration.
 
 Three ways to ask, by increasing detail: ``recompute_granularity`` for the whole model (Megatron),

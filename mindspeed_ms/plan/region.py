@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which part of a global tensor a local one holds: arithmetic only.
 
 A region names, for every dimension, ordered runs of global indices; the local tensor is the product

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The order of work of every pipeline stage, as data.
 
 Nothing here computes or communicates: ``plan`` maps (stage, stages, micro-batches, chunks) to the

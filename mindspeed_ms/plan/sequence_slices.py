@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tokens of a sequence a context-parallel rank holds: the one place that decides it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The settings that plans read, as Protocols: the configuration's rules use the plans."""
 
 from __future__ import annotations

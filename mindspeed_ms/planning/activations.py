@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes of activations one rank keeps, from forward to backward: sums over the model's layers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pipeline balancing: layers per stage and recomputation that make a step shortest within a memory.
 
 From the memory that some stages used in a measured run and from the time of the parts of the model,

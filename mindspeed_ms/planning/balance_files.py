@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The balancer's input file and its answer as text.
 
 .. code-block:: yaml

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes of the key/value cache that text generation keeps (``core/inference/kv_cache.py``)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes a rank sends in one step, by the axis of the layout that needs them.
 
 A collective over n ranks of a tensor of B bytes sends 2 B (n-1)/n per rank for an all-reduce and

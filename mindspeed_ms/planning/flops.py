@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Floating point operations of a training step, as the log line counts them."""
 
 from __future__ import annotations

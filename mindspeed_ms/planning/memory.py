@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes one rank holds: weights, gradients, optimizer state, activations.
 
 The first three follow the flat buffers of ``core/distributed`` element by element, padding

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Floating point operations of the parts of a model.
 
 Source: Megatron-LM ``num_floating_point_operations`` (what is counted: matrix products, attention

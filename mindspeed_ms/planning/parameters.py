@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parameters one rank holds, from the description of the model."""
 
 from __future__ import annotations

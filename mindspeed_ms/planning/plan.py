@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plan of a run: layout, memory, traffic, time, from the configuration alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Search for layouts: those that fit the memory of a device, fastest first."""
 
 from __future__ import annotations

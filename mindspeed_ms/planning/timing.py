@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long a step takes: the schedule of all stages played through with estimated times.
 
 The estimate knows matrix products, bandwidths and the order of passes. It does not know kernels,

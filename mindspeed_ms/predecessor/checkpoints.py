@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The predecessor's checkpoints: one file per rank and step, named by epoch and step.
 
 ``rank_0/network_rank_0-1_20.ckpt`` holds the parameters of rank 0 after step 20 of epoch 1, by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The predecessor's attention cells over shared sequences, and how its scripts cut batches.
 
 Legend: s tokens of a rank, S of the whole sequence, b batch, n heads, d channels of a head.

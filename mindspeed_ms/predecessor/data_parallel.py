@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The predecessor's ``DistributedDataParallel``: a Cell around the engine's buffers."""
 
 from __future__ import annotations

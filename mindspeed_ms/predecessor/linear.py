@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Products of a linear layer whose weight the caller holds. Legend: s, b, i inputs, o outputs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Building blocks of the predecessor's scripts around a model."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The predecessor's optimizers: a rule and its groups, carried out on the engine's flat buffers."""
 
 from __future__ import annotations

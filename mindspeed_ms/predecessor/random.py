@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The predecessor's random streams: those of the package and of MindSpore's own operators.
 
 Inside ``rng_fork`` both draw from the named stream: dropout of the package's layers from the run's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradients of parameters without flat buffers, summed or averaged over the ranks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Learning rates and decays that move with the samples, written into an optimizer's groups."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The predecessor's loop over a dataset."""
 
 from __future__ import annotations

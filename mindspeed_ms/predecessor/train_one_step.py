@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One step of training for a network and an optimizer of the user's own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The high-level front: names as users of MindFormers and ``transformers`` write them.
 
 Every name here is one of ``mindspeed_ms`` too and is loaded when it is first asked for, so that

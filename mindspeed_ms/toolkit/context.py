@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``init_context``: where a script computes, and how its ranks share the work.
 
 Source: MindFormers r0.3 and r1.0 ``init_context``, ``ContextConfig`` and ``ParallelContextConfig``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 r"""GPT-2's ``pytorch_model.bin`` -> one MindSpore ``.ckpt`` with the names of this project.
 
 python -m mindspeed_ms.toolkit.convert_weight --layers 12 \

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a name to local files. Nothing is downloaded.
 
 A name is looked for as a folder, then below ``$MINDSPEED_MS_HOME``, then below

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts of the high-level room that several of its modules say alike."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paths in a configuration: relative to where the run was started, and never remote."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``LoraConfig`` as users of PEFT and MindFormers write it; a front of the section of that name."""
 
 from __future__ import annotations

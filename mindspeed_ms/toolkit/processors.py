@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processors: a text as the one tensor that a model takes, of a fixed length.
 
 Source: MindFormers r1.0 (names, defaults, ``{'text': ids}``).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is known by name: models, datasets and the classes that belong to a model family.
 
 ``register_model`` and ``register_dataset`` are for users' own models and data; the families of the

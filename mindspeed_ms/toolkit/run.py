@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The toolkit's command: settings from a YAML file, and words over them.
 
 python -m mindspeed_ms.toolkit.run --config F.yaml --epoch_size=2 --train_data_path=DATA

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command of ``run_mindformer.py``: a configuration in MindFormers' style, and flags over it.
 
 python run_mindformer.py --config configs/gpt2/run_gpt2.yaml --run_mode train --dataset_dir DATA

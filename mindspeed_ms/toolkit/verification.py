@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does a converted checkpoint compute what its source does? Logits of both, on a few tokens.
 
     python -m mindspeed_ms.toolkit.verification '{"source": ..., "target": ...}'

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings from YAML files and words over them; a tree of sections, free of what keys mean.
 
 ``parse`` reads ``--config F.yaml --key=value``. A key is looked for in all sections, by its dotted

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arguments, initialisation, and training, under Megatron's names.
 
 Names are loaded when they are asked for: reading flags and configurations needs no MindSpore.

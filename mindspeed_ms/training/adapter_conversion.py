@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters as the source of a conversion: merged into their base, or written in PEFT's files."""
 
 from __future__ import annotations

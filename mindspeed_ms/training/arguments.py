@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: Megatron's ``parse_args`` and ``validate_args``."""
 
 from __future__ import annotations

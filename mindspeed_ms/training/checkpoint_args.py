@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--use-checkpoint-args``: the model's options from the checkpoint that is loaded."""
 
 from __future__ import annotations

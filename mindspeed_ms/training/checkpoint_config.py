@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model's configuration from what its checkpoint says, and Megatron's arguments for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parser made from the flag table: one line and status 2 for a mistake, help in three sizes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One conversion: any format in, any format out, tensor by tensor."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guide's path of ``mindspeed_ms.engine.datasets``."""
 
 from mindspeed_ms.engine.datasets import (

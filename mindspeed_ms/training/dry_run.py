@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--dry-run``: from a command line to a plan, without another rank, a device or a data file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How an entry point ends when the user made a mistake: one line, non-zero status.
 
 A message is for the user when this package has written it, in a ``raise`` of its own, or when it is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fields that several flags decide together, where the rows of the table cannot say it.
 
 A rule gets what the rows state about its field, UNSET for nothing, and all arguments.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From Megatron's arguments to :class:`AllConfig` and back, by the flag table."""
 
 from __future__ import annotations

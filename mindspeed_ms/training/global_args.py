@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The arguments of this process, for code that asks for them by Megatron's ``get_args()``."""
 
 from __future__ import annotations

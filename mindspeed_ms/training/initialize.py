@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a command line to a run that is ready to build its model."""
 
 from __future__ import annotations

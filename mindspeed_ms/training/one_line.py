@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages for a terminal: one line, whatever the user's words hold."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The arguments of a run, as far as somebody wants to read them."""
 
 from __future__ import annotations

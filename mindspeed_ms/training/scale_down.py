@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--scale-down``: the same script on a laptop.
 
 Sizes shrink to the least that every structural flag still works with: layers, widths, heads,

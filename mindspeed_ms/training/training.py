@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pretrain`` under Megatron's path: from a command line, or from a configuration, to a run."""
 
 from __future__ import annotations

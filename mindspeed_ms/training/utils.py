@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guide's path of ``mindspeed_ms.engine.parallel_setup``."""
 
 from mindspeed_ms import old_names

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How scripts end: one line per job for a user's mistake, a traceback for anything else."""
 
 import os

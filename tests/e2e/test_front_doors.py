@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The toolkit's command, ``run_mindformer.py`` and the scripts around them: they really train."""
 
 import os

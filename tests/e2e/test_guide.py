@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The user guide's code blocks, run as they stand; only the device name follows the platform."""
 
 import os

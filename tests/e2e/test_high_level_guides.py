@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The blocks of the users' documents about the Trainer, run as they are written.
 
 What is changed is listed in ``CHANGES`` and in the tests: sizes, so that a test takes seconds, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the hub into a training run and back: rows, keys, files; and what transformers says."""
 
 import json

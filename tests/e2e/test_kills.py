@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Launchers, schedulers and ranks that are killed: nothing goes on, nothing stays, nobody lies."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scripts that start one process a rank: as the guide's own, and ranks that find each other."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs as users start them: ``msrun``, ``mpiexec`` and plain Python; their ends, good and bad.
 
 Every job runs with a time limit and must leave nothing behind: no process, no shared memory.

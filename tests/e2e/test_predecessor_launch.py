@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scripts of the predecessor in jobs of their own, begun by ``mindspore.communication.init()``."""
 
 import re

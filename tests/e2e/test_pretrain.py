@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pretrain_gpt.py`` as a user starts it: it trains, and it refuses bad input in one line."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A refusal of several ranks: first of all, once, with the status of a user's mistake."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Supervised runs: after a rank has died they go on from their newest checkpoint, bit for bit."""
 
 from __future__ import annotations

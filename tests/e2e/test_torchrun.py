@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The launcher in torchrun's words, and tasks of ``srun``: how ranks start, print, fail, stop."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs of two hosts: what they compute, how they begin, how they end."""
 
 from __future__ import annotations

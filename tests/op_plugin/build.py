@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compiles the op plugin and runs the cases under it, each in a process of its own."""
 
 from __future__ import annotations

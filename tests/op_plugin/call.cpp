@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Strides, storage types, the list of operations and what the tests ask about it.
 #include "call.h"
 

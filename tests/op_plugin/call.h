@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One launch of a primitive through MindSpore's CPU op-plugin hook: its tensors, whatever their
 // strides and types, as dense arrays of floats or integers, and its scalar arguments.
 //

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls of the kernel sets, each with what MindSpore has to launch on the way.
 
 A case runs the same way on every kernel set: its inputs are drawn from a stream named after it, and

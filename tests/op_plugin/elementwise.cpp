@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Arithmetic with broadcasting, also in place; fp32 inside, rounded to the type of the result.
 #include <algorithm>
 #include <cmath>

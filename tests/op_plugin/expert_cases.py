@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cases of experts and of columns."""
 
 from __future__ import annotations

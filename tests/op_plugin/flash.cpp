@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // FlashAttentionScore and its gradient in layouts SBH and TND, by the documented rules: 16-bit
 // storage, head sizes in steps of 16, the compressed triangle for sparse modes 3 and 4, a bias for
 // every head, dropout as bits.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Norms, activations, rotary, embedding and AdamW: the documented calls of the Ascend kernels,
 // forwarded to the native library in fp32.
 #include <dlfcn.h>

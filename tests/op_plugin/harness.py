@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a case of the kernel sets is, and how one is made."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole training steps on a kernel set: what layers, buffers and the optimizer hand to it."""
 
 from __future__ import annotations

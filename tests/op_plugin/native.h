@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Entry points of the project's native library (mindspeed_ms/ops/cpu/csrc), found at run time.
 #pragma once
 

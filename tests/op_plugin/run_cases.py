@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run every case on the Ascend kernel set under the op plugin: ``run_cases.py plugin kernels out``.
 
 A process of its own, because MindSpore looks at MS_OP_PLUGIN_PATH when it is imported, and because

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Matrix products, reductions, gathering and joining, by plain loops.
 #include <algorithm>
 #include <cmath>

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ranks that mean different runs find out before they begin; on several hosts, folders too."""
 
 from __future__ import annotations

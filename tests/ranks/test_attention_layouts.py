@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers with windows, caps, slopes and sinks train the same in every layout."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model by name is the same in every layout: logits, loss, and what is saved."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which rank made a bad number first, in which parameter or activation. Two ranks."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron's checkpoints of iteration 10 continue Megatron's own loss curve, in any layout."""
 
 from pathlib import Path

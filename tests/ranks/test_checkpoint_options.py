@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is taken from a checkpoint and what is not, in one process: flags, heads, vocabularies."""
 
 import os

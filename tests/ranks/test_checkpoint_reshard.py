@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A checkpoint of any layout goes on in any other: the same losses as a run that never stopped."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that is stopped and goes on computes what the uninterrupted run computes."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contract of ``backend.comm``: every operation, type and group against NumPy.
 
 One batch of many cases runs per world size. All values are small multiples of a power of two, so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The self-test of layouts: it agrees where they do, and names what differs where they do not."""
 
 import sys

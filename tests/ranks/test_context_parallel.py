@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over ranks that share a sequence: the oracle is the attention on one rank."""
 
 from __future__ import annotations

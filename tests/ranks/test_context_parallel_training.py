@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training with shared sequences: losses and gradients are those of whole sequences.
 
 The runs start from the weights and data of Megatron-LM's recorded runs.

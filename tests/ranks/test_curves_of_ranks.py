@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Curves of recorded Megatron runs, in several layouts, read back with TensorBoard's reader."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data on several ranks: built once, read once per tensor-parallel group, sliced."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data parallel training against the same training in one process."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every rank of a layout holds is what the description says, with the same initial values."""
 
 import pytest

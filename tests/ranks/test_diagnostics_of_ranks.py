@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slow ranks are named; figures of ranks go together. Two ranks."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fixture itself: failures, hangs and deaths fail the test and name the rank."""
 
 from __future__ import annotations

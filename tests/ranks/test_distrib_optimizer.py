@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole GPT training with sharded optimizers, and with loss scales, through ``pretrain``."""
 
 import logging

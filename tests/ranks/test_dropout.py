@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dropout: equal masks on copies of an activation, different ones on its parts, from the flags."""
 
 import numpy as np

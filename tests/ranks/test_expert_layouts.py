@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mixture of experts over ranks: Megatron's run, and tokens that come back."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Of several ranks with the same message one speaks."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A folder of every family in layouts: the logits of one rank, and the same training."""
 
 import family_cases

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every layout generates the tokens of one rank."""
 
 from __future__ import annotations

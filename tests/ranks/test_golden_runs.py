@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron-LM's own runs, replayed: losses, gradient norms, gradients and initial weights."""
 
 from pathlib import Path

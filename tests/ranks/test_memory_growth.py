@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run of any length needs no more host memory than a short one."""
 
 from __future__ import annotations

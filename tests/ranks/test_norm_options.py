@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Zero-centred norm weights and norms of queries and keys, against runs that must equal them."""
 
 import numpy as np

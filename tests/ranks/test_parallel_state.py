@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Groups of real ranks, and the getters that read them."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters in every layout: the losses of two ranks are those that PEFT and torch have on one."""
 
 import numpy as np

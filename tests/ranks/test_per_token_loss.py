@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--calculate-per-token-loss``: one mean over all tokens of a step, however they are cut."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pipeline stages: every layout trains like one rank, and holds no more than its schedule says."""
 
 import dataclasses

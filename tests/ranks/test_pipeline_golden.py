@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron-LM's own runs, replayed over pipeline stages, virtual stages and recomputation."""
 
 from pathlib import Path

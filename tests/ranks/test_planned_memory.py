@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The planner's bytes against what the model, its buffers and its optimizer really hold."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """16-bit training, loss scales, overflow and gradients that are not numbers."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scripts written against the predecessor's API, on several ranks."""
 
 import mindspore as ms

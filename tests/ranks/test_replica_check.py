@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A replica of the weights that has left the others is named."""
 
 import numpy as np

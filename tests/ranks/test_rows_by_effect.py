@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every row of the guide's tables by its effect, and the page that says what was seen."""
 
 import guide_rows

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs in one process after one another and side by side, in other layouts. Two ranks."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Launch scripts of Megatron and MindSpeed, shrunk with ``--scale-down``, train two steps."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Split layers against the unsharded computation in numpy: outputs and all gradients."""
 
 import mindspore as ms

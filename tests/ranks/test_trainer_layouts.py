@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The trainer on several ranks: every layout trains and evaluates as one rank does."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One rank without a launcher, for tests that build layers in the test process."""
 
 import pytest

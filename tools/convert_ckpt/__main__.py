@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convert, inspect and compare checkpoints of any format and layout.
 
     python tools/convert_ckpt convert SOURCE TARGET --to megatron --tensor-model-parallel-size 2

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Join the optimizer shards of data parallel ranks; the command line of MindSpeed-Core-MS r0.1.0.
 
 Every rank's file holds its part of each bucket (``exp_avg.buffer_0_bucket_1``); the strategy files

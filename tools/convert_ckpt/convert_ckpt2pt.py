@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MindSpore files of every rank -> Megatron checkpoint, as MindSpeed-Core-MS r0.1.0 has it.
 
 A thin front end: ``python tools/convert_ckpt convert`` does the work. Data parallel shards of an

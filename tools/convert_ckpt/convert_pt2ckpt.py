@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron checkpoint -> MindSpore files of every rank, as MindSpeed-Core-MS r0.1.0 has it.
 
 A thin front end: ``python tools/convert_ckpt convert`` does the work.

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torchrun`` for MindSpore: torch's launcher commands translated to ``msrun``."""

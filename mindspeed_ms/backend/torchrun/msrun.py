@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mindspeed-msrun``: the words of ``msrun``, with honest exit statuses and new starts.
 
 MindSpore's ``msrun`` ends with status 0 on Ctrl-C and with 1 for whatever a rank ended with; when

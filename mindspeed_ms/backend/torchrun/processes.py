@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The processes of one host: scheduler and ranks, from their start until the last one has ended.
 
 They are started directly, with the variables of MindSpore's dynamic cluster (those ``msrun`` sets),

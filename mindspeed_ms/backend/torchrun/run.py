@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The launcher: starts ranks, shows what they print, passes signals on, starts them again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scheduler's process of a job: holds it together until it ends. Run as a module."""
 
 from __future__ import annotations

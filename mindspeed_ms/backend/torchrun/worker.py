@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs in every process that a launcher of this project starts: the user's script, as one rank.
 
 Only the standard library is imported here: what the script prints first is its own.

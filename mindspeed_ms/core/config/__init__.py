@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration dataclasses, one per owner, and the ways to build them."""
 
 import mindspeed_ms.backend  # noqa: F401 - quiets MindSpore, which must not be loaded before

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the predecessor's constructors and files leave open, filled with a line.
 
 Its sections take any key and need no sequence length; those here do. This is the only place that

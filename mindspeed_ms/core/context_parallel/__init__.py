@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Context parallelism: the ranks of a group share every sequence.
 
 ``ContextParallel`` says which tokens a rank holds, and ``context_parallel_attention`` lets each of

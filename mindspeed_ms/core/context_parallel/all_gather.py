@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention with the keys and values of all ranks gathered first.
 
 Simpler than a ring and with two collectives instead of many messages, but every rank holds all keys

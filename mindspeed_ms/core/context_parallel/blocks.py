@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which blocks of scores a rank computes, and with which options."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention with keys and values sent straight to the ranks that see them.
 
 For attention with a window: a rank of a ring would pass on keys of which neither it nor the next

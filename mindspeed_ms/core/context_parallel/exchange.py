@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small exchanges between the ranks that share a sequence."""
 
 from __future__ import annotations

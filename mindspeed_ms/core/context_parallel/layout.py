@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tokens a rank holds, and with whom it exchanges what."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dropout of activations whose tokens are shared."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over a ring of ranks: keys and values travel, queries stay.
 
 In step i a rank computes with the keys of the rank i places before it, while they travel on to the

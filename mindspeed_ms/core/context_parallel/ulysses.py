@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All-to-all between shares of the sequence and shares of the heads.
 
 Before attention each of u ranks holds s tokens with all heads, during it all u * s tokens with 1/u

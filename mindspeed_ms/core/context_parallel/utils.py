@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The predecessor's path of what cuts batches."""
 
 from mindspeed_ms.predecessor.context_parallel import (

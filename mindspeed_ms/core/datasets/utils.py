@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron's path of ``mindspeed_ms.data.utils``."""
 
 from mindspeed_ms.data.utils import (

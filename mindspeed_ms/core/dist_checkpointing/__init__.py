@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints: saved in shards, loaded into any layout."""
 
 from mindspeed_ms import old_names

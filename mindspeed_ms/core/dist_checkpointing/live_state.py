@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this rank holds of the run's tensors, each as a span of a global tensor.
 
 Weights and optimizer state are taken from the shards that the optimizer updates. So nothing is

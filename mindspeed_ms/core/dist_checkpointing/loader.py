@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loading: every rank reads the parts of tensors that it owns, whoever wrote them.
 
 Nothing is executed that a checkpoint contains. What the model needs and what the checkpoint holds

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which checkpoint is loaded: the first rank decides, all follow, and each says what it sees.
 
 Ranks that looked for themselves would take different checkpoints where a folder is not shared, or

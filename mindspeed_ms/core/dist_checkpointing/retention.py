@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which checkpoints of a run may go.
 
 Only those that the run has saved itself count: others in its folder, of earlier runs, stay. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The folder that a run saves to: found out at the start, not at the first checkpoint."""
 
 from __future__ import annotations

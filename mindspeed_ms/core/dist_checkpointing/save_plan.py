@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who writes what: every piece once, by one of the ranks that hold it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saving: every rank writes its share, then the first one declares the checkpoint complete.
 
 In the background only the writing runs; what must be agreed upon between ranks happens in the

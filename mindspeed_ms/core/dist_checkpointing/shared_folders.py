@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders that the hosts of a job share, and files that every host must have.
 
 Rank 0 decides what is saved where and what is loaded; a host that does not see the same would find

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Buckets: parts of the gradients that are reduced over the ranks as a whole."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data parallelism: gradients accumulate in flat buffers whose buckets the ranks reduce."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradient buffers: where gradients are accumulated, and when their buckets are reduced."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers that are none: in which of a rank's parameters or gradients they are."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One buffer of parameters and their gradients, and the shards of it that this rank updates."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parameters in flat memory, so that one call updates or gathers many of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replicas of the weights that have diverged: a flipped bit, a kernel that rounds otherwise.
 
 Data parallel ranks hold the same weights and update them with the same gradients, so nothing else

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ZeRO-2: each rank keeps its shard of the gradients; whole ones exist only while they are made.
 
 A bucket borrows scratch memory when its first gradient arrives. Once all have arrived they are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ZeRO-3: each rank keeps its shard of the weights; whole ones are gathered just before their use.
 
 Two whole weights exist at a time: the one in use, and the one that is expected next and travels

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``inference_params`` carries through a model.
 
 Legend: S new tokens of a row, B rows, T tokens of the call, p tensor parallel ranks, N query heads,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps of a model over a cache of keys and values, for any layout of ranks.
 
 Legend: B rows of a step, v tokens of the vocabulary.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys and values of earlier tokens, in slots that keep their place.
 
 Legend: S' tokens a slot has room for, G key/value groups of this rank, D and E channels of a key

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What options of text generation do to the scores of next tokens. NumPy only.
 
 A processor takes the ids of all tokens so far [b, s] and scores fp32 [b, v], and returns scores. A

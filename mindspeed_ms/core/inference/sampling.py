@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choices of tokens that depend on nothing but a seed, a sequence and a step.
 
 A draw is one Philox block whose counter is the step and the name of the sequence, so the same text

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Norms and counts over the model, from what each rank holds of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Optimizer state of one shard: flat, and cut into segments that one call updates."""
 
 from __future__ import annotations

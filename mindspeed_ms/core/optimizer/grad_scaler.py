@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loss scales for fp16: gradients that would vanish in 16 bits are computed on a scaled loss."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The optimizer step: unscale, look for overflow, clip, update, and share what was updated."""
 
 from __future__ import annotations

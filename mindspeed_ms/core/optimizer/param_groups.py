@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parameters grouped by how the schedules treat them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Update rules on flat fp32 memory."""
 
 from __future__ import annotations

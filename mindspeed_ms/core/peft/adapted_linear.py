@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Linear layers with adapters beside them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters as Cells. Legend: S tokens, i inputs, o outputs of this rank, r ranks of all adapters.
 
 The matrices B of a layer are spread over its outputs, with zeros at outputs that no adapter

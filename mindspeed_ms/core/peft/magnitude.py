@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trained lengths of the rows of adapted matrices: Y *= m / |W + s B A|, row by row.
 
 The lengths below the line are taken as constants in backward.

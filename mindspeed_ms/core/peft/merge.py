@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters put into their frozen matrices, and taken out again without a trace."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model that was built with adapters, made ready to be trained: frozen, and with values."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the plan of one pipeline stage on the tape.
 
 Between two stages the tape is cut: a received activation becomes a leaf, and the output of a chunk

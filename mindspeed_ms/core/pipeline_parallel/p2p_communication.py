@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Transfers between pipeline stages. Legend: s sequence, b micro-batch, h hidden, p tensor ranks.
 
 The tensors of one ``Exchange`` start together and complete in the background. A received tensor is

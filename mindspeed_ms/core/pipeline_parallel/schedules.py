@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forward and backward of all micro-batches of a step, under Megatron's entry names.
 
 The order of work comes from ``schedule_plan``; ``executor`` carries it out. These functions bring

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Timelines of pipeline steps: simulated from a plan or measured, as a Chrome trace or a picture.
 
 A simulated timeline takes the time of each pass as given and transfers as instantaneous, so what

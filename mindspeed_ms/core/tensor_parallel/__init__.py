@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers, loss, region crossings and random streams of tensor parallelism."""
 
 from mindspeed_ms import old_names

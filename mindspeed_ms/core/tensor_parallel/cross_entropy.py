@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cross entropy of logits that are split along the vocabulary.
 
 Legend: s sequence, b batch, v padded vocabulary over all ranks, p ranks in the group.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ids that no row stands for.
 
 A partition of a table cannot tell an id of its neighbour's from one of nobody's: the kernels give

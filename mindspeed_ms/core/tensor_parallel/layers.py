@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Linear layers and the embedding, split over the tensor parallel group.
 
 Legend: s sequence, b batch, i inputs, o outputs, v vocabulary, h hidden, p ranks in the group.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a tensor crosses the border of a tensor parallel region.
 
 Each crossing has a forward and the adjoint backward. Legend: s sequence, b batch, h hidden,

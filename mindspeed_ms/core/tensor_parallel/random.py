@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random streams per parallel region.
 
 Three named streams, as in Megatron: one that is equal on all tensor parallel ranks (dropout of

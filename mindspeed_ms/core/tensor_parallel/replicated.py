@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A linear layer that every tensor parallel rank holds in full."""
 
 from __future__ import annotations

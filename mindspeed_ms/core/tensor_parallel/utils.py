@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small arithmetic of splitting things over a group."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Index arrays whose every entry depends on the one before it: the order of a blend and the random
 // order of a pass. Loaded with ctypes by native.py; NumPy versions of both are in Python.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokenizers, built from Megatron's flags."""
 
 from mindspeed_ms.data.tokenizers.bpe_tokenizers import GPT2BPETokenizer, HuggingFaceTokenizer

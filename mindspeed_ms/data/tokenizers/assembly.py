@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tokenizer put together: vocabulary, steps of its class, special tokens.
 
 Source: ``transformers`` 5.24 (order in which tokens are added; results are compared with it).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPT-2's byte-level BPE and Hugging Face tokenizers, both by Hugging Face's ``tokenizers``.
 
 GPT-2's words are found by ``regex``, as in Megatron: libraries differ in the characters they know.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes as printable characters: the alphabet of GPT-2's vocabulary and of those made like it.
 
 Source: the alphabet is the one of GPT-2's ``encoder.py``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversations written as the text a chat model was trained on, by its Jinja template.
 
 A template comes with a model's files, so it is a stranger's program: it runs in a sandbox and

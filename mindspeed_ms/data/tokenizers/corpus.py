@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From JSON lines to documents of tokens: what the preprocessing tool does to a stretch of lines.
 
 Lines travel to worker processes and tokens back in stretches of about a megabyte, as bytes and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Libraries that only some tokenizers need, loaded when one of them is asked for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How each class of tokenizer turns a text into pieces, given its vocabulary.
 
 A folder names its class in ``tokenizer_config.json``. For the classes here the steps around the

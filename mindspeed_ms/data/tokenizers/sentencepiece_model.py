@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SentencePiece models: opened by ``sentencepiece``, or taken apart for ``tokenizers``.
 
 Source: ``transformers`` 5.24 (which pieces become what; results are compared with it).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SentencePiece tokenizers.
 
 Source: Megatron-LM core 0.12 ``data/tokenizers/tokenizer.py`` (behaviour).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversations to token ids, with a target that leaves out what the assistant did not say.
 
 Source: Megatron-LM core 0.16 ``data/tokenizers/sft_tokenizer.py`` (prompt formats, masking).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Vocabularies of ``tiktoken``: lines of a token in base64 and its rank (Qwen, Llama 3).
 
 ``tiktoken`` itself would keep a copy of every file it reads, found again by the file's path, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokenizers of OpenAI's ``tiktoken``, with Megatron's special tokens in front.
 
 Source: Megatron-LM core 0.12 ``data/tokenizers/tokenizer.py`` (behaviour, patterns).

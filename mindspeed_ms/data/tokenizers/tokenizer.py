@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text to token ids and back.
 
 The ids, the special tokens and the identifiers (part of the index cache names) are Megatron's, so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a tokenizer's folder says: its class, its settings, where the vocabulary lies.
 
 Read are ``tokenizer_config.json``, and where it has no ``added_tokens_decoder`` the older

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Python function as the JSON schema that chat templates show a model.
 
 Source: ``transformers`` 5.24 ``get_json_schema`` (the schema of a signature; compared with it).

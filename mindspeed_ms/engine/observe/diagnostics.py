@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looks that are taken on request: sudden losses and gradients, attention scores, slow ranks.
 
 Source: Megatron-LM ``RerunStateMachine.is_unexpectedly_large`` (factor 10, over 100 values) and

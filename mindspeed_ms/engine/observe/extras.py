@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the packages are installed that curves are written with."""
 
 from __future__ import annotations

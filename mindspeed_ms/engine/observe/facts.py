@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run's record says at its start: configuration, layout, plan, environment."""
 
 from __future__ import annotations

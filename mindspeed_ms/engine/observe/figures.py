@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures of a run under Megatron's names: arithmetic and names, nothing else.
 
 Source: Megatron-LM ``training_log``, ``evaluate_and_print_results``, ``track_moe_metrics`` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One line per iteration, as CSV or JSON lines, for readers without further programs."""
 
 from __future__ import annotations

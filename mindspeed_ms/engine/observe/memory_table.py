@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory of every rank, planned beside measured, as one table."""
 
 from __future__ import annotations

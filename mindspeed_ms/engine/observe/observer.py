@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one object that the loop tells what happens; it writes that down for whoever asked.
 
 TensorBoard, Weights & Biases and ``--log-file`` are written by the last rank, as in Megatron; the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ranks recorded, merged into one trace for Perfetto or chrome://tracing.
 
 Every rank is a process of the trace, with lanes for iterations, schedule, operators, communication,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The profile of some iterations: MindSpore's own on an NPU, a trace of ours on CPU."""
 
 from __future__ import annotations

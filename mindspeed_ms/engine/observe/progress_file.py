@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``progress.txt`` beside the checkpoints: what was done when, by how many ranks.
 
 Source: Megatron-LM ``append_to_progress_log`` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The record of a run, beside its checkpoints: what the report is made of.
 
 One JSON object a line, each with its ``kind``. A run that goes on appends to it; what an earlier

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Event files of TensorBoard, written by ``tensorboardX``."""
 
 from __future__ import annotations

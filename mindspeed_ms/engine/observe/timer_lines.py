@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times of all ranks as Megatron's lines.
 
 Source: Megatron-LM ``megatron/core/timers.py`` and ``training_log`` (order and formats).

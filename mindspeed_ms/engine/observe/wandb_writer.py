@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures for Weights & Biases; without a network its ``WANDB_MODE=offline`` keeps them in files.
 
 Source: Megatron-LM ``_set_wandb_writer`` (what the service is told at the start).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page: stories of runs in ``page.html``, with plotly's library inside."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the record of a run tells, as plain data for the page."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading ahead: while one tensor is written, the next one is read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A number that says what a tensor holds and where, the same for every layout.
 
 The digest of a tensor is the sum over its elements of bits * (2 * position + 1), modulo 2**64: bits

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A folder that one run at a time saves to.
 
 The lock is the system's (``flock``): it goes when its holder does, however that ends, so no lock of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MindSpore's ``.ckpt`` files, read in parts and written one tensor after another.
 
 The file is a protocol buffer message ``Checkpoint``: a list of values, each a tag (the name) and a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled part of this package: sums for digests.
 
 They have a definition in Python that is used where nothing was compiled, several times slower.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Large files, written once from the start to the end.
 
 The disk begins to write while the file still grows: what a plain copy leaves to the last call,

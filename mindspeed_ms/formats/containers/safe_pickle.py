@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pickles of torch's, read without torch: nothing in them is executed, and none grows.
 
 The unpickler knows plain data, tensors and types of numbers. Whatever else a pickle names (enums,

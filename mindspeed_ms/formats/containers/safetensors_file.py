@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """safetensors files: headers are read on their own, tensors written one after another.
 
 The library of that name builds whole files in memory and maps files into it. Here a rank's file is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JSON with a checksum of itself at its end, as the last entry ``seal``."""
 
 from __future__ import annotations

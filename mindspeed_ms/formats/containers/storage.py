@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoint folders: names, atomic writes, which ones are complete, which may go.
 
     <save>/latest_checkpointed_iteration.txt      the iteration to resume from

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torch.save`` files without torch: read in parts, and nothing in them is ever executed.
 
 Such a file is a ZIP archive: ``data.pkl``, a pickle that describes the objects, and one entry per

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torch.save`` files written without torch, one tensor after another."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ZIP archives without compression, written straight through: entry after entry, then the list.
 
 The standard library goes back to every entry to note its checksum, and sums up with zlib. Here the

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loaders under the path of Megatron's legacy package."""

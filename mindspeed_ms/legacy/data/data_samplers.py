@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guide's path of the loader of a run's datasets."""
 
 from mindspeed_ms.data.samplers import (

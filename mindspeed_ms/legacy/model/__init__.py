@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPT models under the import paths of the user guide."""
 
 import mindspeed_ms.backend  # noqa: F401 - quiets MindSpore, which must not be loaded before

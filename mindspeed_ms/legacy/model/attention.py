@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Self-attention. Legend: S sequence, B batch, H hidden, N query heads, G key/value groups,
 R queries per group, D channels of a head, p tensor parallel ranks. N, G per rank unless stated.
 """  # noqa: D205 - the legend belongs to the first paragraph

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model's Cells as one native call per token, where a single rank holds a plain dense model.
 
 The native stack knows what most families are made of: norms, one projection for queries, keys and

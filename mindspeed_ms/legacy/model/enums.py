@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kinds of models, layers and masks, with Megatron's numbering."""
 
 from __future__ import annotations

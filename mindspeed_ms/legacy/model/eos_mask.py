@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Positions and masks of sequences that hold several documents."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cells from the parts of a description; see ``mindspeed_ms.models``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPT: a decoder-only language model with its loss. Legend: s sequence, b batch, v vocabulary."""
 
 from __future__ import annotations

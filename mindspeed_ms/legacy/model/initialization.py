@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where in the stream of initial weights the parts of a pipeline stage begin."""
 
 from __future__ import annotations

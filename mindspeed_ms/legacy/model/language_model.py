@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Embedding, transformer and head of a language model.
 
 Legend: s sequence, b batch, h hidden, v vocabulary, p tensor parallel ranks.

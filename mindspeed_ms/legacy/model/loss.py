@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loss of a micro-batch. Legend: b batch, s sequence."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights of a whole model under Megatron-core's names, put into the part of it that is here."""
 
 from __future__ import annotations

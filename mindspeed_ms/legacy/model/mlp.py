@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Feed-forward block. Legend: s sequence, b batch, h hidden, f inner size, p tensor ranks."""
 
 from __future__ import annotations

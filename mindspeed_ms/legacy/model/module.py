@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Base of the models that ``pretrain`` trains."""
 
 from __future__ import annotations

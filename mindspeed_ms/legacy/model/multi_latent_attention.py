@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention whose queries, keys and values come from narrow vectors (DeepSeek-AI, 2024).
 
 Legend: S sequence, B batch, H hidden, N heads of this rank, D channels of a query or key head, of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers behind the model that predict tokens further ahead (DeepSeek-AI, 2024, V3).
 
 Legend: s sequence, b batch, h hidden, p tensor parallel ranks, K further tokens. Depth k predicts

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Normalisation layers over the last dimension. Legend: h hidden size.
 
 The result has the type of the weights: an fp32 residual stream enters the layers in their own type.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows that are looked up by position."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A layer whose queries are learned for every position (Zeng et al., 2021, PanGu-alpha).
 
 Legend: s sequence, b batch, h hidden, p tensor parallel ranks.

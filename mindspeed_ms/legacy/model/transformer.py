@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Transformer layers, their stack, and the head.
 
 Legend: s sequence, b batch, h hidden, v vocabulary, p tensor parallel ranks. Activations are

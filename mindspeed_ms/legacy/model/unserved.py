@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arguments of public signatures that nothing here serves: they are refused, not ignored."""
 
 from __future__ import annotations

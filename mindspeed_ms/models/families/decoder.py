@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors of decoders that are named like Llama's, and how their names vary."""
 
 from __future__ import annotations

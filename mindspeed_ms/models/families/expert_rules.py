@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Experts in a ``config.json``: which layers have them, how they are chosen and weighed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A family of models on the Hugging Face hub: its ``config.json``, its tensors, its sizes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the tensors of another project's model lie within the parameters here."""
 
 from __future__ import annotations

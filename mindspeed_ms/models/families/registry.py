@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The families there are. A new one is a folder beside this file and a line here."""
 
 from __future__ import annotations

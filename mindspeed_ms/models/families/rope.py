@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotary positions in a ``config.json``: base, share of the channels, how they are stretched."""
 
 from __future__ import annotations

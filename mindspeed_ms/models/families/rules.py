@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How keys of a ``config.json`` and fields of the configuration here correspond, both ways."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Windows in a ``config.json``: how many tokens a query sees, and in which layers.
 
 A ``sliding_window`` counts the query's own token: W there is ``window_size`` (W - 1, 0).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels of the Ascend NPU: MindSpore's fused calls, and stock operators around them.
 
 Every call but the grouped product of experts runs forward and backward in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention through FlashAttentionScore, and the masked softmax of the unfused path."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts of the last dimension by MindSpore's own operators."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention composed of batched products, with all scores in memory; computed in fp32.
 
 For types, head sizes and treatments of scores that the fused kernel does not take.

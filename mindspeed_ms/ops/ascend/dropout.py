@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dropout with the same Philox words as every other set, computed on the device.
 
 The 32-bit arithmetic of Philox runs in int64: a product of two 32-bit numbers wraps, and both its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mixture of experts on an NPU: composed operators, and the grouped product of CANN.
 
 Random numbers and float64 products come from the host: NPUs draw other bits and have no float64.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Products of a linear layer, and the embedding table."""
 
 from __future__ import annotations

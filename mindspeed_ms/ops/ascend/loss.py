@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pieces of the vocabulary-parallel cross entropy from stock operators."""
 
 from __future__ import annotations

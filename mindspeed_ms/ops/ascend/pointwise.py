@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Norms, activations and rotary embedding."""
 
 from __future__ import annotations

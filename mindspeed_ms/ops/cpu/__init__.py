@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels of the native library (``csrc``), called on the tensors' own memory.
 
 fp32, bf16 and fp16 storage, fp32 arithmetic, OpenMP threads. Sums are formed in pieces whose size

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One tensor for two uses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stack of layers for one new token of each row, in a native call; csrc/decode_layers.cpp."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dropout; the mask is drawn again in backward from (seed, offset), never stored."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Table lookup and its gradient."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Products per expert on the rows' own memory; scores and choices are small and stay in NumPy.
 
 Each group is one call of the native product on a slice of the buffers: no tensor is made per

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds, loads and describes the native library.
 
 The build makes one shared object per instruction set from the same sources; the best one that this

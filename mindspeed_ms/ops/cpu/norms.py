@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LayerNorm and RMSNorm."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where matrix products are computed: our own loops, the tile unit, or a library of the process.
 
 fp32 stays in our own loops where there is AVX-512 (they are tuned for 32 vector registers) and goes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the time of a step goes: seconds inside the native library, by entry point and sizes.
 
 Nothing is measured unless ``measured()`` is active; it then stands in front of every entry point,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Definition and oracle of every operation: readable, with explicit gradients, in NumPy.
 
 Why NumPy and not MindSpore's own CPU operators: measured against float64, those have a tanh that is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pointwise activations with an optional bias in front."""
 
 from __future__ import annotations

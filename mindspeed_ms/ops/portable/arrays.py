@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Between tensors and the fp32 arrays the definitions compute on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts of the last dimension: copies, so every element keeps its bits."""
 
 from __future__ import annotations

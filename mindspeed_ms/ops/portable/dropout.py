@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dropout from the counter-based generator Philox4x32-10.
 
 Word w of the stream of a seed is element ``w % 4`` of the Philox block with the counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores, choices and sums of a mixture of experts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """In-place arithmetic on flat buffers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Queries, keys and values out of one projection."""
 
 from __future__ import annotations

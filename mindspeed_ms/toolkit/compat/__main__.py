@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run scripts that import ``mindformers`` or ``transformer``.
 
 export PYTHONPATH="$(python -m mindspeed_ms.toolkit.compat path):$PYTHONPATH"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which names of MindFormers are which of ours. The only place that says so.
 
 A name is provided under ``mindformers`` as soon as ``mindspeed_ms`` has it; the modules below are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What stands behind ``mindformers`` and ``transformer`` when they are ours.
 
 A real installation is never shadowed silently: if there is one, importing ours is an error, unless

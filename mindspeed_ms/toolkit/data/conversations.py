@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts, answers and conversations to ids, and to what is learned of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts to rows of tokens in MindRecord, as trainers of MindSpore read them.
 
 python -m mindspeed_ms.toolkit.data.create_lm_data --input_file wiki.train.tokens \

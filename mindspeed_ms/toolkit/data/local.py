@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Local files of a path that a user names: rows of tokens, or a token file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MindSpore datasets, and other batches of rows of tokens. Legend: b micro-batch, s sequence."""
 
 from __future__ import annotations

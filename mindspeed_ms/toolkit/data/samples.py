@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbered samples of equal length, for the run's loaders. Legend: s sequence."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user gives as data, and what a run reads of it."""
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text generation with the options, and the results, of ``transformers``' ``generate``."""

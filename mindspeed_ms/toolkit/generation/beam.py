@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Beam search. Legend: b prompts, k beams, c candidates, s tokens, t new tokens, v vocabulary."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of text generation: a ``generation_config.json`` with attributes. No MindSpore."""
 
 from __future__ import annotations

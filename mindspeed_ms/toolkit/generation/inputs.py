@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompts, as users give them. Legend: b prompts, s tokens of the longest."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results of a generation. Legend: n sequences, s tokens, b rows of a step, v vocabulary."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the options of a generation do at every step: to scores, and to when it ends."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One token after the other: the best, or one drawn. Legend: b rows, s tokens, v vocabulary."""
 
 from __future__ import annotations

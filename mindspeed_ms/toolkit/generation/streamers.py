@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts while they are generated, by the classes of ``transformers``."""
 
 from __future__ import annotations

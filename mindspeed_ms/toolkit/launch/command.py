@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the small commands of this room end when the user made a mistake: one line, status 2."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make the rank table of this host.
 
 python -m mindspeed_ms.toolkit.launch.hccl_tools --device_num "[0,8)"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Join the rank tables of several hosts into the one that every host needs.
 
 python -m mindspeed_ms.toolkit.launch.merge_hccl hccl_8p_*.json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``TrainingArguments``, with MindFormers' and ``transformers``' names, as keys of the file.
 
 Source: MindFormers r0.3 and r1.0, transformers 5 (names and meanings).

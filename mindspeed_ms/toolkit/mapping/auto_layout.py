@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``auto_parallel``: the layout that the planner finds fastest.
 
 Pure, like the planner: no rank is started and nothing is built.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model configurations of MindFormers: GPT-2 and Llama.
 
 Source: MindFormers' ``GPT2Config`` and ``LlamaConfig``, r0.3 and r1.0 (names and defaults).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of the ``transformer`` toolkit, as a configuration in MindFormers' style.
 
 Source: the toolkit's documents and ``gpt_base.yaml`` (names and meanings).

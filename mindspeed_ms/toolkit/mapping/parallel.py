@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parallel modes and sizes.
 
 Source: MindSpore's ``set_auto_parallel_context`` and MindFormers' ``parallel_config`` (names).

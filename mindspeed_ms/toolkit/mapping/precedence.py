@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which of several settings of one key holds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recomputation.
 
 Source: MindFormers' ``recompute_config`` (names, and that select_recompute wins over recompute).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables that say what each key of another configuration means here.
 
 A table maps key -> row. A row names our field, calls a function for keys that need more than a new

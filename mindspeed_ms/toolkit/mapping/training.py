@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Length, optimizer, learning rate, loss scale, data, checkpoints and logging of a run.
 
 Source: MindFormers' YAML files, r0.3 to r1.0 (names and meanings).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole configuration in MindFormers' style, and what it comes to: a task.
 
 Source: MindFormers' YAML files and ``run_mindformer.py``, r0.3 to r1.0 (names and meanings).

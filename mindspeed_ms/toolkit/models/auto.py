@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Auto classes: the configuration or the model that a folder or a name stands for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``AutoConfig``: the configuration that a folder or a name stands for. No MindSpore is needed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What users hand to a model, as the engine takes it. Legend: b batch, s sequence."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The engine's model of a configuration in a layout, with random weights or a checkpoint's."""
 
 from __future__ import annotations

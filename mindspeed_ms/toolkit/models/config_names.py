@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MindFormers' and Megatron's words for the keys of ``config.json``."""
 
 from __future__ import annotations

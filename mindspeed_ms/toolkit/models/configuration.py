@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configurations of models: a ``config.json`` with attributes.
 
 A configuration keeps every key it was given, and what a missing key means is the family's business

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a folder for the hub needs beside weights: tokenizer, ids of special tokens, generation.
 
 Source of the file formats: ``transformers`` 5.24. No MindSpore is needed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model's folder to the hub, by ``huggingface_hub`` (extra ``hub``)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the name of a model to its files and its description; nothing is downloaded."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models as users of ``transformers`` and MindFormers call them, over the engine's GPT.
 
 Legend: b batch, s sequence, v vocabulary (true rows, without padding).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes that models come in, by name: those of the families, and MindFormers' names."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model's folder: weights, configuration, and the files that stood beside them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A forward pass through all pipeline stages, without a gradient between them."""
 
 from __future__ import annotations

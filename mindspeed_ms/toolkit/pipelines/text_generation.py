@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pipeline("text_generation", ...)``: from texts to longer texts."""
 
 from __future__ import annotations

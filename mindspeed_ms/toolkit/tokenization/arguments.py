@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which keyword arguments a tokenizer takes, and which of ``transformers``' have no effect."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``AutoTokenizer``: the class that a folder's files are for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tokenizer class: texts to ids and back, in any kind of vocabulary.
 
 Source: ``transformers`` 5.24 (names, arguments, results; compared with it text by text).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a tokenizer's call returns: a dictionary that remembers where each token came from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The part of a tokenizer that writes conversations by a chat template."""
 
 from __future__ import annotations

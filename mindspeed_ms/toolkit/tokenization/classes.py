@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokenizer classes by the names that folders and users call them.
 
 ``LlamaTokenizerFast`` and the like are the same classes: there is one implementation.

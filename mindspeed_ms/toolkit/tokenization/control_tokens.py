@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Control tokens that users spell out in a conversation, encoded as ordinary text.
 
 They are marked before the template sees them; what is marked in the text it writes is the user's.

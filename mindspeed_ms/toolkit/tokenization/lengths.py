@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long encoded texts become: truncation and padding.
 
 Source: ``transformers`` 5.24 (what the arguments mean together; results are compared with it).

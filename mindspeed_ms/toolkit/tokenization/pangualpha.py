@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PanguAlpha's tokenizer: words found by ``jieba``, then SentencePiece.
 
 Source: MindFormers r1.0 and the model's own release (words, signs for spaces and line ends).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes a tokenizer as files that ``transformers`` and this project open."""
 
 from __future__ import annotations

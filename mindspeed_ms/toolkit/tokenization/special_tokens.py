@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Special tokens of a tokenizer as attributes: ``bos_token``, ``eos_token_id``, ..."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lists of numbers as MindSpore tensors; loaded only when somebody asks for them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``TrainingArguments``: how to train, by MindFormers' and ``transformers``' names.
 
 Source: MindFormers r0.3 and r1.0, transformers 5 (names, meanings and defaults).

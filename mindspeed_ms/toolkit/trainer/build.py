@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a trainer's settings to the configuration and the data of a run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What happens between steps besides training: callbacks of both kinds.
 
 ``TrainerCallback`` is told of events and may set switches of ``TrainerControl``; a MindSpore

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a trainer does between two steps of a run: log, evaluate, save, stop; and tell callbacks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a trainer and its methods are given, checked and brought into one form."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model that a trainer was given: a name, a folder, a configuration, a model, a cell."""
 
 from __future__ import annotations

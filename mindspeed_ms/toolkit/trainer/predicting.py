@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts of a task from a front door, and the file that holds them."""
 
 from __future__ import annotations

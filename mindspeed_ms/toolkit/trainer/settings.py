@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a trainer is told before it does anything: model, data, layout, callbacks."""
 
 from __future__ import annotations

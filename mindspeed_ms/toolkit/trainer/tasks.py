@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One task from a front door: from its sections to a run of the engine."""
 
 from __future__ import annotations

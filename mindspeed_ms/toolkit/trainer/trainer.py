@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``Trainer``: train, finetune, evaluate and predict, in a script, under a launcher, in a notebook.
 
 Source: MindFormers r0.3 and r1.0 ``Trainer`` (names), transformers 5 ``Trainer`` (names).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one table of flags.
 
 Parser, help, mapping to the configuration and reports are all generated from it.

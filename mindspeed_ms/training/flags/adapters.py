@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of adapters of low rank; Megatron has none, MindSpeed's words are taken."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of what attention sees and of what is done to its scores."""
 
 from __future__ import annotations

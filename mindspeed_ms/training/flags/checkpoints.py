@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of checkpoints: where, when and what is saved and loaded."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 r"""A short notation for the many flags that set no field.
 
 One flag a line: ``--name|--other-spelling kind=default >attribute !value,value``. Kinds:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of data: files, samples, tokenizer."""
 
 from __future__ import annotations

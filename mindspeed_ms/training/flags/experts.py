@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of mixture of experts, multi-latent attention and multi-token prediction."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of what layers, embedding and head do beyond a plain GPT, and of stretched positions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of the layout over ranks: parallel axes, stages, gradient buffers, sharding."""
 
 from __future__ import annotations

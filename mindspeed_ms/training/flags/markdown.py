@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flag table as a document."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags that shape the model: sizes, positions, layers, attention, initial weights, precision."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of the optimizer: dropout and decay, update rules, schedules of the learning rate."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags that steer kernels, memory and communication of other hardware: accepted without effect.
 
 The numbers of a run do not depend on them, except that 8-bit and 4-bit training is done in the type

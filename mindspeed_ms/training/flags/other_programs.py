@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags that other programs of Megatron and MindSpeed read, or that only add diagnostics.
 
 Training a GPT does not look at them: accepted without effect, as Megatron's own ``pretrain_gpt``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags that ask for features which do not exist here: refused, with what to use instead.
 
 Values after ``!`` ask for what happens anyway and pass.

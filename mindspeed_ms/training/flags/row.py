@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One row of the flag table: how a flag is written, what it takes, and what becomes of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of the run: configuration files, plans, length, batches, evaluation, logging, profiling."""
 
 from __future__ import annotations

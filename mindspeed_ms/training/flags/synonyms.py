@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a word that is no flag was meant to be: other projects' names, and the nearest spelling."""
 
 from __future__ import annotations

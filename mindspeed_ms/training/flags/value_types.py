@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the words of a command line become: each function reads one word or raises ValueError."""
 
 from __future__ import annotations

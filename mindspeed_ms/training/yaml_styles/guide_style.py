@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The YAML style of the 38BV3 example: train_config, accelerate_config, model_config.llm.
 
 Its nested keys are translated to the sections of :class:`~mindspeed_ms.core.config.AllConfig`;

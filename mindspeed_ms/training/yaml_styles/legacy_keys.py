@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys of older configuration files.
 
 They moved elsewhere, are folded into others, or are accepted because they change nothing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron's own YAML layout (``--yaml-cfg``): argument names as keys, in nested blocks or not.
 
 Blocks such as ``language_model`` and ``model_parallel`` only group keys. Keys that are names of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading and writing YAML configuration files."""
 
 from __future__ import annotations

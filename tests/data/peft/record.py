@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters of ``peft`` and what they compute, recorded: ``python record.py`` writes the folders.
 
 Run where torch, transformers and peft are installed (recorded with peft 0.21.2, transformers

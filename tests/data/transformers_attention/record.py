@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Eager attention of ``transformers``, recorded: ``python record.py`` writes ``attention.npz``.
 
 Run where torch and transformers are installed (recorded with 5.24 and torch 2.13, float64). Masks

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``AscendComm`` without an NPU: every call it makes fits the installed ``mint.distributed``.
 
 The library is replaced by recorders that bind each call against the real function's signature and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tape, and the facts about MindSpore that the package builds on."""
 
 import mindspore as ms

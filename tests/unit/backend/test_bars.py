@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress bars: on a terminal, and nowhere else. One rank."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--deterministic-mode``: equal bits for any threads on CPU, MindSpore's switch on Ascend."""
 
 import os

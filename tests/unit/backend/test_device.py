@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``Device`` promises, by both implementations as far as a CPU can tell."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Environment variables: defaults never override the user, cores are shared by the ranks."""
 
 import os

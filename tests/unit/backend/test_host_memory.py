@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a host has left: its own memory, or what a container allows."""
 
 from types import SimpleNamespace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Foreign clients on the port of a job, before it has started and while it runs.
 
 Whatever somebody does who does not know the job's secret, the ranks join, run and end as without

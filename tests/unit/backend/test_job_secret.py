@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The secret of a job: where it comes from, who may read it, what a proof is worth."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server of a job and its clients: who joins, who died, who is silent, who may finalize."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a process knows of its launcher, of its host's addresses, and of the scheduler."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PMI-1 answers, the start of MPI through them, and the memory MPI works on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rank tables: read, refused with a reason, merged, made for a host; what ranks take from one."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scripts for NPUs on this machine: what of their context holds, and what is said of the rest."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command lines of torch's launchers, and what becomes of them."""
 
 import os

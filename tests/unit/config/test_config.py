@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration dataclasses: types, and derived values."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The arguments of the guide's tables: where each arrives, and its default."""
 
 from argparse import Namespace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page of the guide's rows: complete, in the guide's order, with tests that exist."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration files that would take memory or time without end, or are no YAML at all."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A plain option touches its row, its field and its reader: copies are counted."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """States of a bucket, on one rank."""
 
 import mindspore as ms

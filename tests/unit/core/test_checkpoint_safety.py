@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nothing that happens while a checkpoint is written can cost the one before it."""
 
 import json

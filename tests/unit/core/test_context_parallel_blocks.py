@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which blocks of scores each rank of a ring computes: together the mask, each score once."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A restart ends in the newest complete checkpoint of its run, or in one line that says why not."""
 
 import os

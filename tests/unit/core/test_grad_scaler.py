@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loss scales follow Megatron's rules."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Short runs that Megatron-core itself computed, each with other options, repeated here."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Number of micro-batches under constant, ramping and stepped global batches."""
 
 import pytest

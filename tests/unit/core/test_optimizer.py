@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Update rules and the optimizer step, on one rank, against numpy."""
 
 import mindspore as ms

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Learning-rate and weight-decay schedules against Megatron's own numbers."""
 
 import json

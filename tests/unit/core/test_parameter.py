@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shards of parameters and their initial values."""
 
 import numpy as np

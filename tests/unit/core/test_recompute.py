@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recomputation: the same gradients and masks, less memory, in every form it can be asked for."""
 
 import tracemalloc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which checkpoints may go: those of the present run, and never the newest sound one."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The order of a blend equals the sequential rule, compiled or not."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPT-2, Hugging Face and tiktoken tokenizers on tiny vocabularies made here."""
 
 import base64

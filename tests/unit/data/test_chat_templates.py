@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversations are written as ``transformers`` writes them, as recorded from it."""
 
 import datetime

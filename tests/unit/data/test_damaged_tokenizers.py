@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of a tokenizer whose contents are of other types, or less, than they have to be."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Splits, blends, mock data and the builder of the three datasets."""
 
 import dataclasses

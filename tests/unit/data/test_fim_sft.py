@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fill-in-the-middle, conversations, and rows of tokens."""
 
 import json

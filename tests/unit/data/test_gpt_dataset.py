@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Samples equal Megatron's: index arrays, cache files, items and masks."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token files: byte-exact format, both reading modes, every kind of damage."""
 
 import os

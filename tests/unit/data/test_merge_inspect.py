@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Joining datasets and looking into them."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The preprocessor writes Megatron's bytes; the corpus that ships is what its generator writes."""
 
 import gzip

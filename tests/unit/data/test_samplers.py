@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Order of samples over data-parallel ranks, and the loader that reads them."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokenizers give the ids, texts and files of ``transformers``, as recorded from it."""
 
 import gzip

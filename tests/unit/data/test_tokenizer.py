@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokenizers give Megatron's ids; the preprocessor writes Megatron's bytes."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings and calls of tokenizers, files that cannot be used, processors."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ranks compare before a run, and which files hosts must have; by pure functions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long a run is and what it reads, from its beginning and from where it stands. One rank."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Curves and log files of a run, read back with other programs' readers. One rank."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looks on request: each is provoked. One rank."""
 
 import math

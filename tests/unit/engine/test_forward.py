@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forward steps: what models and users' own functions may return."""
 
 import mindspore as ms

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of the guide's mapping tables that change something one can see: flag -> effect.
 
 ``test_arguments`` has all 124 rows as flag -> field; here the field is followed to the model, the

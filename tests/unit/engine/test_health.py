@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A step that makes NaN or infinity is named, ends the run or marks its checkpoints. One rank."""
 
 import re

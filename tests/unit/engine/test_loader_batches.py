@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From configured data sources to micro-batches: sources, slices, evaluation sets."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Profiles: what is recorded on CPU, how ranks are merged, what MindSpore's profiler is told."""
 
 import inspect

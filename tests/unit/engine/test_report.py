@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report of runs: what it tells, and what a browser shows of it. One rank."""
 
 import html

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that goes on: its data, its steps, its random numbers, its length. One rank."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run is opened, used and closed, and leaves nothing behind. One rank."""
 
 import gc

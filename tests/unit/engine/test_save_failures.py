@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Saving that fails: found at the start, one line, nothing half-written. One rank."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Timers, memory tables and progress.txt: formats, and what a run prints. One rank."""
 
 import re

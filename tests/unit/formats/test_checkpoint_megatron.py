@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Megatron's own checkpoint files: every tensor is found, and nothing in them is executed."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Regions, spans, digests and reading: arithmetic that every layout and format relies on."""
 
 import math

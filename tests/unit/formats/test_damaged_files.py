@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A damaged checkpoint is refused in one line, or holds what it held."""
 
 import collections

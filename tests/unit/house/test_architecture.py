@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The house rules: layers, sizes, and what only the backend may touch."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Importing the package changes nothing for others, and others may train beside it."""
 
 from __future__ import annotations

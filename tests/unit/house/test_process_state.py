@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What lasts in a process beside the objects that somebody holds: short lists with reasons.
 
 A new entry is a decision: what a run owns belongs into its ``RunState``, or is passed.

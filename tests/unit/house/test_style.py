@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The style and the types of the whole source tree; part of the test command."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Windows, caps, slopes, sinks and rotation of layers, from configuration to numbers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows and where they go: properties for random routings, capacities and layouts."""
 
 import numpy as np

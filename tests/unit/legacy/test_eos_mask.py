@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Positions and masks of packed documents against a literal definition."""
 
 import numpy as np

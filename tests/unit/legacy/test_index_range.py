@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An id that no row stands for is one line, wherever a table or a loss would read it as nothing."""
 
 import mindspore as ms

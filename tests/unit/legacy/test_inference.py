@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps over a cache give the logits of whole sequences."""
 
 from __future__ import annotations

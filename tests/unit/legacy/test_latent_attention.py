@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Multi-latent attention against float64, and yarn's angles."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPT models of all styles in one process: names, shapes, defaults, refusals."""
 
 import enum

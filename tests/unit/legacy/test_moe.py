@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mixture of experts on one rank: every option against the float64 oracle, and the refusals."""
 
 import dataclasses

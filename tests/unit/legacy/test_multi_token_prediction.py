@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers that predict further tokens: what they see, what they add, what is logged."""
 
 import mindspore as ms

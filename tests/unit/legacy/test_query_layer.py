@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PanGu-alpha's last layer: queries from a table of positions, keys and values from the model."""
 
 import hf_models

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An fp32 residual stream under bf16 layers."""
 
 from __future__ import annotations

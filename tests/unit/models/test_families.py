@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every family: its keys and its tensors go there and back, and nothing is left over."""
 
 import json

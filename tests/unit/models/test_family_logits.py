@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A folder of every family computes what it computes in ``transformers``, and comes out again."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The description of a model against the Cells that are built from it, on one rank."""
 
 from dataclasses import replace

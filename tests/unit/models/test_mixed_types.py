@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights of one type and computation in another: every kind of layer, with and without biases."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Angles of stretched positions, against their formulas."""
 
 import math

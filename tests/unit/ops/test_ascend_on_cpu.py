@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Ascend call path executed on CPU, forward and backward, against the portable definitions.
 
 MindSpore launches the primitives of ``ops/ascend`` through its CPU op-plugin hook; the plugin of

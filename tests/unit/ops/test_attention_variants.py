@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What hides keys and what is done to scores, against definitions in float64 and each other."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A few queries against the keys of a cache: rows of different lengths, padding, slots."""
 
 from __future__ import annotations

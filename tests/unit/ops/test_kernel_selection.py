@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel set is chosen once, named in the log, and never replaced silently."""
 
 from __future__ import annotations

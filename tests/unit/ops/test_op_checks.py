@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wrong arguments end in one line, every time, also after the same operation went well."""
 
 import gc

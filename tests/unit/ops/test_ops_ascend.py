@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts of the Ascend path that MindSpore's own CPU kernels can run; see test_ascend_on_cpu.py."""
 
 import mindspore as ms

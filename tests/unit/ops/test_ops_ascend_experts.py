@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The grouped product of the Ascend path: MindSpore gives it no way to a kernel on CPU.
 
 Everything else of a mixture of experts runs in test_ascend_on_cpu.py.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention in parts: documents, accumulation over blocks of keys, dropout words by place."""
 
 from __future__ import annotations

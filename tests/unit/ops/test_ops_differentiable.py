@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every differentiable operation of every kernel set against float64, forward and all gradients."""
 
 from __future__ import annotations

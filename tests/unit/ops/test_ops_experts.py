@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operations of a mixture of experts in every kernel set against float64."""
 
 import mindspore as ms

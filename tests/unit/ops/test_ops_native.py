@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The native library beyond small cases: many blocks, every instruction set, every thread count."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plain and in-place kernels of every kernel set against float64."""
 
 from __future__ import annotations

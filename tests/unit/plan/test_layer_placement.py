@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which stage and chunk holds which layers."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layout arithmetic: no tensors, no ranks."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The grid of ranks: Megatron's worked example, and properties of every layout up to 4096 ranks."""
 
 import itertools

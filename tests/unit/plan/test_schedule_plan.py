@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plans of pipeline stages: Megatron's order of passes, and no rank ever waits in a circle."""
 
 from collections import defaultdict, deque

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pipeline balancer: the memory model, the integer program, its files and its command."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The count of operations against the sum over all matrix products."""
 
 import mindspore as ms

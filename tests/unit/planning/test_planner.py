@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The planner: parameters, memory, traffic, time and suggestions from the configuration alone."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The predecessor's names, and what its scripts do with them on one rank."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The predecessor's configuration: its constructors, its keys, its files."""
 
 import copy

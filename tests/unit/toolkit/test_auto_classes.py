@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models by name: found, loaded, called, trained and saved as in transformers and MindFormers."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mindformers`` and ``transformer`` by the opt-in path: who gets them, and what they hold."""
 
 import os

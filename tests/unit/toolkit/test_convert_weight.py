@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPT-2's torch weights to a MindSpore file: every number, every name, and what is refused."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``generate`` against what ``transformers`` has generated; see tests/record_generation.py."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A folder from the hub goes in and comes out with nothing lost; what is missing is added."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys of the toolkit and of MindFormers: each is mapped, named as without effect, or refused."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of the toolkit and of MindFormers: models, whole files, precedence, arguments, options."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters against what PEFT and torch compute: logits, losses of steps, and files."""
 
 import json

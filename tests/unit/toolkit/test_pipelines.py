@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``pipeline`` as the guides call it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``run_mindformer.py``: its flags, its options, its paths, and what holds against what."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Converting and loading hold a few tensors at a time, however many a model has."""
 
 import tracemalloc

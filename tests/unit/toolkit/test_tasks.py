@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a task to a run: data, weights, length, and what is refused before anything long."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The high-level room: names at the package root, where files are looked for, registries."""
 
 import subprocess

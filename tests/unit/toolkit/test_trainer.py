@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The trainer: its verbs, strategies, callbacks, data and messages, on one rank."""
 
 import math

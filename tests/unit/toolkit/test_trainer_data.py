@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts, answers and conversations on their way to a trainer, and the tool that makes records."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The trainer computes what ``transformers`` does, and models stay in the user's hands."""
 
 import json

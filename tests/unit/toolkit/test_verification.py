@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A conversion is checked: both sides compute the same, and every tensor was written."""
 
 import json

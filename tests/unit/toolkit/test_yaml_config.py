@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of a run: a YAML file, words over it, and what the user adds."""
 
 import subprocess

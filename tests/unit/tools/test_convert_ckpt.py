@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversions: what goes out and comes back is bit for bit what it was, in every layout."""
 
 import json

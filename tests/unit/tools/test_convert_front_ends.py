@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The predecessor's three command lines, and torch's distributed format."""
 
 import json

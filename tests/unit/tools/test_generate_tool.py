@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tools/generate.py: from a checkpoint and a prompt to a text."""
 
 from __future__ import annotations

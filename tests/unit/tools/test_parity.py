@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which weights a replayed run starts from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Timelines: bubbles as the theory has them, and the same after writing and reading."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flag table, the parser made from it, and the way from arguments to the configuration."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A user's mistake ends in one line and a status; a mistake of ours keeps its traceback."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flag table against the flags of Megatron and MindSpeed, and real launch scripts."""
 
 import json

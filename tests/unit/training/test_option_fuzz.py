@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever a command line or a file says: no traceback; one line and status 2 for a mistake."""
 
 import contextlib

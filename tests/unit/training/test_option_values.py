@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nonsense is refused, one rule per kind over all options, whichever way they are given."""
 
 import typing

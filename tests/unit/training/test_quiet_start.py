@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user sees at start: help in three sizes, suggestions, few arguments, answers first."""
 
 import re

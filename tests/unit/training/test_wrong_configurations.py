@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What users get wrong, each with the one line they see: given, rule, fix; no traceback."""
 
 import re

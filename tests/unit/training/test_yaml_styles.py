@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two YAML styles, files that build on others, and the way back to YAML."""
 
 import logging

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Position-weighted sums of the bits of numbers; see digest.py for their meaning.
 #include <cstdint>
 

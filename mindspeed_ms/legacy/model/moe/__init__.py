@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mixture of experts under the user guide's paths."""
 
 from mindspeed_ms import old_names

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses that keep experts evenly used. Legend: T tokens of a rank, S of a sequence, B sequences,
 E experts, K choices per token.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which row goes where when tokens travel to their experts: pure functions of integers.
 
 Legend: T tokens of a rank, K choices per token, E experts, P expert parallel ranks, Q expert tensor

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows on their way between ranks, on the tape. Legend: n rows, H hidden size.
 
 An exchange has a begin and an end, so that other work can be done while rows travel. In backward

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The experts of one rank. Legend: M rows sorted by expert, h hidden, f width of an expert,
 q expert tensor parallel ranks.
 """  # noqa: D205 - the legend belongs to the first paragraph

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A mixture of experts in the place of a feed-forward block.
 
 Legend: s sequence, b batch, h hidden, p tensor parallel ranks.

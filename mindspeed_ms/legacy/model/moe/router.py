@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which experts a token goes to, and with which weight.
 
 Legend: s sequence, b batch, h hidden, T tokens of a rank (s * b), E experts, K choices per token.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The expert that every token passes. Legend: s sequence, b batch, h hidden, p tensor ranks."""
 
 from __future__ import annotations

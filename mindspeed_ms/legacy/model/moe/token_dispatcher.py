@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How tokens reach their experts and come back.
 
 Legend: T tokens of a rank, K choices per token, H hidden size, E experts, N rows (a row is a token

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DeepSeek V2: attention from narrow vectors, shared experts, experts chosen within groups."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DeepSeek V3 and R1: sigmoid scores with a bias that balances, and layers for further tokens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gemma 2: norms on both sides of each block, capped scores and logits, a window in every second
 layer; and Gemma, its ancestor without these.
 """  # noqa: D205 - two models

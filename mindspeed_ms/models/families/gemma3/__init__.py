@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gemma 3, its text models: normalised queries and keys, windows in five of six layers, which
 rotate by a base of their own.
 """  # noqa: D205 - one sentence

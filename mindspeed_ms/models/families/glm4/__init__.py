@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GLM-4: half of each head rotated in pairs of neighbours; from version 0414 norms on both sides of
 each block (``glm4``), before it without (``glm``).
 """  # noqa: D205 - two models

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPT-2: learned positions, layer norms, biases everywhere, matrices stored [inputs, outputs]."""
 
 from __future__ import annotations

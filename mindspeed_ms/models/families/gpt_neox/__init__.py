@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPT-NeoX and Pythia: attention and feed-forward block side by side, part of a head rotated."""
 
 from __future__ import annotations

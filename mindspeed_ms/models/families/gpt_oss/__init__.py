@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gpt-oss: sinks, windows in every second layer, biases everywhere, limited gates, yarn."""
 
 from __future__ import annotations

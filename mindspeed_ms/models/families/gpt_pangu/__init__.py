@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PanGu-alpha: GPT-2's layers with separate matrices, and a last layer of learned queries.
 
 Source: the ``config.json`` and tensor names of ``pangu_2_6B`` on the hub; MindFormers' sizes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Llama 2, 3 and 3.1 to 3.3, and the rules that its relatives share."""
 
 from __future__ import annotations

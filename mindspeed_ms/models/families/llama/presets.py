@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes that Llama models come in."""
 
 from __future__ import annotations

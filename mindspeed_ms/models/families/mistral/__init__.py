@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mistral: Llama whose queries may see a window of the sequence only."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mixtral: Mistral with experts in every layer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """OLMo 2: norms behind the blocks instead of before them, queries and keys normalised whole."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """OLMoE: experts whose weights do not sum to 1, queries and keys normalised whole."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Phi 3 and 4: Llama with one matrix for queries, keys and values, and one for gate and up."""
 
 from __future__ import annotations

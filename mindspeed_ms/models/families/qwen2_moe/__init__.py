@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Qwen 1.5 and 2 with experts: one beside them that every token passes, weighed by a gate."""
 
 from __future__ import annotations

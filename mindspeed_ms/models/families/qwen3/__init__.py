@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Qwen 3: Llama whose queries and keys are normalised, head by head."""
 
 from __future__ import annotations

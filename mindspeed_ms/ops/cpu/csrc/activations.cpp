@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Pointwise activations of z = x + bias, and the gradient of a bias.
 #include "simd.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Shared by attention forward and backward: sizes, blocks and the product of blocks.
 //
 // A block of scores is kBlock queries x kBlock keys; it exists only in a buffer of one thread. Keys

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Attention backward: scores are computed again block by block from the stored log-sum-exp.
 //
 // P = exp(scale q k^T - lse), W = P * keep, dV = W^T dO, dP = (dO V^T) * keep,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Attention of a few queries to many keys, forward only: every key and value is read once.
 //
 // One task owns a part of the keys of one (batch, group) and computes all queries of its heads; the

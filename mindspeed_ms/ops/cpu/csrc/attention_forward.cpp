@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Attention forward: blocks of scores with a running maximum and sum per query.
 //
 // Source: Dao et al., 2022 (FlashAttention), Milakov and Gimelshein, 2018 (online softmax).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Shared by all kernels: storage types, the dispatch over them, threads.
 #pragma once
 

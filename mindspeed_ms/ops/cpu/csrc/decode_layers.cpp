@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One new token of up to kMostRows sequences through a stack of layers, forward only.
 //
 // With so few rows the time is that of reading the weights: each is read once, by one thread, and

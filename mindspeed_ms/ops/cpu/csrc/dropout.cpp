@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // y = residual + (x + bias) * keep, with the mask drawn anew from (seed, offset) in backward.
 #include "philox.h"
 

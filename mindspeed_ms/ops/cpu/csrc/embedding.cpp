@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Table lookup and its gradient. Each thread owns a range of columns of the table, so no two write
 // the same number and every row is summed in the order of the ids.
 #include "simd.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Fitted to float64 values by Lawson-weighted least squares; highest power first.
 constexpr int kErfNearTerms = 7;
 constexpr float kErfNear[kErfNearTerms] = {

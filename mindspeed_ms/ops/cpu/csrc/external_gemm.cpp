@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Calls of OpenBLAS (fp32) and oneDNN (bf16) on parts of C.
 #include "external_gemm.h"
 

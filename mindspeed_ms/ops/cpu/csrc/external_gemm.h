@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Matrix products of libraries that are already in the process, used where they are faster.
 //
 // Python looks the functions up and hands their addresses over once. Each is called from our own

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // In-place arithmetic on flat buffers.
 #include "simd.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Blocked matrix product and the linear layer's entry points.
 //
 // The right-hand side is packed once per call by all threads together (kCols columns per panel, so

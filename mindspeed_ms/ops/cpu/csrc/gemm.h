@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Matrix product C = op(A) op(B) (+ bias) (+ C) for row-major matrices of any storage type.
 #pragma once
 

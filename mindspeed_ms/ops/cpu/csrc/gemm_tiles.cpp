@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Blocked matrix product on the tile unit.
 //
 // As in gemm.cpp: the right-hand side is packed by all threads together, the left-hand side block by

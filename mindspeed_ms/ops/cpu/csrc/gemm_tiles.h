@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The matrix product on the tile unit, where the CPU has one.
 #pragma once
 

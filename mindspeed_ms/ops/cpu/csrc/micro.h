@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Register-blocked product of two small blocks, and the packing that feeds it.
 //
 // A right-hand side is stored in panels of kCols columns: [panel][k][kCols]. The left-hand side is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // LayerNorm and RMSNorm. With n = normalised row and g = dy * weight:
 // dx = rstd * (g - n * mean(g n) [- mean(g)]), dweight = sum(dy n), dbias = sum(dy).
 #include "simd.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Philox4x32-10 (Salmon et al., 2011): word w of a seed's stream is element w % 4 of the block with
 // counter w / 4. The same words as ops/portable/dropout.py.
 #pragma once

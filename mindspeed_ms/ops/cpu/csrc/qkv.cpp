@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Columns [q ... q, k, v] per group of a projection, taken apart into dense tensors and put together.
 #include "common.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rotary position embedding of t [S, B, N, D] with tables [S, B or 1, rot].
 #include "simd.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One vector type for every instruction set, storage conversions, and elementary functions.
 //
 // GCC's vector extension compiles the same source to AVX-512, AVX2, SSE2 or NEON. All arithmetic is

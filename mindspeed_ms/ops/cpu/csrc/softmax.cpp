@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Masked softmax over rows of scores [heads_total, rows, columns].
 #include "simd.h"
 

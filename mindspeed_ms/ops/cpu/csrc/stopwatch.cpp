@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How long attention takes, summed over all threads.
 #include <chrono>
 #include <mutex>

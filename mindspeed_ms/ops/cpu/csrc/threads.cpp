@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Thread count and scratch memory.
 #include "common.h"
 

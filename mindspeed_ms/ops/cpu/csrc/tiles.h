@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Products on the tile unit of the CPU (AMX), which multiplies bf16 and adds in fp32.
 //
 // A storage type is written as a sum of bf16 numbers of 8 significant bits: bf16 as itself, fp16 as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The toolkit that mindspeed_ms provides; see ``mindspeed_ms.toolkit.compat``."""
 
 from mindspeed_ms.toolkit.compat import guard as _guard

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tools of MindFormers, by their names there."""

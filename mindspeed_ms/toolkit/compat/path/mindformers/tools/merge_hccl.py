@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mindspeed_ms.toolkit.launch.merge_hccl``, where MindFormers has it."""
 
 from mindspeed_ms.toolkit.launch.merge_hccl import main

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A place for models of one's own: ``transformer/models/NAME`` on the path is found here."""
 
 from pkgutil import extend_path
