@@ -4,9 +4,14 @@
 msrun --worker_num 4 --local_worker_num 4 --join True pretrain_gpt.py --yaml configs/tiny_gpt.yaml
 """
 
-from mindspeed_ms.engine.current_config import get_all_config
-from mindspeed_ms.legacy.model import GPTModel, ModelType
-from mindspeed_ms.training import pretrain
+import gc
+
+gc.disable()  # while two thousand modules load: the collector finds nothing and takes its time
+from mindspeed_ms.engine.current_config import get_all_config  # noqa: E402
+from mindspeed_ms.legacy.model import GPTModel, ModelType  # noqa: E402
+from mindspeed_ms.training import pretrain  # noqa: E402
+
+gc.enable()
 
 
 def model_provider(pre_process: bool = True, post_process: bool = True) -> GPTModel:
@@ -18,6 +23,7 @@ def model_provider(pre_process: bool = True, post_process: bool = True) -> GPTMo
 
 def main() -> None:
     """Train as the command line says."""
+    gc.freeze()  # modules stay: later collections, and the one at the end, need not look at them
     pretrain(
         train_valid_test_datasets_provider=None,
         model_provider_func=model_provider,

@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS.parent))  # a clean checkout is tested, not an installed package
 
 from dist import RankPools  # noqa: E402
 from job_peers import running  # noqa: E402, F401  (a fixture)
+
+settings.register_profile("house", deadline=None)  # a busy machine is no fault of an example
+settings.load_profile("house")
 
 
 def pytest_addoption(parser):
