@@ -35,11 +35,12 @@ def _run(*flags, script=ROOT / "pretrain_gpt.py", status=0):
 
 def test_the_loss_falls_on_the_shipped_corpus(tmp_path):
     result = _run(
-        *BASE, "--train-iters", "40", "--lr-warmup-iters", "4", "--data-cache-path", str(tmp_path)
+        *("--yaml", "configs/austen_gpt.yaml", "--tensor-model-parallel-size", "1"),
+        *("--train-iters", "40", "--data-cache-path", str(tmp_path), "--save", str(tmp_path)),
     )
     losses = [float(loss) for _, loss in LINE.findall(result.stdout)]
     assert len(losses) == 40
-    assert losses[0] > 6.0 and np.mean(losses[-5:]) < 3.0
+    assert losses[0] > 7.5 and np.mean(losses[-5:]) < 6.0
     assert "validation loss at iteration 40 on validation set" in result.stdout
     assert "ops: " in result.stdout and "using world size: 1" in result.stdout
 
