@@ -14,6 +14,7 @@ from mindspeed_ms.core.inference.engine import InferenceEngine
 from mindspeed_ms.engine.model_chunks import build_model_chunks
 from mindspeed_ms.engine.start import fill_run_state
 from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.toolkit.generation.mixin import TextGenerator
 
 pytestmark = pytest.mark.ranks
 
@@ -31,6 +32,7 @@ MODELS = {
         | {"mla_config": {"kv_lora_rank": 8, "qk_head_dim": 8, "qk_pos_emb_head_dim": 4}}
     },
     "experts": {"model_config": GQA, "moe_config": EXPERTS},
+    "further": {"model_config": {**GQA, "mtp_num_layers": 2}, "moe_config": EXPERTS},
 }
 PROMPTS = ([3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5])
 TP, PP, EP = (f"{name}_model_parallel_size" for name in ("tensor", "pipeline", "expert"))
@@ -41,8 +43,8 @@ def _config(model, parallel) -> AllConfig:
     return assemble({**sections, "parallel_config": parallel, "training_config": {"seed": 7}})
 
 
-def tokens_worker(model, parallel, steps=6):
-    """Greedy tokens and their logits, [steps, B] and [steps, B, v]."""
+def _built(model, parallel):
+    """The model's chunks on this rank, and its configuration."""
     parallel_state.destroy_model_parallel()
     config = _config(model, parallel)
     fill_run_state(config)
@@ -50,7 +52,21 @@ def tokens_worker(model, parallel, steps=6):
     def provide(pre_process, post_process):
         return GPTModel(config.model_config, pre_process=pre_process, post_process=post_process)
 
-    chunks = build_model_chunks(provide, config)
+    return build_model_chunks(provide, config), config
+
+
+def drafted_worker(model, parallel):
+    """Tokens with drafts, and how many were drafted and accepted."""
+    found = TextGenerator(*_built(model, parallel)).generate(
+        PROMPTS, max_new_tokens=10, use_mtp=True, return_dict_in_generate=True
+    )
+    parallel_state.destroy_model_parallel()
+    return found.sequences.asnumpy(), found.num_drafted, found.num_accepted
+
+
+def tokens_worker(model, parallel, steps=6):
+    """Greedy tokens and their logits, [steps, B] and [steps, B, v]."""
+    chunks, config = _built(model, parallel)
     found = []
     with InferenceEngine(chunks, config.model_config) as engine:
         slots, logits = engine.add(PROMPTS)
@@ -81,3 +97,13 @@ def test_layouts_give_the_tokens_of_one_rank(dist_run, model, ranks, parallel):
     for found in dist_run(tokens_worker, ranks=ranks, model=model, parallel=parallel):
         assert (found.argmax(-1) == alone.argmax(-1)).all()
         np.testing.assert_allclose(found, alone, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "parallel", [{TP: 2, "sequence_parallel": True}, {PP: 2}, {EP: 2}], ids=["tp2", "pp2", "ep2"]
+)
+def test_layouts_draft_alike(dist_run, parallel):
+    alone = dist_run(drafted_worker, ranks=1, model="further", parallel={})[0]
+    for found in dist_run(drafted_worker, ranks=2, model="further", parallel=parallel):
+        assert (found[0] == alone[0]).all() and found[1:] == alone[1:]
+    assert alone[1] > alone[2] > 0

@@ -45,6 +45,10 @@ class InferenceContext:
     """T is padded to a multiple of it."""
     wants_all: bool = False
     """Logits of all S * B places are wanted; else those of each row's last token."""
+    keeps_hidden: bool = False
+    """The model notes the hidden states that its head reads."""
+    hidden: Tensor | None = field(init=False, default=None)
+    """[T, 1, h], on ranks that hold the head, if they are kept."""
     counts: Places = field(init=False)
     """[B]: new tokens."""
     ids: NDArray[np.int32] = field(init=False)
@@ -75,6 +79,12 @@ class InferenceContext:
     def shape(self) -> tuple[int, int]:
         """(S, B)."""
         return int(self.counts.max()), len(self.counts)
+
+    @property
+    def is_real(self) -> NDArray[np.bool_]:
+        """[S, B]: places that hold a token, not padding."""
+        steps, _ = self.shape
+        return np.arange(steps)[:, None] < self.counts
 
     def attend(  # noqa: PLR0913 - one argument per option of an attention
         self,

@@ -140,20 +140,39 @@ class InferenceEngine:
                 for; ids outside of the vocabulary.
         """
         rows = [np.asarray(row, np.int32) for row in tokens]
-        self._check(slots, rows)
-        context = InferenceContext(self.cache, slots, rows, self._parts, wants_all)
-        is_step = context.shape[0] == 1 and len(rows) <= MOST_ROWS and not wants_all
+        return self.run(self.context(slots, rows, wants_all=wants_all))
+
+    def context(
+        self,
+        slots: Places,
+        tokens: Sequence[NDArray[np.int32]],
+        *,
+        wants_all: bool = False,
+        keeps_hidden: bool = False,
+    ) -> InferenceContext:
+        """The places of new tokens; see ``InferenceContext``.
+
+        Raises:
+            ValueError: as ``extend``.
+        """
+        self._check(slots, tokens)
+        return InferenceContext(self.cache, slots, tokens, self._parts, wants_all, keeps_hidden)
+
+    def run(self, context: InferenceContext) -> Logits:
+        """Append the tokens of a context: logits as ``extend`` returns them."""
+        is_step = context.shape[0] == 1 or (context.keeps_hidden and context.wants_all)
+        is_step = is_step and context.counts.sum() <= MOST_ROWS
         if is_step and self._may_decode and self.cache.has_memory:
             logits = self._decoded(context)
         else:
             logits = self._through_cells(context)
-        self.cache.advance(slots, context.counts)
+        self.cache.advance(context.slots, context.counts)
         logits = logits[:, : self.vocab_size]
-        return logits.reshape(*context.shape, -1) if wants_all else logits
+        return logits.reshape(*context.shape, -1) if context.wants_all else logits
 
     def _through_cells(self, context: InferenceContext) -> Logits:
         with autograd.recording(), autograd.no_grad():
-            return self._share(self._run(context), context)
+            return self.shared(self._run(context), context)
 
     def _decoded(self, context: InferenceContext) -> Logits:
         """Logits by the model's native form, if it has one.
@@ -171,7 +190,8 @@ class InferenceEngine:
             return self._decoder(context)
         found = self._decoder(context)
         wanted = self._through_cells(context)  # afterwards: what the cache holds then is right
-        error = np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-6)
+        real = context.is_real.reshape(-1) if context.wants_all else slice(None)
+        error = np.abs(found - wanted)[real].max() / max(np.abs(wanted[real]).max(), 1e-6)
         is_single = memory.dtype_of(self.config.compute_dtype) == mstype.float32
         model.decodes_alike = self._may_decode = bool(error < (2e-4 if is_single else 5e-2))
         return wanted
@@ -215,14 +235,15 @@ class InferenceEngine:
         comm.irecv(hidden, source, self._pipeline).wait()
         return hidden
 
-    def _share(self, output: Tensor, context: InferenceContext) -> Logits:
+    def shared(self, output: Tensor | None, context: InferenceContext) -> Logits:
         """Logits [n, padded v] on every rank, from those of the last stage."""
         group = self._pipeline
         if group.size == 1:
+            assert output is not None, "the only stage has the head"
             return _in_fp32(output)
         steps, rows = context.shape
         count = steps * rows if context.wants_all else rows
-        if self.chunks[-1].post_process:
+        if output is not None and self.chunks[-1].post_process:
             logits = memory.from_numpy(np.ascontiguousarray(_in_fp32(output)))
         else:
             logits = memory.empty((count, self.config.vocab_size), mstype.float32)

@@ -28,6 +28,7 @@ from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.legacy.model.attention import ParallelAttention
 from mindspeed_ms.legacy.model.mlp import ParallelMLP
 from mindspeed_ms.legacy.model.norm import LayerNorm, RMSNorm
+from mindspeed_ms.ops.attention_call import Places
 from mindspeed_ms.ops.cpu import decode
 from mindspeed_ms.ops.cpu.library import STORAGE
 
@@ -65,30 +66,43 @@ class Decoder:
         self.locally = [layer.attention.tables.start == 2 for layer in layers]
         self.rotates = [layer.attention.rotates for layer in layers]
         self.layers = (decode.Layer * len(layers))(*(self._layer(layer) for layer in layers))
-        self.norm = self._norm(language_model.encoder.final_norm)
+        self.final_norm = language_model.encoder.final_norm
+        self.norm = self._norm(self.final_norm)
         self.head, self.head_storage = self._linear(head, None, head.dtype), STORAGE[head.dtype]
         self.stack = self._stack(layers[0], config)
         self._version = -1
         self._tables: tuple[Floats, ...] = ()
 
     def __call__(self, context: InferenceContext) -> Floats:
-        """Logits [B, v] behind the one new token of each row; the cache holds its keys then."""
-        cache, rows = context.cache, len(context.slots)
+        """Logits [S * B, v] behind the new tokens; the cache holds their keys then.
+
+        The stack takes several tokens of a sequence for rows that share its slot: each writes its
+        key first, and sees those up to its own place. What is padding stays out, and has zeros.
+        """
+        cache, (steps, rows) = context.cache, context.shape
         cache.grow()
         if cache.version != self._version:
             self._take_memory(context)
-        stack, ranges = self.stack, context.ranges
-        stack.rows, stack.slots = rows, context.slots.ctypes.data
-        stack.starts, stack.stops = ranges.starts.ctypes.data, ranges.stops.ctypes.data
-        stack.offsets = ranges.offsets.ctypes.data
-        tables = [np.take(table, context.positions, axis=0) for table in self._tables]
+        real = context.is_real
+        slots = np.broadcast_to(context.slots, real.shape)[real]
+        places = context.positions[: steps * rows].reshape(real.shape)[real]
+        first, stops = np.zeros_like(places), places + 1
+        stack = self.stack
+        stack.rows, stack.slots = len(places), slots.ctypes.data
+        stack.starts, stack.stops = first.ctypes.data, stops.ctypes.data
+        stack.offsets = places.ctypes.data
+        tables = [np.take(table, places, axis=0) for table in self._tables]
         for layer, rotates, locally in zip(self.layers, self.rotates, self.locally, strict=True):
             if tables and rotates:
                 layer.cos = tables[2 * locally].ctypes.data
                 layer.sin = tables[2 * locally + 1].ctypes.data
-        x = self._embedded(context)
+        x = self._embedded(context.ids[0, : steps * rows].reshape(real.shape)[real], places)
         decode.decode_layers(x, self.layers, stack)
-        return decode.decode_head(x, self.norm, self.head, (self.head_storage, stack.eps))
+        if context.keeps_hidden:
+            hidden = ops.cast(memory.from_numpy(_spread(x, real)[:, None]), self.dtype)
+            context.hidden = self.final_norm(hidden)
+        logits = decode.decode_head(x, self.norm, self.head, (self.head_storage, stack.eps))
+        return _spread(logits, real)
 
     def _take_memory(self, context: InferenceContext) -> None:
         """Addresses of the cache, and tables of rotation as long as it."""
@@ -105,11 +119,11 @@ class Decoder:
             self.stack.rotated = self._tables[0].shape[1]
         self._version = cache.version
 
-    def _embedded(self, context: InferenceContext) -> Floats:
-        """Sums of tables' rows, [B, h]."""
-        x = _rows(self.embedding.word_embeddings.weight, context.ids[0])
+    def _embedded(self, ids: NDArray[np.integer], places: Places) -> Floats:
+        """Sums of tables' rows, [n, h]."""
+        x = _rows(self.embedding.word_embeddings.weight, ids)
         if self.embedding.position_embeddings is not None:
-            x += _rows(self.embedding.position_embeddings.weight, context.positions)
+            x += _rows(self.embedding.position_embeddings.weight, places)
         return x
 
     def _stack(self, layer: Cell, config: TransformerConfig) -> decode.Stack:
@@ -219,6 +233,15 @@ def _is_plain(config: TransformerConfig) -> bool:
 def _in_fp32(values: Tensor) -> Floats:
     """A copy as an array, flat."""
     return _widened(memory.flat_view(memory.contiguous(values)))
+
+
+def _spread(values: Floats, real: NDArray[np.bool_]) -> Floats:
+    """Rows [n, c] at the n places that are real, of all; zeros at the others."""
+    if len(values) == real.size:
+        return values
+    whole = np.zeros((real.size, values.shape[1]), np.float32)
+    whole[real.reshape(-1)] = values
+    return whole
 
 
 def _rows(table: Tensor, ids: NDArray[np.integer]) -> Floats:

@@ -207,9 +207,37 @@ class GPTModel(Module):
         plan = self.parallel_lm_logits.plan
         if plan.sequence_parallel:
             hidden = mappings.gather_from_sequence_parallel_region(hidden, group=plan.group)
+        if context.keeps_hidden:
+            context.hidden = hidden
+        return self._logits_of(context.wanted(hidden))
+
+    def _logits_of(self, hidden: Tensor) -> Tensor:
+        """[n, 1, h], the same on all tensor parallel ranks, -> [n, 1, v]."""
         return self.parallel_lm_logits(
-            context.wanted(hidden), self.head_weights(), parallel_output=False, is_whole=True
+            hidden, self.head_weights(), parallel_output=False, is_whole=True
         )
+
+    def draft(
+        self, depth: int, ids: Tensor, hidden: Tensor, context: InferenceContext
+    ) -> tuple[Tensor, Tensor]:
+        """What a layer for further tokens expects, on a rank that holds the head.
+
+        Args:
+            depth: number of the layer, from 0.
+            ids: [1, t], tokens ``depth + 1`` ahead of each place of the context.
+            hidden: [t, 1, h], what the depth before returned, or the model's own.
+            context: the places.
+
+        Returns:
+            Hidden states [t, 1, h], and logits [B, 1, v] behind the last place of each row.
+        """
+        plan = self.parallel_lm_logits.plan
+        if plan.sequence_parallel:
+            hidden = mappings.scatter_to_sequence_parallel_region(hidden, plan.group)
+        hidden = self.language_model.further_step(depth, ids, hidden, context)
+        if plan.sequence_parallel:
+            hidden = mappings.gather_from_sequence_parallel_region(hidden, group=plan.group)
+        return hidden, self._logits_of(context.wanted(hidden))
 
     def _further_losses(
         self,

@@ -250,6 +250,24 @@ class TransformerLanguageModel(Cell):
             rotary = self._rotary_tables(ids_ahead[0].shape[1])
         return self.mtp(embeddings, hidden_states, attention_mask, rotary)
 
+    def further_step(
+        self, depth: int, ids: Tensor, hidden_states: Tensor, context: InferenceContext
+    ) -> Tensor:
+        """Hidden states [t(/p), 1, h] of one depth for the new tokens of a cache.
+
+        Args:
+            depth: number of the layer, from 0.
+            ids: [1, t], of the tokens ``depth + 1`` ahead of each place.
+            hidden_states: [t(/p), 1, h], of the depth before, or the model's own.
+            context: the places.
+        """
+        assert self.mtp is not None, "asked of a model with layers for further tokens"
+        rotary = None
+        if self.rotary_pos_emb is not None:
+            rotary = self.rotary_pos_emb.tables_for(context.positions)
+        layer = list(self.mtp.layers)[depth]
+        return layer(self.embedding(ids, None), hidden_states, None, rotary, context)
+
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
         """Activations from the previous pipeline stage."""
         if input_tensor is not None:

@@ -21,6 +21,7 @@ from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import aux_losses
 from mindspeed_ms.core.context_parallel import ContextParallel, gather_tokens
+from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import checkpoint
 from mindspeed_ms.core.tensor_parallel import mappings
@@ -98,6 +99,7 @@ class MultiTokenPredictionLayer(Cell):
         hidden_states: Tensor,
         attention_mask: AttentionMask,
         rotary_pos_emb: RotaryTables | None,
+        inference_params: InferenceContext | None = None,
     ) -> Tensor:
         """Hidden states of this depth, normalized."""
         both = ops.join_columns((self.enorm(embeddings), self.hnorm(hidden_states)))
@@ -108,9 +110,10 @@ class MultiTokenPredictionLayer(Cell):
             projected = mappings.scatter_to_sequence_parallel_region(projected, group)
 
         def layer(x: Tensor) -> Tensor:
-            return self.transformer_layer(x, attention_mask, rotary_pos_emb)
+            return self.transformer_layer(x, attention_mask, rotary_pos_emb, inference_params)
 
-        output = checkpoint(layer, projected) if self.recomputes else layer(projected)
+        again = self.recomputes and inference_params is None
+        output = checkpoint(layer, projected) if again else layer(projected)
         return self.final_norm(output)
 
 

@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
     "use_cache": True,
+    "use_mtp": False,
     "temperature": 1.0,
     "top_k": 50,
     "top_p": 1.0,
@@ -73,7 +74,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "watermarking_config": ((), "texts are not watermarked"),
     "token_healing": ((False,), "prompts are taken as they are"),
     "prompt_lookup_num_tokens": ((), "drafts are not taken from the prompt"),
-    "use_mtp": ((False,), "layers for further tokens do not draft here"),
     "low_memory": ((False,), _ELSEWHERE),
     "penalty_alpha": ((0, 0.0), _ELSEWHERE),
     "dola_layers": ((), _ELSEWHERE),
@@ -269,6 +269,11 @@ def check_together(config: GenerationConfig) -> None:
         ValueError: several sequences of a greedy choice, or more than there are beams.
     """
     wanted, beams = config.num_return_sequences, config.num_beams
+    if config.use_mtp and (beams > 1 or not config.use_cache):
+        raise ValueError(
+            f"use_mtp is True with num_beams {beams} and use_cache {config.use_cache}; drafts are "
+            "for one sequence at a time over a cache: num_beams=1, use_cache=True"
+        )
     if wanted > 1 and beams == 1 and not config.do_sample:
         raise ValueError(
             f"num_return_sequences is {wanted}, but a greedy choice gives one; set do_sample=True "

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -21,6 +22,7 @@ from mindspeed_ms.core.inference.logits_processors import LogitsProcessor
 from mindspeed_ms.engine.parallel_setup import DEFAULT_SEED
 from mindspeed_ms.toolkit.generation.beam import beam_search
 from mindspeed_ms.toolkit.generation.config import GenerationConfig, check_together, of_file
+from mindspeed_ms.toolkit.generation.drafted import sample_drafted
 from mindspeed_ms.toolkit.generation.inputs import Prompts, prompts_of
 from mindspeed_ms.toolkit.generation.output import GenerateOutput, transition_scores
 from mindspeed_ms.toolkit.generation.rules import (
@@ -124,13 +126,13 @@ class GenerationMixin:
         if streamer is not None and config.num_beams > 1:
             raise ValueError("a streamer shows tokens as they are chosen, which beams do not know")
         copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
-        processors = processors_of(
+        build = partial(
+            processors_of,
             config,
             prompt_length=prompts.ids.shape[1],
-            padding=prompts.padding.repeat(copies),
             own=logits_processor or (),
-            allowed=prefix_allowed_tokens_fn,
         )
+        processors = build(padding=prompts.padding.repeat(copies), allowed=prefix_allowed_tokens_fn)
         with self.active(), self.inference_engine(len(prompts.ids) * copies) as engine:
             task = Task(
                 engine=engine,
@@ -141,8 +143,12 @@ class GenerationMixin:
                 pad=ends[0] if pad is None and ends else pad,
                 seed=self._next_seed() if seed is None else seed,
                 streamer=streamer if comm.get_rank() == 0 else None,
+                row_processors=[
+                    build(padding=own, allowed=_of_row(prefix_allowed_tokens_fn, row))
+                    for row, own in enumerate(prompts.padding[:, None] if config.use_mtp else ())
+                ],
             )
-            output = beam_search(task) if config.num_beams > 1 else sample(task)
+            output = _search(config)(task)
         return output if config.return_dict_in_generate else output.sequences
 
     def _options(
@@ -212,6 +218,18 @@ class GenerationMixin:
         self._num_generations = number + 1
         text = f"{DEFAULT_SEED if base is None else base}:{number}"
         return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _search(config: GenerationConfig) -> Callable[[Task], GenerateOutput]:
+    """What chooses the tokens."""
+    if config.num_beams > 1:
+        return beam_search
+    return sample_drafted if config.use_mtp else sample
+
+
+def _of_row(allowed: AllowedTokens | None, row: int) -> AllowedTokens | None:
+    """``prefix_allowed_tokens_fn`` of one prompt alone."""
+    return None if allowed is None else lambda _, ids: allowed(row, ids)
 
 
 def _as_config(options: GenerationConfig | Mapping[str, Any] | None) -> GenerationConfig:

@@ -36,6 +36,10 @@ class GenerateOutput:
     """With beams and ``output_scores``: fp32 [n], sums of scores over length ** length_penalty."""
     beam_indices: Tensor | None = None
     """With beams: int32 [n, new tokens], row of the step that chose each token; -1: none."""
+    num_drafted: int | None = None
+    """With ``use_mtp``: tokens that layers for further tokens proposed."""
+    num_accepted: int | None = None
+    """With ``use_mtp``: those of them that are in the result."""
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.keys():

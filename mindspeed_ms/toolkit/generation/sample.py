@@ -31,6 +31,8 @@ class Task:
     pad: int | None
     seed: int
     streamer: BaseStreamer | None = None
+    row_processors: Sequence[Sequence[LogitsProcessor]] = ()
+    """Those of each prompt, where rows go on at their own pace."""
 
     @property
     def prompt_length(self) -> int:
@@ -95,7 +97,8 @@ def sample(task: Task) -> GenerateOutput:
         task.streamer.put(task.prompts.ids)
     while True:
         scores = processed(task.processors, ids, logits)
-        tokens = _choose(scores, runs, task, names, ids.shape[1] - task.prompt_length)
+        goes_on = runs if task.pad is not None else np.ones_like(runs)
+        tokens = _choose(scores, goes_on, task, names, ids.shape[1] - task.prompt_length)
         _keep(kept, task, scores, logits, np.where(runs, tokens, -1))
         if task.pad is not None:
             tokens = np.where(runs, tokens, task.pad)
@@ -105,7 +108,7 @@ def sample(task: Task) -> GenerateOutput:
         runs = runs & ~task.stopping(ids, scores)
         if not runs.any():
             break
-        active = np.ones_like(runs) if task.wants_scores else runs
+        active = runs if task.pad is not None and not task.wants_scores else np.ones_like(runs)
         logits = logits.copy()  # those of the last step may be kept, or lie in a buffer
         logits[active] = task.go_on(slots[active], owners[active], ids[active])
     if task.streamer is not None:

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens that layers for further tokens propose and steps of the model verify.
+
+A row keeps a drafted token if it is the one that it would have chosen anyway, greedily or drawn by
+its counter; so drafts change the time that a text takes, and nothing in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_ms.core.inference import sampling
+from mindspeed_ms.core.inference.drafts import Drafts
+from mindspeed_ms.core.inference.logits_processors import LogitsProcessor, Scores, log_softmax
+from mindspeed_ms.toolkit.generation.output import GenerateOutput, tensor_of
+from mindspeed_ms.toolkit.generation.rules import processed
+from mindspeed_ms.toolkit.generation.sample import Task
+
+
+@dataclass(slots=True)
+class _Row:
+    """A sequence that goes on at its own pace."""
+
+    task: Task
+    processors: Sequence[LogitsProcessor]
+    name: NDArray[np.uint64]
+    """[1], of its random stream."""
+    padded: list[int]
+    """All tokens."""
+    own: list[int]
+    """Tokens without padding."""
+    end: int | None = None
+    """Tokens it has when it ended."""
+    scores: list[Scores] = field(default_factory=list)
+    logits: list[Scores] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    def choice(self, logits: Scores, ahead: Sequence[int] = ()) -> tuple[int, Scores]:
+        """The token behind some more, and the scores [1, v] that say so."""
+        ids = np.array([[*self.padded, *ahead]], np.int64)
+        scores = processed(self.processors, ids, logits[None])
+        if not self.task.config.do_sample:
+            return int(scores[0].argmax()), scores
+        step = ids.shape[1] - self.task.prompt_length
+        return int(sampling.draw(scores, self.task.seed, self.name, step)[0]), scores
+
+    def advance(self, logits: Scores) -> int:
+        """Choose the next token from the model's logits [v]."""
+        token, scores = self.choice(logits)
+        self.padded.append(token)
+        self.own.append(token)
+        config = self.task.config
+        if config.return_dict_in_generate and self.end is None:
+            self.logprobs.append(float(log_softmax(logits[None])[0, token]))
+            if config.output_scores:
+                self.scores.append(scores.copy())
+            if config.output_logits:
+                self.logits.append(logits[None].copy())
+        if self.task.streamer is not None:
+            self.task.streamer.put(np.array([token]))
+        if self.end is None and self.task.stopping(np.array([self.padded]), scores)[0]:
+            self.end = len(self.padded)
+        return token
+
+
+def sample_drafted(task: Task) -> GenerateOutput:
+    """What ``sample`` returns, by fewer steps of the whole model.
+
+    Raises:
+        ValueError: several rows where only one can be shown, or have its scores kept.
+    """
+    config = task.config
+    copies = config.num_return_sequences
+    count = len(task.prompts.ids) * copies
+    if count > 1 and (task.streamer is not None or task.wants_scores):
+        raise ValueError(
+            f"use_mtp is True for {count} sequences, which go on at their own pace: a streamer, "
+            "output_scores and output_logits are for one"
+        )
+    drafts = Drafts(task.engine)
+    slots, logits = drafts.add([row.tolist() for row in task.prompts.rows])
+    if copies > 1:
+        slots, logits = drafts.fork(slots, copies), np.repeat(logits, copies, axis=0)
+    rows = _rows(task, copies)
+    if task.streamer is not None:
+        task.streamer.put(task.prompts.ids)
+    for row, own in zip(rows, logits, strict=True):
+        row.advance(own)
+    drafted = accepted = 0
+    while True:
+        active = np.array([index for index, row in enumerate(rows) if _goes_on(row, rows)])
+        if not len(active):
+            break
+        counts = _advance(drafts, slots[active], [rows[index] for index in active])
+        drafted, accepted = drafted + counts[0], accepted + counts[1]
+    if task.streamer is not None:
+        task.streamer.end()
+    return _output(task, rows, drafted, accepted)
+
+
+def _rows(task: Task, copies: int) -> list[_Row]:
+    prompts = task.prompts
+    names = sampling.stream_names([row.tolist() for row in prompts.rows], copies)
+    made = []
+    for index, name in enumerate(names):
+        number = index // copies
+        padded, own = prompts.ids[number].tolist(), prompts.rows[number].tolist()
+        processors = task.row_processors[number]
+        made.append(_Row(task, processors, np.array([name]), padded, own))
+    return made
+
+
+def _goes_on(row: _Row, rows: Sequence[_Row]) -> bool:
+    """Whether a row needs more tokens: without an id of padding all run to the last one's end."""
+    if row.end is None:
+        return True
+    return row.task.pad is None and len(row.padded) < _length(rows)
+
+
+def _length(rows: Sequence[_Row]) -> int:
+    """Tokens of the longest sequence so far."""
+    return max(len(row.padded) if row.end is None else row.end for row in rows)
+
+
+def _advance(drafts: Drafts, slots: NDArray[np.int64], rows: Sequence[_Row]) -> tuple[int, int]:
+    """Draft, verify, keep: numbers of tokens drafted and accepted."""
+    proposed: list[list[int]] = [[] for _ in rows]
+
+    def choose(depth: int, logits: Scores) -> NDArray[np.int64]:
+        for row, ahead, own in zip(rows, proposed, logits, strict=True):
+            ahead.append(row.choice(own, ahead)[0])
+        return np.array([ahead[depth] for ahead in proposed], np.int64)
+
+    drafts.propose(slots, [row.own for row in rows], choose)
+    longest = rows[0].task.config.max_length
+    proposed = [
+        ahead[: max(longest - len(row.padded) - 1, 0)]
+        for row, ahead in zip(rows, proposed, strict=True)
+    ]
+    fed = [[row.own[-1], *ahead] for row, ahead in zip(rows, proposed, strict=True)]
+    logits = drafts.verify(slots, fed)
+    wanted, accepted = np.zeros(len(rows), np.int64), 0
+    for index, (row, ahead) in enumerate(zip(rows, proposed, strict=True)):
+        was_open = row.end is None
+        for place in range(len(ahead) + 1):
+            token = row.advance(logits[place, index])
+            wanted[index] += 1
+            is_drafted = place < len(ahead) and token == ahead[place]
+            accepted += is_drafted
+            if not is_drafted or (was_open and row.end is not None):
+                break
+    drafts.keep(slots, np.array([len(own) for own in fed]), wanted)
+    return sum(map(len, proposed)), accepted
+
+
+def _output(task: Task, rows: Sequence[_Row], drafted: int, accepted: int) -> GenerateOutput:
+    longest, config = _length(rows), task.config
+    pad = 0 if task.pad is None else task.pad
+    ids = np.full((len(rows), longest), pad, np.int64)
+    logprobs = np.zeros((len(rows), longest - task.prompt_length), np.float32)
+    for index, row in enumerate(rows):
+        end = longest if task.pad is None or row.end is None else row.end
+        ids[index, :end] = row.padded[:end]
+        logprobs[index, : len(row.logprobs)] = row.logprobs
+    output = GenerateOutput(tensor_of(ids, np.int32))
+    if not config.return_dict_in_generate:
+        return output
+    output.num_drafted, output.num_accepted = drafted, accepted
+    output.logprobs = tensor_of(logprobs)
+    if config.output_scores:
+        output.scores = tuple(map(tensor_of, rows[0].scores))
+    if config.output_logits:
+        output.logits = tuple(map(tensor_of, rows[0].logits))
+    return output
