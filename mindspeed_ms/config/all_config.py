@@ -136,6 +136,15 @@ class AllConfig:
             * self.parallel_config.data_parallel_size(world_size)
         )
 
+    @property
+    def shards_optimizer(self) -> bool:
+        """Whether data parallel ranks share the optimizer's state out."""
+        return (
+            self.training_config.use_distributed_optimizer
+            or self.parallel_config.zero_level is not None
+            or self.optimizer_config.optimizer_type == "dist_muon"
+        )
+
     def to_dict(self) -> dict[str, dict[str, PlainData]]:
         """Return section -> key -> value, defaults included, as data that YAML can hold."""
         names = [item.name for item in fields(self) if item.name in SECTION_CLASSES]

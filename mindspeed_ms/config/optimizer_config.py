@@ -27,6 +27,49 @@ _ADAMW_NAMES = frozenset(
 LrDecayStyle = Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"]
 WsdDecayStyle = Literal["linear", "cosine", "exponential", "minus_sqrt"]
 WeightDecayStyle = Literal["constant", "linear", "cosine"]
+Algorithm = Literal["adamw", "sgd", "lion", "muon", "adaptive_muon"]
+STATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "adamw": ("exp_avg", "exp_avg_sq"),
+        "sgd": ("momentum_buffer",),
+        "lion": ("exp_avg",),
+        "muon": ("momentum_buffer",),
+        "adaptive_muon": ("momentum_buffer", "moment2_buffer"),
+    }
+)
+"""Update rule -> tensors it keeps, each as large as the parameter."""
+NEWTON_SCHULZ: Mapping[str, tuple[tuple[float, float, float], ...]] = MappingProxyType(
+    {
+        "simple": ((3.4445, -4.7750, 2.0315),),
+        "quintic": (
+            (4.0848, -6.8946, 2.9270),
+            (3.9505, -6.3029, 2.6377),
+            (3.7418, -5.5913, 2.3037),
+            (2.8769, -3.1427, 1.2046),
+            (2.8366, -3.0525, 1.2012),
+        ),
+        "polar_express": (
+            (8.2051, -22.9019, 16.4607),
+            (4.0664, -2.8612, 0.5184),
+            (3.9096, -2.8234, 0.5250),
+            (3.2856, -2.4153, 0.4853),
+            (2.2779, -1.6198, 0.3985),
+            (1.8726, -1.2307, 0.3585),
+            (1.8564, -1.2132, 0.3568),
+            (1.8750, -1.2500, 0.3750),
+        ),
+        "aol": (
+            (4.0098, -7.0585, 2.4635),
+            (3.4585, -5.5479, 2.5959),
+            (2.7573, -3.2939, 1.4254),
+            (2.7215, -3.0494, 1.3169),
+        ),
+    }
+)
+"""Name -> (a, b, c) of one step after the other, X' = a X + (b A + c A A) X with A = X X^T.
+
+Jordan et al., 2024 (simple, quintic); Amsel et al., 2025 (polar_express); Boissin et al., 2025
+(aol)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +97,16 @@ class OptimizerConfig(Section):
         "AdamWZeRO",
         "SGD",
         "sgd",
+        "lion",
+        "muon",
+        "dist_muon",
+        "adaptive_muon",
     ] = "AdamWeightDecay"
     """Update rule.
 
-    All Adam names mean AdamW with decoupled weight decay, as Megatron's ``adam`` does.
+    All Adam names mean AdamW with decoupled weight decay, as Megatron's ``adam`` does. The muons
+    update matrices, but not embedding and head, by orthogonal ones; everything else is updated by
+    ``muon_scalar_optimizer``. ``dist_muon`` also shares the state out over data parallel ranks.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -73,6 +122,52 @@ class OptimizerConfig(Section):
 
     sgd_momentum: DecayRate = 0.9
     """Momentum of SGD."""
+
+    lion_beta1: DecayRate = 0.95
+    """Share of the moment in the direction whose sign Lion takes."""
+
+    lion_beta2: DecayRate = 0.98
+    """Decay rate of Lion's moment."""
+
+    muon_momentum: DecayRate = 0.9
+    """Decay rate of Muon's moment."""
+
+    muon_nesterov: bool = False
+    """Look ahead: mix the gradient into the moment once more before it is made orthogonal."""
+
+    muon_split_qkv: bool = True
+    """Make queries', keys' and values' parts of their common matrix orthogonal one by one."""
+
+    muon_scale_mode: Literal["spectral", "unit_rms_norm", "shape_scaling"] = "spectral"
+    """Factor on the orthogonal matrix [out, in]: sqrt(max(out, in)), sqrt(out / in), or
+    sqrt(max(1, out / in)).
+    """
+
+    muon_extra_scale_factor: Positive = 1.0
+    """Further factor on it."""
+
+    muon_coefficient_type: Literal["simple", "quintic", "polar_express", "aol"] = "quintic"
+    """Coefficients of the Newton-Schulz steps."""
+
+    muon_num_ns_steps: Count = 5
+    """Newton-Schulz steps: a multiple of the coefficients' number, at least 8 for polar_express."""
+
+    muon_fp32_matmul_prec: Literal["low", "medium", "high"] = "medium"
+    """Precision of these steps: high keeps fp32, the others round every product to bf16."""
+
+    muon_tp_mode: Literal["blockwise", "duplicated", "distributed"] = "duplicated"
+    """Matrices split over tensor parallel ranks: each part by itself, the whole matrix on every
+    rank, or the whole matrix with each rank computing on its part.
+    """
+
+    muon_scalar_optimizer: Literal["adam", "lion"] = "adam"
+    """Update rule of what is no matrix, and of embedding and head."""
+
+    adaptive_muon_beta2: DecayRate = 0.95
+    """Decay rate of the second moment of adaptive_muon's orthogonal matrices."""
+
+    adaptive_muon_eps: Epsilon = 1e-8
+    """Addend to the root of that moment."""
 
     clip_grad: NonNegative = 0.0
     """Largest L2 norm of all gradients together; larger ones are scaled down.
@@ -156,9 +251,41 @@ class OptimizerConfig(Section):
     """Gather updated parameters as the next forward needs them. False: all after the step."""
 
     @property
-    def algorithm(self) -> Literal["adamw", "sgd"]:
+    def algorithm(self) -> Algorithm:
         """The update rule behind the many names."""
-        return "adamw" if self.optimizer_type in _ADAMW_NAMES else "sgd"
+        if self.optimizer_type in _ADAMW_NAMES:
+            return "adamw"
+        if self.optimizer_type in ("SGD", "sgd"):
+            return "sgd"
+        if self.optimizer_type == "lion":
+            return "lion"
+        return "adaptive_muon" if self.optimizer_type == "adaptive_muon" else "muon"
+
+    @property
+    def updates_matrices(self) -> bool:
+        """Whether matrices have an update rule of their own."""
+        return self.algorithm in ("muon", "adaptive_muon")
+
+    @property
+    def element_algorithm(self) -> Algorithm:
+        """The update rule of what is updated element by element."""
+        if not self.updates_matrices:
+            return self.algorithm
+        return "lion" if self.muon_scalar_optimizer == "lion" else "adamw"
+
+    def has_matrix_rule(self, num_dims: int, is_vocabulary: bool) -> bool:
+        """Whether a parameter is updated as a matrix."""
+        return self.updates_matrices and num_dims == 2 and not is_vocabulary
+
+    def states_of(self, num_dims: int, is_vocabulary: bool) -> tuple[str, ...]:
+        """Tensors that the optimizer keeps of a parameter, beside its fp32 copy."""
+        is_matrix = self.has_matrix_rule(num_dims, is_vocabulary)
+        names = STATES[self.algorithm if is_matrix else self.element_algorithm]
+        return () if names == STATES["sgd"] and self._is_plain_sgd else names
+
+    @property
+    def _is_plain_sgd(self) -> bool:
+        return self.algorithm == "sgd" and not self.sgd_momentum
 
     def _resolve(self) -> None:
         constant = self.weight_decay_incr_style == "constant"
@@ -174,6 +301,7 @@ class OptimizerConfig(Section):
                 )
         self._check_learning_rate()
         self._check_weight_decay()
+        self._check_newton_schulz()
         if self.use_checkpoint_opt_param_scheduler and self.override_opt_param_scheduler:
             raise ValueError(
                 "use_checkpoint_opt_param_scheduler and override_opt_param_scheduler are both "
@@ -207,6 +335,20 @@ class OptimizerConfig(Section):
             raise ValueError(
                 "lr_decay_style WSD needs the length of its last part; give lr_wsd_decay_iters or "
                 "lr_wsd_decay_samples"
+            )
+
+    def _check_newton_schulz(self) -> None:
+        kind, steps = self.muon_coefficient_type, self.muon_num_ns_steps
+        period = len(NEWTON_SCHULZ[kind])
+        if kind == "polar_express" and steps < period:
+            raise ValueError(
+                f"muon_num_ns_steps ({steps}) must be at least {period} with polar_express; "
+                f"give {period} or choose other coefficients"
+            )
+        if kind != "polar_express" and steps % period:
+            raise ValueError(
+                f"muon_num_ns_steps ({steps}) must be a multiple of {period}, the number of "
+                f"{kind} coefficients; give {period * (steps // period + 1)}"
             )
 
     def _check_weight_decay(self) -> None:

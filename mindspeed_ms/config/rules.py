@@ -299,7 +299,11 @@ def _check_sharding(training: TrainingConfig, optimizer: OptimizerConfig) -> Non
     """Check that what only a distributed optimizer can do comes with one."""
     parallel = optimizer.parallel_config
     zero_level = None if parallel is None else parallel.zero_level
-    is_sharded = training.use_distributed_optimizer or zero_level is not None
+    is_sharded = (
+        training.use_distributed_optimizer
+        or zero_level is not None
+        or optimizer.optimizer_type == "dist_muon"
+    )
     if optimizer.overlap_param_gather:
         for name, is_given in (
             ("use_distributed_optimizer", is_sharded),

@@ -38,6 +38,10 @@ class ShardSpec:
     """Number of stacked matrices that are split one by one: 2 for [gate; up], whose rank r holds
     [gate_r; up_r]."""
 
+    row_blocks: tuple[int, ...] = ()
+    """Rows of matrices that lie in one in turns: (queries, key, value) of a key/value group; such
+    groups follow each other. Empty: it is one matrix."""
+
     partitions: int = 1
     """Number of ranks the full tensor is split over."""
 

@@ -77,7 +77,8 @@ def data_parallel_config(
         grad_reduce_in_fp32=training.accumulate_allreduce_grads_in_fp32,
         overlap_grad_reduce=training.overlap_grad_reduce and not is_delayed,
         overlap_param_gather=optimizer.overlap_param_gather,
-        use_distributed_optimizer=training.use_distributed_optimizer,
+        use_distributed_optimizer=training.use_distributed_optimizer
+        or optimizer.optimizer_type == "dist_muon",
         bucket_size=bucket_size,
         average_in_collective=training.ddp_average_in_collective,
         pad_buckets_for_high_nccl_busbw=training.ddp_pad_buckets_for_high_nccl_busbw,

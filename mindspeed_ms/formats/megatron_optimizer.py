@@ -33,7 +33,7 @@ from mindspeed_ms.plan.param_layout import (
 )
 
 OPTIMIZER_FILE = "distrib_optim.pt"
-MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer", "moment2_buffer")
 
 
 def add_optimizer(catalog: Catalog, files: Sequence[RankFile], args: Any, sizes: Sizes) -> None:

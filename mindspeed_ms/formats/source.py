@@ -15,7 +15,7 @@ from mindspeed_ms.formats.padding import read_repadded
 from mindspeed_ms.models import ModelSpec, ParamSpec
 from mindspeed_ms.plan.region import Region, Span
 
-OPTIMIZER_KINDS = ("main", "exp_avg", "exp_avg_sq", "momentum_buffer")
+OPTIMIZER_KINDS = ("main", "exp_avg", "exp_avg_sq", "momentum_buffer", "moment2_buffer")
 
 
 class Source:

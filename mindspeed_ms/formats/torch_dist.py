@@ -41,6 +41,8 @@ _MAX_STACKED = 1 << 20
 _KINDS = {
     "optimizer.state.exp_avg.": "exp_avg",
     "optimizer.state.exp_avg_sq.": "exp_avg_sq",
+    "optimizer.state.momentum_buffer.": "momentum_buffer",
+    "optimizer.state.moment2_buffer.": "moment2_buffer",
     "optimizer.state.fp32_param.": "main",
 }
 """Start of a key -> kind of the tensor; others that begin with ``optimizer.`` depend on the number

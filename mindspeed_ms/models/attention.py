@@ -53,6 +53,11 @@ class AttentionSpec:
         return parameters_of(self.children(), experts)
 
     @property
+    def row_blocks(self) -> tuple[int, int, int]:
+        """Rows of queries, key and value in a group of the common matrix."""
+        return self.num_heads // self.num_groups * self.head_dim, self.head_dim, self.head_dim
+
+    @property
     def cached_channels(self) -> int:
         """Numbers that a token leaves in a key/value cache, over all ranks: 2 G D."""
         return 2 * self.num_groups * self.head_dim

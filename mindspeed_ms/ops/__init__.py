@@ -479,6 +479,40 @@ def adamw_(  # noqa: PLR0913 - the arguments of torch.optim.AdamW
     )
 
 
+def lion_(  # noqa: PLR0913 - the arguments of the rule
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+) -> None:
+    """One step of Lion on flat fp32 buffers, in place.
+
+    ``param *= 1 - lr * weight_decay``, then ``param -= lr * sign(beta1 * exp_avg + (1 - beta1) *
+    grad)``, then ``exp_avg = beta2 * exp_avg + (1 - beta2) * grad``.
+
+    Source: Chen et al., 2023.
+    """
+    for buffer in (param, grad, exp_avg):
+        checks.buffer("lion_", param.size, buffer.shape, buffer.dtype, buffer.is_contiguous())
+    chosen.kernels.lion_(
+        param, grad, exp_avg, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay
+    )
+
+
+def divide_by_root_(x: Tensor, squares: Tensor, beta: float, eps: float) -> None:
+    """``squares = beta * squares + (1 - beta) * x * x``, then ``x /= sqrt(squares) + eps``.
+
+    In place on fp32 buffers of one size.
+    """
+    for buffer in (x, squares):
+        checks.buffer("divide_by_root_", x.size, buffer.shape, buffer.dtype, buffer.is_contiguous())
+    chosen.kernels.divide_by_root_(x, squares, beta, eps)
+
+
 def axpy_(y: Tensor, x: Tensor, alpha: float = 1.0) -> None:
     """``y += alpha * x`` in place; y fp32, x of any floating type and the same size."""
     checks.buffer("axpy_", y.size, y.shape, y.dtype, y.is_contiguous())

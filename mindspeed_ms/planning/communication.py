@@ -153,7 +153,7 @@ def _data_bytes(config: AllConfig, world_size: int, stage: int) -> float:
         size = expert_data_parallel_size(config, world_size) if is_expert else ranks
         grads = sum(spec.size * (4 if in_fp32 else dtype_bytes(spec.dtype)) for spec in mine)
         weights = sum(spec.size * dtype_bytes(spec.dtype) for spec in mine)
-        if training.use_distributed_optimizer or parallel.zero_level is not None:
+        if config.shards_optimizer:
             total += (grads + weights) * share(max(size, 1))
         else:
             total += 2 * grads * share(max(size, 1))

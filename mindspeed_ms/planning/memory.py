@@ -8,9 +8,10 @@ the schedule whose backward is still to come.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config import AllConfig, OptimizerConfig
 from mindspeed_ms.config.dtypes import dtype_bytes
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.plan.param_layout import (
@@ -27,7 +28,6 @@ from mindspeed_ms.planning.parameters import (
     frozen_bytes,
 )
 
-ADAM_MOMENTS, SGD_MOMENTS = 2, 1
 WHOLE_WEIGHTS = 3
 """Weights in full at a time with z3: two in use or on their way, and the zeros of hidden ones."""
 
@@ -72,7 +72,7 @@ class _Sharing:
     grads_in_fp32: bool
     alignment_bytes: int
     high_bandwidth: bool
-    moments: int
+    optimizer: OptimizerConfig
 
     @property
     def shards_gradients(self) -> bool:
@@ -100,7 +100,7 @@ def _sharing(
 ) -> _Sharing:
     training, parallel = config.training_config, config.parallel_config
     ranks = parallel.data_parallel_size(world_size) * parallel.context_parallel_size
-    is_sharded = training.use_distributed_optimizer or parallel.zero_level is not None
+    is_sharded = config.shards_optimizer
     if is_expert:
         shards = expert_data_parallel_size(config, world_size)
     else:
@@ -120,7 +120,7 @@ def _sharing(
         grads_in_fp32=training.accumulate_allreduce_grads_in_fp32,
         alignment_bytes=512 if training.enable_mem_align else 1,
         high_bandwidth=training.ddp_pad_buckets_for_high_nccl_busbw,
-        moments=ADAM_MOMENTS if config.optimizer_config.algorithm == "adamw" else SGD_MOMENTS,
+        optimizer=config.optimizer_config,
     )
 
 
@@ -164,9 +164,14 @@ def _buffer_bytes(specs: list[LocalParameter], sharing: _Sharing) -> StateBytes:
         scratch = 2 if sharing.overlap and len(layout.buckets) > 1 else 1
         gradients = (owned + scratch * largest) * grad_width
     copies = 0 if width == 4 else 1
-    optimizer = owned * 4 * (sharing.moments + copies)
     count = sum(spec.size for spec in specs)
+    moments = sum(spec.size * _num_moments(spec, sharing) for spec in specs) / max(count, 1)
+    optimizer = math.ceil(owned * 4 * (moments + copies))
     return StateBytes(count, weights, gradients, optimizer)
+
+
+def _num_moments(spec: LocalParameter, sharing: _Sharing) -> int:
+    return len(sharing.optimizer.states_of(len(spec.shape), spec.spec.is_vocabulary))
 
 
 def _layout(specs: list[LocalParameter], sharing: _Sharing, grad_width: int) -> BufferLayout:

@@ -188,7 +188,7 @@ def _kind_of(name: str) -> str:
     return head if head in KINDS else WEIGHTS
 
 
-KINDS = (MAIN, "exp_avg", "exp_avg_sq", "momentum_buffer")
+KINDS = (MAIN, "exp_avg", "exp_avg_sq", "momentum_buffer", "moment2_buffer")
 """Prefixes of the optimizer's tensors."""
 
 

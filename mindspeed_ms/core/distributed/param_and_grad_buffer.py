@@ -31,6 +31,8 @@ class OptimizerShard:
     """Means over the data parallel ranks, after the reduction."""
     pieces: tuple[tuple[Parameter, Piece], ...]
     """Parameters (or parts of them) in the shard, in order."""
+    bucket: tuple[Parameter, ...]
+    """Parameters in the bucket that the shard is a part of."""
     reduction: Reduction
     is_expert: bool
 
@@ -99,6 +101,7 @@ class ParamAndGradBuffer:
             params=params,
             grads=grads,
             pieces=tuple((self._by_name[piece.name], piece) for piece in pieces),
+            bucket=tuple(self._by_name[slot.name] for slot in span.slots),
             reduction=self.plan.grads.reduction,
             is_expert=self.plan.is_expert,
         )

@@ -11,10 +11,13 @@ from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 
 from mindspeed_ms import ops
-from mindspeed_ms.backend import memory
+from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core.distributed import OptimizerShard, is_finite
+from mindspeed_ms.core.optimizer.muon import Muon
 from mindspeed_ms.core.optimizer.param_groups import ParamGroup
 from mindspeed_ms.core.optimizer.update_rules import Hyper, UpdateRule
+from mindspeed_ms.core.parameter import shard_of
 
 Mark = TypeVar("Mark")
 
@@ -56,6 +59,8 @@ class FlatState:
         group_of: parameter group of a parameter.
         rule: the update rule.
         counts: whether norms count a parameter on this rank.
+        muon: the update rule of groups of matrices.
+        tp_group_of: ranks that hold the other parts of a matrix.
     """
 
     def __init__(
@@ -64,14 +69,26 @@ class FlatState:
         group_of: Callable[[Parameter], ParamGroup],
         rule: UpdateRule,
         counts: Callable[[Parameter], bool],
+        muon: Muon | None = None,
+        tp_group_of: Callable[[Parameter], Group] = lambda _: comm.world_group(),
     ) -> None:
         self.shard, self._rule, self._counts = shard, rule, counts
+        self._muon, self._tp_group_of = muon, tp_group_of
+        self._group_of = group_of
         size = memory.num_elements(shard.params)
         self._has_copy = shard.params.dtype != mstype.float32
         self.main = memory.empty((size,)) if self._has_copy else shard.params
-        self.state = {name: memory.zeros((size,)) for name in rule.state_names}
         self.refresh_main()
-        groups = [(piece.start, piece.size, group_of(param)) for param, piece in shard.pieces]
+        groups = _merged(
+            [(piece.start, piece.size, group_of(param)) for param, piece in shard.pieces]
+        )
+        places: dict[int, dict[str, int]] = {}
+        sizes: dict[str, int] = {}
+        for start, length, group in groups:
+            places[start] = {name: sizes.get(name, 0) for name in self._state_names(group)}
+            for name in places[start]:
+                sizes[name] = sizes.get(name, 0) + length
+        self.state = {name: memory.zeros((length,)) for name, length in sizes.items()}
         self._segments = [
             _Segment(
                 group=group,
@@ -80,12 +97,13 @@ class FlatState:
                 main=memory.view_of(self.main, start, (length,)),
                 grad=_part(shard.grads, start, length),
                 state={
-                    name: memory.view_of(tensor, start, (length,))
-                    for name, tensor in self.state.items()
+                    name: memory.view_of(self.state[name], place, (length,))
+                    for name, place in places[start].items()
                 },
             )
-            for start, length, group in _merged(groups)
+            for start, length, group in groups
         ]
+        self._has_matrices = any(group_of(param).is_matrix for param in shard.bucket)
         marks = [(piece.start, piece.size, counts(param)) for param, piece in shard.pieces]
         self._counted = [(start, length) for start, length, mark in _merged(marks) if mark]
         self._repeated = [(start, length) for start, length, mark in _merged(marks) if not mark]
@@ -117,19 +135,64 @@ class FlatState:
 
     def update(self, step: int, grad_scale: float) -> None:
         """Apply the gradients, segment by segment, and round to the type of the model."""
+        directions = self.shard.grads
+        if self._has_matrices and directions.dtype != mstype.float32:
+            directions = memory.empty(directions.shape)
+            ops.copy_cast_(directions, self.shard.grads)
         for segment in self._segments:
+            hyper = _hyper(segment.group, step, grad_scale)
+            if self._muon is not None and segment.group.is_matrix:
+                part = _part(directions, segment.start, segment.size)
+                self._muon.accumulate(segment.main, part, segment.state, hyper)
+                continue
             grad = segment.grad
             if grad.dtype != mstype.float32:
                 grad = memory.empty(segment.grad.shape)
                 ops.copy_cast_(grad, segment.grad)
-            self._rule.apply(
-                segment.main,
-                grad,
-                segment.state,
-                Hyper(segment.group.lr, segment.group.weight_decay, step, grad_scale),
-            )
+            self._rule.apply(segment.main, grad, segment.state, hyper)
+        if self._muon is not None and self._has_matrices:
+            self._turn(self._muon, directions, step)
         if self._has_copy:
             ops.copy_cast_(self.shard.params, self.main)
+
+    def _turn(self, muon: Muon, directions: Tensor, step: int) -> None:
+        """Make the matrices' directions orthogonal and take the step along them.
+
+        A rank that owns a part of a matrix computes on the whole of it (of its tensor parallel
+        part), so ranks share the work out as they share the state.
+        """
+        reduction, start = self.shard.reduction, 0
+        if reduction.is_sharded and reduction.group.size > 1:
+            mine = memory.num_elements(directions)
+            whole = memory.empty((reduction.group.size * mine,))
+            comm.all_gather_into_tensor(whole, directions, reduction.group)
+            directions, start = whole, reduction.shard_rank * mine
+        for param, piece in self.shard.pieces:
+            group = self._group_of(param)
+            if not group.is_matrix:
+                continue
+            first = start + piece.start - piece.param_start
+            matrix = memory.view_of(directions, first, param.shape)
+            turned = muon.orthogonal(matrix, shard_of(param), self._tp_group_of(param))
+            muon.update(
+                _part(self.main, piece.start, piece.size),
+                _part(turned.view((-1,)), piece.param_start, piece.size),
+                self._state_of(piece.start, piece.size),
+                _hyper(group, step, 1.0),
+                muon.scale_of(param.shape, shard_of(param)),
+            )
+
+    def _state_names(self, group: ParamGroup) -> tuple[str, ...]:
+        is_matrix = self._muon is not None and group.is_matrix
+        return self._muon.state_names if self._muon and is_matrix else self._rule.state_names
+
+    def _state_of(self, start: int, size: int) -> dict[str, Tensor]:
+        """State of some elements of one segment."""
+        segment = next(one for one in self._segments if one.start <= start < one.start + one.size)
+        return {
+            name: _part(tensor, start - segment.start, size)
+            for name, tensor in segment.state.items()
+        }
 
     def first_bad(self) -> str | None:
         """Name of the first parameter whose gradient is not finite; None if all are."""
@@ -152,10 +215,7 @@ class FlatState:
                 param=param,
                 param_start=piece.param_start,
                 main_param=_part(self.main, piece.start, piece.size),
-                state={
-                    name: _part(tensor, piece.start, piece.size)
-                    for name, tensor in self.state.items()
-                },
+                state=self._state_of(piece.start, piece.size),
             )
 
     @property
@@ -163,6 +223,10 @@ class FlatState:
         """Memory beyond the model's own parameters."""
         tensors = [*self.state.values(), *([self.main] if self._has_copy else [])]
         return sum(memory.num_bytes(tensor) for tensor in tensors)
+
+
+def _hyper(group: ParamGroup, step: int, grad_scale: float) -> Hyper:
+    return Hyper(group.lr, group.weight_decay, step, grad_scale, group.eps_mult)
 
 
 def _part(flat: Tensor, start: int, size: int) -> Tensor:

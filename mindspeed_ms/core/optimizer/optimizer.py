@@ -23,9 +23,10 @@ from mindspeed_ms.core.optimizer.clip_grads import (
 )
 from mindspeed_ms.core.optimizer.flat_state import FlatState, StatePart
 from mindspeed_ms.core.optimizer.grad_scaler import GradScaler
+from mindspeed_ms.core.optimizer.muon import Muon
 from mindspeed_ms.core.optimizer.param_groups import ParamGroup, get_param_groups
 from mindspeed_ms.core.optimizer.update_rules import get_update_rule
-from mindspeed_ms.core.parameter import named_parameters
+from mindspeed_ms.core.parameter import named_parameters, shard_of
 from mindspeed_ms.core.timers import timed
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class StepResult:
 
 
 class MegatronOptimizer:
-    """AdamW, Adam or SGD on flat fp32 main parameters, with clipping by the norm over the model.
+    """An update rule on flat fp32 main parameters, with clipping by the norm over the model.
 
     A step whose gradients overflow on any rank is skipped, when there is a loss scale: it changes
     neither weights nor moments.
@@ -79,8 +80,16 @@ class MegatronOptimizer:
             id(param): group for group in self.param_groups for _, param in group.parameters
         }
         rule = get_update_rule(config)
+        muon = Muon(config) if config.updates_matrices else None
         self._states = [
-            FlatState(shard, lambda param: group_of[id(param)], rule, self._counts)
+            FlatState(
+                shard,
+                lambda param: group_of[id(param)],
+                rule,
+                self._counts,
+                muon,
+                lambda param: self._tp_groups[shard_of(param).is_expert],
+            )
             for model in self.models
             for shard in model.shards
         ]
@@ -243,6 +252,7 @@ def get_megatron_optimizer(
         parameters,
         config.no_weight_decay_params,
         decoupled_lr=config.decoupled_lr is not None,
+        is_matrix=lambda param: config.has_matrix_rule(param.ndim, shard_of(param).is_vocabulary),
     )
     is_sharded = any(model.config.is_sharded for model in models)
     kind = DistributedOptimizer if is_sharded else MegatronOptimizer

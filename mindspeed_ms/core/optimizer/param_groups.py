@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mindspore import Parameter
@@ -25,6 +25,9 @@ class ParamGroup:
     wd_mult: float = 1.0
     lr_mult: float = 1.0
     is_decoupled_lr: bool = False
+    eps_mult: float = 1.0
+    is_matrix: bool = False
+    """Updated by the rule of matrices."""
     parameters: list[tuple[str, Parameter]] = field(default_factory=list)
     lr: float = 0.0
     weight_decay: float = 0.0
@@ -34,6 +37,7 @@ def get_param_groups(
     parameters: Sequence[tuple[str, Parameter]],
     no_weight_decay_params: Sequence[str] = (DEFAULT_NO_DECAY,),
     decoupled_lr: bool = False,
+    is_matrix: Callable[[Parameter], bool] = lambda _: False,
 ) -> list[ParamGroup]:
     """Groups with decay first, then without; embedding and head apart when their rate is decoupled.
 
@@ -42,16 +46,21 @@ def get_param_groups(
         no_weight_decay_params: regular expressions of names without decay; ``Default_Setup``
             stands for biases and one-dimensional parameters.
         decoupled_lr: embedding and head have a learning rate of their own.
+        is_matrix: whether a parameter is updated by the rule of matrices.
 
     Source: Megatron-LM ``_get_param_groups`` (which parameters, which order).
     """
-    groups: dict[tuple[bool, bool], ParamGroup] = {}
+    groups: dict[tuple[bool, bool, bool], ParamGroup] = {}
     for name, param in parameters:
         no_decay = any(_matches(rule, name, param) for rule in no_weight_decay_params)
         decoupled = decoupled_lr and shard_of(param).is_vocabulary
         group = groups.setdefault(
-            (no_decay, decoupled),
-            ParamGroup(wd_mult=0.0 if no_decay else 1.0, is_decoupled_lr=decoupled),
+            (no_decay, decoupled, is_matrix(param)),
+            ParamGroup(
+                wd_mult=0.0 if no_decay else 1.0,
+                is_decoupled_lr=decoupled,
+                is_matrix=is_matrix(param),
+            ),
         )
         group.parameters.append((name, param))
     return [groups[key] for key in sorted(groups)]

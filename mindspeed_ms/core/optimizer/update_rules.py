@@ -23,6 +23,8 @@ class Hyper:
     """Number of this update, from 1."""
     grad_scale: float
     """Factor on the gradient: clipping and the inverse of the loss scale."""
+    eps_mult: float = 1.0
+    """Factor on Adam's eps."""
 
 
 class UpdateRule(Protocol):
@@ -62,7 +64,7 @@ class AdamW:
             lr=hyper.lr,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            eps=self.eps,
+            eps=self.eps * hyper.eps_mult,
             weight_decay=decay,
             step=hyper.step,
             grad_scale=scale,
@@ -90,8 +92,39 @@ class Sgd:
         ops.axpy_(main, velocity, -hyper.lr)
 
 
+class Lion:
+    """w = (1 - lr decay) w - lr sign(b1 m + (1 - b1) grad); m = b2 m + (1 - b2) grad.
+
+    Source: Chen et al., 2023.
+    """
+
+    state_names: tuple[str, ...] = ("exp_avg",)
+
+    def __init__(self, betas: tuple[float, float], decoupled: bool = True) -> None:
+        self.betas, self.decoupled = betas, decoupled
+
+    def apply(self, main: Tensor, grad: Tensor, state: Mapping[str, Tensor], hyper: Hyper) -> None:
+        """One step."""
+        ops.scale_(grad, hyper.grad_scale)
+        decay = hyper.weight_decay
+        if decay and not self.decoupled:
+            ops.axpy_(grad, main, decay)
+            decay = 0.0
+        ops.lion_(
+            main,
+            grad,
+            state["exp_avg"],
+            lr=hyper.lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=decay,
+        )
+
+
 def get_update_rule(config: OptimizerConfig) -> UpdateRule:
-    """The rule of a configuration."""
-    if config.algorithm == "sgd":
+    """The rule of a configuration for what is updated element by element."""
+    if config.element_algorithm == "sgd":
         return Sgd(config.sgd_momentum)
+    if config.element_algorithm == "lion":
+        return Lion((config.lion_beta1, config.lion_beta2), config.decoupled_weight_decay)
     return AdamW(config.betas, config.eps, config.decoupled_weight_decay)

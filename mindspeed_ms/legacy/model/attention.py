@@ -6,6 +6,7 @@ R queries per group, D channels of a head, p tensor parallel ranks. N, G per ran
 from __future__ import annotations
 
 import enum
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -207,6 +208,9 @@ class ParallelAttention(Cell):
         self.qkv_proj = column_linear(
             spec.qkv_proj, config, groups, keeps_gathered=recompute.keeps_gathered
         )
+        weight = self.qkv_proj.weight
+        assert weight is not None, "a layer of its own allocates one"
+        weight.shard = replace(weight.shard, row_blocks=spec.row_blocks)
         self.attends_again = CORE_ATTENTION in recompute.modules
         self.head_dim = spec.head_dim
         self.num_groups_per_partition = divide(

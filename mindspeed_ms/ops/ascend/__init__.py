@@ -40,7 +40,9 @@ from mindspeed_ms.ops.ascend.flat import (
     axpy_,
     copy_cast_,
     count_zeros,
+    divide_by_root_,
     l2_norm_squared,
+    lion_,
     scale_,
     zero_,
 )

@@ -57,6 +57,33 @@ def adamw_(  # noqa: PLR0913 - the public signature
         )
 
 
+def lion_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+) -> None:
+    """See ``ops.lion_``."""
+    with autograd.no_grad():
+        direction = mint.sign(mint.add(mint.mul(exp_avg, beta1), grad, alpha=1.0 - beta1))
+        param.mul_(1.0 - lr * weight_decay)
+        param.add_(direction, alpha=-lr)
+        exp_avg.mul_(beta2)
+        exp_avg.add_(grad, alpha=1.0 - beta2)
+
+
+def divide_by_root_(x: Tensor, squares: Tensor, beta: float, eps: float) -> None:
+    """See ``ops.divide_by_root_``."""
+    with autograd.no_grad():
+        squares.mul_(beta)
+        squares.add_(mint.square(x), alpha=1.0 - beta)
+        x.div_(mint.add(mint.sqrt(squares), eps))
+
+
 def axpy_(y: Tensor, x: Tensor, alpha: float) -> None:
     """See ``ops.axpy_``."""
     with autograd.no_grad():

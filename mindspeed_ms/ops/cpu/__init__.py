@@ -73,6 +73,7 @@ from mindspeed_ms.ops.cpu.qkv import split_qkv
 from mindspeed_ms.ops.cpu.rotary import rotary
 from mindspeed_ms.ops.portable.columns import join_columns, split_columns
 from mindspeed_ms.ops.portable.cross_entropy import ce_loss, masked_mean
+from mindspeed_ms.ops.portable.flat import divide_by_root_, lion_
 
 
 def unavailable() -> str:

@@ -61,7 +61,9 @@ from mindspeed_ms.ops.portable.flat import (
     axpy_,
     copy_cast_,
     count_zeros,
+    divide_by_root_,
     l2_norm_squared,
+    lion_,
     scale_,
     zero_,
 )

@@ -37,6 +37,32 @@ def adamw_(  # noqa: PLR0913 - the public signature
     store(exp_avg_sq, v)
 
 
+def lion_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+) -> None:
+    """See ``ops.lion_``."""
+    g, m = wide(grad), wide(exp_avg)
+    direction = np.sign(m * np.float32(beta1) + g * np.float32(1.0 - beta1))
+    decayed = wide(param) * np.float32(1.0 - lr * weight_decay)
+    store(param, decayed - np.float32(lr) * direction)
+    store(exp_avg, m * np.float32(beta2) + g * np.float32(1.0 - beta2))
+
+
+def divide_by_root_(x: Tensor, squares: Tensor, beta: float, eps: float) -> None:
+    """See ``ops.divide_by_root_``."""
+    values = wide(x)
+    mean = wide(squares) * np.float32(beta) + values * values * np.float32(1.0 - beta)
+    store(x, values / (np.sqrt(mean) + np.float32(eps)))
+    store(squares, mean)
+
+
 def axpy_(y: Tensor, x: Tensor, alpha: float) -> None:
     """See ``ops.axpy_``."""
     store(y, wide(y) + np.float32(alpha) * wide(x).reshape(y.shape))

@@ -10,13 +10,13 @@ from mindspeed_ms.training.flags.row import (
     asked_means,
     in_group,
     off,
+    on,
     toggle,
     value,
     values,
 )
 
-_OTHER_OPTIMIZERS = ("muon", "dist_muon", "adaptive_muon", "lion", "soap")
-_NO_OPTIMIZER = Refused("this update rule is not available", "use adam or sgd")
+_NO_SOAP = Refused("this update rule is not available", "use adam or muon")
 
 REGULARIZATION = in_group(
     "regularization and optimizer",
@@ -78,9 +78,13 @@ REGULARIZATION = in_group(
                 "SpeedAdamW",
                 "AdamWZeRO",
                 "SGD",
-                *_OTHER_OPTIMIZERS,
+                "lion",
+                "muon",
+                "dist_muon",
+                "adaptive_muon",
+                "soap",
             ),
-            refuses=tuple((name, _NO_OPTIMIZER) for name in _OTHER_OPTIMIZERS),
+            refuses=(("soap", _NO_SOAP),),
         ),
         value("--adam-beta1", float, Field("optimizer_config.betas", item=0), 0.9, common=True),
         value("--adam-beta2", float, Field("optimizer_config.betas", item=1), 0.999, common=True),
@@ -91,6 +95,54 @@ REGULARIZATION = in_group(
             Field("optimizer_config.decoupled_weight_decay"),
         ),
         value("--sgd-momentum", float, Field("optimizer_config.sgd_momentum"), 0.9),
+        value("--lion-beta1", float, Field("optimizer_config.lion_beta1"), 0.95),
+        value("--lion-beta2", float, Field("optimizer_config.lion_beta2"), 0.98),
+        value("--muon-momentum", float, Field("optimizer_config.muon_momentum"), 0.9),
+        on("--muon-nesterov", Field("optimizer_config.muon_nesterov")),
+        on("--muon-use-nesterov", Field("optimizer_config.muon_nesterov")),
+        off("--muon-no-split-qkv", "muon_split_qkv", Field("optimizer_config.muon_split_qkv")),
+        value(
+            "--muon-scale-mode",
+            str,
+            Field("optimizer_config.muon_scale_mode"),
+            "spectral",
+            choices=("spectral", "unit_rms_norm", "shape_scaling"),
+        ),
+        value(
+            "--muon-extra-scale-factor",
+            float,
+            Field("optimizer_config.muon_extra_scale_factor"),
+            1.0,
+        ),
+        value(
+            "--muon-coefficient-type",
+            str,
+            Field("optimizer_config.muon_coefficient_type"),
+            "quintic",
+            choices=("simple", "quintic", "polar_express", "aol"),
+        ),
+        value("--muon-num-ns-steps", int, Field("optimizer_config.muon_num_ns_steps"), 5),
+        value(
+            "--muon-fp32-matmul-prec",
+            str,
+            Field("optimizer_config.muon_fp32_matmul_prec"),
+            "medium",
+            choices=("low", "medium", "high"),
+        ),
+        value(
+            "--muon-tp-mode",
+            str,
+            Field("optimizer_config.muon_tp_mode"),
+            "duplicated",
+            choices=("blockwise", "duplicated", "distributed"),
+        ),
+        value(
+            "--muon-scalar-optimizer",
+            str,
+            Field("optimizer_config.muon_scalar_optimizer"),
+            "adam",
+            choices=("adam", "lion"),
+        ),
     ],
 )
 

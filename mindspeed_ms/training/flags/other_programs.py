@@ -23,7 +23,6 @@ _INJECTED = NoEffect("faults are not injected on purpose")
 _TOOLS = NoEffect("read by a tool of MindSpeed, not by training")
 _SEARCH = NoEffect("--dry-run and --suggest search for layouts here")
 _RL = NoEffect("only read with --perform-rl-step, which is refused")
-_MUON = NoEffect("only read by the optimizers lion and muon, which are refused")
 _DISTILLATION = NoEffect("only read with --logits-load-dir or --logits-save-dir, which are refused")
 _ATTENTION = NoEffect(
     "only read with --experimental-attention-variant or --enable-mhc-connections, which are refused"
@@ -295,25 +294,14 @@ ROWS: tuple[Flag, ...] = (
 """,
     ),
     *compact(
-        "other optimizers",
-        _MUON,
-        """
---lion-beta1 float=0.95
---lion-beta2 float=0.98
---muon-coefficient-type str=quintic
---muon-extra-scale-factor float=1.0
---muon-fp32-matmul-prec str=medium
---muon-momentum float=0.9
---muon-nesterov
---muon-use-nesterov
---muon-no-split-qkv off >muon_split_qkv
---muon-num-ns-steps int=5
---muon-scalar-optimizer str=adam
---muon-scale-mode str=spectral
---muon-tp-mode str=duplicated
---muon-use-syrk
---ema-decay float=0.9999
-""",
+        "optimizers",
+        NoEffect("products of a matrix with itself have no kernel of their own"),
+        "--muon-use-syrk",
+    ),
+    *compact(
+        "optimizers",
+        NoEffect("only read with --optimizer-selection fused_ema_adamw, which is refused"),
+        "--ema-decay float=0.9999",
     ),
     *compact(
         "faults",

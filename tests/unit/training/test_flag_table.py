@@ -135,7 +135,7 @@ def test_a_harmless_value_of_a_refused_flag_is_reported():
         ("--sparse-mode 5", "--sparse-mode 5 is refused: lengths of prefixes .* --sparse-mode 1"),
         ("--sparse-mode 7", "--sparse-mode 7 is refused: the fused kernel has no such mode"),
         ("--alibi-fusion-attn-type 3", "--alibi-fusion-attn-type 3 is refused: .* use 2"),
-        ("--optimizer muon", "--optimizer muon is refused: this update rule .* use adam or sgd"),
+        ("--optimizer soap", "--optimizer soap is refused: this update rule .* use adam or muon"),
         ("--context-parallel-algo adaptive_cp_algo", "is refused: sequences are not cut"),
         ("--batch-size 4", "--batch-size is refused: Megatron refuses this name too; use --micro"),
         ("--tensor-model-parallel-size ${TP}", "a shell variable that was not expanded"),
@@ -150,9 +150,9 @@ def test_refused_values_end_with_one_line(words, message, capsys):
 
 
 def test_a_dry_run_collects_refusals_and_keeps_the_rest():
-    args = parse_args("--dry-run --optimizer muon --num-layers 3 --tp-2d".split())
+    args = parse_args("--dry-run --optimizer soap --num-layers 3 --tp-2d".split())
     assert [line.split(" is refused")[0] for line in args.refusals] == [
-        "--optimizer muon",
+        "--optimizer soap",
         "--tp-2d",
     ]
     assert (args.optimizer, args.num_layers) == ("adam", 3)
