@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mindspeed_ms.config.attention_options import AttentionOptions
-from mindspeed_ms.config.kinds import NonNegative, Positive
+from mindspeed_ms.config.kinds import Count, NonNegative, Positive
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.config.rope_scaling_config import RopeScalingConfig
 
@@ -39,6 +39,28 @@ class LayerOptions(AttentionOptions):
 
     logits_scaling: Positive = 1.0
     """Divisor of the logits."""
+
+    use_mup: bool = False
+    """Maximal update parametrisation: initial weights, learning rates and scores depend on the
+    width so that what was tuned for mup_base_hidden_size holds."""
+
+    mup_base_hidden_size: Count | None = None
+    """Hidden size that rates were tuned for. None: this model's."""
+
+    mup_embedding_mult: Positive = 1.0
+    """With use_mup, factor of the embedding's output."""
+
+    mup_output_mult: Positive = 1.0
+    """With use_mup, factor of the logits; 1 stands for mup_base_hidden_size / hidden_size."""
+
+    mup_base_head_dim: Positive | None = None
+    """With use_mup, scores are divided by head dim ** mup_attn_scale_power / sqrt(this).
+
+    None: 1.
+    """
+
+    mup_attn_scale_power: NonNegative = 1.0
+    """With use_mup, see mup_base_head_dim; 0.5 is the usual scale."""
 
     final_logit_softcapping: Positive | None = None
     """Logits become this × tanh(logit / this). None: they stay."""

@@ -236,6 +236,9 @@ class OptimizerConfig(Section):
     one-dimensional ones.
     """
 
+    apply_wd_to_qk_layernorm: bool = False
+    """Let the norms of queries and keys decay, although they are one-dimensional."""
+
     # --- resume
     use_checkpoint_opt_param_scheduler: bool = True
     """On resume take the schedule stored in the checkpoint.

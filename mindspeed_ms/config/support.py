@@ -41,7 +41,6 @@ WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
 
 UNAVAILABLE: Mapping[str, str] = MappingProxyType(
     {
-        "model_config.init_method_xavier_uniform": "initial weights are normal",
         "training_config.loss_reduction": "losses of tokens are averaged",
     }
 )
@@ -93,7 +92,6 @@ def unsupported_reason(all_config: AllConfig) -> list[str]:
     """
     return [
         *_unsupported_layout(all_config),
-        *_unsupported_model(all_config),
         *_unsupported_training(all_config),
     ]
 
@@ -105,16 +103,6 @@ def _unsupported_layout(all_config: AllConfig) -> list[str]:
         reasons.append(
             f"pipeline_model_parallel_layout {layout}: layers for further tokens (m) are on the "
             "stage of the loss; put every m before L"
-        )
-    return reasons
-
-
-def _unsupported_model(all_config: AllConfig) -> list[str]:
-    model = all_config.model_config
-    reasons = []
-    if model.init_method_xavier_uniform:
-        reasons.append(
-            "init_method_xavier_uniform: initial weights are normal; use init_method_std"
         )
     return reasons
 

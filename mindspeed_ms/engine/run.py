@@ -58,6 +58,7 @@ from mindspeed_ms.engine.train_loop import (
     validate,
 )
 from mindspeed_ms.engine.train_state import TrainState
+from mindspeed_ms.models.width import width_mult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -354,6 +355,7 @@ def _set_up(
         model,
         config.training_config.log_num_zeros_in_grad,
         grad_scaler=get_grad_scaler(config.training_config),
+        width_mult=width_mult(config.model_config),
     )
     weights = None
     if config.training_config.calculate_per_token_loss:

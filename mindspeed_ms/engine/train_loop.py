@@ -235,7 +235,14 @@ def apply_schedule(setup: TrainingSetup) -> None:
     decoupled = None
     if config.decoupled_lr is not None:
         decoupled = schedule.get_lr(max_lr=config.decoupled_lr, min_lr=config.decoupled_min_lr)
-    setup.optimizer.set_schedule(schedule.get_lr(), schedule.get_wd(), decoupled)
+    setup.optimizer.set_schedule(
+        schedule.get_lr(),
+        schedule.get_wd(),
+        decoupled,
+        lambda mult: schedule.get_lr(
+            max_lr=mult * schedule.schedule.max_lr, min_lr=mult * schedule.schedule.min_lr
+        ),
+    )
 
 
 def mean_losses(reports: Sequence[dict[str, tuple[Any, Any]]]) -> dict[str, float]:

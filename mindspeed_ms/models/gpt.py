@@ -19,6 +19,7 @@ from mindspeed_ms.models.parameter import Init
 from mindspeed_ms.models.part import BufferSpec, LinearSpec, NormSpec, TableSpec
 from mindspeed_ms.models.rotation import yarn_growth
 from mindspeed_ms.models.scores import ScoresSpec
+from mindspeed_ms.models.width import attention_scale, hidden_init, table_init
 
 
 def gpt_spec(config: TransformerConfig, num_tokentypes: int = 0) -> ModelSpec:
@@ -54,7 +55,7 @@ def embedding_spec(config: TransformerConfig, num_tokentypes: int = 0) -> Embedd
     """Tables of tokens, of positions if the model learns them, and of token types."""
 
     def whole(rows: int) -> TableSpec:
-        init = Init(config.init_method_std, is_drawn_twice=True)
+        init = table_init(config, is_drawn_twice=True)
         return TableSpec(rows=rows, width=config.hidden_size, init=init, dtype=config.params_dtype)
 
     positions = config.max_position_embeddings or config.seq_length
@@ -62,7 +63,7 @@ def embedding_spec(config: TransformerConfig, num_tokentypes: int = 0) -> Embedd
         word=TableSpec(
             rows=config.vocab_size,
             width=config.hidden_size,
-            init=Init(config.embedding_init_method_std or config.init_method_std),
+            init=table_init(config),
             dtype=config.embedding_init_dtype,
             is_vocabulary=True,
         ),
@@ -73,7 +74,9 @@ def embedding_spec(config: TransformerConfig, num_tokentypes: int = 0) -> Embedd
 
 def head_spec(config: TransformerConfig) -> LinearSpec:
     """A head with a matrix of its own."""
-    return replace(_column(config, config.hidden_size, config.vocab_size), is_vocabulary=True)
+    matrix = _column(config, config.hidden_size, config.vocab_size)
+    init = table_init(config) if config.use_mup else matrix.init
+    return replace(matrix, is_vocabulary=True, init=init)
 
 
 def layer_spec(config: TransformerConfig, index: int) -> LayerSpec:
@@ -156,6 +159,8 @@ def softmax_scale(config: TransformerConfig) -> float:
     if config.softmax_scale is not None:
         return config.softmax_scale
     latent, width = config.mla_config, config.query_pre_attn_scalar
+    if not config.multi_latent_attention and config.use_mup:
+        return attention_scale(config)
     if not config.multi_latent_attention:
         return 1.0 / math.sqrt(width or config.kv_channels or 1)
     growth = yarn_growth(latent.rotary_scaling_factor, latent.mscale_all_dim)
@@ -282,7 +287,7 @@ def _column(
         inputs=inputs,
         outputs=outputs,
         split="column",
-        init=Init(config.init_method_std),
+        init=hidden_init(config),
         dtype=config.params_dtype,
         has_bias=has_bias,
     )
@@ -302,7 +307,7 @@ def _output_projection(config: TransformerConfig, width: int) -> LinearSpec:
         inputs=width,
         outputs=config.hidden_size,
         split="row",
-        init=Init(config.init_method_std / math.sqrt(2.0 * config.num_layers)),
+        init=hidden_init(config, math.sqrt(2.0 * config.num_layers)),
         dtype=config.params_dtype,
         has_bias=config.out_proj_has_bias or config.add_bias_linear,
     )

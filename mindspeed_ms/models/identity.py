@@ -9,6 +9,7 @@ from mindspeed_ms.config import AllConfig, TransformerConfig
 from mindspeed_ms.config.section import field_names
 from mindspeed_ms.models.gpt import activation_of, softmax_scale
 from mindspeed_ms.models.rotation import growth
+from mindspeed_ms.models.width import embedding_factor, logits_divisor
 
 RUN_SETTINGS = frozenset(
     {
@@ -61,6 +62,14 @@ RUN_SETTINGS = frozenset(
 )
 """Fields that do not change what a trained model computes. A new field counts as changing it."""
 
+WIDTH = frozenset(
+    {
+        *("use_mup", "mup_base_hidden_size", "mup_embedding_mult", "mup_output_mult"),
+        *("mup_base_head_dim", "mup_attn_scale_power"),
+    }
+)
+"""Options that speak through others: the scale of scores, the factors of embedding and logits."""
+
 _ROTARY = ("rotary_base", "rotary_percent", "rotary_interleaved", "rope_scaling")
 
 
@@ -80,7 +89,11 @@ def identity(config: AllConfig) -> dict[str, Any]:
     found = {
         f"model_config.{name}": getattr(model, name)
         for name in field_names(type(model))
-        if name not in RUN_SETTINGS and name not in type(model).LINKS
+        if name not in RUN_SETTINGS | WIDTH and name not in type(model).LINKS
+    }
+    found |= {
+        "model_config.embedding_multiplier": embedding_factor(model),
+        "model_config.logits_scaling": logits_divisor(model),
     }
     has_rotation = model.position_embedding_type == "rope" or model.multi_latent_attention
     for name in (

@@ -28,12 +28,18 @@ class Init:
     """Elements lie in [-bound, bound], all alike; they are drawn from a stream of the parameter's
     own, by its name, so what is drawn for other parameters does not depend on it."""
 
+    is_xavier: bool = False
+    """Elements of a matrix [out, in] lie in [-b, b], all alike, with b = sqrt(6 / (out + in))
+    (Glorot and Bengio, 2010)."""
+
     is_drawn_twice: bool = False
     """As many numbers are drawn before and thrown away. ``torch.nn.Embedding`` fills its table when
     it is built; Megatron then draws the real values, so all later weights depend on both draws."""
 
     def words(self, shape: Sequence[int]) -> int:
         """32-bit words of the initialisation stream that a tensor of this global shape takes."""
+        if self.is_xavier:
+            return math.prod(shape) + (words_of_normal(shape) if self.is_drawn_twice else 0)
         if self.std is None:
             return 0
         return words_of_normal(shape) * (2 if self.is_drawn_twice else 1)

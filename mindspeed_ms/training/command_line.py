@@ -32,13 +32,20 @@ ExtraArgsProvider = Callable[[argparse.ArgumentParser], argparse.ArgumentParser 
 """Adds the user's own flags to the parser."""
 
 
+LONGEST_CHOICES = 80
+"""Characters of a flag's choices in help; the rest is in docs/flags.md."""
+
+
 def _metavar(row: Flag) -> str | None:
     """Return what stands for the value in help."""
     if row.arity in ("on", "off"):
         return None
     if row.choices:
         refused = {bad for bad, _ in row.refuses}
-        return "{" + ",".join(str(one) for one in row.choices if one not in refused) + "}"
+        shown = ",".join(str(one) for one in row.choices if one not in refused)
+        if len(shown) > LONGEST_CHOICES:
+            shown = shown[: shown.rindex(",", 0, LONGEST_CHOICES)] + ",..."
+        return "{" + shown + "}"
     if row.arity == "toggle":
         return "BOOL"
     names: dict[Any, str] = {int: "N", float: "X"}

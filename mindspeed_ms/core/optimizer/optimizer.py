@@ -24,7 +24,7 @@ from mindspeed_ms.core.optimizer.clip_grads import (
 from mindspeed_ms.core.optimizer.flat_state import FlatState, StatePart
 from mindspeed_ms.core.optimizer.grad_scaler import GradScaler
 from mindspeed_ms.core.optimizer.muon import Muon
-from mindspeed_ms.core.optimizer.param_groups import ParamGroup, get_param_groups
+from mindspeed_ms.core.optimizer.param_groups import ParamGroup, WidthRule, get_param_groups
 from mindspeed_ms.core.optimizer.update_rules import get_update_rule
 from mindspeed_ms.core.parameter import named_parameters, shard_of
 from mindspeed_ms.core.timers import timed
@@ -106,11 +106,25 @@ class MegatronOptimizer:
         """All parameters, group by group."""
         return [param for group in self.param_groups for _, param in group.parameters]
 
-    def set_schedule(self, lr: float, weight_decay: float, decoupled_lr: float | None) -> None:
-        """Set every group's learning rate and weight decay for the next step."""
+    def set_schedule(
+        self,
+        lr: float,
+        weight_decay: float,
+        decoupled_lr: float | None,
+        lr_of: Callable[[float], float] | None = None,
+    ) -> None:
+        """Set every group's learning rate and weight decay for the next step.
+
+        Args:
+            lr: of most groups.
+            weight_decay: of groups that have one.
+            decoupled_lr: of embedding and head; None: ``lr``.
+            lr_of: factor on the bounds of the schedule -> learning rate; None: the product.
+        """
         for group in self.param_groups:
             base = decoupled_lr if group.is_decoupled_lr and decoupled_lr is not None else lr
-            group.lr = base * group.lr_mult
+            is_scaled = lr_of is not None and group.lr_mult != 1.0
+            group.lr = lr_of(group.lr_mult) if lr_of and is_scaled else base * group.lr_mult
             group.weight_decay = weight_decay * group.wd_mult
 
     def step(self, watch: Callable[[float], None] | None = None) -> StepResult:
@@ -238,6 +252,7 @@ def get_megatron_optimizer(
     log_num_zeros: bool = False,
     *,
     grad_scaler: GradScaler | None = None,
+    width_mult: float = 1.0,
 ) -> MegatronOptimizer:
     """Optimizer of all trainable parameters of the model chunks.
 
@@ -246,6 +261,7 @@ def get_megatron_optimizer(
         models: the chunks of this rank.
         log_num_zeros: count the zeros of the gradients in each step.
         grad_scaler: the loss scale, None for 1.
+        width_mult: hidden size over that of the base model, with ``use_mup``.
     """
     parameters = [item for model in models for item in named_parameters(model.module)]
     groups = get_param_groups(
@@ -253,6 +269,8 @@ def get_megatron_optimizer(
         config.no_weight_decay_params,
         decoupled_lr=config.decoupled_lr is not None,
         is_matrix=lambda param: config.has_matrix_rule(param.ndim, shard_of(param).is_vocabulary),
+        width=WidthRule(width_mult, config.algorithm),
+        decays_qk_norms=config.apply_wd_to_qk_layernorm,
     )
     is_sharded = any(model.config.is_sharded for model in models)
     kind = DistributedOptimizer if is_sharded else MegatronOptimizer

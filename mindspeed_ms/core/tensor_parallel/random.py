@@ -207,6 +207,20 @@ def draw_normal(shape: tuple[int, ...], std: float, mean: float = 0.0) -> np.nda
     return (values[:size] * np.float32(std) + np.float32(mean)).reshape(shape)
 
 
+def draw_uniform(shape: tuple[int, ...], bound: float) -> np.ndarray:
+    """Uniform fp32 values in [-bound, bound) from the initialisation stream.
+
+    The values are those of torch's CPU ``uniform_`` after ``torch.manual_seed``.
+    """
+    size = int(np.prod(shape, dtype=np.int64))
+    counter = _init_stream().counter
+    if counter is not None:
+        counter.words += size
+        return np.broadcast_to(np.float32(0.0), shape)
+    values = _uniforms(size) * np.float32(2.0 * bound) - np.float32(bound)
+    return values.reshape(shape)
+
+
 def _uniforms(count: int) -> np.ndarray:
     words = _init_stream().take(count)
     return (words & np.uint32((1 << 24) - 1)).astype(np.float32) * np.float32(2.0**-24)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ from mindspeed_ms.core.peft.adapted_linear import (
 )
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from mindspeed_ms.core.tensor_parallel.random import draw_normal
+from mindspeed_ms.core.tensor_parallel.random import draw_normal, draw_uniform
 from mindspeed_ms.core.tensor_parallel.replicated import ReplicatedLinear
 from mindspeed_ms.models.parameter import Init, ParamSpec
 from mindspeed_ms.models.part import LinearSpec
@@ -30,10 +31,12 @@ def init_method(init: Init) -> Callable[[Sequence[int]], np.ndarray]:
     """(full shape) -> initial values, drawn from the stream of initial weights."""
 
     def values(shape: Sequence[int]) -> np.ndarray:
-        if init.std is None:
+        if init.std is None and not init.is_xavier:
             return np.full(tuple(shape), init.value, np.float32)
         if init.is_drawn_twice:
             draw_normal(tuple(shape), 1.0)
+        if init.std is None:
+            return draw_uniform(tuple(shape), math.sqrt(6.0 / sum(shape)))
         return draw_normal(tuple(shape), init.std)
 
     return values

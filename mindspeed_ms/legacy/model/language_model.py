@@ -36,6 +36,7 @@ from mindspeed_ms.legacy.model.unserved import refuse_unserved
 from mindspeed_ms.models.gpt import embedding_spec, gpt_spec
 from mindspeed_ms.models.model import EmbeddingSpec
 from mindspeed_ms.models.parameter import Init
+from mindspeed_ms.models.width import embedding_factor
 
 
 class Embedding(Cell):
@@ -76,7 +77,7 @@ class Embedding(Cell):
             embedding_spec(config, num_tokentypes), hidden_size, vocab_size, max_sequence_length
         )
         groups = groups or ProcessGroups.current()
-        self.dropout, self.multiplier = embedding_dropout_prob, config.embedding_multiplier
+        self.dropout, self.multiplier = embedding_dropout_prob, embedding_factor(config)
         self.context = context_parallel(config.parallel_config)
         alpha = config.lora_config.neftune_noise_alpha or 0.0
         self.noise = alpha / math.sqrt(config.seq_length * spec.word.width)

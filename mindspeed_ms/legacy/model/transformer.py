@@ -50,6 +50,7 @@ from mindspeed_ms.models.feed_forward import MoESpec
 from mindspeed_ms.models.gpt import gpt_spec, layer_spec
 from mindspeed_ms.models.layer import LayerSpec
 from mindspeed_ms.models.model import ModelSpec
+from mindspeed_ms.models.width import logits_divisor
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.plan.recompute_plan import (
     NO_RECOMPUTE,
@@ -459,7 +460,7 @@ class ParallelLMLogits(Cell):
         self.has_bias = bias
         self.compute_dtype = memory.dtype_of(compute_dtype)
         self.plan = linear_plan(config)
-        self.divisor, self.cap = config.logits_scaling, config.final_logit_softcapping
+        self.divisor, self.cap = logits_divisor(config), config.final_logit_softcapping
 
     def construct(
         self,

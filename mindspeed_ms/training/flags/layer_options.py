@@ -59,6 +59,12 @@ ROWS: tuple[Flag, ...] = (
             value("--embedding-multiplier", float, Field("model_config.embedding_multiplier"), 1.0),
             value("--residual-multiplier", float, Field("model_config.residual_multiplier"), 1.0),
             value("--logits-scaling", float, Field("model_config.logits_scaling"), 1.0),
+            on("--use-mup", Field("model_config.use_mup")),
+            value("--mup-base-hidden-size", int, Field("model_config.mup_base_hidden_size")),
+            value("--mup-embedding-mult", float, Field("model_config.mup_embedding_mult"), 1.0),
+            value("--mup-output-mult", float, Field("model_config.mup_output_mult"), 1.0),
+            value("--mup-base-head-dim", float, Field("model_config.mup_base_head_dim")),
+            value("--mup-attn-scale-power", float, Field("model_config.mup_attn_scale_power"), 1.0),
             value(
                 "--final-logit-softcapping",
                 float,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from mindspeed_ms.training.flags.row import (
+    UNSET,
     Field,
     Flag,
     Refused,
@@ -16,6 +17,7 @@ from mindspeed_ms.training.flags.row import (
     values,
 )
 
+_QK_NORMS_DECAY = "apply_wd_to_qk_layernorm"
 _NO_SOAP = Refused("this update rule is not available", "use adam or muon")
 
 REGULARIZATION = in_group(
@@ -60,6 +62,17 @@ REGULARIZATION = in_group(
             Field("optimizer_config.no_weight_decay_params"),
             arity="some",
         ),
+        on("--apply-wd-to-qk-layernorm", Field("optimizer_config.apply_wd_to_qk_layernorm")),
+        value(
+            "--no-weight-decay-cond-type",
+            str,
+            Field(
+                "optimizer_config.apply_wd_to_qk_layernorm",
+                means=lambda _: True,
+                back=lambda own, _: _QK_NORMS_DECAY if own else UNSET,
+            ),
+            choices=(_QK_NORMS_DECAY,),
+        ),
         value("--clip-grad", float, Field("optimizer_config.clip_grad"), 1.0, common=True),
         value(
             "--optimizer",
@@ -69,8 +82,12 @@ REGULARIZATION = in_group(
             common=True,
             choices=(
                 "adam",
-                "adamw",
                 "sgd",
+                "lion",
+                "muon",
+                "dist_muon",
+                "adaptive_muon",
+                "adamw",
                 "AdamWeightDecay",
                 "AdamW",
                 "Adam",
@@ -78,10 +95,6 @@ REGULARIZATION = in_group(
                 "SpeedAdamW",
                 "AdamWZeRO",
                 "SGD",
-                "lion",
-                "muon",
-                "dist_muon",
-                "adaptive_muon",
                 "soap",
             ),
             refuses=(("soap", _NO_SOAP),),

@@ -27,7 +27,6 @@ _DISTILLATION = NoEffect("only read with --logits-load-dir or --logits-save-dir,
 _ATTENTION = NoEffect(
     "only read with --experimental-attention-variant or --enable-mhc-connections, which are refused"
 )
-_MUP = NoEffect("only read with --use-mup, which is refused")
 
 ROWS: tuple[Flag, ...] = (
     *compact(
@@ -208,15 +207,8 @@ ROWS: tuple[Flag, ...] = (
     ),
     *compact(
         "other models",
-        _MUP,
-        """
---mup-attn-scale-power float=1.0
---mup-base-head-dim float
---mup-base-hidden-size int
---mup-embedding-mult float=1.0
---mup-output-mult float=1.0
---mup-width-mult float=1.0
-""",
+        NoEffect("--hidden-size over --mup-base-hidden-size is the width"),
+        "--mup-width-mult float=1.0",
     ),
     *compact(
         "reinforcement learning",

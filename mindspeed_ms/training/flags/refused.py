@@ -49,7 +49,6 @@ ROWS: tuple[Flag, ...] = (
 --is-hybrid-model
 --heterogeneous-layers-config-path str
 --heterogeneous-layers-config-encoded-json str
---use-mup
 --retro-add-retriever
 --vision-pretraining
 --encoder-tensor-model-parallel-size int=0 !0
@@ -89,8 +88,6 @@ ROWS: tuple[Flag, ...] = (
 --save-tokens-per-expert-interval int
 --start-eval-at-iter int
 --exit-signal str=SIGTERM !SIGTERM,15
---apply-wd-to-qk-layernorm
---no-weight-decay-cond-type str
 """,
     ),
     *_refuse(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of Megatron-core's other optimizers, repeated here."""
+"""Runs of Megatron-core's other optimizers and rates, repeated here."""
 
 import json
 
@@ -35,7 +35,9 @@ def check(cache, name, iterations):
     )
 
 
-@pytest.mark.parametrize("name", ["lion", "muon", "dist_muon", "adaptive_muon"])
+@pytest.mark.parametrize(
+    "name", ["lion", "muon", "dist_muon", "adaptive_muon", "mup", "mup_gpt", "qk_decay"]
+)
 def test_a_recorded_optimizer_repeats_itself(cache, name):
     check(cache, name, FEW)
 
