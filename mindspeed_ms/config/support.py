@@ -39,11 +39,7 @@ WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
 )
 """Field -> why its value changes nothing."""
 
-UNAVAILABLE: Mapping[str, str] = MappingProxyType(
-    {
-        "training_config.loss_reduction": "losses of tokens are averaged",
-    }
-)
+UNAVAILABLE: Mapping[str, str] = MappingProxyType({})
 """Field -> why a run that asks for more than the usual is refused; see ``unsupported_reason``."""
 
 _BOTH_USUAL = (
@@ -114,25 +110,9 @@ def _unsupported_training(all_config: AllConfig) -> list[str]:
         reasons.append(
             f"epochs {training.epochs}: {WITHOUT_EFFECT['training_config.epochs']}; give one"
         )
-    if training.loss_reduction != "mean":
+    if training.loss_reduction == "sum" and training.calculate_per_token_loss:
         reasons.append(
-            "loss_reduction sum: losses of tokens are averaged; use mean, with "
-            "calculate_per_token_loss over all tokens of a step"
+            "loss_reduction sum with calculate_per_token_loss: the one does not divide by tokens, "
+            "the other does; leave one of them out"
         )
-    if training.calculate_per_token_loss:
-        reasons += _unsupported_token_weights(all_config)
     return reasons
-
-
-def _unsupported_token_weights(all_config: AllConfig) -> list[str]:
-    """What has a loss of its own that is not counted in tokens."""
-    others = {
-        "context_parallel_size": all_config.parallel_config.context_parallel_size > 1,
-        "mtp_num_layers": bool(all_config.model_config.mtp_num_layers),
-    }
-    return [
-        f"calculate_per_token_loss with {name}: only the loss of whole sequences is weighed by "
-        "tokens; leave one of them out"
-        for name, is_on in others.items()
-        if is_on
-    ]

@@ -12,6 +12,7 @@ from mindspeed_ms.config.dataset_config import DatasetConfig
 from mindspeed_ms.config.kinds import (
     BatchSchedule,
     Count,
+    DecayRate,
     Factor,
     MaybeEmptyText,
     Natural,
@@ -305,7 +306,10 @@ class TrainingConfig(Watching):
 
     # --- loss
     loss_reduction: Literal["mean", "sum"] = "mean"
-    """How the losses of the tokens of a micro-batch are joined."""
+    """How the losses of the tokens of a micro-batch are joined; the log shows their mean."""
+
+    label_smoothing: DecayRate = 0.0
+    """Share of the target's probability that is spread evenly over the vocabulary."""
 
     calculate_per_token_loss: bool = False
     """Divide once by all tokens of the step. False: mean of the micro-batches' means."""

@@ -11,7 +11,8 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspeed_ms.backend import comm, memory
-from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core import loss_options, parallel_state
+from mindspeed_ms.core.context_parallel import count_over_sequence
 from mindspeed_ms.core.pipeline_parallel.schedules import LossFunc
 from mindspeed_ms.core.timers import timed
 from mindspeed_ms.engine.datasets import MODEL_INPUTS, get_batch
@@ -33,10 +34,17 @@ class TokenWeights:
     seen: float = 0.0
     """Tokens whose loss this rank took in the step so far."""
 
-    def share(self, tokens: float) -> float:
-        """Weight of a micro-batch's mean; its tokens are counted."""
-        self.seen += tokens
-        return tokens / self.most
+    def share(self, tokens: float, own: float | None = None) -> float:
+        """Weight of a micro-batch's mean; its tokens are counted.
+
+        Args:
+            tokens: that the mean is over.
+            own: those of them that this rank holds, None for all: the mean is then one over the
+                ranks of the context parallel group, whose gradients are counted on each of them.
+        """
+        self.seen += tokens if own is None else own
+        ranks = 1 if own is None else parallel_state.get_context_parallel_world_size()
+        return tokens / self.most / ranks
 
     def factor(self, microbatches: int) -> float:
         """What completes the gradients of a step.
@@ -48,7 +56,7 @@ class TokenWeights:
         comm.all_reduce(total)
         copies = parallel_state.get_tensor_model_parallel_world_size()
         tokens = float(memory.as_numpy(total)[0]) / copies
-        ranks = parallel_state.get_data_parallel_world_size()
+        ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
         return self.most * microbatches * ranks / max(tokens, 1.0)
 
 
@@ -65,8 +73,10 @@ def default_forward_step(
 
         def loss_func(loss: Tensor) -> tuple[Tensor, float, dict[str, tuple[Any, Any]]]:
             mean = float(memory.as_numpy(loss).item())
+            if loss_options.current().sums:
+                mean /= max(_whole(batch, tokens), 1.0)
             if weights is not None:
-                loss = loss * weights.share(tokens)
+                loss = loss * weights.share(_whole(batch, tokens), tokens)
             return loss, tokens, {"lm loss": (mean * tokens, tokens)}
 
         return model(**batch), loss_func
@@ -124,6 +134,15 @@ def _named(batch: Any) -> dict[str, Any]:
 def _num_tokens(batch: dict[str, Any]) -> float:
     mask = batch.get("loss_mask")
     return 1.0 if mask is None else float(memory.as_numpy(mask).sum(dtype=np.float64))
+
+
+def _whole(batch: dict[str, Any], own: float) -> float:
+    """Tokens that count in whole sequences, of which this rank holds some.
+
+    Parallelism: collective over the context parallel group.
+    """
+    mask, group = batch.get("loss_mask"), parallel_state.get_context_parallel_group()
+    return own if mask is None or group.size == 1 else count_over_sequence(mask, group)[1]
 
 
 def _pair(value: Any) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from mindspore.nn import Cell
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.build import assemble
-from mindspeed_ms.core import run_state
+from mindspeed_ms.core import loss_options, run_state
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.num_microbatches_calculator import update_num_microbatches
@@ -357,6 +357,10 @@ def _set_up(
         grad_scaler=get_grad_scaler(config.training_config),
         width_mult=width_mult(config.model_config),
     )
+    options = loss_options.current()
+    options.weighs_by_tokens = config.training_config.calculate_per_token_loss
+    options.sums = config.training_config.loss_reduction == "sum"
+    options.label_smoothing = config.training_config.label_smoothing
     weights = None
     if config.training_config.calculate_per_token_loss:
         weights = TokenWeights(config.dataset_config.batch_size * config.model_config.seq_length)

@@ -19,6 +19,7 @@ LAYOUTS = {
     "z3": "--zero-level z3",
     "pp2": "--pipeline-model-parallel-size 2",
     "dp2": "",
+    "cp2": "--context-parallel-size 2",
 }
 
 
@@ -42,7 +43,8 @@ def follows(dist_run, name, layout, iterations):
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [("dist_muon", "tp2 distributed"), ("muon_gpt", "zero")]
+    ("name", "layout"),
+    [("dist_muon", "tp2 distributed"), ("muon_gpt", "zero"), ("tokens_mtp", "cp2")],
 )
 def test_a_recorded_optimizer_repeats_itself_on_two_ranks(dist_run, name, layout):
     follows(dist_run, name, layout, 6)

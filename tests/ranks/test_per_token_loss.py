@@ -55,5 +55,6 @@ def test_many_micro_batches_are_one_large_one(dist_run):
         [*PER_TOKEN, "--use-distributed-optimizer", "--overlap-grad-reduce"],
         [*PER_TOKEN, "--pipeline-model-parallel-size", "2"],
         [*PER_TOKEN, "--tensor-model-parallel-size", "2", "--micro-batch-size", "2"],
+        [*PER_TOKEN, "--context-parallel-size", "2"],
     ):
         assert run(dist_run, 2, flags) == pytest.approx(whole, rel=1e-5), flags

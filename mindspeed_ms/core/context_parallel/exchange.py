@@ -48,7 +48,8 @@ def count_over_sequence(weights: Tensor, group: Group) -> tuple[float, float]:
     """
     own = float(memory.as_numpy(memory.contiguous(weights)).sum(dtype=np.float64))
     whole = memory.from_numpy(np.array([own], np.float32))
-    comm.all_reduce(whole, group=group)
+    if group.size > 1:
+        comm.all_reduce(whole, group=group)
     return own, float(memory.as_numpy(whole)[0])
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -13,7 +13,12 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import TransformerConfig
-from mindspeed_ms.core.context_parallel import context_parallel, gather_tokens
+from mindspeed_ms.core import loss_options
+from mindspeed_ms.core.context_parallel import (
+    context_parallel,
+    count_over_sequence,
+    gather_tokens,
+)
 from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.peft.prepare import prepare
 from mindspeed_ms.core.tensor_parallel import VocabParallelCrossEntropy, mappings
@@ -179,10 +184,19 @@ class GPTModel(Module):
         predicts_further = self.language_model.mtp is not None and labels is not None
         if not (predicts_further and self.training and autograd.is_grad_enabled()):
             return loss
-        further = self._further_losses(
+        further, masks = self._further_losses(
             head, lm_output, (tokens, labels, loss_mask), position_ids, attention_mask
         )
-        return with_further_losses(loss, further, self.config.mtp_loss_scaling_factor)
+        shares = self._shares(loss_mask, masks)
+        return with_further_losses(loss, further, self.config.mtp_loss_scaling_factor, shares)
+
+    def _shares(self, loss_mask: Tensor, masks: Sequence[Tensor]) -> list[float] | None:
+        """Tokens of further losses over those of the main one, if the run weighs by tokens."""
+        if not loss_options.current().weighs_by_tokens:
+            return None
+        counts = [count_over_sequence(mask, self.loss.context_group)[1] for mask in masks]
+        tokens = max(count_over_sequence(loss_mask, self.loss.context_group)[1], 1.0)
+        return [count / tokens for count in counts]
 
     def head_weights(self) -> Parameter:
         """The head's matrix, which may be the table of token embeddings."""
@@ -246,8 +260,10 @@ class GPTModel(Module):
         batch: tuple[Tensor, Tensor, Tensor],
         position_ids: Tensor | None,
         attention_mask: AttentionMask,
-    ) -> list[Tensor]:
-        """Losses of the tokens 2, 3, ... ahead; ``batch`` is tokens, labels and loss mask.
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Losses of the tokens 2, 3, ... ahead, and their masks.
+
+        ``batch`` is tokens, labels and loss mask.
 
         The last places have no such tokens: the mask leaves them out.
 
@@ -266,10 +282,12 @@ class GPTModel(Module):
         hidden = self.language_model.further_hidden_states(
             lm_output, [tokens for tokens, _, _ in ahead], position_ids, attention_mask
         )
-        return [
+        masks = [loss_mask for _, _, loss_mask in ahead]
+        losses = [
             head(states, labels, loss_mask)
             for states, (_, labels, loss_mask) in zip(hidden, ahead, strict=True)
         ]
+        return losses, masks
 
     def _documents_of(self, tokens: Tensor) -> tuple[Tensor, ops.Documents]:
         """Position ids of these tokens [b, s], and the documents of the whole sequences."""

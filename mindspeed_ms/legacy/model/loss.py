@@ -7,7 +7,7 @@ from mindspore import Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
-from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core import loss_options, parallel_state
 from mindspeed_ms.core.context_parallel import count_over_sequence, sum_over_sequence
 
 
@@ -29,9 +29,18 @@ class LossWithMask(Cell):
 
     def construct(self, logits: Tensor, label: Tensor, loss_mask: Tensor) -> Tensor:
         """Logits [x, y, v], labels and mask [x, y] in the same order -> scalar fp32."""
-        losses = self.loss_func(logits, label)
-        if self.context_group.size == 1:
+        losses = self._losses(logits, label)
+        sums, group = loss_options.current().sums, self.context_group
+        if group.size == 1 and not sums:
             return ops.masked_mean(losses, loss_mask)
-        own, whole = count_over_sequence(loss_mask, self.context_group)
-        share = ops.masked_mean(losses, loss_mask, max(own, 1.0) / max(whole, 1.0))
-        return sum_over_sequence(share, self.context_group)
+        own, whole = count_over_sequence(loss_mask, group)
+        share = max(own, 1.0) / (1.0 if sums else max(whole, 1.0))
+        return sum_over_sequence(ops.masked_mean(losses, loss_mask, share), group)
+
+    def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
+        options = loss_options.current()
+        if not options.label_smoothing:
+            return self.loss_func(logits, label)
+        group = parallel_state.get_tensor_model_parallel_group()
+        smoothing = options.smoothing_of(logits.shape[-1] * group.size)
+        return self.loss_func(logits, label, smoothing)

@@ -173,23 +173,32 @@ class _WithFurtherLosses(autograd.Function):
     """The main loss; the further ones share its gradient and do not show in its value."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, weight: float, *further: Tensor) -> Tensor:
-        ctx.weight, ctx.count = weight, len(further)
+    def forward(ctx: Any, loss: Tensor, weights: tuple[float, ...], *further: Tensor) -> Tensor:
+        ctx.weights = weights
         return loss.view(loss.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad, None, *([grad * ctx.weight] * ctx.count)
+        return grad, None, *(grad * weight for weight in ctx.weights)
 
 
-def with_further_losses(loss: Tensor, further: Sequence[Tensor], factor: float) -> Tensor:
+def with_further_losses(
+    loss: Tensor,
+    further: Sequence[Tensor],
+    factor: float,
+    shares: Sequence[float] | None = None,
+) -> Tensor:
     """The main loss, whose backward also starts that of the mean of the further losses.
 
     Args:
         loss: scalar.
         further: one scalar per depth, noted for the log.
         factor: weight of their mean.
+        shares: tokens of each over those of the main loss, where losses are weighed by tokens;
+            None: means are weighed.
     """
     for depth, value in enumerate(further):
         aux_losses.record(loss_name(depth), 1, value)
-    return _WithFurtherLosses.apply(loss, factor / len(further), *further)
+    weight = factor / len(further)
+    weights = tuple(weight * share for share in shares or [1.0] * len(further))
+    return _WithFurtherLosses.apply(loss, weights, *further)

@@ -90,7 +90,6 @@ PREDECESSORS: Mapping[str, Inert] = MappingProxyType(
         "pad_token": Inert(None, "use pad_token_id"),
         "epochs": Inert(None, "use train_iters or train_samples"),
         "data_layout": Inert(None, "activations are [sequence, batch, hidden] inside"),
-        "loss_reduction": Inert(("mean",), "losses of tokens are averaged"),
         "use_post_norm": Inert((True,), _FIELD.format("model_config.use_final_norm")),
         "shuffle": Inert((False,), _FIELD.format("dataset_config.shuffle")),
     }

@@ -372,8 +372,11 @@ def test_the_basic_configuration_is_supported():
 @pytest.mark.parametrize(
     ("model_changes", "sections", "start"),
     [
-        ({"init_method_xavier_uniform": True}, {}, "init_method_xavier_uniform"),
-        ({}, {"training_config": {"loss_reduction": "sum"}}, "loss_reduction sum"),
+        (
+            {},
+            {"training_config": {"loss_reduction": "sum", "calculate_per_token_loss": True}},
+            "loss_reduction sum",
+        ),
     ],
 )
 def test_unsupported_features_are_named(model_changes, sections, start):

@@ -36,7 +36,8 @@ def check(cache, name, iterations):
 
 
 @pytest.mark.parametrize(
-    "name", ["lion", "muon", "dist_muon", "adaptive_muon", "mup", "mup_gpt", "qk_decay"]
+    "name",
+    ["lion", "muon", "dist_muon", "adaptive_muon", "mup", "mup_gpt", "qk_decay", "tokens_mtp"],
 )
 def test_a_recorded_optimizer_repeats_itself(cache, name):
     check(cache, name, FEW)
