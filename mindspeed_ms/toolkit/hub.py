@@ -8,13 +8,51 @@ A name is looked for as a folder, then below ``$MINDSPEED_MS_HOME``, then below
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mindspeed_ms.backend import env
 
 HOME_VARIABLE = "MINDSPEED_MS_HOME"
 DOWNLOADS = "checkpoint_download"
+REMOTE_WORDS = frozenset(
+    {
+        "attn_implementation",
+        "cache_dir",
+        "code_revision",
+        "device_map",
+        "force_download",
+        "local_files_only",
+        "low_cpu_mem_usage",
+        "proxies",
+        "resume_download",
+        "revision",
+        "token",
+        "trust_remote_code",
+        "use_auth_token",
+    }
+)
+"""Keywords of ``transformers``' that say how files are fetched, or which kernels compute."""
+
+
+def without_remote(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without ``REMOTE_WORDS``."""
+    return {key: value for key, value in options.items() if key not in REMOTE_WORDS}
+
+
+def checked_name(name: object) -> str:
+    """The name or path that a user gave, as text.
+
+    Raises:
+        TypeError: it is neither a text nor a path.
+    """
+    if isinstance(name, str | os.PathLike) and isinstance(text := os.fspath(name), str):
+        return text
+    raise TypeError(
+        f"{name!r} is neither a name nor a path; give the folder of a model or tokenizer, or the "
+        "name of a size, as text"
+    )
 
 
 def family_of(name: str) -> str:
@@ -28,7 +66,7 @@ def family_of(name: str) -> str:
 
 def places(name: str | os.PathLike[str]) -> list[Path]:
     """Folders in which a name's files may lie, the first to be looked at first."""
-    name = os.fspath(name)
+    name = checked_name(name)
     found = [Path(name)]
     home = env.get(HOME_VARIABLE)
     if home:

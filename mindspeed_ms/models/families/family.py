@@ -9,8 +9,9 @@ from typing import Any
 
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.build import Sections, assemble
+from mindspeed_ms.models.families.kinds import check_kinds
 from mindspeed_ms.models.families.place import Place
-from mindspeed_ms.models.families.rules import Fields, Rule
+from mindspeed_ms.models.families.rules import Fields, Rule, value_of
 from mindspeed_ms.models.gpt import gpt_spec
 from mindspeed_ms.models.identity import identity
 from mindspeed_ms.models.model import ModelSpec
@@ -83,13 +84,15 @@ class Family:
         Raises:
             ValueError: a key is missing, or has a value that cannot be held here.
         """
+        check_kinds(theirs)
         if theirs.get("quantization_config"):
             kind = theirs["quantization_config"].get("quant_method")
             raise ValueError(
                 f"config.json has quantization_config ({kind}); only weights that are not "
                 "quantized can be read"
             )
-        fields: Fields = {"model_config.vocab_size": theirs["vocab_size"], **self.fixed}
+        vocab_size = value_of(theirs, "vocab_size")
+        fields: Fields = {"model_config.vocab_size": vocab_size, **self.fixed}
         for rule in self.rules:
             fields |= rule.read(theirs)
         return nested(fields)

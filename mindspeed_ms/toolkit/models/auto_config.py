@@ -39,11 +39,11 @@ class AutoConfig:
 
         Raises:
             OSError: nothing is found; says where was looked.
+            TypeError: a name that no value has.
             ValueError: it describes no model that can be held.
         """
-        config = from_located(locate(pretrained_model_name_or_path, presets()), PretrainedConfig)
-        config.update(changes)
-        return config
+        located = locate(pretrained_model_name_or_path, presets())
+        return from_located(located, PretrainedConfig).changed(changes)
 
     @classmethod
     def for_model(cls, model_type: str, **given: Any) -> PretrainedConfig:

@@ -24,6 +24,7 @@ from mindspeed_ms.formats.containers import storage
 from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.models.families.family import NEUTRAL, Family
 from mindspeed_ms.models.families.registry import family_of_type
+from mindspeed_ms.toolkit import hub
 from mindspeed_ms.toolkit.mapping.model import ALIASES
 from mindspeed_ms.toolkit.mapping.rows import Mapped, apply
 from mindspeed_ms.toolkit.messages import say_once, unknown_argument
@@ -122,7 +123,9 @@ class PretrainedConfig:
         for section, fields in mapped.sections.items():
             self.run.setdefault(section, {}).update(fields)
         joint = mapped.joint
-        self.__dict__["checkpoint_name_or_path"] = joint.pop("checkpoint_name_or_path", "") or ""
+        self.checkpoint_name_or_path = joint.pop("checkpoint_name_or_path", None) or (
+            self.checkpoint_name_or_path
+        )
         for key in config_names.GENERATION_KEYS:
             if key in joint:
                 self.generation[_GENERATION_ALIASES.get(key, key)] = joint[key]
@@ -199,6 +202,23 @@ class PretrainedConfig:
         for name, value in values.items():
             setattr(self, name, value)
 
+    def changed(self: Self, changes: Mapping[str, Any]) -> Self:
+        """This configuration with what ``from_pretrained`` was given beside the name.
+
+        Raises:
+            TypeError: a name that neither the file nor the class has; names the near one.
+            ValueError: a value that cannot be held.
+        """
+        known = self._known() | self.values.keys()
+        changes = hub.without_remote(changes)
+        own = {name: value for name, value in changes.items() if self._key(name) in known}
+        self._take_run({name: value for name, value in changes.items() if name not in own})
+        for name, value in own.items():
+            setattr(self, name, config_names.activation(self.model_type, name, value))
+        if changes:
+            self.all_config()
+        return self
+
     # --- what the engine builds -------------------------------------------------------------------
 
     @property
@@ -274,11 +294,10 @@ class PretrainedConfig:
 
         Raises:
             OSError: nothing is found; says where was looked.
+            TypeError: a name that no value has.
             ValueError: it is no configuration of this kind.
         """
-        config = from_located(locate(name_or_path, presets()), cls)
-        config.update(changes)
-        return config
+        return from_located(locate(name_or_path, presets()), cls).changed(changes)
 
     @classmethod
     def show_support_list(cls) -> list[str]:

@@ -62,7 +62,7 @@ def locate(name: str | os.PathLike[str], presets: Mapping[str, Mapping[str, Any]
         OSError: nothing is found; says where was looked and what sizes there are.
         ValueError: what is found describes no model.
     """
-    path = Path(name)
+    path = Path(hub.checked_name(name))
     if path.is_file():
         return _of_file(path)
     folder = _folder_of(os.fspath(name), (CONFIG, "*.yaml", *WEIGHTS))
@@ -103,7 +103,7 @@ def find_weights(name: str | os.PathLike[str]) -> Found:
         OSError: there is none; says where was looked.
         ValueError: there are files that are incomplete.
     """
-    path = Path(name)
+    path = Path(hub.checked_name(name))
     if not path.is_file():
         text = os.fspath(name)
         folder = _folder_of(text, WEIGHTS) or _folder_of(text, (CONFIG,))

@@ -31,6 +31,7 @@ from mindspeed_ms.formats import companions
 from mindspeed_ms.formats.find import Found
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.models import gpt_spec
+from mindspeed_ms.toolkit import hub
 from mindspeed_ms.toolkit.generation.config import GenerationConfig, of_file
 from mindspeed_ms.toolkit.generation.mixin import GenerationMixin
 from mindspeed_ms.toolkit.messages import unknown_argument
@@ -139,7 +140,7 @@ class PreTrainedModel(GenerationMixin, Cell):
             ValueError: the checkpoint is incomplete, or does not fit.
         """
         dtype = options.pop("torch_dtype", dtype)
-        options = _without_remote(options)
+        options = hub.without_remote(options)
         if config is None:
             config = cls.Config.from_pretrained(name_or_path)
         found = find_weights(name_or_path)
@@ -438,28 +439,11 @@ def parallel_state_is_single(config: AllConfig) -> bool:
     )
 
 
-_REMOTE = (
-    "revision",
-    "cache_dir",
-    "trust_remote_code",
-    "token",
-    "local_files_only",
-    "device_map",
-    "attn_implementation",
-    "low_cpu_mem_usage",
-)
-
-
 def of_model(config: PretrainedConfig) -> GenerationConfig:
     """How a model generates whose folder has no ``generation_config.json``."""
     named = {**CLASS_DEFAULTS.get(config.model_type, {}), **config.values}
     tokens = {name: named.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return of_file({**tokens, **config.generation})
-
-
-def _without_remote(options: dict[str, Any]) -> dict[str, Any]:
-    """Options without those that say how files are downloaded, or which kernels compute."""
-    return {key: value for key, value in options.items() if key not in _REMOTE}
 
 
 class GPT2LMHeadModel(PreTrainedModel):

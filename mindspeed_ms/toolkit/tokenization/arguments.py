@@ -9,7 +9,7 @@ from typing import Any
 
 from mindspeed_ms.data.tokenizers.pipelines import PIPELINES
 from mindspeed_ms.data.tokenizers.tokenizer_folder import SPECIAL_NAMES
-from mindspeed_ms.toolkit import messages
+from mindspeed_ms.toolkit import hub, messages
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +32,7 @@ _COMMON = {
     "truncation_side",
     *SPECIAL_NAMES,
 }
-_HUB = {
-    "cache_dir",
-    "code_revision",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "resume_download",
-    "revision",
-    "token",
-    "trust_remote_code",
-    "use_auth_token",
-    "use_fast",
-}
+_HUB = hub.REMOTE_WORDS | {"use_fast"}
 """About downloads, code of others, and the choice between two implementations."""
 
 

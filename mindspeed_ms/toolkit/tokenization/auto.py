@@ -45,7 +45,7 @@ class AutoTokenizer:
             OSError: no such files; says where they were looked for.
             ValueError: unusable files or settings.
         """
-        path = Path(pretrained_model_name_or_path)
+        path = Path(hub.checked_name(pretrained_model_name_or_path))
         if not path.is_file():
             subfolder = settings.get("subfolder", "") or ""
             path = hub.folder_of(path / subfolder, WANTED, "give the folder of a tokenizer")

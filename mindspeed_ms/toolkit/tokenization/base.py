@@ -128,7 +128,7 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
         """
         settings = arguments.without_hub(cls.__name__, settings)
         subfolder = settings.pop("subfolder", "") or ""
-        path = Path(pretrained_model_name_or_path)
+        path = Path(hub.checked_name(pretrained_model_name_or_path))
         if not path.is_file():
             path = hub.folder_of(
                 os.path.join(pretrained_model_name_or_path, subfolder),
