@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 
 from mindspeed_ms.data.sft_dataset import IGNORE_INDEX
 from mindspeed_ms.data.tokenizers import chat_templates
-from mindspeed_ms.toolkit.data.samples import Sample, Shape, require_fit, sample_of
+from mindspeed_ms.toolkit.data.samples import Sample, Shape, ids_of, require_fit, sample_of
 from mindspeed_ms.toolkit.messages import say_once
+from mindspeed_ms.training.one_line import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -61,29 +62,60 @@ class Writer:
         """Ids of a text, without special tokens around it."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def write_all(
+        self, records: Iterable[Mapping[str, Any]], key: str
+    ) -> Iterator[tuple[Ids, Learned]]:
+        """Ids of all records.
+
+        Args:
+            records: of one split.
+            key: what they are for, for messages.
+
+        Raises:
+            ValueError: a record that cannot be used, by its number; or nothing can be learned.
+        """
+        num_learned = 0
+        for number, record in enumerate(records, 1):
+            try:
+                ids, learned = self.write(record)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{key}, record {number}: {one_line(str(error))}") from None
+            num_learned += any(learned[1:])
+            yield ids, learned
+        if not num_learned:
+            raise ValueError(
+                f"{key}: no record has a token to predict, which takes two tokens of which "
+                "the second is learned"
+            )
+
     def write(self, record: Mapping[str, Any]) -> tuple[Ids, Learned]:
         """Ids of a record, and which of them are learned.
 
         Raises:
             ValueError: a record of no known kind.
         """
+        if not isinstance(record, Mapping):
+            raise ValueError(f"it is {record!r:.60}; give a mapping, such as {{'text': ...}}")
         if "input_ids" in record:
             return _of_ids(record)
         if "messages" in record or "conversations" in record:
             return self._conversation(_messages(record))
         if "prompt" in record and "completion" in record:
             prompt, completion = record["prompt"], record["completion"]
-            if isinstance(prompt, str):
+            if isinstance(prompt, str) and isinstance(completion, str):
                 return self._answer(prompt, completion)
-            return self._conversation([*prompt, *completion])
+            if isinstance(prompt, str) or isinstance(completion, str):
+                raise ValueError("one of prompt and completion is a text; both or none must be")
+            turns = [*_messages({"messages": prompt}), *_messages({"messages": completion})]
+            return self._conversation(turns)
         if "instruction" in record and "output" in record:
             return self._instruction(record)
         if isinstance(record.get("text"), str):
             ids = [*self.ids(record["text"]), self.end]
             return ids, [True] * len(ids)
         raise ValueError(
-            f"a record has the keys {', '.join(map(str, record))}; it must have input_ids, text, "
-            "messages, prompt and completion, or instruction and output"
+            f"a record has the keys {', '.join(map(str, record))}; it must have input_ids, text "
+            "(a text), messages, prompt and completion, or instruction and output"
         )
 
     def _answer(self, prompt: str, answer: str) -> tuple[Ids, Learned]:
@@ -166,39 +198,55 @@ class Writer:
 
 
 def _of_ids(record: Mapping[str, Any]) -> tuple[Ids, Learned]:
-    ids = [int(one) for one in record["input_ids"]]
-    labels = record.get("labels")
-    seen = record.get("attention_mask")
+    unread = sorted(map(str, record.keys() - {"input_ids", "labels", "attention_mask"}))
+    if unread:
+        say_once(logger, f"records of ids have {', '.join(unread)} too, which is not read")
+    ids = ids_of(record["input_ids"], "input_ids").tolist()
+    labels, seen = record.get("labels"), record.get("attention_mask")
+    learned = [True] * len(ids)
     if labels is not None:
-        if len(labels) != len(ids):
-            raise ValueError(
-                f"a row has {len(ids)} input_ids and {len(labels)} labels; give as many of each"
-            )
-        learned = [int(one) != IGNORE_INDEX for one in labels]
-        if any(
-            int(one) != own for one, own, is_in in zip(labels, ids, learned, strict=True) if is_in
-        ):
+        labels = _as_many(labels, ids, "labels")
+        learned = [one != IGNORE_INDEX for one in labels]
+        if any(one != own for one, own, is_in in zip(labels, ids, learned, strict=True) if is_in):
             raise ValueError(
                 "labels differ from input_ids: as transformers has them, they are the same ids at "
                 f"the same places, or {IGNORE_INDEX} where nothing is learned"
             )
-    else:
-        learned = [True] * len(ids)
     if seen is not None:
+        seen = _as_many(seen, ids, "attention_mask")
+        if not set(seen) <= {0, 1}:
+            raise ValueError("attention_mask holds other numbers than 0 and 1; correct it")
         learned = [own and bool(one) for own, one in zip(learned, seen, strict=True)]
     return ids, learned
 
 
+def _as_many(values: object, ids: Ids, name: str) -> list[int]:
+    found: list[int] = ids_of(values, name).tolist()
+    if len(found) != len(ids):
+        raise ValueError(
+            f"a row has {len(ids)} input_ids and {len(found)} {name}; give as many of each"
+        )
+    return found
+
+
 def _messages(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Messages by today's names; ShareGPT's are ``from`` and ``value``."""
-    found = record.get("messages") or record["conversations"]
-    roles = {"human": "user", "gpt": "assistant"}
-    return [
-        turn
-        if "role" in turn
-        else {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
-        for turn in found
-    ]
+    found = record.get("messages") or record.get("conversations")
+    if not isinstance(found, list | tuple | np.ndarray) or not len(found):
+        raise ValueError(f"the messages are {found!r:.60}; give a list with at least one message")
+    return [_turn(one) for one in found]
+
+
+def _turn(given: object) -> Mapping[str, Any]:
+    turn = given if isinstance(given, Mapping) else {}
+    if "from" in turn and "value" in turn:
+        roles = {"human": "user", "gpt": "assistant"}
+        turn = {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
+    if not isinstance(turn.get("role"), str) or turn.get("content") is None:
+        raise ValueError(
+            f"a message is {given!r:.60}; it must have role, a text, and content (or from, value)"
+        )
+    return turn
 
 
 # --- to samples -----------------------------------------------------------------------------------

@@ -95,6 +95,11 @@ def _columns(batch: Any) -> Mapping[str, NDArray]:
             f"a batch has the columns {', '.join(map(str, batch))}; rows of tokens are read from "
             f"the column {ROWS}: name it so"
         )
+    for name, value in columns.items():
+        if not np.issubdtype(value.dtype, np.integer):
+            raise ValueError(
+                f"the column {name} of a batch holds {value.dtype}; tokens are whole numbers"
+            )
     return {name: np.atleast_2d(value) for name, value in columns.items()}
 
 

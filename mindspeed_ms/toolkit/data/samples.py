@@ -29,6 +29,28 @@ class Shape:
     """Tokens see their own document only."""
 
 
+def ids_of(given: object, name: str) -> NDArray:
+    """Whole numbers of a row.
+
+    Args:
+        given: a list, an array, a tensor.
+        name: what it is, for messages.
+
+    Raises:
+        ValueError: it holds anything else, or rows within a row.
+    """
+    array = given.asnumpy() if hasattr(given, "asnumpy") else given
+    try:
+        array = np.asarray(array)
+    except ValueError:  # rows of unequal lengths
+        array = np.asarray(None)
+    if not array.size and array.ndim == 1:
+        return np.zeros(0, np.int64)
+    if array.ndim != 1 or not (array.dtype == bool or np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(f"{name} is {given!r:.60}; give a list of whole numbers")
+    return array.astype(np.int64)
+
+
 def sample_of(
     tokens: Sequence[int] | NDArray, labels: Sequence[int] | NDArray, shape: Shape
 ) -> Sample:

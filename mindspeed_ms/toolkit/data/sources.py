@@ -44,6 +44,8 @@ class Source:
     """Batches of rows of tokens, a MindSpore dataset's or any others'."""
     samples: SampleDataset | None = None
     """Samples as the engine's datasets give them."""
+    key: str = "data"
+    """What it is for, for messages."""
     _made: dict[object, SampleDataset] = field(default_factory=dict)
 
     @classmethod
@@ -60,37 +62,44 @@ class Source:
         if isinstance(given, str | os.PathLike):
             return cls._of_path(os.fspath(given), key)
         if minddata.is_minddata(given):
-            return cls(batches=given)
+            return cls(batches=given, key=key)
         if isinstance(given, np.ndarray):
-            return cls(records=[{"input_ids": row} for row in np.atleast_2d(given)])
+            return cls(key=key, records=[{"input_ids": row} for row in np.atleast_2d(given)])
         if not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
             raise ValueError(
                 f"{key}: {type(given).__name__} is no data; give a path, a MindSpore dataset, a "
                 "dataset of Hugging Face, or a list of records"
             )
         if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
-            return cls(batches=given)
+            return cls(batches=given, key=key)
         if not len(given):
             raise ValueError(f"{key} is empty; give data with at least one record")
+        if isinstance(given, Mapping):
+            raise ValueError(
+                f"{key} is a mapping with the keys {', '.join(map(str, given))}; give a list of "
+                "records, each a mapping"
+            )
         first = given[0]
         if isinstance(first, Mapping) and "tokens" in first and "labels" in first:
-            return cls(samples=given)
+            return cls(samples=given, key=key)
         if isinstance(first, Mapping):
             ids = first.get("input_ids")
-            is_batch = ids is not None and np.ndim(ids) == 2
-            return cls(batches=given) if is_batch else cls(records=_numbered(given))
+            is_batch = _num_axes(ids) == 2
+            return (
+                cls(batches=given, key=key) if is_batch else cls(key=key, records=_numbered(given))
+            )
         if isinstance(first, str):
-            return cls(records=[{"text": text} for text in given])
-        if np.ndim(first) == 2:
-            return cls(batches=given)
-        return cls(records=[{"input_ids": row} for row in given])
+            return cls(key=key, records=[{"text": text} for text in given])
+        if _num_axes(first) == 2:
+            return cls(batches=given, key=key)
+        return cls(key=key, records=[{"input_ids": row} for row in given])
 
     @classmethod
     def _of_path(cls, name: str, key: str) -> Source:
         require_local(name, key)
         found = find_data(usable(name), key)
         if found[0].endswith(TEXT_FILES):
-            return cls(records=list(read_texts(found, key)))
+            return cls(key=key, records=list(read_texts(found, key)))
         if is_row_file(found[0]):
             return cls(row_files=found)
         return cls(token_files=found)
@@ -138,7 +147,7 @@ class Source:
             return Made(minddata.samples_of(self.batches, shape, seed, full_batch))
         assert self.records is not None, "a source has one kind of data"
         writer = write() if self.are_texts else Writer(None)
-        written = (writer.write(record) for record in self.records)
+        written = writer.write_all(self.records, self.key)
         if packing:
             return Made(conversations.packed(written, shape))
         if "text" in next(iter(self.records)):
@@ -169,6 +178,14 @@ class Source:
                 len(one["input_ids"] if isinstance(one, Mapping) else one) for one in self.batches
             )
         return None
+
+
+def _num_axes(given: Any) -> int:
+    """Axes of an array; 0 of what is none, as rows of unequal lengths."""
+    try:
+        return np.ndim(given)
+    except ValueError:
+        return 0
 
 
 def _numbered(given: Any) -> Iterable[Mapping[str, Any]]:

@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
+from mindspeed_ms.config.coercion import UnfitError, coerce, wrong_value
 from mindspeed_ms.toolkit.mapping.arguments import ROWS, Arguments, Inert, Refused, map_arguments
 from mindspeed_ms.toolkit.messages import unknown_argument
 
@@ -75,7 +83,7 @@ class _Fields:
     log_style: str | None = None
     """``megatron``, or ``mindformers`` for MindFormers' line besides. None: so in a script that
     imports ``mindformers``."""
-    report_to: str | list[str] | None = "none"
+    report_to: str | tuple[str, ...] | None = "none"
     """none, tensorboard, wandb, or several of them."""
     run_name: str | None = None
     """Name of the run there."""
@@ -135,6 +143,28 @@ class _Fields:
 
 
 _DEFAULTS = {item.name: item.default for item in dataclasses.fields(_Fields)}
+_HINTS: Mapping[str, Any] = MappingProxyType(typing.get_type_hints(_Fields))
+
+
+def _coerced(name: str, value: Any) -> Any:
+    """A value as the annotation of its field wants it; an enumeration's or a path's as text.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    if isinstance(value, Enum):
+        value = value.value
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif isinstance(value, np.generic):
+        value = value.item()
+    if value in ("", [], ()) and name != "output_dir":  # transformers: none of them
+        return _DEFAULTS[name]
+    try:
+        found = coerce(value, _HINTS[name])
+    except UnfitError as unfit:
+        raise wrong_value(name, value, _HINTS[name], unfit) from None
+    return value if type(value) is int and found == value else found  # messages show it as given
 
 
 class TrainingArguments(_Fields):
@@ -162,7 +192,7 @@ class TrainingArguments(_Fields):
         known = {name: value for name, value in given.items() if name in _DEFAULTS}
         if output_dir is not None:
             known["output_dir"] = output_dir
-        super().__init__(**known)
+        super().__init__(**{name: _coerced(name, value) for name, value in known.items()})
         _check(self)
         self.mapped()  # refuses what cannot be
 
@@ -241,15 +271,21 @@ def _check(arguments: TrainingArguments) -> None:
     """Refuse values of the trainer's own arguments that cannot be used."""
     for kind in ("logging", "eval", "save"):
         name = f"{kind}_strategy"
-        value = str(getattr(getattr(arguments, name), "value", getattr(arguments, name))).lower()
+        value = getattr(arguments, name).lower()
         known = (*STRATEGIES, "best") if kind == "save" else STRATEGIES
         if value not in known:
             raise ValueError(f"{name} is {value!r}; use {', '.join(known)}")
         setattr(arguments, name, value)
-    for name in ("logging_steps", "save_steps", "eval_steps", "eval_step_interval"):
-        value = getattr(arguments, name)
-        if value is not None and (isinstance(value, bool) or value <= 0):
-            raise ValueError(f"{name} is {value!r}, but must be a number above 0")
+    above_0 = ("logging_steps", "save_steps", "eval_steps", "eval_step_interval", "max_length")
+    for name in (*above_0, "eval_delay", "neftune_noise_alpha", "dataloader_num_workers"):
+        value, least = getattr(arguments, name), "above 0" if name in above_0 else "of at least 0"
+        if value is not None and (value < 0 or (value == 0 and name in above_0)):
+            raise ValueError(f"{name} is {value!r}, but must be a number {least}")
+    if arguments.num_train_epochs <= 0 and arguments.max_steps <= 0:
+        raise ValueError(
+            f"num_train_epochs is {arguments.num_train_epochs!r}, but must be a number above 0, or "
+            "give max_steps"
+        )
     if arguments.train_sampling_strategy not in ("random", "sequential"):
         raise ValueError(
             f"train_sampling_strategy is {arguments.train_sampling_strategy!r}; use random or "

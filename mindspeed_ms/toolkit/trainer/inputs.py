@@ -110,6 +110,8 @@ def texts_of(given: Any) -> list[str]:
                 given = [line.rstrip("\n") for line in stream if line.strip()]
         else:
             given = [name] if name else []
+    if given is not None and not isinstance(given, list | tuple):
+        raise TypeError(f"input_data is {given!r:.60}; give a text or several")
     texts = list(given or ())
     if not texts:
         raise ValueError("there is nothing to go on with; give input_data, a text or several")

@@ -16,6 +16,7 @@ from mindspeed_ms.engine.run import Run
 from mindspeed_ms.toolkit import context
 from mindspeed_ms.toolkit.data.conversations import Writer
 from mindspeed_ms.toolkit.data.sources import Source
+from mindspeed_ms.toolkit.hub import checked_name
 from mindspeed_ms.toolkit.mapping import parallel
 from mindspeed_ms.toolkit.mapping.parallel import ParallelMode, World
 from mindspeed_ms.toolkit.mapping.recompute import map_recompute
@@ -146,6 +147,8 @@ class TrainerSettings:
     def _checkpoint(self, given: str | bool | None) -> str:
         if given is True:
             return str(self.args.output_dir or "./output")
+        if given is not None and given is not False:
+            given = checked_name(given)
         if given and not Path(given).exists():
             found = source_of(given, None).find_weights() if "/" not in given else ""
             if not found:

@@ -274,6 +274,8 @@ class Trainer(TrainerSettings):
         Raises:
             ValueError: settings that training would refuse.
         """
+        if world_size is not None and (type(world_size) is not int or world_size < 1):
+            raise ValueError(f"world_size is {world_size!r}, but must be a whole number above 0")
         size = world_size or self._world().size
         wanted = self._wanted("train", "", None, None, World(size, rank_table.num_servers()))
         if wanted.train is None and not wanted.task.max_steps:
