@@ -15,7 +15,15 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools_scm import ScmVersion
+from setuptools_scm.version import guess_next_dev_version
 
+NEXT = "0.3.0"
+"""Where the checkout has no tag, the version that is being worked on; mindspeed_ms names it too."""
+VERSION_FILE = """# SPDX-License-Identifier: Apache-2.0
+# Written by setup.py.
+__version__ = "{version}"
+"""
 SOURCES = Path("mindspeed_ms/ops/cpu/csrc")
 COMMON = ["-std=c++17", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"]
 # The kernels spell out their vectors; -O3 takes a third longer to compile and is no faster.
@@ -25,6 +33,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     AVX2 = ["-mavx2", "-mfma", "-mf16c"]
     AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
     LEVELS |= {"avx2": AVX2, "avx512": AVX2 + AVX512}
+
+
+def next_version(version: ScmVersion) -> str:
+    """The tag itself, or the version after it as a development version; without tags ``NEXT``."""
+    if str(version.tag) in ("0.0", "0", "0.1.0.dev0") and not version.exact:
+        return f"{NEXT}.dev{version.distance or 0}"
+    return guess_next_dev_version(version)
 
 
 class BuildKernels(build_ext):
@@ -69,4 +84,14 @@ DIGEST = Extension(
     optional=True,
 )
 
-setup(ext_modules=[*KERNELS, INDICES, DIGEST], cmdclass={"build_ext": BuildKernels})
+setup(
+    ext_modules=[*KERNELS, INDICES, DIGEST],
+    cmdclass={"build_ext": BuildKernels},
+    use_scm_version={
+        "version_scheme": next_version,
+        "local_scheme": "no-local-version",
+        "fallback_version": f"{NEXT}.dev0",
+        "version_file": "mindspeed_ms/_version.py",
+        "version_file_template": VERSION_FILE,
+    },
+)

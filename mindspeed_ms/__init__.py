@@ -7,7 +7,13 @@ of the high-level room, ``toolkit``, are here too; each is loaded when it is fir
 
 from mindspeed_ms import toolkit
 
-__version__ = "0.2.0"
+try:
+    from mindspeed_ms._version import __version__
+except (
+    ImportError
+):  # a checkout that was never installed; setup.py writes the file, from git's tags
+    __version__ = "0.3.0.dev0"
+
 __all__ = ["__version__", *toolkit.__all__]
 
 
