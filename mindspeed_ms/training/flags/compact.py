@@ -14,8 +14,10 @@ int+, int*    several of them: at least one, or any number
 
 ``!`` names the values of a refused flag that ask for what happens anyway.
 
->>> [row.dest for row in compact("a group", NoEffect("of a reason"), "--one\n--no-two off >two")]
-['one', 'two']
+Examples:
+    >>> rows = compact("a group", NoEffect("of a reason"), "--one\n--no-two off >two")
+    >>> [row.dest for row in rows]
+    ['one', 'two']
 """
 
 from __future__ import annotations
