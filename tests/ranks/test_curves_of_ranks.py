@@ -15,6 +15,10 @@ from tools import parity
 PP = ("--pipeline-model-parallel-size", "2")
 DP = ("--use-distributed-optimizer",)
 CURVES = ("--log-interval", "1", "--tensorboard-dir")
+BATCH = 8
+MICRO_BATCHES = 4
+USUAL_TAGS = ("lm loss", "grad-norm", "learning-rate", "batch-size", "loss-scale")
+LAYER_TAGS = [f"moe/load_balancing_loss_layer_{layer}" for layer in range(4)]
 LAYOUTS = {
     "one-rank": (1, "b_llama_hot", []),
     "pp2": (2, "b_llama_hot", ["--pipeline-model-parallel-size", "2"]),
@@ -34,24 +38,42 @@ def test_curves_of_a_recorded_run(dist_run, tmp_path, ranks, case, flags):
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
     events.Reload()
     recorded = json.loads((GOLDEN / "runs" / f"{case}.json").read_text(encoding="utf-8"))
-    batch = 8
-    for tag, name in (
-        ("lm loss", "lm_loss"),
-        ("grad-norm", "grad_norm"),
-        ("learning-rate", "learning_rate"),
-    ):
-        points, on_samples = events.Scalars(tag), events.Scalars(f"{tag} vs samples")
-        values = [point.value for point in points]
-        np.testing.assert_allclose(values, recorded[name], rtol=1e-4, atol=1e-5, err_msg=tag)
-        assert [point.step for point in points] == list(range(1, len(values) + 1))
-        assert [point.step // batch for point in on_samples] == [point.step for point in points]
-        assert [point.value for point in on_samples] == values
+    _compare_with_megatrons_log(events, recorded)
+    tags = {tag for name in USUAL_TAGS for tag in (name, f"{name} vs samples")}
     if case == "g_moe":
-        layers = [f"moe/load_balancing_loss_layer_{layer}" for layer in range(4)]
-        per_layer = [[point.value for point in events.Scalars(tag)] for tag in layers]
-        mean = [point.value for point in events.Scalars("load_balancing_loss")]
-        np.testing.assert_allclose(np.mean(per_layer, axis=0), mean, rtol=1e-5)
-        assert "load_balancing_loss vs samples" not in events.Tags()["scalars"]
+        tags |= {"load_balancing_loss", *LAYER_TAGS}
+        _compare_balance_losses(events, recorded)
+    assert set(events.Tags()["scalars"]) == tags
+
+
+def _compare_with_megatrons_log(events, recorded):
+    """Names, steps and values on both axes are those of Megatron's own run."""
+    count = len(recorded["lm_loss"])
+    expected = {
+        "lm loss": (recorded["lm_loss"], {"atol": 1e-5}),
+        "grad-norm": (recorded["grad_norm"], {"rtol": 1e-4}),
+        "learning-rate": (recorded["learning_rate"], {"rtol": 1e-6}),
+        "batch-size": ([BATCH] * count, {}),
+        "loss-scale": ([1.0] * count, {}),
+    }
+    assert set(expected) == set(USUAL_TAGS)
+    for tag, (values, tolerance) in expected.items():
+        points, on_samples = events.Scalars(tag), events.Scalars(f"{tag} vs samples")
+        written = [point.value for point in points]
+        np.testing.assert_allclose(written, values, **{"rtol": 0, **tolerance}, err_msg=tag)
+        assert [point.step for point in points] == list(range(1, count + 1)), tag
+        assert [point.step for point in on_samples] == [BATCH * (n + 1) for n in range(count)], tag
+        assert [point.value for point in on_samples] == written, tag
+
+
+def _compare_balance_losses(events, recorded):
+    per_layer = np.array([[point.value for point in events.Scalars(tag)] for tag in LAYER_TAGS])
+    mean = [point.value for point in events.Scalars("load_balancing_loss")]
+    np.testing.assert_allclose(per_layer.mean(axis=0), mean, rtol=1e-5)
+    (losses,) = recorded["other_losses"].values()
+    # Recorded as summed over micro-batches; Megatron writes their mean.
+    per_microbatch = np.array(losses) / MICRO_BATCHES
+    np.testing.assert_allclose(per_layer.T, per_microbatch, rtol=0, atol=1e-5)
 
 
 def timed_worker(folder):
