@@ -3,9 +3,11 @@
 
 Nothing is copied on the way in or out, except where the arithmetic needs it: float16 and bfloat16
 are reduced in float32 and rounded once, and a reduce-scatter into its own input goes through a
-buffer of the output's size. Large blocking reductions run piece by piece: MPI's own buffers and the
-float32 copies then have the size of a piece, and sums find their terms in the caches. Transfers
-move unsigned integers of the element's width; only reductions look at the type.
+buffer of the output's size. Large blocking collectives of ranks that can read each other's memory
+go past MPI (``peer_memory``). Where they cannot, large blocking reductions run piece by piece:
+MPI's own buffers and the float32 copies then have the size of a piece, and sums find their terms in
+the caches. Transfers move unsigned integers of the element's width; only reductions look at the
+type.
 """
 
 from __future__ import annotations
@@ -25,19 +27,18 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.common import dtype as mstype
 
-from mindspeed_ms.backend import env
+from mindspeed_ms.backend import env, peer_memory
 from mindspeed_ms.backend.base import Group, P2POp, ReduceOp, Work
 from mindspeed_ms.backend.memory import flat_view
+from mindspeed_ms.backend.mpi_numbers import (
+    finisher,
+    widen,
+)
+from mindspeed_ms.backend.mpi_work import CallClock, MpiWork, wait_asleep
 from mindspeed_ms.backend.progress import here
 
 _PIECE = 2**20
 """Elements of a reduction that are summed at once; smaller pieces wait for each other too often."""
-
-_POLLED_SECONDS = 1e-3
-"""Peers that compute the same mostly come within this time of each other; a reduction of a few
-megabytes, which makes progress only while it is polled, is over as well."""
-
-_LONGEST_SLEEP = 1e-3
 
 _HYDRA_SECONDS = 10.0
 _HYDRA_ANSWER = 1024
@@ -154,120 +155,6 @@ def leave_hydra() -> None:
     theirs.close()
 
 
-def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
-    """Values of raw bfloat16 bits (uint16)."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """Raw bfloat16 bits (uint16) of float32 values, rounded to nearest, ties to even."""
-    bits = values.view(np.uint32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
-
-
-class CallClock:
-    """Knows how long the process has been inside a blocking MPI call, and how such a call ended.
-
-    Args:
-        failures: exceptions that mean that MPI could not communicate.
-        on_failure: called with the first of them; does not return.
-    """
-
-    __slots__ = ("entered", "failures", "on_failure")
-
-    def __init__(
-        self,
-        failures: tuple[type[BaseException], ...] = (),
-        on_failure: Callable[[BaseException], object] = repr,
-    ) -> None:
-        self.entered = 0.0
-        self.failures = failures
-        self.on_failure = on_failure
-
-    def __enter__(self) -> None:
-        self.entered = time.monotonic()
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.entered = 0.0
-        if isinstance(error, self.failures):
-            self.on_failure(error)
-
-    def seconds(self) -> float:
-        """Time since the call was entered; 0 outside of calls."""
-        entered = self.entered
-        return time.monotonic() - entered if entered else 0.0
-
-
-def wait_asleep(request: Any) -> None:
-    """Wait for an MPI request without keeping the core from whatever else wants to run.
-
-    MPI's own waits poll until the peer comes, which on a machine that others use too takes the
-    core from that very peer; giving it away is no help between sessions, which the kernel serves
-    by turns. So only the first moment is polled; the sleeps after it grow with the time waited.
-    """
-    started = time.perf_counter()
-    while not request.Test():
-        waited = time.perf_counter() - started
-        if waited < _POLLED_SECONDS:
-            os.sched_yield()
-        else:
-            time.sleep(min(_LONGEST_SLEEP, waited / 8))
-
-
-class MpiWork:
-    """An MPI request, the memory it uses, and what remains to be done after it."""
-
-    def __init__(
-        self,
-        request: Any,
-        clock: CallClock,
-        keep: tuple[Any, ...],
-        finish: Callable[[], None] | None = None,
-    ) -> None:
-        """Take over a started request.
-
-        Args:
-            request: the ``MPI.Request``.
-            clock: runs while ``wait`` is blocked.
-            keep: tensors and arrays that must outlive the request.
-            finish: run once, after completion (rounding, copying into the output).
-        """
-        self._request = request
-        self._clock = clock
-        self._keep = keep
-        self._finish = finish
-        self._is_done = False
-        self._call = here.call
-
-    def wait(self) -> None:
-        """Block until the result is in the output tensor."""
-        if not self._is_done:
-            here.call = self._call
-            clock = self._clock
-            clock.entered = time.monotonic()  # ``with clock`` would be two calls of every wait
-            try:
-                wait_asleep(self._request)
-            except clock.failures as error:
-                clock.on_failure(error)
-                raise
-            finally:
-                clock.entered = 0.0
-            self._complete()
-
-    def is_completed(self) -> bool:
-        """Test the request, which also lets MPI make progress."""
-        if not self._is_done and self._request.Test():
-            self._complete()
-        return self._is_done
-
-    def _complete(self) -> None:
-        self._is_done = True
-        if self._finish is not None:
-            self._finish()
-        self._keep, self._finish = (), None
-
-
 class MpiComm:
     """``Comm`` over MPI; collectives use one communicator per group."""
 
@@ -281,7 +168,7 @@ class MpiComm:
         """
         self._mpi = mpi
         self._end_job = end_job
-        self.clock = CallClock((mpi.Exception,), self._fail)
+        self.clock = CallClock((mpi.Exception, OSError), self._fail)
         """Runs while this process is blocked in MPI."""
         world = mpi.COMM_WORLD.Dup()
         self.rank: int = world.rank
@@ -291,6 +178,7 @@ class MpiComm:
         self._communicators = [world]
         self._groups_made = 0
         self._in_flight: set[MpiWork] = set()
+        self._peers = peer_memory.PeerMemory()
         self._at = mpi.buffer.fromaddress
         """(address, bytes) -> memory that MPI takes in place of an array."""
         # A buffer for MPI is [memory, type]; it derives the count, per rank where it must.
@@ -335,6 +223,10 @@ class MpiComm:
     def all_reduce(self, tensor: Tensor, op: ReduceOp, group: Group, async_op: bool) -> Work | None:
         """Allreduce in place."""
         array = flat_view(tensor)
+        if not async_op and array.nbytes >= peer_memory.LEAST_BYTES and self._reads_peers(group):
+            with self.clock:
+                self._peers.all_reduce(array, tensor, op, group)
+            return None
         if not async_op and array.size > _PIECE:
             for start in range(0, array.size, _PIECE):
                 self._all_reduce(array[start : start + _PIECE], tensor, op, group, False)
@@ -344,9 +236,9 @@ class MpiComm:
     def _all_reduce(
         self, array: np.ndarray, tensor: Tensor, op: ReduceOp, group: Group, async_op: bool
     ) -> Work | None:
-        work = array if tensor.dtype == mstype.float32 else _widen(array, tensor)
+        work = array if tensor.dtype == mstype.float32 else widen(array, tensor)
         is_done = work is array and op is not ReduceOp.AVG
-        finish = None if is_done else _finisher(array, work, tensor, op, group.size)
+        finish = None if is_done else finisher(array, work, tensor, op, group.size)
         arguments = (
             self._mpi.IN_PLACE,
             [work, self._number_types[work.dtype]],
@@ -359,10 +251,15 @@ class MpiComm:
     ) -> Work | None:
         """Allgather; in place when the input is this rank's part of the output."""
         target, source = output.data_ptr(), input.data_ptr()
+        size, whole = input.nbytes, output.nbytes
+        if not async_op and whole >= peer_memory.LEAST_BYTES and self._reads_peers(group):
+            with self.clock:
+                self._peers.all_gather(target, source, size, group)
+            return None
         kind = self._moved_types[output.itemsize]
-        is_own_part = input.size > 0 and source == target + group.rank * input.nbytes
-        sent = self._mpi.IN_PLACE if is_own_part else [self._at(source, input.nbytes), kind]
-        arguments = (sent, [self._at(target, output.nbytes), kind])
+        is_own_part = size > 0 and source == target + group.rank * size
+        sent = self._mpi.IN_PLACE if is_own_part else [self._at(source, size), kind]
+        arguments = (sent, [self._at(target, whole), kind])
         return self._run(group, "Allgather", arguments, (output, input), None, async_op)
 
     def reduce_scatter_tensor(
@@ -370,11 +267,18 @@ class MpiComm:
     ) -> Work | None:
         """Reduce_scatter_block; through a buffer where types or memory require one."""
         result, source = flat_view(output), flat_view(input)
-        if not async_op and source.size > _PIECE:
+        reads_peers = (
+            not async_op and source.nbytes >= peer_memory.LEAST_BYTES and self._reads_peers(group)
+        )
+        if not async_op and (reads_peers or source.size > _PIECE):
             own = source[group.rank * result.size : (group.rank + 1) * result.size]
             is_own = own.ctypes.data == result.ctypes.data
             if not is_own and np.may_share_memory(result, source):
                 source = source.copy()
+            if reads_peers:
+                with self.clock:
+                    self._peers.reduce_scatter(result, source, input, op, group)
+                return None
             blocks, columns = source.reshape(group.size, -1), _PIECE // group.size
             for start in range(0, result.size, columns):
                 piece = np.ascontiguousarray(blocks[:, start : start + columns]).reshape(-1)
@@ -393,12 +297,12 @@ class MpiComm:
     ) -> Work | None:
         """Of (result, source) arrays, which are (parts of) the memory of (output, input)."""
         result, (output, input) = arrays[0], tensors
-        source = arrays[1] if input.dtype == mstype.float32 else _widen(arrays[1], input)
+        source = arrays[1] if input.dtype == mstype.float32 else widen(arrays[1], input)
         overlaps = np.may_share_memory(result, source)
         is_direct = source.dtype == result.dtype and not overlaps
         work = result if is_direct else np.empty(result.size, source.dtype)
         is_done = is_direct and op is not ReduceOp.AVG
-        finish = None if is_done else _finisher(result, work, output, op, group.size)
+        finish = None if is_done else finisher(result, work, output, op, group.size)
         keep = (output, input, result, source, work)
         arguments = (
             [source, self._number_types[source.dtype]],
@@ -417,16 +321,25 @@ class MpiComm:
     ) -> Work | None:
         """Alltoallv, counted in elements."""
         received, sent = flat_view(output), flat_view(input)
-        arguments = (
-            [sent, _element_counts(input, splits[1]), self._moved_types[sent.itemsize]],
-            [received, _element_counts(output, splits[0]), self._moved_types[received.itemsize]],
-        )
-        keep = (output, input, received, sent)
-        return self._run(group, "Alltoallv", arguments, keep, None, async_op)
+        counts = _element_counts(output, splits[0]), _element_counts(input, splits[1])
+        kind = self._moved_types[sent.itemsize]
+        arguments = ([sent, counts[1], kind], [received, counts[0], kind])
+        if async_op:
+            keep = (output, input, received, sent)
+            return self._run(group, "Alltoallv", arguments, keep, None, True)
+        sizes = [[count * sent.itemsize for count in side] for side in counts]
+        with self.clock:
+            if not self._peers.all_to_all(received.ctypes.data, sent.ctypes.data, sizes, group):
+                group._handle.Alltoallv(*arguments)
+        return None
 
     def broadcast(self, tensor: Tensor, src: int, group: Group, async_op: bool) -> Work | None:
         """Bcast in place."""
         array = flat_view(tensor)
+        if not async_op and array.nbytes >= peer_memory.LEAST_BYTES and self._reads_peers(group):
+            with self.clock:
+                self._peers.broadcast(array, group.rank_of(src), group)
+            return None
         arguments = ([array, self._moved_types[array.itemsize]], group.rank_of(src))
         return self._run(group, "Bcast", arguments, (tensor, array), None, async_op)
 
@@ -435,10 +348,10 @@ class MpiComm:
     ) -> Work | None:
         """Reduce, in place on the destination."""
         array, root = flat_view(tensor), group.rank_of(dst)
-        work = _widen(array, tensor)
+        work = widen(array, tensor)
         numbers, operation = [work, self._number_types[work.dtype]], self._operations[op]
         if group.rank == root:
-            finish = _finisher(array, work, tensor, op, group.size)
+            finish = finisher(array, work, tensor, op, group.size)
             arguments: tuple[Any, ...] = (self._mpi.IN_PLACE, numbers, operation, root)
         else:
             finish = None
@@ -534,6 +447,11 @@ class MpiComm:
             finish()
         return None
 
+    def _reads_peers(self, group: Group) -> bool:
+        """Whether large blocking collectives of the group go past MPI."""
+        with self.clock:  # the first time, its ranks talk about it
+            return self._peers.serves(group)
+
     def _track(self, work: MpiWork) -> MpiWork:
         """Hold a handle until it is complete, even if the caller drops it."""
         if len(self._in_flight) >= _SWEEP_AT:
@@ -541,37 +459,6 @@ class MpiComm:
             self._in_flight = {w for w in held if not (w._is_done or w.is_completed())}
         self._in_flight.add(work)
         return work
-
-
-def _widen(array: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """The array a reduction may work on: float32 for 16-bit floats, bytes for bool."""
-    if tensor.dtype == mstype.bfloat16:
-        return bfloat16_to_float32(array)
-    if tensor.dtype == mstype.float16:
-        return array.astype(np.float32)
-    return array.view(np.uint8) if tensor.dtype == mstype.bool_ else array
-
-
-def _finisher(
-    result: np.ndarray, work: np.ndarray, tensor: Tensor, op: ReduceOp, size: int
-) -> Callable[[], None] | None:
-    """What turns the reduced ``work`` into the ``result``; None if it already is."""
-    is_average = op is ReduceOp.AVG
-    is_in_place = work.ctypes.data == result.ctypes.data
-    if is_in_place and not is_average:
-        return None
-
-    def finish() -> None:
-        if is_average:
-            np.divide(work, size, out=work)
-        if tensor.dtype == mstype.bfloat16:
-            result[...] = float32_to_bfloat16(work)
-        elif not is_in_place:
-            values = work.view(np.bool_) if tensor.dtype == mstype.bool_ else work
-            with np.errstate(over="ignore"):  # a float16 sum may exceed the range: infinity
-                result[...] = values
-
-    return finish
 
 
 def _element_counts(tensor: Tensor, rows: Sequence[int]) -> list[int]:

@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 from mindspore.common import dtype as mstype
 
-from mindspeed_ms.backend import comm, device, env, memory
+from mindspeed_ms.backend import comm, device, env, memory, peer_memory
 from mindspeed_ms.backend.base import P2POp, ReduceOp
-from mindspeed_ms.backend.cpu_mpi import _PIECE, bfloat16_to_float32, float32_to_bfloat16
+from mindspeed_ms.backend.cpu_mpi import _PIECE
 from mindspeed_ms.backend.memory import flat_view
+from mindspeed_ms.backend.mpi_numbers import bfloat16_to_float32, float32_to_bfloat16
 
 WORLDS = (1, 2, 4, 8)
+PATHS = {"by size": peer_memory.LEAST_BYTES, "peer memory": 1, "MPI": 2**62}
+"""What moves the tensors -> bytes from which on ranks read each other's memory."""
 SHAPE = (6, 5)
 DTYPES = {
     "float32": (mstype.float32, np.float32),
@@ -40,6 +43,15 @@ REDUCTIONS = {
     ReduceOp.MIN: lambda parts: np.min(parts, axis=0),
     ReduceOp.PROD: lambda parts: np.prod(parts, axis=0, dtype=np.float64),
 }
+
+
+def along(path, job, **params):
+    """What a job returns when collectives go along a path; on a rank."""
+    kept, peer_memory.LEAST_BYTES = peer_memory._LEAST_BYTES, PATHS[path]
+    try:
+        return globals()[job](**params)
+    finally:
+        peer_memory.LEAST_BYTES = kept
 
 
 # ---- values and tensors
@@ -246,9 +258,11 @@ def check_collectives(rank, size, results):
     assert len(results) == sum(per_dtype.values()) * 2 * len(group_kinds(size))
 
 
+@pytest.mark.parametrize("path", ["by size", "peer memory"])
 @pytest.mark.parametrize("ranks", WORLDS)
-def test_collectives_match_numpy(dist_run, ranks):
-    for rank, results in enumerate(dist_run(collectives_worker, ranks=ranks, timeout=120)):
+def test_collectives_match_numpy(dist_run, ranks, path):
+    found = dist_run(along, ranks=ranks, timeout=120, path=path, job="collectives_worker")
+    for rank, results in enumerate(found):
         check_collectives(rank, ranks, results)
 
 
@@ -396,10 +410,12 @@ def pieces_worker(elements):
     return results
 
 
+@pytest.mark.parametrize("path", ["peer memory", "MPI"])
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_large_reductions_go_piece_by_piece(dist_run, ranks):
+def test_large_reductions_go_piece_by_piece(dist_run, ranks, path):
     elements = _PIECE // 2 + 1001
-    for rank, results in enumerate(dist_run(pieces_worker, ranks=ranks, elements=elements)):
+    found = dist_run(along, ranks=ranks, path=path, job="pieces_worker", elements=elements)
+    for rank, results in enumerate(found):
         assert len(results) == 16
         for (name, dtype, op), result in results.items():
             parts = [values(r, dtype, (ranks, elements)) for r in range(ranks)]
@@ -484,8 +500,9 @@ def half_precision_worker():
     return {"bfloat16": to_numpy(bits), "float16": to_numpy(half)}
 
 
-def test_sixteen_bit_floats_are_summed_in_float32(dist_run):
-    for result in dist_run(half_precision_worker, ranks=4):
+@pytest.mark.parametrize("path", ["peer memory", "MPI"])
+def test_sixteen_bit_floats_are_summed_in_float32(dist_run, path):
+    for result in dist_run(along, ranks=4, path=path, job="half_precision_worker"):
         # In bfloat16 256 + 1 stays 256; in float16 2048 + 1 stays 2048.
         assert result["bfloat16"].tolist() == [260.0, np.inf]
         assert result["float16"].tolist() == [2052.0, np.inf]
