@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
+from mindspeed_ms.config.dtypes import FLOAT32, DType
 from mindspeed_ms.config.kinds import (
     Count,
     DecayRate,
@@ -27,6 +28,7 @@ _ADAMW_NAMES = frozenset(
 LrDecayStyle = Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"]
 WsdDecayStyle = Literal["linear", "cosine", "exponential", "minus_sqrt"]
 WeightDecayStyle = Literal["constant", "linear", "cosine"]
+MainType = Literal["float32", "float16"]
 Algorithm = Literal["adamw", "sgd", "lion", "muon", "adaptive_muon"]
 STATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -119,6 +121,18 @@ class OptimizerConfig(Section):
     """Shrink weights beside Adam's step (AdamW). False: add the decay to the gradient (Adam with L2
     regularisation).
     """
+
+    use_precision_aware_optimizer: bool = False
+    """Keep Adam's fp32 copies and moments in the types below. False: all in fp32."""
+
+    main_params_dtype: MainType = "float32"
+    """Type of the copies of 16-bit weights that Adam updates."""
+
+    exp_avg_dtype: DType = FLOAT32
+    """Type of Adam's first moments."""
+
+    exp_avg_sq_dtype: DType = FLOAT32
+    """Type of Adam's second moments."""
 
     sgd_momentum: DecayRate = 0.9
     """Momentum of SGD."""
@@ -305,6 +319,7 @@ class OptimizerConfig(Section):
         self._check_learning_rate()
         self._check_weight_decay()
         self._check_newton_schulz()
+        self._check_types()
         if self.use_checkpoint_opt_param_scheduler and self.override_opt_param_scheduler:
             raise ValueError(
                 "use_checkpoint_opt_param_scheduler and override_opt_param_scheduler are both "
@@ -338,6 +353,33 @@ class OptimizerConfig(Section):
             raise ValueError(
                 "lr_decay_style WSD needs the length of its last part; give lr_wsd_decay_iters or "
                 "lr_wsd_decay_samples"
+            )
+
+    @property
+    def narrow_types(self) -> dict[str, DType]:
+        """State, or ``main`` for copies of weights -> its type, where that is not fp32."""
+        types: dict[str, DType] = {
+            "main": self.main_params_dtype,
+            "exp_avg": self.exp_avg_dtype,
+            "exp_avg_sq": self.exp_avg_sq_dtype,
+        }
+        return {name: dtype for name, dtype in types.items() if dtype != FLOAT32}
+
+    def _check_types(self) -> None:
+        if not self.narrow_types:
+            return
+        names = " and ".join(
+            "main_params_dtype" if name == "main" else f"{name}_dtype" for name in self.narrow_types
+        )
+        if not self.use_precision_aware_optimizer:
+            raise ValueError(
+                f"{names} other than float32 need use_precision_aware_optimizer; set it to True or "
+                "leave them out"
+            )
+        if self.algorithm != "adamw":
+            raise ValueError(
+                f"{names} are types of Adam's states, but optimizer_type is {self.optimizer_type}; "
+                "leave them out or use adam"
             )
 
     def _check_newton_schulz(self) -> None:

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from mindspeed_ms.config import AllConfig, OptimizerConfig
-from mindspeed_ms.config.dtypes import dtype_bytes
+from mindspeed_ms.config.dtypes import FLOAT32, dtype_bytes
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.plan.param_layout import (
     PARAM_ALIGNMENT,
@@ -165,13 +165,17 @@ def _buffer_bytes(specs: list[LocalParameter], sharing: _Sharing) -> StateBytes:
         gradients = (owned + scratch * largest) * grad_width
     copies = 0 if width == 4 else 1
     count = sum(spec.size for spec in specs)
-    moments = sum(spec.size * _num_moments(spec, sharing) for spec in specs) / max(count, 1)
-    optimizer = math.ceil(owned * 4 * (moments + copies))
+    moments = sum(spec.size * _moment_bytes(spec, sharing) for spec in specs) / max(count, 1)
+    copy = dtype_bytes(sharing.optimizer.narrow_types.get("main", FLOAT32)) * copies
+    optimizer = math.ceil(owned * (moments + copy))
     return StateBytes(count, weights, gradients, optimizer)
 
 
-def _num_moments(spec: LocalParameter, sharing: _Sharing) -> int:
-    return len(sharing.optimizer.states_of(len(spec.shape), spec.spec.is_vocabulary))
+def _moment_bytes(spec: LocalParameter, sharing: _Sharing) -> int:
+    """Of an element's states."""
+    names = sharing.optimizer.states_of(len(spec.shape), spec.spec.is_vocabulary)
+    types = sharing.optimizer.narrow_types
+    return sum(dtype_bytes(types.get(name, FLOAT32)) for name in names)
 
 
 def _layout(specs: list[LocalParameter], sharing: _Sharing, grad_width: int) -> BufferLayout:

@@ -77,7 +77,9 @@ def _type_of_switch(stated: Any, given: Arguments) -> Any:
 
 
 def _gradients_in_fp32(stated: Any, given: Arguments) -> Any:
-    return not given.grad_reduce_in_bf16 if given.bf16 else stated
+    if given.bf16:
+        return not given.grad_reduce_in_bf16 and given.main_grads_dtype == "fp32"
+    return stated
 
 
 def _check_for_nan(stated: Any, given: Arguments) -> Any:

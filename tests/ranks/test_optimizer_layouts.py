@@ -90,3 +90,27 @@ def test_a_run_continues_with_the_states_of_its_optimizer(
     run(first, 3, f"--save {tmp_path} --save-interval 3")
     rest = run(then, 6, f"--load {tmp_path}")
     np.testing.assert_allclose(np.array(rest)[:, 0], np.array(whole)[3:, 0], atol=limit, rtol=0)
+
+
+NARROW = (
+    "--optimizer adam --use-precision-aware-optimizer --exp-avg-dtype bf16 "
+    "--exp-avg-sq-dtype fp16 --main-params-dtype fp16 --main-grads-dtype bf16 --bf16 "
+    "--use-distributed-optimizer"
+)
+
+
+def test_a_run_continues_bit_for_bit_with_states_in_16_bits(dist_run, tmp_path):
+    def run(iterations, more):
+        return dist_run(
+            worker,
+            ranks=2,
+            timeout=240.0,
+            name="qk_decay",
+            layout="dp2",
+            iterations=iterations,
+            more=f"{NARROW} {more}",
+        )[-1]
+
+    whole = run(6, "")
+    run(3, f"--save {tmp_path} --save-interval 3")
+    assert run(6, f"--load {tmp_path}") == whole[3:]

@@ -103,6 +103,8 @@ def load_tensors(
     has_main = any(tensor.kind == MAIN for tensor in tensors)
     if optimizer is not None and not has_main:
         optimizer.refresh_main_params()
+    if optimizer is not None:
+        optimizer.settle()
     report.verified = _verify(catalog, filled.sums)
     report.not_finite = _together(filled.not_finite)
     report.notes += _notes(catalog, tensors, sources) + _not_finite_lines(report.not_finite)

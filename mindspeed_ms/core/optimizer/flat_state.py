@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 from mindspore import Parameter, Tensor
@@ -15,6 +16,7 @@ from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core.distributed import OptimizerShard, is_finite
 from mindspeed_ms.core.optimizer.muon import Muon
+from mindspeed_ms.core.optimizer.narrow import BLOCK, NarrowState
 from mindspeed_ms.core.optimizer.param_groups import ParamGroup
 from mindspeed_ms.core.optimizer.update_rules import Hyper, UpdateRule
 from mindspeed_ms.core.parameter import shard_of
@@ -43,9 +45,15 @@ class _Segment:
     start: int
     size: int
     main: Tensor
+    """Empty where the main parameters are kept in 16 bits."""
     grad: Tensor
     """In the type of the gradients."""
     state: Mapping[str, Tensor]
+    """In fp32."""
+    narrow: Mapping[str, NarrowState]
+    """Others; ``main``: the main parameters."""
+    params: Tensor
+    """In the type of the model."""
 
 
 class FlatState:
@@ -61,6 +69,7 @@ class FlatState:
         counts: whether norms count a parameter on this rank.
         muon: the update rule of groups of matrices.
         tp_group_of: ranks that hold the other parts of a matrix.
+        narrow: states that are not kept in fp32 -> their type; ``main``: the copies of weights.
     """
 
     def __init__(
@@ -71,21 +80,30 @@ class FlatState:
         counts: Callable[[Parameter], bool],
         muon: Muon | None = None,
         tp_group_of: Callable[[Parameter], Group] = lambda _: comm.world_group(),
+        narrow: Mapping[str, mstype.Type] = MappingProxyType({}),
     ) -> None:
         self.shard, self._rule, self._counts = shard, rule, counts
         self._muon, self._tp_group_of = muon, tp_group_of
         self._group_of = group_of
         size = memory.num_elements(shard.params)
         self._has_copy = shard.params.dtype != mstype.float32
+        self._is_narrow = self._has_copy and "main" in narrow
         self.main = memory.empty((size,)) if self._has_copy else shard.params
-        self.refresh_main()
+        if self._is_narrow:
+            self.main = memory.empty((0,))
         groups = _merged(
             [(piece.start, piece.size, group_of(param)) for param, piece in shard.pieces]
         )
+        # Padding is updated with what lies before it, and stays 0.
+        ends = [*(start for start, _, _ in groups[1:]), size]
+        groups = [
+            (start, end - start, group) for (start, _, group), end in zip(groups, ends, strict=True)
+        ]
         places: dict[int, dict[str, int]] = {}
         sizes: dict[str, int] = {}
         for start, length, group in groups:
-            places[start] = {name: sizes.get(name, 0) for name in self._state_names(group)}
+            wide = [name for name in self._state_names(group) if name not in narrow]
+            places[start] = {name: sizes.get(name, 0) for name in wide}
             for name in places[start]:
                 sizes[name] = sizes.get(name, 0) + length
         self.state = {name: memory.zeros((length,)) for name, length in sizes.items()}
@@ -94,15 +112,22 @@ class FlatState:
                 group=group,
                 start=start,
                 size=length,
-                main=memory.view_of(self.main, start, (length,)),
+                main=self.main if self._is_narrow else memory.view_of(self.main, start, (length,)),
                 grad=_part(shard.grads, start, length),
                 state={
                     name: memory.view_of(self.state[name], place, (length,))
                     for name, place in places[start].items()
                 },
+                narrow={
+                    name: NarrowState(length, narrow[name])
+                    for name in ("main", *self._state_names(group))
+                    if name in narrow and (name != "main" or self._is_narrow)
+                },
+                params=memory.view_of(shard.params, start, (length,)),
             )
             for start, length, group in groups
         ]
+        self.refresh_main()
         self._has_matrices = any(group_of(param).is_matrix for param in shard.bucket)
         marks = [(piece.start, piece.size, counts(param)) for param, piece in shard.pieces]
         self._counted = [(start, length) for start, length, mark in _merged(marks) if mark]
@@ -111,8 +136,23 @@ class FlatState:
 
     def refresh_main(self) -> None:
         """Take the main parameters from the model, after weights were loaded into it."""
-        if self._has_copy:
+        if self._is_narrow:
+            for segment in self._segments:
+                wide = memory.empty((segment.size,))
+                ops.copy_cast_(wide, segment.params)
+                segment.narrow["main"].forget()
+                segment.narrow["main"].narrow(0, wide)
+        elif self._has_copy:
             ops.copy_cast_(self.main, self.shard.params)
+
+    def settle(self) -> None:
+        """Take over what a checkpoint wrote into the copies of narrow states."""
+        for state in self._narrow_states():
+            state.settle()
+
+    def _narrow_states(self) -> Iterator[NarrowState]:
+        for segment in self._segments:
+            yield from segment.narrow.values()
 
     def squares(self, of: Tensor) -> tuple[float, float]:
         """Sums of squares of a flat tensor: of what norms count here, and of the rest."""
@@ -145,6 +185,9 @@ class FlatState:
                 part = _part(directions, segment.start, segment.size)
                 self._muon.accumulate(segment.main, part, segment.state, hyper)
                 continue
+            if segment.narrow:
+                self._update_narrow(segment, hyper)
+                continue
             grad = segment.grad
             if grad.dtype != mstype.float32:
                 grad = memory.empty(segment.grad.shape)
@@ -152,8 +195,27 @@ class FlatState:
             self._rule.apply(segment.main, grad, segment.state, hyper)
         if self._muon is not None and self._has_matrices:
             self._turn(self._muon, directions, step)
-        if self._has_copy:
+        if self._has_copy and not self._is_narrow:
             ops.copy_cast_(self.shard.params, self.main)
+
+    def _update_narrow(self, segment: _Segment, hyper: Hyper) -> None:
+        """Widen, update and narrow one block after the other."""
+        for state in segment.narrow.values():
+            state.forget()
+        for start in range(0, segment.size, BLOCK):
+            size = min(BLOCK, segment.size - start)
+            wide = {name: state.wide(start, size) for name, state in segment.narrow.items()}
+            kept = {name: _part(tensor, start, size) for name, tensor in segment.state.items()}
+            main = wide.get("main")
+            if main is None:
+                main = _part(segment.main, start, size)
+            grad = memory.empty((size,))
+            ops.copy_cast_(grad, _part(segment.grad, start, size))
+            self._rule.apply(main, grad, {**kept, **wide}, hyper)
+            if "main" in wide:
+                ops.copy_cast_(_part(segment.params, start, size), main)
+            for name, state in segment.narrow.items():
+                state.narrow(start, wide[name])
 
     def _turn(self, muon: Muon, directions: Tensor, step: int) -> None:
         """Make the matrices' directions orthogonal and take the step along them.
@@ -189,10 +251,21 @@ class FlatState:
     def _state_of(self, start: int, size: int) -> dict[str, Tensor]:
         """State of some elements of one segment."""
         segment = next(one for one in self._segments if one.start <= start < one.start + one.size)
-        return {
-            name: _part(tensor, start - segment.start, size)
-            for name, tensor in segment.state.items()
+        first = start - segment.start
+        wide = {name: _part(tensor, first, size) for name, tensor in segment.state.items()}
+        narrow = {
+            name: state.view(first, size)
+            for name, state in segment.narrow.items()
+            if name != "main"
         }
+        return {**wide, **narrow}
+
+    def _main_of(self, start: int, size: int) -> Tensor:
+        """Main parameters of some elements of one segment."""
+        if not self._is_narrow:
+            return _part(self.main, start, size)
+        segment = next(one for one in self._segments if one.start <= start < one.start + one.size)
+        return segment.narrow["main"].view(start - segment.start, size)
 
     def first_bad(self) -> str | None:
         """Name of the first parameter whose gradient is not finite; None if all are."""
@@ -204,7 +277,8 @@ class FlatState:
 
     def is_finite(self) -> bool:
         """Whether weights and moments are numbers."""
-        tensors = [self.shard.params, *self.state.values()]
+        narrow = [state.tensor for state in self._narrow_states()]
+        tensors = [self.shard.params, *self.state.values(), *narrow]
         return all(is_finite(tensor) for tensor in tensors)
 
     def parts(self) -> Iterator[StatePart]:
@@ -214,14 +288,15 @@ class FlatState:
                 name=piece.name,
                 param=param,
                 param_start=piece.param_start,
-                main_param=_part(self.main, piece.start, piece.size),
+                main_param=self._main_of(piece.start, piece.size),
                 state=self._state_of(piece.start, piece.size),
             )
 
     @property
     def num_bytes(self) -> int:
         """Memory beyond the model's own parameters."""
-        tensors = [*self.state.values(), *([self.main] if self._has_copy else [])]
+        narrow = [state.tensor for state in self._narrow_states()]
+        tensors = [*self.state.values(), *narrow, *([self.main] if self._has_copy else [])]
         return sum(memory.num_bytes(tensor) for tensor in tensors)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mindspore import Parameter
 
-from mindspeed_ms.backend import comm
+from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.config import OptimizerConfig
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed import OptimizerShard
@@ -89,6 +89,7 @@ class MegatronOptimizer:
                 self._counts,
                 muon,
                 lambda param: self._tp_groups[shard_of(param).is_expert],
+                {name: memory.dtype_of(dtype) for name, dtype in config.narrow_types.items()},
             )
             for model in self.models
             for shard in model.shards
@@ -213,6 +214,11 @@ class MegatronOptimizer:
         """Take the main parameters from the model, after weights were loaded into it."""
         for state in self._states:
             state.refresh_main()
+
+    def settle(self) -> None:
+        """Take over what a checkpoint wrote into ``state_parts``."""
+        for state in self._states:
+            state.settle()
 
     def state_parts(self) -> Iterator[StatePart]:
         """What this rank keeps, parameter by parameter, for checkpoints."""

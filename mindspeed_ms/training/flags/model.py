@@ -377,6 +377,14 @@ PRECISION = in_group(
             Field(_GRADIENT_TYPE, by_rule=True),
             help="With --bf16, keep and reduce gradients in bfloat16 instead of float32.",
         ),
+        value(
+            "--main-grads-dtype",
+            str,
+            Field(_GRADIENT_TYPE, by_rule=True),
+            "fp32",
+            choices=("fp32", "bf16"),
+            help="With --bf16, bf16 keeps and reduces gradients in bfloat16.",
+        ),
         on(
             "--check-for-nan-in-loss-and-grad",
             Field("training_config.check_for_nan_in_grad"),

@@ -18,7 +18,21 @@ from mindspeed_ms.training.flags.row import (
 )
 
 _QK_NORMS_DECAY = "apply_wd_to_qk_layernorm"
+_WIDE_OR_HALF = {"fp32": "float32", "fp16": "float16"}
+_MOMENT_TYPES = {**_WIDE_OR_HALF, "bf16": "bfloat16"}
+_NO_FP8 = Refused("moments in 8 bits are not available", "use bf16 or fp16")
 _NO_SOAP = Refused("this update rule is not available", "use adam or muon")
+
+
+def _type_of(name: str) -> Field:
+    """A field that holds the whole name of a type."""
+    short = {whole: one for one, whole in _MOMENT_TYPES.items()}
+    return Field(
+        f"optimizer_config.{name}",
+        means=lambda given: _MOMENT_TYPES.get(given, given),
+        back=lambda own, _: short[own],
+    )
+
 
 REGULARIZATION = in_group(
     "regularization and optimizer",
@@ -106,6 +120,33 @@ REGULARIZATION = in_group(
             "--no-decoupled-weight-decay",
             "decoupled_weight_decay",
             Field("optimizer_config.decoupled_weight_decay"),
+        ),
+        on(
+            "--use-precision-aware-optimizer",
+            Field("optimizer_config.use_precision_aware_optimizer"),
+        ),
+        value(
+            "--main-params-dtype",
+            str,
+            _type_of("main_params_dtype"),
+            "fp32",
+            choices=tuple(_WIDE_OR_HALF),
+        ),
+        value(
+            "--exp-avg-dtype",
+            str,
+            _type_of("exp_avg_dtype"),
+            "fp32",
+            choices=(*_MOMENT_TYPES, "fp8"),
+            refuses=(("fp8", _NO_FP8),),
+        ),
+        value(
+            "--exp-avg-sq-dtype",
+            str,
+            _type_of("exp_avg_sq_dtype"),
+            "fp32",
+            choices=(*_MOMENT_TYPES, "fp8"),
+            refuses=(("fp8", _NO_FP8),),
         ),
         value("--sgd-momentum", float, Field("optimizer_config.sgd_momentum"), 0.9),
         value("--lion-beta1", float, Field("optimizer_config.lion_beta1"), 0.95),

@@ -20,7 +20,9 @@ _LIBRARY = NoEffect("CUDA only: it tunes NCCL or the registration of its buffers
 _OVERLAP = NoEffect("a matter of speed: when this work is done is decided by the schedule here")
 _HOST_MEMORY = NoEffect("tensors stay on the device; use recomputation to save memory")
 _NAMES_GROUPS = NoEffect("all process groups are created at start, with one library")
-_STATES = NoEffect("the optimizer keeps fp32 states on the device")
+_STATES = NoEffect(
+    "states and weights are in one memory: on CPU in the host's, on an NPU in its own"
+)
 _SHARDING = NoEffect("--use-megatron-fsdp becomes --zero-level, which has its own buffers")
 _LAYOUT = NoEffect("buffers are laid out by the rules of core/distributed")
 _TE = NoEffect("a setting of Transformer Engine, which is not used")
@@ -314,7 +316,6 @@ ROWS: tuple[Flag, ...] = (
         "memory",
         _STATES,
         """
---use-precision-aware-optimizer
 --optimizer-cpu-offload
 --optimizer-offload-fraction float=1.0
 --overlap-cpu-optimizer-d2h-h2d

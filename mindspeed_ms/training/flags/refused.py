@@ -101,13 +101,9 @@ ROWS: tuple[Flag, ...] = (
     ),
     *_refuse(
         "refused: precision",
-        "the optimizer keeps fp32 weights, gradients and moments, and the loss takes fp32 logits",
+        "the loss takes fp32 logits, and embeddings have the type of the model",
         "use fp32 or leave it out",
         """
---main-params-dtype str=fp32 !fp32
---main-grads-dtype str=fp32 !fp32
---exp-avg-dtype str=fp32 !fp32
---exp-avg-sq-dtype str=fp32 !fp32
 --output-logit-dtype str >logit_dtype !fp32
 --embedding-weights-in-fp32
 --ddp-param-name-patterns-for-fp32-local-accumulation str+
