@@ -9,7 +9,6 @@ Needs ``transformers`` and torch, and nothing of this project. Prints one JSON o
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import sys
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mindspeed_ms.toolkit.launch.command import Parser
 
 
 def check(folder: Path, prompt: str, new_tokens: int, save: Path | None) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def check(folder: Path, prompt: str, new_tokens: int, save: Path | None) -> dict
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the check; return 1 if tensors are missing or left over."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="what save_pretrained has written")
     parser.add_argument("--prompt", default="The lamp is", help="what is continued")
     parser.add_argument("--new-tokens", type=int, default=8, help="at most so many are generated")

@@ -16,7 +16,6 @@ if anything differs by more than the tolerance.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from mindspeed_ms.core.parameter import ShardSpec, named_parameters, shard_of
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.training import initialize_megatron, pretrain, print_rank_0
 
 FLAGS = {
@@ -272,7 +272,7 @@ def compare(
 
 def main() -> None:
     """Compare; the status says whether the layouts agree."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--layouts", help="separated by ; as in 'tp=2,pp=2,sp; pp=2,vpp=2'")
     parser.add_argument("--steps", type=int, default=4, help="training steps per layout")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="relative")

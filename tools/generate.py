@@ -21,6 +21,7 @@ from mindspeed_ms.data.tokenizers import TOKENIZER_TYPES, Tokenizer, build_token
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.toolkit.generation.config import DEFAULTS
 from mindspeed_ms.toolkit.generation.streamers import TextStreamer
+from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.toolkit.models.auto import AutoModelForCausalLM
 from mindspeed_ms.toolkit.models.building import LAYOUT_WORDS
 from mindspeed_ms.toolkit.pipelines.text_generation import RESULT, TextGenerationPipeline
@@ -61,7 +62,7 @@ class Words:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags: Megatron's, and every option of ``GenerationConfig`` under its name."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--load", required=True, help="folder of the checkpoint")
     parser.add_argument("--prompt", action="append", help="a text to go on with; may be repeated")
     parser.add_argument("--prompt-file", type=Path, help="a prompt per line")
@@ -94,7 +95,7 @@ def _value(text: str) -> Any:
     """JSON, or the text itself."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return {"True": True, "False": False}.get(text, text)
 
 

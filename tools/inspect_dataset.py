@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mindspeed_ms.data.indexed_dataset import IndexedDataset, get_bin_path
 from mindspeed_ms.data.tokenizers import TOKENIZER_TYPES, Tokenizer, build_tokenizer
+from mindspeed_ms.toolkit.launch.command import Parser
 
 _BAR = 40
 _TOKEN_BLOCK = 1 << 22
@@ -73,9 +74,7 @@ def samples(
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the flags."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
+    parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("prefix", help="path of the dataset without .bin and .idx")
     add("--samples", type=int, default=3, help="number of sequences shown, evenly spread")

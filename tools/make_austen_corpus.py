@@ -11,7 +11,6 @@ on the version of sentencepiece it is trained with, so an existing tok.model is 
 
 from __future__ import annotations
 
-import argparse
 import io
 import re
 import struct
@@ -26,6 +25,7 @@ import sentencepiece
 
 from mindspeed_ms.data.indexed_dataset import IndexedDatasetBuilder
 from mindspeed_ms.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from mindspeed_ms.toolkit.launch.command import Parser
 
 BOOKS = {
     "PRIDE AND PREJUDICE": "pride_and_prejudice",
@@ -143,7 +143,7 @@ def write_tokens(folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the folder."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("package", type=Path, help="r-cran-janeaustenr_*_all.deb")
     parser.add_argument("output", type=Path, help="directory; created when missing")
     arguments = parser.parse_args(argv)

@@ -9,7 +9,6 @@ tokenizer depends on the version of sentencepiece it is trained with.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import random
@@ -17,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
+
+from mindspeed_ms.toolkit.launch.command import Parser
 
 NUM_DOCUMENTS = 2000
 VOCAB_SIZE = 507  # five special tokens of SentencePieceTokenizer make 512
@@ -114,7 +115,7 @@ def train_tokenizer(path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write both files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=Path, help="directory; created when missing")
     output = parser.parse_args(argv).output
     output.mkdir(parents=True, exist_ok=True)

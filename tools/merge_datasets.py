@@ -6,7 +6,6 @@ Example: python tools/merge_datasets.py --input parts/ --output-prefix whole
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -18,6 +17,7 @@ from mindspeed_ms.data.indexed_dataset import (
     get_bin_path,
     get_idx_path,
 )
+from mindspeed_ms.toolkit.launch.command import Parser
 
 logger = logging.getLogger("merge_datasets")
 
@@ -63,9 +63,7 @@ def merge(prefixes: Sequence[str], output_prefix: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Merge; bad input ends with one line and status 1."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
+    parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--input", required=True, help="folder of the datasets")
     parser.add_argument("--output-prefix", required=True, help="path of the result, no suffix")
     args = parser.parse_args(argv)

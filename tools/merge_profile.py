@@ -9,16 +9,16 @@ beside them, and prints where the time of the recorded iterations went.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from mindspeed_ms.engine.observe.profile_trace import read_ranks, summary_lines, write_merged
+from mindspeed_ms.toolkit.launch.command import Parser
 
 
 def main() -> None:
     """Merge one folder."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="what --profile-save-path was")
     folder = parser.parse_args().folder
     try:

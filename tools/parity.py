@@ -13,7 +13,6 @@ tolerance.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -29,6 +28,7 @@ from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.legacy.model.megatron_names import load_megatron_parameters
+from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.training import initialize_megatron, pretrain, print_rank_0
 
 LOSS_TOLERANCE = 1e-5
@@ -198,7 +198,7 @@ def replay(golden: Path, case: str, flags: list[str], weights: Path | None = Non
 
 def main() -> None:
     """Replay one case; the status says whether it agrees."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--golden", type=Path, required=True, help="folder of recorded runs")
     parser.add_argument("--case", required=True, help="name of the run, e.g. b_llama_hot")
     parser.add_argument("--weights", type=Path, help="initial weights instead of the case's own")

@@ -12,13 +12,14 @@ import sys
 from pathlib import Path
 
 from mindspeed_ms.planning.balance_files import answer_lines, solve_file
+from mindspeed_ms.toolkit.launch.command import Parser
 
 logger = logging.getLogger("pipeline_balance")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options, named as in MindFormers' tool."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--init", type=Path, required=True, help="YAML file with measurements")
     parser.add_argument("-m", "--model_name", default="model", help="name in the answer")
     parser.add_argument("-mb", "--micro_batch", type=int, default=4, help="micro-batches of a step")

@@ -34,8 +34,10 @@ from mindspeed_ms.core.pipeline_parallel.timeline import (
     simulate,
     theoretical_bubble_ratio,
 )
+from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.plan.layer_placement import LayerPlacement, layer_placement
 from mindspeed_ms.plan.schedule_plan import Forward, Pass, Shape
+from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_yaml
 
 WIDTH, ROW, LEFT, TOP = 1600, 36, 80, 40
@@ -202,7 +204,7 @@ def _cost(placement: LayerPlacement, stage: int, step: Pass, backward: float) ->
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--yaml", type=Path, help="configuration of a run")
     source.add_argument("--stages", type=int, help="pipeline stages, all alike")
@@ -219,13 +221,16 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+MOST_BYTES = 1 << 30
+"""Of a measured timeline."""
+
+
 def main() -> None:
     """Draw one timeline."""
     arguments = parse()
     try:
         if arguments.measured is not None:
-            trace = json.loads(arguments.measured.read_text(encoding="utf-8"))
-            timeline = from_chrome_trace(trace)
+            timeline = from_chrome_trace(read_json(arguments.measured, MOST_BYTES))
         elif arguments.yaml is not None:
             config = init_configs_from_yaml(arguments.yaml)
             timeline = of_config(config, arguments.world_size, arguments.backward)
@@ -247,7 +252,7 @@ def main() -> None:
             print(f"forecast: {title(forecast)}")  # noqa: T201 - the tool's answer
         shown = beside(forecast, timeline) if is_double else timeline
         write(shown, arguments.output, is_double)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(title(timeline))  # noqa: T201 - the tool's answer
 

@@ -37,6 +37,7 @@ from mindspeed_ms.data.tokenizers.corpus import (
     load_splitter,
     read_chunks,
 )
+from mindspeed_ms.toolkit.launch.command import Parser
 
 logger = logging.getLogger("preprocess_data")
 
@@ -125,9 +126,7 @@ def write(args: argparse.Namespace, paths: Sequence[str]) -> Progress:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the flags; their names are Megatron's."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
+    parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--input", required=True, help="JSON-lines file, .gz too, or a pattern of such files")
     add("--output-prefix", required=True, help="path of the output without _<key>_document.bin")

@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 
 from mindspeed_ms.engine.report.page import FILE_NAME, write_report
+from mindspeed_ms.toolkit.launch.command import Parser
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folder of a run")
     parser.add_argument(
         "--output", type=Path, help=f"the file; without it {FILE_NAME} in the first folder"

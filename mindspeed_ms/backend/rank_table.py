@@ -10,7 +10,9 @@ Source: Huawei's documentation of the rank table file, version 1.0 (names and st
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,7 +101,7 @@ def read(path: str | Path) -> RankTable:
         raise ValueError(
             f"rank table {path} cannot be read ({error.strerror}); check the path"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"rank table {path} is not JSON ({error}); make it anew") from None
     return parse(document, f"rank table {path}")
 
@@ -137,11 +139,26 @@ def parse(document: object, where: str = "rank table") -> RankTable:
     return table
 
 
+def is_address(name: str) -> bool:
+    """Whether a text can be the address of a host: an IP address, or a name.
+
+    >>> is_address("10.0.0.1"), is_address("node-1.lan"), is_address("999.1.1.1"), is_address("a b")
+    (True, True, False, False)
+    """
+    if re.fullmatch(r"[0-9.]+", name) or ":" in name:
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+    return re.fullmatch(r"[A-Za-z0-9_.-]+", name) is not None
+
+
 def _server(item: object, where: str) -> Server:
     fields = _mapping(item, where)
     name, listed = fields.get("server_id"), fields.get("device")
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{where}: server_id is {name!r}; it must be the server's address")
+    if not isinstance(name, str) or not is_address(name):
+        raise ValueError(f"{where}: server_id is {name!r:.60}; it must be the server's address")
     if not isinstance(listed, list) or not listed:
         raise ValueError(f"{where}: device is {listed!r}; it must list at least one device")
     devices = []

@@ -95,7 +95,7 @@ def generation_defaults(checkpoint: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}); correct the file") from error
     return content if isinstance(content, dict) else {}
 

@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mindspeed_ms.backend import device, env
@@ -27,6 +28,7 @@ from mindspeed_ms.toolkit.run import this_world
 from mindspeed_ms.toolkit.trainer import run_task
 from mindspeed_ms.toolkit.yaml_config import Tree, load_layers, parse_bool, parse_value, tree_of
 from mindspeed_ms.training.entry import user_errors
+from mindspeed_ms.training.flags.value_types import decimal, whole
 
 FLAGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "run_mode": (str, "run_mode", "train, finetune, eval or predict"),
@@ -85,10 +87,13 @@ def parser() -> Parser:
     return command
 
 
+_NUMBERS: Mapping[Any, Callable[[str], Any]] = MappingProxyType({int: whole, float: decimal})
+
+
 def _typed(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     def read(text: str) -> Any:  # noqa: ANN401
         try:
-            return kind(text)
+            return _NUMBERS.get(kind, kind)(text)
         except ValueError as error:
             reason = str(error) if kind is parse_bool else f"must be a number, not {text!r}"
             raise argparse.ArgumentTypeError(reason) from None

@@ -18,6 +18,7 @@ import yaml
 
 from mindspeed_ms.config.section import suggestion
 from mindspeed_ms.config.yaml_reader import read_yaml, read_yaml_text
+from mindspeed_ms.training.flags.value_types import decimal, whole
 
 Tree = dict[str, Any]
 """Key -> value, or a further tree."""
@@ -180,9 +181,9 @@ def cast(text: str, present: object) -> Any:  # noqa: ANN401
         return _whole(text)
     if isinstance(present, float):
         try:
-            return float(text)
+            return decimal(text)
         except ValueError:
-            raise ValueError("must be a number") from None
+            raise ValueError("must be a number in plain digits") from None
     if isinstance(present, list):
         value = parse_value(text)
         value = value if isinstance(value, list) else [value]
@@ -194,14 +195,14 @@ def cast(text: str, present: object) -> Any:  # noqa: ANN401
 
 def _whole(text: str) -> int:
     try:
-        return int(text)
+        return whole(text)
     except ValueError:
         pass
     try:
-        number = float(text)
+        number = decimal(text)
     except ValueError:
         number = 0.5
-    if not number.is_integer():  # 1e3 is a whole number
+    if not number.is_integer() or abs(number) >= 2**63:  # 1e3 is a whole number
         raise ValueError("must be a whole number")
     return int(number)
 

@@ -34,6 +34,7 @@ from mindspeed_ms.formats import compare
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.find import find_checkpoint
 from mindspeed_ms.formats.source import kind_of
+from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.toolkit.models import export, hub_upload
 from mindspeed_ms.toolkit.models.file_size import file_size
 from mindspeed_ms.training import conversion as engine
@@ -262,9 +263,7 @@ def run_diff(arguments: argparse.Namespace) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="convert_ckpt", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
+    parser = Parser(prog="convert_ckpt", description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     add_convert_flags(commands.add_parser("convert", help="convert a checkpoint"))
     show = commands.add_parser("inspect", help="list tensors, layout and digests")

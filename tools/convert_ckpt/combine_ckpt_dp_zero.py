@@ -26,6 +26,7 @@ from mindspeed_ms.formats.containers import mindspore_file
 from mindspeed_ms.formats.containers import safetensors_file as safetensors
 from mindspeed_ms.formats.mindspore_dirs import tensors_in
 from mindspeed_ms.plan.region import Region, Span
+from mindspeed_ms.toolkit.launch.command import Parser
 
 _STRATEGY = re.compile(r"dist_opt_shard_info_rank_(\d+)-.*\.json")
 _BUCKET = re.compile(r"(?:(.*)\.)?buffer_(\d+)_bucket_(\d+)$")
@@ -186,7 +187,7 @@ def _write(arguments: argparse.Namespace, rank: int, tensors: dict[str, StoredTe
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Join; return the status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--strategy-dir", type=Path, default=Path("./output/opt_shard_info"))
     add("--checkpoint-dir", type=Path, default=Path("./output"))

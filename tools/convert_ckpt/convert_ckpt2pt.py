@@ -7,17 +7,17 @@ optimizer must have been joined with ``combine_ckpt_dp_zero.py``.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert; return the status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--ms-path", type=Path, required=True)
     add("--megatron-path", type=Path, required=True)

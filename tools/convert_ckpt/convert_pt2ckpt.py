@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 
@@ -50,7 +51,7 @@ def layers_of(arguments: argparse.Namespace) -> tuple | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert; return the status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--megatron-path", type=Path, required=True)
     add("--ms-path", type=Path, required=True)

@@ -183,18 +183,25 @@ def chrome_trace(timeline: Timeline) -> dict[str, Any]:
 
 
 def from_chrome_trace(trace: dict[str, Any]) -> Timeline:
-    """The timeline that ``chrome_trace`` wrote."""
-    bars = tuple(
-        Bar(
-            event["tid"],
-            event["cat"],
-            event["args"]["chunk"],
-            event["args"]["microbatch"],
-            event["ts"] / 1e6,
-            (event["ts"] + event["dur"]) / 1e6,
+    """The timeline that ``chrome_trace`` wrote.
+
+    Raises:
+        ValueError: it wrote something else.
+    """
+    try:
+        bars = tuple(
+            Bar(
+                event["tid"],
+                event["cat"],
+                event["args"]["chunk"],
+                event["args"]["microbatch"],
+                event["ts"] / 1e6,
+                (event["ts"] + event["dur"]) / 1e6,
+            )
+            for event in trace["traceEvents"]
+            if event["ph"] == "X"
         )
-        for event in trace["traceEvents"]
-        if event["ph"] == "X"
-    )
-    peaks = tuple(trace["otherData"]["peak_in_flight"])
-    return Timeline(len(peaks), bars, peaks)
+        peaks = tuple(trace["otherData"]["peak_in_flight"])
+        return Timeline(len(peaks), bars, peaks)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"this is no timeline of a pipeline ({error!r}); give its file") from None

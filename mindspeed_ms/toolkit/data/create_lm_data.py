@@ -11,7 +11,6 @@ out, and said.
 
 from __future__ import annotations
 
-import argparse
 import glob
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from mindspeed_ms.toolkit.data.conversations import Writer
 from mindspeed_ms.toolkit.data.local import find_data
 from mindspeed_ms.toolkit.data.sources import read_texts
+from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
 from mindspeed_ms.training.entry import user_errors
 
@@ -76,9 +76,7 @@ def write_records(
 
 def main(words: Sequence[str] | None = None) -> int:
     """Read the words, write the records; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="create_lm_data", description="Texts to rows of tokens in MindRecord."
-    )
+    parser = Parser(prog="create_lm_data", description="Texts to rows of tokens in MindRecord.")
     parser.add_argument("--input_file", required=True, help="file, folder, or pattern of files")
     parser.add_argument("--output_file", required=True, help="the .mindrecord file to write")
     parser.add_argument("--tokenizer", required=True, help="name or folder")

@@ -233,5 +233,5 @@ def _record(line: str, where: str) -> Mapping[str, Any]:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON ({error}); correct it") from None

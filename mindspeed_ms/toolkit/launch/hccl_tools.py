@@ -19,7 +19,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mindspeed_ms.backend.rank_table import LOOPBACK, RESERVED, Device, RankTable, Server
+from mindspeed_ms.backend.rank_table import (
+    LOOPBACK,
+    RESERVED,
+    Device,
+    RankTable,
+    Server,
+    is_address,
+)
 from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 HCCN_CONF = Path("/etc/hccn.conf")
@@ -172,7 +179,9 @@ def main(words: Sequence[str] | None = None) -> int:
         visible = None if given.visible_devices is None else parse_visible(given.visible_devices)
         devices = choose_devices(parse_range(given.device_num), visible)
         addresses = device_addresses(devices)
-        server_ip = given.server_ip or host_address(bool(addresses))
+        server_ip = host_address(bool(addresses)) if given.server_ip is None else given.server_ip
+        if not is_address(server_ip):
+            raise ValueError(f"--server_ip is {server_ip!r}; give the address of this host")
         path = write_table(make_table(devices, server_ip, addresses), Path.cwd())
         if not addresses:
             sys.stdout.write(

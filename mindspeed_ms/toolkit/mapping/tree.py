@@ -6,6 +6,7 @@ Source: MindFormers' YAML files and ``run_mindformer.py``, r0.3 to r1.0 (names a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -275,8 +276,8 @@ def read_task(tree: Mapping[str, Any], world: World = ALONE) -> Task:
         checkpoint=checkpoint,
         do_eval=bool(joint.get("do_eval", False)),
         eval_epoch_interval=_positive(joint, "eval_epoch_interval"),
-        mode=joint.get("context.mode"),
-        device_target=joint.get("context.device_target"),
+        mode=_mode(joint.get("context.mode")),
+        device_target=_target(joint.get("context.device_target")),
         device_id=joint.get("context.device_id"),
         max_device_memory=joint.get("context.max_device_memory"),
         generation=generation,
@@ -400,6 +401,18 @@ def _metric(metric: object) -> object:
     return metric.get("type") if isinstance(metric, Mapping) else metric
 
 
+def _mode(value: object) -> Any:  # noqa: ANN401
+    if value not in (None, 0, 1, "0", "1", "GRAPH_MODE", "PYNATIVE_MODE"):
+        raise ValueError(f"mode is {value!r}, but must be 0 (graph) or 1 (dynamic graph)")
+    return value
+
+
+def _target(value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError(f"device_target is {value!r}, but must be a text, Ascend or CPU")
+    return value
+
+
 def _run_mode(value: object) -> RunMode:
     known = get_args(RunMode)
     if value not in known:
@@ -413,7 +426,8 @@ def _positive(joint: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401
     value = joint.get(key)
     if value in (None, -1):
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
         raise ValueError(f"{key} is {value!r}, but must be a number above 0")
     return value
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from mindspore.train import Callback, RunContext
 
+from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
 
 NEVER_CALLED = (
@@ -60,8 +61,12 @@ class TrainerState:
 
     @classmethod
     def load_from_json(cls, json_path: str | PathLike[str]) -> TrainerState:
-        """Read it from a file; keys of other versions are left out."""
-        values = json.loads(Path(json_path).read_text(encoding="utf-8"))
+        """Read it from a file; keys of other versions are left out.
+
+        Raises:
+            ValueError: it holds no JSON object.
+        """
+        values = read_json(Path(json_path))
         known = {item.name for item in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 
