@@ -16,6 +16,7 @@ from mindspeed_ms.config.support import without_effect
 from mindspeed_ms.training.flag_rules import RULES, Arguments
 from mindspeed_ms.training.flags import BY_NAME, ROWS, Field, Flag, NoEffect, Refused
 from mindspeed_ms.training.flags.row import SAME, UNSET, ReadField
+from mindspeed_ms.training.flags.switches import switched_off
 from mindspeed_ms.training.yaml_styles.build import build_selected, checked_sections, merge_sections
 
 WITHOUT_FLAG: Mapping[str, Any] = MappingProxyType(
@@ -381,12 +382,13 @@ def no_effect_report(run_args: Namespace) -> list[str]:
         lines += [
             line for line in without_effect(run_args.resolved.config) if not line.startswith(told)
         ]
+    refusals = getattr(run_args, "refusals", ())
     for name in dict.fromkeys(getattr(run_args, "given_flags", ())):
         match BY_NAME[name].state:
             case NoEffect(reason=reason):
                 lines.append(f"{name} has no effect: {reason}")
             case Field(without_effect=str() as reason):
                 lines.append(f"{name} has no effect: {reason}")
-            case Refused():
+            case Refused() if not any(line.startswith(f"{name} ") for line in refusals):
                 lines.append(f"{name} has no effect: its value asks for what happens anyway")
-    return lines
+    return lines + switched_off(ROWS, getattr(run_args, "given_flags", ()), vars(run_args))

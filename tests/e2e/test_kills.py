@@ -165,7 +165,7 @@ def test_a_stopped_rank_is_named_and_ends_the_job_at_the_limit(start, launcher):
 @pytest.mark.parametrize("launcher", ["torchrun", "mpiexec"])
 def test_a_rank_that_hangs_outside_of_communication_is_named(start, launcher):
     job = at_work(start(launcher, "stuck", MINDSPEED_MS_SILENCE_SECONDS="2"))
-    job.wait_for(" of iteration 20 for rank 1, last seen after all_gather of iteration 20")
+    job.wait_for(" of iteration 21 for rank 1, last seen after all_gather of iteration 20")
     job.wait_for("the limit is --distributed-timeout-minutes (0.1)")
     check_end(job)
 

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags that are read only while another one is on: given alone they change nothing, and say so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from mindspeed_ms.training.flags.row import Field, Flag
+
+SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "--fp16": (
+            "training_config.",
+            ("loss_scale_value", "min_loss_scale", "loss_scale_window", "hysteresis"),
+        ),
+        "--group-query-attention": ("model_config.", ("num_query_groups",)),
+        "--multi-latent-attention": ("model_config.mla_config.", ()),
+        "--use-rope-scaling": ("model_config.", ("rope_scaling_factor",)),
+        "--mtp-num-layers": ("model_config.", ("mtp_loss_scaling_factor",)),
+        "--num-experts": ("moe_config.", ()),
+        "--use-lora": (
+            "lora_config.",
+            (
+                *("lora_rank", "lora_alpha", "lora_dropout", "target_modules"),
+                *("exclude_layers", "use_rslora", "use_dora"),
+            ),
+        ),
+        "--wandb-project": (
+            "training_config.",
+            ("wandb_exp_name", "wandb_save_dir", "wandb_entity"),
+        ),
+    }
+)
+"""Flag -> section and fields that are not read without it; no fields: all of the section."""
+
+
+def switched_off(
+    rows: Sequence[Flag], given: Sequence[str], values: Mapping[str, Any]
+) -> list[str]:
+    """One line for each switch that is off while flags behind it are given.
+
+    Args:
+        rows: the flag table.
+        given: first names of the flags on the command line.
+        values: all arguments.
+    """
+    by_name = {row.names[0]: row for row in rows}
+    lines = []
+    for switch, (section, fields) in SWITCH_OF_FIELD.items():
+        if values.get(by_name[switch].dest):
+            continue
+        behind = [
+            name
+            for name in dict.fromkeys(given)
+            if name != switch and _is_behind(by_name[name], section, fields)
+        ]
+        if behind:
+            verb = "has" if len(behind) == 1 else "have"
+            lines.append(f"{', '.join(behind)} {verb} no effect without {switch}")
+    return lines
+
+
+def _is_behind(row: Flag, section: str, fields: Sequence[str]) -> bool:
+    if not isinstance(row.state, Field) or row.state.without_effect is not None:
+        return False
+    head, _, name = row.state.path.rpartition(".")
+    return head == section.rstrip(".") and (name in fields or not fields)

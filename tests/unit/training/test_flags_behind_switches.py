@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A flag that is read only while another one is on says so when that is off."""
+
+import pytest
+from flag_words import SIZES
+
+from mindspeed_ms.models.identity import identity
+from mindspeed_ms.training.arguments import parse_args
+from mindspeed_ms.training.flags import BY_NAME, ROWS, Field
+from mindspeed_ms.training.flags.switches import SWITCH_OF_FIELD
+from mindspeed_ms.training.from_args import init_configs_from_args, no_effect_report
+
+ON = {
+    "--num-experts": ["--num-experts", "4"],
+    "--mtp-num-layers": ["--mtp-num-layers", "1"],
+    "--wandb-project": ["--wandb-project", "p"],
+}
+
+
+def report(*words):
+    return no_effect_report(parse_args([*SIZES, *words]))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            "--num-query-groups 2",
+            "--num-query-groups has no effect without --group-query-attention",
+        ),
+        ("--rope-scaling-factor 4", "--rope-scaling-factor has no effect without"),
+        (
+            "--initial-loss-scale 4096 --hysteresis 3",
+            "--initial-loss-scale, --hysteresis have no effect without --fp16",
+        ),
+        ("--q-lora-rank 8", "--q-lora-rank has no effect without --multi-latent-attention"),
+        ("--moe-router-topk 1", "--moe-router-topk has no effect without --num-experts"),
+        ("--lora-r 4", "--lora-r has no effect without --use-lora"),
+        ("--wandb-entity me", "--wandb-entity has no effect without --wandb-project"),
+        ("--mtp-loss-scaling-factor 0.2", "has no effect without --mtp-num-layers"),
+    ],
+)
+def test_the_switch_is_named_when_it_is_off_alone(words, line):
+    (said,) = report(*words.split())
+    assert line in said
+    switch = said.rpartition(" ")[2]
+    assert not report(*words.split(), *ON.get(switch, [switch]))
+
+
+def test_every_switch_and_field_exists():
+    fields = {row.state.path for row in ROWS if isinstance(row.state, Field)}
+    for switch, (section, names) in SWITCH_OF_FIELD.items():
+        assert switch in BY_NAME
+        assert {section + name for name in names} <= fields
+        assert any(field.startswith(section) for field in fields)
+
+
+@pytest.mark.parametrize(
+    "words", ["--num-query-groups 2", "--rope-scaling-factor 4", "--q-lora-rank 8", "--lora-r 4"]
+)
+def test_what_is_said_to_change_nothing_changes_nothing(words):
+    configs = [init_configs_from_args(parse_args([*SIZES, *more])) for more in ([], words.split())]
+    assert identity(configs[0]) == identity(configs[1])
+
+
+def test_what_a_plan_refuses_is_not_called_usual():
+    args = parse_args([*SIZES, "--sample-rate", "0.5", "--dry-run"])
+    assert args.refusals and not no_effect_report(args)
