@@ -39,7 +39,7 @@ class CpuDevice:
 
     def memory_stats(self) -> dict[str, int]:
         """Of the process: its largest resident set, and the one now."""
-        with open("/proc/self/statm", encoding="ascii") as handle:
+        with open("/proc/self/statm", "rb", buffering=0) as handle:
             current = int(handle.read().split()[1]) * resource.getpagesize()
         # The system counts the largest set only now and then.
         peak = max(current, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -7,10 +7,12 @@ import csv
 import io
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
+_FLUSH_SECONDS = 1.0
 Row = dict[str, float | int | bool | None]
 
 
@@ -30,6 +32,7 @@ class LogFile:
         self._path = path
         self._is_csv = path.suffix == ".csv"
         self._columns: list[str] = []
+        self._flushed = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = _read_rows(path, self._is_csv) if after and path.is_file() else []
         kept = [row for row in rows if int(row["iteration"]) <= after]
@@ -65,8 +68,11 @@ class LogFile:
         os.replace(partial, self._path)
 
     def flush(self) -> None:
-        """Hand all rows to the system."""
-        self._handle.flush()
+        """Hand all rows to the system, unless that was done just now."""
+        now = time.monotonic()
+        if now - self._flushed > _FLUSH_SECONDS:
+            self._handle.flush()
+            self._flushed = now
 
     def close(self) -> None:
         """Close the file."""

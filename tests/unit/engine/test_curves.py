@@ -2,15 +2,18 @@
 """Curves and log files of a run, read back with other programs' readers. One rank."""
 
 import csv
+import importlib
 import json
 import math
+import time
 
 import numpy as np
 import pytest
 from run_builder import configuration, open_run, trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mindspeed_ms.engine.observe import extras, observer
+from mindspeed_ms.engine.observe import extras, observer, tensorboard
+from mindspeed_ms.engine.observe.figures import Figures
 from mindspeed_ms.engine.observe.record import read_record
 from mindspeed_ms.engine.start import refuse_unsupported
 from mindspeed_ms.engine.step_report import StepReport
@@ -137,6 +140,37 @@ def test_a_line_that_a_killed_run_left_incomplete_is_dropped(tmp_path):
     log.close()
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines == ["iteration,lm loss,grad_norm", "1,4.5,", "2,4.25,1.0"]
+
+
+@pytest.mark.parametrize("step", [0, 1, 127, 128, 300, 2**31, 2**53])
+def test_events_are_encoded_as_the_library_does(step):
+    event_class = importlib.import_module("tensorboardX.proto.event_pb2").Event
+    values = {
+        **{"lm loss": 6.25, "a": 0.1, "é" * 100: -1e-30, "large": 1e300, "small": -1e300},
+        **{"zero": 0.0, "infinite": float("inf"), "x" * 300: 3.4028234e38},
+    }
+    event = event_class.FromString(tensorboard.scalar_event(values, step, 1234.5))
+    assert (event.step, event.wall_time) == (step, 1234.5)
+    with np.errstate(over="ignore"):
+        for value, (tag, number) in zip(event.summary.value, values.items(), strict=True):
+            assert (value.tag, value.simple_value) == (tag, np.float32(number))
+    nan = event_class.FromString(tensorboard.scalar_event({"n": float("nan")}, step, 0.0))
+    assert np.isnan(nan.summary.value[0].simple_value)
+
+
+def test_a_full_disk_ends_the_curves_with_one_line(tmp_path, monkeypatch):
+    writer = tensorboard.TensorBoardWriter(tmp_path, 1)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer._file, "write", full)
+    figures = Figures(1, 8, {"lm loss": 1.0}, {"lm loss": 1.0})
+    with pytest.raises(OSError, match="No space"):
+        for _ in range(500):
+            writer.write(figures)
+            time.sleep(0.01)
+    writer.close()
 
 
 def test_an_event_file_cut_within_a_record_can_be_continued(tmp_path):

@@ -25,8 +25,17 @@ MODULES = {
     "tensorboardx": ("tensorboardX",),
 }
 """Distribution -> what it is imported as, where that is not its name."""
-COMMANDS = {"mpich", "mkdocs-material", "mkdocstrings", "ruff", "mypy", "pre-commit", "protobuf"}
-"""Declared for their programs or libraries; nothing imports them."""
+COMMANDS = {
+    "crc32c",
+    "mpich",
+    "mkdocs-material",
+    "mkdocstrings",
+    "ruff",
+    "mypy",
+    "pre-commit",
+    "protobuf",
+}
+"""Declared for their programs, or for libraries that use them; nothing imports them."""
 OPTIONAL = {
     "mindspore_gs": "MindSpore's own, part of no registry",
     "torch_npu": "a user's script may have it",
