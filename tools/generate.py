@@ -72,6 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of drawn tokens")
     parser.add_argument("--bf16", action="store_true", help="weights and computation in bfloat16")
     parser.add_argument("--fp16", action="store_true", help="weights and computation in float16")
+    parser.add_argument(
+        "--int8", action="store_true", help="steps read weights as eight bits (dense, one rank)"
+    )
     layout = parser.add_argument_group("layout")
     for name in LAYOUT:
         layout.add_argument(f"--{name.replace('_', '-')}", type=int, default=1)
@@ -137,6 +140,7 @@ def generate(arguments: argparse.Namespace) -> None:
     assert set(layout) <= set(LAYOUT_WORDS), "the flags are words of the layout"
     dtype = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else None
     model = AutoModelForCausalLM.from_pretrained(arguments.load, dtype=dtype, **layout)
+    model.decodes_in_int8 = arguments.int8
     options = {name: given[name] for name in DEFAULTS if name in given}
     pipe = TextGenerationPipeline(model, tokenizer, return_full_text=not arguments.new_only)
     is_first = comm.get_rank() == 0

@@ -36,7 +36,9 @@ __all__ = [
     "get_grad",
     "in_dynamic_graph",
     "is_backward_running",
+    "inference_mode",
     "is_grad_enabled",
+    "is_inference_mode_enabled",
     "no_grad",
     "recording",
     "requires_grad",
@@ -49,9 +51,10 @@ __all__ = [
 
 @dataclass
 class _Depth:
-    """Backward passes of this tape that are under way."""
+    """Backward passes of this tape that are under way, and contexts in which a model serves."""
 
     running: int = 0
+    serving: int = 0
 
 
 _depth = _Depth()
@@ -158,6 +161,46 @@ def _grad_mode(recorded: bool) -> Iterator[None]:
 def no_grad() -> AbstractContextManager[None]:
     """Context in which nothing is recorded."""
     return _grad_mode(False)
+
+
+class _Unkept:
+    """The ``ctx`` of an operation that has no backward."""
+
+    def __init__(self, count: int) -> None:
+        self.needs_input_grad = (False,) * count
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Keep nothing."""
+
+
+def _unrecorded(operation: type[Function], *inputs: Any) -> Any:
+    """``apply`` without the engine, which takes longer than most operations of a step."""
+    return operation.forward(_Unkept(len(inputs)), *inputs)
+
+
+@contextmanager
+def inference_mode() -> Iterator[None]:
+    """Context of ``no_grad`` in which operations are called past the tape's engine.
+
+    Unlike ``no_grad`` it says that no gradient of these operations will ever be asked for, not even
+    by computing them again; so products of few rows may take another order of sums, and results
+    need not be those of training bit for bit. It holds for the process.
+    """
+    _depth.serving += 1
+    # Not a test in apply: training would pay for it at every operation.
+    Function.apply = classmethod(_unrecorded)
+    try:
+        with no_grad():
+            yield
+    finally:
+        _depth.serving -= 1
+        if not _depth.serving:
+            del Function.apply
+
+
+def is_inference_mode_enabled() -> bool:
+    """True within ``inference_mode``."""
+    return _depth.serving > 0
 
 
 @contextmanager

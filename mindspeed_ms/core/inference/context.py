@@ -146,6 +146,10 @@ class InferenceContext:
             places = (self.counts - 1) * rows + np.arange(rows)
         if len(places) == hidden.shape[0]:
             return hidden
+        if not device.is_ascend():  # as in _shaped
+            chosen = memory.empty((len(places), 1, hidden.shape[-1]), hidden.dtype)
+            memory.as_numpy(chosen)[:] = memory.as_numpy(memory.contiguous(hidden))[places]
+            return chosen
         table = memory.contiguous(hidden).view((hidden.shape[0], hidden.shape[-1]))
         chosen = ops.embedding(table, memory.from_numpy(places.astype(np.int32)))
         return chosen.view((len(places), 1, hidden.shape[-1]))

@@ -143,7 +143,7 @@ class Drafts:
         if context.hidden is None:
             return np.zeros((steps, rows, 0), np.float32)
         self._dtype = context.hidden.dtype
-        with autograd.no_grad():
+        with autograd.inference_mode():
             values = memory.as_numpy(memory.contiguous(ops.cast(context.hidden, mstype.float32)))
         return np.array(values[: steps * rows].reshape(steps, rows, -1))
 
@@ -166,7 +166,7 @@ class Drafts:
     ) -> tuple[Tensor | None, Logits]:
         """Hidden states of a depth on the last stage, and its logits [B, v] on every rank."""
         model, logits = self.engine.chunks[-1], None
-        with autograd.recording(), autograd.no_grad():
+        with autograd.recording(), autograd.inference_mode():
             if hidden is not None:
                 ids = memory.from_numpy(context.ids)
                 hidden, logits = model.draft(depth, ids, hidden, context)

@@ -50,15 +50,22 @@ class Decoder:
         layers: the layers.
         head: matrix of the head.
         config: the model's configuration.
+        in_int8: keep copies of the weights of linear layers as eight bits, with a factor per row.
 
     Raises:
         UnknownPartError: the model has a part that the stack does not have.
     """
 
     def __init__(
-        self, language_model: Cell, layers: Sequence[Cell], head: Tensor, config: TransformerConfig
+        self,
+        language_model: Cell,
+        layers: Sequence[Cell],
+        head: Tensor,
+        config: TransformerConfig,
+        in_int8: bool = False,
     ) -> None:
         self._kept: list[Any] = []
+        self._in_int8 = in_int8
         self.rotary = language_model.rotary_pos_emb
         self.embedding = language_model.embedding
         self.dtype = memory.dtype_of(config.compute_dtype)
@@ -68,7 +75,8 @@ class Decoder:
         self.layers = (decode.Layer * len(layers))(*(self._layer(layer) for layer in layers))
         self.final_norm = language_model.encoder.final_norm
         self.norm = self._norm(self.final_norm)
-        self.head, self.head_storage = self._linear(head, None, head.dtype), STORAGE[head.dtype]
+        self.head = self._linear(head, None, head.dtype)
+        self.head_storage = STORAGE[head.dtype]
         self.stack = self._stack(layers[0], config)
         self._version = -1
         self._tables: tuple[Floats, ...] = ()
@@ -191,7 +199,11 @@ class Decoder:
         outputs, inputs = weight.shape
         vector = None if bias is None else self._vector(_in_fp32(bias))
         self._kept.append(weight)
-        return decode.Linear(weight.data_ptr(), vector, inputs, outputs)
+        if not self._in_int8:
+            return decode.Linear(weight.data_ptr(), vector, None, inputs, outputs)
+        narrow, scales = decode.quantized_rows(weight)
+        self._kept.append(narrow)
+        return decode.Linear(narrow.ctypes.data, vector, self._vector(scales), inputs, outputs)
 
     def _vector(self, values: Floats) -> int:
         """Address of an array that is kept."""
@@ -199,11 +211,12 @@ class Decoder:
         return values.ctypes.data
 
 
-def decoder_of(model: Cell) -> Decoder | None:
+def decoder_of(model: Cell, in_int8: bool = False) -> Decoder | None:
     """The native form of a model; None if it has none.
 
     Args:
         model: a ``GPTModel`` on a single rank.
+        in_int8: see ``Decoder``.
     """
     if ops.selected() != "cpu" or not (model.pre_process and model.post_process):
         return None
@@ -213,7 +226,7 @@ def decoder_of(model: Cell) -> Decoder | None:
     if not layers or plan.group.size > 1 or not _is_plain(model.config):
         return None
     try:
-        return Decoder(language_model, layers, model.head_weights(), model.config)
+        return Decoder(language_model, layers, model.head_weights(), model.config, in_int8)
     except (UnknownPartError, AttributeError):
         return None
 

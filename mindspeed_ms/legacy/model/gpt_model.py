@@ -204,9 +204,13 @@ class GPTModel(Module):
             return self.shared_embedding_or_output_weight()
         return self.language_model.output_layer.weight
 
-    def decoder(self) -> Decoder | None:
-        """The model as one native call per token; None where it has no such form."""
-        return decoder_of(self)
+    def decoder(self, in_int8: bool = False) -> Decoder | None:
+        """The model as one native call per token; None where it has no such form.
+
+        Args:
+            in_int8: with the weights of linear layers as eight bits.
+        """
+        return decoder_of(self, in_int8)
 
     def _logits(
         self, tokens: Tensor | None, position_ids: Tensor | None, context: InferenceContext

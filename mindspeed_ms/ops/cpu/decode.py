@@ -6,9 +6,10 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
+from mindspore import Tensor
 from numpy.typing import NDArray
 
-from mindspeed_ms.ops.cpu.library import native
+from mindspeed_ms.ops.cpu.library import STORAGE, native
 
 MOST_ROWS = 16
 ACTIVATIONS = {
@@ -23,11 +24,12 @@ UNBOUNDED = 1 << 40
 
 
 class Linear(ctypes.Structure):
-    """Linear of csrc/decode_layers.cpp."""
+    """Linear of csrc/few_rows.h."""
 
     _fields_ = (
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
         ("inputs", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
     )
@@ -87,6 +89,21 @@ class Stack(ctypes.Structure):
         ("stops", ctypes.c_void_p),
         ("offsets", ctypes.c_void_p),
     )
+
+
+def quantized_rows(weight: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A matrix [n, m] as eight bits, and a factor for each row [n]: nearest to it as a product."""
+    rows, width = weight.shape
+    narrow, scales = np.empty((rows, width), np.int8), np.empty(rows, np.float32)
+    native.quantize_rows(
+        STORAGE[weight.dtype],
+        weight.data_ptr(),
+        rows,
+        width,
+        narrow.ctypes.data,
+        scales.ctypes.data,
+    )
+    return narrow, scales
 
 
 def decode_layers(x: NDArray[np.float32], layers: ctypes.Array[Layer], stack: Stack) -> None:

@@ -13,6 +13,7 @@ from mindspore import Tensor
 
 from mindspeed_ms.backend import memory
 from mindspeed_ms.ops.cpu.library import STORAGE, native
+from mindspeed_ms.ops.cpu.linear import product_of
 from mindspeed_ms.ops.portable.experts import (
     combine_rows,
     largest_columns,
@@ -75,7 +76,7 @@ def grouped_linear_forward(x: Tensor, weights: Sequence[Tensor], counts: Sequenc
     out, width = weights[0].shape
 
     def product(code: int, x: int, weight: int, y: int, count: int) -> None:
-        native.linear_forward(code, x, weight, None, y, count, width, out)
+        product_of(count)(code, x, weight, None, y, count, width, out)
 
     return _per_group(x, out, weights, counts, product)
 

@@ -54,6 +54,8 @@ _SIGNATURES = {
     "set_external_gemm": "uu",
     "use_tiles": "i",
     "linear_forward": "ippppnnn",
+    "linear_few_rows": "ippppnnn",
+    "quantize_rows": "ipnnpp",
     "linear_dgrad": "ipppnnn",
     "linear_wgrad": "ipppnnn",
     "linear_wgrad_accumulate": "ipppnnn",

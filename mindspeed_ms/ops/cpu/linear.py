@@ -3,10 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mindspore import Tensor
 
-from mindspeed_ms.backend import memory
+from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.ops.cpu.library import STORAGE, native
+
+FEW_ROWS = 16
+"""Rows up to which reading the weight is what takes the time."""
+
+
+def product_of(rows: int) -> Callable[..., None]:
+    """What computes so many rows of a linear layer."""
+    is_few = rows <= FEW_ROWS and autograd.is_inference_mode_enabled()
+    return native.linear_few_rows if is_few else native.linear_forward
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -17,7 +28,7 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = y.size // max(out, 1)
     if bias is not None:
         bias = bias.contiguous()
-    native.linear_forward(
+    product_of(rows)(
         STORAGE[x.dtype],
         x.data_ptr(),
         weight.data_ptr(),

@@ -131,6 +131,8 @@ class GenerationConfig:
         self.update(**options)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by copy, at every generation
+            raise AttributeError(name)
         raise AttributeError(unknown_argument("GenerationConfig", name, DEFAULTS))
 
     def __setattr__(self, name: str, value: Any) -> None:

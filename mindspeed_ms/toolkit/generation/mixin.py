@@ -40,9 +40,11 @@ class GenerationMixin:
 
     Attributes:
         generation_config: options of the model, an object or a mapping of them.
+        decodes_in_int8: see ``InferenceEngine``.
     """
 
     generation_config: GenerationConfig | Mapping[str, Any]
+    decodes_in_int8 = False
     _num_generations = 0
 
     def build(self) -> Sequence[Cell]:
@@ -70,6 +72,7 @@ class GenerationMixin:
             config.model_config,
             vocab_size=config.dataset_config.vocab_size,
             num_slots=num_slots,
+            in_int8=self.decodes_in_int8,
         )
 
     def generate(  # noqa: PLR0913 - the public signature of transformers

@@ -103,6 +103,7 @@ KEPT_RESULTS = {
 FOREIGN = {
     "backend/launch.py: sys.excepthook": "a rank that fails ends its job",
     "backend/autograd.py: cls.forward": "a class of our own, as it is made",
+    "backend/autograd.py: Function.apply": "a class of our own, while a model serves",
     "formats/containers/safe_pickle.py: SafeUnpickler.dispatch": "a class of our own",
     "backend/script_context.py: context.set_context": "on request, for scripts that call it",
     "backend/script_context.py: ms.set_context": "on request, for scripts that call it",

@@ -105,7 +105,7 @@ def test_a_native_form_that_computes_something_else_is_not_used():
     model = _model("llama")
     decoder = model.decoder()
     decoder.stack.eps = 5.0  # as if the model had a part that the form does not know
-    model.decoder = lambda: decoder
+    model.decoder = lambda in_int8=False: decoder
     engine = InferenceEngine([model], model.config)
     slots, logits = engine.add(PROMPTS)
     rows = [list(prompt) for prompt in PROMPTS]

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // One new token of up to kMostRows sequences through a stack of layers, forward only.
 //
-// With so few rows the time is that of reading the weights: each is read once, by one thread, and
-// nothing but attention needs more than rows * width numbers of scratch. Arithmetic and everything
-// between the layers are fp32.
+// With so few rows the time is that of reading the weights (few_rows.h); nothing but attention needs
+// more than rows * width numbers of scratch. Arithmetic and everything between the layers are fp32.
 #include "attention.h"
+#include "few_rows.h"
 
 namespace kernels {
 
@@ -15,12 +15,6 @@ void decode_heads(int32_t storage, const void* q, const void* k, const void* v, 
 namespace {
 
 constexpr int64_t kMostRows = 16;
-
-struct Linear {
-    const void* weight;  // [out, in] of the storage type
-    const float* bias;   // [out], null: none
-    int64_t in, out;
-};
 
 struct Norm {
     const float *weight, *bias;  // null weight: none of it; null bias: root mean square
@@ -58,57 +52,6 @@ inline vf activate(int32_t kind, vf x) {
         }
         default: return x / (vexp(-x) + 1.0f);
     }
-}
-
-// Count rows of y = x weight^T, for Outputs rows of the weight.
-template <int Count, int Outputs, class T>
-inline void dot_rows(const float* x, int64_t x_stride, const T* weight, int64_t in, float* y,
-                     int64_t y_stride, const float* bias) {
-    vf sums[Count][Outputs] = {};
-    vector_loop(in, [&](int64_t i, int64_t lanes) {
-        vf w[Outputs];
-#pragma GCC unroll 4
-        for (int o = 0; o < Outputs; ++o) w[o] = load(weight + o * in + i, lanes);
-#pragma GCC unroll 8
-        for (int row = 0; row < Count; ++row) {
-            const vf value = load(x + row * x_stride + i, lanes);
-#pragma GCC unroll 4
-            for (int o = 0; o < Outputs; ++o) sums[row][o] += value * w[o];
-        }
-    });
-    for (int row = 0; row < Count; ++row)
-        for (int o = 0; o < Outputs; ++o)
-            y[row * y_stride + o] = sum_of(sums[row][o]) + (bias ? bias[o] : 0.0f);
-}
-
-template <int Outputs, class T>
-void all_rows(const float* x, int64_t rows, const T* weight, int64_t in, float* y, int64_t y_stride,
-              const float* bias) {
-    int64_t row = 0;
-    for (; row + 4 <= rows; row += 4)
-        dot_rows<4, Outputs>(x + row * in, in, weight, in, y + row * y_stride, y_stride, bias);
-    for (; row < rows; ++row)
-        dot_rows<1, Outputs>(x + row * in, in, weight, in, y + row * y_stride, y_stride, bias);
-}
-
-// y [rows, out] = x [rows, in] weight^T + bias
-template <class T>
-void multiply_rows(const float* x, int64_t rows, const Linear& linear, float* y) {
-    const T* weight = static_cast<const T*>(linear.weight);
-    parallel_ranges(ceil_div(linear.out, 4), 4 * linear.in, [=](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; ++block) {
-            const int64_t first = block * 4;
-            const float* bias = linear.bias ? linear.bias + first : nullptr;
-            if (first + 4 <= linear.out) {
-                all_rows<4>(x, rows, weight + first * linear.in, linear.in, y + first, linear.out,
-                            bias);
-                continue;
-            }
-            for (int64_t o = first; o < linear.out; ++o)
-                all_rows<1>(x, rows, weight + o * linear.in, linear.in, y + o, linear.out,
-                            linear.bias ? linear.bias + o : nullptr);
-        }
-    });
 }
 
 void normalize(const float* x, int64_t rows, int64_t width, const Norm& norm, float eps, float* y) {

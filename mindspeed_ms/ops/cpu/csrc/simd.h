@@ -149,6 +149,15 @@ inline vf load(const fp16* p) {
     __builtin_memcpy(&half, p, sizeof half);
     return widen_fp16(half);
 }
+inline vf load(const int8_t* p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#else
+    vf v;
+    for (int lane = 0; lane < kWidth; ++lane) v[lane] = static_cast<float>(p[lane]);
+    return v;
+#endif
+}
 inline void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
 inline void store(bf16* p, vf v) {
     const vh half = narrow_bf16(v);

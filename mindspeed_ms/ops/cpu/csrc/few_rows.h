@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// y = x weight^T for so few rows that the time is that of reading the weight.
+//
+// Every row of the weight is read once, by one thread; arithmetic is fp32. A row of the result does
+// not depend on how many there are.
+#pragma once
+
+#include <type_traits>
+
+#include "micro.h"
+
+namespace kernels {
+
+// Keep in step with ops/cpu/decode.py.
+struct Linear {
+    const void* weight;   // [out, in] of the storage type; of int8 if there are scales
+    const float* bias;    // [out], null: none
+    const float* scales;  // [out], factors of the weight's rows, null: none
+    int64_t in, out;
+};
+
+// Count rows of y, for Outputs rows of the weight.
+template <int Count, int Outputs, bool Fetches, class T>
+inline void dot_rows(const float* x, const T* weight, const Linear& linear, int64_t first,
+                     float* y) {
+    const int64_t in = linear.in;
+    vf sums[Count][Outputs] = {};
+    vector_loop(in, [&](int64_t i, int64_t lanes) {
+        vf w[Outputs];
+#pragma GCC unroll 4
+        for (int o = 0; o < Outputs; ++o) {
+            w[o] = load(weight + o * in + i, lanes);
+            // The block that follows: rows are too short for the processor to look ahead by itself.
+            if (Fetches) __builtin_prefetch(weight + (Outputs + o) * in + i);
+        }
+#pragma GCC unroll 8
+        for (int row = 0; row < Count; ++row) {
+            const vf value = load(x + row * in + i, lanes);
+#pragma GCC unroll 4
+            for (int o = 0; o < Outputs; ++o) sums[row][o] += value * w[o];
+        }
+    });
+    for (int o = 0; o < Outputs; ++o) {
+        const float scale = linear.scales ? linear.scales[first + o] : 1.0f;
+        const float bias = linear.bias ? linear.bias[first + o] : 0.0f;
+        for (int row = 0; row < Count; ++row)
+            y[row * linear.out + first + o] = sum_of(sums[row][o]) * scale + bias;
+    }
+}
+
+template <int Outputs, class T>
+void all_rows(const float* x, int64_t rows, const Linear& linear, int64_t first, float* y) {
+    const T* weight = static_cast<const T*>(linear.weight) + first * linear.in;
+    int64_t row = 0;
+    const auto step = [&](auto count, auto fetches) {
+        dot_rows<count(), Outputs, fetches()>(x + row * linear.in, weight, linear, first,
+                                              y + row * linear.out);
+        row += count();
+    };
+    constexpr std::integral_constant<int, 4> four{};
+    constexpr std::integral_constant<int, 1> one{};
+    rows >= 4 ? step(four, std::true_type{}) : step(one, std::true_type{});
+    while (row + 4 <= rows) step(four, std::false_type{});
+    while (row < rows) step(one, std::false_type{});
+}
+
+// y [rows, out] = x [rows, in] weight^T * scales + bias, for a weight of a type
+template <class T>
+void multiply_stored(const float* x, int64_t rows, const Linear& linear, float* y) {
+    parallel_ranges(ceil_div(linear.out, 4), 4 * linear.in, [=](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) {
+            const int64_t first = block * 4;
+            if (first + 4 <= linear.out) {
+                all_rows<4, T>(x, rows, linear, first, y);
+                continue;
+            }
+            for (int64_t o = first; o < linear.out; ++o) all_rows<1, T>(x, rows, linear, o, y);
+        }
+    });
+}
+
+template <class T>
+void multiply_rows(const float* x, int64_t rows, const Linear& linear, float* y) {
+    if (linear.scales) return multiply_stored<int8_t>(x, rows, linear, y);
+    multiply_stored<T>(x, rows, linear, y);
+}
+
+}  // namespace kernels
