@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of the server: ``python -m mindspeed_ms.toolkit.serve --model FOLDER``.
+
+Under mpiexec, torchrun or msrun the layout flags share the model out; the first rank listens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import importlib.util
+import logging
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.core.inference.engine import InferenceEngine, refuse_layout
+from mindspeed_ms.toolkit.generation.config import GenerationConfig
+from mindspeed_ms.toolkit.generation.mixin import GenerationMixin
+from mindspeed_ms.toolkit.models.auto import AutoModelForCausalLM
+from mindspeed_ms.toolkit.serve.batch import Beams, ContinuousBatch, Request
+from mindspeed_ms.toolkit.serve.loop import Desk, run
+from mindspeed_ms.toolkit.serve.metrics import Metrics
+from mindspeed_ms.toolkit.serve.openai_forms import Served
+from mindspeed_ms.toolkit.tokenization import of_checkpoint
+from mindspeed_ms.training.entry import user_errors
+
+logger = logging.getLogger(__name__)
+PACKAGES = ("starlette", "uvicorn", "prometheus_client")
+LAYOUT = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "expert_model_parallel_size",
+)
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What a server is started with."""
+
+    model: str
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    max_rows: int = 16
+    max_queue: int = 256
+    max_length: int | None = None
+    max_step_tokens: int = 2048
+    max_body: int = 8 * 2**20
+    max_tokens_to_oom: int | None = None
+    dtype: str | None = None
+    chat_template: str | None = None
+    layout: Mapping[str, Any]
+    access_log: bool = False
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mindspeed_ms.toolkit.serve",
+        description="Answers OpenAI's and Megatron's requests for text with a model.",
+    )
+    add = parser.add_argument
+    add("--model", "--load", required=True, help="folder of the model, or of a checkpoint")
+    add("--served-model-name", help="its name in requests (default: the folder's)")
+    add("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    add("--port", type=int, default=8000, help="0: any that is free")
+    add("--api-key", action="append", default=[], help="a key that clients must send")
+    add("--api-key-file", type=Path, help="a key per line")
+    add("--max-batch-size", type=_positive, default=16, help="sequences that run at a time")
+    add("--max-queue", type=int, default=256, help="further sequences that may wait")
+    add("--max-model-len", type=_positive, help="tokens of a prompt and its answer")
+    add("--max-batched-tokens", type=_positive, default=2048, help="of prompts that join at a time")
+    add("--max-body-bytes", type=_positive, default=8 * 2**20, help="of a request")
+    add("--chat-template", type=Path, help="file with a Jinja template for chats")
+    add("--access-log", action="store_true", help="a line per request on standard error")
+    add("--bf16", action="store_true", help="weights and computation in bfloat16")
+    add("--fp16", action="store_true", help="weights and computation in float16")
+    layout = parser.add_argument_group("layout")
+    for name in LAYOUT:
+        layout.add_argument(f"--{name.replace('_', '-')}", type=_positive, default=1)
+    layout.add_argument("--sequence-parallel", action="store_true")
+    of_checkpoint.add_flags(parser)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings that flags name.
+
+    Raises:
+        ValueError: a file of them is empty.
+        OSError: a file of them cannot be read.
+    """
+    keys = list(arguments.api_key)
+    if arguments.api_key_file is not None:
+        keys += arguments.api_key_file.read_text(encoding="utf-8").split()
+        if not keys:
+            raise ValueError(f"{arguments.api_key_file} holds no key; write one per line")
+    if "" in keys:
+        raise ValueError("--api-key is empty; give a key, or leave the flag out")
+    template = arguments.chat_template
+    given = vars(arguments)
+    return Settings(
+        model=arguments.model,
+        name=arguments.served_model_name or Path(arguments.model).resolve().name,
+        host=arguments.host,
+        port=arguments.port,
+        api_keys=tuple(keys),
+        max_rows=arguments.max_batch_size,
+        max_queue=max(arguments.max_queue, 0),
+        max_length=arguments.max_model_len,
+        max_step_tokens=arguments.max_batched_tokens,
+        max_body=arguments.max_body_bytes,
+        dtype="bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else None,
+        chat_template=None if template is None else template.read_text(encoding="utf-8"),
+        layout={name: given[name] for name in (*LAYOUT, "sequence_parallel") if given[name]},
+        access_log=arguments.access_log,
+    )
+
+
+def require_packages() -> None:
+    """Refuse to begin without the web server's packages.
+
+    Raises:
+        ValueError: names them.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"the server needs {' and '.join(missing)}, which cannot be imported here; "
+            'pip install "mindspeed_ms[serve]"'
+        )
+
+
+def serve(settings: Settings, tokenizer_flags: argparse.Namespace) -> None:
+    """Listen, and answer until SIGTERM or SIGINT; what runs then is finished.
+
+    Raises:
+        ValueError: the model, the layout or the address does not do.
+
+    Parallelism: collective over the world; rank 0 listens.
+    """
+    require_packages()
+    options = dict(settings.layout)
+    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=settings.dtype, **options)
+    tokenizers = [_tokenizer(settings, tokenizer_flags) for _ in range(2)]  # one per thread
+    model.build()
+    refuse_layout(model.engine_config.model_config)
+    with model.active(), model.inference_engine(settings.max_rows) as engine:
+        served = _served(settings, model, engine, tokenizers[0])
+        batch = ContinuousBatch(
+            engine,
+            tokenizers[1],
+            max_rows=settings.max_rows,
+            max_tokens=settings.max_step_tokens,
+            search=_Beams(model),
+        )
+        if comm.get_rank() == 0:
+            _listen(settings, served, batch)
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the first rank says when it is over
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            run(batch, None)
+
+
+def _tokenizer(settings: Settings, flags: argparse.Namespace) -> Any:
+    found = of_checkpoint.tokenizer_of(flags, Path(settings.model))
+    if settings.chat_template is not None:
+        if not hasattr(found, "apply_chat_template"):
+            raise ValueError(
+                "--chat-template needs a tokenizer of Hugging Face's form; give --tokenizer FOLDER"
+            )
+        found.chat_template = settings.chat_template
+    return found
+
+
+def _served(
+    settings: Settings, model: GenerationMixin, engine: InferenceEngine, tokenizer: Any
+) -> Served:
+    config, own = model.engine_config, model.generation_config
+    options = own if isinstance(own, GenerationConfig) else GenerationConfig(**own)
+    ends = list(options.end_tokens)
+    if not ends and tokenizer.eos_token_id is not None:
+        ends = [tokenizer.eos_token_id]
+    sizes = config.model_config
+    natural = engine.max_length or sizes.max_position_embeddings or sizes.seq_length
+    begin = getattr(tokenizer, "bos_token_id", None)
+    return Served(
+        name=settings.name,
+        tokenizer=tokenizer,
+        vocab_size=engine.vocab_size,
+        max_length=min(settings.max_length or natural, natural),
+        end_tokens=tuple(ends),
+        begin_token=options.bos_token_id if begin is None else begin,
+        max_open=settings.max_rows + settings.max_queue,
+        created=int(time.time()),
+        max_tokens_to_oom=settings.max_tokens_to_oom,
+    )
+
+
+class _Beams:
+    """Searches beams with a cache of its own, while the other sequences stand still."""
+
+    def __init__(self, model: GenerationMixin) -> None:
+        self._model = model
+
+    def __call__(self, request: Request) -> Beams:
+        """The beams of a request."""
+        output = self._model.generate(
+            [list(request.prompt)],
+            generation_config=request.config,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        rows = memory.as_numpy(output.sequences)[:, len(request.prompt) :].tolist()
+        scores = memory.as_numpy(output.sequences_scores).tolist()
+        return Beams(request.number, tuple(map(tuple, rows)), tuple(scores))
+
+
+def _listen(settings: Settings, served: Served, batch: ContinuousBatch) -> None:
+    """The first rank: a web server in a thread, the steps in this one."""
+    uvicorn: Any = importlib.import_module("uvicorn")
+    app: Any = importlib.import_module("mindspeed_ms.toolkit.serve.app")
+    desk = Desk(served.max_open, Metrics())
+    limits = app.Limits(max_body=settings.max_body, api_keys=settings.api_keys)
+    config = uvicorn.Config(
+        app.App(served, desk, limits).starlette(),
+        log_level="info" if settings.access_log else "warning",
+        access_log=settings.access_log,
+        lifespan="off",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=30,
+    )
+    server = uvicorn.Server(config)
+    with _socket(settings.host, settings.port) as listening:
+        thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [listening]}, name="web", daemon=True
+        )
+        previous = _stop_on_signals(desk)
+        thread.start()
+        _announce(settings, listening.getsockname()[1])
+        try:
+            gc.freeze()  # the model stays; the collector need not look at it
+            run(batch, desk)
+        except BaseException as error:
+            desk.fail(f"the server has failed: {error}")
+            raise
+        finally:
+            server.should_exit = True
+            thread.join(timeout=40)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _socket(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"cannot listen at {host} port {port}: {error}; choose another --host or --port"
+        ) from None
+
+
+def _stop_on_signals(desk: Desk) -> dict[int, Any]:
+    """Finish running requests at the first signal, end at once at the second."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        desk.stop()
+
+    return {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
+def _announce(settings: Settings, port: int) -> None:
+    if settings.host not in LOOPBACK and not settings.api_keys:
+        logger.warning(
+            "WARNING: %s can be reached from other machines and asks for no key; give --api-key",
+            settings.host,
+        )
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    sys.stdout.write(f"serving {settings.name} at http://{host}:{port}\n")
+    sys.stdout.flush()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Serve until a signal; return the status.
+
+    Args:
+        words: of the command line; None: those of the process.
+    """
+    arguments = make_parser().parse_args(words)
+    with user_errors():
+        serve(settings_of(arguments), arguments)
+    return 0
