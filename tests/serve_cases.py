@@ -19,6 +19,8 @@ from mindspeed_ms.toolkit.generation.config import GenerationConfig
 from mindspeed_ms.toolkit.serve.batch import Piece, Request
 
 ROOT = Path(__file__).parents[1]
+MODULE = ("-m", "mindspeed_ms.toolkit.serve")
+MEGATRONS = (str(ROOT / "tools/run_text_generation_server.py"),)
 OPTIONS = (
     {"max_new_tokens": 9},
     {"max_new_tokens": 12, "do_sample": True, "top_k": 0, "num_return_sequences": 3},
@@ -105,9 +107,9 @@ def served_folder(folder, model_type="llama"):
 
 
 @contextmanager
-def server(folder, *flags, launcher=(sys.executable,), status=0):
+def server(folder, *flags, launcher=(sys.executable,), program=MODULE, status=0):
     """The address of a server that runs, and its process."""
-    words = ["-m", "mindspeed_ms.toolkit.serve", "--model", str(folder)]
+    words = [*program, "--load", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOG_v": "3"}
     process = subprocess.Popen(
         [*launcher, *words, "--port", "0", *flags],

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 from generation_models import RECORDED
-from serve_cases import served_folder, server
+from serve_cases import MEGATRONS, served_folder, server
 
 pytestmark = pytest.mark.e2e
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -298,6 +298,21 @@ def test_keys(folder, tmp_path):
         assert call(process.address, "PUT", "/api", {})[0] == 401
         assert call(process.address, "GET", "/metrics")[0] == 401
         assert call(process.address, "GET", "/health") == (200, {"status": "ok"})
+
+
+def test_megatrons_tool_with_its_flags(folder):
+    flags = ("--tensor-model-parallel-size", "1", "--micro-batch-size", "1", "--seed", "42")
+    flags += ("--inference-max-requests", "2", "--inference-max-seq-length", "32", "--num-layers")
+    flags += ("2", "--max-tokens-to-oom", "50", "--inference-logging-step-interval", "4")
+    with server(folder, *flags, program=MEGATRONS) as process:
+        body = {"prompts": [PROMPT], "tokens_to_generate": 14, "top_k": 1, "stop_token": 0}
+        status, found = call(process.address, "PUT", "/api", body)
+        assert status == 200 and found["text"] == [f"{PROMPT} {ANSWER}"]
+        status, found = call(process.address, "PUT", "/api", body | {"prompts": [PROMPT] * 3})
+        assert (status, found) == (400, "Too many tokens.  60 is greater than 50")
+        assert call(process.address, "GET", "/v1/models")[1]["data"][0]["max_model_len"] == 32
+        os.kill(process.pid, signal.SIGTERM)
+        assert "step 4: 1 running, 0 waiting" in process.stdout.read()
 
 
 def test_two_ranks_serve_and_finish_what_runs(folder):

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from mindspeed_ms.backend import comm, memory
-from mindspeed_ms.core.inference.engine import InferenceEngine, refuse_layout
+from mindspeed_ms.core.inference.engine import InferenceEngine, position_limit, refuse_layout
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
 from mindspeed_ms.toolkit.generation.mixin import GenerationMixin
 from mindspeed_ms.toolkit.models.auto import AutoModelForCausalLM
@@ -63,6 +63,10 @@ class Settings:
     chat_template: str | None = None
     layout: Mapping[str, Any]
     access_log: bool = False
+    max_cache_bytes: int | None = None
+    """Of keys and values on a rank; fewer sequences run at a time if they need more."""
+    log_interval: int = 0
+    """Steps between two lines about the batch; 0: none."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -164,12 +168,15 @@ def serve(settings: Settings, tokenizer_flags: argparse.Namespace) -> None:
     tokenizers = [_tokenizer(settings, tokenizer_flags) for _ in range(2)]  # one per thread
     model.build()
     refuse_layout(model.engine_config.model_config)
-    with model.active(), model.inference_engine(settings.max_rows) as engine:
+    rows = settings.max_rows
+    if settings.max_cache_bytes is not None:
+        rows = rows_within(settings.max_cache_bytes, settings, model)
+    with model.active(), model.inference_engine(rows) as engine:
         served = _served(settings, model, engine, tokenizers[0])
         batch = ContinuousBatch(
             engine,
             tokenizers[1],
-            max_rows=settings.max_rows,
+            max_rows=rows,
             max_tokens=settings.max_step_tokens,
             search=_Beams(model),
         )
@@ -179,6 +186,35 @@ def serve(settings: Settings, tokenizer_flags: argparse.Namespace) -> None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the first rank says when it is over
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             run(batch, None)
+
+
+def longest(settings: Settings, model: GenerationMixin) -> int:
+    """Tokens that a prompt and its answer may have."""
+    config = model.engine_config.model_config
+    natural = position_limit(config) or config.max_position_embeddings or config.seq_length
+    return min(settings.max_length or natural, natural)
+
+
+def rows_within(num_bytes: int, settings: Settings, model: GenerationMixin) -> int:
+    """How many sequences at a time have room in so many bytes of a rank's cache.
+
+    Raises:
+        ValueError: not one has.
+
+    Parallelism: collective over the world; stages with more layers decide.
+    """
+    with model.active(), model.inference_engine() as engine:
+        engine.free(engine.add([[0]])[0])
+        of_token = engine.cache.num_bytes / engine.cache.room
+        engine.cache.reserve(longest(settings, model))
+        needed = max(comm.all_gather_object(int(of_token * engine.cache.room)))
+    fitting = num_bytes // max(needed, 1)
+    if not fitting:
+        raise ValueError(
+            f"the cache may have {num_bytes} bytes, but one sequence needs {needed}; raise "
+            "--inference-dynamic-batching-buffer-size-gb, or lower --inference-max-seq-length"
+        )
+    return min(settings.max_rows, fitting)
 
 
 def _tokenizer(settings: Settings, flags: argparse.Namespace) -> Any:
@@ -195,19 +231,17 @@ def _tokenizer(settings: Settings, flags: argparse.Namespace) -> Any:
 def _served(
     settings: Settings, model: GenerationMixin, engine: InferenceEngine, tokenizer: Any
 ) -> Served:
-    config, own = model.engine_config, model.generation_config
+    own = model.generation_config
     options = own if isinstance(own, GenerationConfig) else GenerationConfig(**own)
     ends = list(options.end_tokens)
     if not ends and tokenizer.eos_token_id is not None:
         ends = [tokenizer.eos_token_id]
-    sizes = config.model_config
-    natural = engine.max_length or sizes.max_position_embeddings or sizes.seq_length
     begin = getattr(tokenizer, "bos_token_id", None)
     return Served(
         name=settings.name,
         tokenizer=tokenizer,
         vocab_size=engine.vocab_size,
-        max_length=min(settings.max_length or natural, natural),
+        max_length=longest(settings, model),
         end_tokens=tuple(ends),
         begin_token=options.bos_token_id if begin is None else begin,
         max_open=settings.max_rows + settings.max_queue,
@@ -259,7 +293,7 @@ def _listen(settings: Settings, served: Served, batch: ContinuousBatch) -> None:
         _announce(settings, listening.getsockname()[1])
         try:
             gc.freeze()  # the model stays; the collector need not look at it
-            run(batch, desk)
+            run(batch, desk, settings.log_interval)
         except BaseException as error:
             desk.fail(f"the server has failed: {error}")
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -160,16 +161,18 @@ class Desk:
         return self._open.pop(number, None) is not None
 
 
-def run(batch: ContinuousBatch, desk: Desk | None) -> None:
+def run(batch: ContinuousBatch, desk: Desk | None, log_interval: int = 0) -> None:
     """Step until the desk is told to stop and all requests are answered.
 
     Args:
         batch: the requests.
         desk: on the first rank, where they come from.
+        log_interval: steps between two lines about the batch; 0: none.
 
     Parallelism: collective over the world; only rank 0 has a desk.
     """
     is_shared = comm.get_world_size() > 1
+    num_steps = 0
     while True:
         order = Order([], [])
         if desk is not None:
@@ -186,4 +189,9 @@ def run(batch: ContinuousBatch, desk: Desk | None) -> None:
         events = batch.step()
         if desk is not None:
             desk.metrics.note_step(batch, bool(events))
+            num_steps += bool(events)
+            if log_interval and events and num_steps % log_interval == 0:
+                running, waiting = batch.num_running, batch.num_waiting
+                sys.stdout.write(f"step {num_steps}: {running} running, {waiting} waiting\n")
+                sys.stdout.flush()
             desk.deliver(events)

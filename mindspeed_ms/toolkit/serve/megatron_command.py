@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tools/run_text_generation_server.py`` with Megatron's flags.
+
+Source: Megatron-LM's tool of that name (flags, the port, what they limit).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mindspeed_ms.backend.spokesman import is_first_of_host
+from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
+from mindspeed_ms.models.identity import RUN_SETTINGS
+from mindspeed_ms.toolkit.serve.command import LAYOUT, Settings, serve
+from mindspeed_ms.training.arguments import given_attributes, parse_args
+from mindspeed_ms.training.checkpoint_config import MODEL_SECTIONS, config_of, spec_of
+from mindspeed_ms.training.entry import user_errors
+from mindspeed_ms.training.flags import ROWS, Field
+from mindspeed_ms.training.flags.other_programs import SERVER_FLAGS
+from mindspeed_ms.training.from_args import no_effect_report
+
+PORT = 5000
+GIB = 2**30
+_NAMES = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "vocab_size")
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The flags that Megatron's tool has beside those of training, and this server's own."""
+    group = parser.add_argument_group("text generation server")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen at")
+    group.add_argument("--port", type=int, default=PORT, help="0: any that is free")
+    group.add_argument("--api-key", action="append", default=[], help="a key clients must send")
+    group.add_argument("--served-model-name", help="its name in OpenAI's requests")
+    group.add_argument("--tokenizer", help="folder of a Hugging Face tokenizer")
+    group.add_argument("--max-queue", type=int, default=256, help="sequences that may wait")
+    return parser
+
+
+def settings_of(args: Namespace) -> Settings:
+    """The settings that Megatron's flags stand for.
+
+    Raises:
+        ValueError: no checkpoint is named, or flags contradict the one that is.
+    """
+    if not args.load:
+        raise ValueError("there is no checkpoint; name its folder with --load")
+    folder = Path(args.load)
+    if args.ckpt_step is not None:
+        folder = folder / f"iter_{args.ckpt_step:07d}"
+    for line in contradictions(args, folder):
+        raise ValueError(line)
+    layout: dict[str, Any] = {name: getattr(args, name) for name in LAYOUT}
+    if args.sequence_parallel:
+        layout["sequence_parallel"] = True
+    return Settings(
+        model=str(folder),
+        name=args.served_model_name or Path(args.load).resolve().name,
+        host=args.host,
+        port=args.port,
+        api_keys=tuple(args.api_key),
+        max_rows=max_rows_of(args),
+        max_queue=max(args.max_queue, 0),
+        max_length=args.inference_max_seq_length,
+        max_step_tokens=_first(
+            args.inference_dynamic_batching_max_tokens_override,
+            args.inference_dynamic_batching_max_tokens,
+            2048,
+        ),
+        max_tokens_to_oom=args.max_tokens_to_oom,
+        max_cache_bytes=int(args.inference_dynamic_batching_buffer_size_gb * GIB),
+        dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
+        layout=layout,
+        access_log=bool(args.inference_text_gen_server_logging),
+        log_interval=args.inference_logging_step_interval,
+    )
+
+
+def max_rows_of(args: Namespace) -> int:
+    """Sequences that run at a time: the newest of Megatron's names for it comes first."""
+    rows = _first(
+        args.inference_dynamic_batching_max_requests_override,
+        args.inference_dynamic_batching_max_requests,
+        args.inference_max_batch_size,
+        args.inference_max_requests,
+    )
+    if rows < 1:
+        raise ValueError(f"{rows} requests at a time were asked for; it must be at least 1")
+    return int(rows)
+
+
+def _first(*values: int | None) -> int:
+    return next(value for value in values if value is not None)
+
+
+def contradictions(args: Namespace, folder: Path) -> Iterator[str]:
+    """Flags of the model that the checkpoint states otherwise."""
+    found = find_checkpoint(folder, None)
+    if found is None:
+        raise ValueError(f"{folder} holds no checkpoint; correct --load")
+    stated = config_of(open_checkpoint(found, spec_of).common).to_dict()
+    given = given_attributes(args)
+    for row in ROWS:
+        if row.dest not in given or not isinstance(row.state, Field):
+            continue
+        section, _, name = row.state.path.partition(".")
+        value = row.state.stated(getattr(args, row.dest))
+        if section not in MODEL_SECTIONS or name in RUN_SETTINGS or not _is_plain(value):
+            continue
+        own = stated[section].get(name, value)
+        if _is_plain(own) and own != value:
+            yield (
+                f"{row.names[0]} makes {name} {value}, but in the checkpoint it is {own}; correct "
+                "the flag, or leave it out"
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Serve until a signal; return the status.
+
+    Args:
+        words: of the command line; None: those of the process.
+    """
+    args = parse_args(words, add_server_flags)
+    with user_errors():
+        settings = settings_of(args)
+        told = (line for line in no_effect_report(args) if line.split()[0] not in SERVER_FLAGS)
+        if is_first_of_host():
+            sys.stdout.writelines(f"{line}\n" for line in told)
+        names = {name: getattr(args, name, None) for name in _NAMES}
+        serve(settings, Namespace(tokenizer=args.tokenizer, **names))
+    return 0
