@@ -9,7 +9,9 @@ from typing import ClassVar, Literal
 from mindspeed_ms.config.kinds import Count, Experts, NonNegative, Positive, Share
 from mindspeed_ms.config.section import Section
 
-BalancingType = Literal["none", "aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn"]
+BalancingType = Literal[
+    "none", "aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "quantile_balancing"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +33,20 @@ class MoEConfig(Section):
 
     moe_router_load_balancing_type: BalancingType | tuple[BalancingType, ...] = "none"
     """What keeps the experts evenly used: a loss over the micro-batch (aux_loss), over each
-    sequence (seq_aux_loss), over all data parallel ranks (global_aux_loss), several of them, or
-    sinkhorn's choices. none: nothing.
+    sequence (seq_aux_loss), over all data parallel ranks (global_aux_loss), several of them,
+    sinkhorn's choices, or thresholds of the experts that follow the quantiles of their logits
+    (quantile_balancing). none: nothing.
     """
+
+    moe_router_quantile_balancing_ema: Share = 0.0
+    """Share of the old thresholds in the new ones. 0: they are the last step's quantiles."""
+
+    moe_device_level_aux_loss_coeff: NonNegative = 0.0
+    """Weight of a loss that balances groups of experts: those of moe_router_num_groups, else of the
+    expert parallel ranks."""
+
+    moe_comm_aux_loss_coeff: NonNegative = 0.0
+    """Weight of a loss that balances how many tokens visit each of these groups."""
 
     moe_token_dispatcher_type: Literal["alltoall", "allgather", "alltoall_seq", "flex"] = "alltoall"
     """How tokens travel to the rank of their expert; alltoall_seq and flex are alltoall."""
@@ -86,11 +99,15 @@ class MoEConfig(Section):
     moe_layer_freq: tuple[Literal[0, 1], ...] | Count = 1
     """Every n-th layer is a MoE layer, or a 0/1 list with one item per layer. 1: all layers."""
 
-    moe_router_score_function: Literal["softmax", "sigmoid"] = "softmax"
-    """Turns router logits into scores."""
+    moe_router_score_function: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "softmax"
+    """Turns router logits into scores; sqrtsoftplus is the root of log(1 + exp(logit))."""
 
     moe_router_pre_softmax: bool = False
     """Take the softmax before choosing the experts. False: over the chosen ones."""
+
+    moe_router_norm_topk_prob: bool = False
+    """With moe_router_pre_softmax, divide the chosen experts' weights by their sum. False: only the
+    other ways of weighing make them sum to 1."""
 
     moe_router_topk_scaling_factor: Positive | None = None
     """Factor on the chosen experts' weights. None: 1."""
@@ -119,6 +136,18 @@ class MoEConfig(Section):
     model's compute_dtype.
     """
 
+    moe_router_force_biased: NonNegative | None = None
+    """Add to each expert's logits a constant drawn from N(0, this), to measure speed with
+    imbalance. None: none."""
+
+    moe_apply_probs_on_input: bool = False
+    """With moe_router_topk 1, multiply what an expert reads by its weight. False: what it returns.
+    """
+
+    moe_latent_size: Count | None = None
+    """Width at which tokens travel to experts, which is theirs outside: a matrix before and one
+    behind change it. None: hidden_size."""
+
     moe_router_force_load_balancing: bool = False
     """Choose experts at random, to measure speed without imbalance. False: by their scores."""
 
@@ -143,7 +172,7 @@ class MoEConfig(Section):
         return {
             name: value
             for name, value in zip(names, values, strict=True)
-            if name not in ("none", "sinkhorn")
+            if name not in ("none", "sinkhorn", "quantile_balancing")
         }
 
     def moe_layers(self, num_layers: int) -> tuple[bool, ...]:
@@ -190,15 +219,33 @@ class MoEConfig(Section):
                 f"moe_aux_loss_coeff has {len(weights)} values for {count} load balancing types; "
                 "give one for all, or one for each"
             )
-        if self.balances_by("sinkhorn") and (count > 1 or weights != 0.0):
+        for name in ("sinkhorn", "quantile_balancing"):
+            if self.balances_by(name) and (count > 1 or weights != 0.0):
+                raise ValueError(
+                    f"{name} balances by its choices and takes no loss, given {types} with "
+                    f"moe_aux_loss_coeff {weights}; use {name} alone with 0"
+                )
+        if self.moe_router_enable_expert_bias and self.moe_router_score_function == "softmax":
             raise ValueError(
-                f"sinkhorn balances by its choices and takes no loss, given {types} with "
-                f"moe_aux_loss_coeff {weights}; use sinkhorn alone with 0"
+                "moe_router_enable_expert_bias shifts the scores of single experts, but "
+                f"moe_router_score_function is {self.moe_router_score_function}; set it to sigmoid "
+                "or sqrtsoftplus"
             )
-        if self.moe_router_enable_expert_bias and self.moe_router_score_function != "sigmoid":
+        if self.balances_by("quantile_balancing") and (
+            self.moe_router_enable_expert_bias or self.moe_router_num_groups is not None
+        ):
             raise ValueError(
-                "moe_router_enable_expert_bias shifts sigmoid scores, but "
-                f"moe_router_score_function is {self.moe_router_score_function}; set it to sigmoid"
+                "quantile_balancing chooses by logits alone; leave out "
+                "moe_router_enable_expert_bias and moe_router_num_groups"
+            )
+        if self.moe_apply_probs_on_input and self.moe_router_topk != 1:
+            raise ValueError(
+                f"moe_apply_probs_on_input needs moe_router_topk 1, given {self.moe_router_topk}; "
+                "an expert's input has one weight"
+            )
+        if self.moe_latent_size is not None and self.moe_shared_expert_overlap:
+            raise ValueError(
+                "moe_shared_expert_overlap does not go together with moe_latent_size; leave it out"
             )
         self._check_groups()
         is_single = self.is_moe and self.moe_router_topk == 1 and not self.balances_by("sinkhorn")

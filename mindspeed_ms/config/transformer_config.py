@@ -454,6 +454,10 @@ class TransformerConfig(LayerOptions):
     def _check_attention(self) -> None:
         is_rotated = self.position_embedding_type == "rope" and not self.multi_latent_attention
         self._check_layers(self.num_layers, is_rotated=is_rotated, band=self.fa_config.window)
+        if self.qk_l2_norm and self.qk_layernorm:
+            raise ValueError("qk_l2_norm and qk_layernorm both normalize queries; keep one of them")
+        if self.attention_output_gate and self.use_query_layer:
+            raise ValueError("use_query_layer has no attention_output_gate; leave one of them out")
         keep, dropped = self.fa_config.keep_prob, self.attention_dropout_rate
         if keep != 1.0 and abs(1.0 - keep - dropped) > 1e-9:
             raise ValueError(
@@ -493,6 +497,12 @@ class TransformerConfig(LayerOptions):
                 )
 
     def _check_latent_attention(self) -> None:
+        for name in ("qk_l2_norm", "attention_output_gate"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} is for heads of one matrix, given multi_latent_attention; keep one of "
+                    "them"
+                )
         if self.group_query_attention:
             raise ValueError(
                 "multi_latent_attention makes keys and values for every head, given "

@@ -105,7 +105,7 @@ def collect(kinds: Mapping[str, Kind], num_layers: int, num_microbatches: int) -
     for row, (name, kind) in enumerate(kinds.items()):
         for layer in range(num_layers):
             for value in recorded.get((name, layer + 1), ()):
-                values[row, layer] += float(memory.as_numpy(value))
+                values[row, layer] += memory.as_numpy(value).item()
         if kind == "mean":
             values[row] /= sharing.size
     recorded.clear()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Balance of experts by a bias on their scores, which is adjusted after every step, not learnt.
+"""Balance of experts by numbers that are adjusted after every step, not learnt.
+
+A bias on their scores follows the load; thresholds of their logits follow the quantiles.
 
 Source: Wang et al., 2024 (auxiliary-loss-free load balancing); Megatron-LM
-``get_updated_expert_bias`` (rule and groups).
+``get_updated_expert_bias`` (rule and groups) and its ``quantile_balancing``.
 """
 
 from __future__ import annotations
@@ -35,6 +37,73 @@ def create_expert_bias(num_experts: int, update_rate: float) -> Parameter:
     bias.requires_grad = False
     bias.expert_load = ExpertLoad(np.zeros(num_experts, np.float64), update_rate)
     return bias
+
+
+@dataclass(slots=True)
+class Quantiles:
+    """What the thresholds of one router follow; an attribute of them."""
+
+    total: np.ndarray
+    """Sum of the quantiles of the micro-batches since the last update."""
+    ema: float
+    """Share of the old thresholds in the new ones."""
+    num_microbatches: int = 0
+
+
+def create_thresholds(num_experts: int, ema: float) -> Parameter:
+    """Fp32 zeros [num_experts] that no optimizer touches; checkpoints keep them."""
+    thresholds = create_parameter(
+        (num_experts,), lambda shape: np.zeros(shape, np.float32), name="qb_beta"
+    )
+    thresholds.requires_grad = False
+    thresholds.quantiles = Quantiles(np.zeros(num_experts, np.float32), ema)
+    return thresholds
+
+
+def chosen_by_quantiles(
+    logits: np.ndarray, thresholds: np.ndarray, topk: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(experts int32 [T, K], quantiles fp32 [E]) of logits [T, E].
+
+    A token takes the K experts that are farthest above their thresholds. The quantile of an expert
+    is the threshold at which T K / E tokens would take it, if the K + 1st of each stayed in place.
+
+    Source: Megatron-LM ``qb_dual_update`` (rule).
+    """
+    tokens, experts = logits.shape
+    above = logits - thresholds
+    order = np.argsort(-above, axis=1, kind="stable")
+    bar = np.take_along_axis(above, order[:, topk : topk + 1], axis=1)
+    target = tokens * topk // experts
+    wanted = -np.sort(-(logits - bar), axis=0)[min(target, tokens - 1)]
+    return np.ascontiguousarray(order[:, :topk], np.int32), wanted.astype(np.float32)
+
+
+def update_thresholds(modules: Sequence[Cell]) -> None:
+    """Move the thresholds to the mean quantiles of the step, and their mean to 0.
+
+    Parallelism: collective over data x context parallel ranks.
+    """
+    every = [
+        param
+        for module in modules
+        for _, param in named_buffers(module)
+        if getattr(param, "quantiles", None) is not None
+    ]
+    if not every:
+        return
+    means = [one.quantiles.total / max(one.quantiles.num_microbatches, 1) for one in every]
+    total = memory.from_numpy(np.stack(means).astype(np.float32))
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    if group.size > 1:
+        comm.all_reduce(total, group=group)
+    for param, mean in zip(every, memory.as_numpy(total) / np.float32(group.size), strict=True):
+        state = param.quantiles
+        ema = np.float32(state.ema)
+        new = ema * memory.as_numpy(param) + (np.float32(1.0) - ema) * mean
+        memory.copy_(param, memory.from_numpy((new - new.mean()).astype(np.float32)))
+        state.total[:] = 0.0
+        state.num_microbatches = 0
 
 
 def update_expert_biases(modules: Sequence[Cell]) -> None:

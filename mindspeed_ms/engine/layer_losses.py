@@ -7,7 +7,12 @@ import numpy as np
 
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import aux_losses
-from mindspeed_ms.legacy.model.moe.balance_losses import LOSS_NAMES, Z_LOSS
+from mindspeed_ms.legacy.model.moe.balance_losses import (
+    GROUP_LOSS,
+    LOSS_NAMES,
+    VISIT_LOSS,
+    Z_LOSS,
+)
 from mindspeed_ms.legacy.model.multi_token_prediction import loss_name
 
 
@@ -19,6 +24,10 @@ def expected_losses(config: TransformerConfig) -> dict[str, aux_losses.Kind]:
         for kind, weight in moe.balance_coefficients().items():
             if weight:
                 kinds[LOSS_NAMES[kind]] = "part"
+        if moe.moe_device_level_aux_loss_coeff:
+            kinds[GROUP_LOSS] = "part"
+        if moe.moe_comm_aux_loss_coeff:
+            kinds[VISIT_LOSS] = "part"
         if moe.moe_z_loss_coeff is not None:
             kinds[Z_LOSS] = "mean"
     for depth in range(config.mtp_num_layers or 0):
@@ -28,7 +37,7 @@ def expected_losses(config: TransformerConfig) -> dict[str, aux_losses.Kind]:
 
 def is_balancing(name: str) -> bool:
     """Whether a loss balances experts; the others predict further tokens."""
-    return name == Z_LOSS or name in LOSS_NAMES.values()
+    return name in (Z_LOSS, GROUP_LOSS, VISIT_LOSS, *LOSS_NAMES.values())
 
 
 def num_numbered_layers(config: TransformerConfig) -> int:

@@ -21,7 +21,8 @@ from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, MLA_UP_PROJECTION, 
 class AttentionSpec:
     """Attention with one matrix for queries, keys and values.
 
-    Its rows are grouped by key/value group: [N/G queries, key, value], D rows each.
+    Its rows are grouped by key/value group: [N/G queries, key, value], D rows each; with gates
+    [N/G queries, N/G gates, key, value].
     """
 
     num_heads: int
@@ -34,6 +35,11 @@ class AttentionSpec:
     k_layernorm: NormSpec | None = None
     normalizes_all_heads: bool = False
     """Whether these norms take the heads together."""
+    length_eps: float | None = None
+    """Added to the mean square of each head of queries and keys, by whose root they are divided;
+    None: they are not."""
+    has_gate: bool = False
+    """Whether rows of gates follow the queries of each group; see ``gpt_spec``."""
     rotates: bool = True
     """Whether queries and keys are rotated, in a model with rotary positions."""
     rotates_locally: bool = False
@@ -73,6 +79,8 @@ class AttentionSpec:
         heads = self.num_heads // sizes.tensor
         groups = max(1, self.num_groups // sizes.tensor)
         kept = sizes.tokens * sizes.width * 2 * (heads + groups) * self.head_dim
+        if self.has_gate:  # the gate, and what it multiplies
+            kept += sizes.tokens * sizes.width * 2 * heads * self.head_dim
         if self.normalizes_all_heads:  # the norms keep the heads of all ranks
             every = (self.num_heads + self.num_groups) * self.head_dim
             kept += sizes.tokens * sizes.width * every

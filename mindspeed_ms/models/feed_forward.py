@@ -101,19 +101,30 @@ class MoESpec:
     expert: MLPSpec
     """Every one of them."""
     expert_bias: BufferSpec | None = None
+    thresholds: BufferSpec | None = None
+    """Of quantile balancing."""
+    latent_down: LinearSpec | None = None
+    latent_up: LinearSpec | None = None
+    """From the hidden size to the width at which experts read and write, and back."""
     shared: SharedExpertSpec | None = None
 
     @property
     def operations(self) -> float:
         """Of a token's forward."""
         shared = 0.0 if self.shared is None else self.shared.operations
-        return self.router.operations + self.topk * self.expert.operations + shared
+        narrow = sum(one.operations for one in (self.latent_down, self.latent_up) if one)
+        return self.router.operations + self.topk * self.expert.operations + shared + narrow
 
     def children(self) -> Iterator[Child]:
         """Megatron's order of construction."""
         yield Child("router", "router", self.router)
         if self.expert_bias is not None:
             yield Child("router.expert_bias", "router.expert_bias", self.expert_bias)
+        if self.thresholds is not None:
+            yield Child("router.qb_beta", "router.qb_beta", self.thresholds)
+        if self.latent_down is not None and self.latent_up is not None:
+            yield Child("fc1_latent_proj", "fc1_latent_proj", self.latent_down)
+            yield Child("fc2_latent_proj", "fc2_latent_proj", self.latent_up)
         for number in range(self.num_experts):
             path = f"experts.local_experts.{number}"
             yield Child(path, path, self.expert, number)
@@ -131,7 +142,9 @@ class MoESpec:
         copies = sizes.rows * self.topk
         gathered = copies * sizes.expert_tensor  # every rank of an expert sees all its tokens
         kept = sum(self.expert.inner_bytes(gathered, sizes.expert_tensor, sizes.width))
-        hidden = self.router.inputs
+        hidden = self.expert.mapping.inputs
+        if self.latent_up is not None:
+            kept += sizes.rows * hidden * sizes.width
         kept += 3 * copies * hidden * sizes.width + 8 * sizes.rows * self.num_experts
         if self.shared is not None:
             kept += sum(self.shared.mlp.inner_bytes(sizes.tokens, sizes.tensor, sizes.width))

@@ -180,16 +180,19 @@ def attention_spec(config: TransformerConfig, index: int = 0) -> AttentionSpec:
         key_norm = replace(norm_spec(config, groups * channels), partial="never")
     elif config.qk_layernorm:
         query_norm = key_norm = replace(norm_spec(config, channels), partial="always")
+    rows = heads * (2 if config.attention_output_gate else 1) + 2 * groups
     return AttentionSpec(
         num_heads=heads,
         num_groups=groups,
         head_dim=channels,
         core_attention=scores_spec(config, index),
         out_proj=_output_projection(config, heads * channels),
-        qkv_proj=_column(config, config.hidden_size, (heads + 2 * groups) * channels, has_bias),
+        qkv_proj=_column(config, config.hidden_size, rows * channels, has_bias),
         q_layernorm=query_norm,
         k_layernorm=key_norm,
         normalizes_all_heads=config.qk_layernorm_full,
+        length_eps=config.norm_epsilon if config.qk_l2_norm else None,
+        has_gate=config.attention_output_gate,
         rotates=config.rotates(index),
         rotates_locally=config.rotary_base_local is not None and config.has_window(index),
     )
@@ -220,9 +223,12 @@ def latent_attention_spec(config: TransformerConfig, index: int = 0) -> LatentAt
 
 
 def mlp_spec(
-    config: TransformerConfig, width: int | None = None, has_bias: bool | None = None
+    config: TransformerConfig,
+    width: int | None = None,
+    has_bias: bool | None = None,
+    hidden: int | None = None,
 ) -> MLPSpec:
-    """A dense block of a width, default the configured one.
+    """A dense block of a width, default the configured one, between ``hidden`` channels.
 
     Raises:
         ValueError: gated_linear_unit and hidden_act contradict each other.
@@ -232,10 +238,12 @@ def mlp_spec(
     if has_bias is None:
         has_bias = config.mlp_has_bias or config.add_bias_linear
     stacked = 2 if config.gated_linear_unit else 1
-    mapping = _column(config, config.hidden_size, stacked * width, has_bias)
+    hidden = hidden or config.hidden_size
+    mapping = _column(config, hidden, stacked * width, has_bias)
+    projection = replace(_output_projection(config, width), outputs=hidden, has_bias=has_bias)
     return MLPSpec(
         mapping=replace(mapping, stride=stacked),
-        projection=replace(_output_projection(config, width), has_bias=has_bias),
+        projection=projection,
         activation=activation_of(config),
         is_gated=bool(config.gated_linear_unit),
         limit=config.activation_func_clamp_value,
@@ -266,13 +274,23 @@ def moe_spec(config: TransformerConfig) -> MoESpec:
             mlp=mlp_spec(config, moe.moe_shared_expert_intermediate_size, has_bias=False),
             gate=_whole(config, config.hidden_size, 1) if moe.moe_shared_expert_gate else None,
         )
+    narrow, has_bias = moe.moe_latent_size, config.add_bias_linear
+    down = up = None
+    if narrow is not None:
+        down = replace(_whole(config, config.hidden_size, narrow), has_bias=has_bias)
+        up = replace(_output_projection(config, narrow), split="whole", has_bias=has_bias)
     return MoESpec(
         num_experts=moe.num_experts,
         topk=moe.moe_router_topk,
         router=replace(
             _whole(config, config.hidden_size, moe.num_experts), has_bias=moe.moe_router_has_bias
         ),
-        expert=mlp_spec(config, moe.moe_ffn_hidden_size),
+        expert=mlp_spec(config, moe.moe_ffn_hidden_size, hidden=narrow),
+        latent_down=down,
+        latent_up=up,
+        thresholds=BufferSpec(shape=(moe.num_experts,))
+        if moe.balances_by("quantile_balancing")
+        else None,
         expert_bias=BufferSpec(shape=(moe.num_experts,))
         if moe.moe_router_enable_expert_bias
         else None,

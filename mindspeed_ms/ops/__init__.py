@@ -54,7 +54,7 @@ from mindspeed_ms.ops.experts import (
     take_columns,
     weighted_total,
 )
-from mindspeed_ms.ops.gated import Gate, gated, quick_gelu, scaled, softcapped
+from mindspeed_ms.ops.gated import Gate, gated, quick_gelu, scaled, sigmoid_gated, softcapped
 from mindspeed_ms.ops.selection import chosen, report, select, selected
 
 __all__ = [
@@ -119,6 +119,7 @@ __all__ = [
     "scaled",
     "select",
     "selected",
+    "sigmoid_gated",
     "silu",
     "softcapped",
     "softmax",

@@ -8,7 +8,7 @@ fp32. The functions are exported by ``ops``; the first part is differentiable, t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from mindspore import Tensor
 
@@ -33,10 +33,18 @@ __all__ = [
 ]
 
 
-def router_scores(logits: Tensor, function: Literal["softmax", "sigmoid"]) -> Tensor:
-    """Softmax over each row, or the sigmoid of each element. Shapes: [T, E] -> fp32 [T, E]."""
-    if function not in ("softmax", "sigmoid"):
-        raise ValueError(f"router_scores: function {function!r}; use 'softmax' or 'sigmoid'")
+ScoreFunction: TypeAlias = Literal["softmax", "sigmoid", "sqrtsoftplus"]
+
+
+def router_scores(logits: Tensor, function: ScoreFunction) -> Tensor:
+    """Softmax over each row, or of each element the sigmoid, or the root of its softplus.
+
+    Shapes: [T, E] -> fp32 [T, E].
+    """
+    if function not in ("softmax", "sigmoid", "sqrtsoftplus"):
+        raise ValueError(
+            f"router_scores: function {function!r}; use 'softmax', 'sigmoid' or 'sqrtsoftplus'"
+        )
     checks.float32_matrix("router_scores", logits.shape, logits.dtype)
     return chosen.kernels.router_scores(logits, function)
 

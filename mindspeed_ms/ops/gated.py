@@ -10,7 +10,7 @@ from mindspore import Tensor
 from mindspeed_ms.ops import checks
 from mindspeed_ms.ops.selection import chosen
 
-__all__ = ["Gate", "gated", "quick_gelu", "scaled", "softcapped"]
+__all__ = ["Gate", "gated", "quick_gelu", "scaled", "sigmoid_gated", "softcapped"]
 
 Gate: TypeAlias = Literal["gelu", "fast_gelu", "silu", "quick_gelu"]
 """What is done to the gate: gelu in its erf form, in its tanh form, silu, or z * sigmoid(1.702 z).
@@ -62,6 +62,16 @@ def gated(
             f"gated: activation {activation!r}; use gelu, fast_gelu, silu or quick_gelu"
         )
     return chosen.kernels.gated(x, bias, activation, limit, offset)
+
+
+def sigmoid_gated(x: Tensor, gate: Tensor) -> Tensor:
+    """``x * sigmoid(gate)`` in fp32. Shapes: x, gate and result [...].
+
+    Source: Qiu et al., 2025 (gated attention).
+    """
+    checks.floating("sigmoid_gated", x.dtype, gate.dtype)
+    checks.same_shape("sigmoid_gated", x.shape, gate.shape)
+    return chosen.kernels.sigmoid_gated(x, gate)
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:

@@ -168,6 +168,58 @@ def _expert_width(stated: Any, given: Arguments) -> Any:
     return default_ffn_hidden_size(given.hidden_size, is_gated)
 
 
+_BALANCED_BY = {
+    "softmax_topk": "none",
+    "noaux_tc": "none",
+    "group_limited_greedy": "aux_loss",
+    "pai_megatron_aux_loss": "aux_loss",
+}
+"""Routers of MindSpeed-LLM -> what balances experts."""
+
+
+def _balancing(stated: Any, given: Arguments) -> Any:
+    if given.moe_use_sinkhorn:
+        return "sinkhorn"
+    names = [stated] if isinstance(stated, str) else stated
+    if names is UNSET or names is None:
+        return stated
+    names = [_BALANCED_BY.get(name, name) for name in names]
+    if given.seq_aux:
+        names = ["seq_aux_loss" if name == "aux_loss" else name for name in names]
+    return tuple(names)
+
+
+def _weighs_before_choosing(stated: Any, given: Arguments) -> Any:
+    """Those routers of MindSpeed-LLM take the softmax of all scores."""
+    names = given.moe_router_load_balancing_type or ()
+    names = (names,) if isinstance(names, str) else names
+    return True if set(names) & {*_BALANCED_BY} - {"noaux_tc"} else stated
+
+
+def _score_function(stated: Any, given: Arguments) -> Any:
+    names = given.moe_router_load_balancing_type or ()
+    return "sigmoid" if "noaux_tc" in names else stated
+
+
+def _router_has_bias(stated: Any, given: Arguments) -> Any:
+    """As the other linear layers, in Megatron-core since 0.13."""
+    is_moe = bool(given.num_experts and given.num_experts > 1)
+    return bool(given.add_bias_linear) if stated is UNSET and is_moe else stated
+
+
+def _expert_layers(stated: Any, given: Arguments) -> Any:
+    first, layers = given.first_k_dense_replace, given.num_layers
+    if first is None or layers is None:
+        return stated
+    every = 1 if stated is UNSET or stated is None else stated
+    if not isinstance(every, int):
+        raise ValueError(
+            f"--moe-layer-freq {every} and --first-k-dense-replace {first} both say which layers "
+            "have experts; give --moe-layer-freq a number"
+        )
+    return tuple(int(layer >= first and layer % every == 0) for layer in range(layers))
+
+
 def _shared_width(stated: Any, given: Arguments) -> Any:
     if given.n_shared_experts and given.moe_ffn_hidden_size:
         return given.n_shared_experts * given.moe_ffn_hidden_size
@@ -191,6 +243,11 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "model_config.recompute_modules": _recompute_modules,
         "moe_config.moe_ffn_hidden_size": _expert_width,
         "moe_config.moe_shared_expert_intermediate_size": _shared_width,
+        "moe_config.moe_router_load_balancing_type": _balancing,
+        "moe_config.moe_router_pre_softmax": _weighs_before_choosing,
+        "moe_config.moe_router_score_function": _score_function,
+        "moe_config.moe_router_has_bias": _router_has_bias,
+        "moe_config.moe_layer_freq": _expert_layers,
         "parallel_config.zero_level": _zero_level,
         "parallel_config.virtual_pipeline_model_parallel_size": _num_chunks,
         "parallel_config.overlap_p2p_comm": _overlap_stages,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from mindspore import Tensor
 from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
@@ -27,6 +28,7 @@ class ReplicatedLinear(Cell):
         config: model configuration.
         init_method: values of W.
         compute_dtype: type the input is cast to, default the configured one.
+        bias: add a bias of zeros at first.
 
     Shapes:
         [s(/p), b, input_size] -> [s(/p), b, output_size].
@@ -42,6 +44,7 @@ class ReplicatedLinear(Cell):
         config: TransformerConfig,
         init_method: InitMethod,
         compute_dtype: str | mstype.Type | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         parallel = config.parallel_config
@@ -56,8 +59,16 @@ class ReplicatedLinear(Cell):
             dtype=config.params_dtype,
             shard=ShardSpec(partial_gradient=parallel.sequence_parallel),
         )
+        self.bias = None
+        if bias:
+            self.bias = create_parameter(
+                (output_size,),
+                lambda shape: np.zeros(shape, np.float32),
+                dtype=config.params_dtype,
+                shard=ShardSpec(partial_gradient=parallel.sequence_parallel),
+            )
 
     def construct(self, input_: Tensor) -> Tensor:
         """X -> Y."""
         input_ = ops.cast(input_, self.compute_dtype)
-        return column_parallel_linear(input_, self.weight, None, self.plan)
+        return column_parallel_linear(input_, self.weight, self.bias, self.plan)

@@ -219,6 +219,7 @@ class ParallelAttention(Cell):
         self.queries_per_group = divide(spec.num_heads, spec.num_groups, "num_attention_heads")
         self.rotary_interleaved = config.rotary_interleaved
         self.rotates, self.tables = spec.rotates, slice(2, 4) if spec.rotates_locally else slice(2)
+        self.has_gate, self.length_eps = spec.has_gate, spec.length_eps
         self.q_layernorm = self.k_layernorm = None
         self.normalizes_all_heads, self.group = spec.normalizes_all_heads, groups.tensor
         if spec.q_layernorm is not None and spec.k_layernorm is not None:
@@ -242,29 +243,43 @@ class ParallelAttention(Cell):
         if self.batch_first:
             hidden_states = exchanged(hidden_states)
         mixed, _ = self.qkv_proj(hidden_states)  # [S, B, G * (R + 2) * D]
-        q_SBND, k_SBGD, v_SBGD = ops.split_qkv(
-            mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
-        )
+        q_SBND, k_SBGD, v_SBGD, gate = self._split(mixed)
         if queries is not None:
             mixed, _ = self.qkv_proj(exchanged(queries) if self.batch_first else queries)
-            q_SBND, _, _ = ops.split_qkv(
-                mixed, self.num_groups_per_partition, self.queries_per_group, self.head_dim
-            )
+            q_SBND = self._split(mixed)[0]
         if self.q_layernorm is not None and self.k_layernorm is not None:
             q_SBND = ops.cast(self._normalized(q_SBND, self.q_layernorm), v_SBGD.dtype)
             k_SBGD = ops.cast(self._normalized(k_SBGD, self.k_layernorm), v_SBGD.dtype)
+        if self.length_eps is not None:
+            ones = memory.full((self.head_dim,), 1.0, q_SBND.dtype)
+            q_SBND = ops.rms_norm(q_SBND, ones, self.length_eps)
+            k_SBGD = ops.rms_norm(k_SBGD, ones, self.length_eps)
         if rotary_pos_emb is not None and self.rotates:
             cos, sin = rotary_pos_emb[self.tables]
             q_SBND = ops.rotary(q_SBND, cos, sin, self.rotary_interleaved)
             k_SBGD = ops.rotary(k_SBGD, cos, sin, self.rotary_interleaved)
         if inference_params is not None:
             context = self.core_attention.attend_cached(q_SBND, k_SBGD, v_SBGD, inference_params)
-            return self.out_proj(context)
+            return self.out_proj(context if gate is None else ops.sigmoid_gated(context, gate))
         context = self.core_attention.attend(
             q_SBND, k_SBGD, v_SBGD, attention_mask, again=self.attends_again
         )
+        if gate is not None:
+            context = ops.sigmoid_gated(context, gate)
         output, bias = self.out_proj(context)
         return (exchanged(output) if self.batch_first else output), bias
+
+    def _split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """(q [S, B, N, D], k, v [S, B, G, D], gate [S, B, N * D] or None) of [S, B, ...]."""
+        groups, queries = self.num_groups_per_partition, self.queries_per_group
+        if not self.has_gate:
+            return *ops.split_qkv(mixed, groups, queries, self.head_dim), None
+        both, k_SBGD, v_SBGD = ops.split_qkv(mixed, groups, 2 * queries, self.head_dim)
+        length, batch = both.shape[:2]
+        width = queries * self.head_dim
+        parts = ops.split_columns(both.reshape((length, batch, groups, 2 * width)), (width, width))
+        shape = (length, batch, groups * queries, self.head_dim)
+        return parts[0].reshape(shape), k_SBGD, v_SBGD, parts[1].reshape((length, batch, -1))
 
     def _normalized(self, heads: Tensor, norm: Cell) -> Tensor:
         """Queries or keys [S, B, heads, D], each head normalized, or all of the model together."""

@@ -135,4 +135,5 @@ def whole_linear(spec: LinearSpec, config: TransformerConfig) -> ReplicatedLinea
     kind: Callable[..., ReplicatedLinear] = ReplicatedLinear
     if spec.adapters:
         kind = partial(AdaptedReplicatedLinear, spec=spec)
-    return kind(spec.inputs, spec.outputs, config=config, init_method=init_method(spec.init))
+    init = init_method(spec.init)
+    return kind(spec.inputs, spec.outputs, config=config, init_method=init, bias=spec.has_bias)

@@ -73,6 +73,7 @@ from mindspeed_ms.ops.ascend.pointwise import (
     rms_norm,
     rotary,
     scaled,
+    sigmoid_gated,
     silu,
     softcapped,
     split_qkv,

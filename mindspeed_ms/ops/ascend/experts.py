@@ -37,6 +37,8 @@ _SMALL, _LARGE = 1e-20, 3.0e38
 
 def router_scores(logits: Tensor, function: str) -> Tensor:
     """See ``ops.router_scores``."""
+    if function == "sqrtsoftplus":
+        return mint.sqrt(mint.add(mint.nn.functional.softplus(logits), 1e-30))
     return mint.softmax(logits, -1) if function == "softmax" else mint.sigmoid(logits)
 
 

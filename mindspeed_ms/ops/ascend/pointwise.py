@@ -77,6 +77,11 @@ def gated(
     return mint.mul(gate, mint.add(up, offset) if offset else up)
 
 
+def sigmoid_gated(x: Tensor, gate: Tensor) -> Tensor:
+    """See ``ops.sigmoid_gated``."""
+    return mint.mul(x.astype(ms.float32), mint.sigmoid(gate.astype(ms.float32))).astype(x.dtype)
+
+
 def scaled(x: Tensor, factor: float) -> Tensor:
     """See ``ops.scaled``."""
     return mint.mul(x, factor)

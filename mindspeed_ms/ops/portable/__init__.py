@@ -15,6 +15,7 @@ from mindspeed_ms.ops.portable.activations import (
     gelu,
     quick_gelu,
     scaled,
+    sigmoid_gated,
     silu,
     softcapped,
     squared_relu,

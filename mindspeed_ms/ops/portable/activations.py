@@ -244,3 +244,24 @@ class _Softcapped(autograd.Function):
 def softcapped(x: Tensor, cap: float) -> Tensor:
     """See ``ops.softcapped``."""
     return _Softcapped.apply(x, cap)
+
+
+class _SigmoidGated(autograd.Function):
+    """``y = x s`` with ``s = sigmoid(gate)``; ``dx = dy s``, ``dgate = dy x s (1 - s)``."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(x, gate)
+        return tensor_of(wide(x) * sigmoid(wide(gate)), x.dtype)
+
+    @staticmethod
+    def backward(ctx: Context, dy: Tensor) -> tuple[Tensor, Tensor]:
+        x, gate = ctx.saved_tensors
+        s, grad = sigmoid(wide(gate)), wide(dy)
+        dgate = grad * wide(x) * s * (1.0 - s)
+        return tensor_of(grad * s, x.dtype), tensor_of(dgate, gate.dtype)
+
+
+def sigmoid_gated(x: Tensor, gate: Tensor) -> Tensor:
+    """See ``ops.sigmoid_gated``."""
+    return _SigmoidGated.apply(x, gate)

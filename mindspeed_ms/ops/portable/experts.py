@@ -29,12 +29,15 @@ def _host_ids(ids: Tensor) -> Array:
 
 
 class _Scores(autograd.Function):
-    """Softmax: ``dx = p * (dp - sum(p * dp))``; sigmoid: ``dx = p * (1 - p) * dp``."""
+    """Softmax: ``dx = p * (dp - sum(p * dp))``; sigmoid: ``dx = p * (1 - p) * dp``.
+
+    Root of softplus: ``dx = sigmoid(x) / (2 p) * dp`` with ``sigmoid(x) = 1 - exp(-p^2)``.
+    """
 
     @staticmethod
     def forward(ctx: Context, logits: Tensor, function: str) -> Tensor:
         x = wide(logits)
-        y = tensor_of(_softmax(x) if function == "softmax" else sigmoid(x))
+        y = tensor_of(_SCORES[function](x))
         ctx.save_for_backward(y)
         ctx.function = function
         return y
@@ -45,7 +48,16 @@ class _Scores(autograd.Function):
         p, dp = wide(y), wide(dy)
         if ctx.function == "softmax":
             return tensor_of(p * (dp - (p * dp).sum(axis=-1, keepdims=True))), None
+        if ctx.function == "sqrtsoftplus":
+            return tensor_of(-np.expm1(-p * p) / (2.0 * p) * dp), None
         return tensor_of(p * (1.0 - p) * dp), None
+
+
+def _sqrt_softplus(x: Array) -> Array:
+    return np.sqrt(np.maximum(np.logaddexp(x, np.float32(0)), np.float32(1e-30)))
+
+
+_SCORES = {"softmax": _softmax, "sigmoid": sigmoid, "sqrtsoftplus": _sqrt_softplus}
 
 
 def router_scores(logits: Tensor, function: str) -> Tensor:

@@ -122,6 +122,9 @@ def build(
         bytes_read = 0 if weights is None else _load(chunks, engine, weights)
         if adapters is not None:
             _load_adapters(chunks, engine, adapters)
+        elif weights is not None:  # files of adapters hold the lengths of rows
+            for chunk in chunks:
+                set_magnitudes(chunk)
     return Built(chunks, state, engine, bytes_read)
 
 
@@ -216,10 +219,7 @@ def _load(chunks: list[GPTModel], engine: AllConfig, weights: Found) -> int:
     )
     tensors = [tensor for tensor in _held(chunks) if not is_adapter_name(tensor.name)]
     _weights_only(catalog.tensors)
-    num_bytes = load_tensors(catalog, [], None, tensors, options).num_bytes
-    for chunk in chunks:
-        set_magnitudes(chunk)
-    return num_bytes
+    return load_tensors(catalog, [], None, tensors, options).num_bytes
 
 
 def _held(chunks: list[GPTModel]) -> list[LiveTensor]:

@@ -68,6 +68,8 @@ ROWS: tuple[Flag, ...] = in_group(
         ),
         value("--attn-logit-softcapping", float, Field("model_config.attn_logit_softcapping")),
         value("--query-pre-attn-scalar", float, Field("model_config.query_pre_attn_scalar")),
+        on("--qk-l2-norm", Field("model_config.qk_l2_norm")),
+        on("--attention-output-gate", Field("model_config.attention_output_gate")),
         value("--no-rope-freq", number_or_list, Field("model_config.no_rope_freq")),
         value(
             "--pre-tockens",

@@ -11,6 +11,7 @@ from mindspeed_ms.training.flags.row import (
     Refused,
     in_group,
     on,
+    toggle,
     value,
     values,
 )
@@ -18,7 +19,9 @@ from mindspeed_ms.training.flags.value_types import natural, number_or_list
 
 _EXPERTS = "moe_config."
 _LATENT = "model_config.mla_config."
-_NO_ROUTER = Refused("the router does not do this", "use aux_loss, and softmax or sigmoid scores")
+_TYPE = f"{_EXPERTS}moe_router_load_balancing_type"
+_OTHER_ROUTERS = ("softmax_topk", "group_limited_greedy", "pai_megatron_aux_loss", "noaux_tc")
+"""Routers of MindSpeed-LLM; ``flag_rules`` says what they are."""
 _WIDTH = f"{_EXPERTS}moe_ffn_hidden_size"
 _SHARED_WIDTH = f"{_EXPERTS}moe_shared_expert_intermediate_size"
 
@@ -31,7 +34,7 @@ MOE = in_group(
             Field(
                 f"{_EXPERTS}num_experts",
                 back=lambda count, _: None if count == 1 else count,
-                also=(_WIDTH,),
+                also=(_WIDTH, f"{_EXPERTS}moe_router_has_bias"),
             ),
             common=True,
         ),
@@ -39,7 +42,13 @@ MOE = in_group(
         values(
             "--moe-router-load-balancing-type",
             str,
-            Field(f"{_EXPERTS}moe_router_load_balancing_type"),
+            Field(
+                _TYPE,
+                also=(
+                    f"{_EXPERTS}moe_router_pre_softmax",
+                    f"{_EXPERTS}moe_router_score_function",
+                ),
+            ),
             arity="some",
             default="aux_loss",
             choices=(
@@ -49,8 +58,8 @@ MOE = in_group(
                 "sinkhorn",
                 "none",
                 "quantile_balancing",
+                *_OTHER_ROUTERS,
             ),
-            refuses=(("quantile_balancing", _NO_ROUTER),),
         ),
         values(
             "--moe-aux-loss-coeff",
@@ -104,7 +113,6 @@ MOE = in_group(
             Field(f"{_EXPERTS}moe_router_score_function"),
             "softmax",
             choices=("softmax", "sigmoid", "sqrtsoftplus"),
-            refuses=(("sqrtsoftplus", _NO_ROUTER),),
         ),
         on("--moe-router-pre-softmax", Field(f"{_EXPERTS}moe_router_pre_softmax")),
         value(
@@ -122,7 +130,16 @@ MOE = in_group(
         value("--moe-router-num-groups", int, Field(f"{_EXPERTS}moe_router_num_groups")),
         value("--moe-router-group-topk", int, Field(f"{_EXPERTS}moe_router_group_topk")),
         value("--moe-router-group-scores", int, Field(f"{_EXPERTS}moe_router_group_scores")),
-        on("--moe-router-has-bias", Field(f"{_EXPERTS}moe_router_has_bias")),
+        toggle("--moe-router-has-bias", Field(f"{_EXPERTS}moe_router_has_bias")),
+        value(
+            "--moe-router-quantile-balancing-ema",
+            float,
+            Field(f"{_EXPERTS}moe_router_quantile_balancing_ema"),
+            0.0,
+        ),
+        value("--moe-router-force-biased", float, Field(f"{_EXPERTS}moe_router_force_biased")),
+        on("--moe-apply-probs-on-input", Field(f"{_EXPERTS}moe_apply_probs_on_input")),
+        value("--moe-latent-size", int, Field(f"{_EXPERTS}moe_latent_size")),
         value(
             "--moe-router-dtype",
             str,
@@ -173,6 +190,35 @@ OTHER_NAMES = in_group(
             Field(_SHARED_WIDTH, by_rule=True),
             help="Shared experts of --moe-ffn-hidden-size each; another way to state "
             "--moe-shared-expert-intermediate-size.",
+        ),
+        on(
+            "--seq-aux",
+            Field(_TYPE, by_rule=True),
+            help="The balance loss of --moe-router-load-balancing-type is that of each sequence.",
+        ),
+        on(
+            "--moe-use-sinkhorn",
+            Field(_TYPE, by_rule=True),
+            help="Same as --moe-router-load-balancing-type sinkhorn.",
+        ),
+        on("--norm-topk-prob", Field(f"{_EXPERTS}moe_router_norm_topk_prob")),
+        on(
+            "--router-gating-in-fp32",
+            Field(f"{_EXPERTS}moe_router_dtype", means="fp32"),
+            help="Same as --moe-router-dtype fp32.",
+        ),
+        value(
+            "--moe-device-level-aux-loss-coeff",
+            float,
+            Field(f"{_EXPERTS}moe_device_level_aux_loss_coeff"),
+            0.0,
+        ),
+        value("--moe-comm-aux-loss-coeff", float, Field(f"{_EXPERTS}moe_comm_aux_loss_coeff"), 0.0),
+        value(
+            "--first-k-dense-replace",
+            natural,
+            Field(f"{_EXPERTS}moe_layer_freq", by_rule=True),
+            help="The first so many layers have no experts; the others as --moe-layer-freq says.",
         ),
     ],
 )
@@ -269,28 +315,18 @@ ROWS: tuple[Flag, ...] = (
     *compact(
         "mixture of experts",
         Refused(
-            "the router does not do this",
-            "use --moe-router-load-balancing-type, --moe-expert-capacity-factor and "
-            "--moe-router-dtype",
+            "Megatron never gave it a meaning and refuses it, too",
+            "use --moe-expert-capacity-factor",
         ),
-        """
---moe-use-sinkhorn
---moe-token-dropping
---moe-router-force-biased float
---moe-router-quantile-balancing-ema float=0.0 !0.0
---moe-expert-rank-capacity-factor float
---moe-apply-probs-on-input
---seq-aux
---norm-topk-prob
---router-gating-in-fp32
---moe-device-level-aux-loss-coeff float=0.0 !0.0
---moe-comm-aux-loss-coeff float=0.0 !0.0
-""",
+        "--moe-token-dropping",
     ),
     *compact(
         "mixture of experts",
-        Refused("dense and expert layers are told apart by one list", "use --moe-layer-freq"),
-        "--first-k-dense-replace int",
+        NoEffect(
+            "buffers have the size of the rows that arrive, so no rank has a limit; "
+            "--moe-expert-capacity-factor drops tokens"
+        ),
+        "--moe-expert-rank-capacity-factor float",
     ),
     *compact(
         "multi-token prediction",

@@ -29,8 +29,6 @@ ROWS: tuple[Flag, ...] = (
         "use the flags of a plain GPT layer, and leave it out",
         """
 --experimental-attention-variant str
---attention-output-gate
---qk-l2-norm
 --qk-clip
 --qk-clip-alpha float=0.5 !0.5
 --qk-clip-threshold float=100 !100.0
@@ -41,7 +39,6 @@ ROWS: tuple[Flag, ...] = (
 --dim-model-base float
 --output-multiplier-scale float
 --enable-mhc-connections
---moe-latent-size int
 --hybrid-layer-pattern str
 --hybrid-override-pattern str
 --hybrid-attention-ratio float=0.0 !0.0

@@ -10,7 +10,7 @@ from mindspore import Parameter
 from shipped import own_configs
 from tiny_models import model_config
 
-from mindspeed_ms.config import AllConfig, ModelParallelConfig, TransformerConfig
+from mindspeed_ms.config import AllConfig, ModelParallelConfig, MoEConfig, TransformerConfig
 from mindspeed_ms.config.build import assemble
 from mindspeed_ms.core.parameter import named_buffers, named_parameters, shard_of
 from mindspeed_ms.core.tensor_parallel.random import (
@@ -110,6 +110,22 @@ VARIANTS = {
         "use_parallel_residual": True,
         "embedding_multiplier": 3.0,
         "residual_multiplier": 0.5,
+    },
+    "gates beside queries, heads of one length": {
+        "position_embedding_type": "rope",
+        "group_query_attention": True,
+        "num_query_groups": 2,
+        "attention_output_gate": True,
+        "qk_l2_norm": True,
+    },
+    "narrow experts, thresholds": {
+        "add_bias_linear": True,
+        "moe_config": MoEConfig(
+            num_experts=4,
+            moe_latent_size=12,
+            moe_router_load_balancing_type="quantile_balancing",
+            moe_router_has_bias=True,
+        ),
     },
     "16-bit weights": {"params_dtype": "bfloat16", "compute_dtype": "bfloat16"},
 }

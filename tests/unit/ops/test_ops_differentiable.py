@@ -271,6 +271,7 @@ STRIDED = {
     "gated": (lambda *a: ops.gated(*a, "gelu", limit=1.0), [(4, 3, 6), (6,)]),
     "scaled": (lambda x: ops.scaled(x, 0.5), [(4, 3, 6)]),
     "softcapped": (lambda x: ops.softcapped(x, 0.5), [(4, 3, 6)]),
+    "sigmoid_gated": (ops.sigmoid_gated, [(4, 3, 6), (4, 3, 6)]),
     "softmax": (ops.softmax, [(4, 3, 6)]),
     "rotary": (
         lambda t: ops.rotary(
@@ -418,3 +419,8 @@ def test_quick_gelu_matches_float64(has_bias, dtype):
     own = np.random.RandomState(5)
     arrays = [own.randn(3, 2, 38) * 2, own.randn(38) if has_bias else None]
     check(ops.quick_gelu, ref.biased(ref.quick_gelu), arrays, dtype)
+
+
+def test_a_sigmoid_gate_matches_float64():
+    shapes = RNG.randn(4, 3, 6), RNG.randn(4, 3, 6) * 3
+    check(ops.sigmoid_gated, lambda x, gate: x * ref.sigmoid(gate), list(shapes))

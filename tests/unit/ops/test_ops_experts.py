@@ -42,6 +42,9 @@ def test_scores_match_float64(shape):
         )
     check(lambda t: ops.router_scores(t, "sigmoid"), ref.sigmoid, [x])
     check(
+        lambda t: ops.router_scores(t, "sqrtsoftplus"), lambda t: np.sqrt(np.logaddexp(t, 0)), [x]
+    )
+    check(
         ops.squared_logsumexp,
         lambda t: np.mean(np.log(np.exp(t).sum(-1)) ** 2),
         [x],
@@ -50,7 +53,7 @@ def test_scores_match_float64(shape):
 
 def test_extreme_logits_stay_finite():
     x = ref.tensor(np.array([[300.0, -300.0, 0.0]]))
-    for name in ("softmax", "sigmoid"):
+    for name in ("softmax", "sigmoid", "sqrtsoftplus"):
         assert np.isfinite(ref.values(ops.router_scores(x, name))).all()
     assert abs(float(ops.squared_logsumexp(x)) - 90000.0) < 1.0
 
@@ -170,7 +173,7 @@ X = ref.tensor(np.ones((2, 4)))
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ops.router_scores(X, "relu"), "use 'softmax' or 'sigmoid'"),
+        (lambda: ops.router_scores(X, "relu"), "use 'softmax', 'sigmoid'"),
         (lambda: ops.router_scores(X.astype(ms.float16), "softmax"), "must be Float32"),
         (lambda: ops.largest_columns(X, 5), "use 1 to 4"),
         (lambda: ops.largest_columns(X, 2, 3, 1), "groups must divide"),

@@ -25,6 +25,10 @@ LOSS_NAMES = {
 }
 """Load balancing type -> name in the log."""
 
+GROUP_LOSS = "load_balancing_device_level_loss"
+VISIT_LOSS = "load_balancing_comm_level_loss"
+"""Names of the losses that balance groups of experts in the log."""
+
 Z_LOSS = "z_loss"
 """Name of the router's z-loss in the log."""
 
@@ -85,6 +89,49 @@ def sequence_loss(
     weights = counts * np.float32(num_experts / (whole * topk * whole * batch_size))
     full = np.broadcast_to(weights, (length, batch_size, num_experts)).reshape(tokens, num_experts)
     return ops.weighted_total(probs, memory.from_numpy(np.ascontiguousarray(full)))
+
+
+def group_losses(
+    probs: Tensor,
+    experts: np.ndarray,
+    sequences: int,
+    groups: tuple[int, int],
+    ranks: Group,
+) -> tuple[Tensor, Tensor]:
+    """This rank's parts of (the loss over groups of experts, that over visits of them); scalars.
+
+    They are the sums over groups of f P, where P is the probability of all its experts; f is the
+    mean load of its experts, or how many tokens visit it, relative to an even spread.
+
+    Args:
+        probs: [T, E]; tokens of several sequences take turns.
+        experts: chosen experts [T, K].
+        sequences: take the losses of this many sequences apart, and their mean; 1: all together.
+        groups: (number of groups, groups that a token may visit).
+        ranks: that share the sequences.
+
+    Source: DeepSeek-AI, 2024 (DeepSeek-V2), equations 26 to 31; MindSpeed-LLM (names in the log).
+    """
+    (tokens, num_experts), topk = probs.shape, experts.shape[1]
+    number, most = groups
+    size, whole = num_experts // number, tokens // sequences * ranks.size
+    sequence = (np.arange(tokens) % sequences)[:, None]
+    visits = np.zeros((tokens, number), np.float32)
+    np.put_along_axis(visits, experts // size, 1.0, axis=1)
+    load = np.zeros((sequences, number), np.float32)
+    np.add.at(load, (sequence, experts // size), 1.0)
+    visited = np.zeros((sequences, number), np.float32)
+    np.add.at(visited, sequence[:, 0], visits)
+    load, visited = np.split(_sum(np.concatenate([load, visited], axis=1), ranks), 2, axis=1)
+
+    def loss(factors: np.ndarray) -> Tensor:
+        weights = factors.repeat(size, axis=1) / np.float32(whole * sequences)
+        return ops.weighted_total(probs, memory.from_numpy(weights[sequence[:, 0]]))
+
+    return (
+        loss(load * np.float32(number / (whole * topk))),
+        loss(visited * np.float32(number / (whole * most))),
+    )
 
 
 @dataclass(slots=True)

@@ -6,14 +6,19 @@ Legend: s sequence, b batch, h hidden, p tensor parallel ranks.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 from mindspore import Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
+from mindspeed_ms.backend import memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.process_groups import ProcessGroups
+from mindspeed_ms.legacy.model.from_spec import whole_linear
 from mindspeed_ms.legacy.model.moe.experts import GroupedMLP, SequentialMLP, local_experts
-from mindspeed_ms.legacy.model.moe.router import TopKRouter
+from mindspeed_ms.legacy.model.moe.router import Routing, TopKRouter
 from mindspeed_ms.legacy.model.moe.shared_experts import SharedExpertMLP
 from mindspeed_ms.legacy.model.moe.token_dispatcher import get_token_dispatcher
 from mindspeed_ms.models.feed_forward import MoESpec
@@ -59,6 +64,11 @@ class MoELayer(Cell):
         spec, groups = spec or moe_spec(config), groups or ProcessGroups.current()
         # Megatron's order of construction, and so of initial weights.
         self.router = TopKRouter(config, layer_number or 1, spec=spec, groups=groups)
+        self.fc1_latent_proj = self.fc2_latent_proj = None
+        if spec.latent_down is not None and spec.latent_up is not None:
+            self.fc1_latent_proj = whole_linear(spec.latent_down, config)
+            self.fc2_latent_proj = whole_linear(spec.latent_up, config)
+        self.weighs_input = config.moe_config.moe_apply_probs_on_input
         indices = local_experts(spec.num_experts, groups.expert)
         is_grouped = config.moe_config.moe_grouped_gemm and not spec.expert.mapping.has_bias
         kind = GroupedMLP if is_grouped else SequentialMLP
@@ -80,16 +90,28 @@ class MoELayer(Cell):
                 shared.append(self.shared_experts(hidden_states))
 
         routing = self.router(hidden_states, drops_tokens)
+        inner = hidden_states
+        if self.fc1_latent_proj is not None:
+            inner = self.fc1_latent_proj(hidden_states)
+        tokens = inner.reshape((-1, inner.shape[-1]))
+        if self.weighs_input:
+            tokens, routing = _weighed(tokens, routing)
         rows, counts, way = self.token_dispatcher.token_permutation(
-            hidden_states.reshape((-1, hidden_states.shape[-1])),
-            routing,
-            compute_shared if self.overlaps_shared_experts else None,
+            tokens, routing, compute_shared if self.overlaps_shared_experts else None
         )
         rows = self.experts(rows, counts)
-        output = self.token_dispatcher.token_unpermutation(rows, way)
-        output = output.reshape(hidden_states.shape)
+        output = self.token_dispatcher.token_unpermutation(rows, way).reshape(inner.shape)
+        if self.fc2_latent_proj is not None:
+            output = self.fc2_latent_proj(output)
         if not self.overlaps_shared_experts:
             compute_shared()
         for part in shared:
             output = ops.bias_dropout_add(part, None, output, 0.0, None)
         return output, None
+
+
+def _weighed(tokens: Tensor, routing: Routing) -> tuple[Tensor, Routing]:
+    """Tokens [T, h] times the weight of their only expert, and a routing that weighs nothing."""
+    every = memory.from_numpy(np.arange(tokens.shape[0], dtype=np.int32)[:, None])
+    ones = memory.from_numpy(np.ones(routing.probs.shape, np.float32))
+    return ops.combine_rows(tokens, routing.probs, every), replace(routing, probs=ones)

@@ -15,11 +15,15 @@ from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
-from mindspeed_ms.backend import autograd, memory
+from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import aux_losses
-from mindspeed_ms.core.expert_bias import create_expert_bias
+from mindspeed_ms.core.expert_bias import (
+    chosen_by_quantiles,
+    create_expert_bias,
+    create_thresholds,
+)
 from mindspeed_ms.core.parameter import grad_sink_of, make_ready
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.tensor_parallel.layers import add_bias
@@ -30,10 +34,13 @@ from mindspeed_ms.core.tensor_parallel.random import (
 )
 from mindspeed_ms.legacy.model.from_spec import parameter
 from mindspeed_ms.legacy.model.moe.balance_losses import (
+    GROUP_LOSS,
     LOSS_NAMES,
+    VISIT_LOSS,
     Z_LOSS,
     RunningCounts,
     batch_loss,
+    group_losses,
     sequence_loss,
     sinkhorn,
     summed_counts,
@@ -159,6 +166,12 @@ class TopKRouter(Cell):
             self.expert_bias = create_expert_bias(
                 self.num_experts, self.config.moe_router_bias_update_rate
             )
+        self.qb_beta = None
+        if spec.thresholds is not None:
+            ema = self.config.moe_router_quantile_balancing_ema
+            self.qb_beta = create_thresholds(self.num_experts, ema)
+        number = self.config.moe_router_num_groups or groups.expert.size
+        self.expert_groups = (number, self.config.moe_router_group_topk or number)
         self.sharing_group = groups.tensor_and_context
         self.all_group = groups.tensor_and_data
         self._running = RunningCounts(np.zeros(self.num_experts))
@@ -174,12 +187,14 @@ class TopKRouter(Cell):
         if self.config.moe_router_force_load_balancing:
             with get_rng_tracker().fork(EXPERT_PARALLEL_RNG) as stream:
                 logits = _RandomLogits.apply(logits, ops.random_normal(logits.shape, stream))
+        if self.config.moe_router_force_biased:
+            logits = logits + memory.from_numpy(self._forced_bias(logits.shape))
         if self.config.balances_by("sinkhorn"):
             probs, experts = self._sinkhorn(logits)
         else:
-            probs, experts = self.routing(logits)
+            probs, experts = self.routing(logits, is_training)
             if is_training:
-                probs = self._with_balance_losses(probs, logits, batch_size)
+                probs = self._with_balance_losses(probs, logits, experts, batch_size)
         if is_training and self.expert_bias is not None:
             load = self.expert_bias.expert_load
             load.tokens += np.bincount(experts.reshape(-1), minlength=self.num_experts)
@@ -207,17 +222,24 @@ class TopKRouter(Cell):
         )
         return logits if self.bias is None else add_bias(logits, self.bias)
 
-    def routing(self, logits: Tensor) -> tuple[Tensor, np.ndarray]:
+    def _forced_bias(self, shape: tuple[int, int]) -> np.ndarray:
+        """A constant of each expert, the same in every step and on every rank."""
+        spread = self.config.moe_router_force_biased or 0.0
+        drawn = np.random.RandomState(self.layer_number).randn(self.num_experts) * spread
+        return np.ascontiguousarray(np.broadcast_to(drawn.astype(np.float32), shape))
+
+    def routing(self, logits: Tensor, is_training: bool = False) -> tuple[Tensor, np.ndarray]:
         """(weights fp32 [T, K], experts int32 [T, K]) of logits [T, E]."""
         config = self.config
-        is_sigmoid = config.moe_router_score_function == "sigmoid"
-        if is_sigmoid or config.moe_router_pre_softmax:
+        is_single = config.moe_router_score_function != "softmax"
+        if is_single or config.moe_router_pre_softmax:
             scores = ops.router_scores(logits, config.moe_router_score_function)
         else:
             scores = logits
-        columns = self._best(scores)
+        by_quantiles = self.qb_beta is not None
+        columns = self._by_quantiles(logits, is_training) if by_quantiles else self._best(scores)
         probs = ops.take_columns(scores, columns)
-        if is_sigmoid:
+        if is_single or (config.moe_router_pre_softmax and config.moe_router_norm_topk_prob):
             probs = ops.normalized_rows(probs) if self.topk > 1 else probs
         elif not config.moe_router_pre_softmax:
             probs = ops.router_scores(probs, "softmax")
@@ -240,6 +262,28 @@ class TopKRouter(Cell):
             config.moe_router_group_scores,
         )
 
+    def _by_quantiles(self, logits: Tensor, is_training: bool) -> Tensor:
+        """Columns of the experts farthest above their thresholds, int32 [T, K].
+
+        Quantiles are those of whole sequences: collective over the ranks that share them.
+        """
+        assert self.qb_beta is not None, "quantile balancing has thresholds"
+        group, mine = self.sharing_group, memory.contiguous(autograd.detach(logits))
+        every, first = mine, 0
+        if group.size > 1 and is_training:
+            tokens = mine.shape[0]
+            every = memory.empty((group.size * tokens, self.num_experts), mine.dtype)
+            comm.all_gather_into_tensor(every, mine, group=group)
+            first = group.rank * tokens
+        experts, wanted = chosen_by_quantiles(
+            memory.as_numpy(every), memory.as_numpy(self.qb_beta), self.topk
+        )
+        if is_training:
+            state = self.qb_beta.quantiles
+            state.total += wanted
+            state.num_microbatches += 1
+        return memory.from_numpy(np.ascontiguousarray(experts[first : first + mine.shape[0]]))
+
     def _sinkhorn(self, logits: Tensor) -> tuple[Tensor, np.ndarray]:
         """Choices from the evened-out scores, weights from the plain ones."""
         scores = ops.router_scores(logits, "sigmoid" if self.topk == 1 else "softmax")
@@ -255,16 +299,30 @@ class TopKRouter(Cell):
         aux_losses.record(Z_LOSS, self.layer_number, loss)
         return aux_losses.attach(logits, loss * (coefficient / self.sharing_group.size))
 
-    def _with_balance_losses(self, probs: Tensor, logits: Tensor, batch_size: int) -> Tensor:
+    def _with_balance_losses(
+        self, probs: Tensor, logits: Tensor, experts: np.ndarray, batch_size: int
+    ) -> Tensor:
         """The weights, with every configured balance loss attached."""
-        wanted = {
-            kind: value for kind, value in self.config.balance_coefficients().items() if value
+        config = self.config
+        wanted = {kind: value for kind, value in config.balance_coefficients().items() if value}
+        of_groups = {
+            GROUP_LOSS: config.moe_device_level_aux_loss_coeff,
+            VISIT_LOSS: config.moe_comm_aux_loss_coeff,
         }
-        if not wanted:
+        if not wanted and not any(of_groups.values()):
             return probs
-        scores = ops.router_scores(logits, self.config.moe_router_score_function)
-        if self.config.moe_router_score_function == "sigmoid":
+        scores = ops.router_scores(logits, config.moe_router_score_function)
+        if config.moe_router_score_function != "softmax":
             scores = ops.normalized_rows(scores)
+        if any(of_groups.values()):
+            sequences = batch_size if config.balances_by("seq_aux_loss") else 1
+            losses = group_losses(
+                scores, experts, sequences, self.expert_groups, self.sharing_group
+            )
+            for (name, coefficient), loss in zip(of_groups.items(), losses, strict=True):
+                if coefficient:
+                    aux_losses.record(name, self.layer_number, loss)
+                    probs = aux_losses.attach(probs, loss * coefficient)
         # The loss judges the scores alone: neither the bias nor groups take part in its choices.
         chosen = memory.as_numpy(ops.largest_columns(autograd.detach(scores), self.topk))
         for kind, coefficient in wanted.items():

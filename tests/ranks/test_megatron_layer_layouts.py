@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers of newer kinds over ranks: the runs of Megatron-core, and runs of one rank."""
+
+import json
+
+import numpy as np
+import pytest
+from megatron_runs import DATA, replay
+
+pytestmark = pytest.mark.ranks
+RECORDED = json.loads((DATA / "megatron_core" / "layers.json").read_text(encoding="utf-8"))
+FEW = 5
+TP = "--tensor-model-parallel-size 2"
+SP = f"{TP} --sequence-parallel"
+PP = "--pipeline-model-parallel-size 2"
+CP = "--context-parallel-size 2"
+EP = "--expert-model-parallel-size 2"
+DENSE = {"tp2": (2, TP), "tp2-sp": (2, SP), "pp2": (2, PP), "cp2": (2, CP)}
+EXPERTS = {
+    "ep2": (2, EP),
+    "tp2-sp-ep2": (2, f"{SP} {EP} --expert-tensor-parallel-size 1"),
+    "pp2": (2, PP),
+    "tp2-sp-etp2-zero": (2, f"{SP} --use-distributed-optimizer"),
+}
+
+
+def worker(words, iterations, cache):
+    steps = replay(words, iterations, cache)
+    return [(step.losses["lm loss"], step.grad_norm, dict(step.losses)) for step in steps]
+
+
+def run(dist_run, ranks, words, cache, iterations=FEW):
+    results = dist_run(
+        worker, ranks=ranks, timeout=240.0, words=words, iterations=iterations, cache=str(cache)
+    )
+    return results[-1]
+
+
+def check(dist_run, cache, name, layout, iterations):
+    case, (ranks, flags) = RECORDED["cases"][name], layout
+    words = f"{RECORDED['common']} {case['flags']} {flags}"
+    for number, (loss, norm, _) in enumerate(run(dist_run, ranks, words, cache, iterations)):
+        assert abs(loss - case["loss"][number]) <= 1e-5, number
+        assert norm == pytest.approx(case["grad_norm"][number], rel=1e-4), number
+
+
+QUICK = [("attention_output_gate_norms", "tp2-sp"), ("gpt_oss", "tp2-sp-ep2")]
+SLOW = [
+    *(
+        (name, layout)
+        for name in ("attention_output_gate", "qk_l2_norm", "learnable_sinks", "window_skip")
+        for layout in DENSE
+    ),
+    *((name, layout) for name in ("gpt_oss", "llama4", "latent_experts") for layout in EXPERTS),
+]
+
+
+@pytest.mark.parametrize(("name", "layout"), QUICK)
+def test_ranks_repeat_a_run_of_megatron_core(dist_run, tmp_path, name, layout):
+    check(dist_run, tmp_path, name, {**DENSE, **EXPERTS}[layout], FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "layout"), SLOW)
+def test_ranks_repeat_forty_iterations_of_megatron_core(dist_run, tmp_path, name, layout):
+    check(dist_run, tmp_path, name, {**DENSE, **EXPERTS}[layout], 40)
+
+
+ROUTERS = {
+    "quantiles": "--moe-router-load-balancing-type quantile_balancing",
+    "groups": (
+        "--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.01 "
+        "--moe-router-num-groups 4 --moe-router-group-topk 2 --moe-router-pre-softmax "
+        "--moe-device-level-aux-loss-coeff 0.05 --moe-comm-aux-loss-coeff 0.02 --norm-topk-prob"
+    ),
+    "softplus": (
+        "--moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 0.01 "
+        "--moe-router-score-function sqrtsoftplus --moe-router-enable-expert-bias"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("quantiles", "tp2-sp-ep2"),
+        *(
+            pytest.param(name, layout, marks=pytest.mark.slow)
+            for name in ROUTERS
+            for layout in (*EXPERTS, "cp2")
+        ),
+    ],
+)
+def test_routers_give_the_same_in_every_layout(dist_run, tmp_path, name, layout):
+    flags = (
+        f"{RECORDED['common']} --position-embedding-type rope --swiglu --ffn-hidden-size 48 "
+        f"--num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 24 {ROUTERS[name]}"
+    )
+    ranks, words = {**DENSE, **EXPERTS}[layout]
+    whole = run(dist_run, 1, flags, tmp_path)
+    cut = run(dist_run, ranks, f"{flags} {words}", tmp_path)
+    for (loss, norm, losses), (expected, its_norm, its_losses) in zip(cut, whole, strict=True):
+        assert loss == pytest.approx(expected, abs=1e-5)
+        assert norm == pytest.approx(its_norm, rel=1e-4)
+        assert losses.keys() == its_losses.keys()
+        for kind, value in losses.items():
+            np.testing.assert_allclose(value, its_losses[kind], rtol=1e-4, err_msg=kind)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers of Megatron-core that ``record_megatron_core.py`` has to put together itself.
+
+Megatron builds them from layers of Transformer Engine and Flash Linear Attention; local layers and
+a formula stand in for these.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.ssm import gated_delta_net
+from megatron.core.transformer.moe import moe_layer
+from megatron.core.transformer.spec_utils import ModuleSpec
+
+DELTA = {
+    "experimental_attention_variant": "gated_delta_net",
+    "linear_attention_freq": 2,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "deterministic_mode": True,
+}
+DELTA_FLAGS = (
+    "--position-embedding-type rope --swiglu --ffn-hidden-size 48 --group-query-attention "
+    "--num-query-groups 2 --experimental-attention-variant gated_delta_net "
+    "--linear-attention-freq 2 --linear-conv-kernel-dim 4 --linear-key-head-dim 8 "
+    "--linear-value-head-dim 12 --linear-num-key-heads 2 --linear-num-value-heads 4"
+)
+CASES = {
+    "gated_delta_net": (DELTA_FLAGS, DELTA),
+    "qwen3_next": (
+        f"{DELTA_FLAGS} --attention-output-gate --qk-layernorm --apply-layernorm-1p "
+        "--rotary-percent 0.5 --num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 24 "
+        "--moe-token-dispatcher-type alltoall --moe-router-load-balancing-type global_aux_loss "
+        "--moe-aux-loss-coeff 1e-1 --moe-shared-expert-intermediate-size 24 "
+        "--moe-shared-expert-gate",
+        {
+            **DELTA,
+            "attention_output_gate": True,
+            "qk_layernorm": True,
+            "layernorm_zero_centered_gamma": True,
+            "rotary_percent": 0.5,
+            "num_moe_experts": 8,
+            "moe_router_topk": 2,
+            "moe_ffn_hidden_size": 24,
+            "moe_router_load_balancing_type": "global_aux_loss",
+            "moe_aux_loss_coeff": 1e-1,
+            "moe_shared_expert_intermediate_size": 24,
+            "moe_shared_expert_gate": True,
+        },
+    ),
+}
+
+
+class WholeLinear(torch.nn.Module):
+    """A layer that every rank holds in full; the rest of Transformer Engine's arguments is moot."""
+
+    def __init__(self, inputs, outputs, *_, bias=False, **__):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = torch.nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias), None
+
+
+class ZeroCenteredNorm(torch.nn.Module):
+    """RMSNorm whose parameter is the factor minus 1."""
+
+    def __init__(self, config=None, hidden_size=0, eps=1e-5, **_):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(hidden_size))
+        self.eps = eps
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
+
+
+def replace_packages():
+    """What comes from packages that are not installed."""
+    moe_layer.HAVE_TE, moe_layer.TELinear = True, WholeLinear
+    gated_delta_net.HAVE_FLA = True
+    gated_delta_net.l2norm = lambda x: x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + 1e-6)
+
+
+def changed(spec, config):
+    """The block with the kinds of layers that the configuration asks for."""
+    backend = LocalSpecProvider()
+    norm = backend.layer_norm(rms_norm=config.normalization == "RMSNorm", for_qk=False)
+    if config.layernorm_zero_centered_gamma:
+        norm = spec.layer_norm = ZeroCenteredNorm
+    for number, layer in enumerate(spec.layer_specs):
+        if config.layernorm_zero_centered_gamma:
+            layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
+            attention = layer.submodules.self_attention.submodules
+            attention.q_layernorm = attention.k_layernorm = norm
+        is_delta = config.experimental_attention_variant == "gated_delta_net"
+        if is_delta and (number + 1) % config.linear_attention_freq:
+            layer.submodules.self_attention = ModuleSpec(
+                module=gated_delta_net.GatedDeltaNet,
+                submodules=gated_delta_net.GatedDeltaNetSubmodules(
+                    in_proj=backend.column_parallel_linear(),
+                    out_norm=norm,
+                    out_proj=backend.row_parallel_linear(),
+                ),
+            )
+    return spec
