@@ -229,7 +229,11 @@ def loss_of(model, batches, number):
 
 
 def run(options):
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
@@ -290,7 +294,7 @@ def run(options):
             loss = loss_of(wrapped, batches, step * MICRO_BATCHES + part)
             (loss / MICRO_BATCHES).backward()
             total += loss.item() / MICRO_BATCHES
-        wrapped.finish_grad_sync()
+        finalize_model_grads([wrapped])
         for kind, entry in get_moe_layer_wise_logging_tracker().items():
             layers = (entry["values"] / MICRO_BATCHES).tolist()
             result.setdefault("layer_losses", {}).setdefault(kind, []).append(layers)

@@ -5,6 +5,8 @@ Megatron builds them from layers of Transformer Engine and Flash Linear Attentio
 a formula stand in for these.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from megatron.core.models.backends import LocalSpecProvider
@@ -91,6 +93,7 @@ def changed(spec, config):
     norm = backend.layer_norm(rms_norm=config.normalization == "RMSNorm", for_qk=False)
     if config.layernorm_zero_centered_gamma:
         norm = spec.layer_norm = ZeroCenteredNorm
+    spec.layer_specs = [copy.deepcopy(layer) for layer in spec.layer_specs]  # they are one object
     for number, layer in enumerate(spec.layer_specs):
         if config.layernorm_zero_centered_gamma:
             layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm

@@ -91,13 +91,6 @@ class AttentionOptions(Section):
     query_pre_attn_scalar: Positive | None = None
     """See softmax_scale. None: the width of a head of queries."""
 
-    qk_l2_norm: bool = False
-    """Divide queries and keys of each head by the root of their mean square. False: do not."""
-
-    attention_output_gate: bool = False
-    """Multiply what each head returns by the sigmoid of a gate, which the projection of queries,
-    keys and values computes, too. False: no gate."""
-
     no_rope_freq: Count | tuple[Switch, ...] | None = None
     """Layers that do not rotate queries and keys: every N-th; or a list with 1 for each of them.
     None: none."""

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from mindspeed_ms.config.attention_options import AttentionOptions
+from mindspeed_ms.config.attention_options import AttentionOptions, Switch
 from mindspeed_ms.config.kinds import Count, NonNegative, Positive
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.config.rope_scaling_config import RopeScalingConfig
@@ -17,6 +18,36 @@ class LayerOptions(AttentionOptions):
     """Those fields of ``model_config``."""
 
     NAME: ClassVar[str] = "model_config"
+
+    qk_l2_norm: bool = False
+    """Divide queries and keys of each head by the root of their mean square. False: do not."""
+
+    attention_output_gate: bool = False
+    """Multiply what each head returns by the sigmoid of a gate, which the projection of queries,
+    keys and values computes, too. False: no gate."""
+
+    experimental_attention_variant: Literal["gated_delta_net"] | None = None
+    """Layers that keep a state instead of keys and values: gated_delta_net is linear attention with
+    a gated delta rule, in the layers of linear_attention_freq. None: no such layers."""
+
+    linear_attention_freq: Count | tuple[Switch, ...] | None = None
+    """Layers with linear attention: all but every N-th; or a list with 1 for each of them. It is
+    needed with experimental_attention_variant gated_delta_net."""
+
+    linear_conv_kernel_dim: Count = 4
+    """Tokens that the convolution in front of linear attention sees."""
+
+    linear_key_head_dim: Count = 128
+    """Width of a head of its queries and keys."""
+
+    linear_value_head_dim: Count = 128
+    """Width of a head of its values."""
+
+    linear_num_key_heads: Count = 16
+    """Heads of its queries and keys."""
+
+    linear_num_value_heads: Count = 32
+    """Heads of its values, a multiple of linear_num_key_heads."""
 
     rotary_seq_len_interpolation_factor: Positive | None = None
     """Divide positions by this to stretch the context. None: 1."""
@@ -83,6 +114,69 @@ class LayerOptions(AttentionOptions):
     qk_layernorm_full: bool = False
     """With qk_layernorm, normalize the queries of all heads as one vector, and the keys. False: per
     head."""
+
+    @property
+    def has_linear_layers(self) -> bool:
+        """Whether there are layers with linear attention."""
+        return self.experimental_attention_variant == "gated_delta_net"
+
+    def is_linear(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, has linear attention; those behind the last have not."""
+        freq = self.linear_attention_freq
+        if not self.has_linear_layers or freq is None:
+            return False
+        if isinstance(freq, int):
+            return (layer + 1) % freq != 0
+        return layer < len(freq) and bool(freq[layer])
+
+    def _check_kinds(self, num_layers: int, ranks: int, present: Mapping[str, bool]) -> None:
+        """Raise ValueError when kinds of layers contradict each other.
+
+        Args:
+            num_layers: of the model.
+            ranks: tensor parallel ranks.
+            present: other options of the model, by name, and whether they are on.
+        """
+        if self.has_linear_layers:
+            self._check_linear_attention(num_layers, ranks)
+        pairs = {
+            "qk_l2_norm": ("qk_layernorm", "multi_latent_attention"),
+            "attention_output_gate": ("use_query_layer", "multi_latent_attention", "use_lora"),
+            "has_linear_layers": ("use_query_layer", "use_lora"),
+        }
+        for name, others in pairs.items():
+            for other in others:
+                if getattr(self, name) and present[other]:
+                    own = name.replace("has_linear_layers", "experimental_attention_variant")
+                    raise ValueError(
+                        f"{own} and {other} do not go together: layers are made for one of them; "
+                        "leave the other out"
+                    )
+
+    def _check_linear_attention(self, num_layers: int, ranks: int) -> None:
+        """Raise ValueError when these fields contradict each other or the model.
+
+        Args:
+            num_layers: of the model.
+            ranks: tensor parallel ranks.
+        """
+        freq = self.linear_attention_freq
+        if freq is None:
+            raise ValueError(
+                "experimental_attention_variant gated_delta_net needs linear_attention_freq: a "
+                "number, or a list of 0 and 1"
+            )
+        if isinstance(freq, tuple) and len(freq) != num_layers:
+            raise ValueError(
+                f"linear_attention_freq has {len(freq)} entries; it must be a number, or a list of "
+                f"0 and 1 for each of the {num_layers} layers"
+            )
+        keys, values = self.linear_num_key_heads, self.linear_num_value_heads
+        if values % keys or keys % ranks:
+            raise ValueError(
+                f"linear_num_value_heads ({values}) must be a multiple of linear_num_key_heads "
+                f"({keys}), and these of the {ranks} tensor parallel ranks; change one of them"
+            )
 
     def _check_layer_options(self, *, qk_layernorm: bool, sandwich: bool, latent: bool) -> None:
         """Raise ValueError when these fields contradict the model.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mindspeed_ms.config.kinds import Count, Experts, NonNegative, Positive, Share
+from mindspeed_ms.config.kinds import Count, Experts, Natural, NonNegative, Positive, Share
 from mindspeed_ms.config.section import Section
 
 BalancingType = Literal[
@@ -37,6 +37,9 @@ class MoEConfig(Section):
     sinkhorn's choices, or thresholds of the experts that follow the quantiles of their logits
     (quantile_balancing). none: nothing.
     """
+
+    seq_aux: bool = False
+    """The aux_loss of moe_router_load_balancing_type is that of each sequence: seq_aux_loss."""
 
     moe_router_quantile_balancing_ema: Share = 0.0
     """Share of the old thresholds in the new ones. 0: they are the last step's quantiles."""
@@ -98,6 +101,9 @@ class MoEConfig(Section):
 
     moe_layer_freq: tuple[Literal[0, 1], ...] | Count = 1
     """Every n-th layer is a MoE layer, or a 0/1 list with one item per layer. 1: all layers."""
+
+    first_k_dense_replace: Natural = 0
+    """Layers at the beginning that have no experts; the others as moe_layer_freq says."""
 
     moe_router_score_function: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "softmax"
     """Turns router logits into scores; sqrtsoftplus is the root of log(1 + exp(logit))."""
@@ -181,19 +187,31 @@ class MoEConfig(Section):
             return (False,) * num_layers
         if isinstance(self.moe_layer_freq, tuple):
             return tuple(bool(item) for item in self.moe_layer_freq)
-        return tuple(index % self.moe_layer_freq == 0 for index in range(num_layers))
+        first, every = self.first_k_dense_replace, self.moe_layer_freq
+        return tuple(index >= first and index % every == 0 for index in range(num_layers))
 
     def _resolve(self) -> None:
         for name in ("moe_router_load_balancing_type", "moe_aux_loss_coeff"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) == 1:
                 self._set(name, value[0])
+        if self.seq_aux:
+            types = self.moe_router_load_balancing_type
+            names = (types,) if isinstance(types, str) else types
+            named = tuple("seq_aux_loss" if name == "aux_loss" else name for name in names)
+            self._set("moe_router_load_balancing_type", named[0] if len(named) == 1 else named)
         factor = self.moe_expert_capacity_factor
         if factor is not None and factor < 0:
             self._set("moe_expert_capacity_factor", None)
 
     def _check(self) -> None:
         self._check_router()
+        if self.first_k_dense_replace and isinstance(self.moe_layer_freq, tuple):
+            raise ValueError(
+                f"moe_layer_freq {list(self.moe_layer_freq)} and first_k_dense_replace "
+                f"({self.first_k_dense_replace}) both say which layers have experts; give "
+                "moe_layer_freq a number, or leave the other out"
+            )
         if self.moe_expert_capacity_factor == 0:
             raise ValueError(
                 "moe_expert_capacity_factor (0.0) lets no expert take a token; give 1.0 for the "

@@ -422,6 +422,14 @@ class TransformerConfig(LayerOptions):
             sandwich=self.use_sandwich_norm,
             latent=self.multi_latent_attention,
         )
+        present = {
+            "qk_layernorm": self.qk_layernorm,
+            "multi_latent_attention": self.multi_latent_attention,
+            "use_query_layer": self.use_query_layer,
+            "use_lora": self.lora_config.use_lora,
+        }
+        ranks = self.parallel_config.tensor_model_parallel_size
+        self._check_kinds(self.num_layers, ranks, present)
         latent = self.mla_config if self.multi_latent_attention else None
         self._check_stretching(latent)
         self._check_feed_forward()
@@ -454,10 +462,6 @@ class TransformerConfig(LayerOptions):
     def _check_attention(self) -> None:
         is_rotated = self.position_embedding_type == "rope" and not self.multi_latent_attention
         self._check_layers(self.num_layers, is_rotated=is_rotated, band=self.fa_config.window)
-        if self.qk_l2_norm and self.qk_layernorm:
-            raise ValueError("qk_l2_norm and qk_layernorm both normalize queries; keep one of them")
-        if self.attention_output_gate and self.use_query_layer:
-            raise ValueError("use_query_layer has no attention_output_gate; leave one of them out")
         keep, dropped = self.fa_config.keep_prob, self.attention_dropout_rate
         if keep != 1.0 and abs(1.0 - keep - dropped) > 1e-9:
             raise ValueError(
@@ -497,12 +501,6 @@ class TransformerConfig(LayerOptions):
                 )
 
     def _check_latent_attention(self) -> None:
-        for name in ("qk_l2_norm", "attention_output_gate"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"{name} is for heads of one matrix, given multi_latent_attention; keep one of "
-                    "them"
-                )
         if self.group_query_attention:
             raise ValueError(
                 "multi_latent_attention makes keys and values for every head, given "
@@ -510,6 +508,10 @@ class TransformerConfig(LayerOptions):
             )
 
     def _check_feed_forward(self) -> None:
+        if self.has_linear_layers and self.hidden_act not in ("silu", *GATED_ACTIVATIONS):
+            raise ValueError(
+                f"linear attention has hidden_act, given {self.hidden_act}; use swiglu or silu"
+            )
         options = (self.activation_func_clamp_value, self.glu_linear_offset or None)
         if any(option is not None for option in options) and not self.gated_linear_unit:
             raise ValueError(

@@ -21,7 +21,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.models.parameter import ParamSpec
-from mindspeed_ms.plan.region import Region
+from mindspeed_ms.plan.region import Region, Stack
 
 InitMethod: TypeAlias = Callable[[Sequence[int]], np.ndarray] | Initializer | str
 """Full (unsharded) shape -> fp32 values; MindSpore initializers and their names work too."""
@@ -34,9 +34,9 @@ class ShardSpec:
     partition_dim: int = -1
     """Dimension split over the tensor parallel group, -1 when every rank holds all of it."""
 
-    partition_stride: int = 1
-    """Number of stacked matrices that are split one by one: 2 for [gate; up], whose rank r holds
-    [gate_r; up_r]."""
+    partition_stride: Stack = 1
+    """Stacked matrices that are split one by one: 2 for [gate; up], whose rank r holds
+    [gate_r; up_r]; or their sizes."""
 
     row_blocks: tuple[int, ...] = ()
     """Rows of matrices that lie in one in turns: (queries, key, value) of a key/value group; such
@@ -86,18 +86,26 @@ class ShardSpec:
         """The part of an unsharded array that this rank holds."""
         if self.partition_dim < 0 or self.partitions == 1:
             return full
-        blocks = np.split(full, self.partitions * self.partition_stride, axis=self.partition_dim)
-        return np.concatenate(
-            blocks[self.partition_rank :: self.partitions], axis=self.partition_dim
-        )
+        axis = self.partition_dim
+        if isinstance(self.partition_stride, tuple):
+            stacked = np.split(full, np.cumsum(self.partition_stride)[:-1], axis=axis)
+            mine = [np.split(one, self.partitions, axis=axis) for one in stacked]
+            return np.concatenate([parts[self.partition_rank] for parts in mine], axis=axis)
+        blocks = np.split(full, self.partitions * self.partition_stride, axis=axis)
+        return np.concatenate(blocks[self.partition_rank :: self.partitions], axis=axis)
 
     def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """The unsharded array from the parts of all ranks: the inverse of ``local_slice``."""
         if self.partition_dim < 0 or self.partitions == 1:
             return parts[0]
-        blocks = [np.split(part, self.partition_stride, axis=self.partition_dim) for part in parts]
+        cuts: int | np.ndarray
+        if isinstance(self.partition_stride, tuple):
+            cuts = np.cumsum(self.partition_stride)[:-1] // self.partitions
+        else:
+            cuts = self.partition_stride
+        blocks = [np.split(part, cuts, axis=self.partition_dim) for part in parts]
         return np.concatenate(
-            [block[index] for index in range(self.partition_stride) for block in blocks],
+            [block for stacked in zip(*blocks, strict=True) for block in stacked],
             axis=self.partition_dim,
         )
 

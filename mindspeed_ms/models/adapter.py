@@ -13,7 +13,7 @@ from typing import Literal
 
 from mindspeed_ms.config.dtypes import DType
 from mindspeed_ms.models.parameter import Init, ParamSpec, Partial
-from mindspeed_ms.plan.region import Region, Run
+from mindspeed_ms.plan.region import Region, Run, Stack
 
 FOLDER = "adapters"
 """Part of the path of all parameters of adapters."""
@@ -86,7 +86,7 @@ class AdapterSpec:
         if self.has_magnitude:
             yield one(MAGNITUDE, (self.rows,), Init(value=1.0), by_rows)
 
-    def places(self, outputs: int, stride: int, part: int, parts: int) -> list[int]:
+    def places(self, outputs: int, stride: Stack, part: int, parts: int) -> list[int]:
         """For each output on a rank the row of its part of B, -1 for outputs that are left alone.
 
         Args:

@@ -15,6 +15,7 @@ from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
 from mindspeed_ms.models.families.place import query_rows
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec
 from mindspeed_ms.models.layer import LayerSpec
+from mindspeed_ms.models.linear_attention import GatedDeltaSpec
 from mindspeed_ms.models.model import OWN_ROOT, ModelSpec
 from mindspeed_ms.models.part import LinearSpec, joined
 from mindspeed_ms.plan.region import Region, Run
@@ -197,6 +198,7 @@ def _of_layer(index: int, layer: LayerSpec) -> Iterator[Slot]:
     for name, linear in _linears(attention):
         path = f"attention.{name}"
         if name != "qkv_proj":
+            assert isinstance(linear.stride, int), "stacked matrices are equal"
             yield slot(path, "all", _ATTENTION, path, (((0, linear.outputs),), linear.stride))
     for path, block, paths in _blocks(layer):
         width, all_rows = block.width, ((0, block.mapping.outputs),)
@@ -220,7 +222,9 @@ def _joined(runs: list[Run]) -> tuple[Run, ...]:
     return Region.whole((last,)).with_runs(0, runs).runs[0]
 
 
-def _linears(part: AttentionSpec | LatentAttentionSpec) -> Iterator[tuple[str, LinearSpec]]:
+def _linears(
+    part: AttentionSpec | LatentAttentionSpec | GatedDeltaSpec,
+) -> Iterator[tuple[str, LinearSpec]]:
     for child in part.children():
         if isinstance(child.part, LinearSpec):
             yield child.name, child.part

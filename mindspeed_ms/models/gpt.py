@@ -14,6 +14,7 @@ from mindspeed_ms.models.adapting import adapted
 from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec, SharedExpertSpec
 from mindspeed_ms.models.layer import FurtherSpec, LayerSpec, QueryLayerSpec
+from mindspeed_ms.models.linear_attention import GatedDeltaSpec
 from mindspeed_ms.models.model import EmbeddingSpec, ModelSpec
 from mindspeed_ms.models.parameter import Init
 from mindspeed_ms.models.part import BufferSpec, LinearSpec, NormSpec, TableSpec
@@ -33,7 +34,8 @@ def gpt_spec(config: TransformerConfig, num_tokentypes: int = 0) -> ModelSpec:
     kinds: dict[Hashable, LayerSpec] = {}
     layers = []
     for index in range(config.num_layers):
-        kind = (config.has_experts(index), scores_spec(config, index), config.rotates(index))
+        core = None if config.is_linear(index) else scores_spec(config, index)
+        kind = (config.has_experts(index), core, config.rotates(index))
         if index not in noop and kind not in kinds:
             kinds[kind] = layer_spec(config, index)
         layers.append(None if index in noop else kinds[kind])
@@ -84,11 +86,7 @@ def layer_spec(config: TransformerConfig, index: int) -> LayerSpec:
     sandwich = config.use_sandwich_norm
     return LayerSpec(
         input_norm=norm_spec(config) if config.use_pre_norm else None,
-        attention=(
-            latent_attention_spec(config, index)
-            if config.multi_latent_attention
-            else attention_spec(config, index)
-        ),
+        attention=_any_attention(config, index),
         post_attention_norm=norm_spec(config) if config.use_pre_norm else None,
         mlp=moe_spec(config) if config.has_experts(index) else mlp_spec(config),
         attn_post_norm=(
@@ -97,6 +95,33 @@ def layer_spec(config: TransformerConfig, index: int) -> LayerSpec:
         ffn_post_norm=(
             replace(norm_spec(config), scale=config.ffn_post_norm_scale) if sandwich else None
         ),
+    )
+
+
+def _any_attention(
+    config: TransformerConfig, index: int
+) -> AttentionSpec | LatentAttentionSpec | GatedDeltaSpec:
+    if config.is_linear(index):
+        return gated_delta_spec(config)
+    if config.multi_latent_attention:
+        return latent_attention_spec(config, index)
+    return attention_spec(config, index)
+
+
+def gated_delta_spec(config: TransformerConfig) -> GatedDeltaSpec:
+    """Linear attention with a gated delta rule; its projections have no biases."""
+    keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+    narrow, wide = keys * config.linear_key_head_dim, values * config.linear_value_head_dim
+    kinds = (narrow, narrow, wide, wide, values, values)
+    return GatedDeltaSpec(
+        num_key_heads=keys,
+        num_value_heads=values,
+        key_dim=config.linear_key_head_dim,
+        value_dim=config.linear_value_head_dim,
+        taps=config.linear_conv_kernel_dim,
+        in_proj=replace(_column(config, config.hidden_size, sum(kinds)), stride=kinds),
+        out_proj=replace(_output_projection(config, wide), has_bias=False),
+        out_norm=replace(norm_spec(config, config.linear_value_head_dim), partial="always"),
     )
 
 

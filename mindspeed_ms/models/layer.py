@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec
+from mindspeed_ms.models.linear_attention import GatedDeltaSpec
 from mindspeed_ms.models.parameter import ParamSpec
 from mindspeed_ms.models.part import (
     Child,
@@ -26,7 +27,7 @@ class LayerSpec:
     """Norm, attention, residual, norm, feed-forward block, residual."""
 
     input_norm: NormSpec | None
-    attention: AttentionSpec | LatentAttentionSpec
+    attention: AttentionSpec | LatentAttentionSpec | GatedDeltaSpec
     post_attention_norm: NormSpec | None
     mlp: MLPSpec | MoESpec
     attn_post_norm: NormSpec | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mindspeed_ms.config.dtypes import DType
+from mindspeed_ms.plan.region import Stack
 
 Partial = Literal["never", "sequence", "always"]
 """Whether the gradient of a rank is a part of a sum over its tensor parallel group: never, where
@@ -25,8 +26,12 @@ class Init:
     value: float = 0.0
 
     bound: float | None = None
-    """Elements lie in [-bound, bound], all alike; they are drawn from a stream of the parameter's
-    own, by its name, so what is drawn for other parameters does not depend on it."""
+    """Elements lie in [-bound, bound], all alike. Without ``std`` they are drawn from a stream of
+    the parameter's own, by its name, so what is drawn for other parameters does not depend on it;
+    with ``std`` 1 they are the ranks of the normal numbers that are drawn."""
+
+    log_range: tuple[float, float] | None = None
+    """With ``std`` 1, elements are logarithms of numbers between these, all alike."""
 
     is_xavier: bool = False
     """Elements of a matrix [out, in] lie in [-b, b], all alike, with b = sqrt(6 / (out + in))
@@ -74,9 +79,9 @@ class ParamSpec:
     partition_dim: int = -1
     """Dimension that tensor parallel ranks split, -1: every rank holds all of it."""
 
-    partition_stride: int = 1
+    partition_stride: Stack = 1
     """Stacked matrices that are split one by one: 2 for [gate; up], whose rank r holds
-    [gate_r; up_r]."""
+    [gate_r; up_r]; or their sizes, where these differ."""
 
     partial_gradient: Partial = "never"
 

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from mindspeed_ms.config.dtypes import FLOAT32, DType
 from mindspeed_ms.models.adapter import AdapterSpec
 from mindspeed_ms.models.parameter import Init, ParamSpec, Partial
+from mindspeed_ms.plan.region import Stack
 
 Experts = Collection[int] | None
 """Numbers of the experts that are wanted, None for all."""
@@ -70,7 +71,7 @@ class LinearSpec:
     init: Init
     dtype: DType
     has_bias: bool = False
-    stride: int = 1
+    stride: Stack = 1
     """See ``ParamSpec.partition_stride``."""
 
     is_vocabulary: bool = False

@@ -39,6 +39,7 @@ from mindspeed_ms.ops.attention_call import (
     draw_dropout,
 )
 from mindspeed_ms.ops.columns import join_columns, split_columns
+from mindspeed_ms.ops.delta import causal_conv_silu, gated_delta_rule
 from mindspeed_ms.ops.experts import (
     combine_rows,
     grouped_linear_dgrad,
@@ -120,6 +121,8 @@ __all__ = [
     "select",
     "selected",
     "sigmoid_gated",
+    "causal_conv_silu",
+    "gated_delta_rule",
     "silu",
     "softcapped",
     "softmax",

@@ -14,6 +14,10 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+Stack: TypeAlias = int | tuple[int, ...]
+"""Stacked matrices that are split one by one: their number, if they are equal, or their sizes."""
 
 Run = tuple[int, int]
 """First global index and length."""
@@ -50,16 +54,29 @@ class Region:
 
     @classmethod
     def of_part(
-        cls, shape: Sequence[int], dim: int, part: int, parts: int, stride: int = 1
+        cls, shape: Sequence[int], dim: int, part: int, parts: int, stride: Stack = 1
     ) -> Region:
         """Part ``part`` of ``parts`` along a dimension of the full shape.
 
-        With ``stride`` the dimension holds that many stacked matrices, split one by one.
+        With ``stride`` the dimension holds that many stacked matrices, split one by one, or
+        matrices of these sizes.
 
         Raises:
             ValueError: the dimension does not divide.
         """
         size = shape[dim]
+        if isinstance(stride, tuple):
+            if sum(stride) != size or any(one % parts for one in stride):
+                raise ValueError(
+                    f"dimension {dim} of size {size} does not split into {parts} parts of matrices "
+                    f"of sizes {stride}; use sizes that divide"
+                )
+            starts = itertools.accumulate((0, *stride[:-1]))
+            each = [
+                (start + part * (one // parts), one // parts)
+                for start, one in zip(starts, stride, strict=True)
+            ]
+            return cls.whole(shape).with_runs(dim, each)
         if size % (parts * stride):
             raise ValueError(
                 f"dimension {dim} of size {size} does not split into {parts} parts of {stride} "

@@ -178,15 +178,10 @@ _BALANCED_BY = {
 
 
 def _balancing(stated: Any, given: Arguments) -> Any:
-    if given.moe_use_sinkhorn:
-        return "sinkhorn"
     names = [stated] if isinstance(stated, str) else stated
     if names is UNSET or names is None:
         return stated
-    names = [_BALANCED_BY.get(name, name) for name in names]
-    if given.seq_aux:
-        names = ["seq_aux_loss" if name == "aux_loss" else name for name in names]
-    return tuple(names)
+    return tuple(_BALANCED_BY.get(name, name) for name in names)
 
 
 def _weighs_before_choosing(stated: Any, given: Arguments) -> Any:
@@ -205,19 +200,6 @@ def _router_has_bias(stated: Any, given: Arguments) -> Any:
     """As the other linear layers, in Megatron-core since 0.13."""
     is_moe = bool(given.num_experts and given.num_experts > 1)
     return bool(given.add_bias_linear) if stated is UNSET and is_moe else stated
-
-
-def _expert_layers(stated: Any, given: Arguments) -> Any:
-    first, layers = given.first_k_dense_replace, given.num_layers
-    if first is None or layers is None:
-        return stated
-    every = 1 if stated is UNSET or stated is None else stated
-    if not isinstance(every, int):
-        raise ValueError(
-            f"--moe-layer-freq {every} and --first-k-dense-replace {first} both say which layers "
-            "have experts; give --moe-layer-freq a number"
-        )
-    return tuple(int(layer >= first and layer % every == 0) for layer in range(layers))
 
 
 def _shared_width(stated: Any, given: Arguments) -> Any:
@@ -247,7 +229,6 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "moe_config.moe_router_pre_softmax": _weighs_before_choosing,
         "moe_config.moe_router_score_function": _score_function,
         "moe_config.moe_router_has_bias": _router_has_bias,
-        "moe_config.moe_layer_freq": _expert_layers,
         "parallel_config.zero_level": _zero_level,
         "parallel_config.virtual_pipeline_model_parallel_size": _num_chunks,
         "parallel_config.overlap_p2p_comm": _overlap_stages,

@@ -9,13 +9,20 @@ from megatron_runs import DATA, replay
 
 pytestmark = pytest.mark.ranks
 RECORDED = json.loads((DATA / "megatron_core" / "layers.json").read_text(encoding="utf-8"))
-FEW = 5
+FEW = 3
 TP = "--tensor-model-parallel-size 2"
 SP = f"{TP} --sequence-parallel"
 PP = "--pipeline-model-parallel-size 2"
 CP = "--context-parallel-size 2"
 EP = "--expert-model-parallel-size 2"
-DENSE = {"tp2": (2, TP), "tp2-sp": (2, SP), "pp2": (2, PP), "cp2": (2, CP)}
+DENSE = {
+    "tp2": (2, TP),
+    "tp2-sp": (2, SP),
+    "pp2": (2, PP),
+    "cp2": (2, CP),
+    "tp2-sp-cp2": (4, f"{SP} {CP}"),
+}
+ULYSSES = {"ulysses2": (2, f"{CP} --context-parallel-algo ulysses_cp_algo")}
 EXPERTS = {
     "ep2": (2, EP),
     "tp2-sp-ep2": (2, f"{SP} {EP} --expert-tensor-parallel-size 1"),
@@ -44,7 +51,7 @@ def check(dist_run, cache, name, layout, iterations):
         assert norm == pytest.approx(case["grad_norm"][number], rel=1e-4), number
 
 
-QUICK = [("attention_output_gate_norms", "tp2-sp"), ("gpt_oss", "tp2-sp-ep2")]
+QUICK = [("attention_output_gate_norms", "tp2-sp"), ("gated_delta_net", "tp2-sp-cp2")]
 SLOW = [
     *(
         (name, layout)
@@ -52,18 +59,20 @@ SLOW = [
         for layout in DENSE
     ),
     *((name, layout) for name in ("gpt_oss", "llama4", "latent_experts") for layout in EXPERTS),
+    *(("gated_delta_net", layout) for layout in (*DENSE, "ulysses2")),
+    *(("qwen3_next", layout) for layout in ("tp2-sp-ep2", "pp2", "tp2-sp-etp2-zero")),
 ]
 
 
 @pytest.mark.parametrize(("name", "layout"), QUICK)
 def test_ranks_repeat_a_run_of_megatron_core(dist_run, tmp_path, name, layout):
-    check(dist_run, tmp_path, name, {**DENSE, **EXPERTS}[layout], FEW)
+    check(dist_run, tmp_path, name, {**DENSE, **ULYSSES, **EXPERTS}[layout], FEW)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layout"), SLOW)
 def test_ranks_repeat_forty_iterations_of_megatron_core(dist_run, tmp_path, name, layout):
-    check(dist_run, tmp_path, name, {**DENSE, **EXPERTS}[layout], 40)
+    check(dist_run, tmp_path, name, {**DENSE, **ULYSSES, **EXPERTS}[layout], 40)
 
 
 ROUTERS = {
@@ -96,7 +105,7 @@ def test_routers_give_the_same_in_every_layout(dist_run, tmp_path, name, layout)
         f"{RECORDED['common']} --position-embedding-type rope --swiglu --ffn-hidden-size 48 "
         f"--num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 24 {ROUTERS[name]}"
     )
-    ranks, words = {**DENSE, **EXPERTS}[layout]
+    ranks, words = {**DENSE, **ULYSSES, **EXPERTS}[layout]
     whole = run(dist_run, 1, flags, tmp_path)
     cut = run(dist_run, ranks, f"{flags} {words}", tmp_path)
     for (loss, norm, losses), (expected, its_norm, its_losses) in zip(cut, whole, strict=True):

@@ -30,6 +30,7 @@ from mindspeed_ms.core.parameter import (
 from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.core.tensor_parallel.index_range import require_range
 from mindspeed_ms.core.tensor_parallel.utils import VocabUtility, divide
+from mindspeed_ms.plan.region import Stack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -299,7 +300,7 @@ class ColumnParallelLinear(Cell):
         init_method: InitMethod,
         bias: bool = True,
         gather_output: bool = False,
-        stride: int = 1,
+        stride: Stack = 1,
         keep_master_weight_for_test: bool = False,
         skip_bias_add: bool = False,
         skip_weight_param_allocation: bool = False,

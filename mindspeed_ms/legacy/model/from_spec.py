@@ -37,7 +37,14 @@ def init_method(init: Init) -> Callable[[Sequence[int]], np.ndarray]:
             draw_normal(tuple(shape), 1.0)
         if init.std is None:
             return draw_uniform(tuple(shape), math.sqrt(6.0 / sum(shape)))
-        return draw_normal(tuple(shape), init.std)
+        drawn = draw_normal(tuple(shape), init.std)
+        if init.bound is None and init.log_range is None:
+            return drawn
+        rank = 0.5 * (1.0 + np.vectorize(math.erf)(drawn / math.sqrt(2.0)))  # all alike in [0, 1]
+        if init.log_range is None:
+            return (init.bound * (2.0 * rank - 1.0)).astype(np.float32)
+        low, high = init.log_range
+        return np.log(low + (high - low) * rank).astype(np.float32)
 
     return values
 

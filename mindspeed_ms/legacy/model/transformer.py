@@ -40,6 +40,7 @@ from mindspeed_ms.legacy.model.attention import (
     exchanged,
 )
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, LayerType
+from mindspeed_ms.legacy.model.gated_delta_net import GatedDeltaNet
 from mindspeed_ms.legacy.model.initialization import StageDraws
 from mindspeed_ms.legacy.model.mlp import ParallelMLP
 from mindspeed_ms.legacy.model.moe.moe_layer import MoELayer
@@ -49,6 +50,7 @@ from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
 from mindspeed_ms.models.feed_forward import MoESpec
 from mindspeed_ms.models.gpt import gpt_spec, layer_spec
 from mindspeed_ms.models.layer import LayerSpec
+from mindspeed_ms.models.linear_attention import GatedDeltaSpec
 from mindspeed_ms.models.model import ModelSpec
 from mindspeed_ms.models.width import logits_divisor
 from mindspeed_ms.plan.layer_placement import layer_placement
@@ -245,14 +247,16 @@ class ParallelTransformerLayer(Cell):
 
 
 def _attention(
-    spec: AttentionSpec | LatentAttentionSpec,
+    spec: AttentionSpec | LatentAttentionSpec | GatedDeltaSpec,
     config: TransformerConfig,
     layer_number: int,
     mask_type: enum.Enum,
     groups: ProcessGroups,
     recompute: LayerRecompute,
-) -> ParallelAttention | MultiLatentAttention:
+) -> ParallelAttention | MultiLatentAttention | GatedDeltaNet:
     """The attention of a description."""
+    if isinstance(spec, GatedDeltaSpec):
+        return GatedDeltaNet(config, layer_number, spec=spec, groups=groups, recompute=recompute)
     place = (config, layer_number, AttnType.self_attn, mask_type)
     if isinstance(spec, LatentAttentionSpec):
         return MultiLatentAttention(*place, spec=spec, groups=groups, recompute=recompute)

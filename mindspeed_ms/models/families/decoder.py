@@ -90,6 +90,7 @@ class Decoder:
         if isinstance(attention, LatentAttentionSpec):
             yield from _latent(places, theirs, ours)
             return
+        assert isinstance(attention, AttentionSpec), "no family has linear attention"
         yield from places.whole(f"{theirs}.sinks", f"{ours}.core_attention.softmax_offset")
         if self.mixed is None:
             words = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -118,10 +118,9 @@ def query_rows(attention: AttentionSpec, kind: str) -> list[tuple[int, int]]:
         kind: q, k or v.
     """
     d, per_group = attention.head_dim, attention.num_heads // attention.num_groups
-    block = (per_group + 2) * d
-    start, size = {"q": (0, per_group * d), "k": (per_group * d, d), "v": ((per_group + 1) * d, d)}[
-        kind
-    ]
+    before = per_group * (2 if attention.has_gate else 1)  # gates follow the queries
+    block = (before + 2) * d
+    start, size = {"q": (0, per_group * d), "k": (before * d, d), "v": ((before + 1) * d, d)}[kind]
     return [(group * block + start, size) for group in range(attention.num_groups)]
 
 

@@ -80,6 +80,7 @@ from mindspeed_ms.ops.ascend.pointwise import (
     squared_relu,
     swiglu,
 )
+from mindspeed_ms.ops.portable.delta import causal_conv_silu, gated_delta_rule
 
 
 def unavailable() -> str:

@@ -40,6 +40,7 @@ from mindspeed_ms.ops.portable.cross_entropy import (
     ce_sum_logits,
     masked_mean,
 )
+from mindspeed_ms.ops.portable.delta import causal_conv_silu, gated_delta_rule
 from mindspeed_ms.ops.portable.dropout import bias_dropout_add, dropout
 from mindspeed_ms.ops.portable.embedding import embedding, embedding_wgrad_accumulate
 from mindspeed_ms.ops.portable.experts import (

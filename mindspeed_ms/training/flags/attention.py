@@ -26,6 +26,7 @@ _LATER_ALIBI = NoEffect("it changes only biases of later tokens, which causal at
 _NO_PREFIX = Refused(
     "lengths of prefixes are not given to the kernel", "use --sparse-mode 1 with a general mask"
 )
+_NO_VARIANT = Refused("layers of this kind are not available", "use gated_delta_net")
 _NO_SUCH_MODE = Refused("the fused kernel has no such mode either", "use 0 to 4")
 
 
@@ -68,6 +69,21 @@ ROWS: tuple[Flag, ...] = in_group(
         ),
         value("--attn-logit-softcapping", float, Field("model_config.attn_logit_softcapping")),
         value("--query-pre-attn-scalar", float, Field("model_config.query_pre_attn_scalar")),
+        value(
+            "--experimental-attention-variant",
+            str,
+            Field("model_config.experimental_attention_variant"),
+            choices=("gated_delta_net", "gdn", "gdn2", "dsa"),
+            refuses=tuple((name, _NO_VARIANT) for name in ("gdn", "gdn2", "dsa")),
+        ),
+        value(
+            "--linear-attention-freq", number_or_list, Field("model_config.linear_attention_freq")
+        ),
+        value("--linear-conv-kernel-dim", int, Field("model_config.linear_conv_kernel_dim"), 4),
+        value("--linear-key-head-dim", int, Field("model_config.linear_key_head_dim"), 128),
+        value("--linear-value-head-dim", int, Field("model_config.linear_value_head_dim"), 128),
+        value("--linear-num-key-heads", int, Field("model_config.linear_num_key_heads"), 16),
+        value("--linear-num-value-heads", int, Field("model_config.linear_num_value_heads"), 32),
         on("--qk-l2-norm", Field("model_config.qk_l2_norm")),
         on("--attention-output-gate", Field("model_config.attention_output_gate")),
         value("--no-rope-freq", number_or_list, Field("model_config.no_rope_freq")),

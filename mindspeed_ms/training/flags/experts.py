@@ -193,12 +193,11 @@ OTHER_NAMES = in_group(
         ),
         on(
             "--seq-aux",
-            Field(_TYPE, by_rule=True),
-            help="The balance loss of --moe-router-load-balancing-type is that of each sequence.",
+            Field(f"{_EXPERTS}seq_aux"),
         ),
         on(
             "--moe-use-sinkhorn",
-            Field(_TYPE, by_rule=True),
+            Field(_TYPE, means="sinkhorn"),
             help="Same as --moe-router-load-balancing-type sinkhorn.",
         ),
         on("--norm-topk-prob", Field(f"{_EXPERTS}moe_router_norm_topk_prob")),
@@ -217,8 +216,8 @@ OTHER_NAMES = in_group(
         value(
             "--first-k-dense-replace",
             natural,
-            Field(f"{_EXPERTS}moe_layer_freq", by_rule=True),
-            help="The first so many layers have no experts; the others as --moe-layer-freq says.",
+            Field(f"{_EXPERTS}first_k_dense_replace"),
+            0,
         ),
     ],
 )

@@ -28,7 +28,6 @@ ROWS: tuple[Flag, ...] = (
         "layers of this kind are not available",
         "use the flags of a plain GPT layer, and leave it out",
         """
---experimental-attention-variant str
 --qk-clip
 --qk-clip-alpha float=0.5 !0.5
 --qk-clip-threshold float=100 !100.0

@@ -118,6 +118,17 @@ VARIANTS = {
         "attention_output_gate": True,
         "qk_l2_norm": True,
     },
+    "linear attention beside gated heads": {
+        "position_embedding_type": "rope",
+        "hidden_act": "swiglu",
+        "attention_output_gate": True,
+        "experimental_attention_variant": "gated_delta_net",
+        "linear_attention_freq": (1, 0, 1),
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 6,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    },
     "narrow experts, thresholds": {
         "add_bias_linear": True,
         "moe_config": MoEConfig(

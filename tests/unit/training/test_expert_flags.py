@@ -22,9 +22,6 @@ SAME = {
     "--moe-use-sinkhorn": {"moe_router_load_balancing_type": "sinkhorn"},
     "--norm-topk-prob": {"moe_router_norm_topk_prob": True},
     "--router-gating-in-fp32": {"moe_router_dtype": "fp32"},
-    "--first-k-dense-replace 1": {"moe_layer_freq": (0, 1, 1, 1)},
-    "--first-k-dense-replace 1 --moe-layer-freq 2": {"moe_layer_freq": (0, 0, 1, 0)},
-    "--first-k-dense-replace 0": {"moe_layer_freq": (1, 1, 1, 1)},
     "--moe-device-level-aux-loss-coeff 0.05": {"moe_device_level_aux_loss_coeff": 0.05},
     "--moe-comm-aux-loss-coeff 0.02": {"moe_comm_aux_loss_coeff": 0.02},
     "--moe-router-load-balancing-type softmax_topk": {
@@ -51,6 +48,18 @@ SAME = {
 def test_a_name_of_mindspeed_says_the_same(words):
     moe = moe_of(words)
     assert {name: getattr(moe, name) for name in SAME[words]} == SAME[words]
+
+
+@pytest.mark.parametrize(
+    ("words", "layers"),
+    [
+        ("--first-k-dense-replace 1", (False, True, True, True)),
+        ("--first-k-dense-replace 1 --moe-layer-freq 2", (False, False, True, False)),
+        ("--first-k-dense-replace 0", (True, True, True, True)),
+    ],
+)
+def test_the_first_layers_are_dense(words, layers):
+    assert moe_of(words).moe_layers(4) == layers
 
 
 def test_two_ways_to_list_expert_layers_contradict_each_other():
