@@ -184,18 +184,6 @@ def _balancing(stated: Any, given: Arguments) -> Any:
     return tuple(_BALANCED_BY.get(name, name) for name in names)
 
 
-def _weighs_before_choosing(stated: Any, given: Arguments) -> Any:
-    """Those routers of MindSpeed-LLM take the softmax of all scores."""
-    names = given.moe_router_load_balancing_type or ()
-    names = (names,) if isinstance(names, str) else names
-    return True if set(names) & {*_BALANCED_BY} - {"noaux_tc"} else stated
-
-
-def _score_function(stated: Any, given: Arguments) -> Any:
-    names = given.moe_router_load_balancing_type or ()
-    return "sigmoid" if "noaux_tc" in names else stated
-
-
 def _router_has_bias(stated: Any, given: Arguments) -> Any:
     """As the other linear layers, in Megatron-core since 0.13."""
     is_moe = bool(given.num_experts and given.num_experts > 1)
@@ -226,8 +214,6 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "moe_config.moe_ffn_hidden_size": _expert_width,
         "moe_config.moe_shared_expert_intermediate_size": _shared_width,
         "moe_config.moe_router_load_balancing_type": _balancing,
-        "moe_config.moe_router_pre_softmax": _weighs_before_choosing,
-        "moe_config.moe_router_score_function": _score_function,
         "moe_config.moe_router_has_bias": _router_has_bias,
         "parallel_config.zero_level": _zero_level,
         "parallel_config.virtual_pipeline_model_parallel_size": _num_chunks,

@@ -21,7 +21,7 @@ Context = Any
 
 _EVERY = 32
 """Tokens between two states that forward keeps."""
-_EPS = np.float32(1e-6)
+_EPS = 1e-6
 
 
 class _CausalConv(autograd.Function):

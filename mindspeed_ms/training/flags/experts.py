@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from mindspeed_ms.training.flags.compact import compact
 from mindspeed_ms.training.flags.row import (
+    UNSET,
     Field,
     Flag,
     NoEffect,
@@ -25,6 +29,20 @@ _OTHER_ROUTERS = ("softmax_topk", "group_limited_greedy", "pai_megatron_aux_loss
 _WIDTH = f"{_EXPERTS}moe_ffn_hidden_size"
 _SHARED_WIDTH = f"{_EXPERTS}moe_shared_expert_intermediate_size"
 
+
+def _weighs_all(routers: Sequence[str] | str | None) -> Any:
+    """Those routers of MindSpeed-LLM take the softmax of all scores."""
+    return True if {*_names(routers)} & {*_OTHER_ROUTERS[:3]} else UNSET
+
+
+def _scores_alone(routers: Sequence[str] | str | None) -> Any:
+    return "sigmoid" if "noaux_tc" in _names(routers) else UNSET
+
+
+def _names(routers: Sequence[str] | str | None) -> Sequence[str]:
+    return [routers] if isinstance(routers, str) else routers or ()
+
+
 MOE = in_group(
     "mixture of experts",
     [
@@ -44,10 +62,10 @@ MOE = in_group(
             str,
             Field(
                 _TYPE,
-                also=(
-                    f"{_EXPERTS}moe_router_pre_softmax",
-                    f"{_EXPERTS}moe_router_score_function",
-                ),
+                sets={
+                    f"{_EXPERTS}moe_router_pre_softmax": _weighs_all,
+                    f"{_EXPERTS}moe_router_score_function": _scores_alone,
+                },
             ),
             arity="some",
             default="aux_loss",
