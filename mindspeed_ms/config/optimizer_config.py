@@ -358,6 +358,9 @@ class OptimizerConfig(Section):
     @property
     def narrow_types(self) -> dict[str, DType]:
         """State, or ``main`` for copies of weights -> its type, where that is not fp32."""
+        return self._asked_types() if self.use_precision_aware_optimizer else {}
+
+    def _asked_types(self) -> dict[str, DType]:
         types: dict[str, DType] = {
             "main": self.main_params_dtype,
             "exp_avg": self.exp_avg_dtype,
@@ -366,10 +369,11 @@ class OptimizerConfig(Section):
         return {name: dtype for name, dtype in types.items() if dtype != FLOAT32}
 
     def _check_types(self) -> None:
-        if not self.narrow_types:
+        asked = self._asked_types()
+        if not asked:
             return
         names = " and ".join(
-            "main_params_dtype" if name == "main" else f"{name}_dtype" for name in self.narrow_types
+            "main_params_dtype" if name == "main" else f"{name}_dtype" for name in asked
         )
         if not self.use_precision_aware_optimizer:
             raise ValueError(
