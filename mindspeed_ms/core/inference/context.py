@@ -49,12 +49,17 @@ class InferenceContext:
     """The model notes the hidden states that its head reads."""
     hidden: Tensor | None = field(init=False, default=None)
     """[T, 1, h], on ranks that hold the head, if they are kept."""
+    rotated_as: Places | None = None
+    """[B]: tokens of a row that its rotation goes by, if that depends on it. Default: all that it
+    has with the new ones."""
     counts: Places = field(init=False)
     """[B]: new tokens."""
     ids: NDArray[np.int32] = field(init=False)
     """[1, T]."""
     positions: Places = field(init=False)
     """[T]: of each token in its row."""
+    lengths: Places = field(init=False)
+    """[T]: tokens that the rotation of each goes by."""
     ranges: KeyRanges = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +77,9 @@ class InferenceContext:
         # The padding of a row gets the position of its last token, which every table has.
         ahead = np.minimum(np.arange(steps)[:, None], self.counts - 1)
         self.positions[: steps * rows] = (starts + ahead).reshape(-1)
+        self.lengths = np.ones(padded, np.int64)
+        whole = starts + self.counts if self.rotated_as is None else self.rotated_as
+        self.lengths[: steps * rows] = np.tile(whole, steps)
         self.ranges = KeyRanges(np.zeros_like(starts), starts + self.counts, starts)
         self.cache.reserve(int((starts + steps).max()))
 

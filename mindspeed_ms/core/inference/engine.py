@@ -79,6 +79,7 @@ class InferenceEngine:
         self._parts = tensor.size if is_cut else 1
         self._decoder: Callable[[InferenceContext], Logits] | None = None
         self._may_decode = len(self.chunks) == 1 and self._pipeline.size == 1
+        self._turns_at = turning_length(config)
         self._in_int8 = in_int8
         if in_int8 and not (self._may_decode and _form(self.chunks[0])):
             raise ValueError(
@@ -169,6 +170,8 @@ class InferenceEngine:
 
     def run(self, context: InferenceContext) -> Logits:
         """Append the tokens of a context: logits as ``extend`` returns them."""
+        if self._turns_at is not None:
+            self._turn_again(context, self._turns_at)
         is_step = context.shape[0] == 1 or (context.keeps_hidden and context.wants_all)
         is_step = is_step and context.counts.sum() <= MOST_ROWS
         if is_step and self._may_decode and self.cache.has_memory:
@@ -178,6 +181,23 @@ class InferenceEngine:
         self.cache.advance(context.slots, context.counts)
         logits = logits[:, : self.vocab_size]
         return logits.reshape(*context.shape, -1) if context.wants_all else logits
+
+    def _turn_again(self, context: InferenceContext, limit: int) -> None:
+        """Rotate the keys of sequences anew that become longer than the short factors are for.
+
+        Source: ``transformers`` Phi3 ``prepare_inputs_for_generation`` (when a cache is dropped).
+        """
+        cache, slots = self.cache, context.slots
+        before, after = cache.lengths[slots], cache.lengths[slots] + context.counts
+        crossing = (before > 0) & (before <= limit) & (after > limit)
+        if crossing.any():
+            own = slots[crossing]
+            rows = [cache.tokens(slot) for slot in own]
+            cache.truncate(own, 0)
+            again = InferenceContext(cache, own, rows, self._parts, rotated_as=after[crossing])
+            self._through_cells(again)
+            cache.advance(own, again.counts)
+        cache.note_tokens(slots, context.tokens)
 
     def _through_cells(self, context: InferenceContext) -> Logits:
         with autograd.recording(), autograd.inference_mode():
@@ -285,6 +305,15 @@ def refuse_layout(config: TransformerConfig) -> None:
 def _form(model: Cell, in_int8: bool = False) -> Callable[[InferenceContext], Logits] | None:
     """The native form of a model, if it has one."""
     return model.decoder(in_int8) if hasattr(model, "decoder") else None
+
+
+def turning_length(config: TransformerConfig) -> int | None:
+    """Tokens up to which a sequence is rotated by the short factors of longrope; None: no such."""
+    stretching = config.rope_scaling
+    if stretching.rope_type != "longrope":
+        return None
+    longest = config.max_position_embeddings or config.seq_length
+    return stretching.original_max_position_embeddings or longest
 
 
 def position_limit(config: TransformerConfig) -> int | None:

@@ -11,9 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from mindspore import Tensor
+from numpy.typing import NDArray
 
 from mindspeed_ms.backend import device, memory
 from mindspeed_ms.ops.attention_call import Places
+
+TOKENS = -1
+"""The layer of ids, in models that keep them."""
 
 FEWEST_TOKENS = 32
 """Room of a slot to begin with; it doubles when it is used up."""
@@ -100,6 +104,20 @@ class KVCache:
         steps = keys.shape[0]
         for store, new in zip(self.memory_of(layer, keys, values), (keys, values), strict=True):
             _write(store, slots, self.lengths[slots], memory.contiguous(new), steps)
+
+    def note_tokens(self, slots: Places, tokens: Sequence[NDArray[np.int32]]) -> None:
+        """Keep ids beside keys and values, for models whose keys must be computed again."""
+        steps = max(map(len, tokens))
+        ids = np.zeros((steps, len(tokens), 1, 1), np.int32)
+        for row, own in enumerate(tokens):
+            ids[: len(own), row, 0, 0] = own
+        self.reserve(int(self.lengths[slots].max()) + steps)
+        self.append(TOKENS, slots, memory.from_numpy(ids), memory.from_numpy(ids))
+
+    def tokens(self, slot: int) -> NDArray[np.int32]:
+        """The ids that ``note_tokens`` kept of a slot."""
+        store, _ = self.stores(TOKENS)
+        return memory.as_numpy(store)[slot, : self.lengths[slot], 0, 0].copy()
 
     def advance(self, slots: Places, counts: Places | int) -> None:
         """Count tokens that every layer has written; what lies behind is overwritten later."""

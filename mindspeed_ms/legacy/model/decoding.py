@@ -99,7 +99,9 @@ class Decoder:
         stack.rows, stack.slots = len(places), slots.ctypes.data
         stack.starts, stack.stops = first.ctypes.data, stops.ctypes.data
         stack.offsets = places.ctypes.data
-        tables = [np.take(table, places, axis=0) for table in self._tables]
+        tables = self._rows_of_tables(
+            places, context.lengths[: steps * rows].reshape(real.shape)[real]
+        )
         for layer, rotates, locally in zip(self.layers, self.rotates, self.locally, strict=True):
             if tables and rotates:
                 layer.cos = tables[2 * locally].ctypes.data
@@ -112,6 +114,12 @@ class Decoder:
         logits = decode.decode_head(x, self.norm, self.head, (self.head_storage, stack.eps))
         return _spread(logits, real)
 
+    def _rows_of_tables(self, places: Places, lengths: Places) -> list[Floats]:
+        """Cosines and sines of each token, [n, d]."""
+        if self.rotary is not None and self.rotary.goes_by_length:
+            return _flat_tables(self.rotary.tables_for(places, lengths))
+        return [np.take(table, places, axis=0) for table in self._tables]
+
     def _take_memory(self, context: InferenceContext) -> None:
         """Addresses of the cache, and tables of rotation as long as it."""
         cache = context.cache
@@ -120,10 +128,7 @@ class Decoder:
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
         self.stack.room = cache.room
         if self.rotary is not None:
-            tables = self.rotary.tables_for(np.arange(cache.room))
-            self._tables = tuple(
-                np.ascontiguousarray(memory.as_numpy(table)[:, 0, 0]) for table in tables
-            )
+            self._tables = tuple(_flat_tables(self.rotary.tables_for(np.arange(cache.room))))
             self.stack.rotated = self._tables[0].shape[1]
         self._version = cache.version
 
@@ -246,6 +251,11 @@ def _is_plain(config: TransformerConfig) -> bool:
 def _in_fp32(values: Tensor) -> Floats:
     """A copy as an array, flat."""
     return _widened(memory.flat_view(memory.contiguous(values)))
+
+
+def _flat_tables(tables: Sequence[Tensor]) -> list[Floats]:
+    """[s, 1, 1, d] -> [s, d]."""
+    return [np.ascontiguousarray(memory.as_numpy(table)[:, 0, 0]) for table in tables]
 
 
 def _spread(values: Floats, real: NDArray[np.bool_]) -> Floats:

@@ -265,7 +265,7 @@ class TransformerLanguageModel(Cell):
         assert self.mtp is not None, "asked of a model with layers for further tokens"
         rotary = None
         if self.rotary_pos_emb is not None:
-            rotary = self.rotary_pos_emb.tables_for(context.positions)
+            rotary = self.rotary_pos_emb.tables_for(context.positions, context.lengths)
         layer = list(self.mtp.layers)[depth]
         return layer(self.embedding(ids, None), hidden_states, None, rotary, context)
 
@@ -304,7 +304,8 @@ class TransformerLanguageModel(Cell):
         rotary = None
         if self.rotary_pos_emb is not None:
             if inference_params is not None:
-                rotary = self.rotary_pos_emb.tables_for(inference_params.positions)
+                context = inference_params
+                rotary = self.rotary_pos_emb.tables_for(context.positions, context.lengths)
             else:
                 rotary = self._rotary_tables(self.encoder.sequence_length(hidden_states))
         output = self.encoder(hidden_states, enc_attn_mask, rotary, inference_params)

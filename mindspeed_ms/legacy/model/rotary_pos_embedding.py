@@ -94,15 +94,28 @@ class RotaryEmbedding(Cell):
         place = (self._base, self._channels, length, self._longest)
         return frequencies(self._stretching, *place)
 
-    def tables_for(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+    @property
+    def goes_by_length(self) -> bool:
+        """Whether the angles depend on how long the sequence is."""
+        return self._stretching.rope_type in ("dynamic", "longrope")
+
+    def tables_for(
+        self, positions: np.ndarray, lengths: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(cos, sin), each fp32 [s, 1, 1, d], for any positions [s].
 
-        Ways to stretch that go by the length of the sequence take the last position for it.
+        Args:
+            positions: of the tokens.
+            lengths: [s], tokens of the sequence of each, for ways to stretch that go by it. None:
+                one sequence that ends at the last position.
         """
         frequency = self._inverse_frequency
-        if self._stretching.rope_type in ("dynamic", "longrope"):
-            frequency = self._frequency(int(positions.max(initial=0)) + 1)
-        angles = np.outer(positions.astype(np.float32) * self._scale, frequency)
+        if self.goes_by_length:
+            if lengths is None:
+                lengths = np.full(len(positions), positions.max(initial=0) + 1)
+            own, places = np.unique(lengths, return_inverse=True)
+            frequency = np.stack([self._frequency(int(length)) for length in own])[places]
+        angles = (positions.astype(np.float32) * self._scale)[:, None] * frequency
         if self.rotary_interleaved:
             angles = np.repeat(angles, 2, axis=1)
         else:
@@ -130,6 +143,16 @@ class RotaryPair(Cell):
         """Those of the first, then of the second; see ``RotaryEmbedding``."""
         return (*self.whole(max_seq_len, offset), *self.local(max_seq_len, offset))
 
-    def tables_for(self, positions: np.ndarray) -> tuple[Tensor, ...]:
+    @property
+    def goes_by_length(self) -> bool:
+        """See ``RotaryEmbedding``."""
+        return self.whole.goes_by_length
+
+    def tables_for(
+        self, positions: np.ndarray, lengths: np.ndarray | None = None
+    ) -> tuple[Tensor, ...]:
         """Those of the first, then of the second, for any positions [s]."""
-        return (*self.whole.tables_for(positions), *self.local.tables_for(positions))
+        return (
+            *self.whole.tables_for(positions, lengths),
+            *self.local.tables_for(positions, lengths),
+        )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny_models import LLAMA, NO_BIAS, model_config
@@ -11,6 +13,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.config.moe_config import MoEConfig
+from mindspeed_ms.config.rope_scaling_config import RopeScalingConfig
 from mindspeed_ms.core.inference.engine import InferenceEngine, refuse_layout
 from mindspeed_ms.engine.parallel_setup import set_seed
 from mindspeed_ms.legacy.model import GPTModel
@@ -39,7 +42,18 @@ MODELS = {
         "moe_config": MoEConfig(num_experts=4, moe_router_topk=2, moe_expert_capacity_factor=0.1),
     },
     "further": {**GQA, "mtp_num_layers": 1},
+    "longrope": {
+        **GQA,
+        "rope_scaling": RopeScalingConfig(
+            rope_type="longrope",
+            factor=2.0,
+            original_max_position_embeddings=8,
+            short_factor=(1.0, 1.2),
+            long_factor=(1.5, 4.0),
+        ),
+    },
 }
+"""The first prompt outgrows the short factors of longrope on its way."""
 PROMPTS = ([3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5])
 STEPS = 4
 
@@ -142,6 +156,23 @@ def test_the_logits_behind_every_token_of_a_prompt():
     for end in range(1, len(PROMPTS[0]) + 1):
         _, last = engine.add([PROMPTS[0][:end]])
         np.testing.assert_allclose(logits[end - 1], last, atol=1e-5)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_rotation_that_goes_by_length_goes_by_the_own_length(rope_type):
+    """Not by that of the rows beside it, nor by the room of the cache, in either form."""
+    stretching = MODELS["longrope"]["rope_scaling"]
+    stretching = replace(stretching, rope_type=rope_type)
+    set_seed(5)
+    model = GPTModel(model_config(GQA, rope_scaling=stretching))  # made for sequences of 8
+    engine = InferenceEngine([model], model.config)
+    prompts, new = ([3, 1, 4, 1, 5, 9, 2], [6]), ([1, 2], [3, 4], [5, 6])
+    together = engine.add(prompts)[0]
+    found = np.array([engine.step(together, tokens) for tokens in new])
+    for row, prompt in enumerate(prompts):
+        own, _ = engine.add([prompt])
+        alone = [engine.step(own, tokens[row : row + 1])[0] for tokens in new]
+        np.testing.assert_allclose(found[:, row], alone, atol=1e-5)
 
 
 def test_sequences_come_and_go_while_others_go_on():
