@@ -110,6 +110,12 @@ def _unsupported_training(all_config: AllConfig) -> list[str]:
         reasons.append(
             f"epochs {training.epochs}: {WITHOUT_EFFECT['training_config.epochs']}; give one"
         )
+    is_taught = training.logits_save_dir is not None or training.logits_load_dir is not None
+    if is_taught and all_config.model_config.mtp_num_layers:
+        reasons.append(
+            "logits_save_dir and logits_load_dir are of the next token's logits; leave them or "
+            "mtp_num_layers out"
+        )
     if training.loss_reduction == "sum" and training.calculate_per_token_loss:
         reasons.append(
             "loss_reduction sum with calculate_per_token_loss: the one does not divide by tokens, "

@@ -51,6 +51,7 @@ from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
 from mindspeed_ms.engine.run_data import RunData, build_run_data, whole_set
 from mindspeed_ms.engine.start import check_configuration, fill_run_state, report_layout
 from mindspeed_ms.engine.step_report import StepReport
+from mindspeed_ms.engine.teaching import set_up_distillation
 from mindspeed_ms.engine.train_loop import (
     TrainingSetup,
     evaluate_and_print_results,
@@ -361,6 +362,7 @@ def _set_up(
     options.weighs_by_tokens = config.training_config.calculate_per_token_loss
     options.sums = config.training_config.loss_reduction == "sum"
     options.label_smoothing = config.training_config.label_smoothing
+    set_up_distillation(config)
     weights = None
     if config.training_config.calculate_per_token_loss:
         weights = TokenWeights(config.dataset_config.batch_size * config.model_config.seq_length)

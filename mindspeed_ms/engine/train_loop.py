@@ -16,7 +16,7 @@ import numpy as np
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, bars, comm, memory
 from mindspeed_ms.config import AllConfig
-from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core import distillation, parallel_state
 from mindspeed_ms.core.distributed import finalize_model_grads
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.num_microbatches_calculator import (
@@ -24,7 +24,7 @@ from mindspeed_ms.core.num_microbatches_calculator import (
     get_num_microbatches,
     update_num_microbatches,
 )
-from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
+from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler, StepResult
 from mindspeed_ms.core.pipeline_parallel import get_forward_backward_func
 from mindspeed_ms.core.tensor_parallel.random import get_rng_tracker
 from mindspeed_ms.core.timers import timed
@@ -170,6 +170,8 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
         model.zero_grad_buffer()
     if setup.token_weights is not None:
         setup.token_weights.seen = 0.0
+    teaching = distillation.current()
+    teaching.begin_step(state.consumed_train_samples)
     step_again = StepAgain(setup.observer.watched(data_iterator))
     with timed("forward-backward", 1):
         reports = get_forward_backward_func()(
@@ -180,6 +182,7 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
             loss_scale=loss_scale,
             recorder=setup.observer.recorder(state.iteration + 1, setup.train_iters),
         )
+    teaching.end_step()
     losses = mean_losses(reports)
     layer_losses = collect_layer_losses(setup.config.model_config, get_num_microbatches())
     finalize_model_grads(setup.model)
@@ -193,7 +196,10 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
         )
 
     with timed("optimizer", 1):
-        result = setup.optimizer.step(watch)
+        if setup.config.training_config.freeze_all_layers:
+            result = StepResult(True, None, None)
+        else:
+            result = setup.optimizer.step(watch)
     setup.observer.look(state.iteration + 1, losses, reports, result.grad_norm)
     setup.health.note_step(state.iteration + 1, not result.success, setup.optimizer)
     if result.success:

@@ -81,6 +81,9 @@ class MegatronOptimizer:
         }
         rule = get_update_rule(config)
         muon = Muon(config) if config.updates_matrices else None
+        narrow = {}
+        if config.use_precision_aware_optimizer:
+            narrow = {name: memory.dtype_of(type_) for name, type_ in config.narrow_types.items()}
         self._states = [
             FlatState(
                 shard,
@@ -89,7 +92,7 @@ class MegatronOptimizer:
                 self._counts,
                 muon,
                 lambda param: self._tp_groups[shard_of(param).is_expert],
-                {name: memory.dtype_of(dtype) for name, dtype in config.narrow_types.items()},
+                narrow,
             )
             for model in self.models
             for shard in model.shards

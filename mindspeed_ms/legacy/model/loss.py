@@ -7,7 +7,8 @@ from mindspore import Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
-from mindspeed_ms.core import loss_options, parallel_state
+from mindspeed_ms.backend import autograd
+from mindspeed_ms.core import distillation, loss_options, parallel_state
 from mindspeed_ms.core.context_parallel import count_over_sequence, sum_over_sequence
 
 
@@ -38,6 +39,22 @@ class LossWithMask(Cell):
         return sum_over_sequence(ops.masked_mean(losses, loss_mask, share), group)
 
     def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
+        losses = self._of_labels(logits, label)
+        teaching = distillation.current()
+        if not (teaching.is_on and self.training and autograd.is_grad_enabled()):
+            return losses
+        group = parallel_state.get_tensor_model_parallel_group()
+        if teaching.loads is None:
+            teaching.keep(logits, group)
+            return losses
+        teacher = teaching.teacher(logits.shape[1], logits.shape[0])
+        if teacher is None:
+            return losses
+        taught = distillation.teacher_loss(logits, *teacher, group)
+        alpha = teaching.loads.alpha
+        return taught if alpha == 1.0 else losses * (1.0 - alpha) + taught * alpha
+
+    def _of_labels(self, logits: Tensor, label: Tensor) -> Tensor:
         options = loss_options.current()
         if not options.label_smoothing:
             return self.loss_func(logits, label)

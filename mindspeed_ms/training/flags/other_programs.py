@@ -37,7 +37,7 @@ _INJECTED = NoEffect("faults are not injected on purpose")
 _TOOLS = NoEffect("read by a tool of MindSpeed, not by training")
 _SEARCH = NoEffect("--dry-run and --suggest search for layouts here")
 _RL = NoEffect("only read with --perform-rl-step, which is refused")
-_DISTILLATION = NoEffect("only read with --logits-load-dir or --logits-save-dir, which are refused")
+_DISTILLATION = NoEffect("only read with --qad-enable, which is refused")
 _ATTENTION = NoEffect(
     "only read with --experimental-attention-variant or --enable-mhc-connections, which are refused"
 )
@@ -349,15 +349,6 @@ ROWS: tuple[Flag, ...] = (
         "distillation",
         _DISTILLATION,
         """
---logits-load-decode-threads int=4
---logits-load-ignore-errors
---logits-load-kd-loss-alpha float=1.0
---logits-load-msc-prefetch-depth int=2
---logits-load-prefetch-factor int=3
---logits-save-dtype str=fp16
---logits-save-top-k int
---logits-save-top-p float
---logits-save-top-p-min-k int=1
 --kl-loss-reduction str=mean
 --kl-loss-weight float=1.0
 --kl-temperature float=1.0

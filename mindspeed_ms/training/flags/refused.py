@@ -66,13 +66,10 @@ ROWS: tuple[Flag, ...] = (
         _LEAVE_OUT,
         """
 --perform-rl-step
---freeze-all-layers
 --iterations-to-skip int+
 --phase-transition-iterations str
 --sample-rate float=1.0 !1.0
 --data-parallel-random-init
---logits-load-dir str
---logits-save-dir str
 --qad-enable
 --use-ema
 --dist-train

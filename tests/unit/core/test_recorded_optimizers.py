@@ -9,7 +9,7 @@ from megatron_runs import DATA, replay
 
 RECORDED = json.loads((DATA / "megatron_core" / "optimizers.json").read_text(encoding="utf-8"))
 CASES = RECORDED["cases"]
-FEW = 10
+FEW = 4
 """Iterations in the default suite."""
 
 EXACT, ROUNDED = 1e-5, 1e-3
