@@ -11,6 +11,7 @@ cd "$(dirname "$0")"
 export HCCL_BUFFSIZE="${HCCL_BUFFSIZE:-200}"         # MiB of shared buffer between two NPUs
 export HCCL_EXEC_TIMEOUT="${HCCL_EXEC_TIMEOUT:-600}" # seconds ranks wait for each other
 WORKER_NUM="${WORKER_NUM:-4}"
+[ ! -t 1 ] || export MINDSPEED_MS_TERMINAL="${MINDSPEED_MS_TERMINAL-$(readlink /proc/$$/fd/1)}" # where a bar may be drawn
 IS_FIRST_RUN=false
 [ $# -gt 0 ] || { IS_FIRST_RUN=true && set -- --yaml configs/austen_gpt.yaml; }
 

@@ -99,6 +99,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=text))
         room = parts[0] if parts else "mindspeed_ms"
         entries.setdefault(room, []).append({".".join(parts) or "mindspeed_ms": page})
+    named = set(re.findall(r"[\w/]+\.md", str(config.nav)))
+    more = [file.src_uri for file in files.documentation_pages() if file.src_uri not in named]
+    more = [name for name in more if not name.startswith("api/")]
+    if more and config.nav:
+        config.nav.append({"More": more})
     for entry in config.nav or []:
         if isinstance(entry, dict) and "API" in entry:
             entry["API"] = [{room: pages} for room, pages in sorted(entries.items())]

@@ -3,16 +3,45 @@
 
 A bar is shown by the process whose standard output is a terminal and that speaks for its job: rank
 0, or the process that runs alone. Lines of the log go above the bars.
+
+Under a launcher that keeps standard output in files, ``MINDSPEED_MS_TERMINAL`` names the terminal
+of who started the job (``pretrain_gpt.sh`` does). One bar at a time is drawn there; lines that the
+launcher prints meanwhile write over it, and it comes again below them.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
+
+from mindspeed_ms.backend import env
+
+_FOREIGN_COLUMNS = 72
+"""Of a bar on the launcher's terminal: a line of the log covers it."""
+
+
+class _Elsewhere:
+    """The launcher's terminal; whatever is written leaves the cursor where a line begins.
+
+    Args:
+        handle: the terminal.
+    """
+
+    def __init__(self, handle: TextIO) -> None:
+        self._handle = handle
+
+    def write(self, text: str) -> None:
+        """Write, and go back to the beginning of the line."""
+        self._handle.write(text if text.endswith(("\n", "\r")) else f"{text}\r")
+
+    def flush(self) -> None:
+        """Show it."""
+        self._handle.flush()
 
 
 class _Open:
@@ -20,6 +49,7 @@ class _Open:
 
     def __init__(self) -> None:
         self.count = 0
+        self.is_elsewhere = False
         self.is_hidden = False
 
 
@@ -56,13 +86,6 @@ class Bar:
 SILENT = Bar()
 
 
-def is_possible() -> bool:
-    """Whether this process can draw bars."""
-    return (
-        not _open.is_hidden and sys.stdout.isatty() and importlib.util.find_spec("tqdm") is not None
-    )
-
-
 @contextmanager
 def hidden(is_hidden: bool = True) -> Iterator[None]:
     """Context in which no bar is drawn."""
@@ -93,20 +116,14 @@ def bar(
         is_shown: False: this process does not speak for the job.
         is_kept: the bar stays on the screen when it is over.
     """
-    if not is_shown or not is_possible():
+    if not is_shown or _open.is_hidden or importlib.util.find_spec("tqdm") is None:
         yield SILENT
         return
-    is_bytes = unit == "B"
-    drawn = importlib.import_module("tqdm").tqdm(
-        desc=what,
-        total=total,
-        initial=done,
-        unit=unit if is_bytes else f" {unit}",
-        unit_scale=is_bytes,
-        leave=is_kept,
-        file=sys.stdout,
-        dynamic_ncols=True,
-    )
+    if not sys.stdout.isatty():
+        with _bar_elsewhere(what, total, unit, done) as shown:
+            yield shown
+        return
+    drawn = _draw(what, total, unit, done, leave=is_kept, file=sys.stdout, dynamic_ncols=True)
     _open.count += 1
     shown = Bar(drawn)
     try:
@@ -114,6 +131,55 @@ def bar(
     finally:
         _open.count -= 1
         shown.close()
+
+
+def _draw(what: str, total: int, unit: str, done: int, **how: Any) -> Any:
+    is_bytes = unit == "B"
+    return importlib.import_module("tqdm").tqdm(
+        desc=what,
+        total=total,
+        initial=done,
+        unit=unit if is_bytes else f" {unit}",
+        unit_scale=is_bytes,
+        **how,
+    )
+
+
+@contextmanager
+def _bar_elsewhere(what: str, total: int, unit: str, done: int) -> Iterator[Bar]:
+    """A bar on the terminal of who started the job, if there is one and none is drawn on it."""
+    name = env.get("MINDSPEED_MS_TERMINAL")
+    handle = None if name is None or _open.is_elsewhere else _terminal(name)
+    if handle is None:
+        yield SILENT
+        return
+    with handle:
+        drawn = _draw(
+            *(what, total, unit, done),
+            leave=False,
+            file=_Elsewhere(handle),
+            ncols=_FOREIGN_COLUMNS,
+        )
+        _open.is_elsewhere = True
+        shown = Bar(drawn)
+        try:
+            yield shown
+        finally:
+            _open.is_elsewhere = False
+            shown.close()
+
+
+def _terminal(name: str) -> TextIO | None:
+    """A terminal by its name; None if that is something else, or gone."""
+    try:
+        descriptor = os.open(name, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:
+        return None
+    if os.isatty(descriptor):
+        os.set_blocking(descriptor, True)
+        return os.fdopen(descriptor, "w", encoding="utf-8")
+    os.close(descriptor)
+    return None
 
 
 def write_above(line: str) -> bool:

@@ -3,6 +3,7 @@
 
 import contextlib
 import io
+import os
 
 import pytest
 from run_builder import trained
@@ -59,6 +60,34 @@ def test_nothing_is_drawn_where_there_is_no_terminal(capsys, tmp_path):
     trained(*EVALUATED, "--save", str(tmp_path), "--save-interval", "2")
     captured = capsys.readouterr()
     assert "\r" not in captured.out + captured.err and "training:" not in captured.out
+
+
+def test_a_bar_on_the_terminal_of_who_started_the_job(monkeypatch, capsys, tmp_path):
+    """Standard output is a file, as under msrun; lines of the log stay there."""
+    screen, name = os.openpty()
+    os.set_blocking(screen, False)
+    monkeypatch.setenv("MINDSPEED_MS_TERMINAL", os.ttyname(name))
+    trained(*EVALUATED, "--save", str(tmp_path), "--save-interval", "2")
+    shown = os.read(screen, 1 << 16).decode()
+    os.close(screen)
+    os.close(name)
+    captured = capsys.readouterr().out
+    assert "3/3" in shown and "loss=4.24" in shown
+    assert "number of nan iterations" in captured and "number of nan" not in shown
+    assert "\r" not in captured
+    parts = [part for part in shown.split("\r") if part.strip()]
+    assert all(len(part) <= 72 for part in parts)
+
+
+@pytest.mark.parametrize("kind", ["file", "absent"])
+def test_what_is_no_terminal_is_left_alone(monkeypatch, tmp_path, kind):
+    path = tmp_path / "a"
+    if kind == "file":
+        path.write_text("mine", encoding="utf-8")
+    monkeypatch.setenv("MINDSPEED_MS_TERMINAL", str(path))
+    with bars.bar("training", 3) as shown:
+        assert shown is bars.SILENT
+    assert not path.exists() or path.read_text("utf-8") == "mine"
 
 
 def test_nothing_is_drawn_without_the_library(monkeypatch):
