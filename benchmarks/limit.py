@@ -20,20 +20,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mindspeed_ms.backend import comm, memory
-
 SOURCE = Path(__file__).with_suffix(".cpp")
 TYPES = ("fp32", "bf16", "fp16")
 STEPS, FLOATS = 1 << 20, 1 << 26
 """Steps of a loop in registers; floats of a stream, more than any cache holds."""
-MESSAGES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,29 +112,19 @@ def limits(threads: int = 1) -> Limits:
     return Limits(processor(), threads, fp32, bf16, fp16, read, copied)
 
 
-def round_trip() -> float:
-    """Seconds of a message of four bytes there and back; called on two ranks."""
-    comm.init_process_group()
-    group, message = comm.world_group(), memory.zeros((1,), memory.dtype_of("float32"))
-    other = 1 - comm.get_rank()
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        for _ in range(MESSAGES // 5):
-            if comm.get_rank() == 0:
-                comm.isend(message, other, group).wait()
-                comm.irecv(message, other, group).wait()
-            else:
-                comm.irecv(message, other, group).wait()
-                comm.isend(message, other, group).wait()
-        best = min(best, (time.perf_counter() - start) / (MESSAGES // 5))
-    return best
+def share_of_limit(operations_per_second: float, threads: int, dtype: str = "fp32") -> str:
+    """See ``Limits.share``; without a compiler it says so."""
+    try:
+        return limits(threads).share(operations_per_second, dtype)
+    except RuntimeError:
+        return "unknown: no C++ compiler"
 
 
 def _between_ranks() -> float:
-    """``round_trip`` in processes of their own."""
+    """Seconds of a message there and back, in processes of their own."""
     launcher = shutil.which("mpiexec") or str(Path(sys.executable).with_name("mpiexec"))
-    command = [launcher, "-n", "2", sys.executable, __file__, "--round-trip"]
+    script = str(Path(__file__).with_name("limit_messages.py"))
+    command = [launcher, "-n", "2", sys.executable, script]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(next(line for line in done.stdout.splitlines() if line.startswith("0.")))
 
@@ -149,13 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--ranks", type=int, choices=(2,), help="measure messages between ranks")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--round-trip", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.round_trip:
-        seconds = round_trip()
-        if comm.get_rank() == 0:
-            sys.stdout.write(f"{seconds:.9f}\n")
-        return 0
     found = [limits(threads) for threads in arguments.threads]
     trip = _between_ranks() if arguments.ranks else None
     if arguments.json:

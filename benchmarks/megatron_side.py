@@ -57,12 +57,16 @@ def parse(flags: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     for name in (
         "num-layers hidden-size ffn-hidden-size num-attention-heads num-query-groups seq-length "
-        "padded-vocab-size micro-batch-size global-batch-size"
+        "padded-vocab-size micro-batch-size global-batch-size num-experts moe-ffn-hidden-size "
+        "moe-router-topk recompute-num-layers num-layers-per-virtual-pipeline-stage"
     ).split():
         parser.add_argument(f"--{name}", type=int)
     for name in ("tensor-model-parallel-size", "pipeline-model-parallel-size"):
         parser.add_argument(f"--{name}", type=int, default=1)
-    for name in ("sequence-parallel", "use-distributed-optimizer", "overlap-grad-reduce", "bf16"):
+    for name in (
+        "sequence-parallel use-distributed-optimizer overlap-grad-reduce bf16 swiglu "
+        "disable-bias-linear untie-embeddings-and-output-weights"
+    ).split():
         parser.add_argument(f"--{name}", action="store_true")
     for name, value in {
         "lr": 1e-4,
@@ -73,9 +77,52 @@ def parse(flags: list[str]) -> argparse.Namespace:
         "clip-grad": 1.0,
         "norm-epsilon": 1e-5,
         "init-method-std": 0.02,
+        "attention-dropout": 0.1,
+        "hidden-dropout": 0.1,
+        "moe-aux-loss-coeff": 0.0,
     }.items():
         parser.add_argument(f"--{name}", type=float, default=value)
+    for name, text in {
+        "normalization": "LayerNorm",
+        "position-embedding-type": "learned_absolute",
+        "moe-token-dispatcher-type": "allgather",
+        "moe-router-load-balancing-type": "aux_loss",
+        "recompute-granularity": None,
+        "recompute-method": None,
+    }.items():
+        parser.add_argument(f"--{name}", default=text)
     return parser.parse_known_args(flags)[0]
+
+
+def more_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of the configuration that only some shapes have."""
+    options: dict[str, Any] = {}
+    if args.swiglu:
+        options |= {"gated_linear_unit": True, "activation_func": torch.nn.functional.silu}
+    if args.num_experts:
+        options |= {
+            "num_moe_experts": args.num_experts,
+            "moe_router_topk": args.moe_router_topk,
+            "moe_ffn_hidden_size": args.moe_ffn_hidden_size,
+            "moe_token_dispatcher_type": args.moe_token_dispatcher_type,
+            "moe_router_load_balancing_type": args.moe_router_load_balancing_type,
+            "moe_aux_loss_coeff": args.moe_aux_loss_coeff,
+        }
+    if args.recompute_granularity:
+        options |= {
+            "recompute_granularity": args.recompute_granularity,
+            "recompute_method": args.recompute_method,
+            "recompute_num_layers": args.recompute_num_layers,
+        }
+    if args.num_layers_per_virtual_pipeline_stage:
+        options["virtual_pipeline_model_parallel_size"] = virtual_stages(args)
+    return options
+
+
+def virtual_stages(args: argparse.Namespace) -> int | None:
+    """Chunks of the model on every pipeline rank; None: one."""
+    layers = args.num_layers_per_virtual_pipeline_stage
+    return layers and args.num_layers // args.pipeline_model_parallel_size // layers
 
 
 class Trainer:
@@ -87,7 +134,9 @@ class Trainer:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         parallel_state.initialize_model_parallel(
-            args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+            args.tensor_model_parallel_size,
+            args.pipeline_model_parallel_size,
+            virtual_stages(args),
         )
         tensor_parallel.model_parallel_cuda_manual_seed(1234)
         torch.manual_seed(1234)
@@ -96,7 +145,7 @@ class Trainer:
         whole = args.global_batch_size or args.micro_batch_size * self.data_ranks
         self.microbatches = whole // (args.micro_batch_size * self.data_ranks)
         self.tokens = whole * args.seq_length
-        self.model, self.optimizer = self._build()
+        self.models, self.optimizer = self._build()
         self.run = get_forward_backward_func()
         shape = (1, 1, args.seq_length, args.seq_length)
         self.mask = torch.tril(torch.ones(shape)) < 0.5
@@ -113,13 +162,11 @@ class Trainer:
             ffn_hidden_size=args.ffn_hidden_size,
             num_attention_heads=args.num_attention_heads,
             num_query_groups=args.num_query_groups,
-            normalization="RMSNorm",
+            normalization=args.normalization,
             layernorm_epsilon=args.norm_epsilon,
-            gated_linear_unit=True,
-            activation_func=torch.nn.functional.silu,
-            add_bias_linear=False,
-            attention_dropout=0.0,
-            hidden_dropout=0.0,
+            add_bias_linear=not args.disable_bias_linear,
+            attention_dropout=args.attention_dropout,
+            hidden_dropout=args.hidden_dropout,
             init_method_std=args.init_method_std,
             use_cpu_initialization=True,
             bf16=args.bf16,
@@ -136,6 +183,7 @@ class Trainer:
             gradient_accumulation_fusion=False,
             apply_rope_fusion=False,
             persist_layer_norm=False,
+            **more_options(args),
         )
 
     def _build(self) -> tuple[Any, Any]:
@@ -149,27 +197,34 @@ class Trainer:
         from megatron.core.transformer.module import Float16Module
 
         args, config = self.args, self._config()
-        self.bare_model = model = GPTModel(
-            config=config,
-            transformer_layer_spec=_layers(config),
-            vocab_size=args.padded_vocab_size,
-            max_sequence_length=args.seq_length,
-            pre_process=self.state.is_pipeline_first_stage(),
-            post_process=self.state.is_pipeline_last_stage(),
-            position_embedding_type="rope",
-        )
-        if args.bf16:
-            model = Float16Module(config, model)
-        wrapped = DistributedDataParallel(
-            config,
-            DistributedDataParallelConfig(
-                grad_reduce_in_fp32=args.bf16,
-                use_distributed_optimizer=args.use_distributed_optimizer,
-                overlap_grad_reduce=args.overlap_grad_reduce,
-                check_for_nan_in_grad=True,
-            ),
-            model,
-        )
+        wrapped = []
+        for chunk in range(virtual_stages(args) or 1):
+            if virtual_stages(args):
+                self.state.set_virtual_pipeline_model_parallel_rank(chunk)
+            self.bare_model = model = GPTModel(
+                config=config,
+                transformer_layer_spec=_layers(config),
+                vocab_size=args.padded_vocab_size,
+                max_sequence_length=args.seq_length,
+                pre_process=self.state.is_pipeline_first_stage(ignore_virtual=False),
+                post_process=self.state.is_pipeline_last_stage(ignore_virtual=False),
+                position_embedding_type=args.position_embedding_type,
+                share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
+            )
+            if args.bf16:
+                model = Float16Module(config, model)
+            wrapped.append(
+                DistributedDataParallel(
+                    config,
+                    DistributedDataParallelConfig(
+                        grad_reduce_in_fp32=args.bf16,
+                        use_distributed_optimizer=args.use_distributed_optimizer,
+                        overlap_grad_reduce=args.overlap_grad_reduce,
+                        check_for_nan_in_grad=True,
+                    ),
+                    model,
+                )
+            )
         optimizer = get_megatron_optimizer(
             OptimizerConfig(
                 lr=args.lr,
@@ -182,7 +237,7 @@ class Trainer:
                 params_dtype=config.params_dtype,
                 use_distributed_optimizer=args.use_distributed_optimizer,
             ),
-            [wrapped],
+            wrapped,
         )
         for group in optimizer.param_groups:  # what the scheduler of the training script does
             group["weight_decay"] = args.weight_decay * group["wd_mult"]
@@ -200,12 +255,13 @@ class Trainer:
 
     def step(self, feed: Iterator) -> tuple[float, float]:
         """Train one global batch; returns loss (nan except on the last stage) and norm."""
-        self.model.zero_grad_buffer()
+        for model in self.models:
+            model.zero_grad_buffer()
         self.optimizer.zero_grad()
         reports = self.run(
             forward_step_func=self._forward,
-            data_iterator=feed,
-            model=[self.model],
+            data_iterator=[feed] * len(self.models) if len(self.models) > 1 else feed,
+            model=self.models,
             num_microbatches=self.microbatches,
             seq_length=self.args.seq_length,
             micro_batch_size=self.args.micro_batch_size,
@@ -242,10 +298,15 @@ def _layers(config: Any) -> Any:
             super().__init__(hidden_size, eps)
             self.weight.sequence_parallel = config.sequence_parallel
 
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
-    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = Norm
+    layer = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts, normalization=config.normalization
+    )
     layers = [layer] * get_num_layers_to_build(config)
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm)
+    if config.normalization == "LayerNorm":
+        norm = layer.submodules.input_layernorm
+    else:
+        norm = layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = Norm
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)
 
 
 def load_weights(trainer: Trainer, weights: dict[str, np.ndarray]) -> None:

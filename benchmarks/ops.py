@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from limit import share_of_limit
 from mindspore import Tensor
 
 from mindspeed_ms import ops
@@ -292,7 +293,13 @@ def main() -> None:
             continue
         results[case.name] = best = measure(case, sets, arguments.rounds, CLOCKS[arguments.clock])
         cells = [" / ".join(f"{value:.2f}" for value in best[name].values()) for name in sets]
-        speed = f"{case.gigaflops / best[native]['fwd'] * 1e3:8.0f}" if case.gigaflops else ""
+        speed = ""
+        if case.gigaflops:
+            rate = case.gigaflops / best[native]["fwd"] * 1e3
+            # Processor time is that of all threads together: the limit of one is its measure.
+            own = 1 if arguments.clock == "cpu" else cpu.library.num_threads()
+            share = share_of_limit(rate * 1e9, own)
+            speed = f"{rate:8.0f}  {share}"
         out.write(f"{case.name:40}" + "".join(f"{cell:>20}" for cell in cells) + speed + "\n")
         out.flush()
     if arguments.png:

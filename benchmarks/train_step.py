@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 import step_parts
+from limit import share_of_limit
 from reference_model import FLAGS
 
 from mindspeed_ms import ops
@@ -34,7 +35,8 @@ from mindspeed_ms.backend import comm, device
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.train_loop import StepReport
 from mindspeed_ms.legacy.model import GPTModel
-from mindspeed_ms.ops.cpu import timing
+from mindspeed_ms.ops.cpu import library, timing
+from mindspeed_ms.planning.flops import flops_per_step
 from mindspeed_ms.training import initialize_megatron, pretrain
 
 FIRST_MEASURED, LAST_MEASURED, TAKEN_APART = 5, 15, 5
@@ -94,11 +96,14 @@ def measure(flags: list[str], iterations: int, taken_apart: int) -> dict[str, An
     )
     own = {"peak_rss_mib": device.memory_stats()["peak"] / 2**20}
     own["startup_seconds"] = meter.first_step - started
+    speed = flops_per_step(model, config.global_batch_size(world)) / median
+    dtype = {"bfloat16": "bf16", "float16": "fp16"}.get(model.compute_dtype, "fp32")
     ranks = comm.all_gather_object(own)
     head_rows = model.vocab_size // config.parallel_config.tensor_model_parallel_size
     return {
         "tokens_per_second": round(tokens / median, 1),
         "milliseconds_per_step": round(median * 1000.0, 1),
+        "share_of_limit": share_of_limit(speed, library.num_threads() * world, dtype),
         "peak_rss_mib": [round(rank["peak_rss_mib"], 1) for rank in ranks],
         "startup_seconds": [round(rank["startup_seconds"], 2) for rank in ranks],
         "ranks": world,

@@ -70,6 +70,7 @@ class Side:
     def __init__(self, name: str, ranks: int, log: Path) -> None:
         """Open the line that ``start``'s processes will report to."""
         self.name, self.ranks, self.log = name, ranks, log
+        self.ready_seconds = 0.0
         self.seconds: list[float] = []
         self.answers: list[list[dict[str, float]]] = []
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -84,6 +85,7 @@ class Side:
 
     def start(self, *commands: Sequence[str]) -> None:
         """Run the commands (one launcher, or one command per rank) and wait for every rank."""
+        started = time.monotonic()
         with self.log.open("ab") as log:
             for command in commands:
                 self._processes.append(
@@ -110,6 +112,7 @@ class Side:
             self._sockets.append(connection)
             self._lines.append(connection.makefile("rw"))
             self._lines[-1].readline()
+        self.ready_seconds = time.monotonic() - started
 
     def start_here(self, threads: int | None, flags: Sequence[str]) -> None:
         """Start this project's side (``here.py``); several ranks under mpiexec."""
@@ -137,6 +140,14 @@ class Side:
             self._fail("ended during a step")
         self.seconds.append(time.perf_counter() - started)
         self.answers.append(answers)
+
+    def first_seconds(self) -> float:
+        """From the start of the processes to the end of the first step."""
+        return self.ready_seconds + self.seconds[0]
+
+    def operations_per_second(self) -> float:
+        """Of a step as the log counts them; 0 if the side does not tell."""
+        return self.answers[-1][0].get("operations", 0.0) / self.median_seconds()
 
     def median_seconds(self) -> float:
         """Of the measured steps."""

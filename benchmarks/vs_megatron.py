@@ -3,12 +3,16 @@
 
     python benchmarks/vs_megatron.py --python /path/to/python/with/torch/and/megatron-core
     python benchmarks/vs_megatron.py --python ... --only tp2 tp2+sp --png layouts.png
+    python benchmarks/vs_megatron.py --python ... --only gpt2 "experts, grouped" "sequence 2048"
     python benchmarks/vs_megatron.py --python ... --golden tests/data/golden
 
-Both sides train the model of ``reference_model.py`` from the same flags, with the same number of
-ranks and threads. They take turns (``turns.py``), so that a slower or busier machine slows both.
+Both sides train a model of ``reference_model.py`` from the same flags, with the same number of
+ranks and threads: the reference model in several layouts by default, other shapes of model and run
+by name. They take turns (``turns.py``), so that a slower or busier machine slows both.
 One line of JSON is printed for every layout; ``ratio`` above 1 means that this project is faster,
-``memory_ratio`` below 1 that it needs less. The processor's milliseconds are those of all ranks and
+``memory_ratio`` below 1 that it needs less. ``share_of_limit`` is that of what the threads can do
+at best (``limit.py``), ``first_seconds`` the time from start to the end of the first step. The
+processor's milliseconds are those of all ranks and
 threads together, waiting included. ``--golden`` does not measure: it shows that the other side is
 set up rightly, for it replays a recorded run of Megatron-LM in every layout and prints the largest
 differences.
@@ -28,7 +32,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from reference_model import FLAGS
+from limit import processor, share_of_limit
+from reference_model import MODELS
 from turns import HERE, Side, ratio, take_turns
 
 
@@ -40,6 +45,16 @@ class Layout:
     flags: str = ""
     sequences: int = 4
     """Of a global batch."""
+    model: str = "llama"
+    """One of ``reference_model.MODELS``."""
+    against: str | None = None
+    """Flags of this project's own run that takes Megatron's place, where that has no such layout on
+    CPU."""
+
+    @property
+    def dtype(self) -> str:
+        """Type of the products."""
+        return "bf16" if "--bf16" in self.flags else "fp32"
 
 
 LAYOUTS = {
@@ -53,10 +68,48 @@ LAYOUTS = {
 }
 """With the micro-batches of four sequences of ``train_step.py``, pp2 has four of them."""
 
+_EXPERTS = (
+    "--num-layers 4 --num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 688 "
+    "--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 1e-2 "
+    "--moe-token-dispatcher-type allgather"
+)
+SHAPES = {
+    **LAYOUTS,
+    "gpt2": Layout(1, model="gpt2"),
+    "gpt2 tp2": Layout(2, "--tensor-model-parallel-size 2", model="gpt2"),
+    "sequence 2048": Layout(
+        1, "--seq-length 2048 --max-position-embeddings 2048 --micro-batch-size 1", 1
+    ),
+    "vocabulary 50k, tied": Layout(1, "--padded-vocab-size 50304", model="tied llama"),
+    "hidden 2048": Layout(
+        1,
+        "--num-layers 4 --hidden-size 2048 --ffn-hidden-size 5504 --num-attention-heads 16 "
+        "--num-query-groups 8 --micro-batch-size 1",
+        1,
+    ),
+    "experts": Layout(1, _EXPERTS),
+    "experts, grouped": Layout(1, f"{_EXPERTS} --moe-grouped-gemm"),
+    "full recompute": Layout(
+        1, "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+    ),
+    "pp2 vpp2": Layout(
+        2, "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 2", 16
+    ),
+    "tp2 pp2": Layout(4, "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2", 16),
+    "accumulation of 8": Layout(1, "", 32),
+    "cp2 against dp2 here": Layout(
+        2, "--context-parallel-size 2 --micro-batch-size 4", 8, against="--micro-batch-size 4"
+    ),
+}
+"""All comparisons by name. Megatron core groups experts by a CUDA library only: on CPU its side of
+grouped experts is the sequential one."""
+
 GOLDEN_FLAGS = (
     "--num-layers 4 --hidden-size 64 --ffn-hidden-size 176 --num-attention-heads 4 "
     "--num-query-groups 2 --seq-length 64 --padded-vocab-size 512 --micro-batch-size 2 "
-    "--weight-decay 0.1 --adam-beta2 0.95"
+    "--weight-decay 0.1 --adam-beta2 0.95 --swiglu --normalization RMSNorm "
+    "--position-embedding-type rope --disable-bias-linear --attention-dropout 0 "
+    "--hidden-dropout 0 --untie-embeddings-and-output-weights"
 )
 """Of the recorded run ``b_llama_hot``, as far as Megatron's defaults differ."""
 
@@ -79,32 +132,41 @@ def compare(name: str, args: argparse.Namespace, extra: Sequence[str]) -> dict[s
     Raises:
         SystemExit: a side failed; its last lines are shown.
     """
-    layout = LAYOUTS[name]
+    layout = SHAPES[name]
     threads = max(1, args.threads // layout.ranks)
-    flags = ["--global-batch-size", str(layout.sequences), *layout.flags.split(), *extra]
+    common = ["--global-batch-size", str(layout.sequences)]
+    flags, model = [*common, *layout.flags.split(), *extra], MODELS[layout.model]
     with tempfile.TemporaryDirectory() as folder:
         here = Side("this project", layout.ranks, Path(folder, "here.log"))
-        other = Side("Megatron core", layout.ranks, Path(folder, "megatron.log"))
+        other = Side("the other side", layout.ranks, Path(folder, "other.log"))
         commands = megatron_commands(
-            args.python, layout.ranks, threads, Path(folder, "store"), [*FLAGS, *flags]
+            args.python, layout.ranks, threads, Path(folder, "store"), [*model, *flags]
         )
         try:
-            here.start_here(threads, flags)
-            other.start(*([*command, "--port", str(other.port)] for command in commands))
+            here.start_here(threads, ["--model", layout.model, *flags])
+            if layout.against is None:
+                other.start(*([*command, "--port", str(other.port)] for command in commands))
+            else:
+                rest = [*common, *layout.against.split(), *extra]
+                other.start_here(threads, ["--model", layout.model, *rest])
             take_turns([here, other], args.steps)
         finally:
             here.close()
             other.close()
-    every = [*FLAGS, *flags]
+    every, total = [*model, *flags], threads * layout.ranks
     length = [value for flag, value in pairwise(every) if flag == "--seq-length"][-1]
     tokens = layout.sequences * int(length)
     return {
         "layout": name,
+        "processor": processor(),
         "ranks": layout.ranks,
         "threads": threads,
         "tokens_per_second_here": round(tokens / here.median_seconds(), 1),
         "tokens_per_second_megatron": round(tokens / other.median_seconds(), 1),
         "ratio": round(ratio(here, other), 3),
+        "share_of_limit": share_of_limit(here.operations_per_second(), total, layout.dtype),
+        "first_seconds_here": round(here.first_seconds(), 1),
+        "first_seconds_megatron": round(other.first_seconds(), 1),
         "peak_mib_here": round(here.peak_mib(), 1),
         "peak_mib_megatron": round(other.peak_mib(), 1),
         "memory_ratio": round(here.peak_mib() / other.peak_mib(), 3),
@@ -122,7 +184,7 @@ def replay(name: str, args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         SystemExit: it failed.
     """
-    layout = LAYOUTS[name]
+    layout = SHAPES[name]
     flags = f"{GOLDEN_FLAGS} --global-batch-size 8 {layout.flags}".split()
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder, "store")
@@ -168,7 +230,7 @@ def main() -> None:
     """Compare the layouts of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--python", default=sys.executable, help="interpreter with megatron-core")
-    parser.add_argument("--only", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument("--only", nargs="+", choices=SHAPES, default=list(LAYOUTS))
     parser.add_argument("--steps", type=int, default=10, help="measured steps on each side")
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count(), help="of all ranks of a side together"
@@ -187,8 +249,8 @@ def main() -> None:
         )
     rows = []
     for name in args.only:
-        if args.golden and "--bf16" in LAYOUTS[name].flags:
-            continue  # the recorded run is in fp32
+        if args.golden and ("--bf16" in SHAPES[name].flags or name not in LAYOUTS):
+            continue  # the recorded run is a Llama in fp32
         rows.append(replay(name, args) if args.golden else compare(name, args, extra))
         sys.stdout.write(json.dumps(rows[-1]) + "\n")
         sys.stdout.flush()

@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from limit import share_of_limit
 from turns import HERE, Side, Turn, ratio, take_turns
 
 LAYERS, HIDDEN, FFN, HEADS, KEY_HEADS = 8, 512, 1376, 8, 4
@@ -94,6 +95,8 @@ def main() -> None:
     for name, side in {"here": here, "torch": other}.items():
         result[f"tokens_per_second_{name}"] = round(BATCH * SEQUENCE / side.median_seconds(), 1)
         result[f"peak_mib_{name}"] = round(side.peak_mib(), 1)
+    threads = int(here.answers[-1][0]["threads"])
+    result["share_of_limit"] = share_of_limit(here.operations_per_second(), threads, args.dtype)
     result["ratio"] = round(ratio(here, other), 3)
     sys.stdout.write(json.dumps(result) + "\n")
 
