@@ -154,6 +154,12 @@ class MoEConfig(Section):
     """Width at which tokens travel to experts, which is theirs outside: a matrix before and one
     behind change it. None: hidden_size."""
 
+    moe_use_upcycling: bool = False
+    """What is loaded is a dense model, from whose blocks experts are made. False: this model."""
+
+    moe_upcycling_granularity: Count = 1
+    """Experts that the block of the dense model is cut into; it is so many times as wide as one."""
+
     moe_router_force_load_balancing: bool = False
     """Choose experts at random, to measure speed without imbalance. False: by their scores."""
 

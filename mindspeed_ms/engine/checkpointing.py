@@ -31,6 +31,7 @@ from mindspeed_ms.engine.batch_counts import evaluated_samples
 from mindspeed_ms.engine.datasets import tokenizer_of
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.train_state import TrainState
+from mindspeed_ms.engine.upcycling import upcycle
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.find import Found, OnlyTornError
 from mindspeed_ms.models import gpt_spec
@@ -224,6 +225,10 @@ def load_checkpoint(
     if config.lora_config.use_lora:
         found, base = load_base(config, models, found, true_vocab_size(config))
         optimizer.refresh_main_params()  # lengths of rows follow the weights
+    if config.moe_config.moe_use_upcycling:
+        upcycle(config, models, found)
+        optimizer.refresh_main_params()
+        return Loaded()
     if found is None:
         return Loaded(base=base)
     require_everywhere(found.folder)

@@ -3,6 +3,7 @@
 
 import json
 
+import megatron_runs
 import numpy as np
 import pytest
 from megatron_runs import DATA, replay
@@ -114,3 +115,34 @@ def test_routers_give_the_same_in_every_layout(dist_run, tmp_path, name, layout)
         assert losses.keys() == its_losses.keys()
         for kind, value in losses.items():
             np.testing.assert_allclose(value, its_losses[kind], rtol=1e-4, err_msg=kind)
+
+
+UPCYCLED = (
+    "--position-embedding-type rope --swiglu --num-experts 4 --moe-router-topk 2 "
+    "--moe-ffn-hidden-size 24 --moe-router-load-balancing-type none --moe-use-upcycling "
+    "--moe-upcycling-granularity 2 --finetune"
+)
+
+
+def upcycling_worker(words, cache):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(megatron_runs, "load_megatron_parameters", lambda *_: None)
+        return [step.losses["lm loss"] for step in replay(words, 2, cache)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", EXPERTS)
+def test_ranks_make_the_same_experts_from_a_dense_model(dist_run, tmp_path, layout):
+    """Two steps: of weights whose gradients cancel, Adam's first steps follow the rounding."""
+    dense = (
+        f"{RECORDED['common']} --position-embedding-type rope --swiglu --ffn-hidden-size 48 "
+        f"--save {tmp_path / 'dense'} --save-interval 1"
+    )
+    run(dist_run, 2, f"{dense} {TP}", tmp_path, 1)
+    words = f"{RECORDED['common']} {UPCYCLED} --load {tmp_path / 'dense'}"
+    ranks, flags = EXPERTS[layout]
+    results = [
+        dist_run(upcycling_worker, ranks=count, timeout=240.0, words=line, cache=str(tmp_path))[-1]
+        for count, line in ((1, words), (ranks, f"{words} {flags}"))
+    ]
+    assert results[1] == pytest.approx(results[0], abs=1e-5)

@@ -157,6 +157,13 @@ MOE = in_group(
         ),
         value("--moe-router-force-biased", float, Field(f"{_EXPERTS}moe_router_force_biased")),
         on("--moe-apply-probs-on-input", Field(f"{_EXPERTS}moe_apply_probs_on_input")),
+        on("--moe-use-upcycling", Field(f"{_EXPERTS}moe_use_upcycling")),
+        value(
+            "--moe-upcycling-granularity",
+            int,
+            Field(f"{_EXPERTS}moe_upcycling_granularity"),
+            1,
+        ),
         value("--moe-latent-size", int, Field(f"{_EXPERTS}moe_latent_size")),
         value(
             "--moe-router-dtype",

@@ -148,8 +148,6 @@ ROWS: tuple[Flag, ...] = (
 --pretrained-checkpoint str
 --load-main-params-from-ckpt
 --use-mp-args-from-checkpoint-args
---moe-use-upcycling
---moe-upcycling-granularity int=1 !1
 """,
     ),
     *_refuse(
