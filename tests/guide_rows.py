@@ -66,7 +66,7 @@ def observe(words: str, row: Row, folder: str) -> dict[str, Any]:
     run = Run(
         config,
         run_builder.provider,
-        run_builder.datasets,
+        None if "--data-path" in flags else run_builder.datasets,
         functions=StepFunctions(on_step=reports.append),
     )
     sent: list[tuple[str, int, bool]] = []
@@ -151,6 +151,13 @@ DROP = "--hidden-dropout 0.5"
 FLASH = "--use_flash_attn --sparse-mode 4 --attention-mask-type full --pre_tockens 4"
 PP = "--pipeline-model-parallel-size 2"
 CP4 = "--context-parallel-size 4"
+TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
+DOCUMENTS = (
+    f"--data-path {TINY}/tiny_text_document --tokenizer-type SentencePieceTokenizer "
+    f"--tokenizer-model {TINY}/tok.model --data-cache-path {{out}}/cache --padded_vocab_size 1024 "
+    "--seq_length 64 --max-position-embeddings 64"
+)
+"""Documents that end within samples."""
 WD = "--weight_decay_incr_style linear --start_weight_decay 0.1 --end_weight_decay"
 
 
@@ -281,11 +288,7 @@ ROWS: tuple[Row, ...] = (
         "`loss_scale_factor` in YAML, the factor by which it grows",
     ),
     changes("use_distributed_optimizer", "--use_distributed_optimizer", "state", ranks=2),
-    elsewhere(
-        "resume_training",
-        "tests/unit/engine/test_resume.py::test_yaml_resumes_bit_for_bit_by_default",
-        "the iterations go on behind the checkpoint's, with optimizer and random streams",
-    ),
+    changes("resume_training", MORE, "iterations", "--train_iters 5", before=SAVE),
     changes(
         "resume_crc_check",
         f"{SAVE} --ckpt_format ckpt --resume_crc_check",
@@ -356,21 +359,14 @@ ROWS: tuple[Row, ...] = (
         "tests/unit/config/test_config.py",
         "the global batch is micro-batches x batch x data parallel ranks",
     ),
-    elsewhere(
-        "reset_attention_mask",
-        "tests/unit/data/test_gpt_dataset.py",
-        "documents of a sample do not see each other",
-    ),
-    elsewhere(
+    changes("reset_attention_mask", f"{DOCUMENTS} --reset_attention_mask", "loss", DOCUMENTS),
+    changes(
         "reset_position_ids",
-        "tests/unit/data/test_gpt_dataset.py",
-        "positions begin again behind each end of a document",
+        f"{DOCUMENTS} --position_embedding_type learned_absolute --reset_position_ids",
+        "loss",
+        f"{DOCUMENTS} --position_embedding_type learned_absolute",
     ),
-    elsewhere(
-        "eod_mask_loss",
-        "tests/unit/data/test_gpt_dataset.py",
-        "the loss leaves out ends of documents",
-    ),
+    changes("eod_mask_loss", f"{DOCUMENTS} --eod_mask_loss", "loss", DOCUMENTS),
     elsewhere(
         "pad_token_id", "tests/unit/config/test_guide_arguments.py", "stored; the tokenizer decides"
     ),
