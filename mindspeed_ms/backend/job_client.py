@@ -405,6 +405,7 @@ class JobClient:
     def _check_server(self, pause: float, is_told: bool) -> bool:
         text = f"the scheduler at {self._where} has not answered for {pause:.0f} s"
         if pause > self._limit:
+            launcher.end_scheduler()
             self._stop(text, None)
         if pause > self._silence and not is_told:
             logger.warning("%s", text)

@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 PID_VARIABLE = "MINDSPEED_MS_LAUNCHER"
 """Process id of a launcher of this project, set for the processes it starts."""
 STARTED_VARIABLE = "MINDSPEED_MS_JOB_STARTED"
@@ -144,6 +146,28 @@ def is_orphan() -> bool:
     """Whether this process of a job has been adopted by the one that takes in all orphans."""
     is_adopted = os.getppid() == 1 or "systemd" in "".join(_words_of(os.getppid())[:1])
     return "MS_ROLE" in os.environ and is_adopted
+
+
+def end_scheduler() -> None:
+    """Kill the scheduler of this job that this process or its launcher has started.
+
+    For a job whose scheduler is silent beyond the limit. A stopped process hears no other signal,
+    and MindSpore's ``msrun`` waits for its scheduler without end.
+    """
+    port = os.environ.get("MS_SCHED_PORT")
+    for parent in {os.getpid(), os.getppid()} - {1}:
+        with contextlib.suppress(psutil.Error, OSError):
+            for child in psutil.Process(parent).children():
+                if _is_scheduler(child, port):
+                    child.kill()
+
+
+def _is_scheduler(process: psutil.Process, port: str | None) -> bool:
+    try:
+        variables = process.environ()
+    except (psutil.Error, OSError):
+        return False
+    return variables.get("MS_ROLE") == "MS_SCHED" and variables.get("MS_SCHED_PORT") == port
 
 
 def end_readers() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -182,3 +183,24 @@ def test_the_card_of_an_address_is_found():
     assert addresses.card_of("127.0.0.1")
     assert addresses.card_of("192.0.2.201") is None
     assert all(not addresses.is_loopback(address) for address in addresses.own_addresses())
+
+
+@pytest.mark.parametrize(
+    ("role", "port", "ends"),
+    [("MS_SCHED", "4711", True), ("MS_SCHED", "4712", False), ("MS_WORKER", "4711", False)],
+)
+def test_a_stopped_scheduler_of_the_same_job_is_killed(monkeypatch, role, port, ends):
+    monkeypatch.setenv("MS_SCHED_PORT", "4711")
+    variables = {**os.environ, "MS_ROLE": role, "MS_SCHED_PORT": port}
+    process = subprocess.Popen(["sleep", "60"], env=variables)
+    try:
+        process.send_signal(signal.SIGSTOP)
+        launcher.end_scheduler()
+        if ends:
+            assert process.wait(10) == -signal.SIGKILL
+        else:
+            time.sleep(0.2)
+            assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
