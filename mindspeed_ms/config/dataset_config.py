@@ -92,6 +92,11 @@ class DatasetConfig(Section):
     data_cache_path: str | None = None
     """Folder for the sample index files. None: ``cache/`` beside the data."""
 
+    object_storage_cache_path: str | None = None
+    """Folder for the ``.idx`` files of datasets in object storage (``s3://``, ``obs://``), which
+    are copied there once. None: there are no such datasets.
+    """
+
     mid_level_dataset_surplus: Share = 0.005
     """Share of samples each corpus of a weighted blend prepares beyond its target."""
 

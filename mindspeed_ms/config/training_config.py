@@ -96,7 +96,10 @@ class TrainingConfig(Watching):
     """Save and stop this many minutes after the process began. None: run to the end."""
 
     exit_signal_handler: bool = False
-    """On SIGTERM save and stop. False: the signal ends the process at once."""
+    """On exit_signal save and stop. False: the signal ends the process at once."""
+
+    exit_signal: Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"] = "SIGTERM"
+    """The signal that exit_signal_handler waits for."""
 
     skip_train: bool = False
     """Only evaluate. False: train."""
@@ -116,6 +119,9 @@ class TrainingConfig(Watching):
     # --- evaluation
     eval_interval: Count | None = None
     """Training steps between evaluations. None: no evaluation during training."""
+
+    start_eval_at_iter: Natural = 0
+    """First iteration behind which the validation sets are evaluated."""
 
     eval_iters: Natural = 100
     """Evaluation steps each time. 0: no evaluation."""
@@ -451,6 +457,12 @@ class TrainingConfig(Watching):
         self._fill("loss_scale_growth_factor", self.loss_scale_factor or 2.0)
 
     def _check(self) -> None:
+        for name in ("load_checkpoint", "output_dir"):
+            if "://" in getattr(self, name):
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is a URL; checkpoints are read and written in "
+                    "mounted file systems: mount the bucket, or copy the checkpoint"
+                )
         self._check_precision()
         self._check_gradient_buffers()
         self._check_length()

@@ -26,6 +26,7 @@ from mindspeed_ms.data.gpt_indices import GPTIndices, are_indices_of, build_gpt_
 from mindspeed_ms.data.index_cache import IndexCache, describe, description_hash
 from mindspeed_ms.data.indexed_dataset import IndexedDataset
 from mindspeed_ms.data.masks import MasksAndPositionIds, get_ltor_masks_and_position_ids
+from mindspeed_ms.data.object_store import is_remote
 from mindspeed_ms.data.token_check import can_exceed, first_outside, wrong_id
 from mindspeed_ms.data.utils import Split
 
@@ -117,7 +118,7 @@ class GPTDataset:
         """Open the token file, or make up data when there is no path."""
         if dataset_path is None:
             return MockGPTLowLevelDataset(config.tokenizer)
-        return IndexedDataset(dataset_path, mmap=config.mmap_bin_files)
+        return IndexedDataset(dataset_path, config.mmap_bin_files, config.object_storage_cache_path)
 
     def __len__(self) -> int:
         return len(self.sample_index) - 1
@@ -241,7 +242,11 @@ class GPTDataset:
     def _cache_directory(self) -> str | None:
         if self.config.path_to_cache is not None or self.dataset_path is None:
             return self.config.path_to_cache
-        return os.path.join(self.dataset_path, "cache", f"{type(self).__name__}_indices")
+        name = f"{type(self).__name__}_indices"
+        if is_remote(self.dataset_path):
+            assert self.config.object_storage_cache_path is not None, "its index lies there"
+            return os.path.join(self.config.object_storage_cache_path, name)
+        return os.path.join(self.dataset_path, "cache", name)
 
     def _build(self) -> GPTIndices:
         if not self.dataset.sequence_lengths[self.indices].any():

@@ -100,6 +100,9 @@ class GPTDatasetConfig:
     path_to_cache: str | None = None
     """Directory of the index files; by default ``<prefix>/cache/GPTDataset_indices``."""
 
+    object_storage_cache_path: str | None = None
+    """Folder for copies of indices of datasets in object storage, which need one."""
+
     mmap_bin_files: bool = True
     """Map token files into memory instead of reading them with system calls."""
 
@@ -145,9 +148,6 @@ class GPTDatasetConfig:
     sequences_per_dataset: Mapping[str, int] | None = None
     """Number of sequences each prefix must have; None: not checked."""
 
-    object_storage_cache_path: str | None = None
-    """Must be None: data is read from mounted file systems only."""
-
     fast_cache_load: bool = False
     """Accepted without effect: index files are always mapped, and built by one rank per host."""
 
@@ -161,11 +161,6 @@ class GPTDatasetConfig:
         if self.sequence_length < 1:
             raise ValueError(
                 f"sequence_length ({self.sequence_length}) must be at least 1; set --seq-length"
-            )
-        if self.object_storage_cache_path is not None:
-            raise ValueError(
-                f"object_storage_cache_path {self.object_storage_cache_path!r} is given, but data "
-                "is read from mounted file systems only; mount the bucket and leave it out"
             )
         if self.num_dataset_builder_threads < 1:
             raise ValueError(

@@ -28,12 +28,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from mindspeed_ms.data.object_store import RemoteFile, is_remote, local_copy
 from mindspeed_ms.files.crc import crc32_of_file
 from mindspeed_ms.files.regular_file import open_regular
 
@@ -113,38 +115,56 @@ class IndexedDataset:
     Args:
         path_prefix: path without ``.bin`` and ``.idx``.
         mmap: map the token file into memory; otherwise each read is one system call, which some
-            network file systems prefer.
+            network file systems prefer. A file in object storage is read by ranges.
+        object_storage_cache: folder for the indices of datasets in object storage.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
+        OSError: object storage does not give them.
         ValueError: the files are not a token file pair, are truncated, contradict each other or
             hold no token. The message names the file and what to do.
     """
 
-    def __init__(self, path_prefix: str, mmap: bool = True) -> None:
+    def __init__(
+        self, path_prefix: str, mmap: bool = True, object_storage_cache: str | None = None
+    ) -> None:
         self.path_prefix = str(path_prefix)
         self.mmap = mmap
-        self._require_files()
-        index = _Index(get_idx_path(self.path_prefix))
+        self._cache = object_storage_cache
+        bin_path, self._idx_path = get_bin_path(self.path_prefix), get_idx_path(self.path_prefix)
+        self._remote: RemoteFile | None = None
+        if is_remote(self.path_prefix):
+            self._idx_path = local_copy(self._idx_path, object_storage_cache)
+            self._remote = RemoteFile(bin_path)
+        else:
+            self._require_files()
+        index = _Index(self._idx_path)
         self.dtype = index.dtype
         self.sequence_lengths = index.sequence_lengths
         self.sequence_pointers = index.sequence_pointers
         self.document_indices = index.document_indices
-        bin_path = get_bin_path(self.path_prefix)
-        self._file = open_regular(bin_path)
-        self._state = os.fstat(self._file.fileno())
         self._is_changed = False
-        index.check_against_bin(bin_path, self._state.st_size)
+        self._tokens: NDArray | None = None
+        self._file: BufferedReader | None = None
+        if self._remote is not None:
+            self._bin_bytes = self._remote.size
+        else:
+            self._open(bin_path)
+        index.check_against_bin(bin_path, self._bin_bytes)
         self.is_dense = index.is_dense
         """Whether the sequences lie one behind the other from the start of the .bin file."""
-        self._tokens: NDArray | None = None
-        if mmap:
-            num_tokens = self._state.st_size // self.dtype.itemsize
+
+    def _open(self, bin_path: str) -> None:
+        self._file = open_regular(bin_path)
+        self._state = os.fstat(self._file.fileno())
+        self._bin_bytes = self._state.st_size
+        if self.mmap and self._bin_bytes >= self.dtype.itemsize:
+            num_tokens = self._bin_bytes // self.dtype.itemsize
             tokens = np.memmap(self._file, dtype=self.dtype, mode="r", shape=(num_tokens,))
             self._tokens = np.asarray(tokens)
 
-    def __reduce__(self) -> tuple[type[IndexedDataset], tuple[str, bool]]:
-        return IndexedDataset, (self.path_prefix, self.mmap)
+    def __reduce__(self) -> tuple[type[IndexedDataset], tuple[str, bool, str | None]]:
+        return IndexedDataset, (self.path_prefix, self.mmap, self._cache)
 
     def __len__(self) -> int:
         return len(self.sequence_lengths)
@@ -209,23 +229,26 @@ class IndexedDataset:
     @cached_property
     def state(self) -> dict[str, int]:
         """What tells this dataset from another one under the same path: its index decides."""
-        idx_path = get_idx_path(self.path_prefix)
+        idx_bytes = os.path.getsize(self._idx_path)
         return {
             "sequences": len(self),
             "tokens": int(self.sequence_lengths.sum(dtype=np.int64)),
-            "bin_bytes": self._state.st_size,
-            "idx_bytes": os.path.getsize(idx_path),
-            "idx_crc32": crc32_of_file(Path(idx_path), os.path.getsize(idx_path)),
+            "bin_bytes": self._bin_bytes,
+            "idx_bytes": idx_bytes,
+            "idx_crc32": crc32_of_file(Path(self._idx_path), idx_bytes),
         }
 
     def close(self) -> None:
         """Release the file; the dataset cannot be read afterwards."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         self._tokens = None
 
     @staticmethod
     def exists(path_prefix: str) -> bool:
-        """Whether both files are there."""
+        """Whether both files are there; of object storage that is found out when it is read."""
+        if is_remote(path_prefix):
+            return True
         return os.path.isfile(get_idx_path(path_prefix)) and os.path.isfile(
             get_bin_path(path_prefix)
         )
@@ -235,8 +258,12 @@ class IndexedDataset:
 
         Raises:
             ValueError: the file is shorter now than when it was opened.
+            OSError: object storage does not give them.
         """
         size, start = count * self.dtype.itemsize, first * self.dtype.itemsize
+        if self._remote is not None:
+            return np.frombuffer(self._remote.read(start, size), dtype=self.dtype)
+        assert self._file is not None, "a local dataset has its file open"
         # A mapped file that is cut off ends the process with a bus error, so it is asked before.
         self._look_at_file(start + size)
         if self._tokens is not None:
@@ -247,6 +274,7 @@ class IndexedDataset:
         return np.frombuffer(data, dtype=self.dtype)
 
     def _look_at_file(self, end: int) -> None:
+        assert self._file is not None, "a local dataset has its file open"
         now = os.fstat(self._file.fileno())
         if now.st_size < end or now.st_size < self._state.st_size:
             raise self._cut_off(now.st_size)

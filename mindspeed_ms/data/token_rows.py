@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig
 from mindspeed_ms.data.index_cache import map_array
 from mindspeed_ms.data.masks import get_ltor_masks_and_position_ids
+from mindspeed_ms.data.object_store import is_remote
 from mindspeed_ms.data.token_check import first_outside
 from mindspeed_ms.data.utils import Split
 
@@ -157,6 +158,10 @@ def open_rows(path: str, cache: str | None = None) -> NDArray:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, or holds no rows.
     """
+    if is_remote(path):
+        raise ValueError(
+            f"{path}: of object storage .bin/.idx pairs are read; mount the bucket for other files"
+        )
     if path.endswith(".npy"):
         return _map(Path(path))
     return open_mindrecord(path, cache or os.path.join(f"{path}_cache", "TokenRows"))

@@ -39,6 +39,7 @@ _MAY_DIFFER = {
         "num_workers",
         "num_dataset_builder_threads",
         "mmap_bin_files",
+        "object_storage_cache_path",
     },
     "training_config": {
         "logging_level",

@@ -9,7 +9,7 @@ resumed with another batch size is counted from where it stands.
 from __future__ import annotations
 
 from mindspeed_ms.backend import comm
-from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config import AllConfig, TrainingConfig
 from mindspeed_ms.core.num_microbatches_calculator import NumMicroBatches, make_batch_schedule
 from mindspeed_ms.engine.train_state import TrainState
 
@@ -57,20 +57,32 @@ def num_samples(config: AllConfig, state: TrainState) -> NumSamples:
         max(0, last - state.iteration), state.consumed_train_samples
     )
     asked_for = training.train_samples or training.training_iters * batch
-    interval, per_evaluation = training.eval_interval, training.eval_iters * batch
-    left = last // interval - state.iteration // interval + 1 if interval else 1
+    per_evaluation = training.eval_iters * batch
+    left = num_evaluations(training, last) - num_evaluations(training, state.iteration) + 1
     evaluated = None
     if not training.full_validation:
         evaluated = state.consumed_valid_samples + left * per_evaluation
     return max(asked_for, end) - state.data_began_at, evaluated, per_evaluation
 
 
+def num_evaluations(training: TrainingConfig, iteration: int) -> int:
+    """Evaluations in the course of training, up to an iteration."""
+    interval, first = training.eval_interval, training.start_eval_at_iter
+    if not interval or iteration < first:
+        return 0
+    return iteration // interval - max(0, first - 1) // interval
+
+
+def is_evaluated(training: TrainingConfig, iteration: int) -> bool:
+    """Whether the validation sets are evaluated behind an iteration."""
+    before = num_evaluations(training, iteration - 1)
+    return num_evaluations(training, iteration) > before
+
+
 def evaluated_samples(config: AllConfig, iteration: int) -> int:
     """Samples of a validation set that evaluations up to an iteration have read."""
     training = config.training_config
-    if not training.eval_interval:
-        return 0
-    evaluations = iteration // training.eval_interval
+    evaluations = num_evaluations(training, iteration)
     return evaluations * training.eval_iters * config.global_batch_size(comm.get_world_size())
 
 

@@ -225,6 +225,7 @@ def gpt_dataset_config(config: AllConfig) -> GPTDatasetConfig:
         "full_validation": config.training_config.full_validation,
         "num_dataset_builder_threads": dataset.num_dataset_builder_threads,
         "path_to_cache": dataset.data_cache_path,
+        "object_storage_cache_path": dataset.object_storage_cache_path,
         "mmap_bin_files": dataset.mmap_bin_files,
         "reset_position_ids": dataset.reset_position_ids,
         "reset_attention_mask": dataset.reset_attention_mask,

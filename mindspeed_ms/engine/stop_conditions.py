@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 class StopConditions:
     """Signal, duration and interval at which all ranks leave in the same iteration.
 
-    With ``exit_signal_handler`` SIGTERM no longer ends the process: the run finishes its iteration
-    and saves. A second SIGTERM ends it at once.
+    With ``exit_signal_handler`` the signal no longer ends the process: the run finishes its
+    iteration and saves. A second one ends it at once.
 
     Args:
         training: the conditions.
@@ -34,22 +34,23 @@ class StopConditions:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Context in which SIGTERM is taken as a condition; outside it does what it did before."""
+        """Context in which the signal is a condition; outside it does what it did before."""
         if not self._training.exit_signal_handler:
             yield
             return
-        previous = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+        awaited = signal.Signals[self._training.exit_signal]
+        previous = signal.getsignal(awaited) or signal.SIG_DFL
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             del number, frame
             self._is_signalled = True
-            signal.signal(signal.SIGTERM, previous)
+            signal.signal(awaited, previous)
 
-        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(awaited, on_signal)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            signal.signal(awaited, previous)
 
     def reason(self, iteration: int) -> str | None:
         """What ends the run now, as Megatron's line; None to go on.
@@ -63,7 +64,7 @@ class StopConditions:
             minutes = (time.time() - self._started) / 60.0
             states = comm.all_gather_object((self._is_signalled, minutes))
             if any(is_signalled for is_signalled, _ in states):
-                return "exiting program after receiving SIGTERM."
+                return f"exiting program after receiving {training.exit_signal}."
             longest = max(minutes for _, minutes in states)
             if limit is not None and longest > limit:
                 return f"exiting program after {longest} minutes"

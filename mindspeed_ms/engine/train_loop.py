@@ -28,6 +28,7 @@ from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamSchedul
 from mindspeed_ms.core.pipeline_parallel import get_forward_backward_func
 from mindspeed_ms.core.tensor_parallel.random import get_rng_tracker
 from mindspeed_ms.core.timers import timed
+from mindspeed_ms.engine.batch_counts import is_evaluated
 from mindspeed_ms.engine.first_bad_number import explain
 from mindspeed_ms.engine.forward_step import TokenWeights
 from mindspeed_ms.engine.health import Health
@@ -106,7 +107,7 @@ def train(
             if line is not None:
                 observer.after_line(line)
             asked = None if setup.on_step is None else setup.on_step(report)
-            if training.eval_interval and state.iteration % training.eval_interval == 0:
+            if is_evaluated(training, state.iteration):
                 validate(setup, valid_sets, f"iteration {state.iteration}")
             setup.health.compare_replicas(setup.optimizer, state.iteration)
             reason = stop.reason(state.iteration) or (asked if isinstance(asked, str) else None)

@@ -68,6 +68,11 @@ class AttentionSpec:
         """Numbers that a token leaves in a key/value cache, over all ranks: 2 G D."""
         return 2 * self.num_groups * self.head_dim
 
+    @property
+    def widening_operations(self) -> float:
+        """Of a token's forward from narrow vectors to heads: there are none."""
+        return 0.0
+
     def operations(self, seq_length: int) -> tuple[float, float]:
         """Of a token's forward: (projections, scores and weighted values)."""
         projections = self.qkv_proj.operations + self.out_proj.operations
@@ -137,6 +142,12 @@ class LatentAttentionSpec:
     def cached_channels(self) -> int:
         """Numbers that a token leaves in a key/value cache, over all ranks: N (D + V)."""
         return self.num_heads * (self.query_dim + self.v_head_dim)
+
+    @property
+    def widening_operations(self) -> float:
+        """Of a token's forward from narrow vectors to heads."""
+        parts = (self.q_up_proj, self.kv_up_proj)
+        return sum(part.operations for part in parts if part is not None)
 
     def operations(self, seq_length: int) -> tuple[float, float]:
         """Of a token's forward: (projections, scores and weighted values)."""

@@ -12,7 +12,13 @@ from dataclasses import dataclass, replace
 from mindspeed_ms.models.parameter import ParamSpec
 from mindspeed_ms.models.part import BufferSpec, Child, Experts, LinearSpec, parameters_of
 from mindspeed_ms.models.sizes import RankSizes
-from mindspeed_ms.plan.recompute_plan import MLP_ACTIVATION, MOE, LayerRecompute
+from mindspeed_ms.plan.recompute_plan import (
+    MLP_ACTIVATION,
+    MOE,
+    MOE_ACTIVATION,
+    SHARED_EXPERTS,
+    LayerRecompute,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,13 +147,14 @@ class MoESpec:
             return 0
         copies = sizes.rows * self.topk
         gathered = copies * sizes.expert_tensor  # every rank of an expert sees all its tokens
-        kept = sum(self.expert.inner_bytes(gathered, sizes.expert_tensor, sizes.width))
+        mapped, activated = self.expert.inner_bytes(gathered, sizes.expert_tensor, sizes.width)
+        kept = mapped if MOE_ACTIVATION in recompute.modules else mapped + activated
         hidden = self.expert.mapping.inputs
         if self.latent_up is not None:
             kept += sizes.rows * hidden * sizes.width
         kept += 3 * copies * hidden * sizes.width + 8 * sizes.rows * self.num_experts
-        if self.shared is not None:
-            kept += sum(self.shared.mlp.inner_bytes(sizes.tokens, sizes.tensor, sizes.width))
+        if self.shared is not None and SHARED_EXPERTS not in recompute.modules:
+            kept += self.shared.mlp.kept_bytes(sizes, recompute)
         return kept
 
     def widest_bytes(self, sizes: RankSizes) -> int:

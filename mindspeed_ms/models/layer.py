@@ -19,7 +19,15 @@ from mindspeed_ms.models.part import (
     parameters_of,
 )
 from mindspeed_ms.models.sizes import STATISTICS, RankSizes
-from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, MLP, MOE, NORMS, LayerRecompute
+from mindspeed_ms.plan.recompute_plan import (
+    CORE_ATTENTION,
+    MLA_UP_PROJECTION,
+    MLP,
+    MOE,
+    NORMS,
+    SHARED_EXPERTS,
+    LayerRecompute,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +85,12 @@ class LayerSpec:
         again = 0.0
         if CORE_ATTENTION in recompute.modules:
             again += self.attention.operations(seq_length)[1]
+        if MLA_UP_PROJECTION in recompute.modules:
+            again += self.attention.widening_operations
         if self.feeds_forward_again(recompute):
             again += self.mlp.operations
+        elif SHARED_EXPERTS in recompute.modules and isinstance(self.mlp, MoESpec):
+            again += 0.0 if self.mlp.shared is None else self.mlp.shared.operations
         return again
 
     def feeds_forward_again(self, recompute: LayerRecompute) -> bool:

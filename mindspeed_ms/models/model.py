@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 from mindspeed_ms.models.layer import FurtherSpec, LayerSpec, QueryLayerSpec
 from mindspeed_ms.models.parameter import ParamSpec
@@ -45,6 +45,26 @@ class EmbeddingSpec:
     def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
         """Those of the tables."""
         return parameters_of(self.children(), experts)
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerKey:
+    """What the parameters of a layer depend on; layouts that are compared share many of them."""
+
+    layer: LayerSpec
+    index: int
+    is_frozen: bool
+    experts: Experts
+    model: ModelSpec = field(compare=False)
+
+    def parameters(self) -> Iterator[ParamSpec]:
+        ours, theirs = f"encoder.layers.{self.index}", f"decoder.layers.{self.index}"
+        return self.model.under(ours, theirs, self.layer, self.experts)
+
+
+@lru_cache(maxsize=512)
+def _of_layer(key: _LayerKey) -> tuple[ParamSpec, ...]:
+    return tuple(key.parameters())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,26 +108,27 @@ class ModelSpec:
 
     def before_layers(self) -> Iterator[ParamSpec]:
         """Parameters of the embedding."""
-        yield from self._under("embedding", "embedding", self.embedding)
+        yield from self.under("embedding", "embedding", self.embedding)
 
     def of_layer(self, index: int, experts: Experts = None) -> Iterator[ParamSpec]:
         """Parameters of one layer, counted from 0."""
         layer = self.layers[index]
-        if layer is not None:
-            ours, theirs = f"encoder.layers.{index}", f"decoder.layers.{index}"
-            yield from self._under(ours, theirs, layer, experts)
+        if layer is None:
+            return
+        key = _LayerKey(layer, index, self.trains_adapters_only, experts, self)
+        yield from _of_layer(key) if isinstance(experts, range) else key.parameters()
 
     def behind_layers(self, experts: Experts = None) -> Iterator[ParamSpec]:
         """Parameters of the final norm, of the layers behind it, and of the head."""
         if self.final_norm is not None:
-            yield from self._under("encoder.final_norm", "decoder.final_layernorm", self.final_norm)
+            yield from self.under("encoder.final_norm", "decoder.final_layernorm", self.final_norm)
         if self.query is not None:
-            yield from self._under("query_layer", "query_layer", self.query)
+            yield from self.under("query_layer", "query_layer", self.query)
         for depth, further in enumerate(self.further):
             path = f"mtp.layers.{depth}"
-            yield from self._under(path, path, further, experts)
+            yield from self.under(path, path, further, experts)
         if self.head is not None:
-            yield from self._under("output_layer", "output_layer", self.head)
+            yield from self.under("output_layer", "output_layer", self.head)
 
     def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
         """Every parameter once, in the order of construction."""
@@ -126,7 +147,7 @@ class ModelSpec:
         """Every parameter by its name in Megatron-core."""
         return {spec.megatron_name: spec for spec in self.parameters()}
 
-    def _under(
+    def under(
         self,
         name: str,
         megatron_name: str,

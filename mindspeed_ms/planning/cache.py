@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.dtypes import dtype_bytes
-from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.plan.layer_placement import layer_placement
+from mindspeed_ms.planning.parameters import model_spec
 
 
 def cache_bytes_per_token(config: AllConfig, stage: int) -> int:
@@ -19,7 +19,7 @@ def cache_bytes_per_token(config: AllConfig, stage: int) -> int:
         stage: number of the stage.
     """
     placement = layer_placement(config.model_config, config.parallel_config)
-    spec = gpt_spec(config.model_config)
+    spec = model_spec(config)
     layers, channels = spec.layers, 0
     if spec.query is not None and stage == placement.num_stages - 1:
         channels = spec.query.layer.attention.cached_channels

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.dtypes import dtype_bytes
+from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
+from mindspeed_ms.models.feed_forward import MoESpec
+from mindspeed_ms.models.layer import LayerSpec
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.plan.recompute_plan import recompute_plan
 from mindspeed_ms.plan.sequence_slices import keys_in_window
 from mindspeed_ms.planning.memory import expert_data_parallel_size
-from mindspeed_ms.planning.parameters import chunk_parameters
+from mindspeed_ms.planning.parameters import chunk_parameters, model_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,6 @@ class Traffic:
     expert: float
     pipeline: float
     data: float
-    data_exposed: float
-    """The part of ``data`` that does not travel while the backward computes."""
 
     @property
     def total(self) -> float:
@@ -59,16 +60,41 @@ def tensor_bytes_of_chunk(config: AllConfig, stage: int, chunk: int) -> float:
     units = 0.0
     for group in plan.groups:
         for layer in group.layers:
-            if layer in placement.noop_layers:
+            spec = model_spec(config).layers[layer]
+            if spec is None:
                 continue
-            units += 8 + (4 if group.is_recomputed else 0)
-            keeps = plan.layers[layer].keeps_gathered
-            units += 2 if parallel.sequence_parallel and not keeps else 0
+            repeats = parallel.sequence_parallel and not plan.layers[layer].keeps_gathered
+            units += tensor_units(spec, parallel, repeats, group.is_recomputed)
     if stage == 0 and chunk == 0:
         units += 2
     if stage == placement.num_stages - 1 and chunk == placement.num_chunks - 1:
         units += 3 if parallel.sequence_parallel else 2
     return units * unit
+
+
+def tensor_units(
+    layer: LayerSpec, parallel: ModelParallelConfig, repeats: bool, is_recomputed: bool
+) -> float:
+    """Tensor-parallel traffic of one layer and micro-batch, in gathers of the residual stream.
+
+    A block of experts gathers and scatters the copies of its tokens over the ranks of an expert
+    instead; only its shared expert works as a dense block does.
+
+    Args:
+        layer: the layer.
+        parallel: sizes.
+        repeats: backward gathers the inputs of both blocks again.
+        is_recomputed: the whole forward is done again.
+    """
+    times = 1.5 if is_recomputed else 1.0
+    mlp = layer.mlp
+    blocks, copied = 2, 0.0
+    if isinstance(mlp, MoESpec):
+        blocks = 1 if mlp.shared is None else 2
+        ranks = parallel.tensor_model_parallel_size
+        gathered = (parallel.expert_tensor_parallel_size or ranks) - 1
+        copied = 4.0 * mlp.topk * gathered / (ranks * share(ranks))
+    return times * (4 * blocks + copied) + (blocks if repeats else 0)
 
 
 def context_bytes_of_layer(config: AllConfig, layer: int = 0) -> float:
@@ -106,7 +132,7 @@ def context_bytes_of_layer(config: AllConfig, layer: int = 0) -> float:
 
 def stage_traffic(config: AllConfig, world_size: int, stage: int, microbatches: int) -> Traffic:
     """Bytes a rank of a stage sends in a step."""
-    model, parallel, training = config.model_config, config.parallel_config, config.training_config
+    model, parallel = config.model_config, config.parallel_config
     placement = layer_placement(model, parallel)
     chunks = range(placement.num_chunks)
     tensor = sum(tensor_bytes_of_chunk(config, stage, chunk) for chunk in chunks) * microbatches
@@ -132,8 +158,7 @@ def stage_traffic(config: AllConfig, world_size: int, stage: int, microbatches: 
     pipeline = float(passes * stream * microbatches) if placement.num_stages > 1 else 0.0
     data = _data_bytes(config, world_size, stage)
     steps = microbatches if parallel.zero_level in ("z2", "z3") else 1
-    exposed = data / (2 * steps) if training.overlap_grad_reduce else data
-    return Traffic(tensor, context, expert, pipeline, data * steps, exposed)
+    return Traffic(tensor, context, expert, pipeline, data * steps)
 
 
 def _data_bytes(config: AllConfig, world_size: int, stage: int) -> float:

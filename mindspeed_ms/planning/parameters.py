@@ -83,7 +83,13 @@ def frozen_bytes(config: AllConfig, stage: int, chunk: int) -> int:
     return sum(one.size * dtype_bytes(one.dtype) for one in held)
 
 
-def _of_chunk(config: AllConfig, stage: int, chunk: int) -> list[LocalParameter]:
+def _of_chunk(config: AllConfig, stage: int, chunk: int) -> tuple[LocalParameter, ...]:
+    return _of_place(_Identity(config), stage, chunk)
+
+
+@lru_cache(maxsize=128)
+def _of_place(key: _Identity, stage: int, chunk: int) -> tuple[LocalParameter, ...]:
+    config = key.config
     parallel, spec = config.parallel_config, model_spec(config)
     tensor = parallel.tensor_model_parallel_size
     expert_tensor = parallel.expert_tensor_parallel_size or tensor
@@ -91,12 +97,17 @@ def _of_chunk(config: AllConfig, stage: int, chunk: int) -> list[LocalParameter]
     placement = layer_placement(config.model_config, parallel)
     is_apart = placement.num_stages > 1 and spec.has_shared_embedding
     shared = {next(spec.before_layers()).name, spec.embedding_copy.name} if is_apart else ()
-    return [
+    return tuple(
         LocalParameter(one, one.local_shape(tensor, expert_tensor), one.name in shared)
         for one in spec.of_chunk(placement, stage, chunk, experts)
-    ]
+    )
 
 
 def total_parameters(config: AllConfig) -> int:
     """Parameters of the whole model, every one counted once."""
-    return model_spec(config).num_parameters
+    return _total(model_spec(config))
+
+
+@lru_cache(maxsize=8)
+def _total(spec: ModelSpec) -> int:
+    return spec.num_parameters

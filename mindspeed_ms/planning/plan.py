@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mindspeed_ms.config import AllConfig
@@ -13,8 +14,8 @@ from mindspeed_ms.planning.activations import ActivationBytes, stage_activations
 from mindspeed_ms.planning.cache import cache_bytes_per_token
 from mindspeed_ms.planning.communication import Traffic, stage_traffic, tensor_bytes_of_chunk
 from mindspeed_ms.planning.memory import StateBytes, stage_state
-from mindspeed_ms.planning.operations import chunk_operations, step_operations
-from mindspeed_ms.planning.parameters import total_parameters
+from mindspeed_ms.planning.operations import backward_operations, chunk_operations, step_operations
+from mindspeed_ms.planning.parameters import model_spec, total_parameters
 from mindspeed_ms.planning.timing import Device, PassSeconds, Timeline, play_long
 
 
@@ -28,6 +29,12 @@ class StagePlan:
     traffic: Traffic
     passes: tuple[PassSeconds, ...]
     """By chunk."""
+    again: float
+    """Seconds of a micro-batch in all chunks that go into recomputation."""
+    tensor: float
+    """Seconds of them that go into tensor-parallel traffic."""
+    inner: float
+    """Seconds of them that go into context and expert traffic."""
     cache_bytes: int = 0
     """That a token leaves in a key/value cache when the model generates."""
 
@@ -56,9 +63,36 @@ class Plan:
     """Gradient reduction and weight gathering that nothing hides, and the optimizer."""
 
     @property
+    def crowding(self) -> float:
+        """Ranks for each core, where there are more ranks than cores; else 1."""
+        return max(1.0, self.world_size / self.device.cores) if self.device.cores else 1.0
+
+    @property
     def step_seconds(self) -> float:
-        """Estimated duration of a step."""
-        return self.timeline.seconds + self.exposed_seconds
+        """Estimated duration of a step.
+
+        Ranks that wait leave their core to others, so of many ranks on few cores it is what all of
+        them compute together, unless the schedule takes longer.
+        """
+        together = sum(self.timeline.busy) / len(self.timeline.busy) * self.crowding
+        return max(self.timeline.seconds, together) + self.exposed_seconds * self.crowding
+
+    @property
+    def parts(self) -> Mapping[str, float]:
+        """Seconds of a step by what they go into, of the stage that computes longest."""
+        busy = max(self.timeline.busy)
+        stage = self.stages[self.timeline.busy.index(busy)]
+        again, tensor, inner = (
+            self.microbatches * part for part in (stage.again, stage.tensor, stage.inner)
+        )
+        return {
+            "work": busy - again - tensor - inner,
+            "again": again,
+            "tensor": tensor,
+            "inner": inner,
+            "waiting": self.step_seconds - self.exposed_seconds * self.crowding - busy,
+            "exposed": self.exposed_seconds * self.crowding,
+        }
 
     @property
     def bytes_at_peak(self) -> int:
@@ -104,7 +138,7 @@ def make_plan(config: AllConfig, world_size: int, device: Device | None = None) 
     Raises:
         ValueError: the configuration does not fit the ranks, or has no schedule.
     """
-    device = device or Device()
+    device = (device or Device()).shared_by(world_size)
     config.validate(world_size)
     parallel = config.parallel_config
     placement = layer_placement(config.model_config, parallel)
@@ -143,15 +177,21 @@ def _stage_plan(
     traffic = stage_traffic(config, world_size, stage, microbatches)
     others = (traffic.context + traffic.expert) / microbatches / placement.num_chunks
     passes = []
+    again = tensor = 0.0
+    inner = others * placement.num_chunks / device.bandwidth(_inner_span(config))
+    back = backward_operations(model_spec(config))
     for chunk in range(placement.num_chunks):
         forward, backward = chunk_operations(config, stage, chunk)
         moved = tensor_bytes_of_chunk(config, stage, chunk)
         wait = moved / device.bandwidth(config.parallel_config.tensor_model_parallel_size)
+        tensor += wait
+        again += (backward - back * forward) / device.operations_per_second
+        launches = (1 + len(placement.layers_of(stage, chunk))) * device.pass_seconds
         wait += others / device.bandwidth(_inner_span(config))
         passes.append(
             PassSeconds(
-                forward / device.operations_per_second + 0.4 * wait,
-                backward / device.operations_per_second + 0.6 * wait,
+                forward / device.operations_per_second + 0.4 * wait + launches,
+                backward / device.operations_per_second + 0.6 * wait + 2 * launches,
             )
         )
     return StagePlan(
@@ -160,6 +200,9 @@ def _stage_plan(
         activations=stage_activations(config, stage, microbatches),
         traffic=traffic,
         passes=tuple(passes),
+        again=again,
+        tensor=tensor,
+        inner=inner,
         cache_bytes=cache_bytes_per_token(config, stage),
     )
 
@@ -186,10 +229,28 @@ def _transfer_seconds(config: AllConfig, device: Device) -> float:
 
 
 def _exposed_seconds(config: AllConfig, world_size: int, device: Device, stage: StagePlan) -> float:
+    """Of gradients, weights and optimizer; see ``shown_seconds`` for what the passes hide."""
     parallel = config.parallel_config
     ranks = parallel.data_parallel_size(world_size) * parallel.context_parallel_size
     span = parallel.tensor_model_parallel_size * ranks
-    update = stage.state.optimizer * 2 / 1e12  # read and written once at memory bandwidth
+    update = stage.state.optimizer * 2 / device.memory_bytes_per_second  # read and written once
     if ranks == 1:
         return update
-    return stage.traffic.data_exposed / device.bandwidth(span) + update
+    each = sum(one.forward + one.backward for one in stage.passes)
+    every = config.num_micro_batches(world_size)
+    repeated = every if parallel.zero_level in ("z2", "z3") else 1
+    sent = stage.traffic.data / device.bandwidth(span)
+    if not config.training_config.overlap_grad_reduce:
+        return sent + update
+    return shown_seconds(sent, each, repeated) + update
+
+
+def shown_seconds(sent: float, each: float, repeated: int) -> float:
+    """Seconds of gradients and weights that passes do not hide.
+
+    Args:
+        sent: seconds that they travel in a step.
+        each: seconds of a micro-batch in a stage.
+        repeated: micro-batches in which they travel; they hide behind the passes of those.
+    """
+    return max(sent / (2 * repeated), sent - each * repeated)

@@ -8,7 +8,7 @@ so it ranks layouts; it does not promise seconds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mindspeed_ms.plan.schedule_plan import (
     Backward,
@@ -34,6 +34,16 @@ class Device:
     network_bytes_per_second: float = 25e9
     """Sent by one device to other hosts."""
     ranks_per_node: int = 8
+    memory_bytes_per_second: float = 1e12
+    """Of the optimizer, which reads and writes its state."""
+    pass_seconds: float = 0.0
+    """That a layer takes to launch its operators once, whatever their size."""
+    cores: int = 0
+    """Of one host that all ranks share; 0: every rank has a device of its own."""
+
+    def shared_by(self, ranks: int) -> Device:
+        """What one of several ranks has of it: cores that are left over compute faster."""
+        return replace(self, tflops=self.tflops * max(1, self.cores // ranks))
 
     @property
     def operations_per_second(self) -> float:

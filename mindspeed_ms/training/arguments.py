@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from mindspeed_ms.config.build import Sections
+from mindspeed_ms.files.regular_file import read_text
 from mindspeed_ms.training.command_line import (
     CommandLineParser,
     ExtraArgsProvider,
@@ -19,6 +24,7 @@ from mindspeed_ms.training.command_line import (
 )
 from mindspeed_ms.training.flags import BY_NAME, ROWS, Field
 from mindspeed_ms.training.flags.datasets import PATHS
+from mindspeed_ms.training.flags.layout import ZERO_FILES
 from mindspeed_ms.training.from_args import (
     YamlSource,
     attributes_of,
@@ -39,6 +45,8 @@ from mindspeed_ms.training.yaml_styles.megatron_yaml import (
     load_megatron_yaml,
 )
 from mindspeed_ms.training.yaml_styles.yaml_files import load_sections
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["build_parser", "parse_args", "validate_args", "without_brackets"]
 
@@ -194,11 +202,46 @@ def validate_args(args: Namespace, world_size: int) -> Namespace:
         )
     _check_exclusions(args)
     _check_weight_decay(args)
+    _read_shard_size(args)
     args.world_size = world_size
     _complete_batch(args)
     if getattr(args, "padded_vocab_size", None) is not None:
         complete(args, init_configs_from_args(args))
     return args
+
+
+def _read_shard_size(args: Namespace) -> None:
+    """Take ranks that share a copy of the weights from MindSpeed's files about sharding.
+
+    Raises:
+        ValueError: a file that cannot be read, or whose number is none. A dry run does without.
+    """
+    for flag, key in ZERO_FILES.items():
+        path = getattr(args, flag[2:].replace("-", "_"), None)
+        if path is None or args.zero_shard_size is not None:
+            continue
+        if args.dry_run and not os.path.exists(path):
+            logger.warning("%s %s is not here; planned for all data-parallel ranks", flag, path)
+            continue
+        size = _shard_size(flag, path, key)
+        if isinstance(size, int) and size > 0:
+            args.zero_shard_size = size
+        elif size not in (None, "auto"):
+            raise ValueError(
+                f"{flag} {path}: {key} is {size!r}; give the number of ranks that share a copy, or "
+                "leave it out"
+            )
+
+
+def _shard_size(flag: str, path: str, key: str) -> object:
+    try:
+        content = yaml.safe_load(read_text(path))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{flag} {path} cannot be read ({text}); correct it") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{flag} {path} holds no keys; give {key}: N, or leave it out")
+    return content.get(key)
 
 
 def _flag(dest: str) -> str:

@@ -6,16 +6,20 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 from mindspeed_ms.backend import launch
 from mindspeed_ms.config import AllConfig, padded_vocab_size, unsupported_reason
+from mindspeed_ms.config.build import assemble
 from mindspeed_ms.data.tokenizers import build_tokenizer
 from mindspeed_ms.engine.datasets import require_rows, tokenizer_of
+from mindspeed_ms.engine.observe.record import FILE_NAME, read_record
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
+from mindspeed_ms.planning.calibrate import Measured, calibrated
 from mindspeed_ms.planning.plan import make_plan
 from mindspeed_ms.planning.report import plan_lines
-from mindspeed_ms.planning.suggest import suggest, suggestion_lines, with_memory
+from mindspeed_ms.planning.suggest import search, suggestion_lines, with_memory
 from mindspeed_ms.planning.timing import Device
 from mindspeed_ms.training.arguments import validate_args
 from mindspeed_ms.training.entry import USER_ERROR_STATUS
@@ -91,11 +95,15 @@ def dry_run(args: argparse.Namespace) -> int:
     resolved = resolve(args)
     config, world_size = resolved.config, resolved.world_size
     missing = unsupported_reason(config)
-    device = with_memory(Device(), args.device_memory, args.device_tflops)
+    device, notes = Device(), list(resolved.assumptions)
+    if args.calibrate is not None:
+        device, note = calibrated(device, measured_run(args.calibrate))
+        notes.append(f"{note} ({args.calibrate})")
+    device = with_memory(device, args.device_memory, args.device_tflops)
     lines = plan_lines(make_plan(config, world_size, device))
     if args.suggest:
-        lines += suggestion_lines(suggest(config, world_size, device))
-    lines += [f"assumed: {line}" for line in resolved.assumptions]
+        lines += suggestion_lines(search(config, world_size, device), config)
+    lines += [f"assumed: {line}" for line in notes]
     lines += [*args.refusals, *(f"refused: {line}" for line in missing)]
     for line in lines:
         print_rank_0(one_line(line) if line in args.refusals else line)
@@ -106,6 +114,34 @@ def dry_run(args: argparse.Namespace) -> int:
             print_rank_0(dotted(name, value))
         print_rank_0("------------- end of resolved configuration ---------------")
     return USER_ERROR_STATUS if args.refusals or missing else 0
+
+
+def measured_run(folder: str) -> Measured:
+    """What the record of a run says for ``--calibrate``.
+
+    Raises:
+        ValueError: there is no record, or it lacks the configuration.
+    """
+    try:
+        entries = read_record(Path(folder))
+    except OSError as error:
+        raise ValueError(
+            f"--calibrate {folder} has no readable {FILE_NAME} ({error.strerror}); give the --save "
+            "folder of a run, which writes one"
+        ) from None
+    starts = [entry for entry in entries if entry["kind"] == "start"]
+    if not starts:
+        raise ValueError(f"--calibrate {folder}: its {FILE_NAME} has no start; give another run")
+    start = starts[-1]
+    seconds = [entry["seconds"] for entry in entries if entry["kind"] == "step"]
+    environment = start["environment"]
+    return Measured(
+        config=assemble(start["config"]),
+        world_size=start["world_size"],
+        seconds=seconds,
+        is_cpu=environment["device"] == "cpu",
+        cores=environment["cores"],
+    )
 
 
 def smallest_world(args: argparse.Namespace) -> int:

@@ -190,6 +190,25 @@ def _router_has_bias(stated: Any, given: Arguments) -> Any:
     return bool(given.add_bias_linear) if stated is UNSET and is_moe else stated
 
 
+def _is_deepspeed(given: Arguments) -> bool:
+    return given.moe_model_type == "deepspeed_moe" and bool(given.num_experts)
+
+
+def _expert_capacity(stated: Any, given: Arguments) -> Any:
+    if stated is UNSET and _is_deepspeed(given):
+        return given.moe_train_capacity_factor or 1.0
+    return stated
+
+
+def _drop_policy(stated: Any, given: Arguments) -> Any:
+    return "position" if _is_deepspeed(given) else stated
+
+
+def _pre_softmax(stated: Any, given: Arguments) -> Any:
+    """Of one choice DeepSpeed keeps the probability, of two it makes the sum one."""
+    return True if _is_deepspeed(given) and given.moe_router_topk in (None, 1) else stated
+
+
 def _shared_width(stated: Any, given: Arguments) -> Any:
     if given.n_shared_experts and given.moe_ffn_hidden_size:
         return given.n_shared_experts * given.moe_ffn_hidden_size
@@ -211,10 +230,13 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "model_config.recompute_method": _recompute_method,
         "model_config.recompute_num_layers": _recompute_num_layers,
         "model_config.recompute_modules": _recompute_modules,
+        "moe_config.moe_expert_capacity_factor": _expert_capacity,
         "moe_config.moe_ffn_hidden_size": _expert_width,
+        "moe_config.moe_router_pre_softmax": _pre_softmax,
         "moe_config.moe_shared_expert_intermediate_size": _shared_width,
         "moe_config.moe_router_load_balancing_type": _balancing,
         "moe_config.moe_router_has_bias": _router_has_bias,
+        "moe_config.moe_token_drop_policy": _drop_policy,
         "parallel_config.zero_level": _zero_level,
         "parallel_config.virtual_pipeline_model_parallel_size": _num_chunks,
         "parallel_config.overlap_p2p_comm": _overlap_stages,

@@ -19,8 +19,7 @@ from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.run import Run, StepFunctions
 from mindspeed_ms.planning.plan import Plan, make_plan
 from mindspeed_ms.planning.report import plan_lines
-from mindspeed_ms.planning.suggest import suggest as suggest_layouts
-from mindspeed_ms.planning.suggest import suggestion_lines, with_memory
+from mindspeed_ms.planning.suggest import search, suggestion_lines, with_memory
 from mindspeed_ms.planning.timing import Device
 from mindspeed_ms.toolkit import context
 from mindspeed_ms.toolkit.mapping.parallel import World
@@ -286,7 +285,7 @@ class Trainer(TrainerSettings):
         plan = make_plan(config, size, device)
         lines = plan_lines(plan)
         if suggest:
-            lines += suggestion_lines(suggest_layouts(config, size, device))
+            lines += suggestion_lines(search(config, size, device))
         self._join()
         for line in lines:
             print_rank_0(line)

@@ -8,7 +8,6 @@ from mindspeed_ms.training.flags.row import (
     Field,
     Flag,
     NoEffect,
-    Refused,
     in_group,
     off,
     on,
@@ -99,8 +98,9 @@ DATA = in_group(
         value(
             "--object-storage-cache-path",
             str,
-            Refused("data is read from mounted file systems only", "mount the bucket"),
+            Field("dataset_config.object_storage_cache_path"),
             aliases=("--s3-cache-path",),
+            small=None,
         ),
         on("--allow-ambiguous-pad-tokens", Field("dataset_config.allow_ambiguous_pad_tokens")),
         off("--no-mmap-bin-files", "mmap_bin_files", Field("dataset_config.mmap_bin_files")),

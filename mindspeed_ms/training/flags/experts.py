@@ -326,15 +326,40 @@ ROWS: tuple[Flag, ...] = (
         NoEffect("no token is dropped unless --moe-expert-capacity-factor is given"),
         "--moe-no-drop",
     ),
+    *in_group(
+        "mixture of experts",
+        [
+            value(
+                "--moe-model-type",
+                str,
+                Field(
+                    f"{_EXPERTS}moe_expert_capacity_factor",
+                    by_rule=True,
+                    also=(f"{_EXPERTS}moe_token_drop_policy", f"{_EXPERTS}moe_router_pre_softmax"),
+                ),
+                "megatron_moe",
+                choices=("megatron_moe", "deepspeed_moe"),
+                help="deepspeed_moe: experts take a limited number of tokens, those that come "
+                "first; of one choice the weight is its probability among all experts.",
+            ),
+            value(
+                "--moe-train-capacity-factor",
+                float,
+                Field(f"{_EXPERTS}moe_expert_capacity_factor", by_rule=True),
+                1.0,
+                help="With --moe-model-type deepspeed_moe: --moe-expert-capacity-factor.",
+            ),
+        ],
+    ),
     *compact(
         "mixture of experts",
-        Refused("DeepSpeed's expert layer is not available", "use megatron_moe"),
-        """
---moe-model-type str=megatron_moe !megatron_moe
---moe-train-capacity-factor float=1.0 !1.0
---noisy-gate-policy str !None
---no-use-rts off=false >use_rts
-""",
+        Refused("noise on the router's scores is not available", "use --moe-input-jitter-eps"),
+        "--noisy-gate-policy str !None",
+    ),
+    *compact(
+        "mixture of experts",
+        NoEffect("an expert that is full keeps the tokens that come first"),
+        "--no-use-rts off=false >use_rts",
     ),
     *compact(
         "mixture of experts",

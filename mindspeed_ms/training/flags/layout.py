@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from mindspeed_ms.training.flags.compact import compact
 from mindspeed_ms.training.flags.row import (
+    EntryPoint,
     Field,
     Flag,
     NoEffect,
-    Refused,
+    ReadField,
     asked_means,
     in_group,
     off,
@@ -27,8 +30,14 @@ _CHUNKS = Field(
     clears=("num_layers_per_virtual_pipeline_stage",),
 )
 _CP_ALGO = "parallel_config.context_parallel_algo"
-_OTHER_CP_ALGOS = ("adaptive_cp_algo", "hybrid_adaptive_cp_algo")
-_NO_CP_ALGO = Refused("sequences are not cut in this way", "use megatron_cp_algo")
+_CP_ALGOS = {
+    **{f"{name}_cp_algo": f"{name}_cp_algo" for name in ("ulysses", "megatron", "hybrid")},
+    "kvallgather_cp_algo": "kvallgather_cp_algo",
+    "adaptive_cp_algo": "megatron_cp_algo",
+    "hybrid_adaptive_cp_algo": "hybrid_cp_algo",
+}
+"""MindSpeed's names -> what is run. Its adaptive ways plan which blocks of a mask are exchanged; a
+ring leaves out what no rank sees, with the same result."""
 _CP_ALGO_OF_COMM_TYPE = {
     "p2p": "megatron_cp_algo",
     "a2a": "ulysses_cp_algo",
@@ -53,6 +62,34 @@ def _algo_of_comm_types(given: str | list[str]) -> str:
             f"way here: give one kind, for example --cp-comm-type {kinds[0]}"
         )
     return _CP_ALGO_OF_COMM_TYPE.get(kinds[0], kinds[0])
+
+
+def _as_is(held: Any, read: ReadField) -> Any:
+    del read
+    return held
+
+
+def _layout_of_stages(given: str) -> str:
+    """Layers by stage and chunk, as MindSpeed writes them, as a layout.
+
+    >>> _layout_of_stages("[[0,1],[1,1]*2,[3,0]]")
+    'E|t|t|ttt|t|t|t|L'
+
+    Raises:
+        ValueError: it is no list of equally long lists of numbers.
+    """
+    text = re.sub(r"\s", "", given)
+    stages: list[list[int]] = []
+    if re.fullmatch(r"\[\[[\d,]+\](\*\d{1,4})?(,\[[\d,]+\](\*\d{1,4})?)*\]", text):
+        for numbers, times in re.findall(r"\[([\d,]+)\](?:\*(\d+))?", text[1:-1]):
+            stages += [[int(item) for item in numbers.split(",") if item]] * int(times or 1)
+    if not stages or len({len(stage) for stage in stages}) != 1:
+        raise ValueError(
+            f"--pipeline-num-transformer-layers {given} must list the layers of every stage's "
+            "chunks, as [[0,1],[1,1]*2,[3,0]]: one inner list per pipeline stage, all of one length"
+        )
+    chunks = range(len(stages[0]))
+    return f"E{'|'.join('t' * stage[chunk] for chunk in chunks for stage in stages)}L"
 
 
 def _first(sizes: list[int]) -> Any:
@@ -89,15 +126,8 @@ AXES = in_group(
         value(
             "--context-parallel-algo",
             str,
-            Field(_CP_ALGO),
-            choices=(
-                "ulysses_cp_algo",
-                "megatron_cp_algo",
-                "hybrid_cp_algo",
-                "kvallgather_cp_algo",
-                *_OTHER_CP_ALGOS,
-            ),
-            refuses=tuple((name, _NO_CP_ALGO) for name in _OTHER_CP_ALGOS),
+            Field(_CP_ALGO, means=_CP_ALGOS.get, back=_as_is),
+            choices=tuple(_CP_ALGOS),
         ),
         values(
             "--cp-comm-type",
@@ -178,6 +208,17 @@ STAGES = in_group(
             small=None,
         ),
         value("--num-layer-list", str, Field("parallel_config.num_layer_list")),
+        value(
+            "--pipeline-num-transformer-layers",
+            str,
+            Field(
+                "parallel_config.pipeline_model_parallel_layout",
+                means=_layout_of_stages,
+                yields=True,
+            ),
+            small=None,
+            help="Layers of each stage (outer list) and chunk; [1,1]*2 repeats a stage.",
+        ),
         value("--noop-layers", str, Field("parallel_config.noop_layers")),
         value(
             "--decoder-first-pipeline-num-layers",
@@ -275,6 +316,9 @@ GRADIENTS = in_group(
     ],
 )
 
+ZERO_FILES = {"--layerzero-config": "zero3_size", "--fsdp2-config-path": "sharding_size"}
+"""Flags that name a file about sharding -> its key with the ranks that share a copy."""
+
 _ZERO = "parallel_config.zero_level"
 
 SHARDING = in_group(
@@ -309,6 +353,15 @@ SHARDING = in_group(
         *(
             on(name, Field(_ZERO, means="z3"), help="Same as --zero-level z3.")
             for name in ("--use-torch-fsdp2", "--enable-zero3", "--layerzero")
+        ),
+        *(
+            value(
+                name,
+                str,
+                EntryPoint(f"YAML file whose {key} becomes --zero-shard-size."),
+                small=None,
+            )
+            for name, key in ZERO_FILES.items()
         ),
     ],
 )
@@ -348,4 +401,39 @@ RANKS = in_group(
     ],
 )
 
-ROWS: tuple[Flag, ...] = (*AXES, *STAGES, *GRADIENTS, *SHARDING, *RANKS)
+OTHER_WAYS = (
+    *compact(
+        "distributed",
+        NoEffect(
+            "matrices are split in one direction over all tensor parallel ranks, with the same "
+            "result; --sequence-parallel splits the activations"
+        ),
+        """
+--tp-2d
+--tp-x int=1
+--tp-y int=1
+""",
+    ),
+    *compact(
+        "distributed",
+        NoEffect("every way of cutting sequences leaves out blocks that a mask hides"),
+        """
+--adaptive-cp-dynamic-attn-mask
+--adaptive-cp-manually-set-mask-list
+--adaptive-cp-only-reschedule
+--adaptive-cp-without-coarse
+""",
+    ),
+    *compact(
+        "distributed",
+        NoEffect("a ring has one level, with the same result as MindSpeed's inner windows"),
+        "--cp-window-size int=1",
+    ),
+    *compact(
+        "distributed",
+        NoEffect("micro-batches pass in the order of 1F1B or interleaved, with the same result"),
+        "--schedules-method str",
+    ),
+)
+
+ROWS: tuple[Flag, ...] = (*AXES, *STAGES, *GRADIENTS, *SHARDING, *RANKS, *OTHER_WAYS)

@@ -79,8 +79,6 @@ ROWS: tuple[Flag, ...] = (
 --save-params-interval int
 --save-wgrads-interval int
 --save-tokens-per-expert-interval int
---start-eval-at-iter int
---exit-signal str=SIGTERM !SIGTERM,15
 """,
     ),
     *_refuse(
@@ -115,24 +113,12 @@ ROWS: tuple[Flag, ...] = (
         "ranks are not laid out in this way",
         "use tensor, pipeline, context and expert parallel sizes",
         """
---tp-2d
---tp-x int=1 !1
---tp-y int=1 !1
 --pipeline-model-parallel-split-rank int
 --hybrid-context-parallel
 --max-seqlen-per-dp-cp-rank int
---cp-window-size int=1 !1
---adaptive-cp-dynamic-attn-mask
---adaptive-cp-manually-set-mask-list
---adaptive-cp-only-reschedule
---adaptive-cp-without-coarse
 --tensor-parallel-num-weight-shards int !1
 --expert-tensor-parallel-num-weight-shards int !1
 --outer-dp-sharding-strategy str=no_shard !no_shard
---schedules-method str
---fsdp2-config-path str
---pipeline-num-transformer-layers str
---layerzero-config str
 --fix-sub-seq-length int=-1 !-1
 """,
     ),

@@ -82,6 +82,11 @@ PLANNING = in_group(
             positive,
             EntryPoint("With --dry-run: peak TFLOP/s of one device in the compute type."),
         ),
+        value(
+            "--calibrate",
+            str,
+            EntryPoint("With --dry-run: folder of a run whose measured steps set all rates."),
+        ),
         on(
             "--scale-down",
             EntryPoint("Shrink sizes to a laptop's, keep every structural flag, train two steps."),
@@ -153,6 +158,13 @@ LENGTH = in_group(
             small=None,
         ),
         on("--exit-signal-handler", Field("training_config.exit_signal_handler")),
+        value(
+            "--exit-signal",
+            str,
+            Field("training_config.exit_signal"),
+            "SIGTERM",
+            choices=("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"),
+        ),
         on("--skip-train", Field("training_config.skip_train"), small=False),
         value(
             "--check-weight-hash-across-dp-replicas-interval",
@@ -257,6 +269,7 @@ VALIDATION = in_group(
     "validation",
     [
         value("--eval-iters", int, Field("training_config.eval_iters"), 100, small=0, common=True),
+        value("--start-eval-at-iter", int, Field("training_config.start_eval_at_iter"), small=None),
         value(
             "--eval-interval",
             int,

@@ -275,7 +275,6 @@ def test_contradictory_options_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"object_storage_cache_path": "s3"}, "mount the bucket"),
         ({"num_dataset_builder_threads": 0}, "num_dataset_builder_threads .0. must be at least 1"),
         ({"multiple_validation_sets": True}, "give them with --valid-data-path"),
     ],

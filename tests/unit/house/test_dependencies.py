@@ -34,6 +34,7 @@ COMMANDS = {
     "mypy",
     "pre-commit",
     "protobuf",
+    "s3fs",
 }
 """Declared for their programs, or for libraries that use them; nothing imports them."""
 OPTIONAL = {

@@ -23,7 +23,7 @@ from mindspeed_ms.planning.operations import step_operations
 from mindspeed_ms.planning.parameters import chunk_parameters, total_parameters
 from mindspeed_ms.planning.plan import make_plan
 from mindspeed_ms.planning.report import plan_lines
-from mindspeed_ms.planning.suggest import suggest, suggestion_lines, with_memory
+from mindspeed_ms.planning.suggest import suggest, with_memory
 from mindspeed_ms.planning.timing import Device, PassSeconds, play, play_long
 from mindspeed_ms.training.arguments import parse_args, validate_args
 from mindspeed_ms.training.from_args import init_configs_from_args
@@ -231,19 +231,6 @@ def test_a_device_that_is_too_small_is_named():
     small = with_memory(Device(), 0.001, 100.0)
     lines = "\n".join(plan_lines(make_plan(config_of(LLAMA), 8, small)))
     assert "DOES NOT FIT into 0 GiB" in lines and "100 TFLOP/s peak" in lines
-
-
-def test_suggestions_fit_and_are_sorted():
-    config = config_of(LLAMA, world=4)
-    found = suggest(config, 4, count=5)
-    seconds = [candidate.plan.step_seconds for candidate in found]
-    assert seconds == sorted(seconds) and len(found) == 5
-    assert all(candidate.plan.fits for candidate in found)
-    lines = suggestion_lines(found)
-    assert len(lines) == 6
-    again = parse_args(f"{SIZES} {LLAMA} {found[-1].flags}".split())
-    made = init_configs_from_args(validate_args(again, 4)).validate(4)
-    assert make_plan(made, 4).bytes_at_peak == found[-1].plan.bytes_at_peak
 
 
 def test_less_memory_asks_for_more_recomputation_or_ranks():

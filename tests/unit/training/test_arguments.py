@@ -496,7 +496,10 @@ def test_a_provider_may_return_nothing():
         ("--drop-remainder maybe", "invalid parse_bool value: 'maybe'"),
         ("--moe-layer-freq [1,x]", "invalid number_or_list value"),
         ("--rampup-batch-size 1 2", "expected 3 arguments"),
-        ("--tp-2d", "--tp-2d is refused: ranks are not laid out .*; use tensor, pipeline"),
+        (
+            "--hybrid-context-parallel",
+            "is refused: ranks are not laid out .*; use tensor, ",
+        ),
         ("--yaml none.yaml", "there is no configuration file none.yaml"),
     ],
 )

@@ -121,10 +121,10 @@ def test_lists_may_be_one_word():
 
 
 def test_a_harmless_value_of_a_refused_flag_is_reported():
-    args = parse_args("--hybrid-mlp-ratio 0.0 --tp-x 1".split())
+    args = parse_args("--hybrid-mlp-ratio 0.0 --sample-rate 1.0".split())
     assert no_effect_report(args) == [
         "--hybrid-mlp-ratio has no effect: its value asks for what happens anyway",
-        "--tp-x has no effect: its value asks for what happens anyway",
+        "--sample-rate has no effect: its value asks for what happens anyway",
     ]
 
 
@@ -136,7 +136,7 @@ def test_a_harmless_value_of_a_refused_flag_is_reported():
         ("--sparse-mode 7", "--sparse-mode 7 is refused: the fused kernel has no such mode"),
         ("--alibi-fusion-attn-type 3", "--alibi-fusion-attn-type 3 is refused: .* use 2"),
         ("--optimizer soap", "--optimizer soap is refused: this update rule .* use adam or muon"),
-        ("--context-parallel-algo adaptive_cp_algo", "is refused: sequences are not cut"),
+        ("--outer-dp-sharding-strategy optim", "is refused: ranks are not laid out"),
         ("--batch-size 4", "--batch-size is refused: Megatron refuses this name too; use --micro"),
         ("--tensor-model-parallel-size ${TP}", "a shell variable that was not expanded"),
     ],
@@ -150,10 +150,10 @@ def test_refused_values_end_with_one_line(words, message, capsys):
 
 
 def test_a_dry_run_collects_refusals_and_keeps_the_rest():
-    args = parse_args("--dry-run --optimizer soap --num-layers 3 --tp-2d".split())
+    args = parse_args("--dry-run --optimizer soap --num-layers 3 --hybrid-context-parallel".split())
     assert [line.split(" is refused")[0] for line in args.refusals] == [
         "--optimizer soap",
-        "--tp-2d",
+        "--hybrid-context-parallel",
     ]
     assert (args.optimizer, args.num_layers) == ("adam", 3)
 

@@ -59,7 +59,7 @@ def test_short_help_shows_the_flags_people_use(capsys):
         ("precision", "--grad-reduce-in-bf16", "--num-layers"),
         ("mixture of experts", "--moe-z-loss-coeff", "--lr"),
         ("experts", "--moe-z-loss-coeff", "--lr"),
-        ("refused", "--tp-2d", "--lr"),
+        ("refused", "--hybrid-context-parallel", "--lr"),
         ("lr-decay-style", "--lr-decay-style", "--lr"),
         ("hidden_size", "--hidden-size", "--lr"),
     ],

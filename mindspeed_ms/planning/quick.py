@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A quick look at a layout: seconds and bytes from a few sums, to choose what is worth a plan.
+
+It knows what ``make_plan`` knows, without the padding of buffers and without playing the schedule:
+stages that hold the same are counted once, and what a micro-batch of one sequence needs is worked
+out once for all layouts of the same tensor, context and expert tensor sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.dtypes import dtype_bytes
+from mindspeed_ms.models.feed_forward import MoESpec
+from mindspeed_ms.models.layer import LayerSpec
+from mindspeed_ms.plan.recompute_plan import LayerRecompute
+from mindspeed_ms.planning.activations import head_bytes, rank_sizes
+from mindspeed_ms.planning.communication import context_bytes_of_layer, share, tensor_units
+from mindspeed_ms.planning.memory import WHOLE_WEIGHTS
+from mindspeed_ms.planning.operations import backward_operations, tail_operations
+from mindspeed_ms.planning.parameters import model_spec
+from mindspeed_ms.planning.plan import shown_seconds
+from mindspeed_ms.planning.space import NOTHING, Counts, Layout, Recompute, applied, spread
+from mindspeed_ms.planning.timing import Device
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a layout takes, roughly."""
+
+    layout: Layout
+    seconds: float
+    memory: float
+    """Bytes of the fullest rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """Stages of a pipeline that hold the same kinds of layers."""
+
+    kinds: tuple[tuple[int, int], ...]
+    """(number of the kind, layers of it)."""
+    first: int
+    """The earliest of them."""
+    is_last: bool
+    many: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """One layer on one rank, of a micro-batch of one sequence."""
+
+    forward: float
+    """Operations."""
+    again: float
+    kept: float
+    """Bytes from forward to backward."""
+    temporary: float
+    waiting: float
+    """Seconds of tensor, context and expert traffic."""
+    stream: float
+    """Bytes of its input."""
+
+
+class QuickLook:
+    """Estimates for layouts of one model, batch and number of ranks.
+
+    Args:
+        config: the model and its batch.
+        world_size: ranks.
+        device: what a rank runs on.
+        sections: the configuration as plain data.
+    """
+
+    def __init__(
+        self,
+        config: AllConfig,
+        world_size: int,
+        device: Device,
+        sections: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self.config, self.world_size = config, world_size
+        self.device = device.shared_by(world_size)
+        self.sections = sections
+        self.spec = model_spec(config)
+        self.total = config.global_batch_size(world_size)
+        self.kinds = list(dict.fromkeys(self.spec.layers))
+        self.kind_of = [self.kinds.index(layer) for layer in self.spec.layers]
+        self.back = backward_operations(self.spec)
+        training, model = config.training_config, config.model_config
+        self.width = dtype_bytes(model.params_dtype)
+        self.grad = 4 if training.accumulate_allreduce_grads_in_fp32 else self.width
+        moments = len(config.optimizer_config.states_of(2, False))
+        self.state = 4 * (moments + (0 if self.width == 4 else 1))
+        self.unit = lru_cache(maxsize=None)(self._unit)
+        self.base = lru_cache(maxsize=None)(self._base)
+        self.weights = lru_cache(maxsize=None)(self._weights)
+        self.stages = lru_cache(maxsize=None)(self._stages)
+        self.ends = lru_cache(maxsize=None)(self._ends)
+        self.counts = lru_cache(maxsize=None)(self._counts)
+        self.head = lru_cache(maxsize=None)(self._head)
+        self.passes = lru_cache(maxsize=None)(self._passes)
+        length = config.model_config.seq_length
+        self.tail = tail_operations(self.spec, length)
+        works = [0.0 if one is None else one.operations(length) for one in self.kinds]
+        self.works = tuple(works[kind] for kind in self.kind_of)
+
+    def _counts(self, stages: int, chunks: int) -> Counts:
+        return spread(self.works, self.tail, stages, chunks)
+
+    def longest_chunk(self, layout: Layout) -> int:
+        """Layers of the fullest model chunk."""
+        return max(count for row in self.counts(layout.stages, layout.chunks) for count in row)
+
+    # --- parts, each worked out once --------------------------------------------------------------
+
+    def _base(self, tensor: int, context: int, expert_tensor: int) -> AllConfig | None:
+        """The configuration of one stage and one sequence, for the sizes that cut tensors."""
+        plain = Layout(tensor, 1, context, 1, expert_tensor, 1, 1)
+        return applied(self.config, self.sections, tensor * context, 1, plain)
+
+    def _weights(self, kind: int, tensor: int, expert_tensor: int) -> tuple[int, int, int]:
+        """(elements outside experts, of one expert, of the largest matrix) of a kind of layer."""
+        layer = self.kinds[kind]
+        return (0, 0, 0) if layer is None else _elements(layer, tensor, expert_tensor)
+
+    def _ends(self, tensor: int) -> tuple[int, int]:
+        """Elements of the embedding, and of everything behind the layers."""
+        before = sum(
+            math.prod(one.local_shape(tensor, tensor)) for one in self.spec.before_layers()
+        )
+        behind = sum(
+            math.prod(one.local_shape(tensor, tensor)) for one in self.spec.behind_layers(range(1))
+        )
+        return before, behind
+
+    @cached_property
+    def experts(self) -> int:
+        """Of a layer."""
+        return self.config.moe_config.num_experts if self.config.moe_config.is_moe else 0
+
+    def _unit(
+        self,
+        kind: int,
+        recompute: Recompute,
+        tensor: int,
+        context: int,
+        expert_tensor: int,
+        expert: int,
+    ) -> _Unit:
+        layer, base = self.kinds[kind], self.base(tensor, context, expert_tensor)
+        assert base is not None, "a layout whose sizes do not fit was left out"
+        if layer is None:
+            return _Unit(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        length = self.config.model_config.seq_length
+        part = length / (tensor * context)
+        modules = LayerRecompute(frozenset(recompute.modules))
+        sizes = rank_sizes(base)
+        is_whole = recompute.granularity == "full"
+        again = layer.operations(length) if is_whole else layer.repeated_operations(length, modules)
+        kept = layer.kept_bytes(sizes, LayerRecompute() if is_whole else modules)
+        return _Unit(
+            layer.operations(length) * part,
+            again * part,
+            kept,
+            layer.backward_bytes(sizes),
+            self._waiting(kind, base, expert, is_whole),
+            sizes.stream(self.spec.hidden_size),
+        )
+
+    def _waiting(self, kind: int, base: AllConfig, expert: int, is_whole: bool) -> float:
+        model, parallel = base.model_config, base.parallel_config
+        tensor, sizes = parallel.tensor_model_parallel_size, rank_sizes(base)
+        stream = sizes.tokens * model.hidden_size * sizes.width
+        seconds = 0.0
+        layer = self.kinds[kind]
+        if tensor > 1 and layer is not None:
+            units = tensor_units(layer, parallel, parallel.sequence_parallel, is_whole)
+            seconds += units * stream * share(tensor) / self.device.bandwidth(tensor)
+        inner = 0.0
+        if parallel.context_parallel_size > 1:
+            inner += context_bytes_of_layer(base, self.kind_of.index(kind))
+        if expert > 1 and layer is not None and isinstance(layer.mlp, MoESpec):
+            copies = sizes.rows * base.moe_config.moe_router_topk
+            inner += 4.0 * copies * model.hidden_size * sizes.width * share(expert)
+        span = tensor * parallel.context_parallel_size * expert
+        return seconds + inner / self.device.bandwidth(span)
+
+    def _stages(self, stages: int, chunks: int) -> tuple[_Stage, ...]:
+        held: list[Counter[int]] = [Counter() for _ in range(stages)]
+        first = 0
+        for row in self.counts(stages, chunks):
+            for stage, count in enumerate(row):
+                held[stage].update(self.kind_of[first : first + count])
+                first += count
+        groups: dict[object, list[int]] = {}
+        for stage, kinds in enumerate(held):
+            key = (stage == 0, stage == stages - 1, tuple(sorted(kinds.items())))
+            groups.setdefault(key, []).append(stage)
+        return tuple(
+            _Stage(tuple(sorted(held[same[0]].items())), same[0], same[0] == stages - 1, len(same))
+            for same in groups.values()
+        )
+
+    # --- a layout ---------------------------------------------------------------------------------
+
+    def look(self, layout: Layout) -> Estimate | None:
+        """Estimate a layout; None where its sizes do not fit the model."""
+        data = self.world_size // (layout.tensor * layout.stages * layout.context)
+        rounds = self.total // (layout.micro * data)
+        if layout.chunks > 1 and rounds < layout.stages:
+            return None
+        base = self.base(layout.tensor, layout.context, layout.expert_tensor)
+        if base is None:
+            return None
+        passes, most, exposed = [], 0.0, 0.0
+        for stage in self.stages(layout.stages, layout.chunks):
+            seconds, kept, temporary = self.passes(
+                stage,
+                layout.recompute,
+                self._whole_share(layout),
+                (layout.tensor, layout.context, layout.expert_tensor, layout.expert),
+            )
+            seconds, temporary = seconds * layout.micro, temporary * layout.micro
+            stream = rank_sizes(base).stream(self.spec.hidden_size)
+            kept = (kept + stream * (layout.chunks - stage.is_last)) * layout.micro
+            passes.append((seconds, stage.many))
+            state, late = self._state(layout, stage, rounds, seconds)
+            flight = _in_flight(layout, stage.first, rounds)
+            most = max(most, state + kept * flight + temporary)
+            exposed = max(exposed, late)
+        longest = max(seconds for seconds, _ in passes)
+        around = sum(seconds * many for seconds, many in passes)
+        step = rounds * longest + (around - longest) / layout.chunks
+        if layout.stages > 1:
+            sizes = rank_sizes(base)
+            moved = sizes.stream(self.spec.hidden_size) * layout.micro
+            step += 2 * (layout.stages - 1) * moved / self.device.network_bytes_per_second
+        crowding = max(1.0, self.world_size / self.device.cores) if self.device.cores else 1.0
+        step = max(step, rounds * around / layout.stages * crowding) + exposed * crowding
+        return Estimate(layout, step, most)
+
+    def _head(self, tensor: int, context: int, expert_tensor: int) -> tuple[int, int]:
+        """(bytes kept, bytes beside) of the head and the losses."""
+        base = self.base(tensor, context, expert_tensor)
+        assert base is not None, "its layers came first"
+        sizes = rank_sizes(base)
+        logits = sizes.tokens * self.spec.vocab_size // sizes.tensor
+        return head_bytes(base), logits * (4 if sizes.width == 4 else 6)
+
+    def _passes(
+        self, stage: _Stage, again: Recompute, whole: float, place: tuple[int, int, int, int]
+    ) -> tuple[float, float, float]:
+        """(seconds, bytes kept, bytes beside) of one sequence in all chunks of a stage.
+
+        Args:
+            stage: what it holds.
+            again: what is recomputed.
+            whole: share of the layers that are recomputed whole.
+            place: tensor, context, expert tensor and expert sizes.
+        """
+        operations = waiting = kept = temporary = 0.0
+        for kind, count in stage.kinds:
+            plain, used = self.unit(kind, NOTHING, *place), self.unit(kind, again, *place)
+            operations += count * (1 + self.back) * plain.forward
+            waiting += count * (whole * used.waiting + (1 - whole) * plain.waiting)
+            temporary = max(temporary, plain.temporary)
+            if again.granularity == "full":
+                size = (again.num_layers or 1) if again.method == "uniform" else 1
+                operations += count * whole * used.again
+                kept += count * (whole * plain.stream / size + (1 - whole) * plain.kept)
+                temporary = max(temporary, size * plain.kept)
+            else:
+                operations += count * used.again
+                kept += count * used.kept
+        if stage.is_last:
+            length = self.config.model_config.seq_length
+            operations += (1 + self.back) * self.tail * length / (place[0] * place[1])
+            held, beside = self.head(*place[:3])
+            kept, temporary = kept + held, max(temporary, beside)
+        layers = sum(count for _, count in stage.kinds)
+        waiting += 3 * (layers + 1) * self.device.pass_seconds
+        return operations / self.device.operations_per_second + waiting, kept, temporary
+
+    def _whole_share(self, layout: Layout) -> float:
+        """Share of the layers that are recomputed whole."""
+        again = layout.recompute
+        if again.granularity != "full":
+            return 0.0
+        if again.method == "uniform":
+            return 1.0
+        return min(1.0, (again.num_layers or 0) / self.longest_chunk(layout))
+
+    def _state(
+        self, layout: Layout, stage: _Stage, rounds: int, seconds: float
+    ) -> tuple[float, float]:
+        """(bytes of weights, gradients and optimizer; seconds of traffic that nothing hides)."""
+        dense = experts = largest = 0
+        for kind, count in stage.kinds:
+            own, one, widest = self.weights(kind, layout.tensor, layout.expert_tensor)
+            dense += count * own
+            experts += count * one * (self.experts // layout.expert)
+            largest = max(largest, widest)
+        before, behind = self.ends(layout.tensor)
+        dense += before * (stage.first == 0) + behind * stage.is_last
+        ranks = self.world_size // (layout.tensor * layout.stages)
+        expert_ranks = self.world_size // (layout.expert_tensor * layout.expert * layout.stages)
+        owned, count = dense / ranks + experts / max(expert_ranks, 1), dense + experts
+        weights, grads = float(count * self.width), float(count * self.grad)
+        if layout.zero == "z3":
+            weights = (dense / ranks + experts + WHOLE_WEIGHTS * largest) * self.width
+        if layout.zero != "z1":
+            grads = (owned + 2 * largest) * self.grad
+        moved = (self.grad + self.width) * (
+            dense * share(ranks) + experts * share(max(expert_ranks, 1))
+        )
+        repeated = 1 if layout.zero == "z1" else rounds
+        sent = moved * repeated / self.device.bandwidth(layout.tensor * ranks)
+        if self.config.training_config.overlap_grad_reduce:
+            sent = shown_seconds(sent, seconds, repeated)
+        update = owned * self.state * 2 / self.device.memory_bytes_per_second
+        return weights + grads + owned * self.state, (sent if ranks > 1 else 0.0) + update
+
+
+def _elements(layer: LayerSpec, tensor: int, expert_tensor: int) -> tuple[int, int, int]:
+    dense = expert = largest = 0
+    for one in layer.parameters(range(1)):
+        if one.is_trained:
+            size = math.prod(one.local_shape(tensor, expert_tensor))
+            dense += 0 if one.expert is not None else size
+            expert += size if one.expert is not None else 0
+            largest = max(largest, size)
+    return dense, expert, largest
+
+
+def _in_flight(layout: Layout, stage: int, rounds: int) -> float:
+    """Micro-batches whose activations a stage keeps at a time."""
+    if layout.chunks == 1:
+        return min(rounds, layout.stages - stage)
+    passes = 2 * (layout.stages - stage - 1) + (layout.chunks - 1) * layout.stages + 1
+    return min(rounds * layout.chunks, passes) / layout.chunks
