@@ -68,11 +68,6 @@ class AttentionSpec:
         """Numbers that a token leaves in a key/value cache, over all ranks: 2 G D."""
         return 2 * self.num_groups * self.head_dim
 
-    @property
-    def widening_operations(self) -> float:
-        """Of a token's forward from narrow vectors to heads: there are none."""
-        return 0.0
-
     def operations(self, seq_length: int) -> tuple[float, float]:
         """Of a token's forward: (projections, scores and weighted values)."""
         projections = self.qkv_proj.operations + self.out_proj.operations

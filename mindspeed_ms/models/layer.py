@@ -85,8 +85,9 @@ class LayerSpec:
         again = 0.0
         if CORE_ATTENTION in recompute.modules:
             again += self.attention.operations(seq_length)[1]
-        if MLA_UP_PROJECTION in recompute.modules:
-            again += self.attention.widening_operations
+        attention = self.attention
+        if isinstance(attention, LatentAttentionSpec) and MLA_UP_PROJECTION in recompute.modules:
+            again += attention.widening_operations
         if self.feeds_forward_again(recompute):
             again += self.mlp.operations
         elif SHARED_EXPERTS in recompute.modules and isinstance(self.mlp, MoESpec):
