@@ -53,7 +53,16 @@ RUN_SETTINGS = frozenset(
         "moe_z_loss_coeff",
         "moe_input_jitter_eps",
         "moe_router_bias_update_rate",
+        "moe_router_quantile_balancing_ema",
+        "moe_device_level_aux_loss_coeff",
+        "moe_comm_aux_loss_coeff",
+        "seq_aux",
+        "moe_use_upcycling",
+        "moe_upcycling_granularity",
+        "moe_router_force_biased",
         "moe_router_force_load_balancing",
+        # spoken through moe_layer_freq, below
+        "first_k_dense_replace",
         # lengths and padding, which a run may choose
         "vocab_size",
         "seq_length",
@@ -190,8 +199,16 @@ def _experts(config: AllConfig) -> dict[str, Any]:
     if moe.moe_router_num_groups and moe.moe_router_group_topk:
         best = moe.moe_router_group_scores or moe.moe_router_topk // moe.moe_router_group_topk
         found["moe_config.moe_router_group_scores"] = best
-    # Only this kind of balancing takes part in the choice of experts.
-    found["moe_config.moe_router_load_balancing_type"] = moe.balances_by("sinkhorn")
+    # Only these kinds of balancing take part in the choice of experts.
+    found["moe_config.moe_router_load_balancing_type"] = next(
+        (kind for kind in ("sinkhorn", "quantile_balancing") if moe.balances_by(kind)), None
+    )
+    if moe.moe_router_norm_topk_prob and moe.moe_router_score_function == "softmax":
+        # Shares of all that are made to sum to 1 are shares of those that were chosen.
+        has_groups = moe.moe_router_num_groups is not None
+        found["moe_config.moe_router_pre_softmax"] = moe.moe_router_pre_softmax and has_groups
+    if not (moe.moe_router_norm_topk_prob and found["moe_config.moe_router_pre_softmax"]):
+        found["moe_config.moe_router_norm_topk_prob"] = False
     if moe.moe_expert_capacity_factor is None:
         del found["moe_config.moe_token_drop_policy"]
         del found["moe_config.moe_pad_expert_input_to_capacity"]

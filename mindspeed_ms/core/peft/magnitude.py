@@ -72,13 +72,16 @@ def magnified(y: Tensor, adapters: Adapters, weight: Parameter) -> Tensor:
     return _Magnified.apply(y, lengths, [one.rows for one in each], *magnitudes)
 
 
-def row_lengths(adapters: Adapters, weight: Parameter) -> np.ndarray:
-    """Lengths of the rows of W + s B A, fp32 [o]; summed over ranks that split the inputs."""
+def row_lengths(adapters: Adapters, weight: Parameter, *, alone: bool = False) -> np.ndarray:
+    """Lengths of the rows of W + s B A, fp32 [o]; summed over ranks that split the inputs.
+
+    ``alone``: of those of W, before the adapters have values.
+    """
     with autograd.no_grad():
-        product = ops.linear_dgrad(adapters.spread_up(), _exact(adapters.stacked_down()))
-        rows = memory.as_numpy(memory.contiguous(_exact(make_ready(weight)))) + memory.as_numpy(
-            memory.contiguous(product)
-        )
+        rows = memory.as_numpy(memory.contiguous(_exact(make_ready(weight))))
+        if not alone:
+            product = ops.linear_dgrad(adapters.spread_up(), _exact(adapters.stacked_down()))
+            rows = rows + memory.as_numpy(memory.contiguous(product))
     squares = np.einsum("oi,oi->o", rows, rows)
     if adapters.plans.split == "row" and adapters.group.size > 1:
         total = memory.from_numpy(squares)
@@ -94,7 +97,8 @@ def set_magnitudes(cell: Cell) -> None:
     adapters = getattr(cell, "adapters", None)
     if not isinstance(adapters, Adapters) or not adapters.has_magnitudes:
         return
-    lengths = row_lengths(adapters, cell.weight)
+    # B is 0 at the beginning, and may not be written yet.
+    lengths = row_lengths(adapters, cell.weight, alone=True)
     for one in adapters.each:
         _fill(one, lengths)
 

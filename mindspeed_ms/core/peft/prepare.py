@@ -13,7 +13,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core.parameter import named_parameters, shard_of
 from mindspeed_ms.core.peft.magnitude import set_magnitudes
-from mindspeed_ms.core.tensor_parallel.random import initialization_seed
+from mindspeed_ms.core.tensor_parallel.random import initialization_seed, is_counting_draws
 from mindspeed_ms.models.adapter import is_adapter_name
 from mindspeed_ms.models.model import ModelSpec
 
@@ -36,7 +36,8 @@ def prepare(model: Cell, spec: ModelSpec) -> None:
         elif param.requires_grad:
             param.requires_grad = False
             param.is_frozen = True
-    set_magnitudes(model)
+    if not is_counting_draws():  # else whoever fills the weights takes their lengths
+        set_magnitudes(model)
 
 
 def _draw(param: Parameter, name: str, bound: float) -> None:

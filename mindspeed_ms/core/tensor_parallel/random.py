@@ -170,6 +170,11 @@ def counting_draws() -> Iterator[DrawCounter]:
         stream.counter = previous
 
 
+def is_counting_draws() -> bool:
+    """Whether parameters get no initial values, as something else will fill them."""
+    return _init_stream().counter is not None
+
+
 def skip_initialization(words: int) -> None:
     """Leave out as many words of the stream of initial weights as parts elsewhere take."""
     stream = _init_stream()
