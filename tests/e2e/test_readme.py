@@ -14,6 +14,12 @@ from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_yaml
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
+TRANSLATIONS = {
+    ROOT / "README.zh.md": ROOT / "README.md",
+    ROOT / "docs/zh/getting_started.md": ROOT / "docs/getting_started.md",
+}
+"""Translation -> original."""
+
 
 def _commands(path):
     for block in re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
@@ -36,6 +42,14 @@ def test_commands_name_files_and_flags_that_exist(document, command):
             parse_args(words[words.index("pretrain_gpt.py") + 1 :])
 
 
+@pytest.mark.parametrize("translated", TRANSLATIONS, ids=lambda path: path.name)
+def test_a_translation_shows_commands_of_the_original(translated):
+    commands, original = (list(_commands(path)) for path in (translated, TRANSLATIONS[translated]))
+    assert commands and set(commands) <= set(original)
+    if translated.parent != ROOT:
+        assert commands == original
+
+
 def test_there_are_the_two_commands():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "<!-- train-command -->" in text and "<!-- test-command -->" in text
@@ -50,6 +64,6 @@ def test_every_shipped_configuration_is_valid(path):
 
 
 def test_links_of_the_documents_lead_somewhere():
-    for path in DOCUMENTS:
+    for path in [*DOCUMENTS, *TRANSLATIONS, ROOT / "examples/README.md"]:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
