@@ -95,7 +95,7 @@ class FlatState:
             [(piece.start, piece.size, group_of(param)) for param, piece in shard.pieces]
         )
         # Padding is updated with what lies before it, and stays 0.
-        ends = [*(start for start, _, _ in groups[1:]), size]
+        ends = [*(start for start, _, _ in groups[1:]), size] if groups else []
         groups = [
             (start, end - start, group) for (start, _, group), end in zip(groups, ends, strict=True)
         ]
