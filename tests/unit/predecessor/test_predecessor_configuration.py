@@ -307,7 +307,6 @@ def test_its_second_line_loads_through_either_flag(flag, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("loss_reduction: sum", "loss_reduction is 'sum', which does not exist here"),
         ("num_layers: x", "num_layers is 'x', but must be a whole number"),
         ("bf16: 1", "bf16 is 1, but must be true or false"),
         ("yaml: other.yaml", "yaml names another file"),
