@@ -28,9 +28,6 @@ ROWS: tuple[Flag, ...] = (
         "layers of this kind are not available",
         "use the flags of a plain GPT layer, and leave it out",
         """
---qk-clip
---qk-clip-alpha float=0.5 !0.5
---qk-clip-threshold float=100 !100.0
 --embed-layernorm
 --input-embeds-norm
 --interleave-sliding-window int
@@ -58,6 +55,16 @@ ROWS: tuple[Flag, ...] = (
         "use --rope-scaling-type with --rope-scaling-factor",
         """
 --yarn-scaling-factor float=1.0 !1.0
+""",
+    ),
+    *_refuse(
+        "refused: other layers",
+        "weights of queries and keys are not scaled down by the largest score after a step",
+        "use --qk-layernorm, --qk-l2-norm or --attn-logit-softcapping to bound scores",
+        """
+--qk-clip
+--qk-clip-alpha float=0.5 !0.5
+--qk-clip-threshold float=100 !100.0
 """,
     ),
     *_refuse(
