@@ -27,10 +27,15 @@ def config_of(words="", world=4):
 
 
 def test_the_measured_run_is_planned_as_long_as_it_took_and_others_in_proportion():
+    usual = cpu_device(2, 2**34)
     slow = replace(
-        cpu_device(2, 2**34), tflops=0.01, node_bytes_per_second=3e8, network_bytes_per_second=3e8,
-        memory_bytes_per_second=8e8, pass_seconds=7.5e-3,
-    )  # fmt: skip
+        usual,
+        tflops=usual.tflops / 5,
+        node_bytes_per_second=usual.node_bytes_per_second / 5,
+        network_bytes_per_second=usual.network_bytes_per_second / 5,
+        memory_bytes_per_second=usual.memory_bytes_per_second / 5,
+        pass_seconds=usual.pass_seconds * 5,
+    )
     truth = {words: make_plan(config_of(words), 4, slow).step_seconds for words in LAYOUTS}
     seconds = [9.0, 9.0, truth[""], truth[""], 2 * truth[""]]
     device, line = calibrated(Device(), Measured(config_of(), 4, seconds, True, 2))
