@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the native CPU kernels, once per instruction set, the index builder and the checksums.
 
+Wheels serve every Python 3 of a platform (``py3-none-<platform>``), and hold the configurations and
+small corpora of the source tree as ``mindspeed_ms/shipped``.
+
 The extensions are optional: without a compiler the installation succeeds and the portable versions
 are used. They are plain shared objects, loaded with ctypes by ``mindspeed_ms/ops/cpu/library.py``,
 ``mindspeed_ms/data/native.py`` and ``mindspeed_ms/formats/containers/native.py``.
@@ -11,12 +14,19 @@ from __future__ import annotations
 import copy
 import os
 import platform
+import shutil
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools_scm import ScmVersion
 from setuptools_scm.version import guess_next_dev_version
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # an older one than builds wheels, which only builds kernels in place
+    bdist_wheel = Command
 
 NEXT = "0.3.0"
 """Where the checkout has no tag, the version that is being worked on; mindspeed_ms names it too."""
@@ -42,8 +52,55 @@ def next_version(version: ScmVersion) -> str:
     return guess_next_dev_version(version)
 
 
+SHIPPED = ("configs", "data")
+"""Folders of the source tree that a wheel holds."""
+LEFT_OUT = ("cache", ".gitignore")
+"""Their parts that a run has made, or that only a source tree needs."""
+
+
+class BuildPackage(build_py):
+    """The package, and what is shipped with it."""
+
+    def run(self) -> None:
+        """Copy; an editable installation uses the source tree itself."""
+        super().run()
+        if not self.editable_mode:
+            for source, target in self._shipped():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+
+    def _shipped(self) -> list[tuple[Path, Path]]:
+        found = [path for folder in SHIPPED for path in sorted(Path(folder).rglob("*"))]
+        root = Path(self.build_lib) / "mindspeed_ms" / "shipped"
+        return [
+            (path, root / path)
+            for path in found
+            if path.is_file() and not set(LEFT_OUT) & set(path.parts)
+        ]
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        """Files that this command makes."""
+        own = super().get_outputs(include_bytecode)
+        return own if self.editable_mode else [*own, *(str(to) for _, to in self._shipped())]
+
+
+class PlatformWheel(bdist_wheel):
+    """A wheel for a platform: ctypes loads the kernels, whatever the version of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Python, ABI and platform."""
+        return "py3", "none", super().get_tag()[2]
+
+
 class BuildKernels(build_ext):
     """One folder of object files per extension, since all share the same sources."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """In wheels without the tag of a version of Python, to which the kernels are not bound."""
+        name = super().get_ext_filename(fullname)
+        if self.inplace:
+            return name
+        return str(Path(name).with_name(f"{fullname.rpartition('.')[2]}.so"))
 
     def finalize_options(self) -> None:
         """Build the levels side by side unless told otherwise."""
@@ -86,7 +143,7 @@ DIGEST = Extension(
 
 setup(
     ext_modules=[*KERNELS, INDICES, DIGEST],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"bdist_wheel": PlatformWheel, "build_ext": BuildKernels, "build_py": BuildPackage},
     use_scm_version={
         "version_scheme": next_version,
         "local_scheme": "no-local-version",

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from mindspeed_ms.command import parity
 from mindspeed_ms.engine.output import print_rank_0
-from tools import parity
 
 Curves = dict[str, list[list[float]]]
 """Type -> losses of each draw."""

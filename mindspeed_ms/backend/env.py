@@ -30,6 +30,18 @@ def get_int(name: str, default: int | None = None) -> int | None:
         ) from None
 
 
+DRY_RUN = "MINDSPEED_MS_DRY_RUN"
+"""Turns what would train into a plan, as ``--dry-run`` does, for scripts that pass no flags on."""
+
+DRY_RUN_RANKS = "MINDSPEED_MS_DRY_RUN_RANKS"
+"""Ranks that a launcher would have started."""
+
+
+def is_dry_run() -> bool:
+    """Whether ``MINDSPEED_MS_DRY_RUN`` asks for a plan."""
+    return (get(DRY_RUN) or "").strip().lower() not in ("", "0", "false", "no", "off")
+
+
 def names() -> list[str]:
     """Names of all variables that are set."""
     return list(os.environ)

@@ -142,9 +142,10 @@ class TrainingConfig(Watching):
     log_interval: Count | None = None
     """Training steps between log lines. None: every step."""
 
-    log_style: Literal["megatron", "guide"] | None = None
-    """Shape of the log line: Megatron's, or ``Epoch: E, Step: S, Loss: ...``. None: the guide's;
-    flags, also beside a YAML file, set it to Megatron's.
+    log_style: Literal["megatron", "guide", "short"] | None = None
+    """Shape of the log line: Megatron's, ``Epoch: E, Step: S, Loss: ...``, or one of at most 120
+    characters with tokens per second and the time left. None: the guide's; flags, also beside a
+    YAML file, set it to Megatron's. Command lines on a terminal set it to the short one.
     """
 
     pipeline_timeline: str | None = None

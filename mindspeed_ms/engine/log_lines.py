@@ -75,6 +75,49 @@ def guide_line(report: IntervalReport) -> str:
     )
 
 
+SHORT_WIDTH = 120
+"""Characters of a short line, at most."""
+
+
+def short_line(report: IntervalReport, seq_length: int) -> str:
+    """A line for a terminal: what one looks at, tokens per second, and the time left.
+
+    Further losses are in it as far as there is room.
+
+    Args:
+        report: of the interval.
+        seq_length: tokens of a sequence.
+    """
+    seconds = report.seconds_per_iteration
+    tokens = report.global_batch_size * seq_length / seconds
+    losses = dict(report.losses)
+    parts = [f"{report.iteration:{len(str(report.train_iters))}d}/{report.train_iters}"]
+    parts.append(f"lm loss {losses.pop('lm loss', math.nan):.4f}")
+    parts.append(f"lr {report.learning_rate:.2e}")
+    if report.grad_norm is not None:
+        parts.append(f"grad norm {report.grad_norm:.3f}")
+    parts.append(f"{tokens:,.0f} tokens/s")
+    parts.append(f"{_duration((report.train_iters - report.iteration) * seconds)} left")
+    for count, name in ((report.skipped_iterations, "skipped"), (report.nan_iterations, "NaN")):
+        parts += [f"{count} {name}"] if count else []
+    line = " | ".join(parts)
+    for name, value in losses.items():
+        longer = f"{line} | {name} {value:.4f}"
+        line = longer if len(longer) <= SHORT_WIDTH else line
+    return line
+
+
+def _duration(seconds: float) -> str:
+    """Days, hours, minutes and seconds: ``2d 03:15:40``, ``15:40``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    clock = (
+        f"{hours:02d}:{minutes:02d}:{rest:02d}" if days or hours else f"{minutes:02d}:{rest:02d}"
+    )
+    return f"{days}d {clock}" if days else clock
+
+
 def layer_loss_lines(iteration: int, losses: Mapping[str, np.ndarray]) -> list[str]:
     """One line per loss that layers add, with a value for every layer."""
     return [

@@ -44,7 +44,7 @@ from mindspeed_ms.engine.micro_batches import BatchReader
 from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.engine.observe.observer import Observer
 from mindspeed_ms.engine.observe.record import Warnings
-from mindspeed_ms.engine.output import print_rank_0
+from mindspeed_ms.engine.output import print_rank_0, print_rank_last
 from mindspeed_ms.engine.random_states import HostGenerators
 from mindspeed_ms.engine.restart import resumed
 from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
@@ -271,6 +271,22 @@ class Run:
         if checkpoints is not None:
             checkpoints.keep(iteration)
 
+    def tell_where(self) -> None:
+        """Print where the trained model is, when what is written in the background is complete.
+
+        Parallelism: collective over the world.
+        """
+        setup = self._opened
+        with self.active():
+            if setup.checkpoints is not None:
+                setup.checkpoints.finish()
+                print_rank_last(setup.checkpoints.where(setup.state.iteration))
+            else:
+                print_rank_last(
+                    "the model is not saved: no folder was given (--save DIR --save-interval N, or "
+                    "save_checkpoints and output_dir)"
+                )
+
     def load_weights(self, path: str | PathLike[str], iteration: int | None = None) -> None:
         """Give the model the weights of a checkpoint of any format; nothing else changes.
 
@@ -342,6 +358,8 @@ def carry_out(run: Run) -> TrainState:
         if run.stop_reason is None:
             run.evaluate("validation")
             run.evaluate("test")
+        if not run.config.training_config.skip_train:
+            run.tell_where()
         return run.state
 
 

@@ -124,6 +124,16 @@ class RunCheckpoints:
         except SaveError as error:
             raise RunFailure(str(error)) from error
 
+    def where(self, iteration: int) -> str:
+        """Say where the model of an iteration is, which is the last of the run."""
+        root = self._saver.settings.root
+        if self._newest == iteration:
+            return f"the model is saved: iteration {iteration} in {root}"
+        newest = f"the newest checkpoint is of iteration {self._newest}"
+        if not self._newest:
+            newest = "it has no checkpoint of this run"
+        return f"the model of iteration {iteration} is not saved in {root}: {newest}"
+
     def keep(self, iteration: int | None) -> None:
         """Let the checkpoint of an iteration stay; None: no one in particular."""
         self._saver.kept = iteration

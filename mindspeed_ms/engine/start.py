@@ -89,6 +89,14 @@ def report_layout(all_config: AllConfig) -> None:
     )
     for line in ops.report().splitlines():
         print_rank_0(line)
+    training = all_config.training_config
+    if not training.skip_train:
+        every = training.save_interval
+        when = f"every {every} iterations and at the end" if every else "at the end"
+        kept = training.save_checkpoints and training.output_dir
+        print_rank_0(
+            f"checkpoints: in {training.output_dir}, {when}" if kept else "checkpoints: none"
+        )
     missing = extras.missing_tensorboard(all_config)
     if missing is not None:
         print_rank_0(missing)

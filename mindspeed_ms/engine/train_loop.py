@@ -38,6 +38,7 @@ from mindspeed_ms.engine.log_lines import (
     guide_line,
     layer_loss_lines,
     megatron_line,
+    short_line,
     validation_lines,
 )
 from mindspeed_ms.engine.micro_batches import EndlessLoader, SharedLoader
@@ -370,8 +371,11 @@ class IntervalLog:
         if report.iteration % self._interval:
             return None
         line_data = self._summary(data)
-        if self._setup.config.training_config.log_style == "megatron":
+        style = self._setup.config.training_config.log_style
+        if style == "megatron":
             print_rank_last(megatron_line(line_data, datetime.now()))
+        elif style == "short":
+            print_rank_last(short_line(line_data, self._setup.config.model_config.seq_length))
         else:
             print_rank_last(guide_line(line_data))
         if self._setup.config.moe_config.moe_per_layer_logging:

@@ -20,6 +20,7 @@ from typing import Any
 
 from mindspeed_ms.backend import device, env
 from mindspeed_ms.config.section import suggestion
+from mindspeed_ms.files.shipped import SHIPPED
 from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.toolkit.mapping.precedence import resolve
 from mindspeed_ms.toolkit.mapping.tree import TABLE, Task, read_task
@@ -143,10 +144,9 @@ def _with_environment(words: Sequence[str]) -> list[str]:
 
 
 def _config_file(name: str) -> Path:
-    """The configuration: as named, else beside the project's own script."""
+    """The configuration: as named, else as the package brings it."""
     require_local(name, "--config")
-    project = Path(__file__).resolve().parents[2]
-    for path in (Path(usable(name)), Path(name), project / name):
+    for path in (Path(usable(name)), Path(name), SHIPPED / name):
         if path.is_file():
             return path
     raise ValueError(f"--config {name}: there is no such file; check the path")

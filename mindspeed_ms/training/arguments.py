@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from mindspeed_ms.backend import env
 from mindspeed_ms.config.build import Sections
 from mindspeed_ms.files.regular_file import read_text
 from mindspeed_ms.training.command_line import (
@@ -82,6 +83,9 @@ def parse_args(
         parser.error(f"unknown flag {unknown[0]}")
     values = vars(parsed)
     values.setdefault("given_flags", [])
+    if env.is_dry_run():
+        values["dry_run"] = True
+        values["world_size"] = values["world_size"] or env.get_int(env.DRY_RUN_RANKS)
     users = parser.user_defaults() if isinstance(parser, CommandLineParser) else {}
     given = {BY_NAME[name].dest for name in values["given_flags"]}
     try:

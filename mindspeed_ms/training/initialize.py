@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,7 +88,15 @@ def _num_ranks() -> int:
 
 
 def _choose_log_line(args: argparse.Namespace) -> None:
-    """Who gives flags beside a YAML file reads Megatron's line, too."""
+    """Who gives flags beside a YAML file reads Megatron's line, too; a terminal has the short one.
+
+    What a program may read, in a file or a pipe, keeps its shape.
+    """
+    is_open = args.log_style is None or not (
+        "--log-style" in args.given_flags or args.yaml or args.yaml_cfg
+    )
+    if is_open and sys.stdout.isatty():
+        args.log_style = "short"
     has_flags = any(not isinstance(BY_NAME[name].state, EntryPoint) for name in args.given_flags)
     if args.log_style is None and has_flags:
         args.log_style = "megatron"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tools import compare_layouts as tool
+from mindspeed_ms.command import compare_layouts as tool
 
 pytestmark = pytest.mark.ranks
 ROOT = Path(__file__).parents[2]

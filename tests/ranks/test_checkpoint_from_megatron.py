@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from mindspeed_ms.backend import comm
+from mindspeed_ms.command import parity
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.formats.catalog import TensorReader
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain
 from mindspeed_ms.training.conversion import ConvertOptions, convert, open_source
-from tools import parity
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

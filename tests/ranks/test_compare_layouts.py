@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindspeed_ms.command import compare_layouts as tool
+from mindspeed_ms.command import parity
 from mindspeed_ms.core.parameter import ShardSpec
-from tools import compare_layouts as tool
-from tools import parity
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

@@ -13,10 +13,10 @@ import pipeline_runs
 import pytest
 
 from mindspeed_ms.backend import memory
+from mindspeed_ms.command import compare_layouts as tool
+from mindspeed_ms.command import parity
 from mindspeed_ms.engine.datasets import get_batch_on_this_cp_rank
 from mindspeed_ms.legacy.model import GPTModel
-from tools import compare_layouts as tool
-from tools import parity
 
 pytestmark = pytest.mark.ranks
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

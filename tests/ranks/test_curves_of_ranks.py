@@ -10,7 +10,7 @@ from run_builder import trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_golden_runs import GOLDEN
 
-from tools import parity
+from mindspeed_ms.command import parity
 
 PP = ("--pipeline-model-parallel-size", "2")
 DP = ("--use-distributed-optimizer",)

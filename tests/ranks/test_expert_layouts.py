@@ -10,6 +10,7 @@ from checkpoint_runs import NO_DROPOUT, run
 from tiny_models import model_config
 
 from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.command import parity
 from mindspeed_ms.config import DatasetConfig, ModelParallelConfig, MoEConfig
 from mindspeed_ms.core import aux_losses, parallel_state
 from mindspeed_ms.core.distributed import finalize_model_grads
@@ -28,7 +29,6 @@ from mindspeed_ms.legacy.model.moe.dispatch_plan import drop_over_capacity, expe
 from mindspeed_ms.legacy.model.moe.experts import local_experts
 from mindspeed_ms.legacy.model.moe.token_dispatcher import get_token_dispatcher
 from mindspeed_ms.training import initialize_megatron, pretrain
-from tools import parity
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TP_SP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import half_precision
 from mindspeed_ms.backend import autograd, comm, memory
+from mindspeed_ms.command import parity
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed import finalize_model_grads
 from mindspeed_ms.core.parameter import named_parameters, shard_of
@@ -16,7 +17,6 @@ from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.legacy.model.megatron_names import megatron_names
 from mindspeed_ms.training import initialize_megatron
-from tools import parity
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 LAYOUTS = {

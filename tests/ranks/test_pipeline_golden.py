@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import parity
+from mindspeed_ms.command import parity
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

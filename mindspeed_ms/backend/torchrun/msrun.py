@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mindspeed_ms.backend import addresses, launcher
+from mindspeed_ms.backend import addresses, env, launcher
 from mindspeed_ms.backend.torchrun.options import LaunchError
 from mindspeed_ms.backend.torchrun.run import Part, master_address, run
 
@@ -75,7 +75,8 @@ def read(words: Sequence[str]) -> tuple[Part, int]:
             "this host, and of all hosts"
         )
     node = 0 if local == world else numbers["node_rank"]
-    host = "127.0.0.1" if local == world else master_address(given.master_addr, node == 0)
+    is_alone = local == world or env.is_dry_run()  # other hosts need not be there for a plan
+    host = "127.0.0.1" if is_alone else master_address(given.master_addr, node == 0)
     part = Part(
         world_size=world,
         local_size=local,

@@ -61,12 +61,13 @@ def part_of(request: Request) -> Part:
     """
     module = ("-m",) if request.is_module else ()
     node = request.node_rank or 0
+    is_alone = request.is_local or env.is_dry_run()  # other hosts need not be there for a plan
     return Part(
         world_size=request.world_size,
         local_size=request.ranks_per_node,
         first_rank=node * request.ranks_per_node,
         is_master=node == 0,
-        host="127.0.0.1" if request.is_local else master_address(request.master_addr, node == 0),
+        host="127.0.0.1" if is_alone else master_address(request.master_addr, node == 0),
         port=request.master_port,
         words=(*module, request.script, *request.script_args),
         log_dir=Path(request.log_dir),
@@ -119,7 +120,10 @@ def run(part: Part, max_restarts: int, name: str = "torchrun") -> int:
     """
     words = set(part.words)
     is_dry = bool({"--dry-run", "--dry_run"} & words)
-    if is_dry and not {"--world-size", "--world_size"} & words:
+    if env.is_dry_run():
+        is_dry = True
+        env.put(env.DRY_RUN_RANKS, part.world_size)
+    elif is_dry and not {"--world-size", "--world_size"} & words:
         part = replace(part, words=(*part.words, "--world-size", str(part.world_size)))
     if is_dry or part.world_size == 1:
         return supervise(0 if is_dry else max_restarts, lambda count: _alone(part, count), name)
@@ -129,7 +133,7 @@ def run(part: Part, max_restarts: int, name: str = "torchrun") -> int:
 def _check(request: Request) -> None:
     if not request.is_module and not Path(request.script).is_file():
         raise LaunchError(f"there is no script {request.script}; check the path")
-    if request.is_local:
+    if request.is_local or env.is_dry_run():
         return
     if request.node_rank is None:
         raise LaunchError(

@@ -7,7 +7,6 @@ arrays, because moving Python objects between processes costs more than encoding
 
 from __future__ import annotations
 
-import glob
 import gzip
 import json
 import logging
@@ -25,6 +24,7 @@ from mindspeed_ms.backend import bars
 from mindspeed_ms.data.indexed_dataset import DType
 from mindspeed_ms.data.token_check import first_outside
 from mindspeed_ms.data.tokenizers import optional_libraries
+from mindspeed_ms.data.tokenizers.text_sources import Unit, json_lines, kind_of
 from mindspeed_ms.data.tokenizers.tokenizer import Tokenizer
 from mindspeed_ms.files.regular_file import open_regular
 
@@ -68,6 +68,8 @@ class EncodedChunk(NamedTuple):
     num_documents: int
     num_bytes: int
     position: int
+    num_characters: int = 0
+    """Of the texts that were encoded."""
 
 
 class _Collector:
@@ -133,6 +135,7 @@ class Encoder:
         self._partition_size = partition_size
         self._dtype = np.dtype(DType.optimal_dtype(tokenizer.vocab_size))
         self._ending = [tokenizer.eod] if is_eod_appended else []
+        self._num_characters = 0
 
     def encode_chunk(self, chunk: Chunk) -> EncodedChunk:
         """Encode the lines of a chunk.
@@ -141,6 +144,7 @@ class Encoder:
             ValueError: a line is no JSON object in UTF-8, or a key is missing or holds no text.
         """
         collectors: dict[tuple[int, int], _Collector] = {}
+        self._num_characters = 0
         lines = chunk.lines.split(b"\n")
         if not lines[-1]:  # what follows the last line end is no line
             lines.pop()
@@ -153,7 +157,9 @@ class Encoder:
                     collectors[place] = _Collector(self._dtype, self._tokenizer.vocab_size)
                 collectors[place].add(document)
         documents = {place: collector.documents() for place, collector in collectors.items()}
-        return EncodedChunk(documents, len(lines), len(chunk.lines), chunk.position)
+        return EncodedChunk(
+            documents, len(lines), len(chunk.lines), chunk.position, self._num_characters
+        )
 
     def _partition_of(self, document: int) -> int:
         if self._partition_size is not None:
@@ -164,6 +170,7 @@ class Encoder:
         """The sequences of each key."""
         documents = []
         for texts in self._texts(line, where):
+            self._num_characters += sum(map(len, texts))
             try:
                 parts = [part for part in map(self._tokenizer.tokenize, texts) if part]
             except (ValueError, TypeError, RuntimeError) as error:
@@ -207,18 +214,6 @@ class Encoder:
         return [sentence for piece in pieces for sentence in piece]
 
 
-def find_inputs(pattern: str) -> list[str]:
-    """Files of a path or a pattern, in the order of their names.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
-    if not paths:
-        raise FileNotFoundError("no such file, and no file matches it as a pattern")
-    return paths
-
-
 def _blocks(path: str, size: int) -> Iterator[tuple[bytes, int]]:
     """The bytes of a file, unpacked if it is compressed, and how many of the file were read.
 
@@ -235,8 +230,10 @@ def _blocks(path: str, size: int) -> Iterator[tuple[bytes, int]]:
             raise ValueError(f"{path} is cut off or damaged ({error}); copy it again") from None
 
 
-def count_lines(path: str) -> int:
-    """Lines of a file; one without a line end at its end counts too."""
+def count_documents(path: str, keys: Sequence[str] = ("text",), unit: Unit = "file") -> int:
+    """Documents of a file; a line without a line end at the end counts too."""
+    if kind_of(path) != "lines":
+        return sum(lines.count(b"\n") for lines, _ in json_lines(path, keys, unit))
     count, last = 0, b"\n"
     for block, _ in _blocks(path, 1 << 22):
         count += block.count(b"\n")
@@ -244,14 +241,32 @@ def count_lines(path: str) -> int:
     return count + (last != b"\n")
 
 
-def read_chunks(paths: Sequence[str], chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
+def read_chunks(
+    paths: Sequence[str],
+    chunk_bytes: int = CHUNK_BYTES,
+    keys: Sequence[str] = ("text",),
+    unit: Unit = "file",
+) -> Iterator[Chunk]:
     """Whole lines of the files, about ``chunk_bytes`` at a time.
+
+    Args:
+        paths: files of any kind that ``text_sources`` reads.
+        chunk_bytes: size of a chunk.
+        keys: columns of tables.
+        unit: what of a plain text is a document.
 
     Raises:
         ValueError: a file is damaged, or a line has no end within ``MAX_LINE_BYTES``.
     """
     document, base = 0, 0
     for path in paths:
+        if kind_of(path) != "lines":
+            for chunk in _chunks_of(path, keys, unit, chunk_bytes):
+                chunk = chunk._replace(first_document=document, position=base + chunk.position)
+                document += chunk.lines.count(b"\n")
+                yield chunk
+            base += os.path.getsize(path)
+            continue
         line, rest, position = 1, [b""], 0
         for block, position in _blocks(path, chunk_bytes):
             head, found, tail = block.rpartition(b"\n")
@@ -269,6 +284,20 @@ def read_chunks(paths: Sequence[str], chunk_bytes: int = CHUNK_BYTES) -> Iterato
             yield Chunk(path, line, document, b"".join(rest), base + position)
             document += 1
         base += os.path.getsize(path)
+
+
+def _chunks_of(path: str, keys: Sequence[str], unit: Unit, chunk_bytes: int) -> Iterator[Chunk]:
+    """Chunks of a file that is not of JSON lines."""
+    parts: list[bytes] = []
+    line, position = 1, 0
+    for lines, position in json_lines(path, keys, unit):
+        parts.append(lines)
+        if sum(map(len, parts)) >= chunk_bytes:
+            joined = b"".join(parts)
+            yield Chunk(path, line, 0, joined, position)
+            line, parts = line + joined.count(b"\n"), []
+    if parts:
+        yield Chunk(path, line, 0, b"".join(parts), position)
 
 
 def load_splitter(language: str, is_keeping_newlines: bool) -> Splitter:
@@ -313,6 +342,7 @@ class Progress:
     def __init__(self, paths: Sequence[str], interval: int, logger: logging.Logger) -> None:
         self.num_documents = 0
         self.num_tokens = 0
+        self.num_characters = 0
         self._num_bytes = 0
         self._total = sum(os.path.getsize(path) for path in paths)
         self._position = 0
@@ -329,6 +359,7 @@ class Progress:
         """Count a chunk."""
         self.num_documents += chunk.num_documents
         self.num_tokens += sum(len(documents.tokens) for documents in chunk.documents.values())
+        self.num_characters += chunk.num_characters
         self._num_bytes += chunk.num_bytes
         self._bar.update(chunk.position - self._position)
         self._position = chunk.position

@@ -314,7 +314,7 @@ LOGGING = in_group(
             str,
             Field("training_config.log_style"),
             "megatron",
-            choices=("megatron", "guide"),
+            choices=("megatron", "guide", "short"),
         ),
         on("--log-throughput", Field("training_config.log_throughput"), common=True),
         on("--log-params-norm", Field("training_config.log_params_norm")),

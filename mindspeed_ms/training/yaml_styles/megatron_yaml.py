@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mindspeed_ms.config.all_config import SECTION_CLASSES
+from mindspeed_ms.config.beside import READ_BY_SECTION, located_value
 from mindspeed_ms.config.coercion import UnfitError, coerce, shown, suggestion, wrong_value
 from mindspeed_ms.training.flags import ROWS, EntryPoint, Field, Flag, Refused
 from mindspeed_ms.training.flags.value_types import positive, ranks
@@ -108,6 +109,10 @@ def load_megatron_yaml(name: str | Path) -> dict[str, Any]:
     """
     path = find_yaml(name)
     rows = {row.dest: row for row in reversed(ROWS)}
+    fields = {f"{name}.{key}" for name, keys in READ_BY_SECTION.items() for key in keys}
+    read = {
+        row.dest for row in ROWS if isinstance(row.state, Field) and fields & set(row.state.paths)
+    }
     values: dict[str, Any] = {}
     for key, given in _leaves(read_yaml(path)):
         if given is None or key in WITHOUT_EFFECT:
@@ -123,6 +128,8 @@ def load_megatron_yaml(name: str | Path) -> dict[str, Any]:
             raise ValueError(f"{path}: unknown key {key!r}{suggestion(key, rows)}")
         if given != rows[dest].default:
             _check(path, key, given, rows[dest])
+        if dest in read:
+            given = located_value(given, path.parent)
         if values.get(dest, given) != given:
             raise ValueError(f"{path}: {key} is given twice, with different values; keep one")
         values[dest] = given

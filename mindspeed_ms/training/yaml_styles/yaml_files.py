@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any, overload
 
 from mindspeed_ms.config.all_config import AllConfig
+from mindspeed_ms.config.beside import located
 from mindspeed_ms.config.build import Sections
 from mindspeed_ms.config.section import Section
 from mindspeed_ms.config.yaml_reader import read_yaml
+from mindspeed_ms.files.shipped import CONFIGS, SHIPPED
 from mindspeed_ms.training.yaml_styles.build import build_selected, clean_sections, merge_sections
 
 BASE_KEY = "base"
 """Key that names the file, or files, a configuration builds on."""
-
-_PROJECT_CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 def find_yaml(name: str | Path, beside: Path | None = None) -> Path:
     """Return the file a name stands for.
 
     Looks beside the including file, in the working directory, then in ``configs/`` and its sub-
-    folders, of the working directory first and of the project second.
+    folders, of the working directory first and of the project second. ``.yaml`` may be left out.
 
     Raises:
         ValueError: there is no such file.
@@ -33,13 +33,15 @@ def find_yaml(name: str | Path, beside: Path | None = None) -> Path:
     name = Path(name)
     folders = [beside] if beside else []
     folders.append(Path())
-    for configs in (Path("configs"), _PROJECT_CONFIGS):
+    for configs in (Path("configs"), CONFIGS):
         folders.append(configs)
         if configs.is_dir():
             folders.extend(sorted(folder for folder in configs.iterdir() if folder.is_dir()))
+    folders.append(SHIPPED)
     for folder in folders:
-        if os.path.isfile(folder / name):  # which does not raise for names no file can have
-            return folder / name
+        for file in (folder / name, folder / f"{name}.yaml"):
+            if os.path.isfile(file):  # which does not raise for names no file can have
+                return file
     raise ValueError(
         f"there is no configuration file {name}; looked in the working directory and in configs/, "
         "check the name"
@@ -89,7 +91,7 @@ def _load_file(
         for base in bases
     ]
     try:
-        layers.append(clean_sections(document, model_type))
+        layers.append(located(clean_sections(document, model_type), path.parent))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return merge_sections(layers)

@@ -21,7 +21,7 @@ WORDS = (
 SCRIPT = """
 import hashlib, sys
 sys.argv = ["pretrain_gpt.py", *sys.argv[1:]]
-from pretrain_gpt import model_provider
+from mindspeed_ms.command.train import model_provider
 from mindspeed_ms.training import pretrain
 seen = []
 def note(step):

@@ -248,7 +248,7 @@ def test_compressed_files_and_patterns(tmp_path, preprocess):
     pattern = str(tmp_path / "?.jsonl*")
     preprocess(["--input", pattern, "--output-prefix", str(tmp_path / "out"), *NULL])
     assert documents_of(tmp_path / "out_text_document") == [[[i]] for i in (1, 2, 3, 4)]
-    assert corpus.count_lines(str(tmp_path / "b.jsonl.gz")) == 2
+    assert corpus.count_documents(str(tmp_path / "b.jsonl.gz")) == 2
 
 
 def test_lines_across_blocks_are_whole(tmp_path):

@@ -35,6 +35,7 @@ BELOW = {
 """Room -> rooms it may import."""
 BELOW["toolkit"] = (*BELOW["training"], "training")
 BELOW["predecessor"] = BELOW["training"]
+BELOW["command"] = (*BELOW["toolkit"], "toolkit")
 RENAMED = (
     "core/config",
     "core/context_parallel/flash_sp.py",

@@ -20,6 +20,7 @@ STATE = {
     "backend/comm.py: _state": "MPI and HCCL start once per process; making a group is collective",
     "backend/launch.py: _holder": "a process joins one job, and stays in it to its end",
     "core/dist_checkpointing/run_folder.py: _HELD": "folders that runs of this process save to",
+    "command/preprocess.py: _worker": "the encoder of a process that does nothing else",
     "backend/progress.py: here": "where this process is; heartbeats tell it",
     "backend/script_context.py: _said": "lines that are given once per process",
     "data/tokenizers/chat_templates.py: _MARKS": "of one rendering, as contexts are",
@@ -109,6 +110,7 @@ FOREIGN = {
     "backend/script_context.py: ms.set_context": "on request, for scripts that call it",
     "backend/script_context.py: ms.set_device": "on request, for scripts that call it",
     "training/entry.py: sys.excepthook": "a script ends in one line; installed at most once",
+    "command/dispatch.py: sys.argv": "a sub-command sees its own words",
     "backend/torchrun/worker.py: sys.argv": "a script that is started sees its own words",
 }
 """Attributes of other modules and classes that are set."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindspeed_ms.command.convert import layer_list, main
 from mindspeed_ms.formats import names
 from mindspeed_ms.formats.catalog import TensorReader
 from mindspeed_ms.formats.compare import diff
@@ -18,7 +19,6 @@ from mindspeed_ms.training import conversion as engine
 from mindspeed_ms.training.checkpoint_args import sections_from_checkpoint
 from mindspeed_ms.training.checkpoint_config import config_of, spec_of
 from mindspeed_ms.training.conversion import ConvertOptions, convert, open_source
-from tools.convert_ckpt.__main__ import layer_list, main
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "data" / "golden" / "ckpt"
@@ -332,7 +332,7 @@ def test_missing_layers_are_named(tmp_path, own):
 
 def test_no_framework_is_imported(tmp_path):
     code = (
-        "import sys, tools.convert_ckpt.__main__ as tool; "
+        "import sys, mindspeed_ms.command.convert as tool; "
         f"tool.main(['convert', {str(GOLDEN / 'a_gpt2_save')!r}, {str(tmp_path)!r}]); "
         "assert not {'mindspore', 'torch'} & sys.modules.keys()"
     )

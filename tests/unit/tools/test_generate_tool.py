@@ -9,7 +9,7 @@ import pytest
 from generation_models import RECORDED, write_folder, write_tokenizer
 
 from mindspeed_ms import AutoModelForCausalLM
-from tools import generate
+from mindspeed_ms.command import generate
 
 GREEDY = RECORDED["llama"]["tokens"]["no end"][0]
 TEXT = " ".join(f"w{token}" for token in GREEDY)

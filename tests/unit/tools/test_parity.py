@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from tools import parity
+from mindspeed_ms.command import parity
 
 
 def folder(tmp_path, **cases):

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Go on with prompts from the command line, from a checkpoint of any format in any layout.
+
+Example: mindspeed-ms generate --load out --prompt "Once upon a time" --max-new-tokens 20
+
+Under mpiexec, torchrun or msrun the layout flags share the model out, as in training; the first
+rank prints. Without --prompt, every line of standard input (or of --prompt-file) is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mindspeed_ms.backend import comm
+from mindspeed_ms.data.tokenizers import TOKENIZER_TYPES, Tokenizer, build_tokenizer
+from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
+from mindspeed_ms.toolkit.generation.config import DEFAULTS
+from mindspeed_ms.toolkit.generation.streamers import TextStreamer
+from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.toolkit.models.auto import AutoModelForCausalLM
+from mindspeed_ms.toolkit.models.building import LAYOUT_WORDS
+from mindspeed_ms.toolkit.pipelines.text_generation import RESULT, TextGenerationPipeline
+from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
+from mindspeed_ms.training.checkpoint_config import config_of, spec_of
+from mindspeed_ms.training.entry import user_errors
+
+LAYOUT = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "expert_model_parallel_size",
+)
+FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+"""One of them makes a folder one of a Hugging Face tokenizer."""
+
+
+class Words:
+    """A tokenizer of training, as the pipeline calls one.
+
+    Args:
+        tokenizer: the tokenizer.
+    """
+
+    bos_token_id = pad_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer, self.eos_token_id = tokenizer, tokenizer.eod
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        """Ids of a text."""
+        return {"input_ids": list(self.tokenizer.tokenize(text))}
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Text of ids."""
+        kept = [id for id in ids if not (skip_special_tokens and id == self.eos_token_id)]
+        return self.tokenizer.detokenize(kept)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags: Megatron's, and every option of ``GenerationConfig`` under its name."""
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--load", required=True, help="folder of the checkpoint")
+    parser.add_argument("--prompt", action="append", help="a text to go on with; may be repeated")
+    parser.add_argument("--prompt-file", type=Path, help="a prompt per line")
+    parser.add_argument("--new-only", action="store_true", help="leave the prompt out")
+    parser.add_argument("--stream", action="store_true", help="show the text while it grows")
+    parser.add_argument("--json", action="store_true", help="a JSON object per prompt")
+    parser.add_argument("--seed", type=int, help="of drawn tokens")
+    parser.add_argument("--bf16", action="store_true", help="weights and computation in bfloat16")
+    parser.add_argument("--fp16", action="store_true", help="weights and computation in float16")
+    parser.add_argument(
+        "--int8", action="store_true", help="steps read weights as eight bits (dense, one rank)"
+    )
+    layout = parser.add_argument_group("layout")
+    for name in LAYOUT:
+        layout.add_argument(f"--{name.replace('_', '-')}", type=int, default=1)
+    layout.add_argument("--sequence-parallel", action="store_true")
+    words = parser.add_argument_group("tokenizer (default: that of the checkpoint)")
+    words.add_argument("--tokenizer", help="folder of a Hugging Face tokenizer")
+    words.add_argument("--tokenizer-type", choices=TOKENIZER_TYPES)
+    for name in ("tokenizer-model", "vocab-file", "merge-file"):
+        words.add_argument(f"--{name}")
+    options = parser.add_argument_group("generation; values are JSON, names those of transformers")
+    for name in DEFAULTS:
+        spelled = name.replace("_", "-")
+        names = dict.fromkeys((f"--{spelled}", f"--{name}"))
+        is_switch = isinstance(DEFAULTS[name], bool) and name != "early_stopping"
+        extra: dict[str, Any] = {"nargs": "?", "const": True} if is_switch else {}
+        options.add_argument(*names, dest=name, type=_value, default=argparse.SUPPRESS, **extra)
+    return parser
+
+
+def _value(text: str) -> Any:
+    """JSON, or the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return {"True": True, "False": False}.get(text, text)
+
+
+def tokenizer_of(arguments: argparse.Namespace) -> Any:
+    """The tokenizer that the flags name, or that is in or with the checkpoint.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if arguments.tokenizer:
+        return AutoTokenizer.from_pretrained(arguments.tokenizer)
+    if arguments.tokenizer_type:
+        return Words(build_tokenizer(arguments))
+    folder = Path(arguments.load)
+    if any((folder / name).is_file() for name in FILES):
+        return AutoTokenizer.from_pretrained(folder)
+    found = find_checkpoint(folder, None)
+    if found is None:
+        raise ValueError(f"{folder} holds no checkpoint; correct --load")
+    data = config_of(open_checkpoint(found, spec_of).common).dataset_config
+    if data.tokenizer_type is None:
+        raise ValueError(
+            f"{folder} does not say which tokenizer it was trained with; give --tokenizer FOLDER, "
+            "or --tokenizer-type with its files"
+        )
+    stated = {name: getattr(data, name, None) for name in _SETTINGS}
+    return Words(build_tokenizer(argparse.Namespace(**stated)))
+
+
+_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "vocab_size")
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Print a text per prompt."""
+    given = vars(arguments)
+    prompts = arguments.prompt or _lines(arguments.prompt_file)
+    tokenizer = tokenizer_of(arguments)
+    layout = {name: given[name] for name in (*LAYOUT, "sequence_parallel") if given[name]}
+    assert set(layout) <= set(LAYOUT_WORDS), "the flags are words of the layout"
+    dtype = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else None
+    model = AutoModelForCausalLM.from_pretrained(arguments.load, dtype=dtype, **layout)
+    model.decodes_in_int8 = arguments.int8
+    options = {name: given[name] for name in DEFAULTS if name in given}
+    pipe = TextGenerationPipeline(model, tokenizer, return_full_text=not arguments.new_only)
+    is_first = comm.get_rank() == 0
+    for prompt in prompts:
+        streamer = None
+        if arguments.stream:
+            streamer = TextStreamer(tokenizer, skip_prompt=arguments.new_only)
+        (found,) = pipe(prompt, seed=arguments.seed, streamer=streamer, **options)
+        if not is_first or arguments.stream:
+            continue
+        if arguments.json:
+            sys.stdout.write(json.dumps({"prompt": prompt, **found}, ensure_ascii=False) + "\n")
+        else:
+            sys.stdout.writelines(f"{text}\n" for text in found[RESULT])
+
+
+def _lines(path: Path | None) -> list[str]:
+    """Prompts of a file, or of standard input."""
+    text = sys.stdin.read() if path is None else path.read_text(encoding="utf-8")
+    prompts = [line for line in text.splitlines() if line]
+    if not prompts:
+        raise ValueError("there is no prompt; give --prompt, --prompt-file or lines of input")
+    return prompts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; return the status."""
+    arguments = make_parser().parse_args(argv)
+    with user_errors():
+        generate(arguments)
+    return 0

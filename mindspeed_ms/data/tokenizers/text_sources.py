@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text of a user's own: plain text, folders, JSON lines, parquet, saved Hugging Face datasets.
+
+Whatever a file is, its documents are handed on as JSON lines, which is what the encoders read.
+"""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mindspeed_ms.data.tokenizers import optional_libraries
+from mindspeed_ms.files.regular_file import open_regular, read_json
+
+Unit = Literal["file", "paragraph", "line"]
+"""What of a plain text is a document."""
+
+Kind = Literal["text", "lines", "parquet", "arrow"]
+
+ENDINGS: dict[str, Kind] = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".jsonl": "lines",
+    ".json": "lines",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+"""Ending of a file, before ``.gz`` -> what is in it. Files of another ending are JSON lines when
+they are named, and passed over in folders."""
+
+PIECE = 1 << 14
+"""Characters of a plain text after which a new sequence begins, with the next line: a book is not
+one item of a shuffled set, of which nothing could be kept for validation."""
+
+_BLOCK = 1 << 20
+
+_NOTES = ("dataset_dict.json", "state.json", "dataset_info.json")
+"""Files of a saved dataset that hold no text."""
+
+
+def find_inputs(patterns: str | Sequence[str]) -> list[str]:
+    """Files of paths, folders and patterns; those of a folder or a pattern by their names.
+
+    Raises:
+        FileNotFoundError: a path, or a pattern, leads to no file.
+    """
+    found: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        if not paths:
+            raise FileNotFoundError(f"{pattern}: no such file, and no file matches it as a pattern")
+        for path in paths:
+            found += _files_of(Path(path)) if os.path.isdir(path) else [path]
+    return found
+
+
+def _files_of(folder: Path) -> list[str]:
+    if (folder / "state.json").is_file():  # datasets.Dataset.save_to_disk
+        stated = read_json(folder / "state.json").get("_data_files") or []
+        return [str(folder / item["filename"]) for item in stated]
+    found: list[str] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name in _NOTES:
+            continue
+        if path.is_dir():
+            found += _files_of(path) if _has_text(path) else []
+        elif _ending(path.name) in ENDINGS:
+            found.append(str(path))
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no file that ends in {', '.join(ENDINGS)}")
+    return found
+
+
+def _has_text(folder: Path) -> bool:
+    return any(_ending(path.name) in ENDINGS for path in folder.rglob("*"))
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name.removesuffix(".gz"))[1].lower()
+
+
+def kind_of(path: str) -> Kind:
+    """What is in a file, by its ending; a text whose first line is a JSON object is JSON lines."""
+    kind = ENDINGS.get(_ending(path), "lines")
+    if kind != "text":
+        return kind
+    with _opened(path) as stream:
+        try:
+            first = stream.readline(_BLOCK).strip()
+        except (EOFError, OSError, zlib.error):  # told by who reads it
+            return "text"
+    if not first.startswith(b"{"):
+        return "text"
+    try:
+        return "lines" if isinstance(json.loads(first), dict) else "text"
+    except ValueError:
+        return "text"
+
+
+def _opened(path: str) -> Any:
+    """Bytes of a file, unpacked if it is compressed."""
+    stream = open_regular(path)
+    return gzip.GzipFile(fileobj=stream) if path.endswith(".gz") else stream
+
+
+def json_lines(path: str, keys: Sequence[str], unit: Unit) -> Iterator[tuple[bytes, int]]:
+    """Documents of a text, parquet or arrow file as JSON lines, and how far into it they are.
+
+    Args:
+        path: the file.
+        keys: columns that are read; a text serves the first.
+        unit: what of a text is a document.
+
+    Raises:
+        ValueError: the file is damaged, is not UTF-8, or has no such column.
+        RuntimeError: the library that reads it is not installed.
+    """
+    size = os.path.getsize(path)
+    if kind_of(path) == "text":
+        for pieces, share in _text_documents(path, unit):
+            value = pieces[0] if len(pieces) == 1 else pieces
+            document = dict.fromkeys(keys, "") | {keys[0]: value}
+            yield _line(document), int(share * size)
+        return
+    for rows, share in _tables(path, keys):
+        yield b"".join(_line(row) for row in rows), int(share * size)
+
+
+def _line(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode() + b"\n"
+
+
+def _text_documents(path: str, unit: Unit) -> Iterator[tuple[list[str], float]]:
+    """Documents of a text, each in pieces, and the share of the file that is read."""
+    if unit == "file":
+        pieces = list(_sequences(piece for piece, _ in _pieces(path)))
+        if any(piece.strip() for piece in pieces):
+            yield pieces, 1.0
+        return
+    rest = ""
+    mark = "\n" if unit == "line" else "\n\n"
+    for piece, share in _pieces(path):
+        *whole, rest = (rest + piece).split(mark)
+        for text in filter(str.strip, whole):
+            yield [text.strip("\n")], share
+    if rest.strip():
+        yield [rest.strip("\n")], 1.0
+
+
+def _sequences(pieces: Iterator[str]) -> Iterator[str]:
+    """A text in sequences that end with a line, as far as there are lines."""
+    rest = ""
+    for piece in pieces:
+        rest, start = rest + piece, 0
+        while end := rest.find("\n", start + PIECE) + 1:
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
+        if len(rest) >= _BLOCK:
+            yield rest
+            rest = ""
+    if rest:
+        yield rest
+
+
+def _pieces(path: str) -> Iterator[tuple[str, float]]:
+    """A text in pieces that end with a line, as far as there are lines; and the share read."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    size, rest, read = max(1, os.path.getsize(path)), "", 0
+    with open_regular(path) as raw:
+        stream: Any = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
+        try:
+            while block := stream.read(_BLOCK):
+                text = rest + decoder.decode(block)
+                read += len(block)
+                head, found, rest = text.rpartition("\n")
+                if not found and len(rest) >= _BLOCK:
+                    head, rest = rest, ""
+                if head or found:
+                    yield head + found, min(1.0, raw.tell() / size)
+            rest += decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path} is not UTF-8 text (near byte {read + error.start}: {error.reason}); "
+                "convert it, for example with iconv -t UTF-8"
+            ) from None
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is cut off or damaged ({error}); copy it again") from None
+    if rest:
+        yield rest, 1.0
+
+
+def _tables(path: str, keys: Sequence[str]) -> Iterator[tuple[list[dict[str, Any]], float]]:
+    """Rows of a table, in groups, and the share of the file that is read."""
+    arrow = optional_libraries.load("pyarrow", f"{path} is a table, and reading it", "text")
+    try:
+        if kind_of(path) == "parquet":
+            file = optional_libraries.load("pyarrow.parquet", path, "text").ParquetFile(path)
+            batches: Any = file.iter_batches(columns=_known(path, keys, file.schema_arrow.names))
+            count = max(1, file.metadata.num_rows)
+        else:
+            file = optional_libraries.load("pyarrow.ipc", path, "text")
+            with open_regular(path) as probe:
+                is_file = probe.read(6) == b"ARROW1"
+            source = arrow.memory_map(path)
+            reader = file.open_file(source) if is_file else file.open_stream(source)
+            chosen = _known(path, keys, reader.schema.names)
+            table = reader.read_all().select(chosen)
+            batches, count = table.to_batches(max_chunksize=1024), max(1, table.num_rows)
+        done = 0
+        for batch in batches:
+            rows = batch.to_pylist()
+            done += len(rows)
+            yield rows, done / count
+    except arrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is damaged or no such table ({error}); copy it again") from None
+
+
+def _known(path: str, keys: Sequence[str], columns: Sequence[str]) -> list[str]:
+    missing = [key for key in keys if key not in columns]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {missing[0]!r}, only {sorted(columns)}; set --json-keys"
+        )
+    return list(keys)
