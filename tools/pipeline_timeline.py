@@ -40,8 +40,10 @@ from mindspeed_ms.plan.schedule_plan import Forward, Pass, Shape
 from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_yaml
 
-WIDTH, ROW, LEFT, TOP = 1600, 36, 80, 40
-"""Of the picture, in pixels: its width, a stage's height, space for names and for the title."""
+WIDTH, ROW, LEFT, TOP, BOTTOM = 1600, 36, 80, 40, 56
+"""Of the picture, in pixels: its width, a stage's height, space for names, for the title, and for
+axis and legend."""
+AXIS = "time since the first pass; lighter: further chunks of a stage; numbers: micro-batches"
 
 MIN_LABEL_WIDTH = 14
 """Pixels a bar needs to carry the number of its micro-batch."""
@@ -114,7 +116,21 @@ def title(timeline: Timeline) -> str:
 
 def height(timeline: Timeline) -> int:
     """Of the picture, in pixels."""
-    return TOP + timeline.stages * ROW + 10
+    return TOP + timeline.stages * ROW + BOTTOM
+
+
+def marks(timeline: Timeline) -> list[tuple[float, str]]:
+    """Marks of the time axis: pixels from the left, and the time since the first bar."""
+    first = min(bar.start for bar in timeline.bars)
+    length = max(bar.end for bar in timeline.bars) - first
+    room = WIDTH - LEFT - 10
+    return [(LEFT + room * part / 10, f"{length * part / 10:.4g}") for part in range(11)]
+
+
+def legend(timeline: Timeline) -> list[tuple[int, str, tuple[int, int, int]]]:
+    """Entries below the axis: pixels from the left, words, colour."""
+    kinds = [kind for kind in COLOURS if any(bar.kind == kind for bar in timeline.bars)]
+    return [(LEFT + 130 * place, kind, COLOURS[kind]) for place, kind in enumerate(kinds)]
 
 
 def as_svg(timeline: Timeline, is_double: bool = False) -> str:
@@ -137,6 +153,14 @@ def as_svg(timeline: Timeline, is_double: bool = False) -> str:
         if box.text:
             x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2 + 4
             parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{box.text}</text>')
+    axis = TOP + timeline.stages * ROW
+    for x, moment in marks(timeline):
+        parts.append(f'<path d="M{x:.1f} {axis}v5" stroke="black"/>')
+        parts.append(f'<text x="{x:.1f}" y="{axis + 18}" text-anchor="middle">{moment}</text>')
+    for x, words, colour in legend(timeline):
+        square = f'<tspan fill="rgb{colour}" stroke="gray" stroke-width="0.3">■</tspan>'
+        parts.append(f'<text x="{x}" y="{axis + 42}">{square} {words}</text>')
+    parts.append(f'<text x="{WIDTH - 10}" y="{axis + 42}" text-anchor="end">{AXIS}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -155,6 +179,14 @@ def as_image(timeline: Timeline, is_double: bool = False) -> Image.Image:
         if box.text:
             middle = ((box.left + box.right) / 2, (box.top + box.bottom) / 2)
             draw.text(middle, box.text, fill=INK, anchor="mm")
+    axis = TOP + timeline.stages * ROW
+    for x, moment in marks(timeline):
+        draw.line((x, axis, x, axis + 5), fill=INK)
+        draw.text((x, axis + 14), moment, fill=INK, anchor="mm")
+    for left, words, colour in legend(timeline):
+        draw.rectangle((left, axis + 32, left + 10, axis + 42), fill=colour, outline="gray")
+        draw.text((left + 16, axis + 37), words, fill=INK, anchor="lm")
+    draw.text((WIDTH - 10, axis + 37), AXIS, fill=INK, anchor="rm")
     return image
 
 

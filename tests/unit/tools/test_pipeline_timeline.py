@@ -2,6 +2,7 @@
 """Timelines: bubbles as the theory has them, and the same after writing and reading."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -77,6 +78,10 @@ def test_pictures_and_traces_are_written(tmp_path, ending):
     if ending == ".svg":
         text = path.read_text()
         assert "bubble ratio 18.8%" in text and text.count("<rect") == 1 + 4 * 8 * 2 * 2
+        assert "■</tspan> forward" in text and "■</tspan> backward" in text
+        moments = [float(x) for x in re.findall(r'y="202" text-anchor="middle">([^<]+)<', text)]
+        length = max(bar.end for bar in timeline.bars)
+        assert moments == pytest.approx([length * part / 10 for part in range(11)], rel=1e-3)
     elif ending == ".png":
         with Image.open(path) as image:
             assert image.size == (tool.WIDTH, tool.height(timeline))
