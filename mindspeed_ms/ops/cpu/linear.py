@@ -28,7 +28,8 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = y.size // max(out, 1)
     if bias is not None:
         bias = bias.contiguous()
-    product_of(rows)(
+    product = native.linear_forward if rows > FEW_ROWS else product_of(rows)  # saves a call
+    product(
         STORAGE[x.dtype],
         x.data_ptr(),
         weight.data_ptr(),
