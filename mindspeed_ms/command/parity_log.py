@@ -50,13 +50,43 @@ USUAL: Mapping[str, tuple[float, ...]] = {
 """Argument -> values that people use, which are tried as they are."""
 CAUSES = {name: cause for name, (cause, _) in FACTORS.items()} | {"rotary_percent": "rotary"}
 OF_THE_SETTINGS = (
-    "rotary_base rotary_percent rotary_interleaved position_embedding_type norm_epsilon "
-    "layernorm_epsilon adam_eps adam_beta1 adam_beta2 weight_decay lr min_lr lr_decay_style "
-    "lr_warmup_iters lr_warmup_fraction lr_decay_iters lr_warmup_samples lr_decay_samples seed "
-    "init_method_std clip_grad micro_batch_size global_batch_size seq_length split num_layers "
-    "hidden_size ffn_hidden_size num_attention_heads num_query_groups hidden_dropout "
-    "attention_dropout normalization swiglu add_bias_linear train_iters"
-).split()
+    "rotary_base",
+    "rotary_percent",
+    "rotary_interleaved",
+    "position_embedding_type",
+    "norm_epsilon",
+    "layernorm_epsilon",
+    "adam_eps",
+    "adam_beta1",
+    "adam_beta2",
+    "weight_decay",
+    "lr",
+    "min_lr",
+    "lr_decay_style",
+    "lr_warmup_iters",
+    "lr_warmup_fraction",
+    "lr_decay_iters",
+    "lr_warmup_samples",
+    "lr_decay_samples",
+    "seed",
+    "init_method_std",
+    "clip_grad",
+    "micro_batch_size",
+    "global_batch_size",
+    "seq_length",
+    "split",
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "hidden_dropout",
+    "attention_dropout",
+    "normalization",
+    "swiglu",
+    "add_bias_linear",
+    "train_iters",
+)
 """Arguments that change numbers, which are compared where a log prints its own."""
 
 
