@@ -93,7 +93,7 @@ def _choose_log_line(args: argparse.Namespace) -> None:
     What a program may read, in a file or a pipe, keeps its shape.
     """
     is_open = args.log_style is None or not (
-        "--log-style" in args.given_flags or args.yaml or args.yaml_cfg
+        "--log-style" in args.given_flags or getattr(args, "yaml_source", None)
     )
     if is_open and sys.stdout.isatty():
         args.log_style = "short"
