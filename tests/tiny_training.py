@@ -157,14 +157,14 @@ def forward_backward(model, step, num_microbatches, loss_scale=1.0, poison=None)
     mine = batches(step, num_microbatches)[group.rank :: group.size]
     losses = []
     for index, (ids, labels) in enumerate(mine):
-        loss = model(memory.from_numpy(ids), memory.from_numpy(labels))
-        losses.append(float(loss.asnumpy()))
         seed = ms.Tensor(loss_scale / len(mine), ms.float32)
         if poison is not None and index == len(mine) - 1:
             seed = ms.Tensor(poison, ms.float32)
         is_last = index == len(mine) - 1
-        with contextlib.nullcontext() if is_last else model.no_sync():
+        with autograd.recording(), contextlib.nullcontext() if is_last else model.no_sync():
+            loss = model(memory.from_numpy(ids), memory.from_numpy(labels))
             autograd.backward(loss, seed)
+        losses.append(float(loss.asnumpy()))
     return losses
 
 
