@@ -11,7 +11,6 @@ through MPI, with two. The status is 1 at the first thing that is not right.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -21,6 +20,8 @@ import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from mindspeed_ms.toolkit.launch.command import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("generic", "avx2", "avx512") if os.uname().machine == "x86_64" else ("generic",)
@@ -152,7 +153,7 @@ def use(wheel: Path, python: str, work: Path) -> None:
 
 def main() -> int:
     """Build once, use with every interpreter."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
     parser.add_argument("--python", action="append", help="interpreter; repeatable; default this")
     given = parser.parse_args()
