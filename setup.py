@@ -96,10 +96,8 @@ class BuildKernels(build_ext):
     """One folder of object files per extension, since all share the same sources."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """In wheels without the tag of a version of Python, to which the kernels are not bound."""
+        """Without the tag of a version of Python, to which the kernels are not bound."""
         name = super().get_ext_filename(fullname)
-        if self.inplace:
-            return name
         return str(Path(name).with_name(f"{fullname.rpartition('.')[2]}.so"))
 
     def finalize_options(self) -> None:

@@ -429,20 +429,21 @@ class MpiComm:
         async_op: bool,
     ) -> Work | None:
         """Call the blocking (``Bcast``) or the non-blocking (``Ibcast``) form of a collective."""
-        if async_op:
-            with self.clock:
-                request = getattr(group._handle, "I" + name.lower())(*arguments)
-            return self._track(MpiWork(request, self.clock, keep, finish))
         clock = self.clock
-        clock.entered = time.monotonic()
+        clock.entered = time.monotonic()  # ``with clock`` would be two calls of every collective
         try:
-            wait_asleep(group._handle.Ibarrier())  # so that the collective only works, never waits
-            getattr(group._handle, name)(*arguments)
+            if async_op:
+                request = getattr(group._handle, "I" + name.lower())(*arguments)
+            else:
+                wait_asleep(group._handle.Ibarrier())  # so that the collective only works
+                getattr(group._handle, name)(*arguments)
         except clock.failures as error:
             clock.on_failure(error)
             raise
         finally:
             clock.entered = 0.0
+        if async_op:
+            return self._track(MpiWork(request, clock, keep, finish))
         if finish is not None:
             finish()
         return None

@@ -224,7 +224,7 @@ class Distillation:
 
 def current() -> Distillation:
     """That of the run."""
-    return run_state.current().member(Distillation)
+    return run_state.member_of_current(Distillation)
 
 
 def likeliest(logits: np.ndarray, k: int, group: Group) -> tuple[np.ndarray, np.ndarray]:

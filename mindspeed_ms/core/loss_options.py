@@ -26,4 +26,4 @@ class LossOptions:
 
 def current() -> LossOptions:
     """Those of the run."""
-    return run_state.current().member(LossOptions)
+    return run_state.member_of_current(LossOptions)

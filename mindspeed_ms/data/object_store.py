@@ -8,6 +8,7 @@ environment or the files of the AWS clients, ``AWS_ENDPOINT_URL`` among them).
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -18,11 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mindspeed_ms.files.regular_file import read_json
-
-try:
-    import fsspec
-except ImportError:  # an extra; without it paths of object storage are refused in one line
-    fsspec = None
 
 logger = logging.getLogger(__name__)
 
@@ -125,11 +121,13 @@ def _short(error: Exception) -> str:
 def _opened(url: str) -> tuple[Any, str]:
     """(file system, path in it) of a URL."""
     protocol, _, rest = url.partition("://")
-    if fsspec is None:
+    try:  # importing it adds loggers, which this package must not do for others
+        fsspec = importlib.import_module("fsspec")
+    except ImportError:
         raise ValueError(
             f"{url}: paths of object storage need fsspec; pip install "
             "'mindspeed_ms[object-storage]', or mount the bucket"
-        )
+        ) from None
     # Huawei Cloud's store speaks S3's protocol at an endpoint of its own.
     if protocol == "obs" and "obs" not in fsspec.available_protocols():
         protocol = "s3"

