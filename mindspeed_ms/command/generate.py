@@ -17,16 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_ms.backend import comm
-from mindspeed_ms.data.tokenizers import TOKENIZER_TYPES, Tokenizer, build_tokenizer
-from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.toolkit.generation.config import DEFAULTS
 from mindspeed_ms.toolkit.generation.streamers import TextStreamer
 from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.toolkit.models.auto import AutoModelForCausalLM
 from mindspeed_ms.toolkit.models.building import LAYOUT_WORDS
 from mindspeed_ms.toolkit.pipelines.text_generation import RESULT, TextGenerationPipeline
-from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
-from mindspeed_ms.training.checkpoint_config import config_of, spec_of
+from mindspeed_ms.toolkit.tokenization import of_checkpoint
 from mindspeed_ms.training.entry import user_errors
 
 LAYOUT = (
@@ -34,30 +31,6 @@ LAYOUT = (
     "pipeline_model_parallel_size",
     "expert_model_parallel_size",
 )
-FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
-"""One of them makes a folder one of a Hugging Face tokenizer."""
-
-
-class Words:
-    """A tokenizer of training, as the pipeline calls one.
-
-    Args:
-        tokenizer: the tokenizer.
-    """
-
-    bos_token_id = pad_token_id = None
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer, self.eos_token_id = tokenizer, tokenizer.eod
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        """Ids of a text."""
-        return {"input_ids": list(self.tokenizer.tokenize(text))}
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """Text of ids."""
-        kept = [id for id in ids if not (skip_special_tokens and id == self.eos_token_id)]
-        return self.tokenizer.detokenize(kept)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -79,11 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name in LAYOUT:
         layout.add_argument(f"--{name.replace('_', '-')}", type=int, default=1)
     layout.add_argument("--sequence-parallel", action="store_true")
-    words = parser.add_argument_group("tokenizer (default: that of the checkpoint)")
-    words.add_argument("--tokenizer", help="folder of a Hugging Face tokenizer")
-    words.add_argument("--tokenizer-type", choices=TOKENIZER_TYPES)
-    for name in ("tokenizer-model", "vocab-file", "merge-file"):
-        words.add_argument(f"--{name}")
+    of_checkpoint.add_flags(parser)
     options = parser.add_argument_group("generation; values are JSON, names those of transformers")
     for name in DEFAULTS:
         spelled = name.replace("_", "-")
@@ -102,40 +71,11 @@ def _value(text: str) -> Any:
         return {"True": True, "False": False}.get(text, text)
 
 
-def tokenizer_of(arguments: argparse.Namespace) -> Any:
-    """The tokenizer that the flags name, or that is in or with the checkpoint.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if arguments.tokenizer:
-        return AutoTokenizer.from_pretrained(arguments.tokenizer)
-    if arguments.tokenizer_type:
-        return Words(build_tokenizer(arguments))
-    folder = Path(arguments.load)
-    if any((folder / name).is_file() for name in FILES):
-        return AutoTokenizer.from_pretrained(folder)
-    found = find_checkpoint(folder, None)
-    if found is None:
-        raise ValueError(f"{folder} holds no checkpoint; correct --load")
-    data = config_of(open_checkpoint(found, spec_of).common).dataset_config
-    if data.tokenizer_type is None:
-        raise ValueError(
-            f"{folder} does not say which tokenizer it was trained with; give --tokenizer FOLDER, "
-            "or --tokenizer-type with its files"
-        )
-    stated = {name: getattr(data, name, None) for name in _SETTINGS}
-    return Words(build_tokenizer(argparse.Namespace(**stated)))
-
-
-_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "vocab_size")
-
-
 def generate(arguments: argparse.Namespace) -> None:
     """Print a text per prompt."""
     given = vars(arguments)
     prompts = arguments.prompt or _lines(arguments.prompt_file)
-    tokenizer = tokenizer_of(arguments)
+    tokenizer = of_checkpoint.tokenizer_of(arguments, Path(arguments.load))
     layout = {name: given[name] for name in (*LAYOUT, "sequence_parallel") if given[name]}
     assert set(layout) <= set(LAYOUT_WORDS), "the flags are words of the layout"
     dtype = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else None

@@ -52,7 +52,7 @@ def test_prompts_from_a_file_drawn_as_json(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--load", "nowhere"), "nowhere holds no checkpoint; correct --load"),
+        (("--load", "nowhere"), "nowhere holds no checkpoint; name the folder of one"),
         (("--max-length", 2), "the prompt has 6 tokens, but max_length is 2"),
         (("--temperature", 0, "--do-sample"), "temperature is 0"),
         (("--prompt-file", "/dev/null"), "there is no prompt"),
