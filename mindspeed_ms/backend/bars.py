@@ -74,6 +74,7 @@ class Bar:
     def close(self) -> None:
         """Draw it no more."""
         if self._drawn is not None:
+            self._drawn.refresh()  # the last step may have come too soon after the one before
             self._drawn.close()
         self._drawn = None
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import openai
 import pytest
+from browser import Page
 from generation_models import RECORDED
 from serve_cases import MEGATRONS, served_folder, server
 
@@ -261,29 +262,26 @@ def test_many_clients_at_a_time_get_their_own_answers(client):
         assert list(pool.map(ask, range(10, 18))) == alone
 
 
-def test_the_page_in_a_browser(running):
+def test_the_page_in_a_browser(running, tmp_path):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip(f"no browser is installed ({', '.join(BROWSERS)})")
-
-    def shown(fragment):
-        words = [
-            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--timeout=8000"),
-            *("--virtual-time-budget=8000", "--dump-dom", f"{running.address}/#{fragment}"),
-        ]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
-        return done.stdout
-
     words = PROMPT.replace(" ", "+")
-    text = shown(f"prompt={words}&tokens=14&temperature=0&send=1")
-    assert '<h1 id="model">tiny</h1>' in text
-    assert f'<div class="text" data-done="yes">{PROMPT} ' in text
-    assert " ".join(ANSWER.split()[:3]) in text
-    text = shown("form-kind=chat&prompt=w8&tokens=4&send=1")
-    assert (
-        '<div class="user">w8</div>' in text and '<div class="assistant" data-done="yes"> w' in text
-    )
-    assert "64 tokens, but 101 tokens are requested" in shown("prompt=w8&tokens=100&send=1")
+    with Page(browser, tmp_path) as page:
+
+        def shown(fragment, wanted):
+            text = page.shown(f"{running.address}/#{fragment}", wanted)
+            assert wanted in text
+            return text
+
+        answer = f'<div class="text" data-done="yes">{PROMPT} '
+        text = shown(f"prompt={words}&tokens=14&temperature=0&send=1", answer)
+        assert '<h1 id="model">tiny</h1>' in text
+        assert " ".join(ANSWER.split()[:3]) in text
+        answer = '<div class="assistant" data-done="yes"> w'
+        text = shown("form-kind=chat&prompt=w8&tokens=4&send=1", answer)
+        assert '<div class="user">w8</div>' in text
+        shown("prompt=w8&tokens=100&send=1", "64 tokens, but 101 tokens are requested")
 
 
 def test_keys(folder, tmp_path):

@@ -47,7 +47,7 @@ REDUCTIONS = {
 
 def along(path, job, **params):
     """What a job returns when collectives go along a path; on a rank."""
-    kept, peer_memory.LEAST_BYTES = peer_memory._LEAST_BYTES, PATHS[path]
+    kept, peer_memory.LEAST_BYTES = peer_memory.LEAST_BYTES, PATHS[path]
     try:
         return globals()[job](**params)
     finally:

@@ -46,6 +46,7 @@ def test_ranks_that_do_not_meet(answer, expected, monkeypatch):
 def test_missing_parts_have_a_fix(monkeypatch, tmp_path):
     Usage = namedtuple("Usage", "free")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor.sys, "executable", str(tmp_path / "python"))
     assert doctor.check_compiler().state == "note"
     assert "not found" in doctor.check_launchers().text
     assert doctor.program(["nothing"]) == (127, "")
