@@ -46,7 +46,9 @@ places = comm.all_gather_object((rank, comm.get_local_rank(), os.getpid()))
 report = {name: env.get(name) for name in (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RANK_ID", "PMI_PORT")}
 report.update(sum=float(tensor.asnumpy()[0]), places=places, mpi="mpi4py.MPI" in sys.modules)
-(folder / f"rank_{rank}.json").write_text(json.dumps(report))
+part = folder / f"rank_{rank}.part"  # whole or not there: rank 1 may end the job at any moment
+part.write_text(json.dumps(report))
+os.replace(part, folder / f"rank_{rank}.json")
 if rank == min(1, size - 1) and mode not in ("ok", "early", "early_exit"):
     note_death()
     if mode == "exception":
