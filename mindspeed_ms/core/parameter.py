@@ -39,8 +39,8 @@ class ShardSpec:
     [gate_r; up_r]; or their sizes."""
 
     row_blocks: tuple[int, ...] = ()
-    """Rows of matrices that lie in one in turns: (queries, key, value) of a key/value group; such
-    groups follow each other. Empty: it is one matrix."""
+    """Rows of matrices that lie in one in turns: (queries, gates if any, key, value) of a key/value
+    group; such groups follow each other. Empty: it is one matrix."""
 
     partitions: int = 1
     """Number of ranks the full tensor is split over."""

@@ -59,9 +59,11 @@ class AttentionSpec:
         return parameters_of(self.children(), experts)
 
     @property
-    def row_blocks(self) -> tuple[int, int, int]:
-        """Rows of queries, key and value in a group of the common matrix."""
-        return self.num_heads // self.num_groups * self.head_dim, self.head_dim, self.head_dim
+    def row_blocks(self) -> tuple[int, ...]:
+        """Rows of queries, gates if there are any, key and value in a group of the matrix."""
+        queries = self.num_heads // self.num_groups * self.head_dim
+        gates = (queries,) if self.has_gate else ()
+        return queries, *gates, self.head_dim, self.head_dim
 
     @property
     def cached_channels(self) -> int:

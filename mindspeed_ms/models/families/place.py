@@ -117,11 +117,10 @@ def query_rows(attention: AttentionSpec, kind: str) -> list[tuple[int, int]]:
         attention: the layer.
         kind: q, k or v.
     """
-    d, per_group = attention.head_dim, attention.num_heads // attention.num_groups
-    before = per_group * (2 if attention.has_gate else 1)  # gates follow the queries
-    block = (before + 2) * d
-    start, size = {"q": (0, per_group * d), "k": (before * d, d), "v": ((before + 1) * d, d)}[kind]
-    return [(group * block + start, size) for group in range(attention.num_groups)]
+    sizes = attention.row_blocks
+    index = {"q": 0, "k": len(sizes) - 2, "v": len(sizes) - 1}[kind]  # gates follow the queries
+    start, block = sum(sizes[:index]), sum(sizes)
+    return [(group * block + start, sizes[index]) for group in range(attention.num_groups)]
 
 
 def separate_attention(
