@@ -12,7 +12,7 @@ from mindspore import Tensor, mint
 from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend.cpu_device import require_host_layout, require_same_layout
-from mindspeed_ms.backend.numpy_types import NUMPY_OF
+from mindspeed_ms.backend.numpy_types import NUMPY_OF, bfloat16_to_float32
 
 
 class AscendDevice:
@@ -95,7 +95,7 @@ class AscendDevice:
         require_host_layout(dst, values)
         shaped = values.reshape(dst.shape)
         if dst.dtype == mstype.bfloat16:
-            wide = (shaped.astype(np.uint32) << 16).view(np.float32)  # exact, and back
+            wide = bfloat16_to_float32(shaped)  # exact, and back
             dst.copy_(Tensor(wide).astype(mstype.bfloat16))
         else:
             dst.copy_(Tensor(shaped))

@@ -30,10 +30,7 @@ from mindspore.common import dtype as mstype
 from mindspeed_ms.backend import env, peer_memory
 from mindspeed_ms.backend.base import Group, P2POp, ReduceOp, Work
 from mindspeed_ms.backend.memory import flat_view
-from mindspeed_ms.backend.mpi_numbers import (
-    finisher,
-    widen,
-)
+from mindspeed_ms.backend.mpi_numbers import finisher, widen
 from mindspeed_ms.backend.mpi_work import CallClock, MpiWork, wait_asleep
 from mindspeed_ms.backend.progress import here
 

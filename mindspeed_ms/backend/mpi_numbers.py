@@ -10,18 +10,7 @@ from mindspore import Tensor
 from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend.base import ReduceOp
-
-
-def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
-    """Values of raw bfloat16 bits (uint16)."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """Raw bfloat16 bits (uint16) of float32 values, rounded to nearest, ties to even."""
-    bits = values.view(np.uint32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+from mindspeed_ms.backend.numpy_types import bfloat16_to_float32, float32_to_bfloat16
 
 
 def widen(array: np.ndarray, tensor: Tensor) -> np.ndarray:

@@ -65,3 +65,15 @@ def numpy_dtype(dtype: mstype.Type) -> np.dtype:
         ValueError: a type that has no NumPy layout.
     """
     return NUMPY_OF[dtype]
+
+
+def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
+    """Values of raw bfloat16 bits (uint16)."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Raw bfloat16 bits (uint16) of float32 values, rounded to nearest, ties to even."""
+    bits = values.view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)

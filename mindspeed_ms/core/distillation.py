@@ -24,6 +24,7 @@ from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group, ReduceOp
+from mindspeed_ms.backend.numpy_types import bfloat16_to_float32
 from mindspeed_ms.core import parallel_state, run_state
 from mindspeed_ms.ops.portable.arrays import bfloat16_bits, tensor_of, wide
 
@@ -34,6 +35,10 @@ FAR = -1.0e3
 """Logarithm of its probability."""
 
 _NAME = re.compile(r"^samples_(\d+)_(\d+)__dp(\d+)_cp(\d+)\.npz$")
+
+
+class _MissingError(ValueError):
+    """No file holds a sequence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +76,8 @@ class Distillation:
     micro_batch: int = 0
     places: np.ndarray | None = None
     """Places of a whole sequence on this rank; None: all."""
+    listed: list[tuple[Path, int, int]] | None = None
+    """Files of the teacher with their first and last sequence; None: the folder is to be read."""
     _kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     _files: dict[Path, dict[str, np.ndarray]] = field(default_factory=dict)
 
@@ -152,11 +159,19 @@ class Distillation:
         samples = self.samples(rows)
         places = np.arange(length) if self.places is None else self.places
         try:
-            return self._read(samples, places)
+            return self._looked_up(samples, places)
         except ValueError:
             if self.loads.ignores_errors:
                 return None
             raise
+
+    def _looked_up(self, samples: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is read; files that came since the folder was listed count."""
+        try:
+            return self._read(samples, places)
+        except _MissingError:
+            self.listed = None
+            return self._read(samples, places)
 
     def _read(self, samples: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         assert self.loads is not None, "asked of a student"
@@ -177,14 +192,14 @@ class Distillation:
         for row, sample in enumerate(samples):
             filled = np.zeros(len(places), bool)
             for held, logs, ids in found.get(int(sample), ()):
-                here, there = np.isin(places, held), np.searchsorted(np.sort(held), places)
                 order = np.argsort(held)
+                here, there = np.isin(places, held), np.searchsorted(held[order], places)
                 source = order[there[here]]
                 values[here, row, : logs.shape[-1]] = logs[source]
                 tokens[here, row, : ids.shape[-1]] = ids[source]
                 filled |= here
             if not filled.all():
-                raise ValueError(
+                raise _MissingError(
                     f"{self.loads.folder} holds no logits of sequence {sample} of the run; save "
                     "them for as many samples as this run reads, or set logits_load_ignore_errors"
                 )
@@ -193,11 +208,10 @@ class Distillation:
     def _covering(self, first: int, last: int) -> list[Path]:
         """Files that may hold some of these sequences."""
         assert self.loads is not None, "asked of a student"
-        found = []
-        for path in sorted(self.loads.folder.iterdir()):
-            match = _NAME.match(path.name)
-            if match and int(match[1]) <= last and int(match[2]) >= first:
-                found.append(path)
+        if self.listed is None:  # once, not for every micro-batch: there is a file for every step
+            matches = ((path, _NAME.match(path.name)) for path in self.loads.folder.iterdir())
+            self.listed = sorted((path, int(m[1]), int(m[2])) for path, m in matches if m)
+        found = [path for path, begin, end in self.listed if begin <= last and end >= first]
         for path in set(self._files) - set(found):
             del self._files[path]
         return found
@@ -290,7 +304,7 @@ def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
 
 def _read_values(values: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "bf16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
+        return bfloat16_to_float32(values)
     return values.astype(np.float32)
 
 

@@ -18,7 +18,7 @@ def set_up_distillation(config: AllConfig) -> None:
         ValueError: the folder cannot be made, or there is none to read from.
     """
     training, teaching = config.training_config, distillation.current()
-    teaching.saves = teaching.loads = teaching.places = None
+    teaching.saves = teaching.loads = teaching.places = teaching.listed = None
     identity = _identity(config)
     if training.logits_save_dir is not None and training.logits_save_top_k is not None:
         folder = Path(training.logits_save_dir)

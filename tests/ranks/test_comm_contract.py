@@ -21,7 +21,7 @@ from mindspeed_ms.backend import comm, device, env, memory, peer_memory
 from mindspeed_ms.backend.base import P2POp, ReduceOp
 from mindspeed_ms.backend.cpu_mpi import _PIECE
 from mindspeed_ms.backend.memory import flat_view
-from mindspeed_ms.backend.mpi_numbers import bfloat16_to_float32, float32_to_bfloat16
+from mindspeed_ms.backend.numpy_types import bfloat16_to_float32, float32_to_bfloat16
 
 WORLDS = (1, 2, 4, 8)
 PATHS = {"by size": peer_memory.LEAST_BYTES, "peer memory": 1, "MPI": 2**62}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
+from mindspeed_ms.backend.numpy_types import bfloat16_to_float32
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.config.attention_options import AttentionOptions
 from mindspeed_ms.config.layer_options import LayerOptions
@@ -274,5 +275,5 @@ def _rows(table: Tensor, ids: NDArray[np.integer]) -> Floats:
 
 def _widened(values: NDArray) -> Floats:
     if values.dtype == np.uint16:  # bfloat16 as its bits
-        return (values.astype(np.uint32) << 16).view(np.float32)
+        return bfloat16_to_float32(values)
     return np.array(values, np.float32)

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspeed_ms.backend import device, memory
+from mindspeed_ms.backend.numpy_types import bfloat16_to_float32
 
 Array = np.ndarray
 
@@ -22,7 +23,7 @@ def wide(tensor: Tensor) -> Array:
     """
     array = memory.as_numpy(memory.contiguous(tensor))
     if tensor.dtype == ms.bfloat16:
-        return (array.astype(np.uint32) << 16).view(np.float32)
+        return bfloat16_to_float32(array)
     return array if array.dtype == np.float32 else array.astype(np.float32)
 
 

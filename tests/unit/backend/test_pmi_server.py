@@ -14,7 +14,7 @@ from job_peers import SECRET
 from mindspore import Tensor
 from mindspore.common import dtype as mstype
 
-from mindspeed_ms.backend import cpu_mpi, launch, memory, mpi_numbers
+from mindspeed_ms.backend import cpu_mpi, launch, memory, numpy_types
 from mindspeed_ms.backend.memory import flat_view
 from mindspeed_ms.backend.pmi_server import PmiSpace, ProtocolError, parse_line, process_mapping
 
@@ -183,6 +183,6 @@ def test_flat_view_refuses_types_without_layout():
 
 def test_bfloat16_rounds_to_nearest_even():
     values = np.array([257.0, 259.0, 1.0 + 2**-9, -0.0, np.inf, 3.4e38, np.nan], np.float32)
-    back = mpi_numbers.bfloat16_to_float32(mpi_numbers.float32_to_bfloat16(values))
+    back = numpy_types.bfloat16_to_float32(numpy_types.float32_to_bfloat16(values))
     assert back[:6].tolist() == [256.0, 260.0, 1.0, -0.0, np.inf, np.inf]
     assert np.isnan(back[6])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a teacher keeps, and the loss of a student."""
 
+import json
+
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -86,3 +88,36 @@ def test_a_student_equal_to_its_teacher_has_no_gradient(group):
 
 def test_a_model_outside_of_a_run_is_neither_teacher_nor_student():
     assert not distillation.Distillation().is_on
+
+
+def saved(folder, first, rows=2, length=4):
+    """A teacher's file of some sequences, with one token per place."""
+    samples = np.arange(first, first + rows)
+    shape = (length, rows, 1)
+    np.savez(
+        folder / f"samples_{first:09d}_{samples[-1]:09d}__dp0_cp0.npz",
+        meta=json.dumps({"identity": "", "dtype": "fp32"}),
+        samples=samples,
+        places=np.arange(length),
+        values=np.full(shape, -0.5, np.float32),
+        tokens=np.broadcast_to(samples[None, :, None], shape).astype(np.int32),
+    )
+
+
+def test_files_that_a_teacher_writes_meanwhile_are_found(single_rank, tmp_path, monkeypatch):
+    """The folder is read when it is needed, not in every micro-batch."""
+    student = distillation.Distillation(loads=distillation.LoadOptions(folder=tmp_path))
+    listings, iterdir = [], type(tmp_path).iterdir
+    monkeypatch.setattr(
+        type(tmp_path), "iterdir", lambda path: listings.append(path) or iterdir(path)
+    )
+    saved(tmp_path, 0)
+    student.begin_step(0)
+    assert student.teacher(1, 4)[1][:, 0, 0].tolist() == [0] * 4
+    assert student.teacher(1, 4)[1][:, 0, 0].tolist() == [1] * 4
+    assert len(listings) == 1
+    saved(tmp_path, 2)
+    assert student.teacher(1, 4)[1][:, 0, 0].tolist() == [2] * 4
+    student.begin_step(9)
+    with pytest.raises(ValueError, match="holds no logits of sequence 9 of the run"):
+        student.teacher(1, 4)
