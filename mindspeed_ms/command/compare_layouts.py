@@ -177,7 +177,7 @@ def train(layout: str, flags: Sequence[str], steps: int) -> Run:
         print_rank_0(f"error: {error}")
         run.refusal = "refused, see above"
         return run
-    is_sharded = config.training_config.use_distributed_optimizer
+    is_sharded = config.shards_optimizer
 
     def provider(pre_process: bool, post_process: bool) -> GPTModel:
         model = GPTModel(config.model_config, pre_process=pre_process, post_process=post_process)

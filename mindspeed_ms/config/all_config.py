@@ -139,10 +139,8 @@ class AllConfig:
     @property
     def shards_optimizer(self) -> bool:
         """Whether data parallel ranks share the optimizer's state out."""
-        return (
-            self.training_config.use_distributed_optimizer
-            or self.parallel_config.zero_level is not None
-            or self.optimizer_config.optimizer_type == "dist_muon"
+        return rules.shards_optimizer(
+            self.training_config, self.optimizer_config, self.parallel_config
         )
 
     def to_dict(self) -> dict[str, dict[str, PlainData]]:

@@ -33,7 +33,7 @@ READ_BY_SECTION: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Fields that name what a run reads. What it writes goes to the working directory."""
 
-_SUFFIXES = ("", ".bin", ".idx")
+DATA_SUFFIXES = ("", ".bin", ".idx")
 """A name may be the prefix of the files of a dataset."""
 
 
@@ -87,4 +87,4 @@ def located_path(name: str, folder: Path) -> str:
 
 def is_there(path: str) -> bool:
     """Whether a file, a folder or a dataset is there; no name raises."""
-    return any(os.path.exists(path + suffix) for suffix in _SUFFIXES)
+    return any(os.path.exists(path + suffix) for suffix in DATA_SUFFIXES)

@@ -142,14 +142,13 @@ class LayerOptions(AttentionOptions):
         pairs = {
             "qk_l2_norm": ("qk_layernorm", "multi_latent_attention"),
             "attention_output_gate": ("use_query_layer", "multi_latent_attention", "use_lora"),
-            "has_linear_layers": ("use_query_layer", "use_lora"),
+            "experimental_attention_variant": ("use_query_layer", "use_lora"),
         }
         for name, others in pairs.items():
             for other in others:
                 if getattr(self, name) and present[other]:
-                    own = name.replace("has_linear_layers", "experimental_attention_variant")
                     raise ValueError(
-                        f"{own} and {other} do not go together: layers are made for one of them; "
+                        f"{name} and {other} do not go together: layers are made for one of them; "
                         "leave the other out"
                     )
 

@@ -13,6 +13,9 @@ BalancingType = Literal[
     "none", "aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "quantile_balancing"
 ]
 
+BY_CHOICES = ("sinkhorn", "quantile_balancing")
+"""Types that balance by the choice of experts, not by a loss."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MoEConfig(Section):
@@ -184,7 +187,7 @@ class MoEConfig(Section):
         return {
             name: value
             for name, value in zip(names, values, strict=True)
-            if name not in ("none", "sinkhorn", "quantile_balancing")
+            if name not in ("none", *BY_CHOICES)
         }
 
     def moe_layers(self, num_layers: int) -> tuple[bool, ...]:
@@ -243,7 +246,7 @@ class MoEConfig(Section):
                 f"moe_aux_loss_coeff has {len(weights)} values for {count} load balancing types; "
                 "give one for all, or one for each"
             )
-        for name in ("sinkhorn", "quantile_balancing"):
+        for name in BY_CHOICES:
             if self.balances_by(name) and (count > 1 or weights != 0.0):
                 raise ValueError(
                     f"{name} balances by its choices and takes no loss, given {types} with "

@@ -40,6 +40,8 @@ STATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Update rule -> tensors it keeps, each as large as the parameter."""
+STATE_NAMES = tuple(dict.fromkeys(name for names in STATES.values() for name in names))
+"""Every such tensor, under the name it has in checkpoints."""
 NEWTON_SCHULZ: Mapping[str, tuple[tuple[float, float, float], ...]] = MappingProxyType(
     {
         "simple": ((3.4445, -4.7750, 2.0315),),
@@ -296,13 +298,10 @@ class OptimizerConfig(Section):
 
     def states_of(self, num_dims: int, is_vocabulary: bool) -> tuple[str, ...]:
         """Tensors that the optimizer keeps of a parameter, beside its fp32 copy."""
+        if self.algorithm == "sgd" and not self.sgd_momentum:
+            return ()
         is_matrix = self.has_matrix_rule(num_dims, is_vocabulary)
-        names = STATES[self.algorithm if is_matrix else self.element_algorithm]
-        return () if names == STATES["sgd"] and self._is_plain_sgd else names
-
-    @property
-    def _is_plain_sgd(self) -> bool:
-        return self.algorithm == "sgd" and not self.sgd_momentum
+        return STATES[self.algorithm if is_matrix else self.element_algorithm]
 
     def _resolve(self) -> None:
         constant = self.weight_decay_incr_style == "constant"

@@ -295,15 +295,21 @@ def check_training_and_optimizer(training: TrainingConfig, optimizer: OptimizerC
     _check_sharding(training, optimizer)
 
 
+def shards_optimizer(
+    training: TrainingConfig, optimizer: OptimizerConfig, parallel: ModelParallelConfig | None
+) -> bool:
+    """Whether data parallel ranks share the optimizer's state out."""
+    return (
+        training.use_distributed_optimizer
+        or (parallel is not None and parallel.zero_level is not None)
+        or optimizer.optimizer_type == "dist_muon"
+    )
+
+
 def _check_sharding(training: TrainingConfig, optimizer: OptimizerConfig) -> None:
     """Check that what only a distributed optimizer can do comes with one."""
     parallel = optimizer.parallel_config
-    zero_level = None if parallel is None else parallel.zero_level
-    is_sharded = (
-        training.use_distributed_optimizer
-        or zero_level is not None
-        or optimizer.optimizer_type == "dist_muon"
-    )
+    is_sharded = shards_optimizer(training, optimizer, parallel)
     if optimizer.overlap_param_gather:
         for name, is_given in (
             ("use_distributed_optimizer", is_sharded),

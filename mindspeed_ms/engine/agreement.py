@@ -19,23 +19,15 @@ import mindspeed_ms
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig, DatasetConfig
+from mindspeed_ms.config.beside import DATA_SUFFIXES, READ_BY_SECTION
 from mindspeed_ms.engine.datasets import get_blend_and_blend_per_split
 
 Facts = dict[str, str]
 
 _MAY_DIFFER = {
     "dataset_config": {
-        "data_path",
-        "train_data_path",
-        "valid_data_path",
-        "test_data_path",
-        "data_args_path",
-        "per_split_data_args_path",
-        "per_dataset_sequences_path",
+        *READ_BY_SECTION[DatasetConfig.NAME],
         "data_cache_path",
-        "tokenizer_model",
-        "vocab_file",
-        "merge_file",
         "num_workers",
         "num_dataset_builder_threads",
         "mmap_bin_files",
@@ -119,7 +111,7 @@ def data_facts(dataset: DatasetConfig) -> Facts:
         facts[f"{name}: number of corpora"] = str(len(prefixes))
         facts[f"{name}: weights"] = str(weights)
         for number, prefix in enumerate(prefixes):
-            facts |= _file_facts(f"{name} {number}", Path(prefix), ("", ".bin", ".idx"))
+            facts |= _file_facts(f"{name} {number}", Path(prefix), DATA_SUFFIXES)
     for name in ("tokenizer_model", "vocab_file", "merge_file"):
         path = getattr(dataset, name)
         if path is not None:

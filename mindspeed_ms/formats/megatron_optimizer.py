@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mindspeed_ms.config.optimizer_config import STATE_NAMES
 from mindspeed_ms.formats import names
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.containers.torch_file import TensorRef, TorchFile
@@ -33,7 +34,6 @@ from mindspeed_ms.plan.param_layout import (
 )
 
 OPTIMIZER_FILE = "distrib_optim.pt"
-MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer", "moment2_buffer")
 
 
 def add_optimizer(catalog: Catalog, files: Sequence[RankFile], args: Any, sizes: Sizes) -> None:
@@ -55,7 +55,7 @@ def add_optimizer(catalog: Catalog, files: Sequence[RankFile], args: Any, sizes:
                 _add_numbered(catalog, item, one, expert, sizes)
         from_state = from_state or _steps(state, item.file)
     if sizes.is_tied:
-        for kind in ("main", *MOMENTS):
+        for kind in ("main", *STATE_NAMES):
             catalog.tensors.pop(f"{kind}.{names.HEAD}", None)
     catalog.common["optimizer"] = from_state
 
@@ -136,7 +136,7 @@ def _add_numbered(
     flat_masters = [ref for group in masters or () for ref in group]
     ids = [number for group in inner["param_groups"] for number in group["params"]]
     for position, number in enumerate(ids):
-        tensors = {kind: inner["state"].get(number, {}).get(kind) for kind in MOMENTS}
+        tensors = {kind: inner["state"].get(number, {}).get(kind) for kind in STATE_NAMES}
         if position < len(flat_masters):
             tensors["main"] = flat_masters[position]
         for kind, ref in tensors.items():
@@ -306,7 +306,7 @@ def _add_buffer(
         )
     is_wide = str(param_dtype) in ("torch.float32", "torch.float")
     for part in buffer.parts:
-        for kind in ("param", *MOMENTS):
+        for kind in ("param", *STATE_NAMES):
             ref = tensors.get(kind)
             if isinstance(ref, TensorRef) and not (kind == "param" and is_wide):
                 first = starts[part.file_name] + part.first

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mindspeed_ms.config.optimizer_config import STATE_NAMES, STATES
 from mindspeed_ms.formats import names
 from mindspeed_ms.formats.containers import storage
 from mindspeed_ms.formats.containers.torch_file import TorchDtype
 from mindspeed_ms.formats.containers.torch_writer import DTYPES, TensorSpec, write_file
 from mindspeed_ms.formats.megatron_optimizer import (
-    MOMENTS,
     OPTIMIZER_FILE,
     flat_starts,
     has_decay,
@@ -316,7 +316,7 @@ class MegatronWriter:
     def _moments(self, param: _Param, step: float) -> dict[str, TensorSpec]:
         moments = {
             kind: self._tensor(param, kind)
-            for kind in MOMENTS
+            for kind in STATE_NAMES
             if kind in self._source.kinds(param.name)
         }
         return {"step": TensorSpec.of(np.array(step, np.float32)), **moments}
@@ -376,7 +376,7 @@ class MegatronWriter:
         ordered = sorted(params, key=lambda param: starts[param.file_name])
         dtype = TorchDtype(DTYPES[self._source.dtype(params[0].name)])
         is_wide = dtype.name == "float32"
-        kinds = {"param": "" if is_wide else "main", **{kind: kind for kind in MOMENTS[:2]}}
+        kinds = {"param": "" if is_wide else "main", **{kind: kind for kind in STATES["adamw"]}}
         tensors: dict[str, Any] = {
             key: TensorSpec("F32", (size,), partial(self._flat, ordered, starts, size, kind))
             for key, kind in kinds.items()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mindspeed_ms.config.optimizer_config import STATE_NAMES
 from mindspeed_ms.formats import dtypes
 from mindspeed_ms.formats.catalog import Catalog, StoredTensor, TensorReader
 from mindspeed_ms.formats.names import HEAD
@@ -15,7 +16,7 @@ from mindspeed_ms.formats.padding import read_repadded
 from mindspeed_ms.models import ModelSpec, ParamSpec
 from mindspeed_ms.plan.region import Region, Span
 
-OPTIMIZER_KINDS = ("main", "exp_avg", "exp_avg_sq", "momentum_buffer", "moment2_buffer")
+OPTIMIZER_KINDS = ("main", *STATE_NAMES)
 
 
 class Source:

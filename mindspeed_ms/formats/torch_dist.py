@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mindspeed_ms.config.optimizer_config import STATE_NAMES
 from mindspeed_ms.files.regular_file import is_regular, open_regular
 from mindspeed_ms.formats import dtypes, names
 from mindspeed_ms.formats.catalog import Catalog, StoredPiece, StoredTensor
@@ -39,10 +40,7 @@ _MAX_STACKED = 1 << 20
 """Layers x experts in one tensor."""
 
 _KINDS = {
-    "optimizer.state.exp_avg.": "exp_avg",
-    "optimizer.state.exp_avg_sq.": "exp_avg_sq",
-    "optimizer.state.momentum_buffer.": "momentum_buffer",
-    "optimizer.state.moment2_buffer.": "moment2_buffer",
+    **{f"optimizer.state.{name}.": name for name in STATE_NAMES},
     "optimizer.state.fp32_param.": "main",
 }
 """Start of a key -> kind of the tensor; others that begin with ``optimizer.`` depend on the number

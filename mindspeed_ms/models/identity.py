@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from mindspeed_ms.config import AllConfig, TransformerConfig
+from mindspeed_ms.config.moe_config import BY_CHOICES
 from mindspeed_ms.config.section import field_names
 from mindspeed_ms.models.gpt import activation_of, softmax_scale
 from mindspeed_ms.models.rotation import growth
@@ -201,7 +202,7 @@ def _experts(config: AllConfig) -> dict[str, Any]:
         found["moe_config.moe_router_group_scores"] = best
     # Only these kinds of balancing take part in the choice of experts.
     found["moe_config.moe_router_load_balancing_type"] = next(
-        (kind for kind in ("sinkhorn", "quantile_balancing") if moe.balances_by(kind)), None
+        (kind for kind in BY_CHOICES if moe.balances_by(kind)), None
     )
     if moe.moe_router_norm_topk_prob and moe.moe_router_score_function == "softmax":
         # Shares of all that are made to sum to 1 are shares of those that were chosen.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mindspeed_ms.backend import bars, comm, device, memory
+from mindspeed_ms.config.optimizer_config import STATE_NAMES
 from mindspeed_ms.core.dist_checkpointing.live_state import MAIN, WEIGHTS, LiveTensor, stored_name
 from mindspeed_ms.core.dist_checkpointing.save_plan import owned_by_this_rank
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
@@ -190,7 +191,7 @@ def _kind_of(name: str) -> str:
     return head if head in KINDS else WEIGHTS
 
 
-KINDS = (MAIN, "exp_avg", "exp_avg_sq", "momentum_buffer", "moment2_buffer")
+KINDS = (MAIN, *STATE_NAMES)
 """Prefixes of the optimizer's tensors."""
 
 

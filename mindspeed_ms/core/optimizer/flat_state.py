@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -195,7 +196,7 @@ class FlatState:
                 ops.copy_cast_(grad, segment.grad)
             self._rule.apply(segment.main, grad, segment.state, hyper)
         if self._muon is not None and self._has_matrices:
-            self._turn(self._muon, directions, step)
+            self._turn(self._muon, directions)
         if self._has_copy and not self._is_narrow:
             ops.copy_cast_(self.shard.params, self.main)
 
@@ -218,7 +219,7 @@ class FlatState:
             for name, state in segment.narrow.items():
                 state.narrow(start, wide[name])
 
-    def _turn(self, muon: Muon, directions: Tensor, step: int) -> None:
+    def _turn(self, muon: Muon, directions: Tensor) -> None:
         """Make the matrices' directions orthogonal and take the step along them.
 
         A rank that owns a part of a matrix computes on the whole of it (of its tensor parallel
@@ -241,7 +242,7 @@ class FlatState:
                 _part(self.main, piece.start, piece.size),
                 _part(turned.view((-1,)), piece.param_start, piece.size),
                 self._state_of(piece.start, piece.size),
-                Hyper(group.lr, group.weight_decay, step, 1.0, group.eps_mult),
+                group.lr,
                 muon.scale_of(param.shape, shard_of(param)),
             )
 
@@ -251,7 +252,7 @@ class FlatState:
 
     def _state_of(self, start: int, size: int) -> dict[str, Tensor]:
         """State of some elements of one segment."""
-        segment = next(one for one in self._segments if one.start <= start < one.start + one.size)
+        segment = self._segment_at(start)
         first = start - segment.start
         wide = {name: _part(tensor, first, size) for name, tensor in segment.state.items()}
         narrow = {
@@ -261,11 +262,15 @@ class FlatState:
         }
         return {**wide, **narrow}
 
+    def _segment_at(self, start: int) -> _Segment:
+        """The one that holds an element; they lie end to end."""
+        return self._segments[bisect_right(self._segments, start, key=lambda one: one.start) - 1]
+
     def _main_of(self, start: int, size: int) -> Tensor:
         """Main parameters of some elements of one segment."""
         if not self._is_narrow:
             return _part(self.main, start, size)
-        segment = next(one for one in self._segments if one.start <= start < one.start + one.size)
+        segment = self._segment_at(start)
         return segment.narrow["main"].view(start - segment.start, size)
 
     def first_bad(self) -> str | None:

@@ -98,8 +98,8 @@ class Muon:
         main: Tensor,
         part: Tensor,
         state: Mapping[str, Tensor],
-        hyper: Hyper,
-        scale: float = 1.0,
+        lr: float,
+        scale: float,
     ) -> None:
         """Take a step along the orthogonal matrix.
 
@@ -107,14 +107,14 @@ class Muon:
             main: parameters that this rank owns, flat.
             part: the same elements of what ``orthogonal`` made of the matrix.
             state: of the parameters.
-            hyper: of this step.
+            lr: learning rate.
             scale: factor on what a second moment has divided.
         """
         if "moment2_buffer" in state:
             root = self.config.adaptive_muon_beta2, self.config.adaptive_muon_eps
             ops.divide_by_root_(part, state["moment2_buffer"], *root)
             ops.scale_(part, scale)
-        ops.axpy_(main, part, -hyper.lr)
+        ops.axpy_(main, part, -lr)
 
     def scale_of(self, shape: Sequence[int], shard: ShardSpec) -> float:
         """Factor on an orthogonal matrix of this local shape."""

@@ -81,9 +81,7 @@ class MegatronOptimizer:
         }
         rule = get_update_rule(config)
         muon = Muon(config) if config.updates_matrices else None
-        narrow = {}
-        if config.use_precision_aware_optimizer:
-            narrow = {name: memory.dtype_of(type_) for name, type_ in config.narrow_types.items()}
+        narrow = {name: memory.dtype_of(type_) for name, type_ in config.narrow_types.items()}
         self._states = [
             FlatState(
                 shard,
@@ -127,8 +125,10 @@ class MegatronOptimizer:
         """
         for group in self.param_groups:
             base = decoupled_lr if group.is_decoupled_lr and decoupled_lr is not None else lr
-            is_scaled = lr_of is not None and group.lr_mult != 1.0
-            group.lr = lr_of(group.lr_mult) if lr_of and is_scaled else base * group.lr_mult
+            if lr_of is not None and group.lr_mult != 1.0:
+                group.lr = lr_of(group.lr_mult)
+            else:
+                group.lr = base * group.lr_mult
             group.weight_decay = weight_decay * group.wd_mult
 
     def step(self, watch: Callable[[float], None] | None = None) -> StepResult:

@@ -11,6 +11,7 @@ from mindspore import Tensor
 
 from mindspeed_ms import ops
 from mindspeed_ms.config import OptimizerConfig
+from mindspeed_ms.config.optimizer_config import STATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class AdamW:
     With ``decoupled=False`` the decay is added to the gradient: Adam with L2 regularisation.
     """
 
-    state_names: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+    state_names: tuple[str, ...] = STATES["adamw"]
 
     def __init__(self, betas: tuple[float, float], eps: float, decoupled: bool = True) -> None:
         self.betas, self.eps, self.decoupled = betas, eps, decoupled
@@ -76,7 +77,7 @@ class Sgd:
 
     def __init__(self, momentum: float) -> None:
         self.momentum = momentum
-        self.state_names: tuple[str, ...] = ("momentum_buffer",) if momentum else ()
+        self.state_names: tuple[str, ...] = STATES["sgd"] if momentum else ()
 
     def apply(self, main: Tensor, grad: Tensor, state: Mapping[str, Tensor], hyper: Hyper) -> None:
         """One step."""
@@ -98,7 +99,7 @@ class Lion:
     Source: Chen et al., 2023.
     """
 
-    state_names: tuple[str, ...] = ("exp_avg",)
+    state_names: tuple[str, ...] = STATES["lion"]
 
     def __init__(self, betas: tuple[float, float], decoupled: bool = True) -> None:
         self.betas, self.decoupled = betas, decoupled
