@@ -8,10 +8,8 @@ of the high-level room, ``toolkit``, are here too; each is loaded when it is fir
 from mindspeed_ms import toolkit
 
 try:
-    from mindspeed_ms._version import __version__
-except (
-    ImportError
-):  # a checkout that was never installed; setup.py writes the file, from git's tags
+    from mindspeed_ms._version import __version__  # setup.py writes it, from git's tags
+except ImportError:  # a checkout that was never installed
     __version__ = "0.3.0.dev0"
 
 __all__ = ["__version__", *toolkit.__all__]

@@ -79,17 +79,21 @@ def chosen_by_quantiles(
     return np.ascontiguousarray(order[:, :topk], np.int32), wanted.astype(np.float32)
 
 
-def update_thresholds(modules: Sequence[Cell]) -> None:
+def update_experts(modules: Sequence[Cell]) -> None:
+    """Update what steers tokens between experts by what this step's tokens chose.
+
+    Parallelism: collective, over the ranks that the two kinds of it name.
+    """
+    buffers = [param for module in modules for _, param in named_buffers(module)]
+    _update_biases([one for one in buffers if hasattr(one, "expert_load")])
+    _update_thresholds([one for one in buffers if hasattr(one, "quantiles")])
+
+
+def _update_thresholds(every: Sequence[Parameter]) -> None:
     """Move the thresholds to the mean quantiles of the step, and their mean to 0.
 
     Parallelism: collective over data x context parallel ranks.
     """
-    every = [
-        param
-        for module in modules
-        for _, param in named_buffers(module)
-        if getattr(param, "quantiles", None) is not None
-    ]
     if not every:
         return
     means = [one.quantiles.total / max(one.quantiles.num_microbatches, 1) for one in every]
@@ -106,17 +110,11 @@ def update_thresholds(modules: Sequence[Cell]) -> None:
         state.num_microbatches = 0
 
 
-def update_expert_biases(modules: Sequence[Cell]) -> None:
+def _update_biases(biases: Sequence[Parameter]) -> None:
     """Raise the bias of experts that got fewer tokens than the mean, and lower that of the others.
 
     Parallelism: collective over tensor x data x context parallel ranks, which hold the same biases.
     """
-    biases = [
-        param
-        for module in modules
-        for _, param in named_buffers(module)
-        if getattr(param, "expert_load", None) is not None
-    ]
     if not biases:
         return
     tokens = memory.from_numpy(np.concatenate([bias.expert_load.tokens for bias in biases]))

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core.context_parallel.layout import ContextParallel
-from mindspeed_ms.plan.sequence_slices import positions_on_cp_rank
 
 
 class _SumOverSequence(autograd.Function):
@@ -65,8 +64,5 @@ def gather_tokens(tokens: Tensor, context: ContextParallel) -> NDArray[np.int32]
     parts = memory.as_numpy(gathered).reshape(context.size, batch, part)
     whole = np.empty((batch, context.size * part), np.int32)
     for rank, tokens_of_rank in enumerate(parts):
-        places = positions_on_cp_rank(
-            whole.shape[1], context.size, rank, context.algo, context.ulysses.size
-        )
-        whole[:, places] = tokens_of_rank
+        whole[:, context.positions(whole.shape[1], rank)] = tokens_of_rank
     return whole

@@ -35,15 +35,15 @@ class ContextParallel:
         """Ranks that share a sequence."""
         return self.group.size
 
-    def positions(self, seq_length: int) -> NDArray[np.int64]:
-        """Places in the whole sequence of this rank's tokens, in the order it holds them.
+    def positions(self, seq_length: int, rank: int | None = None) -> NDArray[np.int64]:
+        """Places in the whole sequence of a rank's tokens, in the order it holds them.
 
         Args:
             seq_length: tokens of the whole sequence.
+            rank: in the group; None for this one.
         """
-        return positions_on_cp_rank(
-            seq_length, self.size, self.group.rank, self.algo, self.ulysses.size
-        )
+        rank = self.group.rank if rank is None else rank
+        return positions_on_cp_rank(seq_length, self.size, rank, self.algo, self.ulysses.size)
 
     def ring_positions(self, seq_length: int, rank: int | None = None) -> NDArray[np.int64]:
         """Places of the tokens that a rank of the ring holds together with its ulysses group.

@@ -6,7 +6,6 @@ Every rank computes the same, and keeps the results of its own tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,23 +15,17 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.core.context_parallel.blocks import rows_of
 from mindspeed_ms.core.context_parallel.layout import ContextParallel
-from mindspeed_ms.plan.sequence_slices import positions_on_cp_rank
+from mindspeed_ms.plan.sequence_slices import stretches
 
 
 def _order(context: ContextParallel, length: int) -> np.ndarray:
     """Place in the sequence of every token, in the order of the ranks."""
-    return np.concatenate(
-        [
-            positions_on_cp_rank(length, context.size, rank, context.algo, context.ulysses.size)
-            for rank in range(context.size)
-        ]
-    )
+    return np.concatenate([context.positions(length, rank) for rank in range(context.size)])
 
 
 def _rows(tensor: Tensor, index: np.ndarray) -> Tensor:
     """``tensor[index]`` of a contiguous tensor, put together from runs."""
-    cuts = np.flatnonzero(np.diff(index) != 1) + 1
-    runs: Sequence[np.ndarray] = np.split(index, cuts)
+    runs = [index[part] for part in stretches(index)]
     parts = [rows_of(tensor, slice(int(run[0]), int(run[-1]) + 1)) for run in runs]
     return parts[0] if len(parts) == 1 else memory.concatenated(parts)
 
@@ -69,10 +62,12 @@ class _Own(autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = memory.contiguous(grad)
-        nothing = memory.zeros((ctx.length - grad.shape[0], *grad.shape[1:]), grad.dtype)
-        others = np.setdiff1d(np.arange(ctx.length), ctx.places)
-        order = np.argsort(np.concatenate([ctx.places, others]))
-        return memory.contiguous(_rows(memory.concatenated([grad, nothing]), order)), None
+        whole = memory.zeros((ctx.length, *grad.shape[1:]), grad.dtype)
+        for part in stretches(ctx.places):
+            first = int(ctx.places[part.start])
+            place = slice(first, first + part.stop - part.start)
+            memory.copy_(rows_of(whole, place), rows_of(grad, part))
+        return whole, None
 
 
 def whole_sequence(x: Tensor, context: ContextParallel) -> Tensor:

@@ -10,7 +10,7 @@ from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
-from mindspeed_ms.core.expert_bias import update_expert_biases, update_thresholds
+from mindspeed_ms.core.expert_bias import update_experts
 from mindspeed_ms.core.parameter import named_parameters, shard_of
 from mindspeed_ms.core.timers import timed
 from mindspeed_ms.plan.param_layout import flat_layout
@@ -30,9 +30,7 @@ def finalize_model_grads(models: Sequence[DistributedDataParallel]) -> None:
         _sum_sequence_parallel_grads(models, parallel_state.get_tensor_model_parallel_group())
     with timed("embedding-grads-all-reduce", 1):
         _sum_tied_embedding_grads(models, parallel_state.get_embedding_group())
-    modules = [model.module for model in models]
-    update_expert_biases(modules)
-    update_thresholds(modules)
+    update_experts([model.module for model in models])
 
 
 def _sum_sequence_parallel_grads(models: Sequence[DistributedDataParallel], group: Group) -> None:

@@ -12,7 +12,7 @@ from tiny_models import LLAMA, NO_BIAS, model_config
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import DatasetConfig, ModelParallelConfig, MoEConfig
 from mindspeed_ms.core import aux_losses
-from mindspeed_ms.core.expert_bias import update_expert_biases
+from mindspeed_ms.core.expert_bias import update_experts
 from mindspeed_ms.core.parameter import named_buffers, named_parameters
 from mindspeed_ms.core.recompute import checkpoint
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization
@@ -212,7 +212,7 @@ def test_the_bias_moves_against_the_load():
     forward_backward(layer)
     counts = layer.router.expert_bias.expert_load.tokens.copy()
     assert counts.sum() == 2 * SEQ * BATCH * 2
-    update_expert_biases([layer])
+    update_experts([layer])
     want = 0.01 * np.sign(counts.mean() - counts)
     np.testing.assert_allclose(memory.as_numpy(layer.router.expert_bias), want, atol=1e-9)
     assert layer.router.expert_bias.expert_load.tokens.sum() == 0

@@ -10,7 +10,7 @@ from tiny_models import LLAMA, NO_BIAS, model_config
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import DatasetConfig, MoEConfig
 from mindspeed_ms.core import aux_losses
-from mindspeed_ms.core.expert_bias import chosen_by_quantiles, update_thresholds
+from mindspeed_ms.core.expert_bias import chosen_by_quantiles, update_experts
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization
 from mindspeed_ms.engine.layer_losses import expected_losses
 from mindspeed_ms.legacy.model.moe import MoELayer
@@ -115,7 +115,7 @@ def test_thresholds_even_out_what_experts_get():
         before = memory.as_numpy(router.qb_beta).copy()
         expected, wanted = chosen_by_quantiles(logits, before, TOPK)
         assert (experts != expected).mean() < 0.02  # logits of the other product, at the bar
-        update_thresholds([router])
+        update_experts([router])
         np.testing.assert_allclose(
             memory.as_numpy(router.qb_beta), wanted - wanted.mean(), atol=1e-5
         )

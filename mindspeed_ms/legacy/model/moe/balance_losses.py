@@ -81,14 +81,19 @@ def sequence_loss(
     """
     tokens, num_experts = probs.shape
     length = tokens // batch_size
-    sequence = np.arange(tokens) % batch_size
-    flat = sequence[:, None] * num_experts + experts
-    counts = np.bincount(flat.reshape(-1), minlength=batch_size * num_experts).astype(np.float32)
-    counts = _sum(counts, group).reshape(batch_size, num_experts)
+    counts = _sum(_counts_by_sequence(experts, batch_size, num_experts), group)
     whole = length * group.size
     weights = counts * np.float32(num_experts / (whole * topk * whole * batch_size))
     full = np.broadcast_to(weights, (length, batch_size, num_experts)).reshape(tokens, num_experts)
     return ops.weighted_total(probs, memory.from_numpy(np.ascontiguousarray(full)))
+
+
+def _counts_by_sequence(choices: np.ndarray, sequences: int, number: int) -> np.ndarray:
+    """How often tokens of each sequence, which take turns, chose each of ``number``; fp32."""
+    sequence = np.arange(len(choices)) % sequences
+    flat = (sequence[:, None] * number + choices).reshape(-1)
+    counts = np.bincount(flat, minlength=sequences * number)
+    return counts.reshape(sequences, number).astype(np.float32)
 
 
 def group_losses(
@@ -115,18 +120,16 @@ def group_losses(
     (tokens, num_experts), topk = probs.shape, experts.shape[1]
     number, most = groups
     size, whole = num_experts // number, tokens // sequences * ranks.size
-    sequence = (np.arange(tokens) % sequences)[:, None]
+    sequence = np.arange(tokens) % sequences
     visits = np.zeros((tokens, number), np.float32)
     np.put_along_axis(visits, experts // size, 1.0, axis=1)
-    load = np.zeros((sequences, number), np.float32)
-    np.add.at(load, (sequence, experts // size), 1.0)
-    visited = np.zeros((sequences, number), np.float32)
-    np.add.at(visited, sequence[:, 0], visits)
+    load = _counts_by_sequence(experts // size, sequences, number)
+    visited = visits.reshape(-1, sequences, number).sum(axis=0)
     load, visited = np.split(_sum(np.concatenate([load, visited], axis=1), ranks), 2, axis=1)
 
     def loss(factors: np.ndarray) -> Tensor:
         weights = factors.repeat(size, axis=1) / np.float32(whole * sequences)
-        return ops.weighted_total(probs, memory.from_numpy(weights[sequence[:, 0]]))
+        return ops.weighted_total(probs, memory.from_numpy(weights[sequence]))
 
     return (
         loss(load * np.float32(number / (whole * topk))),
