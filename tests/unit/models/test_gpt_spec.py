@@ -219,7 +219,8 @@ def test_a_layer_that_passes_its_input_through_has_no_parameters():
 @pytest.mark.parametrize("has_gate", [False, True])
 def test_the_blocks_of_a_group_are_all_of_its_rows(has_gate):
     """An optimizer of matrices takes them apart; gates are a matrix of their own."""
-    config = model_config(group_query_attention=True, num_query_groups=2, attention_output_gate=has_gate)
+    sizes = {"group_query_attention": True, "num_query_groups": 2}
+    config = model_config(sizes, attention_output_gate=has_gate)
     attention = gpt_spec(config).layers[0].attention
     assert sum(attention.row_blocks) * attention.num_groups == attention.qkv_proj.outputs
     assert attention.row_blocks == ((8, 8, 4, 4) if has_gate else (8, 4, 4))
