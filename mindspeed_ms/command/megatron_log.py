@@ -43,7 +43,8 @@ def read_log(path: Path) -> list[LogLine]:
             if pair is not None and number is not None:
                 values[pair[1]] = number
         iteration = int(match[1])
-        lines = {other: line for other, line in lines.items() if other < iteration}
+        if lines and iteration <= next(reversed(lines)):  # they ascend: a run went back
+            lines = {other: line for other, line in lines.items() if other < iteration}
         lines[iteration] = LogLine(iteration, values)
     if not lines:
         raise ValueError(

@@ -10,7 +10,8 @@ Source: Megatron-LM ``upcycling_utils`` (cuts, scales, router).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ from mindspeed_ms.models.model import EMBEDDING, HEAD
 _EXPERT = re.compile(
     r"(.*\.mlp)\.experts\.local_experts\.(\d+)\.((?:mapping|projection)\.(?:weight|bias))"
 )
+_KINDS = 4
+"""Of tensors of an expert, as ``_EXPERT`` names them."""
 
 
 def dense_config(config: AllConfig) -> AllConfig:
@@ -74,11 +77,11 @@ def expert_part(
     """
     if name == "projection.bias":
         return dense
-    dense = dense * np.float32(scale)
     if name == "projection.weight":
-        return np.split(dense, pieces, axis=1)[expert % pieces]
+        return np.split(dense, pieces, axis=1)[expert % pieces] * np.float32(scale)
     halves = np.split(dense, 2) if is_gated else [dense]
-    return np.concatenate([np.split(half, pieces)[expert % pieces] for half in halves])
+    mine = np.concatenate([np.split(half, pieces)[expert % pieces] for half in halves])
+    return mine * np.float32(scale)
 
 
 def upcycle(
@@ -114,6 +117,8 @@ def upcycle(
     dense = gpt_spec(dense_config(config).model_config)
     catalog = open_together(found, lambda common: dense)
     with TensorReader() as reader:
+        read = partial(_read, reader, catalog)
+        read_block = lru_cache(maxsize=_KINDS)(read)  # expert after expert is made of the same
         for model in models:
             for name, param in [*named_parameters(model.module), *named_buffers(model.module)]:
                 if name.endswith((".router.expert_bias", ".router.qb_beta")):
@@ -122,9 +127,8 @@ def upcycle(
                 if ".mlp.router." in name:
                     own = np.split(_fp32(param), pieces)[0].repeat(pieces, axis=0)
                 else:
-                    whole = _whole(
-                        reader, catalog, config.model_config, EMBEDDING if told.shared else name
-                    )
+                    origin = EMBEDDING if told.shared else name
+                    whole = _whole(read, read_block, config.model_config, origin)
                     whole = _padded(whole, told.full_shape(param.shape), told.is_vocabulary, name)
                     own = told.local_slice(whole)
                 ops.copy_cast_(param, memory.from_numpy(np.ascontiguousarray(own, np.float32)))
@@ -137,16 +141,26 @@ def _fp32(param: Parameter) -> np.ndarray:
 
 
 def _whole(
-    reader: TensorReader, catalog: Catalog, config: TransformerConfig, name: str
+    read: Callable[[str], np.ndarray],
+    read_block: Callable[[str], np.ndarray],
+    config: TransformerConfig,
+    name: str,
 ) -> np.ndarray:
-    """A whole tensor of the model with experts, fp32."""
+    """A whole tensor of the model with experts, fp32.
+
+    Args:
+        read: gives a tensor of the dense model.
+        read_block: the same for what several experts are made of.
+        config: of the model with experts.
+        name: of the tensor.
+    """
     match = _EXPERT.fullmatch(name)
     if match is None:
-        return _read(reader, catalog, name)
+        return read(name)
     block, number, kind = match.groups()
     return expert_part(
         kind,
-        _read(reader, catalog, f"{block}.{kind}"),
+        read_block(f"{block}.{kind}"),
         int(number),
         config.moe_config.moe_upcycling_granularity,
         weight_scale(config),

@@ -289,13 +289,14 @@ def read_chunks(
 def _chunks_of(path: str, keys: Sequence[str], unit: Unit, chunk_bytes: int) -> Iterator[Chunk]:
     """Chunks of a file that is not of JSON lines."""
     parts: list[bytes] = []
-    line, position = 1, 0
+    line, position, size = 1, 0, 0
     for lines, position in json_lines(path, keys, unit):
         parts.append(lines)
-        if sum(map(len, parts)) >= chunk_bytes:
+        size += len(lines)
+        if size >= chunk_bytes:
             joined = b"".join(parts)
             yield Chunk(path, line, 0, joined, position)
-            line, parts = line + joined.count(b"\n"), []
+            line, parts, size = line + joined.count(b"\n"), [], 0
     if parts:
         yield Chunk(path, line, 0, b"".join(parts), position)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logs of Megatron's are read, and what makes curves part is told apart by their numbers."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,14 @@ def test_a_log_is_read(tmp_path):
     path.write_text("nothing\n")
     with pytest.raises(ValueError, match="has no line 'iteration N/ M"):
         read_log(path)
+
+
+def test_a_long_log_is_read_at_once(tmp_path):
+    path = tmp_path / "m.log"
+    path.write_text("".join(LINE.format(step, 7, 1e-3) for step in range(1, 20_001)))
+    started = time.process_time()
+    assert len(read_log(path)) == 20_000
+    assert time.process_time() - started < 3  # looking at all lines for every line takes longer
 
 
 def test_a_log_with_few_lines_has_means():

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +259,15 @@ def test_lines_across_blocks_are_whole(tmp_path):
     assert b"".join(chunk.lines for chunk in chunks) == path.read_bytes()
     assert [chunk.first_line for chunk in chunks[:2]] == [1, 1 + chunks[0].lines.count(b"\n")]
     assert all(chunk.lines.endswith(b"\n") for chunk in chunks[:-1])
+
+
+def test_many_short_documents_of_a_text_are_read_at_once(tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("ab\n" * 50_000)
+    started = time.process_time()
+    chunks = list(corpus.read_chunks([str(path)], unit="line"))
+    assert sum(chunk.lines.count(b"\n") for chunk in chunks) == 50_000
+    assert time.process_time() - started < 3  # adding all sizes up for each takes longer
 
 
 def test_a_text_that_cannot_be_encoded_is_named(tmp_path, preprocess):

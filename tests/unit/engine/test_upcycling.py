@@ -8,6 +8,7 @@ import pytest
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.engine.upcycling import expert_part
+from mindspeed_ms.formats.catalog import TensorReader
 from mindspeed_ms.legacy.model import GPTModel
 
 EXPERTS = (
@@ -64,6 +65,18 @@ def test_experts_get_scaled_pieces_of_the_dense_block(dense, tmp_path):
     np.testing.assert_array_equal(router[2], router[3])
     name = "language_model.encoder.layers.1.attention.qkv_proj.weight"
     np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_a_dense_tensor_is_read_once_for_all_experts(dense, tmp_path, monkeypatch):
+    read, seen = TensorReader.read, []
+
+    def counted(self, tensor, dtype=None):
+        seen.append((tensor.pieces[0].path, tensor.pieces[0].offset))
+        return read(self, tensor, dtype)
+
+    monkeypatch.setattr(TensorReader, "read", counted)
+    trained(["--load", str(dense[0]), *EXPERTS, *ONE_STEP], tmp_path)
+    assert seen and len(seen) == len(set(seen))
 
 
 def test_the_mixture_begins_as_the_dense_model(dense, tmp_path):
