@@ -39,7 +39,8 @@ _SEARCH = NoEffect("--dry-run and --suggest search for layouts here")
 _RL = NoEffect("only read with --perform-rl-step, which is refused")
 _DISTILLATION = NoEffect("only read with --qad-enable, which is refused")
 _ATTENTION = NoEffect(
-    "only read with --experimental-attention-variant or --enable-mhc-connections, which are refused"
+    "only read with --experimental-attention-variant dsa, gdn or gdn2, or with "
+    "--enable-mhc-connections, which are refused"
 )
 
 ROWS: tuple[Flag, ...] = (

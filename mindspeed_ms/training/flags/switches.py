@@ -18,8 +18,36 @@ SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "--group-query-attention": ("model_config.", ("num_query_groups",)),
         "--multi-latent-attention": ("model_config.mla_config.", ()),
         "--use-rope-scaling": ("model_config.", ("rope_scaling_factor",)),
+        "--use-mup": (
+            "model_config.",
+            (
+                *("mup_base_hidden_size", "mup_embedding_mult", "mup_output_mult"),
+                *("mup_base_head_dim", "mup_attn_scale_power"),
+            ),
+        ),
+        "--experimental-attention-variant": (
+            "model_config.",
+            (
+                *("linear_attention_freq", "linear_conv_kernel_dim"),
+                *("linear_key_head_dim", "linear_value_head_dim"),
+                *("linear_num_key_heads", "linear_num_value_heads"),
+            ),
+        ),
         "--mtp-num-layers": ("model_config.", ("mtp_loss_scaling_factor",)),
         "--num-experts": ("moe_config.", ()),
+        "--moe-use-upcycling": ("moe_config.", ("moe_upcycling_granularity",)),
+        "--exit-signal-handler": ("training_config.", ("exit_signal",)),
+        "--logits-save-dir": (
+            "training_config.",
+            (
+                *("logits_save_top_k", "logits_save_top_p"),
+                *("logits_save_top_p_min_k", "logits_save_dtype"),
+            ),
+        ),
+        "--logits-load-dir": (
+            "training_config.",
+            ("logits_load_kd_loss_alpha", "logits_load_ignore_errors"),
+        ),
         "--use-lora": (
             "lora_config.",
             (

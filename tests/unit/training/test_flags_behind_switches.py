@@ -14,6 +14,9 @@ ON = {
     "--num-experts": ["--num-experts", "4"],
     "--mtp-num-layers": ["--mtp-num-layers", "1"],
     "--wandb-project": ["--wandb-project", "p"],
+    "--experimental-attention-variant": ["--experimental-attention-variant", "gated_delta_net"],
+    "--logits-save-dir": ["--logits-save-dir", "d"],
+    "--logits-load-dir": ["--logits-load-dir", "d"],
 }
 
 
@@ -38,6 +41,30 @@ def report(*words):
         ("--lora-r 4", "--lora-r has no effect without --use-lora"),
         ("--wandb-entity me", "--wandb-entity has no effect without --wandb-project"),
         ("--mtp-loss-scaling-factor 0.2", "has no effect without --mtp-num-layers"),
+        (
+            "--mup-base-hidden-size 32 --mup-embedding-mult 2 --mup-output-mult 2 "
+            "--mup-base-head-dim 8 --mup-attn-scale-power 0.5",
+            "--mup-attn-scale-power have no effect without --use-mup",
+        ),
+        (
+            "--linear-attention-freq 2 --linear-conv-kernel-dim 2 --linear-key-head-dim 8 "
+            "--linear-value-head-dim 8 --linear-num-key-heads 4 --linear-num-value-heads 4",
+            "--linear-num-value-heads have no effect without --experimental-attention-variant",
+        ),
+        (
+            "--logits-save-top-k 4 --logits-save-top-p 0.5 --logits-save-top-p-min-k 2 "
+            "--logits-save-dtype bf16",
+            "--logits-save-dtype have no effect without --logits-save-dir",
+        ),
+        (
+            "--logits-load-kd-loss-alpha 0.5 --logits-load-ignore-errors",
+            "--logits-load-ignore-errors have no effect without --logits-load-dir",
+        ),
+        ("--exit-signal SIGINT", "--exit-signal has no effect without --exit-signal-handler"),
+        (
+            "--num-experts 4 --moe-upcycling-granularity 2",
+            "--moe-upcycling-granularity has no effect without --moe-use-upcycling",
+        ),
     ],
 )
 def test_the_switch_is_named_when_it_is_off_alone(words, line):
