@@ -129,11 +129,11 @@ def measured_run(folder: str) -> Measured:
             f"--calibrate {folder} has no readable {FILE_NAME} ({error.strerror}); give the --save "
             "folder of a run, which writes one"
         ) from None
-    starts = [entry for entry in entries if entry["kind"] == "start"]
+    starts = [place for place, entry in enumerate(entries) if entry["kind"] == "start"]
     if not starts:
         raise ValueError(f"--calibrate {folder}: its {FILE_NAME} has no start; give another run")
-    start = starts[-1]
-    seconds = [entry["seconds"] for entry in entries if entry["kind"] == "step"]
+    start, *since = entries[starts[-1] :]  # what is older may be of another layout, and warms up
+    seconds = [entry["seconds"] for entry in since if entry["kind"] == "step"]
     environment = start["environment"]
     return Measured(
         config=assemble(start["config"]),

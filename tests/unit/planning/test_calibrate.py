@@ -69,20 +69,22 @@ def test_too_few_steps_are_named():
         calibrated(Device(), Measured(config_of(), 4, [1.0] * 4, True, 2))
 
 
-def record(folder, seconds):
+def record(folder, seconds, done=0):
+    """Append the entries of a start behind some iterations."""
     start = {
         "kind": "start",
-        "iteration": 0,
+        "iteration": done,
         "world_size": 4,
         "config": config_of().to_dict(),
         "environment": {"device": "cpu", "cores": 2},
     }
     steps = [
         {"kind": "step", "iteration": number, "seconds": each}
-        for number, each in enumerate(seconds, 1)
+        for number, each in enumerate(seconds, done + 1)
     ]
     text = "".join(json.dumps(entry) + "\n" for entry in [start, *steps])
-    (folder / "run_record.jsonl").write_text(text)
+    with open(folder / "run_record.jsonl", "a") as handle:
+        handle.write(text)
 
 
 def test_the_record_of_a_run_is_read(tmp_path, capsys):
@@ -93,6 +95,12 @@ def test_the_record_of_a_run_is_read(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "step: 1.5 s" in text
     assert "assumed: rates of the measured run, whose step took 1.5 s on 4 ranks" in text
+
+
+def test_of_a_run_that_went_on_the_last_start_counts(tmp_path):
+    record(tmp_path, [9.0, 8.0] + [4.0] * 20)
+    record(tmp_path, [7.0, 6.0, 1.5, 1.5, 1.5], done=22)
+    assert measured_run(str(tmp_path)).step_seconds == 1.5
 
 
 def test_a_folder_without_a_record_is_one_line(tmp_path):
