@@ -10,6 +10,8 @@ from mindspeed_ms.training.flags import BY_NAME
 DATA = Path(__file__).parent / "data"
 SCRIPTS = json.loads(gzip.decompress((DATA / "launch_commands.json.gz").read_bytes()))
 """Name of a script -> the words of its command."""
+PUBLISHED = json.loads((DATA / "published_commands.json").read_text())
+"""Scripts of MindSpeed-LLM and ModelLink, whose variables have their values -> command."""
 PLACEHOLDERS = {
     "--pipeline-model-parallel-size": "2",
     "--num-layers": "8",

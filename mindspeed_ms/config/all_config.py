@@ -113,6 +113,7 @@ class AllConfig:
             rules.check_world(self.parallel_config, world_size)
             rules.check_remainder(self.dataset_config, world_size)
             self.num_micro_batches(world_size)
+            self.evaluation_batch_size(world_size)
         return self
 
     def num_micro_batches(self, world_size: int) -> int:
@@ -135,6 +136,20 @@ class AllConfig:
             * self.dataset_config.batch_size
             * self.parallel_config.data_parallel_size(world_size)
         )
+
+    def evaluation_batch_size(self, world_size: int) -> int:
+        """Return the sequences per step of an evaluation over all ranks.
+
+        Raises:
+            ValueError: one micro-batch of every rank does not divide it.
+
+        """
+        size = self.training_config.eval_global_batch_size
+        if size is None:
+            return self.global_batch_size(world_size)
+        ranks = self.parallel_config.data_parallel_size(world_size)
+        rules.check_evaluation_batch(size, self.dataset_config.batch_size, ranks)
+        return size
 
     @property
     def shards_optimizer(self) -> bool:

@@ -359,6 +359,18 @@ def check_remainder(dataset: DatasetConfig, world_size: int) -> None:
         )
 
 
+def check_evaluation_batch(size: int, micro_batch: int, ranks: int) -> None:
+    """Check that the data-parallel ranks can share the batch of an evaluation."""
+    per_round = micro_batch * ranks
+    _require_divisible(
+        "eval_global_batch_size",
+        size,
+        "micro-batch size × data-parallel ranks",
+        per_round,
+        f"use {nearest_multiples(size, per_round)}",
+    )
+
+
 def num_micro_batches(
     training: TrainingConfig, dataset: DatasetConfig, data_parallel_size: int
 ) -> int:

@@ -123,6 +123,9 @@ class TrainingConfig(Watching):
     start_eval_at_iter: Natural = 0
     """First iteration behind which the validation sets are evaluated."""
 
+    eval_global_batch_size: Count | None = None
+    """Sequences per step of an evaluation, over all ranks. None: as many as in training."""
+
     eval_iters: Natural = 100
     """Evaluation steps each time. 0: no evaluation."""
 

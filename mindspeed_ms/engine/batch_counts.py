@@ -57,7 +57,7 @@ def num_samples(config: AllConfig, state: TrainState) -> NumSamples:
         max(0, last - state.iteration), state.consumed_train_samples
     )
     asked_for = training.train_samples or training.training_iters * batch
-    per_evaluation = training.eval_iters * batch
+    per_evaluation = training.eval_iters * config.evaluation_batch_size(comm.get_world_size())
     left = num_evaluations(training, last) - num_evaluations(training, state.iteration) + 1
     evaluated = None
     if not training.full_validation:
@@ -83,7 +83,7 @@ def evaluated_samples(config: AllConfig, iteration: int) -> int:
     """Samples of a validation set that evaluations up to an iteration have read."""
     training = config.training_config
     evaluations = num_evaluations(training, iteration)
-    return evaluations * training.eval_iters * config.global_batch_size(comm.get_world_size())
+    return evaluations * training.eval_iters * config.evaluation_batch_size(comm.get_world_size())
 
 
 def nothing_to_train(config: AllConfig, state: TrainState) -> str | None:

@@ -188,7 +188,7 @@ def num_evaluation_microbatches(config: AllConfig, length: int, *, is_full: bool
     ranks = parallel_state.get_data_parallel_world_size()
     block = config.dataset_config.batch_size * ranks
     if not is_full:
-        batch = config.global_batch_size(comm.get_world_size())
+        batch = config.evaluation_batch_size(comm.get_world_size())
         return config.training_config.eval_iters * (batch // block)
     if length < block:
         raise ValueError(

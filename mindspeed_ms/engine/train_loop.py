@@ -348,7 +348,7 @@ def validate(
     results = evaluate_and_print_results(setup, sets, prefix)
     training = setup.config.training_config
     if results and not training.full_validation:
-        batch = setup.config.global_batch_size(comm.get_world_size())
+        batch = setup.config.evaluation_batch_size(comm.get_world_size())
         setup.state.consumed_valid_samples += training.eval_iters * batch
     return results
 

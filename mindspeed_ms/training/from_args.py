@@ -123,7 +123,7 @@ def _stated(path: str, values: Values, given: Collection[str]) -> Any:
             continue
         row, state = _ROW_OF[dest]
         value = values[dest]
-        said = state.sets[path](value) if path in state.sets else state.stated(value)
+        said = state.said(path, value, values)
         if said is not UNSET and said is not None:
             found.append((dest in given, value != row.default, said))
     return max(found, key=lambda entry: entry[:2])[2] if found else UNSET
@@ -234,7 +234,7 @@ def contradictions(values: Mapping[str, Any], given: Collection[str]) -> list[st
         for dest in dests:
             row, state = _ROW_OF[dest]
             if dest in given and state.item is None and not state.yields:
-                stated = state.stated(values[dest])
+                stated = state.said(path, values[dest], values)
                 if stated is not UNSET:
                     said[row.names[0]] = stated
         if len(set(map(str, said.values()))) > 1:

@@ -14,6 +14,7 @@ import math
 
 from mindspeed_ms.training.flags import ROWS
 from mindspeed_ms.training.flags.row import SAME
+from mindspeed_ms.training.from_args import mirror
 
 HEAD_WIDTH = 16
 STEPS = 2
@@ -51,6 +52,7 @@ def scale_down(args: argparse.Namespace, world_size: int) -> list[str]:
     _shrink_widths(args)
     _shrink_experts(args)
     _shrink_run(args, world_size)
+    mirror(vars(args))
     return [
         f"scaled down: {name} {before[name]} -> {value}"
         for name, value in sorted(vars(args).items())
@@ -171,6 +173,8 @@ def _shrink_experts(args: argparse.Namespace) -> None:
         return
     unit = math.lcm(args.expert_model_parallel_size, _size(args, "moe_router_num_groups"))
     topk = min(args.moe_router_topk, 2)
+    if args.moe_router_group_topk and not args.moe_router_num_groups:
+        args.moe_router_group_topk = 1
     if args.moe_router_num_groups:
         args.moe_router_num_groups = min(args.moe_router_num_groups, 2)
         args.moe_router_group_topk = min(args.moe_router_group_topk or 1, 1)

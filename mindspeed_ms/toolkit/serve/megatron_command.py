@@ -108,7 +108,7 @@ def contradictions(args: Namespace, folder: Path) -> Iterator[str]:
         if row.dest not in given or not isinstance(row.state, Field):
             continue
         section, _, name = row.state.path.partition(".")
-        value = row.state.stated(getattr(args, row.dest))
+        value = row.state.said(row.state.path, getattr(args, row.dest), vars(args))
         if section not in MODEL_SECTIONS or name in RUN_SETTINGS or not _is_plain(value):
             continue
         own = stated[section].get(name, value)

@@ -17,6 +17,7 @@ from mindspeed_ms.training.flags import (
     optimizer,
     other_hardware,
     other_programs,
+    published_models,
     refused,
     run,
 )
@@ -35,6 +36,7 @@ ROWS: tuple[Flag, ...] = (
     *adapters.ROWS,
     *other_hardware.ROWS,
     *other_programs.ROWS,
+    *published_models.ROWS,
     *refused.ROWS,
 )
 """Every flag, in the order of help."""

@@ -12,6 +12,7 @@ from mindspeed_ms.training.flags.row import (
     Field,
     Flag,
     NoEffect,
+    ReadField,
     Refused,
     in_group,
     on,
@@ -19,28 +20,47 @@ from mindspeed_ms.training.flags.row import (
     value,
     values,
 )
-from mindspeed_ms.training.flags.value_types import natural, number_or_list
+from mindspeed_ms.training.flags.value_types import natural, number_or_list, whole
 
 _EXPERTS = "moe_config."
 _LATENT = "model_config.mla_config."
 _TYPE = f"{_EXPERTS}moe_router_load_balancing_type"
 _OTHER_ROUTERS = ("softmax_topk", "group_limited_greedy", "pai_megatron_aux_loss", "noaux_tc")
 """Routers of MindSpeed-LLM; ``flag_rules`` says what they are."""
+_GROUPS = f"{_EXPERTS}moe_router_num_groups"
 _WIDTH = f"{_EXPERTS}moe_ffn_hidden_size"
 _SHARED_WIDTH = f"{_EXPERTS}moe_shared_expert_intermediate_size"
 
 
-def _weighs_all(routers: Sequence[str] | str | None) -> Any:
+def _weighs_all(routers: Sequence[str] | str | None, _: int | None) -> Any:
     """Those routers of MindSpeed-LLM take the softmax of all scores."""
     return True if {*_names(routers)} & {*_OTHER_ROUTERS[:3]} else UNSET
 
 
-def _scores_alone(routers: Sequence[str] | str | None) -> Any:
+def _scores_alone(routers: Sequence[str] | str | None, _: int | None) -> Any:
     return "sigmoid" if "noaux_tc" in _names(routers) else UNSET
+
+
+def _one_group_a_rank(routers: Sequence[str] | str | None, ranks: int | None) -> Any:
+    return ranks or 1 if "group_limited_greedy" in _names(routers) else UNSET
+
+
+def _of_one_group(chosen: int | None) -> Any:
+    """The best one of no groups is the best one of one group."""
+    return 1 if chosen == 1 else UNSET
 
 
 def _names(routers: Sequence[str] | str | None) -> Sequence[str]:
     return [routers] if isinstance(routers, str) else routers or ()
+
+
+def _every_layer(freq: Sequence[int] | int | None) -> Any:
+    """-1, MindSpeed-LLM's word for experts in all layers, is 1."""
+    return 1 if freq == -1 else freq
+
+
+def _layers(freq: Sequence[int] | int, _: ReadField) -> Any:
+    return list(freq) if isinstance(freq, tuple) else freq
 
 
 MOE = in_group(
@@ -65,7 +85,9 @@ MOE = in_group(
                 sets={
                     f"{_EXPERTS}moe_router_pre_softmax": _weighs_all,
                     f"{_EXPERTS}moe_router_score_function": _scores_alone,
+                    _GROUPS: _one_group_a_rank,
                 },
+                beside="expert_model_parallel_size",
             ),
             arity="some",
             default="aux_loss",
@@ -110,7 +132,12 @@ MOE = in_group(
         on("--moe-shared-expert-gate", Field(f"{_EXPERTS}moe_shared_expert_gate")),
         on("--moe-layer-recompute", Field(f"{_EXPERTS}moe_layer_recompute")),
         on("--moe-per-layer-logging", Field(f"{_EXPERTS}moe_per_layer_logging")),
-        value("--moe-layer-freq", number_or_list, Field(f"{_EXPERTS}moe_layer_freq"), 1),
+        value(
+            "--moe-layer-freq",
+            number_or_list,
+            Field(f"{_EXPERTS}moe_layer_freq", means=_every_layer, back=_layers),
+            1,
+        ),
         value(
             "--moe-expert-capacity-factor", float, Field(f"{_EXPERTS}moe_expert_capacity_factor")
         ),
@@ -145,8 +172,12 @@ MOE = in_group(
             Field(f"{_EXPERTS}moe_router_bias_update_rate"),
             1e-3,
         ),
-        value("--moe-router-num-groups", int, Field(f"{_EXPERTS}moe_router_num_groups")),
-        value("--moe-router-group-topk", int, Field(f"{_EXPERTS}moe_router_group_topk")),
+        value("--moe-router-num-groups", int, Field(_GROUPS)),
+        value(
+            "--moe-router-group-topk",
+            int,
+            Field(f"{_EXPERTS}moe_router_group_topk", sets={_GROUPS: _of_one_group}),
+        ),
         value("--moe-router-group-scores", int, Field(f"{_EXPERTS}moe_router_group_scores")),
         toggle("--moe-router-has-bias", Field(f"{_EXPERTS}moe_router_has_bias")),
         value(
@@ -191,14 +222,14 @@ OTHER_NAMES = in_group(
         value(
             "--n-group",
             int,
-            Field(f"{_EXPERTS}moe_router_num_groups"),
+            Field(_GROUPS),
             dest="moe_router_num_groups",
             help="Same as --moe-router-num-groups.",
         ),
         value(
             "--topk-group",
             int,
-            Field(f"{_EXPERTS}moe_router_group_topk"),
+            Field(f"{_EXPERTS}moe_router_group_topk", sets={_GROUPS: _of_one_group}),
             dest="moe_router_group_topk",
             help="Same as --moe-router-group-topk.",
         ),
@@ -240,9 +271,14 @@ OTHER_NAMES = in_group(
         value("--moe-comm-aux-loss-coeff", float, Field(f"{_EXPERTS}moe_comm_aux_loss_coeff"), 0.0),
         value(
             "--first-k-dense-replace",
-            natural,
-            Field(f"{_EXPERTS}first_k_dense_replace"),
+            whole,
+            Field(
+                f"{_EXPERTS}first_k_dense_replace",
+                means=lambda first: 0 if first == -1 else first,
+                back=lambda first, _: first,
+            ),
             0,
+            help="Layers at the beginning that have no experts; -1: none.",
         ),
     ],
 )

@@ -23,7 +23,7 @@ _GATED = "model_config.gated_linear_unit"
 _STRETCHING = "model_config.rope_scaling."
 
 
-def _gates_with(name: str) -> Field:
+def gates_with(name: str) -> Field:
     """A switch for a gated unit of one activation."""
 
     def back(kind: str, read: ReadField) -> Any:
@@ -39,12 +39,12 @@ ROWS: tuple[Flag, ...] = (
             toggle("--gated-linear-unit", Field(_GATED)),
             on(
                 "--geglu",
-                _gates_with("gelu"),
+                gates_with("gelu"),
                 help="Gated activation: gelu(first half) × second half.",
             ),
             on(
                 "--quick-geglu",
-                _gates_with("quick_gelu"),
+                gates_with("quick_gelu"),
                 help="Gated activation: quick_gelu(first half) × second half.",
             ),
             value(

@@ -18,21 +18,11 @@ _LEAVE_OUT = "leave it out"
 
 ROWS: tuple[Flag, ...] = (
     *_refuse(
-        "refused",
-        "layer specifications are Python objects of Megatron",
-        "use the model flags",
-        "--spec str*",
-    ),
-    *_refuse(
         "refused: other layers",
         "layers of this kind are not available",
         "use the flags of a plain GPT layer, and leave it out",
         """
 --embed-layernorm
---input-embeds-norm
---interleave-sliding-window int
---scale-depth float
---dim-model-base float
 --output-multiplier-scale float
 --enable-mhc-connections
 --hybrid-layer-pattern str
@@ -90,12 +80,9 @@ ROWS: tuple[Flag, ...] = (
     ),
     *_refuse(
         "refused: training",
-        "evaluation uses the batches of training",
-        "use --micro-batch-size and --global-batch-size",
-        """
---eval-micro-batch-size int
---eval-global-batch-size int
-""",
+        "evaluation uses the micro-batches of training",
+        "use --micro-batch-size and --eval-global-batch-size",
+        "--eval-micro-batch-size int",
     ),
     *_refuse(
         "refused: precision",

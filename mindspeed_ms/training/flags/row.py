@@ -43,6 +43,7 @@ class Field:
         also: further fields whose rule reads the flag.
         by_rule: only the field's rule reads the flag; by itself it says nothing.
         clears: attributes of other flags whose values in a file the flag replaces.
+        beside: attribute of another flag, whose value functions of this one's take as well.
         yields: another flag of the same field may contradict this one, and then wins.
 
     """
@@ -51,10 +52,11 @@ class Field:
     means: Any = SAME
     back: Callable[[Any, ReadField], Any] | None = None
     item: int | None = None
-    sets: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    sets: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     by_rule: bool = False
     clears: tuple[str, ...] = ()
+    beside: str | None = None
     yields: bool = False
 
     @property
@@ -72,8 +74,14 @@ class Field:
         """All fields the flag has a say in."""
         return (self.path, *self.sets, *self.also)
 
-    def stated(self, value: Any) -> Any:
-        """Return what the field holds when the flag has this value, UNSET for nothing."""
+    def stated(self, value: Any, *besides: Any) -> Any:
+        """Return what the field holds when the flag has this value, UNSET for nothing.
+
+        Args:
+            value: the flag's.
+            *besides: that of the flag ``beside``, if there is one.
+
+        """
         if value is None or self.by_rule:
             return UNSET
         if self.means is SAME:
@@ -81,8 +89,20 @@ class Field:
         if isinstance(self.means, Mapping):
             return self.means.get(value, UNSET)
         if callable(self.means):
-            return self.means(value)
+            return self.means(value, *besides)
         return self.means if value else UNSET
+
+    def said(self, path: str, value: Any, values: Mapping[str, Any]) -> Any:
+        """Return what one of the flag's fields holds, UNSET or None for nothing.
+
+        Args:
+            path: the field.
+            value: the flag's.
+            values: those of all flags, by attribute.
+
+        """
+        besides = () if self.beside is None else (values.get(self.beside),)
+        return self.sets.get(path, self.stated)(value, *besides)
 
     def read_back(self, read: ReadField) -> Any:
         """Return the flag's value that the fields amount to, UNSET when they do not tell."""
@@ -207,7 +227,8 @@ class Flag:
     def refusal(self, given: Any) -> Refused | None:
         """Return why a given value is refused, None when it passes."""
         if isinstance(self.state, Refused):
-            return None if str(given) in self.state.harmless else self.state
+            text = " ".join(given) if isinstance(given, list) else str(given)
+            return None if text in self.state.harmless else self.state
         items = given if isinstance(given, list) else [given]
         return next((why for bad, why in self.refuses if bad in items), None)
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mindspeed_ms.training.flags.compact import compact
 from mindspeed_ms.training.flags.row import (
     UNSET,
@@ -18,6 +20,13 @@ from mindspeed_ms.training.flags.row import (
     values,
 )
 from mindspeed_ms.training.flags.value_types import bool_or_word, count, positive, ranks
+
+
+def _last_batch(schedule: str | None) -> Any:
+    """The size of its last stage; a schedule of another form is refused by its field."""
+    size = str(schedule).rpartition(":")[2].strip()
+    return int(size) if size.isdecimal() and int(size) else UNSET
+
 
 CONFIGURATION = in_group(
     "configuration files",
@@ -129,7 +138,10 @@ LENGTH = in_group(
         value(
             "--step-batch-size-schedule",
             str,
-            Field("training_config.step_batch_size_schedule"),
+            Field(
+                "training_config.step_batch_size_schedule",
+                sets={"training_config.global_batch_size": _last_batch},
+            ),
             small=None,
         ),
         on(
@@ -269,6 +281,12 @@ VALIDATION = in_group(
     "validation",
     [
         value("--eval-iters", int, Field("training_config.eval_iters"), 100, small=0, common=True),
+        value(
+            "--eval-global-batch-size",
+            int,
+            Field("training_config.eval_global_batch_size"),
+            small=None,
+        ),
         value("--start-eval-at-iter", int, Field("training_config.start_eval_at_iter"), small=None),
         value(
             "--eval-interval",

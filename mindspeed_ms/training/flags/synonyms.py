@@ -106,6 +106,8 @@ SYNONYMS: Mapping[str, str] = MappingProxyType(
         "ffn-size": "--ffn-hidden-size",
         "activation": "--hidden-act",
         "rope-theta": "--rotary-base",
+        "full-attention-interval": "--linear-attention-freq and --experimental-attention-variant",
+        "mamba-d-conv": "--linear-conv-kernel-dim",
         "rope": "--position-embedding-type rope",
         "rms-norm-eps": "--norm-epsilon",
         "layer-norm-eps": "--norm-epsilon",

@@ -4,7 +4,12 @@
 import pytest
 from run_builder import configuration
 
-from mindspeed_ms.engine.batch_counts import nothing_to_train, num_samples, num_train_iters
+from mindspeed_ms.engine.batch_counts import (
+    evaluated_samples,
+    nothing_to_train,
+    num_samples,
+    num_train_iters,
+)
 from mindspeed_ms.engine.train_state import TrainState
 
 EVAL = ("--eval-iters", "2", "--eval-interval", "2")
@@ -75,3 +80,11 @@ def test_a_run_that_would_do_nothing_says_so():
         "nothing to train: 28 of 32 samples are consumed, and 4 make no batch of 8; raise "
         "--train-samples or lower the batch size"
     )
+
+
+def test_an_evaluation_has_a_batch_of_its_own():
+    config = configuration("--train-iters", "7", *EVAL, "--eval-global-batch-size", "4")
+    assert num_samples(config, TrainState()) == (56, 4 * 8, 8)
+    assert evaluated_samples(config, 5) == 2 * 8
+    with pytest.raises(ValueError, match=r"eval_global_batch_size \(3\) must be divisible by"):
+        configuration("--micro-batch-size", "2", "--eval-global-batch-size", "3").validate(1)

@@ -225,6 +225,14 @@ def test_evaluation_goes_on_where_it_stopped_and_sets_are_told_apart(run):
         one.close()
 
 
+def test_an_evaluation_reads_batches_of_its_own_size(run):
+    config = run("--eval-iters", "3", "--eval-global-batch-size", "2")
+    built = run_data.build_run_data(config, lambda _: (Samples(40), Samples(50), Samples(20)))
+    assert [one.num_microbatches for one in (*built.valid, *built.test)] == [3, 3]
+    for one in (built.train, built.valid[0].iterator, built.test[0].iterator):
+        one.close()
+
+
 def test_a_new_dataset_starts_at_its_beginning(run):
     config = run("--new-dataset", "--eval-iters", "0")
     built = run_data.build_run_data(
