@@ -17,6 +17,7 @@ class StepReport:
     grad_norm: float | None
     num_zeros: int | None
     learning_rate: float
+    """That of the next step, which Megatron logs."""
     skipped: bool
     """The gradients overflowed: weights, moments and schedules stayed as they were."""
     seconds: float
@@ -33,3 +34,5 @@ class StepReport:
     """Sequences of all ranks."""
     consumed_samples: int = 0
     """Sequences of all ranks since the beginning of the run."""
+    used_learning_rate: float = 0.0
+    """That of this step, which ``transformers`` logs."""

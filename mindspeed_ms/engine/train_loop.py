@@ -197,6 +197,7 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
             state.iteration + 1, losses, norm, lambda is_bad: step_again.explain(setup, is_bad)
         )
 
+    used_rate = setup.scheduler.get_lr()
     with timed("optimizer", 1):
         if setup.config.training_config.freeze_all_layers:
             result = StepResult(True, None, None)
@@ -226,6 +227,7 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
         max_attention_logit=setup.observer.max_attention_logit(),
         batch_size=batch_size,
         consumed_samples=state.consumed_train_samples,
+        used_learning_rate=used_rate,
     )
 
 

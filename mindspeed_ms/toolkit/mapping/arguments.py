@@ -56,6 +56,32 @@ def _resume(value: object) -> Mapping[str, Any]:
     return {"resume_training": True, "load_checkpoint": value} if value else {}
 
 
+_SHAPES = {
+    "min_lr": "lr_end",
+    "lr_end": "lr_end",
+    "power": "power",
+    "num_cycles": "num_cycles",
+    "num_decay_steps": "wsd_decay_steps",
+    "decay_type": "wsd_decay_style",
+}
+"""Name in ``lr_scheduler_kwargs`` -> key of ``lr_schedule``."""
+
+
+def _shape(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Keys of ``lr_schedule`` for what ``lr_scheduler_kwargs`` says.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    for name in value:
+        if name not in _SHAPES:
+            raise ValueError(
+                f"TrainingArguments lr_scheduler_kwargs has {name!r}; there are "
+                f"{', '.join(_SHAPES)}{suggestion(name, _SHAPES)}"
+            )
+    return {f"lr_schedule.{_SHAPES[name]}": item for name, item in value.items()}
+
+
 _ONE_FORMAT = "every rank writes its part, and a load puts them together"
 _POSITION = "where training goes on stands in the checkpoint"
 _TOKENS = "every token of a step weighs the same"
@@ -146,7 +172,7 @@ ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
         ),
         "use_cpu": Keys(lambda value: {"context.device_target": "CPU"} if value else {}),
         "neftune_noise_alpha": Own(),
-        "label_smoothing_factor": Refused("the loss is the plain cross entropy"),
+        "label_smoothing_factor": Own(),
         # MindFormers' running
         "sink_mode": Path("runner_config.sink_mode"),
         "sink_size": Path("runner_config.sink_size"),
@@ -166,7 +192,7 @@ ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
         "use_cache": Inert("training keeps no keys and values"),
         "torch_empty_cache_steps": Inert("there is no torch"),
         "auto_find_batch_size": Refused("Trainer.plan() tells the memory of a batch size"),
-        "lr_scheduler_kwargs": Refused("min_lr, warmup_steps and lr_scheduler_type shape it"),
+        "lr_scheduler_kwargs": Keys(_shape),
         "optim_args": Refused("give weight_decay, adam_beta1, adam_beta2, adam_epsilon"),
         "optim_target_modules": Refused("all trainable parameters have one optimizer"),
         "logging_nan_inf_filter": Inert("a loss that is no number is logged as such", (True,)),

@@ -99,7 +99,10 @@ _NO_BIAS_CORRECTION = ("AdamWeightDecay", "FusedAdamWeightDecay", "FP32StateAdam
 _OPTIMIZERS = {
     **dict.fromkeys(_NO_BIAS_CORRECTION, "AdamW"),
     **dict.fromkeys(("AdamW", "adamw", "adam", "Adam", "FusedCastAdamWeightDecay"), "AdamW"),
+    **dict.fromkeys(("adamw_hf", "adamw_torch", "adamw_torch_fused", "adamw_apex_fused"), "AdamW"),
+    "adamw_torch_npu_fused": "AdamW",
     **dict.fromkeys(("SGD", "sgd"), "SGD"),
+    **dict.fromkeys(("Lion", "lion", "lion_32bit"), "lion"),
 }
 OPTIMIZER: Table = {
     "type": Joint(),
@@ -127,7 +130,7 @@ def _chosen(key: str, kind: object, names: Mapping[str, str]) -> str:
 
 
 def map_optimizer(config: Mapping[str, Any]) -> Mapped:
-    """Translate ``optimizer``: AdamW or SGD.
+    """Translate ``optimizer``: AdamW, SGD or Lion.
 
     Raises:
         ValueError: an unknown key, or an optimizer that does not exist here.
@@ -138,6 +141,8 @@ def map_optimizer(config: Mapping[str, Any]) -> Mapped:
     if kind is not None:
         chosen = _chosen("optimizer.type", kind, _OPTIMIZERS)
         mapped.put({"optimizer_config.optimizer_type": chosen})
+        if chosen == "SGD" and "momentum" not in config:  # Megatron's has 0.9
+            mapped.put({"optimizer_config.sgd_momentum": 0.0})
         if kind in _NO_BIAS_CORRECTION:
             mapped.lines.append(
                 f"optimizer {kind} is computed as AdamW, which corrects the bias of its moments"
@@ -154,6 +159,8 @@ def map_optimizer(config: Mapping[str, Any]) -> Mapped:
     return mapped
 
 
+_RESTARTS = ("cosine_with_restarts", "CosineWithRestartsAndWarmUpLR")
+"""Schedules whose ``num_cycles`` counts falls, not waves."""
 _SCHEDULES = {
     **dict.fromkeys(("constant", "ConstantWarmUpLR", "constant_with_warmup"), "constant"),
     **dict.fromkeys(
@@ -166,9 +173,9 @@ _SCHEDULES = {
         ),
         "linear",
     ),
-    **dict.fromkeys(("cosine", "CosineWithWarmUpLR"), "cosine"),
+    **dict.fromkeys(("cosine", "CosineWithWarmUpLR", "cosine_with_min_lr", *_RESTARTS), "cosine"),
     **dict.fromkeys(("inverse_sqrt", "inverse-square-root"), "inverse-square-root"),
-    **dict.fromkeys(("WSD", "WarmUpStableDecayLR"), "WSD"),
+    **dict.fromkeys(("WSD", "WarmUpStableDecayLR", "warmup_stable_decay"), "WSD"),
 }
 SCHEDULE: Table = {
     "type": Joint(),
@@ -183,6 +190,7 @@ SCHEDULE: Table = {
     "num_cycles": Joint(),
     "decay_start_steps": Refused("use lr_schedule type WSD with decay_steps"),
     "wsd_decay_steps": To("optimizer_config.lr_wsd_decay_iters"),
+    "wsd_decay_style": To("optimizer_config.lr_wsd_decay_style"),
 }
 """Keys of the block ``lr_schedule`` by today's names."""
 
@@ -195,11 +203,9 @@ def map_schedule(config: Mapping[str, Any]) -> Mapped:
     """
     mapped = apply(config, SCHEDULE, "lr_schedule")
     joint = mapped.joint
-    kind, power, cycles = (
-        joint.pop("type", None),
-        joint.pop("power", 1),
-        joint.pop("num_cycles", 0.5),
-    )
+    kind, power = joint.pop("type", None), joint.pop("power", 1)
+    once = 1 if kind in _RESTARTS else 0.5
+    cycles = joint.pop("num_cycles", once)
     if kind is not None:
         chosen = _chosen("lr_schedule.type", kind, _SCHEDULES)
         mapped.put({"optimizer_config.lr_decay_style": chosen})
@@ -208,7 +214,7 @@ def map_schedule(config: Mapping[str, Any]) -> Mapped:
             f"lr_schedule.power is {power}; a polynomial of power 1, a straight line, is the one "
             "there is: leave it out, or use cosine"
         )
-    if cycles != 0.5:
+    if cycles != once:
         raise ValueError(
             f"lr_schedule.num_cycles is {cycles}; the cosine falls once, half a cycle: leave it out"
         )

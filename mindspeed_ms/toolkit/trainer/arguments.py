@@ -52,12 +52,16 @@ class _Fields:
 
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "linear"
-    """linear, cosine, constant, inverse_sqrt, polynomial (of power 1) or WSD."""
+    """linear, cosine, constant, inverse_sqrt, polynomial (of power 1), cosine_with_min_lr or
+    warmup_stable_decay, with or without warm-up."""
+    lr_scheduler_kwargs: dict[str, Any] | None = None
+    """Of these: min_lr or lr_end; num_decay_steps and decay_type of warmup_stable_decay."""
     warmup_steps: float = 0
     """Steps in which the rate rises; below 1 a share of all steps."""
     warmup_ratio: float | None = None
     """Share of all steps in which it rises; wins over ``warmup_steps``."""
-    min_lr: float = 0.0
+    min_lr: float | None = None
+    """Where it ends. None: 0, and 1e-7 of a polynomial, as in ``transformers``."""
     optim: str = "adamw"
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
@@ -136,6 +140,8 @@ class _Fields:
     assistant_only_loss: bool = True
     """Of conversations and answers, learn what the assistant says."""
     neftune_noise_alpha: float | None = None
+    label_smoothing_factor: float = 0.0
+    """Share of the target's weight that is spread over all tokens."""
 
     sink_mode: bool = False
     sink_size: int = 1
@@ -229,6 +235,12 @@ class TrainingArguments(_Fields):
         values = self.to_dict()
         if values["batch_size"] is None and values["per_device_train_batch_size"] is None:
             values["batch_size"] = 8
+        shape = dict(values["lr_scheduler_kwargs"] or {})
+        if values["lr_scheduler_type"] == "warmup_stable_decay":
+            shape.setdefault("decay_type", "cosine")
+        values["lr_scheduler_kwargs"] = shape
+        if values["min_lr"] is None and not {"min_lr", "lr_end"} & shape.keys():
+            values["min_lr"] = 1e-7 if values["lr_scheduler_type"] == "polynomial" else 0.0
         if 0 < values["warmup_steps"] < 1:
             values["warmup_ratio"] = values["warmup_ratio"] or values["warmup_steps"]
             values["warmup_steps"] = 0

@@ -92,7 +92,7 @@ def build(wanted: Wanted, world_size: int) -> Built:
     else:
         training |= {"skip_train": True, "training_iters": 1}  # schedules want a length
     _log_fields(wanted.args, training, per_pass, config.global_batch_size(world_size))
-    lines = outlast_warmup(sections)
+    lines = settle_warmup(sections)
     config = wanted.model.describe(sections)
     if task.parallel_mode is ParallelMode.AUTO_PARALLEL:
         config, line = choose_layout(config, world_size)
@@ -124,16 +124,27 @@ def steps_of(task: Task, per_pass: int | None, batch: int) -> int:
     return max(1, math.ceil((task.epochs or 1) * per_pass / batch))
 
 
-def outlast_warmup(sections: Sections) -> list[str]:
-    """Let a run end within its warm-up, where that is longer, as other trainers do.
+def settle_warmup(sections: Sections) -> list[str]:
+    """Round a share of the steps up; let a run end within a longer warm-up: as `transformers`.
 
     Returns:
         A line that says so, if a run trains.
+
+    Raises:
+        ValueError: a schedule that goes by the warm-up, and none.
     """
     optimizer = sections.setdefault("optimizer_config", {})
     training = sections.get("training_config", {})
-    warmup, steps = optimizer.get("lr_warmup_iters") or 0, training.get("training_iters") or 0
-    if warmup < (optimizer.get("lr_decay_iters") or steps):
+    steps = training.get("training_iters") or 0
+    decay = optimizer.get("lr_decay_iters") or steps
+    if share := optimizer.pop("lr_warmup_fraction", None):
+        optimizer["lr_warmup_iters"] = math.ceil(decay * share)
+    warmup = optimizer.get("lr_warmup_iters") or 0
+    if not warmup and optimizer.get("lr_decay_style") == "inverse-square-root":
+        raise ValueError(
+            "lr_scheduler_type inverse_sqrt falls by the length of the warm-up; give warmup_steps"
+        )
+    if warmup < decay:
         return []
     optimizer["lr_decay_iters"] = warmup + 1
     if training.get("skip_train"):
@@ -196,6 +207,7 @@ def _data_fields(wanted: Wanted, dataset: dict[str, Any], training: dict[str, An
         dataset |= {"reset_attention_mask": True, "reset_position_ids": True}
     if not wanted.model.is_own_cell:
         training["calculate_per_token_loss"] = True
+    training["label_smoothing"] = args.label_smoothing_factor
     if train is None and args.per_device_eval_batch_size:
         dataset["batch_size"] = args.per_device_eval_batch_size
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,19 @@ class Events:
         self._losses: list[float] = []
         self._all_losses: list[float] = []
         self._saved = 0
-        self._in_epoch = False
+        self._start = time.perf_counter()
+        self._first_sample = 0
 
-    @property
-    def training_loss(self) -> float:
-        """Mean loss of all steps."""
-        return math.fsum(self._all_losses) / len(self._all_losses) if self._all_losses else math.nan
+    def _totals(self, run: Run) -> dict[str, float]:
+        """Mean loss of all steps, time, and work in a second."""
+        losses, seconds = self._all_losses, time.perf_counter() - self._start
+        samples = run.state.consumed_train_samples - self._first_sample
+        return {
+            "train_runtime": seconds,
+            "train_samples_per_second": samples / seconds,
+            "train_steps_per_second": len(losses) / seconds,
+            "train_loss": math.fsum(losses) / len(losses) if losses else math.nan,
+        }
 
     def tell(self, event: str, **more: Any) -> None:
         """Call the callbacks."""
@@ -84,6 +92,7 @@ class Events:
     def begin(self, run: Run) -> None:
         """Before the first step."""
         self.run = run
+        self._first_sample = run.state.consumed_train_samples
         self.state.global_step = run.state.iteration
         self.state.epoch = self._passes(run.state.consumed_train_samples)
         self._load_state(run)
@@ -180,7 +189,7 @@ class Events:
         if _wants_mindformers_line(self.args):
             print_rank_0(mindformers_line(self.state, report, loss))
         self._losses = []
-        logs = {"loss": loss, "learning_rate": report.learning_rate}
+        logs = {"loss": loss, "learning_rate": report.used_learning_rate}
         if report.grad_norm is not None:
             logs["grad_norm"] = report.grad_norm
         self.log(logs)
@@ -237,9 +246,11 @@ class Events:
             state.best_model_checkpoint = earlier.best_model_checkpoint
             run.keep(state.best_global_step)
 
-    def end(self) -> None:
-        """After the last step: the best model's weights, where they are asked for."""
+    def end(self) -> dict[str, float]:
+        """After the last step: totals, and the best model's weights where they are asked for."""
         assert self.run is not None, "begun"
+        totals = self._totals(self.run)
+        self.log(totals)
         if not self.args.save_only_model and self.args.strategy("save") in ("steps", "epoch"):
             self._saved = self.state.global_step  # the engine has saved the last step
         best = self.state.best_global_step
@@ -251,6 +262,7 @@ class Events:
                 f"{self.state.best_metric:.6E}"
             )
         self.tell("on_train_end")
+        return {**totals, "epoch": self.state.epoch}
 
 
 def _wants_mindformers_line(args: TrainingArguments) -> bool:

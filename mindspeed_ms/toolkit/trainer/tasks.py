@@ -23,7 +23,7 @@ from mindspeed_ms.toolkit.data.minddata import MicroBatches
 from mindspeed_ms.toolkit.mapping.auto_layout import choose_layout
 from mindspeed_ms.toolkit.mapping.parallel import ParallelMode
 from mindspeed_ms.toolkit.mapping.tree import Task
-from mindspeed_ms.toolkit.trainer.build import outlast_warmup
+from mindspeed_ms.toolkit.trainer.build import settle_warmup
 from mindspeed_ms.toolkit.trainer.predicting import predict_task
 
 ModelMaker = Callable[[AllConfig], Cell]
@@ -91,7 +91,7 @@ def build_config(
         readers = 1 if task.full_batch else config.parallel_config.data_parallel_size(world_size)
         per_pass = _num_sequences(train_dataset, config, readers)
         _set_length(task, per_pass, config.global_batch_size(world_size), training)
-    for line in outlast_warmup(sections):
+    for line in settle_warmup(sections):
         print_rank_0(line)
     config = assemble(sections)
     if task.parallel_mode is ParallelMode.AUTO_PARALLEL:

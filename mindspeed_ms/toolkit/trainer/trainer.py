@@ -358,13 +358,12 @@ class Trainer(TrainerSettings):
             events.begin(run)
             with bars.hidden(bool(self.args.disable_tqdm)):
                 run.train()
-            events.end()
+            metrics = events.end()
         except BaseException:
             self._run = None
             run.__exit__(*sys.exc_info())
             raise
-        metrics = {"train_loss": events.training_loss, "epoch": self.state.epoch}
-        return TrainOutput(self.state.global_step, events.training_loss, metrics)
+        return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
 
     def _first_state(self, built: Built) -> TrainerState:
         training = built.config.training_config

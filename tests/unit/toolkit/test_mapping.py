@@ -479,11 +479,16 @@ def test_data_and_callbacks():
         (training.map_optimizer, {"eps": "small"}, "eps is 'small', but must be a number"),
         (
             training.map_schedule,
-            {"type": "cosine_with_restarts"},
+            {"type": "reduce_lr_on_plateau"},
             "there are constant, linear, cosine, inverse-square-root, WSD",
         ),
         (training.map_schedule, {"power": 2.0}, "a polynomial of power 1"),
         (training.map_schedule, {"num_cycles": 2}, "the cosine falls once"),
+        (
+            training.map_schedule,
+            {"type": "cosine_with_restarts", "num_cycles": 2},
+            "the cosine falls once",
+        ),
         (training.map_wrapper, {"scale_sense": "high"}, "scale_sense is 'high': must be a number"),
         (training.map_wrapper, {"scale_sense": {"typ": 1}}, "unknown key 'typ' in scale_sense"),
         (

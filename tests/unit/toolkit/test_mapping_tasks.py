@@ -407,7 +407,7 @@ def test_arguments_the_trainer_reads_and_those_without_effect():
     [
         ({"learning_rat": 1}, "TrainingArguments has no 'learning_rat'; did you mean"),
         ({"fsdp": "full_shard"}, "fsdp='full_shard': set_parallel_config shards"),
-        ({"label_smoothing_factor": 0.1}, "the loss is the plain cross entropy"),
+        ({"lr_scheduler_kwargs": {"min_rl": 1e-5}}, "lr_scheduler_kwargs has 'min_rl'; there are"),
         ({"batch_size": 2, "per_device_train_batch_size": 4}, "which are one setting; keep one"),
     ],
 )

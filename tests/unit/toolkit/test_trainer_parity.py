@@ -73,6 +73,20 @@ def test_training_equals_transformers(folder, parts):
     np.testing.assert_allclose(losses(made), EXPECTED["losses"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("case", recorded.CASES)
+def test_arguments_mean_what_they_mean_in_transformers(folder, case):
+    """Every figure that ``transformers.Trainer`` notes: losses, rates, norms, passes."""
+    args = TrainingArguments("out", **{**recorded.COMMON, **recorded.CASES[case]})
+    rows = recorded.answers()
+    made = Trainer(model=folder, args=args, train_dataset=rows, eval_dataset=rows[:5])
+    made.train()
+    expected = json.loads(recorded.ARGUMENTS.read_text(encoding="utf-8"))[case]
+    history = made.state.log_history
+    assert len(history) == len(expected)
+    for found, entry in zip(history, expected, strict=True):
+        assert {key: found[key] for key in entry} == pytest.approx(entry, rel=2e-5, abs=1e-9)
+
+
 @pytest.mark.parametrize("how", ["folder", "model", "changed", "config"])
 def test_whatever_the_model_is_given_as(folder, how):
     model = folder
