@@ -54,6 +54,15 @@ GPT_OSS = (
 )
 GROUPS = "--group-query-attention --num-query-groups 2 --ffn-hidden-size 48 --swiglu"
 ROPE = f"--position-embedding-type rope {GROUPS}"
+YARN = {
+    "yarn_rotary_scaling_factor": 4.0,
+    "yarn_original_max_position_embeddings": 16,
+    "yarn_beta_fast": 2.0,
+    "yarn_beta_slow": 0.25,
+    "yarn_mscale": 0.7,
+    "yarn_mscale_all_dim": 0.0,
+    "yarn_correction_range_round_to_int": False,
+}
 CASES = {
     "off_by_one": (f"{ROPE} --softmax-type off-by-one", {"softmax_type": "off-by-one"}),
     "learnable_sinks": (f"{ROPE} --softmax-type learnable", {"softmax_type": "learnable"}),
@@ -75,6 +84,12 @@ CASES = {
             "window_size": (16, 0),
             "window_attn_skip_freq": 2,
         },
+    ),
+    "yarn": (
+        f"--position-embedding-type yarn {GROUPS} --rotary-scaling-factor 4 "
+        "--yarn-original-max-position-embeddings 16 --yarn-beta-fast 2 --yarn-beta-slow 0.25 "
+        "--mscale 0.7 --mscale-all-dim 0 --no-yarn-correction-range-round-to-int",
+        {"position": "yarn", "yarn": YARN},
     ),
     "qk_l2_norm": (f"{ROPE} --qk-l2-norm", {"qk_l2_norm": True}),
     "attention_output_gate": (f"{ROPE} --attention-output-gate", {"attention_output_gate": True}),
@@ -162,10 +177,11 @@ def config_of(options):
     from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 
     options = dict(options)
+    yarn = options.pop("yarn", {})
     if options.get("activation_func") == "quick_gelu":
         options["activation_func"] = quick_gelu
     kind = MLATransformerConfig if options.get("multi_latent_attention") else TransformerConfig
-    return kind(
+    config = kind(
         **{
             "num_layers": 2,
             "hidden_size": 32,
@@ -190,6 +206,9 @@ def config_of(options):
             **options,
         }
     )
+    for name, value in yarn.items():  # the model reads them, the class has no such fields
+        setattr(config, name, value)
+    return config
 
 
 def block_spec(config):

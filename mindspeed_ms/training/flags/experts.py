@@ -283,6 +283,12 @@ OTHER_NAMES = in_group(
     ],
 )
 
+
+def _yarn(latent: str, plain: str) -> Field:
+    """A number of yarn: of multi-latent attention, and by a rule of plain rope."""
+    return Field(f"{_LATENT}{latent}", also=(f"model_config.rope_scaling.{plain}",))
+
+
 LATENT_ATTENTION = in_group(
     "multi-latent attention",
     [
@@ -293,16 +299,16 @@ LATENT_ATTENTION = in_group(
         value("--qk-pos-emb-head-dim", int, Field(f"{_LATENT}qk_pos_emb_head_dim"), 64),
         value("--v-head-dim", int, Field(f"{_LATENT}v_head_dim"), 128),
         value("--rope-type", str, Field(f"{_LATENT}rope_type"), choices=("rope", "yarn")),
-        value("--rotary-scaling-factor", float, Field(f"{_LATENT}rotary_scaling_factor"), 1.0),
+        value("--rotary-scaling-factor", float, _yarn("rotary_scaling_factor", "factor"), 1.0),
         value(
             "--yarn-original-max-position-embeddings",
             int,
-            Field(f"{_LATENT}original_max_position_embeddings"),
+            _yarn("original_max_position_embeddings", "original_max_position_embeddings"),
         ),
-        value("--yarn-beta-fast", float, Field(f"{_LATENT}beta_fast")),
-        value("--yarn-beta-slow", float, Field(f"{_LATENT}beta_slow")),
-        value("--mscale", float, Field(f"{_LATENT}mscale"), 1.0),
-        value("--mscale-all-dim", float, Field(f"{_LATENT}mscale_all_dim"), 0.0),
+        value("--yarn-beta-fast", float, _yarn("beta_fast", "beta_fast")),
+        value("--yarn-beta-slow", float, _yarn("beta_slow", "beta_slow")),
+        value("--mscale", float, _yarn("mscale", "attention_factor"), 1.0),
+        value("--mscale-all-dim", float, _yarn("mscale_all_dim", "attention_factor"), 0.0),
     ],
 )
 
@@ -419,8 +425,15 @@ ROWS: tuple[Flag, ...] = (
         """
 --mtp-detach-heads
 --mtp-hsm
---mtp-standalone
 --mtp-use-repeated-layer
 """,
+    ),
+    *compact(
+        "multi-token prediction",
+        NoEffect(
+            "Megatron reads it from --pipeline-model-parallel-layout, where m is the stage of "
+            "these layers"
+        ),
+        "--mtp-standalone",
     ),
 )

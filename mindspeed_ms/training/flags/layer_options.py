@@ -80,6 +80,21 @@ ROWS: tuple[Flag, ...] = (
                 default=1.0,
                 help="Same as --embedding-multiplier.",
             ),
+            value(
+                "--embedding-multiplier-scale",
+                float,
+                Field("model_config.embedding_multiplier"),
+                dest="embedding_multiplier",
+                default=1.0,
+                help="Same as --embedding-multiplier.",
+            ),
+            value(
+                "--output-multiplier-scale",
+                float,
+                Field("model_config.logits_scaling", by_rule=True),
+                excludes=("--logits-scaling",),
+                help="MindSpeed: factor of the logits, 1 / --logits-scaling.",
+            ),
             on(
                 "--post-norm",
                 Field("model_config.use_sandwich_norm"),
@@ -103,6 +118,14 @@ ROWS: tuple[Flag, ...] = (
                 Field(f"{_STRETCHING}rope_type"),
                 "default",
                 choices=("default", "linear", "dynamic", "llama3", "yarn", "longrope"),
+            ),
+            value(
+                "--yarn-scaling-factor",
+                float,
+                Field(f"{_STRETCHING}factor", by_rule=True),
+                1.0,
+                help="How many times longer sequences are, with --rope-scaling-type yarn or "
+                "--position-embedding-type yarn.",
             ),
             value(
                 "--rope-scaling-original-max-position-embeddings",

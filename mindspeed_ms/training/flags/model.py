@@ -22,8 +22,13 @@ from mindspeed_ms.training.flags.value_types import dtype
 
 _ACTIVATION = "model_config.hidden_act"
 _POSITIONS = "model_config.position_embedding_type"
-_OTHER_POSITIONS = ("relative", "mrope", "yarn", "nope")
-_YARN = Refused("it is a way to stretch rope", "use rope with --rope-scaling-type yarn")
+_OTHER_POSITIONS = ("relative", "mrope")
+_STRETCHING = "model_config.rope_scaling"
+YARN = (
+    *("rope_type", "factor", "original_max_position_embeddings"),
+    *("beta_fast", "beta_slow", "attention_factor"),
+)
+"""What ``--position-embedding-type yarn`` decides, with the flags of multi-latent attention."""
 _NO_POSITIONS = Refused("positions of this kind are not available", "use rope")
 _BIASES = Field(
     "model_config.add_bias_linear",
@@ -37,7 +42,6 @@ _BIASES = Field(
 )
 _KERNELS = NoEffect("the kernel of each operation is chosen once at start")
 _ONE_MODEL = NoEffect("there is one model; its numbers are those of Megatron's local layers")
-_STRETCHING = "model_config.rope_scaling"
 
 
 def _stretching_factor(own: float, read: ReadField) -> float:
@@ -127,13 +131,13 @@ POSITIONS = in_group(
         value(
             "--position-embedding-type",
             str,
-            Field(_POSITIONS),
+            Field(_POSITIONS, also=tuple(f"{_STRETCHING}.{name}" for name in YARN)),
             "learned_absolute",
-            choices=("learned_absolute", "absolute", "rope", "alibi", "none", *_OTHER_POSITIONS),
-            refuses=(
-                *((name, _NO_POSITIONS) for name in _OTHER_POSITIONS if name != "yarn"),
-                ("yarn", _YARN),
+            choices=(
+                *("learned_absolute", "absolute", "rope", "yarn", "alibi", "none", "nope"),
+                *_OTHER_POSITIONS,
             ),
+            refuses=tuple((name, _NO_POSITIONS) for name in _OTHER_POSITIONS),
             common=True,
         ),
         off(

@@ -23,7 +23,6 @@ ROWS: tuple[Flag, ...] = (
         "use the flags of a plain GPT layer, and leave it out",
         """
 --embed-layernorm
---output-multiplier-scale float
 --enable-mhc-connections
 --hybrid-layer-pattern str
 --hybrid-override-pattern str
@@ -37,14 +36,6 @@ ROWS: tuple[Flag, ...] = (
 --encoder-tensor-model-parallel-size int=0 !0
 --encoder-pipeline-model-parallel-size int=0 !0
 --decoder-num-layers int
-""",
-    ),
-    *_refuse(
-        "refused: positions",
-        "positions are not rescaled for longer sequences in this way",
-        "use --rope-scaling-type with --rope-scaling-factor",
-        """
---yarn-scaling-factor float=1.0 !1.0
 """,
     ),
     *_refuse(

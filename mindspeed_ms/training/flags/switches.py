@@ -76,18 +76,27 @@ def switched_off(
     """
     by_name = {row.names[0]: row for row in rows}
     lines = []
+    ways = (values.get("position_embedding_type"), values.get("rope_scaling_type"))
     for switch, (section, fields) in SWITCH_OF_FIELD.items():
         if values.get(by_name[switch].dest):
             continue
         behind = [
             name
             for name in dict.fromkeys(given)
-            if name != switch and _is_behind(by_name[name], section, fields)
+            if name != switch
+            and _is_behind(by_name[name], section, fields)
+            and not ("yarn" in ways and _is_of_yarn(by_name[name]))
         ]
         if behind:
             verb = "has" if len(behind) == 1 else "have"
             lines.append(f"{', '.join(behind)} {verb} no effect without {switch}")
     return lines
+
+
+def _is_of_yarn(row: Flag) -> bool:
+    """Whether plain rope that is stretched by yarn reads the flag, too."""
+    also = row.state.also if isinstance(row.state, Field) else ()
+    return any(path.startswith("model_config.rope_scaling.") for path in also)
 
 
 def _is_behind(row: Flag, section: str, fields: Sequence[str]) -> bool:

@@ -90,7 +90,7 @@ def test_help_shows_the_users_own_flags_and_no_refused_values(capsys):
 
     text = help_of(capsys, "--help", provider=provider)
     assert "--my-flag" in text and "of mine" in text
-    assert "soap" not in text and "yarn," not in text
+    assert "soap" not in text and "relative," not in text
 
 
 # --- suggestions ----------------------------------------------------------------------------------
