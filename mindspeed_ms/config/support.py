@@ -111,10 +111,21 @@ def _unsupported_training(all_config: AllConfig) -> list[str]:
             f"epochs {training.epochs}: {WITHOUT_EFFECT['training_config.epochs']}; give one"
         )
     is_taught = training.logits_save_dir is not None or training.logits_load_dir is not None
-    if is_taught and all_config.model_config.mtp_num_layers:
+    if (is_taught or training.qad_enable) and all_config.model_config.mtp_num_layers:
+        names = "qad_enable is" if training.qad_enable else "logits_save_dir, logits_load_dir are"
         reasons.append(
-            "logits_save_dir and logits_load_dir are of the next token's logits; leave them or "
-            "mtp_num_layers out"
+            f"{names} for the next token's logits; leave out either that or mtp_num_layers"
+        )
+    if training.qad_enable and training.loss_reduction == "sum":
+        reasons.append(
+            "loss_reduction sum is of the labels' loss, which qad_enable replaces; sum the "
+            "teacher's with kl_loss_reduction sum instead"
+        )
+    sums = training.qad_enable and training.kl_loss_reduction == "sum"
+    if training.calculate_per_token_loss and sums:
+        reasons.append(
+            "calculate_per_token_loss divides by tokens and kl_loss_reduction sum does not; leave "
+            "one of them out"
         )
     if training.loss_reduction == "sum" and training.calculate_per_token_loss:
         reasons.append(

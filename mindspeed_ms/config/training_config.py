@@ -18,15 +18,15 @@ from mindspeed_ms.config.kinds import (
     Natural,
     Positive,
     Seed,
-    Share,
 )
 from mindspeed_ms.config.lora_config import LoraConfig
 from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
+from mindspeed_ms.config.teaching import Teaching
 from mindspeed_ms.config.watching import Watching
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(Watching):
+class TrainingConfig(Watching, Teaching):
     """Section ``training_config``: how long to train, what to log and save, in which precision."""
 
     NAME: ClassVar[str] = "training_config"
@@ -325,34 +325,6 @@ class TrainingConfig(Watching):
     calculate_per_token_loss: bool = False
     """Divide once by all tokens of the step. False: mean of the micro-batches' means."""
 
-    # --- distillation
-    freeze_all_layers: bool = False
-    """Go through all steps and change no weight, as a teacher does."""
-
-    logits_save_dir: str | None = None
-    """Folder for the likeliest tokens of every place, which a student reads. None: not saved."""
-
-    logits_save_top_k: Count | None = None
-    """How many tokens of a place; needed with logits_save_dir."""
-
-    logits_save_top_p: Share | None = None
-    """Of these only the first that reach this probability together. None: all."""
-
-    logits_save_top_p_min_k: Count = 1
-    """With logits_save_top_p, keep at least so many."""
-
-    logits_save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-    """Type of the saved log probabilities."""
-
-    logits_load_dir: str | None = None
-    """Folder of a teacher's tokens: the loss is the divergence from them. None: labels alone."""
-
-    logits_load_kd_loss_alpha: Share = 1.0
-    """Weight of that loss, at most 1; the labels' loss has the rest."""
-
-    logits_load_ignore_errors: bool = False
-    """Take the labels' loss where a teacher's tokens are missing, damaged or of other data."""
-
     # --- gradients over data-parallel ranks
     wrap_with_ddp: bool = False
     """Keep gradients in flat buffers that are reduced in buckets. Megatron flags set it to True."""
@@ -471,7 +443,7 @@ class TrainingConfig(Watching):
         self._check_gradient_buffers()
         self._check_length()
         self._check_watching()
-        self._check_distillation()
+        self._check_teaching()
         if self.profile_step_end < self.profile_step_start:
             raise ValueError(
                 f"profile_step_end ({self.profile_step_end}) must not be smaller than "
@@ -482,18 +454,6 @@ class TrainingConfig(Watching):
     def _check_precision(self) -> None:
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 are both set, but exclude each other; keep one")
-
-    def _check_distillation(self) -> None:
-        if self.logits_save_dir is not None and self.logits_load_dir is not None:
-            raise ValueError(
-                "logits_save_dir and logits_load_dir are both set, but a run is teacher or "
-                "student; keep one"
-            )
-        if self.logits_save_dir is not None and self.logits_save_top_k is None:
-            raise ValueError(
-                "logits_save_dir needs the number of tokens to keep of a place; give "
-                "logits_save_top_k"
-            )
 
     def _check_gradient_buffers(self) -> None:
         if not self.wrap_with_ddp:

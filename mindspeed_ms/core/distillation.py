@@ -26,6 +26,7 @@ from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group, ReduceOp
 from mindspeed_ms.backend.numpy_types import bfloat16_to_float32
 from mindspeed_ms.core import parallel_state, run_state
+from mindspeed_ms.core.teacher import Teacher
 from mindspeed_ms.ops.portable.arrays import bfloat16_bits, tensor_of, wide
 
 ABSENT = -1
@@ -72,6 +73,8 @@ class Distillation:
 
     saves: SaveOptions | None = None
     loads: LoadOptions | None = None
+    live: Teacher | None = None
+    """In memory, on the last pipeline stage."""
     first_sample: int = 0
     micro_batch: int = 0
     places: np.ndarray | None = None
@@ -83,8 +86,8 @@ class Distillation:
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is saved or read."""
-        return self.saves is not None or self.loads is not None
+        """Whether anything is saved, read or asked of a teacher."""
+        return not (self.saves is self.loads is self.live is None)
 
     def begin_step(self, first_sample: int) -> None:
         """Begin with the sequences from ``first_sample`` on, counted over the run."""

@@ -275,6 +275,23 @@ def _context_groups(
     }
 
 
+def without_pipeline() -> ParallelState:
+    """The present layout for a model whose layers are all on one rank.
+
+    Parallelism: collective over the world.
+    """
+    state = _state()
+    alone = _create([(rank,) for rank in range(comm.get_world_size())])
+    roles = dict.fromkeys(("pp", "embedding", "position_embedding"), alone)
+    roles |= {"model": state.group("tp"), "expert_model": state.group("expert_tp_ep")}
+    return replace(
+        state,
+        groups={**state.groups, **roles},
+        virtual_pipeline_rank=None,
+        virtual_pipeline_size=None,
+    )
+
+
 def _create(all_ranks: list[tuple[int, ...]]) -> Group:
     """Create every group of one role; returns the one of this rank, or one it is not part of."""
     me = comm.get_rank()

@@ -91,13 +91,19 @@ def set_seed(seed: int | None, use_cpu_initialization: bool = False) -> None:
     """
     base = DEFAULT_SEED if seed is None else seed
     initialization = base
-    tensor_rank = expert_rank = expert_tensor_rank = 0
     if parallel_state.model_parallel_is_initialized():
         base += 100 * parallel_state.get_pipeline_model_parallel_rank()
+    random.seed(base)
+    np.random.seed(base % 2**32)
+    seed_model(base, base if use_cpu_initialization else initialization)
+
+
+def seed_model(base: int, initialization: int) -> None:
+    """Seed dropout and initial weights alone."""
+    tensor_rank = expert_rank = expert_tensor_rank = 0
+    if parallel_state.model_parallel_is_initialized():
         tensor_rank = parallel_state.get_tensor_model_parallel_rank()
         expert_rank = parallel_state.get_expert_model_parallel_rank()
         expert_tensor_rank = parallel_state.get_expert_tensor_parallel_rank()
-    random.seed(base)
-    np.random.seed(base % 2**32)
-    seed_initialization(base if use_cpu_initialization else initialization)
+    seed_initialization(initialization)
     model_parallel_manual_seed(base, tensor_rank, expert_rank, expert_tensor_rank)

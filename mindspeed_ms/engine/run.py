@@ -17,7 +17,7 @@ from mindspore.nn import Cell
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.build import assemble
-from mindspeed_ms.core import loss_options, run_state
+from mindspeed_ms.core import distillation, loss_options, run_state
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.num_microbatches_calculator import update_num_microbatches
@@ -51,6 +51,7 @@ from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
 from mindspeed_ms.engine.run_data import RunData, build_run_data, whole_set
 from mindspeed_ms.engine.start import check_configuration, fill_run_state, report_layout
 from mindspeed_ms.engine.step_report import StepReport
+from mindspeed_ms.engine.teacher import reporting, teacher_of
 from mindspeed_ms.engine.teaching import set_up_distillation
 from mindspeed_ms.engine.train_loop import (
     TrainingSetup,
@@ -381,6 +382,8 @@ def _set_up(
     options.sums = config.training_config.loss_reduction == "sum"
     options.label_smoothing = config.training_config.label_smoothing
     set_up_distillation(config)
+    teacher = teacher_of(config, model, true_vocab_size(config))
+    distillation.current().live = teacher
     weights = None
     if config.training_config.calculate_per_token_loss:
         weights = TokenWeights(config.dataset_config.batch_size * config.model_config.seq_length)
@@ -390,6 +393,8 @@ def _set_up(
         )
     else:
         forward_step = megatron_forward_step(functions.forward_step_func, weights)
+    if teacher is not None:
+        forward_step = reporting(forward_step, teacher)
     batch_size = config.global_batch_size(comm.get_world_size())
     return TrainingSetup(
         config=config,

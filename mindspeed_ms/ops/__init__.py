@@ -98,6 +98,9 @@ __all__ = [
     "grouped_linear_forward",
     "grouped_linear_wgrad_accumulate",
     "join_columns",
+    "kl_backward",
+    "kl_loss",
+    "kl_parts",
     "l2_norm_squared",
     "largest_columns",
     "layer_norm",
@@ -426,6 +429,38 @@ def ce_backward(
     return chosen.kernels.ce_backward(
         logits, target, row_max, sum_exp, dloss, vocab_start, smoothing, total
     )
+
+
+def kl_parts(
+    logits: Tensor, teacher: Tensor, row_max: Tensor, teacher_max: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Local parts of the divergence of a student from a teacher, fp32.
+
+    With x = (logits - row_max) / temperature and y likewise of the teacher: sums of exp(x), of
+    exp(y), and of exp(y) (y - x). Shapes: logits, teacher [..., V]; global maxima fp32 [...].
+    """
+    checks.same_shape("kl_parts", logits.shape, teacher.shape)
+    return chosen.kernels.kl_parts(logits, teacher, row_max, teacher_max, temperature)
+
+
+def kl_loss(own: Tensor, theirs: Tensor, both: Tensor, temperature: float) -> Tensor:
+    """``temperature**2 * (both / theirs - log(theirs) + log(own))`` of the global parts."""
+    return chosen.kernels.kl_loss(own, theirs, both, temperature)
+
+
+def kl_backward(
+    logits: Tensor,
+    teacher: Tensor,
+    tops: tuple[Tensor, Tensor],
+    sums: tuple[Tensor, Tensor],
+    dloss: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Gradient of the logits, ``temperature * (softmax(x) - softmax(y)) * dloss``.
+
+    ``tops`` and ``sums`` are the global maxima and sums of student and teacher.
+    """
+    return chosen.kernels.kl_backward(logits, teacher, tops, sums, dloss, temperature)
 
 
 def embedding_wgrad_accumulate(

@@ -148,6 +148,24 @@ class KernelSet(Protocol):
         self, logits: Tensor, target: Tensor, row_max: Tensor, vocab_start: int
     ) -> tuple[Tensor, Tensor]: ...
     def ce_sum_logits(self, logits: Tensor) -> Tensor: ...
+    def kl_parts(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        row_max: Tensor,
+        teacher_max: Tensor,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def kl_loss(self, own: Tensor, theirs: Tensor, both: Tensor, temperature: float) -> Tensor: ...
+    def kl_backward(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        tops: tuple[Tensor, Tensor],
+        sums: tuple[Tensor, Tensor],
+        dloss: Tensor,
+        temperature: float,
+    ) -> Tensor: ...
     def decode_attention(
         self,
         q: Tensor,

@@ -105,6 +105,8 @@ def _temporary(config: AllConfig, stage: int) -> int:
     if stage == placement.num_stages - 1:
         logits = sizes.tokens * spec.vocab_size // sizes.tensor
         most = max(most, logits * (4 if sizes.width == 4 else 6))
+        if config.training_config.qad_enable:  # the teacher's wait for the student's
+            most += logits * sizes.width
     return most
 
 

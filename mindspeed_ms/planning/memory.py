@@ -26,6 +26,7 @@ from mindspeed_ms.planning.parameters import (
     LocalParameter,
     chunk_parameters,
     frozen_bytes,
+    teacher_bytes,
 )
 
 WHOLE_WEIGHTS = 3
@@ -84,7 +85,8 @@ def stage_state(config: AllConfig, world_size: int, stage: int) -> StateBytes:
     placement = layer_placement(config.model_config, config.parallel_config)
     chunks = [chunk_parameters(config, stage, chunk) for chunk in range(placement.num_chunks)]
     count = sum(spec.size for specs in chunks for spec in specs)
-    total = StateBytes(0, 0, 0, 0)
+    is_last = stage == placement.num_stages - 1
+    total = StateBytes(0, teacher_bytes(config) if is_last else 0, 0, 0)
     for chunk, specs in enumerate(chunks):
         total += StateBytes(0, frozen_bytes(config, stage, chunk), 0, 0)
         for is_expert in (False, True):

@@ -10,6 +10,7 @@ from functools import lru_cache
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.dtypes import DType, dtype_bytes
 from mindspeed_ms.models import ModelSpec, ParamSpec, gpt_spec
+from mindspeed_ms.models.teacher import teacher_config
 from mindspeed_ms.plan.layer_placement import layer_placement
 
 
@@ -81,6 +82,19 @@ def frozen_bytes(config: AllConfig, stage: int, chunk: int) -> int:
     """Bytes of the weights below adapters that a rank holds; they have nothing but their values."""
     held = [one for one in _of_chunk(config, stage, chunk) if one.spec.is_frozen]
     return sum(one.size * dtype_bytes(one.dtype) for one in held)
+
+
+def teacher_bytes(config: AllConfig) -> int:
+    """Bytes of the weights of a teacher in memory, on each rank of the last pipeline stage."""
+    if not config.training_config.qad_enable:
+        return 0
+    held = _of_chunk(_teacher(_Identity(config)), 0, 0)
+    return sum(one.size * dtype_bytes(one.dtype) for one in held)
+
+
+@lru_cache(maxsize=8)
+def _teacher(key: _Identity) -> AllConfig:
+    return teacher_config(key.config)
 
 
 def _of_chunk(config: AllConfig, stage: int, chunk: int) -> tuple[LocalParameter, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ms.config.all_config import SECTION_CLASSES
+from mindspeed_ms.config.all_config import SECTION_CLASSES, AllConfig
 from mindspeed_ms.config.build import Sections
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.models.identity import RUN_SETTINGS
@@ -44,13 +44,24 @@ def sections_from_checkpoint(
 
     Source: Megatron-LM ``load_args_from_checkpoint`` (which arguments may be changed).
     """
-    stated = config_of(_common_of(load, step)).to_dict()
+    stated = config_of(_common_of(load, step))
     said = {
         path
         for row in ROWS
         if row.dest in given and isinstance(row.state, Field)
         for path in row.state.paths
     }
+    return model_sections(stated, said)
+
+
+def model_sections(config: AllConfig, said: Collection[str] = ()) -> Sections:
+    """Fields of a configuration that describe its model, without those that others state.
+
+    Args:
+        config: the configuration.
+        said: ``section.field`` of those that may change and are said elsewhere.
+    """
+    stated = config.to_dict()
     return {
         section: {
             name: value

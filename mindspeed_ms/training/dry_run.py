@@ -27,6 +27,7 @@ from mindspeed_ms.training.from_args import init_configs_from_args
 from mindspeed_ms.training.one_line import one_line
 from mindspeed_ms.training.print_arguments import config_lines, dotted, print_arguments
 from mindspeed_ms.training.scale_down import assume_sizes, scale_down
+from mindspeed_ms.training.teacher_description import with_teacher
 
 TYPICAL_VOCABULARIES = MappingProxyType(
     {
@@ -69,7 +70,7 @@ def resolve(args: argparse.Namespace) -> Resolved:
         world_size = smallest_world(args)
         assumptions.append(f"{world_size} ranks, the fewest that fit; give --world-size for others")
     validate_args(args, world_size)
-    config = init_configs_from_args(args).validate(world_size)
+    config = with_teacher(init_configs_from_args(args)).validate(world_size)
     assumptions += _compare_vocabulary(config)
     return Resolved(config, world_size, tuple(assumptions))
 

@@ -20,6 +20,7 @@ from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.engine.train_loop import TrainState
 from mindspeed_ms.training.entry import user_errors
 from mindspeed_ms.training.initialize import initialize_megatron
+from mindspeed_ms.training.teacher_description import with_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def pretrain(  # noqa: PLR0913 - Megatron's signature and the guide's keywords
 
     def open_run(config: AllConfig) -> Run:
         return Run(
-            config,
+            with_teacher(config),
             model_provider_func,
             train_valid_test_datasets_provider,
             train_data_loader,

@@ -428,6 +428,17 @@ def _loss():
 
             launches = ("ReduceMax", "Exp", "GatherD", "SumExt", "Log")
             add(f"cross entropy-{smoothing}", dtype, run, launches)
+
+        def diverge(kernels, random, dtype=dtype):
+            logits, teacher = (ref.tensor(random.randn(2, 3, 7), dtype) for _ in range(2))
+            tops = kernels.ce_max(logits), kernels.ce_max(teacher)
+            own, theirs, both = kernels.kl_parts(logits, teacher, *tops, 2.0)
+            loss = kernels.kl_loss(own, theirs, both, 2.0)
+            dloss = ref.tensor(random.randn(2, 3))
+            grad = kernels.kl_backward(logits, teacher, tops, (own, theirs), dloss, 2.0)
+            return kept(own=own, theirs=theirs, both=both, loss=loss, grad=grad)
+
+        add("divergence", dtype, diverge, ("Exp", "SumExt", "Log"))
     for count in (0, 1, 4):
 
         def mean(kernels, random, count=count):

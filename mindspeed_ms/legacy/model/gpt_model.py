@@ -21,6 +21,7 @@ from mindspeed_ms.core.context_parallel import (
 )
 from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.peft.prepare import prepare
+from mindspeed_ms.core.teacher import Teacher
 from mindspeed_ms.core.tensor_parallel import VocabParallelCrossEntropy, mappings
 from mindspeed_ms.legacy.model.attention import AttentionMask
 from mindspeed_ms.legacy.model.decoding import Decoder, decoder_of
@@ -105,6 +106,7 @@ class GPTModel(Module):
         self.pre_process, self.post_process = pre_process, post_process
         self.fp16_lm_cross_entropy = config.fp16_lm_cross_entropy
         self.context = context_parallel(config.parallel_config)
+        self.teacher: Teacher | None = None
         self.eod_mask = None
         if eod is not None:
             self.eod_mask = EosMask(
@@ -161,6 +163,8 @@ class GPTModel(Module):
                     "stage was given none; let get_batch_func return tokens on every stage"
                 )
             position_ids, attention_mask = self._documents_of(tokens)
+        if self.teacher is not None and self.training and autograd.is_grad_enabled():
+            self.teacher.look(tokens, position_ids, attention_mask)
         lm_output = self.language_model(
             tokens, position_ids, attention_mask, tokentype_ids=tokentype_ids
         )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from mindspore import Tensor
 from mindspore.nn import Cell
 
@@ -10,6 +12,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd
 from mindspeed_ms.core import distillation, loss_options, parallel_state
 from mindspeed_ms.core.context_parallel import count_over_sequence, sum_over_sequence
+from mindspeed_ms.core.teacher import Teacher
 
 
 class LossWithMask(Cell):
@@ -30,27 +33,52 @@ class LossWithMask(Cell):
 
     def construct(self, logits: Tensor, label: Tensor, loss_mask: Tensor) -> Tensor:
         """Logits [x, y, v], labels and mask [x, y] in the same order -> scalar fp32."""
-        losses = self._losses(logits, label)
-        sums, group = loss_options.current().sums, self.context_group
+        teaching = distillation.current()
+        if not (teaching.is_on and self.training and autograd.is_grad_enabled()):
+            losses = self._of_labels(logits, label)
+        elif teaching.live is not None:
+            return self._of_teacher(teaching.live, logits, label, loss_mask)
+        else:
+            losses = self._of_saved(teaching, logits, label)
+        return self._reduced(losses, loss_mask, loss_options.current().sums)
+
+    def _reduced(self, losses: Tensor, loss_mask: Tensor, sums: bool) -> Tensor:
+        group = self.context_group
         if group.size == 1 and not sums:
             return ops.masked_mean(losses, loss_mask)
         own, whole = count_over_sequence(loss_mask, group)
         share = max(own, 1.0) / (1.0 if sums else max(whole, 1.0))
         return sum_over_sequence(ops.masked_mean(losses, loss_mask, share), group)
 
-    def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
+    def _of_teacher(
+        self, teacher: Teacher, logits: Tensor, label: Tensor, loss_mask: Tensor
+    ) -> Tensor:
+        """The teacher's divergence, and the labels' loss as far as it has a weight."""
+        group = parallel_state.get_tensor_model_parallel_group()
+        sums, weight = loss_options.current().sums, teacher.labels_weight
+        mine = logits
+        if weight:
+            logits, mine = ops.branch(logits)
+        with nullcontext() if weight else autograd.no_grad():
+            of_labels = self._reduced(self._of_labels(mine, label), loss_mask, sums)
+        diverging = self._reduced(teacher.losses(logits, group), loss_mask, teacher.sums)
+        teacher.note(of_labels, diverging)
+        loss = diverging * teacher.weight
+        return loss + of_labels * weight if weight else loss
+
+    def _of_saved(
+        self, teaching: distillation.Distillation, logits: Tensor, label: Tensor
+    ) -> Tensor:
+        """Losses [x, y] of a run that saves logits, or reads them."""
         losses = self._of_labels(logits, label)
-        teaching = distillation.current()
-        if not (teaching.is_on and self.training and autograd.is_grad_enabled()):
-            return losses
         group = parallel_state.get_tensor_model_parallel_group()
         if teaching.loads is None:
             teaching.keep(logits, group)
             return losses
-        teacher = teaching.teacher(logits.shape[1], logits.shape[0])
-        if teacher is None:
+        found = teaching.teacher(logits.shape[1], logits.shape[0])
+        if found is None:
             return losses
-        taught = distillation.teacher_loss(logits, *teacher, group)
+        taught = distillation.teacher_loss(logits, *found, group)
         alpha = teaching.loads.alpha
         return taught if alpha == 1.0 else losses * (1.0 - alpha) + taught * alpha
 

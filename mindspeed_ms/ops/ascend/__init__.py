@@ -61,6 +61,9 @@ from mindspeed_ms.ops.ascend.loss import (
     ce_max,
     ce_sum,
     ce_sum_logits,
+    kl_backward,
+    kl_loss,
+    kl_parts,
     masked_mean,
 )
 from mindspeed_ms.ops.ascend.pointwise import (

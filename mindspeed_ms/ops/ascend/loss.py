@@ -84,3 +84,46 @@ def ce_backward(
         onehot = mint.mul(mint.eq(numbers, local.reshape(columns)).astype(ms.float32), wanted)
         grad = mint.sub(mint.sub(probs, smoothing / vocab_size), onehot)
         return mint.mul(grad, dloss.reshape(columns)).astype(logits.dtype)
+
+
+def _softened(logits: Tensor, row_max: Tensor, temperature: float) -> Tensor:
+    shift = row_max.reshape((*row_max.shape, 1))
+    return mint.mul(mint.sub(logits.astype(ms.float32), shift), 1.0 / temperature)
+
+
+def kl_parts(
+    logits: Tensor, teacher: Tensor, row_max: Tensor, teacher_max: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``ops.kl_parts``."""
+    with autograd.no_grad():
+        student = _softened(logits, row_max, temperature)
+        taught = _softened(teacher, teacher_max, temperature)
+        shares = mint.exp(taught)
+        cross = mint.sum(mint.mul(shares, mint.sub(taught, student)), -1)
+        return mint.sum(mint.exp(student), -1), mint.sum(shares, -1), cross
+
+
+def kl_loss(own: Tensor, theirs: Tensor, both: Tensor, temperature: float) -> Tensor:
+    """See ``ops.kl_loss``."""
+    with autograd.no_grad():
+        found = mint.add(mint.sub(mint.div(both, theirs), mint.log(theirs)), mint.log(own))
+        return mint.mul(found, temperature**2)
+
+
+def kl_backward(
+    logits: Tensor,
+    teacher: Tensor,
+    tops: tuple[Tensor, Tensor],
+    sums: tuple[Tensor, Tensor],
+    dloss: Tensor,
+    temperature: float,
+) -> Tensor:
+    """See ``ops.kl_backward``."""
+    with autograd.no_grad():
+        rows = (*dloss.shape, 1)
+        own, theirs = (
+            mint.div(mint.exp(_softened(one, top, temperature)), total.reshape(rows))
+            for one, top, total in zip((logits, teacher), tops, sums, strict=True)
+        )
+        scale = mint.mul(dloss, temperature).reshape(rows)
+        return mint.mul(mint.sub(own, theirs), scale).astype(logits.dtype)

@@ -73,7 +73,13 @@ from mindspeed_ms.ops.cpu.qkv import split_qkv
 from mindspeed_ms.ops.cpu.rotary import rotary
 from mindspeed_ms.ops.portable.activations import sigmoid_gated
 from mindspeed_ms.ops.portable.columns import join_columns, split_columns
-from mindspeed_ms.ops.portable.cross_entropy import ce_loss, masked_mean
+from mindspeed_ms.ops.portable.cross_entropy import (
+    ce_loss,
+    kl_backward,
+    kl_loss,
+    kl_parts,
+    masked_mean,
+)
 from mindspeed_ms.ops.portable.delta import causal_conv_silu, gated_delta_rule
 from mindspeed_ms.ops.portable.flat import divide_by_root_, lion_
 

@@ -38,6 +38,9 @@ from mindspeed_ms.ops.portable.cross_entropy import (
     ce_max,
     ce_sum,
     ce_sum_logits,
+    kl_backward,
+    kl_loss,
+    kl_parts,
     masked_mean,
 )
 from mindspeed_ms.ops.portable.delta import causal_conv_silu, gated_delta_rule

@@ -98,3 +98,47 @@ def ce_backward(
     np.put_along_axis(grad, local[..., None], picked - wanted, axis=-1)
     grad *= wide(dloss)[..., None]
     return tensor_of(grad, logits.dtype)
+
+
+def _softened(logits: Tensor, row_max: Tensor, temperature: float) -> Array:
+    """Logits over the temperature, moved so that the largest of a row is 0."""
+    moved = wide(logits) - wide(row_max)[..., None]
+    return moved * np.float32(1.0 / temperature)
+
+
+def kl_parts(
+    logits: Tensor, teacher: Tensor, row_max: Tensor, teacher_max: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``ops.kl_parts``."""
+    student = _softened(logits, row_max, temperature)
+    taught = _softened(teacher, teacher_max, temperature)
+    shares = np.exp(taught)
+    cross = (shares * (taught - student)).sum(axis=-1, dtype=np.float64)
+    sums = (np.exp(student).sum(axis=-1, dtype=np.float64), shares.sum(-1, dtype=np.float64), cross)
+    own, theirs, both = (tensor_of(one.astype(np.float32)) for one in sums)
+    return own, theirs, both
+
+
+def kl_loss(own: Tensor, theirs: Tensor, both: Tensor, temperature: float) -> Tensor:
+    """See ``ops.kl_loss``."""
+    student, teacher, cross = (wide(one).astype(np.float64) for one in (own, theirs, both))
+    found = cross / teacher - np.log(teacher) + np.log(student)
+    return tensor_of((found * temperature**2).astype(np.float32))
+
+
+def kl_backward(
+    logits: Tensor,
+    teacher: Tensor,
+    tops: tuple[Tensor, Tensor],
+    sums: tuple[Tensor, Tensor],
+    dloss: Tensor,
+    temperature: float,
+) -> Tensor:
+    """See ``ops.kl_backward``."""
+    own, theirs = (
+        np.exp(_softened(one, top, temperature)) / wide(total)[..., None]
+        for one, top, total in zip((logits, teacher), tops, sums, strict=True)
+    )
+    own -= theirs
+    own *= (wide(dloss) * np.float32(temperature))[..., None]
+    return tensor_of(own, logits.dtype)

@@ -19,14 +19,10 @@ from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor, paramete
 from mindspeed_ms.core.dist_checkpointing.loader import LoadOptions, load_tensors
 from mindspeed_ms.core.peft.magnitude import set_magnitudes
 from mindspeed_ms.core.run_state import RunState
-from mindspeed_ms.core.tensor_parallel.random import (
-    counting_draws,
-    model_parallel_manual_seed,
-    seed_initialization,
-)
+from mindspeed_ms.core.tensor_parallel.random import counting_draws
 from mindspeed_ms.engine.adapters import open_adapters, without_adapters
 from mindspeed_ms.engine.model_chunks import build_model_chunks
-from mindspeed_ms.engine.parallel_setup import DEFAULT_SEED, set_parallel_context
+from mindspeed_ms.engine.parallel_setup import DEFAULT_SEED, seed_model, set_parallel_context
 from mindspeed_ms.formats import names, peft
 from mindspeed_ms.formats.find import Found, open_checkpoint
 from mindspeed_ms.legacy.model import GPTModel
@@ -183,13 +179,7 @@ def _seed(seed: int | None) -> None:
     """Seed initial weights and dropout; generators of the process are left alone."""
     base = seed if seed is not None else ms.get_seed()
     base = DEFAULT_SEED if base is None else base
-    seed_initialization(base)
-    model_parallel_manual_seed(
-        base,
-        parallel_state.get_tensor_model_parallel_rank(),
-        parallel_state.get_expert_model_parallel_rank(),
-        parallel_state.get_expert_tensor_parallel_rank(),
-    )
+    seed_model(base, base)
 
 
 def _as_stored(engine: AllConfig, weights: Found) -> AllConfig:

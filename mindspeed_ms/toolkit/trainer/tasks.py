@@ -25,6 +25,7 @@ from mindspeed_ms.toolkit.mapping.parallel import ParallelMode
 from mindspeed_ms.toolkit.mapping.tree import Task
 from mindspeed_ms.toolkit.trainer.build import settle_warmup
 from mindspeed_ms.toolkit.trainer.predicting import predict_task
+from mindspeed_ms.training.teacher_description import with_teacher
 
 ModelMaker = Callable[[AllConfig], Cell]
 """Configuration -> a whole model that returns its loss."""
@@ -62,7 +63,7 @@ def run_task(
     if task.run_mode == "predict":
         predict_task(task)
         return TrainState()
-    config = build_config(task, comm.get_world_size(), train_dataset)
+    config = with_teacher(build_config(task, comm.get_world_size(), train_dataset))
     loader = None
     if train_dataset is not None:
         loader = MicroBatches(train_dataset, config, task.full_batch)

@@ -35,6 +35,7 @@ from mindspeed_ms.toolkit.trainer.inputs import (
 )
 from mindspeed_ms.toolkit.trainer.predicting import NO_WEIGHTS, write_texts
 from mindspeed_ms.toolkit.trainer.settings import TrainerSettings
+from mindspeed_ms.training.teacher_description import with_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -389,7 +390,7 @@ class Trainer(TrainerSettings):
         if earlier is not None:  # of another trainer of this model, as in a cell that runs again
             earlier.close()
         self._run = Run(
-            built.config,
+            with_teacher(built.config),
             built.provider,
             built.datasets,
             built.loader,

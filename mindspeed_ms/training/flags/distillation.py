@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flags of distillation from saved logits."""
+"""Flags of distillation from saved logits, and from a teacher in memory."""
 
 from __future__ import annotations
 
 from mindspeed_ms.training.flags.compact import compact
-from mindspeed_ms.training.flags.row import Field, Flag, NoEffect, in_group, on, value
+from mindspeed_ms.training.flags.row import Field, Flag, NoEffect, in_group, off, on, value
 
 _GROUP = "distillation"
 
@@ -40,6 +40,21 @@ ROWS: tuple[Flag, ...] = (
                 "--logits-load-ignore-errors",
                 Field("training_config.logits_load_ignore_errors"),
             ),
+            on("--qad-enable", Field("training_config.qad_enable")),
+            off(
+                "--no-qad-enable", "qad_enable", Field("training_config.qad_enable"), default=False
+            ),
+            value("--qad-teacher-load", str, Field("training_config.qad_teacher_load")),
+            value("--kl-temperature", float, Field("training_config.kl_temperature"), 1.0),
+            value("--kl-loss-weight", float, Field("training_config.kl_loss_weight"), 1.0),
+            value(
+                "--kl-loss-reduction",
+                str,
+                Field("training_config.kl_loss_reduction"),
+                "mean",
+                choices=("mean", "sum"),
+            ),
+            value("--qad-lm-loss-weight", float, Field("training_config.qad_lm_loss_weight"), 0.0),
         ],
     ),
     *compact(

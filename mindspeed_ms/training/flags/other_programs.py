@@ -37,7 +37,6 @@ _INJECTED = NoEffect("faults are not injected on purpose")
 _TOOLS = NoEffect("read by a tool of MindSpeed, not by training")
 _SEARCH = NoEffect("--dry-run and --suggest search for layouts here")
 _RL = NoEffect("only read with --perform-rl-step, which is refused")
-_DISTILLATION = NoEffect("only read with --qad-enable, which is refused")
 _ATTENTION = NoEffect(
     "only read with --experimental-attention-variant dsa, gdn or gdn2, or with "
     "--enable-mhc-connections, which are refused"
@@ -344,17 +343,6 @@ ROWS: tuple[Flag, ...] = (
 --rl-training-cuda-graphs switch
 --rl-use-sequence-packing switch
 --rl-verify-model-weights-swap switch
-""",
-    ),
-    *compact(
-        "distillation",
-        _DISTILLATION,
-        """
---kl-loss-reduction str=mean
---kl-loss-weight float=1.0
---kl-temperature float=1.0
---no-qad-enable off=false >qad_enable
---qad-teacher-load str
 """,
     ),
     *compact(

@@ -58,7 +58,6 @@ ROWS: tuple[Flag, ...] = (
 --phase-transition-iterations str
 --sample-rate float=1.0 !1.0
 --data-parallel-random-init
---qad-enable
 --use-ema
 --dist-train
 --fix-router

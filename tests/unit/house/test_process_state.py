@@ -97,6 +97,7 @@ KEPT_RESULTS = {
     "ops/cpu/library.py: loading": "a loaded library",
     "models/model.py: _of_layer": "a pure function of its arguments",
     "planning/parameters.py: _of_place": "of a configuration, which does not change",
+    "planning/parameters.py: _teacher": "of a configuration, which does not change",
     "planning/parameters.py: _total": "of a description, which does not change",
     "plan/schedule_plan.py: plans": "a pure function of its arguments",
     "planning/parameters.py: _model_spec": "a pure function of its arguments",

@@ -319,3 +319,25 @@ def test_invalid_arguments_are_refused_with_the_rule(case):
     call, message = INVALID[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@DTYPES
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_divergence_pieces_match_float64(dtype, temperature):
+    logits, logits64 = pair(RNG.randn(3, 4, 37) * 4, dtype)
+    teacher, teacher64 = pair(RNG.randn(3, 4, 37) * 4, dtype)
+
+    def softmax(values):
+        shares = np.exp((values - values.max(-1, keepdims=True)) / temperature)
+        return shares / shares.sum(-1, keepdims=True)
+
+    p, q = softmax(logits64), softmax(teacher64)
+    tops = ops.ce_max(logits), ops.ce_max(teacher)
+    own, theirs, both = ops.kl_parts(logits, teacher, *tops, temperature)
+    found = ops.kl_loss(own, theirs, both, temperature)
+    wanted = temperature**2 * (q * np.log(q / p)).sum(-1)
+    ref.assert_close(ref.values(found), wanted, 1e-5)
+    dloss = RNG.randn(3, 4)
+    grad = ops.kl_backward(logits, teacher, tops, (own, theirs), ref.tensor(dloss), temperature)
+    ref.assert_close(ref.values(grad), temperature * (p - q) * dloss[..., None], STORAGE[dtype])
+    assert grad.dtype == dtype
