@@ -25,7 +25,7 @@ from mindspeed_ms.formats import names, own_format, peft
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.find import Found, find_checkpoint, open_checkpoint
 from mindspeed_ms.models import gpt_spec
-from mindspeed_ms.models.families.registry import family_of
+from mindspeed_ms.models.families.registry import families_of
 
 ADAPTERS = "adapters"
 """Key in the index of a checkpoint that holds adapters alone."""
@@ -154,4 +154,4 @@ def _base(path: str) -> Found:
 def open_adapters(config: AllConfig, found: Found) -> Catalog:
     """Adapters in PEFT's files."""
     spec = gpt_spec(config.model_config)
-    return peft.read_catalog(found.folder, spec, family_of(config))
+    return peft.read_catalog(found.folder, spec, families_of(config))

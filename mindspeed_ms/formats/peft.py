@@ -187,13 +187,13 @@ def parameter_name(linear: str, region: str, part: str) -> str:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_catalog(folder: Path, spec: ModelSpec, family: Family) -> Catalog:
+def read_catalog(folder: Path, spec: ModelSpec, families: Iterable[Family]) -> Catalog:
     """The adapters of a folder under the names here; tensors stay in their file.
 
     Args:
         folder: with both files.
         spec: the model with the adapters that the folder's options ask for.
-        family: the kind of model.
+        families: kinds of model that it may be of; the file's names tell which.
 
     Raises:
         ValueError: tensors are missing, left over, or of another shape.
@@ -201,7 +201,9 @@ def read_catalog(folder: Path, spec: ModelSpec, family: Family) -> Catalog:
     path = folder / WEIGHTS
     if not path.is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}; save the adapters as safetensors")
-    stored = {_own(key, family): place for key, place in safetensors.read_header(path)[0].items()}
+    header = safetensors.read_header(path)[0]
+    family = _family_of(header, spec, families)
+    stored = {_own(key, family): place for key, place in header.items()}
     catalog = Catalog({}, {"iteration": 0}, f"PEFT adapters {folder}")
     unused = set(stored)
     fused = _add_fused_experts(catalog, path, stored, spec)
@@ -213,7 +215,8 @@ def read_catalog(folder: Path, spec: ModelSpec, family: Family) -> Catalog:
         ):
             continue
         (adapter,) = module.adapters if len(module.adapters) == 1 else (None,)
-        if adapter is None or adapter.runs != module.place.region.runs[0]:
+        mine = {row: number for number, row in enumerate(_rows(adapter.runs if adapter else ()))}
+        if adapter is None or mine.keys() != set(module.rows):
             raise ValueError(
                 f"{folder}: adapters of {module.name} do not lie as the layer's adapters here; use "
                 "the target_modules of the file"
@@ -233,8 +236,10 @@ def read_catalog(folder: Path, spec: ModelSpec, family: Family) -> Catalog:
                     f"{path}: {key} has shape {list(found.shape)}, the model and {CONFIG} say "
                     f"{list(shape)}"
                 )
-            whole = Span.all_of(Region.whole(shape))
-            piece = StoredPiece(whole, found.dtype, path, found.offset)
+            region = Region.whole(shape)
+            if part != DOWN:  # their order of the rows, such as that of a head's query, key, value
+                region = region.with_runs(0, [(mine[row], 1) for row in module.rows])
+            piece = StoredPiece(Span.all_of(region), found.dtype, path, found.offset)
             catalog.tensors[name] = StoredTensor(shape, found.dtype, [piece])
     if unused:
         raise ValueError(
@@ -242,6 +247,17 @@ def read_catalog(folder: Path, spec: ModelSpec, family: Family) -> Catalog:
             "ask for"
         )
     return catalog
+
+
+def _family_of(keys: Collection[str], spec: ModelSpec, families: Iterable[Family]) -> Family:
+    """The family whose layers the tensors are of; the first, if they are of none."""
+    first, *others = families
+    for family in (first, *others):
+        layers = {module.name for module in modules(spec, family)}
+        names = (_own(key, family) for key in keys)
+        if all(name.rpartition(".lora_")[0] in layers or _EXPERTS.match(name) for name in names):
+            return family
+    return first
 
 
 _EXPERTS = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(base_layer\.)?(lora_[AB])\.weight")

@@ -35,9 +35,9 @@ class AdapterSpec:
     scale: float
     """What the product is multiplied by."""
 
-    stride: int = 1
-    """Stacked matrices among the rows that ranks split one by one: 3 for all queries, then all
-    keys, then all values."""
+    stride: Stack = 1
+    """Stacked matrices among the rows that ranks split one by one: 3 for as many queries, then
+    keys, then values."""
 
     dropout: float = 0.0
     """Probability of dropping an element of the input."""

@@ -18,15 +18,19 @@ from mindspeed_ms.models.layer import LayerSpec
 from mindspeed_ms.models.linear_attention import GatedDeltaSpec
 from mindspeed_ms.models.model import OWN_ROOT, ModelSpec
 from mindspeed_ms.models.part import LinearSpec, joined
-from mindspeed_ms.plan.region import Region, Run
+from mindspeed_ms.plan.region import Region, Run, Stack
 
 ALL = "all-linear"
 _FUSED = "llama with fused experts"
 _GPT2, _MIXTRAL, _MEGATRON, _OWN = "gpt2", "mixtral", "megatron", "own"
+_PHI3, _GLM4, _NEOX = "phi3", "glm4", "gpt_neox"
 
 _ATTENTION = {
     "llama": "model.layers.{layer}.self_attn.",
     _MIXTRAL: "model.layers.{layer}.self_attn.",
+    _PHI3: "model.layers.{layer}.self_attn.",
+    _GLM4: "model.layers.{layer}.self_attn.",
+    _NEOX: "gpt_neox.layers.{layer}.attention.",
     _GPT2: "transformer.h.{layer}.attn.",
     _OWN: "language_model.encoder.layers.{layer}.attention.",
     _MEGATRON: "decoder.layers.{layer}.self_attention.",
@@ -38,6 +42,9 @@ _ATTENTION = {
 _DENSE = {
     "llama": "model.layers.{layer}.mlp.",
     _MIXTRAL: "model.layers.{layer}.mlp.",
+    _PHI3: "model.layers.{layer}.mlp.",
+    _GLM4: "model.layers.{layer}.mlp.",
+    _NEOX: "gpt_neox.layers.{layer}.mlp.",
     _GPT2: "transformer.h.{layer}.mlp.",
     _OWN: "language_model.encoder.layers.{layer}.mlp.",
     _MEGATRON: "decoder.layers.{layer}.mlp.",
@@ -59,6 +66,7 @@ _SHARED = {
 _WORDS: dict[str, dict[str, str]] = {
     "q": {
         "llama": "q_proj",
+        _GLM4: "q_proj",
         _FUSED: "q_proj",
         _MIXTRAL: "q_proj",
         "mindformers": "wq",
@@ -66,6 +74,7 @@ _WORDS: dict[str, dict[str, str]] = {
     },
     "k": {
         "llama": "k_proj",
+        _GLM4: "k_proj",
         _FUSED: "k_proj",
         _MIXTRAL: "k_proj",
         "mindformers": "wk",
@@ -73,17 +82,24 @@ _WORDS: dict[str, dict[str, str]] = {
     },
     "v": {
         "llama": "v_proj",
+        _GLM4: "v_proj",
         _FUSED: "v_proj",
         _MIXTRAL: "v_proj",
         "mindformers": "wv",
         "mindformers gpt": "dense3",
     },
-    "qkv": {_GPT2: "c_attn", _OWN: "qkv_proj", _MEGATRON: "linear_qkv"},
+    "qkv": {
+        **{_GPT2: "c_attn", _PHI3: "qkv_proj", _NEOX: "query_key_value"},
+        **{_OWN: "qkv_proj", _MEGATRON: "linear_qkv"},
+    },
     "attention.out_proj": {
         **{
             "llama": "o_proj",
             _FUSED: "o_proj",
             _MIXTRAL: "o_proj",
+            _PHI3: "o_proj",
+            _GLM4: "o_proj",
+            _NEOX: "dense",
             _GPT2: "c_proj",
             _OWN: "out_proj",
         },
@@ -105,15 +121,19 @@ _WORDS: dict[str, dict[str, str]] = {
     },
     "gate": {"llama": "gate_proj", _MIXTRAL: "w1", "mindformers": "w1"},
     "up": {"llama": "up_proj", _MIXTRAL: "w3", "mindformers": "w3"},
-    "gate_up": {_FUSED: "gate_up_proj", _OWN: "mapping", _MEGATRON: "linear_fc1"},
+    "gate_up": {
+        **{_FUSED: "gate_up_proj", _PHI3: "gate_up_proj", _GLM4: "gate_up_proj"},
+        **{_OWN: "mapping", _MEGATRON: "linear_fc1"},
+    },
     "mapping": {
-        **{"llama": "up_proj", _GPT2: "c_fc", _OWN: "mapping", _MEGATRON: "linear_fc1"},
+        **{"llama": "up_proj", _NEOX: "dense_h_to_4h", _GPT2: "c_fc"},
+        **{_OWN: "mapping", _MEGATRON: "linear_fc1"},
         "mindformers gpt": "mapping",
     },
     "projection": {
         **{"llama": "down_proj", _MIXTRAL: "w2", _GPT2: "c_proj", _OWN: "projection"},
         **{_MEGATRON: "linear_fc2", "mindformers": "w2", "mindformers gpt": "projection"},
-        _FUSED: "down_proj",
+        **{_FUSED: "down_proj", _PHI3: "down_proj", _GLM4: "down_proj", _NEOX: "dense_4h_to_h"},
     },
 }
 """Region -> project -> last word of its name there."""
@@ -128,7 +148,7 @@ class Slot:
     """Of the matrix, from the layer: ``attention.qkv_proj``, ``mlp.expert.mapping``."""
     region: str
     runs: tuple[Run, ...]
-    stride: int
+    stride: Stack
     names: dict[str, tuple[str, ...]]
     """Project -> its names there; several where experts share a description."""
 
@@ -194,11 +214,12 @@ def _of_layer(index: int, layer: LayerSpec) -> Iterator[Slot]:
         for kind in "qkv":
             yield slot(path, kind, _ATTENTION, kind, (rows[kind], 1))
         every = _joined([run for kind in "qkv" for run in rows[kind]])
-        yield slot(path, "qkv", _ATTENTION, "qkv", (every, 3))
+        sizes = tuple(sum(size for _, size in rows[kind]) for kind in "qkv")
+        stride = 3 if len(set(sizes)) == 1 else sizes
+        yield slot(path, "qkv", _ATTENTION, "qkv", (every, stride))
     for name, linear in _linears(attention):
         path = f"attention.{name}"
         if name != "qkv_proj":
-            assert isinstance(linear.stride, int), "stacked matrices are equal"
             yield slot(path, "all", _ATTENTION, path, (((0, linear.outputs),), linear.stride))
     for path, block, paths in _blocks(layer):
         width, all_rows = block.width, ((0, block.mapping.outputs),)
@@ -212,7 +233,7 @@ def _of_layer(index: int, layer: LayerSpec) -> Iterator[Slot]:
         yield slot(f"{path}.projection", "all", paths, "projection", (down, 1))
 
 
-Rows = tuple[tuple[Run, ...], int]
+Rows = tuple[tuple[Run, ...], Stack]
 """Runs and stride of a region."""
 
 

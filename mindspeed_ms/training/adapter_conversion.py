@@ -13,7 +13,7 @@ from mindspeed_ms.formats import own_format, peft
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.find import Found
 from mindspeed_ms.models import ModelSpec, gpt_spec
-from mindspeed_ms.models.families.registry import family_of, family_of_type
+from mindspeed_ms.models.families.registry import families_of, family_of, family_of_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def opened(adapters: FoundAdapters, base: AllConfig) -> tuple[Catalog, ModelSpec
     """The adapters' tensors, and the model with them."""
     spec = gpt_spec(replace(base.model_config, lora_config=adapters.lora))
     if adapters.found.kind == "peft":
-        return peft.read_catalog(adapters.found.folder, spec, family_of(base)), spec
+        return peft.read_catalog(adapters.found.folder, spec, families_of(base)), spec
     return own_format.read_catalog(adapters.found.folder), spec
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from mindspeed_ms.config import AllConfig
@@ -82,13 +82,26 @@ def family_of(config: AllConfig) -> Family:
     Raises:
         ValueError: none does; the message says what the nearest one cannot hold.
     """
+    return next(families_of(config))
+
+
+def families_of(config: AllConfig) -> Iterator[Family]:
+    """Every family that holds a model: one that is computed alike may have several forms of files.
+
+    Raises:
+        ValueError: none does; the message says what the nearest one cannot hold.
+    """
     nearest: tuple[Family, list[str]] | None = None
+    is_held = False
     for family in FAMILIES:
         misfits = family.misfits(config)
         if not misfits:
-            return family
-        if nearest is None or len(misfits) < len(nearest[1]):
+            is_held = True
+            yield family
+        elif nearest is None or len(misfits) < len(nearest[1]):
             nearest = family, misfits
+    if is_held:
+        return
     assert nearest is not None, "there are families"
     raise ValueError(
         f"no family of Hugging Face models holds this model; {nearest[0].model_type}, the nearest, "

@@ -47,6 +47,11 @@ GPT2 = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+NEOX = {
+    **{key: value for key, value in LIKE_LLAMA.items() if key != "num_key_value_heads"},
+    **{"attention_dropout": 0.0, "hidden_dropout": 0.0, "rotary_pct": 0.5},
+}
+FUSED = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CASES = {
     "gpt2_c_attn": (
         transformers.GPT2Config(**GPT2),
@@ -71,6 +76,23 @@ CASES = {
     "qwen2_dora": (
         transformers.Qwen2Config(**LIKE_LLAMA),
         {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "use_dora": True},
+    ),
+    "phi3_fused": (
+        transformers.Phi3Config(**LIKE_LLAMA, **FUSED),
+        {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
+    ),
+    "neox_fused": (
+        transformers.GPTNeoXConfig(**NEOX, **FUSED),
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
+            "use_dora": True,
+        },
+    ),
+    "glm4_fused": (
+        transformers.Glm4Config(**LIKE_LLAMA, **FUSED, head_dim=4),
+        {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "gate_up_proj"]},
     ),
     "mixtral_experts": (
         transformers.MixtralConfig(
