@@ -14,6 +14,7 @@ GROUPS = {
     "split qkv": "split_qkv join_qkv",
     "activation": "activation_forward activation_backward softmax_forward softmax_backward",
     "bias, dropout, residual": "dropout bias_grad add",
+    "sums of experts' rows": "combine_rows_forward combine_rows_backward",
     "cross entropy": "ce_max ce_sum ce_sum_logits ce_backward",
     "embedding": "embedding_forward embedding_accumulate",
     "optimizer and gradient buffers": (
@@ -23,9 +24,13 @@ GROUPS = {
 """Entry points of the native library beside products."""
 
 LINEAR = {
-    "linear forward": ("linear_forward",),
-    "linear input gradient": ("linear_dgrad",),
-    "linear weight gradient": ("linear_wgrad", "linear_wgrad_accumulate"),
+    "linear forward": ("linear_forward", "grouped_linear_forward"),
+    "linear input gradient": ("linear_dgrad", "grouped_linear_dgrad"),
+    "linear weight gradient": (
+        "linear_wgrad",
+        "linear_wgrad_accumulate",
+        "grouped_linear_wgrad_accumulate",
+    ),
 }
 ATTENTION = ("attention_forward", "attention_accumulate", "attention_backward")
 

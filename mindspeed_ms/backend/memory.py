@@ -69,8 +69,11 @@ def is_contiguous(tensor: Tensor) -> bool:
 
 
 def contiguous(tensor: Tensor) -> Tensor:
-    """The tensor itself if it is contiguous, else a contiguous copy."""
-    return tensor.contiguous()
+    """The tensor itself if it is contiguous, else a contiguous copy.
+
+    ``Tensor.contiguous`` also copies row-major tensors that begin inside their storage.
+    """
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def address(tensor: Tensor) -> int:

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Parameter
-from mindspore.nn import Cell
 
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.parameter import create_parameter, named_buffers
+from mindspeed_ms.core.parameter import create_parameter
 
 
 @dataclass(slots=True)
@@ -79,12 +78,14 @@ def chosen_by_quantiles(
     return np.ascontiguousarray(order[:, :topk], np.int32), wanted.astype(np.float32)
 
 
-def update_experts(modules: Sequence[Cell]) -> None:
+def update_experts(buffers: Sequence[Parameter]) -> None:
     """Update what steers tokens between experts by what this step's tokens chose.
+
+    Args:
+        buffers: of all modules of the rank, those of routers among them.
 
     Parallelism: collective, over the ranks that the two kinds of it name.
     """
-    buffers = [param for module in modules for _, param in named_buffers(module)]
     _update_biases([one for one in buffers if hasattr(one, "expert_load")])
     _update_thresholds([one for one in buffers if hasattr(one, "quantiles")])
 

@@ -26,6 +26,7 @@ from mindspeed_ms.core.distributed.param_and_grad_buffer import (
 )
 from mindspeed_ms.core.parameter import (
     make_ready,
+    named_buffers,
     named_parameters,
     num_elements,
     shard_of,
@@ -68,6 +69,10 @@ class DistributedDataParallel:
     ) -> None:
         self.config = config
         self.module = module
+        self.parameters = named_parameters(module)
+        """Those that are trained: names and parameters, looked for once."""
+        self.untrained = [param for _, param in named_buffers(module)]
+        """The others."""
         self.bad_gradient: str | None = None
         """First parameter of the step whose local gradient was NaN or infinite."""
         self._group = data_parallel_group or parallel_state.get_data_parallel_group(
@@ -86,7 +91,7 @@ class DistributedDataParallel:
     def _grouped(self) -> dict[tuple[str, bool, bool], NamedParameters]:
         """Parameters by type, by whether they belong to an expert, by whether they stay whole."""
         groups: dict[tuple[str, bool, bool], NamedParameters] = {}
-        for name, param in named_parameters(self.module):
+        for name, param in self.parameters:
             shard = shard_of(param)
             # Only the parallel layers call make_ready in backward, too.
             is_sharded = (
@@ -251,7 +256,7 @@ class DistributedDataParallel:
     def gathered_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Name and parameter one by one, each whole while the caller holds it (collective)."""
         self.finish_param_sync()
-        for name, param in named_parameters(self.module):
+        for name, param in self.parameters:
             make_ready(param)
             yield name, param
 
@@ -284,7 +289,7 @@ class DistributedDataParallel:
             hook.remove()
         for buffer in self.buffers:
             buffer.grads.detach()
-        for _, param in named_parameters(self.module):
+        for _, param in self.parameters:
             param.before_use = None
 
 

@@ -11,7 +11,7 @@ from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.expert_bias import update_experts
-from mindspeed_ms.core.parameter import named_parameters, shard_of
+from mindspeed_ms.core.parameter import shard_of
 from mindspeed_ms.core.timers import timed
 from mindspeed_ms.plan.param_layout import flat_layout
 
@@ -30,7 +30,7 @@ def finalize_model_grads(models: Sequence[DistributedDataParallel]) -> None:
         _sum_sequence_parallel_grads(models, parallel_state.get_tensor_model_parallel_group())
     with timed("embedding-grads-all-reduce", 1):
         _sum_tied_embedding_grads(models, parallel_state.get_embedding_group())
-    update_experts([model.module for model in models])
+    update_experts([param for model in models for param in model.untrained])
 
 
 def _sum_sequence_parallel_grads(models: Sequence[DistributedDataParallel], group: Group) -> None:
@@ -44,7 +44,7 @@ def _sum_sequence_parallel_grads(models: Sequence[DistributedDataParallel], grou
     grads = [
         grad
         for model in models
-        for name, param in named_parameters(model.module)
+        for name, param in model.parameters
         if shard_of(param).partial_gradient
         for grad in model.reduced_grads(name)
     ]
@@ -68,7 +68,7 @@ def _sum_tied_embedding_grads(models: Sequence[DistributedDataParallel], group: 
     if group.rank < 0 or group.size == 1:
         return
     for model in models:
-        for name, param in named_parameters(model.module):
+        for name, param in model.parameters:
             if shard_of(param).is_tied:
                 for grad in model.reduced_grads(name):
                     comm.all_reduce(grad, group=group)

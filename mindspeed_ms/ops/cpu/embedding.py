@@ -21,7 +21,7 @@ class _Embedding(autograd.Function):
 
     @staticmethod
     def forward(ctx: Context, weight: Tensor, ids: Tensor, vocab_start: int) -> Tensor:
-        weight, ids = weight.contiguous(), int64_of(ids)
+        weight, ids = memory.contiguous(weight), int64_of(ids)
         vocab, columns = weight.shape
         y = memory.empty((*ids.shape, columns), weight.dtype)
         native.embedding_forward(

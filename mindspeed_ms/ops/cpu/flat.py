@@ -45,7 +45,7 @@ def adamw_(  # noqa: PLR0913 - the public signature
 
 def axpy_(y: Tensor, x: Tensor, alpha: float) -> None:
     """See ``ops.axpy_``."""
-    x = x.contiguous()
+    x = x if x.is_contiguous() else x.contiguous()
     native.axpy(STORAGE[x.dtype], y.data_ptr(), x.data_ptr(), y.size, alpha)
 
 
@@ -61,19 +61,19 @@ def zero_(t: Tensor) -> None:
 
 def l2_norm_squared(t: Tensor) -> float:
     """See ``ops.l2_norm_squared``."""
-    t = t.contiguous()
+    t = t if t.is_contiguous() else t.contiguous()
     return native.l2_norm_squared(STORAGE[t.dtype], t.data_ptr(), t.size)
 
 
 def count_zeros(t: Tensor) -> int:
     """See ``ops.count_zeros``."""
-    t = t.contiguous()
+    t = t if t.is_contiguous() else t.contiguous()
     return native.count_zeros(STORAGE[t.dtype], t.data_ptr(), t.size)
 
 
 def copy_cast_(dst: Tensor, src: Tensor) -> None:
     """See ``ops.copy_cast_``."""
-    src = src.contiguous()
+    src = src if src.is_contiguous() else src.contiguous()
     native.copy_cast(
         STORAGE[dst.dtype],
         STORAGE[src.dtype],

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of a linear layer."""
+"""Products of a linear layer.
+
+Weights lie somewhere in a buffer of many: they are asked whether they are row-major, since
+``Tensor.contiguous`` also copies those that only begin inside their storage.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,13 @@ def product_of(rows: int) -> Callable[..., None]:
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See ``ops.linear_forward``."""
-    x, weight = x.contiguous(), weight.contiguous()
+    x = x if x.is_contiguous() else x.contiguous()
+    weight = weight if weight.is_contiguous() else weight.contiguous()
     out, width = weight.shape
     y = memory.empty((*x.shape[:-1], out), x.dtype)
     rows = y.size // max(out, 1)
     if bias is not None:
-        bias = bias.contiguous()
+        bias = bias if bias.is_contiguous() else bias.contiguous()
     product = native.linear_forward if rows > FEW_ROWS else product_of(rows)  # saves a call
     product(
         STORAGE[x.dtype],
@@ -44,7 +49,8 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear_dgrad(dy: Tensor, weight: Tensor) -> Tensor:
     """See ``ops.linear_dgrad``."""
-    dy, weight = dy.contiguous(), weight.contiguous()
+    dy = dy if dy.is_contiguous() else dy.contiguous()
+    weight = weight if weight.is_contiguous() else weight.contiguous()
     out, width = weight.shape
     dx = memory.empty((*dy.shape[:-1], width), dy.dtype)
     rows = dx.size // max(width, 1)
@@ -56,7 +62,8 @@ def linear_dgrad(dy: Tensor, weight: Tensor) -> Tensor:
 
 def linear_wgrad(dy: Tensor, x: Tensor) -> Tensor:
     """See ``ops.linear_wgrad``."""
-    dy, x = dy.contiguous(), x.contiguous()
+    dy = dy if dy.is_contiguous() else dy.contiguous()
+    x = x if x.is_contiguous() else x.contiguous()
     out, width = dy.shape[-1], x.shape[-1]
     dw = memory.empty((out, width), dy.dtype)
     rows = x.size // max(width, 1)
@@ -68,7 +75,8 @@ def linear_wgrad(dy: Tensor, x: Tensor) -> Tensor:
 
 def linear_wgrad_accumulate(dy: Tensor, x: Tensor, main_grad: Tensor) -> None:
     """See ``ops.linear_wgrad_accumulate``."""
-    dy, x = dy.contiguous(), x.contiguous()
+    dy = dy if dy.is_contiguous() else dy.contiguous()
+    x = x if x.is_contiguous() else x.contiguous()
     # The one product that writes to an argument: main_grad is the buffer itself, never a copy.
     out, width = main_grad.shape
     native.linear_wgrad_accumulate(
@@ -84,7 +92,7 @@ def linear_wgrad_accumulate(dy: Tensor, x: Tensor, main_grad: Tensor) -> None:
 
 def bias_grad(dy: Tensor) -> Tensor:
     """See ``ops.bias_grad``."""
-    dy = dy.contiguous()
+    dy = dy if dy.is_contiguous() else dy.contiguous()
     out = dy.shape[-1]
     result = memory.empty((out,), dy.dtype)
     rows = dy.size // max(out, 1)

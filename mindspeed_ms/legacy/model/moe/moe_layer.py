@@ -84,15 +84,18 @@ class MoELayer(Cell):
     def construct(self, hidden_states: Tensor, drops_tokens: bool = True) -> tuple[Tensor, None]:
         """[s, b, h] -> ([s, b, h], no bias)."""
         shared: list[Tensor] = []
+        judged, inner = ops.branch(hidden_states)
+        common = inner
+        if self.shared_experts is not None:
+            inner, common = ops.branch(inner)
 
         def compute_shared() -> None:
             if self.shared_experts is not None:
-                shared.append(self.shared_experts(hidden_states))
+                shared.append(self.shared_experts(common))
 
-        routing = self.router(hidden_states, drops_tokens)
-        inner = hidden_states
+        routing = self.router(judged, drops_tokens)
         if self.fc1_latent_proj is not None:
-            inner = self.fc1_latent_proj(hidden_states)
+            inner = self.fc1_latent_proj(inner)
         tokens = inner.reshape((-1, inner.shape[-1]))
         if self.weighs_input:
             tokens, routing = _weighed(tokens, routing)

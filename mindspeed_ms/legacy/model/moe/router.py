@@ -192,9 +192,10 @@ class TopKRouter(Cell):
         if self.config.balances_by("sinkhorn"):
             probs, experts = self._sinkhorn(logits)
         else:
+            logits, judged = ops.branch(logits)
             probs, experts = self.routing(logits, is_training)
             if is_training:
-                probs = self._with_balance_losses(probs, logits, experts, batch_size)
+                probs = self._with_balance_losses(probs, judged, experts, batch_size)
         if is_training and self.expert_bias is not None:
             load = self.expert_bias.expert_load
             load.tokens += np.bincount(experts.reshape(-1), minlength=self.num_experts)
@@ -244,7 +245,7 @@ class TopKRouter(Cell):
         elif not config.moe_router_pre_softmax:
             probs = ops.router_scores(probs, "softmax")
         if config.moe_router_topk_scaling_factor is not None:
-            probs = probs * config.moe_router_topk_scaling_factor
+            probs = ops.scaled(probs, config.moe_router_topk_scaling_factor)
         return probs, memory.as_numpy(columns)
 
     def _best(self, scores: Tensor) -> Tensor:
@@ -297,7 +298,7 @@ class TopKRouter(Cell):
     def _with_z_loss(self, logits: Tensor, coefficient: float) -> Tensor:
         loss = ops.squared_logsumexp(logits)
         aux_losses.record(Z_LOSS, self.layer_number, loss)
-        return aux_losses.attach(logits, loss * (coefficient / self.sharing_group.size))
+        return aux_losses.attach(logits, ops.scaled(loss, coefficient / self.sharing_group.size))
 
     def _with_balance_losses(
         self, probs: Tensor, logits: Tensor, experts: np.ndarray, batch_size: int
@@ -322,13 +323,13 @@ class TopKRouter(Cell):
             for (name, coefficient), loss in zip(of_groups.items(), losses, strict=True):
                 if coefficient:
                     aux_losses.record(name, self.layer_number, loss)
-                    probs = aux_losses.attach(probs, loss * coefficient)
+                    probs = aux_losses.attach(probs, ops.scaled(loss, coefficient))
         # The loss judges the scores alone: neither the bias nor groups take part in its choices.
         chosen = memory.as_numpy(ops.largest_columns(autograd.detach(scores), self.topk))
         for kind, coefficient in wanted.items():
             loss = self._balance_loss(kind, scores, chosen, batch_size)
             aux_losses.record(LOSS_NAMES[kind], self.layer_number, loss)
-            probs = aux_losses.attach(probs, loss * coefficient)
+            probs = aux_losses.attach(probs, ops.scaled(loss, coefficient))
         return probs
 
     def _balance_loss(

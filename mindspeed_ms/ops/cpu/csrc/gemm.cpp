@@ -3,6 +3,10 @@
 //
 // The right-hand side is packed once per call by all threads together (kCols columns per panel, so
 // that the inner loop streams it), the left-hand side block by block by the thread that uses it.
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
 #include "external_gemm.h"
 #include "gemm_tiles.h"
 #include "micro.h"
@@ -156,6 +160,31 @@ void gemm(Matrix<TA> a, Matrix<TB> b, TC* c, int64_t rows, int64_t columns, int6
         std::memset(static_cast<void*>(c), 0, static_cast<size_t>(rows * columns) * sizeof(TC));
 }
 
+namespace {
+
+// product(group, first row, rows) for every group that has rows. Each thread takes whole groups,
+// the largest first, where that keeps all threads busy; else they share the work of each group.
+template <class Product>
+void over_groups(const int64_t* counts, int64_t groups, int64_t numbers_per_row, Product product) {
+    std::vector<int64_t> first(groups + 1, 0), order(groups);
+    for (int64_t g = 0; g < groups; ++g) first[g + 1] = first[g] + counts[g];
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [=](int64_t a, int64_t b) { return counts[a] > counts[b]; });
+    const int64_t rows = first[groups], team = threads_for(rows * numbers_per_row);
+    std::vector<int64_t> load(team, 0);
+    for (const int64_t g : order) *std::min_element(load.begin(), load.end()) += counts[g];
+    const int64_t longest = *std::max_element(load.begin(), load.end());
+    const bool is_even = team > 1 && longest * team * 10 <= rows * 11;
+#pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(team)) if (is_even)
+    for (int64_t place = 0; place < groups; ++place) {
+        const int64_t g = order[place];
+        if (counts[g]) product(g, first[g], counts[g]);
+    }
+}
+
+}  // namespace
+
 }  // namespace kernels
 
 using namespace kernels;
@@ -202,5 +231,53 @@ EXPORT void linear_wgrad_accumulate(int32_t storage, const void* dy, const void*
         gemm(Matrix<T>{static_cast<const T*>(dy), out, true},
              Matrix<T>{static_cast<const T*>(x), in, false}, main_grad, out, in, rows, true,
              static_cast<const T*>(nullptr));
+    });
+}
+
+// y_g [rows, out] = x_g [rows, in] weights[g] [out, in]^T, the rows of the groups one after the other
+EXPORT void grouped_linear_forward(int32_t storage, const void* x, const void* const* weights,
+                                   void* y, const int64_t* counts, int32_t groups, int64_t rows,
+                                   int64_t in, int64_t out) {
+    if (rows == 0) return;
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        over_groups(counts, groups, in * out, [=](int64_t g, int64_t first, int64_t count) {
+            gemm(Matrix<T>{static_cast<const T*>(x) + first * in, in, false},
+                 Matrix<T>{static_cast<const T*>(weights[g]), in, true},
+                 static_cast<T*>(y) + first * out, count, out, in, false,
+                 static_cast<const T*>(nullptr));
+        });
+    });
+}
+
+// dx_g [rows, in] = dy_g [rows, out] weights[g] [out, in]
+EXPORT void grouped_linear_dgrad(int32_t storage, const void* dy, const void* const* weights,
+                                 void* dx, const int64_t* counts, int32_t groups, int64_t rows,
+                                 int64_t in, int64_t out) {
+    if (rows == 0) return;
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        over_groups(counts, groups, in * out, [=](int64_t g, int64_t first, int64_t count) {
+            gemm(Matrix<T>{static_cast<const T*>(dy) + first * out, out, false},
+                 Matrix<T>{static_cast<const T*>(weights[g]), in, false},
+                 static_cast<T*>(dx) + first * in, count, in, out, false,
+                 static_cast<const T*>(nullptr));
+        });
+    });
+}
+
+// main_grads[g] [out, in] (fp32) += dy_g^T x_g
+EXPORT void grouped_linear_wgrad_accumulate(int32_t storage, const void* dy, const void* x,
+                                            float* const* main_grads, const int64_t* counts,
+                                            int32_t groups, int64_t rows, int64_t in,
+                                            int64_t out) {
+    if (rows == 0) return;
+    with_storage(storage, [&](auto type) {
+        using T = decltype(type);
+        over_groups(counts, groups, in * out, [=](int64_t g, int64_t first, int64_t count) {
+            gemm(Matrix<T>{static_cast<const T*>(dy) + first * out, out, true},
+                 Matrix<T>{static_cast<const T*>(x) + first * in, in, false}, main_grads[g], out,
+                 in, count, true, static_cast<const T*>(nullptr));
+        });
     });
 }
