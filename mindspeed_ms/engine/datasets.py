@@ -22,7 +22,7 @@ from mindspeed_ms.data.loader import Batch, LoaderSettings, SampleDataset
 from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader as _build_loader
 from mindspeed_ms.data.sft_dataset import SFTDataset
 from mindspeed_ms.data.token_rows import TokenRowsDataset, is_row_file
-from mindspeed_ms.data.tokenizers import TokenizerSettings, build_tokenizer
+from mindspeed_ms.data.tokenizers import Tokenizer, TokenizerSettings, build_tokenizer
 from mindspeed_ms.data.utils import Blend, Split, get_blend_from_list
 from mindspeed_ms.engine.batch_counts import NumSamples, num_samples
 from mindspeed_ms.engine.current_config import get_all_config
@@ -54,6 +54,7 @@ __all__ = [
     "is_data_needed_on_rank",
     "is_dataset_built_on_rank",
     "loader_settings",
+    "named_tokenizer",
     "tokenizer_of",
     "train_valid_test_datasets_provider",
 ]
@@ -284,6 +285,17 @@ def tokenizer_of(config: AllConfig) -> TokenizerLike:
             eos=dataset.eos_token_id,
             pad=dataset.pad_token_id,
         )
+    return named_tokenizer(dataset)
+
+
+def named_tokenizer(dataset: DatasetConfig) -> Tokenizer:
+    """The tokenizer that a configuration names, with all its settings.
+
+    Raises:
+        ValueError: it names none, or one that cannot be built.
+    """
+    if dataset.tokenizer_type is None:
+        raise ValueError("the configuration names no tokenizer; set dataset_config.tokenizer_type")
     return build_tokenizer(
         TokenizerSettings(
             tokenizer_type=dataset.tokenizer_type,

@@ -26,7 +26,6 @@ from mindspeed_ms.training.from_args import no_effect_report
 
 PORT = 5000
 GIB = 2**30
-_NAMES = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "vocab_size")
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -135,6 +134,5 @@ def main(words: Sequence[str] | None = None) -> int:
         told = (line for line in no_effect_report(args) if line.split()[0] not in SERVER_FLAGS)
         if is_first_of_host():
             sys.stdout.writelines(f"{line}\n" for line in told)
-        names = {name: getattr(args, name, None) for name in _NAMES}
-        serve(settings, Namespace(tokenizer=args.tokenizer, **names))
+        serve(settings, args)
     return 0

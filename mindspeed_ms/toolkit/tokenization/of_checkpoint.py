@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mindspeed_ms.data.tokenizers import TOKENIZER_TYPES, Tokenizer, build_tokenizer
+from mindspeed_ms.engine.datasets import named_tokenizer
+from mindspeed_ms.formats.companions import has_tokenizer
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
 from mindspeed_ms.training.checkpoint_config import config_of, spec_of
-
-FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
-"""One of them makes a folder one of a Hugging Face tokenizer."""
-_SETTINGS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "vocab_size")
 
 
 class Words:
@@ -59,7 +58,7 @@ def tokenizer_of(arguments: argparse.Namespace, folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(arguments.tokenizer)
     if arguments.tokenizer_type:
         return Words(build_tokenizer(arguments))
-    if any((folder / name).is_file() for name in FILES):
+    if has_tokenizer(folder):
         return AutoTokenizer.from_pretrained(folder)
     found = find_checkpoint(folder, None)
     if found is None:
@@ -70,5 +69,6 @@ def tokenizer_of(arguments: argparse.Namespace, folder: Path) -> Any:
             f"{folder} does not say which tokenizer it was trained with; give --tokenizer FOLDER, "
             "or --tokenizer-type with its files"
         )
-    stated = {name: getattr(data, name, None) for name in _SETTINGS}
-    return Words(build_tokenizer(argparse.Namespace(**stated)))
+    # A file cannot consent in the user's place to code being run.
+    trust = getattr(arguments, "trust_remote_code", False)
+    return Words(named_tokenizer(replace(data, trust_remote_code=trust)))
