@@ -20,17 +20,11 @@ from mindspeed_ms.backend import comm
 from mindspeed_ms.toolkit.generation.config import DEFAULTS
 from mindspeed_ms.toolkit.generation.streamers import TextStreamer
 from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.toolkit.models import layout_flags
 from mindspeed_ms.toolkit.models.auto import AutoModelForCausalLM
-from mindspeed_ms.toolkit.models.building import LAYOUT_WORDS
 from mindspeed_ms.toolkit.pipelines.text_generation import RESULT, TextGenerationPipeline
 from mindspeed_ms.toolkit.tokenization import of_checkpoint
 from mindspeed_ms.training.entry import user_errors
-
-LAYOUT = (
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-    "expert_model_parallel_size",
-)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -43,15 +37,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--stream", action="store_true", help="show the text while it grows")
     parser.add_argument("--json", action="store_true", help="a JSON object per prompt")
     parser.add_argument("--seed", type=int, help="of drawn tokens")
-    parser.add_argument("--bf16", action="store_true", help="weights and computation in bfloat16")
-    parser.add_argument("--fp16", action="store_true", help="weights and computation in float16")
     parser.add_argument(
         "--int8", action="store_true", help="steps read weights as eight bits (dense, one rank)"
     )
-    layout = parser.add_argument_group("layout")
-    for name in LAYOUT:
-        layout.add_argument(f"--{name.replace('_', '-')}", type=int, default=1)
-    layout.add_argument("--sequence-parallel", action="store_true")
+    layout_flags.add_flags(parser)
     of_checkpoint.add_flags(parser)
     options = parser.add_argument_group("generation; values are JSON, names those of transformers")
     for name in DEFAULTS:
@@ -76,10 +65,8 @@ def generate(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
     prompts = arguments.prompt or _lines(arguments.prompt_file)
     tokenizer = of_checkpoint.tokenizer_of(arguments, Path(arguments.load))
-    layout = {name: given[name] for name in (*LAYOUT, "sequence_parallel") if given[name]}
-    assert set(layout) <= set(LAYOUT_WORDS), "the flags are words of the layout"
-    dtype = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else None
-    model = AutoModelForCausalLM.from_pretrained(arguments.load, dtype=dtype, **layout)
+    loading = layout_flags.loading_options(arguments)
+    model = AutoModelForCausalLM.from_pretrained(arguments.load, **loading)
     model.decodes_in_int8 = arguments.int8
     options = {name: given[name] for name in DEFAULTS if name in given}
     pipe = TextGenerationPipeline(model, tokenizer, return_full_text=not arguments.new_only)

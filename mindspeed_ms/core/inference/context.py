@@ -70,7 +70,7 @@ class InferenceContext:
         starts = self.cache.lengths[self.slots]
         padded = -(-steps * rows // self.multiple) * self.multiple
         self.ids = np.zeros((1, padded), np.int32)
-        by_step = self.ids[0, : steps * rows].reshape(steps, rows)
+        by_step = self.by_step
         for row, tokens in enumerate(self.tokens):
             by_step[: len(tokens), row] = tokens
         self.positions = np.zeros(padded, np.int64)
@@ -87,6 +87,11 @@ class InferenceContext:
     def shape(self) -> tuple[int, int]:
         """(S, B)."""
         return int(self.counts.max()), len(self.counts)
+
+    @property
+    def by_step(self) -> NDArray[np.int32]:
+        """[S, B]: the new tokens, a view of ``ids``; places of padding hold 0."""
+        return self.ids[0, : math.prod(self.shape)].reshape(self.shape)
 
     @property
     def is_real(self) -> NDArray[np.bool_]:

@@ -62,7 +62,11 @@ class Drafts:
         slots = self.engine.cache.take(len(prompts))
         for slot in slots:
             self._hidden.pop(int(slot), None)
-        return slots, self._run(slots, prompts, wants_all=False)
+        try:
+            return slots, self._run(slots, prompts, wants_all=False)
+        except BaseException:
+            self.engine.free(slots)
+            raise
 
     def fork(self, slots: Places, copies: int) -> Places:
         """See ``KVCache.fork``."""
@@ -72,7 +76,10 @@ class Drafts:
         return result
 
     def propose(
-        self, slots: Places, sequences: Sequence[Sequence[int]], choose: Choice
+        self,
+        slots: Places,
+        sequences: Sequence[Sequence[int] | NDArray[np.integer]],
+        choose: Choice,
     ) -> NDArray[np.int64]:
         """Draft tokens, [B, K].
 
@@ -85,15 +92,15 @@ class Drafts:
         stops = cache.lengths[slots].copy()
         kept = [self._hidden[int(slot)] for slot in slots]
         starts = stops - [len(own) for own in kept]
-        known = [list(row) for row in sequences]
+        known = [list(row[start:]) for row, start in zip(sequences, starts, strict=True)]
         hidden: Tensor | None = None
         drafts = np.zeros((len(known), self.depth), np.int64)
         cache.lengths[slots] = starts
         try:
             for depth in range(self.depth):
                 ahead = [
-                    np.array(row[start + depth + 1 : stop + depth + 1], np.int32)
-                    for row, start, stop in zip(known, starts, stops, strict=True)
+                    np.array(row[depth + 1 : depth + 1 + count], np.int32)
+                    for row, count in zip(known, stops - starts, strict=True)
                 ]
                 context = self.engine.context(slots, ahead)
                 if depth == 0:

@@ -120,7 +120,7 @@ class InferenceEngine:
         slots = self.cache.take(len(prompts))
         try:
             return slots, self.extend(slots, prompts)
-        except ValueError:
+        except BaseException:
             self.cache.free(slots)
             raise
 
@@ -197,7 +197,7 @@ class InferenceEngine:
             again = InferenceContext(cache, own, rows, self._parts, rotated_as=after[crossing])
             self._through_cells(again)
             cache.advance(own, again.counts)
-        cache.note_tokens(slots, context.tokens)
+        cache.note_tokens(slots, context.by_step)
 
     def _through_cells(self, context: InferenceContext) -> Logits:
         with autograd.recording(), autograd.inference_mode():

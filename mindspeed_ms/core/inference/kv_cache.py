@@ -105,14 +105,10 @@ class KVCache:
         for store, new in zip(self.memory_of(layer, keys, values), (keys, values), strict=True):
             _write(store, slots, self.lengths[slots], memory.contiguous(new), steps)
 
-    def note_tokens(self, slots: Places, tokens: Sequence[NDArray[np.int32]]) -> None:
-        """Keep ids beside keys and values, for models whose keys must be computed again."""
-        steps = max(map(len, tokens))
-        ids = np.zeros((steps, len(tokens), 1, 1), np.int32)
-        for row, own in enumerate(tokens):
-            ids[: len(own), row, 0, 0] = own
-        self.reserve(int(self.lengths[slots].max()) + steps)
-        self.append(TOKENS, slots, memory.from_numpy(ids), memory.from_numpy(ids))
+    def note_tokens(self, slots: Places, ids: NDArray[np.int32]) -> None:
+        """Keep ids [S, B] beside keys and values, for models whose keys must be computed again."""
+        kept = memory.from_numpy(ids[:, :, None, None])
+        self.append(TOKENS, slots, kept, kept)
 
     def tokens(self, slot: int) -> NDArray[np.int32]:
         """The ids that ``note_tokens`` kept of a slot."""
@@ -146,11 +142,15 @@ class KVCache:
             [len(slots) * copies]; the first of every ``copies`` is the slot itself.
         """
         result = np.repeat(slots, copies).reshape(len(slots), copies)
-        result[:, 1:] = self.take(len(slots) * (copies - 1)).reshape(len(slots), copies - 1)
-        result = result.reshape(-1)
-        self.grow()
-        sources = np.repeat(np.arange(len(slots)) * copies, copies)
-        self.reorder(result, sources)
+        taken = self.take(len(slots) * (copies - 1))
+        try:
+            result[:, 1:] = taken.reshape(len(slots), copies - 1)
+            result = result.reshape(-1)
+            self.grow()
+            self.reorder(result, np.repeat(np.arange(len(slots)) * copies, copies))
+        except BaseException:
+            self.free(taken)
+            raise
         return result
 
     def grow(self) -> None:

@@ -44,6 +44,11 @@ def _without(scores: Scores, ruled_out: NDArray[np.bool_]) -> Scores:
     return np.where(ruled_out, np.float32(RULED_OUT), scores)
 
 
+def _inside(tokens: Sequence[int], scores: Scores) -> list[int]:
+    """The tokens that are of the vocabulary."""
+    return [token for token in tokens if 0 <= token < scores.shape[-1]]
+
+
 def _best(scores: Scores, count: int) -> Scores:
     """The count-th largest of each row, [b, 1]."""
     place = scores.shape[-1] - min(count, scores.shape[-1])
@@ -162,8 +167,12 @@ def forced_tokens(tokens: Sequence[int], length: int) -> LogitsProcessor:
     def process(ids: Ids, scores: Scores) -> Scores:
         if ids.shape[1] != length:
             return scores
-        result = np.full_like(scores, RULED_OUT)
-        result[:, list(tokens)] = 0.0
+        result, inside = np.full_like(scores, RULED_OUT), _inside(tokens, scores)
+        if len(inside) < len(tokens):
+            raise ValueError(
+                f"tokens {list(tokens)} are forced, but the vocabulary has {scores.shape[1]}"
+            )
+        result[:, inside] = 0.0
         return result
 
     return process
@@ -177,13 +186,12 @@ def remove_invalid_values(ids: Ids, scores: Scores) -> Scores:
 
 def exponential_decay(start: int, factor: float, eos: Sequence[int]) -> LogitsProcessor:
     """Raise the score of the end ever more, from ``start`` tokens on, the prompt's counted."""
-    ends = list(eos)
 
     def process(ids: Ids, scores: Scores) -> Scores:
         beyond = ids.shape[1] - start
         if beyond <= 0:
             return scores
-        scores = scores.copy()
+        scores, ends = scores.copy(), _inside(eos, scores)
         raised = np.abs(scores[:, ends]) * np.float32(factor**beyond - 1)
         scores[:, ends] += np.where(np.isfinite(scores[:, ends]), raised, 0.0).astype(np.float32)
         return scores
@@ -198,7 +206,7 @@ def suppress_tokens(tokens: Sequence[int], length: int | None = None) -> LogitsP
         if length is not None and ids.shape[1] != length:
             return scores
         scores = scores.copy()
-        scores[:, [token for token in tokens if token < scores.shape[1]]] = RULED_OUT
+        scores[:, _inside(tokens, scores)] = RULED_OUT
         return scores
 
     return process

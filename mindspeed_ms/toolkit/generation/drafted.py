@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from mindspeed_ms.core.inference import sampling
 from mindspeed_ms.core.inference.drafts import Drafts
 from mindspeed_ms.core.inference.logits_processors import LogitsProcessor, Scores, log_softmax
+from mindspeed_ms.toolkit.generation.growing_ids import GrowingIds
 from mindspeed_ms.toolkit.generation.output import GenerateOutput, tensor_of
-from mindspeed_ms.toolkit.generation.rules import processed
+from mindspeed_ms.toolkit.generation.rules import chosen, processed
 from mindspeed_ms.toolkit.generation.sample import Task
 
 
@@ -29,9 +30,9 @@ class _Row:
     processors: Sequence[LogitsProcessor]
     name: NDArray[np.uint64]
     """[1], of its random stream."""
-    padded: list[int]
-    """All tokens."""
-    own: list[int]
+    padded: GrowingIds
+    """All tokens, and those that are drafted while a draft is made."""
+    own: GrowingIds
     """Tokens without padding."""
     end: int | None = None
     """Tokens it has when it ended."""
@@ -39,19 +40,21 @@ class _Row:
     logits: list[Scores] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
-    def choice(self, logits: Scores, ahead: Sequence[int] = ()) -> tuple[int, Scores]:
-        """The token behind some more, and the scores [1, v] that say so."""
-        ids = np.array([[*self.padded, *ahead]], np.int64)
-        scores = processed(self.processors, ids, logits[None])
-        if not self.task.config.do_sample:
-            return int(scores[0].argmax()), scores
-        step = ids.shape[1] - self.task.prompt_length
-        return int(sampling.draw(scores, self.task.seed, self.name, step)[0]), scores
+    def __len__(self) -> int:
+        """Tokens, padding counted."""
+        return len(self.padded)
+
+    def choose(self, logits: Scores) -> tuple[int, Scores]:
+        """Put a token behind ``padded`` by logits [v]; it, and the scores [1, v] that say so."""
+        task, step = self.task, len(self) - self.task.prompt_length
+        scores = processed(self.processors, self.padded.ids[None], logits[None])
+        token = int(chosen(scores, task.config, task.seed, self.name, step)[0])
+        self.padded.append(token)
+        return token, scores
 
     def advance(self, logits: Scores) -> int:
         """Choose the next token from the model's logits [v]."""
-        token, scores = self.choice(logits)
-        self.padded.append(token)
+        token, scores = self.choose(logits)
         self.own.append(token)
         config = self.task.config
         if config.return_dict_in_generate and self.end is None:
@@ -62,8 +65,8 @@ class _Row:
                 self.logits.append(logits[None].copy())
         if self.task.streamer is not None:
             self.task.streamer.put(np.array([token]))
-        if self.end is None and self.task.stopping(np.array([self.padded]), scores)[0]:
-            self.end = len(self.padded)
+        if self.end is None and self.task.stopping(self.padded.ids[None], scores)[0]:
+            self.end = len(self)
         return token
 
 
@@ -108,7 +111,7 @@ def _rows(task: Task, copies: int) -> list[_Row]:
     made = []
     for index, name in enumerate(names):
         number = index // copies
-        padded, own = prompts.ids[number].tolist(), prompts.rows[number].tolist()
+        padded, own = GrowingIds(prompts.ids[number]), GrowingIds(prompts.rows[number])
         processors = task.row_processors[number]
         made.append(_Row(task, processors, np.array([name]), padded, own))
     return made
@@ -118,30 +121,29 @@ def _goes_on(row: _Row, rows: Sequence[_Row]) -> bool:
     """Whether a row needs more tokens: without an id of padding all run to the last one's end."""
     if row.end is None:
         return True
-    return row.task.pad is None and len(row.padded) < _length(rows)
+    return row.task.pad is None and len(row) < _length(rows)
 
 
 def _length(rows: Sequence[_Row]) -> int:
     """Tokens of the longest sequence so far."""
-    return max(len(row.padded) if row.end is None else row.end for row in rows)
+    return max(len(row) if row.end is None else row.end for row in rows)
 
 
 def _advance(drafts: Drafts, slots: NDArray[np.int64], rows: Sequence[_Row]) -> tuple[int, int]:
     """Draft, verify, keep: numbers of tokens drafted and accepted."""
-    proposed: list[list[int]] = [[] for _ in rows]
+    lengths = [len(row) for row in rows]
 
     def choose(depth: int, logits: Scores) -> NDArray[np.int64]:
-        for row, ahead, own in zip(rows, proposed, logits, strict=True):
-            ahead.append(row.choice(own, ahead)[0])
-        return np.array([ahead[depth] for ahead in proposed], np.int64)
+        tokens = [row.choose(own)[0] for row, own in zip(rows, logits, strict=True)]
+        return np.array(tokens, np.int64)
 
-    drafts.propose(slots, [row.own for row in rows], choose)
+    drafts.propose(slots, [row.own.ids for row in rows], choose)
     longest = rows[0].task.config.max_length
-    proposed = [
-        ahead[: max(longest - len(row.padded) - 1, 0)]
-        for row, ahead in zip(rows, proposed, strict=True)
-    ]
-    fed = [[row.own[-1], *ahead] for row, ahead in zip(rows, proposed, strict=True)]
+    proposed: list[list[int]] = []
+    for row, length in zip(rows, lengths, strict=True):
+        proposed.append(row.padded.ids[length : max(longest - 1, length)].tolist())
+        row.padded.truncate(length)
+    fed = [[row.own.last, *ahead] for row, ahead in zip(rows, proposed, strict=True)]
     logits = drafts.verify(slots, fed)
     wanted, accepted = np.zeros(len(rows), np.int64), 0
     for index, (row, ahead) in enumerate(zip(rows, proposed, strict=True)):
@@ -164,7 +166,7 @@ def _output(task: Task, rows: Sequence[_Row], drafted: int, accepted: int) -> Ge
     logprobs = np.zeros((len(rows), longest - task.prompt_length), np.float32)
     for index, row in enumerate(rows):
         end = longest if task.pad is None or row.end is None else row.end
-        ids[index, :end] = row.padded[:end]
+        ids[index, :end] = row.padded.ids[:end]
         logprobs[index, : len(row.logprobs)] = row.logprobs
     output = GenerateOutput(tensor_of(ids, np.int32))
     if not config.return_dict_in_generate:

@@ -34,6 +34,8 @@ from mindspeed_ms.toolkit.generation.rules import (
 from mindspeed_ms.toolkit.generation.sample import Task, sample
 from mindspeed_ms.toolkit.generation.streamers import BaseStreamer
 
+Search = Callable[[Task], GenerateOutput]
+
 
 class GenerationMixin:
     """Adds ``generate`` to a class with ``build``, ``engine_config``, ``active``.
@@ -86,6 +88,7 @@ class GenerationMixin:
         streamer: BaseStreamer | None = None,
         tokenizer: Any = None,
         seed: int | None = None,
+        search: Search | None = None,
         **options: Any,
     ) -> Tensor | GenerateOutput:
         """Go on with prompts.
@@ -108,6 +111,7 @@ class GenerationMixin:
             streamer: is handed the prompt, then the token of every step, on the first rank.
             tokenizer: for ``stop_strings``.
             seed: of drawn tokens. None: ``mindspore.set_seed``'s, and another one at each call.
+            search: chooses the tokens; None: what the options ask for.
             options: see ``GenerationConfig``.
 
         Returns:
@@ -151,7 +155,7 @@ class GenerationMixin:
                     for row, own in enumerate(prompts.padding[:, None] if config.use_mtp else ())
                 ],
             )
-            output = _search(config)(task)
+            output = (search or _search(config))(task)
         return output if config.return_dict_in_generate else output.sequences
 
     def _options(
@@ -223,7 +227,7 @@ class GenerationMixin:
         return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _search(config: GenerationConfig) -> Callable[[Task], GenerateOutput]:
+def _search(config: GenerationConfig) -> Search:
     """What chooses the tokens."""
     if config.num_beams > 1:
         return beam_search

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_ms.core.inference import logits_processors as scores_of
+from mindspeed_ms.core.inference import sampling
 from mindspeed_ms.core.inference.logits_processors import Ids, LogitsProcessor, Scores
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
 
@@ -127,6 +128,26 @@ def processed(processors: Sequence[LogitsProcessor], ids: Ids, scores: Scores) -
     for process in processors:
         scores = process(ids, scores)
     return scores
+
+
+def chosen(
+    scores: Scores, config: GenerationConfig, seed: int, names: NDArray[np.uint64], step: int
+) -> NDArray[np.int64]:
+    """A token of each row, [b]: the best, or one drawn, as ``do_sample`` says.
+
+    Args:
+        scores: [b, v], after all processors.
+        config: all options.
+        seed: of the generation.
+        names: [b], of the rows' random streams.
+        step: new tokens that the rows have already.
+
+    Raises:
+        ValueError: a row to draw from rules every token out, or holds what is no number.
+    """
+    if config.do_sample:
+        return sampling.draw(scores, seed, names, step)
+    return scores.argmax(axis=-1)
 
 
 class Stopping:

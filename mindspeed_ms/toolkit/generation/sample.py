@@ -15,7 +15,7 @@ from mindspeed_ms.core.inference.logits_processors import LogitsProcessor, Score
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
 from mindspeed_ms.toolkit.generation.inputs import Prompts
 from mindspeed_ms.toolkit.generation.output import GenerateOutput, tensor_of
-from mindspeed_ms.toolkit.generation.rules import Stopping, processed
+from mindspeed_ms.toolkit.generation.rules import Stopping, chosen, processed
 from mindspeed_ms.toolkit.generation.streamers import BaseStreamer
 
 
@@ -121,10 +121,7 @@ def _choose(
 ) -> NDArray[np.int64]:
     """A token of each row; those of rows that ended mean nothing."""
     tokens = np.zeros(len(scores), np.int64)
-    if task.config.do_sample:
-        tokens[runs] = sampling.draw(scores[runs], task.seed, names[runs], step)
-    else:
-        tokens[:] = scores.argmax(axis=-1)
+    tokens[runs] = chosen(scores[runs], task.config, task.seed, names[runs], step)
     return tokens
 
 

@@ -145,10 +145,7 @@ class PreTrainedModel(GenerationMixin, Cell):
             config = cls.Config.from_pretrained(name_or_path)
         found = find_weights(name_or_path)
         layout = {key: options.pop(key) for key in list(options) if key in building.LAYOUT_WORDS}
-        for name, value in options.items():
-            if not hasattr(config, name):
-                raise TypeError(unknown_argument("from_pretrained", name, config.to_dict()))
-            setattr(config, name, value)
+        config = config.changed(options)
         is_given = dtype is not None and dtype != "auto"
         model = cls(config, dtype=str(dtype) if is_given else None, **layout)
         model._weights, model.name_or_path = found, os.fspath(name_or_path)

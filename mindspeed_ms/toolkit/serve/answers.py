@@ -15,6 +15,13 @@ from mindspeed_ms.toolkit.serve.growing_text import GrowingText
 from mindspeed_ms.toolkit.serve.openai_forms import Job, Served
 
 
+def refusal(event: Failed) -> ApiError:
+    """The answer to a request that has failed."""
+    if event.is_internal:
+        return ApiError(500, event.message, kind="server_error")
+    return ApiError(400, event.message)
+
+
 @dataclass(slots=True)
 class _Sequence:
     """What is known of one sequence."""
@@ -47,7 +54,6 @@ class Answer:
         count = len(numbers) * job.copies
         self._sequences = [_Sequence() for _ in range(count)]
         self._prompt_scores: dict[int, PromptScores] = {}
-        self._begun: set[int] = set()
 
     @property
     def is_done(self) -> bool:
@@ -61,7 +67,7 @@ class Answer:
             ApiError: the model cannot answer.
         """
         if isinstance(event, Failed):
-            raise ApiError(400, event.message)
+            raise refusal(event)
         if isinstance(event, Beams):
             raise ApiError(400, "beams are no answer of this form")
         place = self._places[event.number]
@@ -190,11 +196,9 @@ class Answer:
     def _chunks(self, index: int, piece: Piece) -> Iterator[dict[str, Any]]:
         place, job = index // self._job.copies, self._job
         wants = job.num_top is not None
-        is_first = index not in self._begun
-        self._begun.add(index)
-        if is_first and job.is_chat:
+        if piece.is_first and job.is_chat:
             yield self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, None)
-        if is_first and job.echo:
+        if piece.is_first and job.echo:
             logprobs = self._logprobs(place, [], True) if wants else None
             yield self._chunk(index, {"text": self._echo(place), "logprobs": logprobs}, None)
         says = piece.text or piece.finish is not None or (wants and piece.token is not None)

@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from mindspeed_ms.toolkit.serve.answers import Answer
-from mindspeed_ms.toolkit.serve.batch import Event
+from mindspeed_ms.toolkit.serve.batch import INTERNAL, Event
 from mindspeed_ms.toolkit.serve.fields import ApiError
 from mindspeed_ms.toolkit.serve.loop import Desk, FullError, StoppingError
 from mindspeed_ms.toolkit.serve.megatron_forms import MegatronAnswer, MegatronError, megatron_job
@@ -181,7 +181,12 @@ class App:
                     code="request_too_large",
                 )
         try:
-            return json.loads(body)
+            found = json.loads(body)
+            if (
+                b"\\ud" in body.lower()
+            ):  # half a pair, which no text has, and no answer could repeat
+                json.dumps(found, ensure_ascii=False).encode()
+            return found
         except (ValueError, RecursionError):
             raise ApiError(
                 400,
@@ -197,8 +202,7 @@ class App:
         return JSONResponse(ApiError(405, text, code="method_not_allowed").body, 405)
 
     async def _broken(self, request: Request, error: Exception) -> Response:
-        text = "The server had an error while processing your request"
-        return JSONResponse(ApiError(500, text, kind="server_error").body, 500)
+        return JSONResponse(ApiError(500, INTERNAL, kind="server_error").body, 500)
 
     # --- addresses --------------------------------------------------------------------------------
 
@@ -278,7 +282,7 @@ class App:
                 answer.take(await events.next())
             return JSONResponse(answer.whole())
         except MegatronError as error:
-            return JSONResponse(str(error), 400)
+            return JSONResponse(str(error), error.status)
         finally:
             events.close()
 

@@ -8,6 +8,7 @@ have it do; then its rows take part in the steps of all rows.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +17,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mindspeed_ms.core.inference import sampling
+from mindspeed_ms.backend import comm
 from mindspeed_ms.core.inference.engine import InferenceEngine
 from mindspeed_ms.core.inference.logits_processors import LogitsProcessor, Scores, log_softmax
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
-from mindspeed_ms.toolkit.generation.rules import processed, processors_of
+from mindspeed_ms.toolkit.generation.growing_ids import GrowingIds
+from mindspeed_ms.toolkit.generation.rules import chosen, processed, processors_of
 from mindspeed_ms.toolkit.serve.growing_text import Decoder, GrowingText
 from mindspeed_ms.toolkit.serve.rules import LineEnds
+
+logger = logging.getLogger(__name__)
+INTERNAL = "The server had an error while processing your request"
+_SAME_ON_ALL_RANKS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
+"""What a program does wrong, as opposed to what a rank meets alone: no memory, a lost peer."""
 
 Top = tuple[tuple[int, float], ...]
 """The likeliest tokens and the logarithms of their probabilities."""
@@ -94,6 +101,8 @@ class Failed:
 
     number: int
     message: str
+    is_internal: bool = False
+    """The server's fault, not that of the request."""
 
 
 Event = Piece | PromptScores | Beams | Failed
@@ -114,9 +123,8 @@ class _Row:
     copy: int
     slot: int
     processors: Sequence[LogitsProcessor]
-    ids: NDArray[np.int64]
-    """[prompt + new], grown as needed."""
-    length: int
+    tokens: GrowingIds
+    """Prompt and new ones."""
     text: GrowingText
     name: NDArray[np.uint64] = field(init=False)
 
@@ -125,13 +133,7 @@ class _Row:
 
     @property
     def num_new(self) -> int:
-        return self.length - len(self.request.prompt)
-
-    def append(self, token: int) -> None:
-        if self.length == len(self.ids):
-            self.ids = np.concatenate([self.ids, np.zeros_like(self.ids)])
-        self.ids[self.length] = token
-        self.length += 1
+        return len(self.tokens) - len(self.request.prompt)
 
 
 class ContinuousBatch:
@@ -161,6 +163,8 @@ class ContinuousBatch:
         self.max_rows, self.max_tokens = max_rows, max_tokens
         self._waiting: deque[Request] = deque()
         self._rows: list[_Row] = []
+        # Others wait for a rank that has failed alone, so such an error may end no request only.
+        self._caught = Exception if comm.get_world_size() == 1 else _SAME_ON_ALL_RANKS
 
     @property
     def num_running(self) -> int:
@@ -187,23 +191,35 @@ class ContinuousBatch:
         self._leave([row for row in self._rows if row.request.number == number])
 
     def step(self) -> list[Event]:
-        """One token more for every sequence that runs, and the first ones of those that join."""
+        """One token more for every sequence that runs, and the first ones of those that join.
+
+        An error of one request ends that request: its event says so.
+        """
         events: list[Event] = []
         if self._rows:
-            rows = self._rows
-            slots = np.array([row.slot for row in rows])
-            last = np.array([row.ids[row.length - 1] for row in rows])
-            logits = self.engine.step(slots, last)
-            events.extend(self._advanced(rows, logits))
+            events.extend(self._stepped())
         tokens = 0
         while self._waiting and self._fits(self._waiting[0], tokens):
             request = self._waiting.popleft()
             tokens += len(request.prompt)
             try:
                 events.extend(self._joined(request))
-            except ValueError as error:
-                events.append(Failed(request.number, str(error)))
+            except self._caught as error:
+                events.append(_failed(request, error))
         return events
+
+    def _stepped(self) -> list[Event]:
+        """The next token of all rows; a step that fails ends them."""
+        rows = self._rows
+        slots = np.array([row.slot for row in rows])
+        last = np.array([row.tokens.last for row in rows])
+        try:
+            logits = self.engine.step(slots, last)
+        except self._caught as error:
+            self._leave(rows)
+            requests = {row.request.number: row.request for row in rows}
+            return [_failed(request, error) for request in requests.values()]
+        return self._advanced(rows, logits)
 
     def _fits(self, request: Request, tokens: int) -> bool:
         copies = 0 if request.is_beam else len(request.names)
@@ -218,42 +234,36 @@ class ContinuousBatch:
                 raise ValueError("there is no beam search here")
             yield self.search(request)
             return
-        slots, logits = self._prompt(request)
-        if request.scores_prompt:
-            yield _prompt_scores(request, logits)
-        logits = logits[-1:]
-        prompt, copies = np.array(request.prompt, np.int64), len(request.names)
-        if request.config.max_length <= len(prompt):
+        processors, copies = _processors(request), len(request.names)  # may refuse: before slots
+        slots = self.engine.cache.take(1)
+        try:
+            logits = self.engine.extend(slots, [request.prompt], wants_all=request.scores_prompt)
+            logits = logits[:, 0] if request.scores_prompt else logits
+            scores = [_prompt_scores(request, logits)] if request.scores_prompt else []
+            wants_more = request.config.max_length > len(request.prompt)
+            if wants_more and copies > 1:
+                slots = self.engine.cache.fork(slots, copies)
+        except BaseException:
+            self.engine.free(slots)
+            raise
+        yield from scores
+        if not wants_more:
             self.engine.free(slots)
             yield from (_nothing(request, copy) for copy in range(copies))
             return
-        slots = self.engine.cache.fork(slots, copies) if copies > 1 else slots
-        processors = _processors(request)
         rows = [
             _Row(
                 request,
                 copy,
                 int(slot),
                 processors,
-                np.concatenate([prompt, np.zeros(16, np.int64)]),
-                len(prompt),
+                GrowingIds(request.prompt),
                 GrowingText(self.tokenizer, request.prompt, request.stops),
             )
             for copy, slot in enumerate(slots)
         ]
         self._rows = self._rows + rows
-        yield from self._advanced(rows, np.repeat(logits, copies, axis=0))
-
-    def _prompt(self, request: Request) -> tuple[NDArray[np.int64], Scores]:
-        """The slot [1] of a prompt, and logits behind its last token, or behind all [n, v]."""
-        if not request.scores_prompt:
-            return self.engine.add([request.prompt])
-        slots = self.engine.cache.take(1)
-        try:
-            return slots, self.engine.extend(slots, [request.prompt], wants_all=True)[:, 0]
-        except ValueError:
-            self.engine.free(slots)
-            raise
+        yield from self._advanced(rows, np.repeat(logits[-1:], copies, axis=0))
 
     def _advanced(self, rows: Sequence[_Row], logits: Scores) -> list[Event]:
         """Choose a token of each row; rows that end leave."""
@@ -266,9 +276,9 @@ class ContinuousBatch:
                 continue
             try:
                 piece = _next(row, own)
-            except ValueError as error:
+            except self._caught as error:
                 failed.add(number)
-                events.append(Failed(number, str(error)))
+                events.append(_failed(row.request, error))
                 continue
             events.append(piece)
             if piece.finish is not None:
@@ -282,6 +292,14 @@ class ContinuousBatch:
             self.engine.free([row.slot for row in rows])
             gone = {id(row) for row in rows}
             self._rows = [row for row in self._rows if id(row) not in gone]
+
+
+def _failed(request: Request, error: Exception) -> Failed:
+    """What the client is told; the log has all of what no request can be told off for."""
+    if isinstance(error, ValueError):
+        return Failed(request.number, str(error))
+    logger.error("request %d has failed: %r", request.number, error, exc_info=error)
+    return Failed(request.number, INTERNAL, is_internal=True)
 
 
 def _processors(request: Request) -> list[LogitsProcessor]:
@@ -300,13 +318,10 @@ def _next(row: _Row, logits: Scores) -> Piece:
         ValueError: the options rule all tokens out.
     """
     request, config = row.request, row.request.config
-    scores = processed(row.processors, row.ids[None, : row.length], logits[None])
-    if config.do_sample:
-        token = int(sampling.draw(scores, request.seed, row.name, row.num_new)[0])
-    else:
-        token = int(scores[0].argmax())
-    previous, offset = int(row.ids[row.length - 1]), row.text.num_chars
-    row.append(token)
+    scores = processed(row.processors, row.tokens.ids[None], logits[None])
+    token = int(chosen(scores, config, request.seed, row.name, row.num_new)[0])
+    previous, offset = row.tokens.last, row.text.num_chars
+    row.tokens.append(token)
     logprob: float | None = None
     top: Top = ()
     if request.num_top is not None:
@@ -321,7 +336,7 @@ def _next(row: _Row, logits: Scores) -> Piece:
     finish = None
     if is_end or row.text.is_stopped:
         finish = "stop"
-    elif row.length >= config.max_length:
+    elif len(row.tokens) >= config.max_length:
         finish = "length"
     if finish is not None:
         text += row.text.end()

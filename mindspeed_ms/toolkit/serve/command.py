@@ -24,9 +24,12 @@ from typing import Any
 
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.core.inference.engine import InferenceEngine, position_limit, refuse_layout
+from mindspeed_ms.toolkit.generation.beam import beam_search
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
 from mindspeed_ms.toolkit.generation.mixin import GenerationMixin
+from mindspeed_ms.toolkit.models import layout_flags
 from mindspeed_ms.toolkit.models.auto import AutoModelForCausalLM
+from mindspeed_ms.toolkit.models.layout_flags import positive
 from mindspeed_ms.toolkit.serve.batch import Beams, ContinuousBatch, Request
 from mindspeed_ms.toolkit.serve.loop import Desk, run
 from mindspeed_ms.toolkit.serve.metrics import Metrics
@@ -36,11 +39,6 @@ from mindspeed_ms.training.entry import user_errors
 
 logger = logging.getLogger(__name__)
 PACKAGES = ("starlette", "uvicorn", "prometheus_client")
-LAYOUT = (
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-    "expert_model_parallel_size",
-)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -59,9 +57,9 @@ class Settings:
     max_step_tokens: int = 2048
     max_body: int = 8 * 2**20
     max_tokens_to_oom: int | None = None
-    dtype: str | None = None
     chat_template: str | None = None
-    layout: Mapping[str, Any]
+    loading: Mapping[str, Any]
+    """Keywords of ``from_pretrained``: layout, type."""
     access_log: bool = False
     max_cache_bytes: int | None = None
     """Of keys and values on a rank; fewer sequences run at a time if they need more."""
@@ -82,28 +80,16 @@ def make_parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8000, help="0: any that is free")
     add("--api-key", action="append", default=[], help="a key that clients must send")
     add("--api-key-file", type=Path, help="a key per line")
-    add("--max-batch-size", type=_positive, default=16, help="sequences that run at a time")
+    add("--max-batch-size", type=positive, default=16, help="sequences that run at a time")
     add("--max-queue", type=int, default=256, help="further sequences that may wait")
-    add("--max-model-len", type=_positive, help="tokens of a prompt and its answer")
-    add("--max-batched-tokens", type=_positive, default=2048, help="of prompts that join at a time")
-    add("--max-body-bytes", type=_positive, default=8 * 2**20, help="of a request")
+    add("--max-model-len", type=positive, help="tokens of a prompt and its answer")
+    add("--max-batched-tokens", type=positive, default=2048, help="of prompts that join at a time")
+    add("--max-body-bytes", type=positive, default=8 * 2**20, help="of a request")
     add("--chat-template", type=Path, help="file with a Jinja template for chats")
     add("--access-log", action="store_true", help="a line per request on standard error")
-    add("--bf16", action="store_true", help="weights and computation in bfloat16")
-    add("--fp16", action="store_true", help="weights and computation in float16")
-    layout = parser.add_argument_group("layout")
-    for name in LAYOUT:
-        layout.add_argument(f"--{name.replace('_', '-')}", type=_positive, default=1)
-    layout.add_argument("--sequence-parallel", action="store_true")
+    layout_flags.add_flags(parser)
     of_checkpoint.add_flags(parser)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
@@ -121,7 +107,6 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     if "" in keys:
         raise ValueError("--api-key is empty; give a key, or leave the flag out")
     template = arguments.chat_template
-    given = vars(arguments)
     return Settings(
         model=arguments.model,
         name=arguments.served_model_name or Path(arguments.model).resolve().name,
@@ -133,9 +118,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         max_length=arguments.max_model_len,
         max_step_tokens=arguments.max_batched_tokens,
         max_body=arguments.max_body_bytes,
-        dtype="bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else None,
         chat_template=None if template is None else template.read_text(encoding="utf-8"),
-        layout={name: given[name] for name in (*LAYOUT, "sequence_parallel") if given[name]},
+        loading=layout_flags.loading_options(arguments),
         access_log=arguments.access_log,
     )
 
@@ -163,8 +147,7 @@ def serve(settings: Settings, tokenizer_flags: argparse.Namespace) -> None:
     Parallelism: collective over the world; rank 0 listens.
     """
     require_packages()
-    options = dict(settings.layout)
-    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=settings.dtype, **options)
+    model = AutoModelForCausalLM.from_pretrained(settings.model, **settings.loading)
     tokenizers = [_tokenizer(settings, tokenizer_flags) for _ in range(2)]  # one per thread
     model.build()
     refuse_layout(model.engine_config.model_config)
@@ -261,8 +244,10 @@ class _Beams:
         output = self._model.generate(
             [list(request.prompt)],
             generation_config=request.config,
+            logits_processor=request.rules,
             return_dict_in_generate=True,
             output_scores=True,
+            search=beam_search,  # of one beam, too
         )
         rows = memory.as_numpy(output.sequences)[:, len(request.prompt) :].tolist()
         scores = memory.as_numpy(output.sequences_scores).tolist()

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -65,20 +66,16 @@ class Fields:
             raise wrong(name, f"{value!r} is not of type 'boolean' - '{name}'")
         return value
 
-    def number(
-        self, name: str, default: float | None, least: float | None, most: float | None
-    ) -> float | None:
+    def number(self, name: str, default: float | None, least: float, most: float) -> float | None:
         """A number within bounds."""
         value = self.any(name, default)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             raise wrong(name, f"{value!r} is not of type 'number' - '{name}'")
         return _bounded(name, value, least, most)
 
-    def integer(
-        self, name: str, default: int | None, least: int | None = None, most: int | None = None
-    ) -> int | None:
+    def integer(self, name: str, default: int | None, least: int, most: int) -> int | None:
         """A whole number within bounds."""
         value = self.any(name, default)
         if value is None:
@@ -95,11 +92,12 @@ class Fields:
             raise wrong(name, f"{value!r} is no text and no list of texts - '{name}'")
         return tuple(one for one in value if one)
 
-    def integers(self, name: str) -> tuple[int, ...]:
-        """A list of whole numbers."""
+    def tokens(self, name: str, vocab_size: int) -> tuple[int, ...]:
+        """A list of token ids."""
         value = self.any(name, ())
         if not isinstance(value, list | tuple) or not all(type(one) is int for one in value):
             raise wrong(name, f"{value!r} is no list of whole numbers - '{name}'")
+        check_tokens(name, value, vocab_size)
         return tuple(value)
 
     def neutral(self, names: Mapping[str, tuple[tuple[Any, ...], str]]) -> None:
@@ -116,9 +114,20 @@ class Fields:
             raise wrong(name, f"Unrecognized request argument supplied: {name}")
 
 
-def _bounded(name: str, value: Any, least: float | None, most: float | None) -> Any:
-    if least is not None and value < least:
+def check_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
+    """Refuse what is no token.
+
+    Raises:
+        ApiError: names the first.
+    """
+    for token in tokens:
+        if not 0 <= token < vocab_size:
+            raise wrong(name, f"token {token} is outside of the vocabulary of {vocab_size} tokens")
+
+
+def _bounded(name: str, value: Any, least: float, most: float) -> Any:
+    if value < least:
         raise wrong(name, f"{value} is less than the minimum of {least} - '{name}'")
-    if most is not None and value > most:
+    if value > most:
         raise wrong(name, f"{value} is greater than the maximum of {most} - '{name}'")
     return value

@@ -34,7 +34,7 @@ class GrowingText:
     def __init__(self, tokenizer: Decoder, prompt: Sequence[int], stops: Sequence[str]) -> None:
         self._tokenizer, self._stops = tokenizer, stops
         self._ids = list(prompt[-CONTEXT_TOKENS:])
-        self._start, self._read = 0, len(self._ids)
+        self._read = len(self._ids)
         self._held = ""
         self.num_chars = 0
         """Of new text that is decoded, held back or not."""
@@ -47,8 +47,8 @@ class GrowingText:
         before, whole = self._decoded()
         if len(whole) <= len(before) or whole.endswith(_INCOMPLETE):
             return ""
-        del self._ids[: self._read - self._start]
-        self._start, self._read = 0, len(self._ids)
+        del self._ids[: self._read]
+        self._read = len(self._ids)
         return self._release(whole[len(before) :])
 
     def end(self) -> str:

@@ -154,7 +154,7 @@ class Desk:
             self._open.clear()
             self._unfinished.clear()
         for number, (_, listener, _) in waiting:
-            listener(Failed(number, message))
+            listener(Failed(number, message, is_internal=True))
 
     def _close(self, number: int) -> bool:
         self._unfinished.pop(number, None)

@@ -10,22 +10,31 @@ import argparse
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from mindspeed_ms.backend.spokesman import is_first_of_host
+from mindspeed_ms.data.tokenizers import TokenizerSettings
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.models.identity import RUN_SETTINGS
-from mindspeed_ms.toolkit.serve.command import LAYOUT, Settings, serve
+from mindspeed_ms.toolkit.models import layout_flags
+from mindspeed_ms.toolkit.serve.command import Settings, serve
 from mindspeed_ms.training.arguments import given_attributes, parse_args
 from mindspeed_ms.training.checkpoint_config import MODEL_SECTIONS, config_of, spec_of
 from mindspeed_ms.training.entry import user_errors
 from mindspeed_ms.training.flags import ROWS, Field
 from mindspeed_ms.training.flags.other_programs import SERVER_FLAGS
+from mindspeed_ms.training.flags.row import Flag
 from mindspeed_ms.training.from_args import no_effect_report
 
 PORT = 5000
 GIB = 2**30
+_READ = frozenset(
+    {"load", "ckpt_step", "bf16", "fp16", "sequence_parallel", "context_parallel_size"}
+    | {*layout_flags.SIZES, *(item.name for item in fields(TokenizerSettings))}
+)
+"""Attributes of training that the server reads, or checks, beside those of the model."""
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -51,11 +60,13 @@ def settings_of(args: Namespace) -> Settings:
     folder = Path(args.load)
     if args.ckpt_step is not None:
         folder = folder / f"iter_{args.ckpt_step:07d}"
+    if args.context_parallel_size > 1:
+        raise ValueError(
+            f"--context-parallel-size is {args.context_parallel_size}; text generation needs 1: "
+            "its cache is not shared out along the sequence"
+        )
     for line in contradictions(args, folder):
         raise ValueError(line)
-    layout: dict[str, Any] = {name: getattr(args, name) for name in LAYOUT}
-    if args.sequence_parallel:
-        layout["sequence_parallel"] = True
     return Settings(
         model=str(folder),
         name=args.served_model_name or Path(args.load).resolve().name,
@@ -72,8 +83,7 @@ def settings_of(args: Namespace) -> Settings:
         ),
         max_tokens_to_oom=args.max_tokens_to_oom,
         max_cache_bytes=int(args.inference_dynamic_batching_buffer_size_gb * GIB),
-        dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
-        layout=layout,
+        loading=layout_flags.loading_options(args),
         access_log=bool(args.inference_text_gen_server_logging),
         log_interval=args.inference_logging_step_interval,
     )
@@ -118,6 +128,21 @@ def contradictions(args: Namespace, folder: Path) -> Iterator[str]:
             )
 
 
+def unread(args: Namespace) -> list[str]:
+    """A line about the flags of training that were given and that no server reads."""
+    given = given_attributes(args)
+    names = [row.names[0] for row in ROWS if row.dest in given and _is_of_training(row)]
+    if not names:
+        return []
+    return [f"{', '.join(names)}: of training, the server does not read them"]
+
+
+def _is_of_training(row: Flag) -> bool:
+    if not isinstance(row.state, Field) or row.dest in _READ:
+        return False
+    return not any(path.partition(".")[0] in MODEL_SECTIONS for path in row.state.paths)
+
+
 def _is_plain(value: Any) -> bool:
     return isinstance(value, bool | int | float)
 
@@ -134,5 +159,6 @@ def main(words: Sequence[str] | None = None) -> int:
         told = (line for line in no_effect_report(args) if line.split()[0] not in SERVER_FLAGS)
         if is_first_of_host():
             sys.stdout.writelines(f"{line}\n" for line in told)
+            sys.stderr.writelines(f"{line}\n" for line in unread(args))
         serve(settings, args)
     return 0

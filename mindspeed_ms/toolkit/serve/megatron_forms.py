@@ -14,16 +14,26 @@ from typing import Any
 from mindspeed_ms.core.inference import sampling
 from mindspeed_ms.core.inference.logits_processors import LogitsProcessor
 from mindspeed_ms.toolkit.serve.batch import Beams, Event, Failed, Piece, PromptScores, Request
-from mindspeed_ms.toolkit.serve.openai_forms import Served, config_of
+from mindspeed_ms.toolkit.serve.openai_forms import MOST_COPIES, Served, config_of, drawing
 from mindspeed_ms.toolkit.serve.rules import FallingTopP, LineEnds, NeverAfter
 
 MOST_PROMPTS = 128
 TOKENS_TO_GENERATE = 64
 _MOST_TOP_K = 1000
+_MOST_PENALTY = 10
 
 
 class MegatronError(Exception):
-    """A request that Megatron's server refuses, with its words."""
+    """A request that Megatron's server refuses, with its words.
+
+    Args:
+        message: its words.
+        status: of HTTP.
+    """
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +94,12 @@ _RULES: Mapping[str, _Rule] = {
         "beam_width must be an integer > 1",
     ),
     "stop_token": _Rule((int,), "stop_token must be an integer"),
-    "length_penalty": _Rule((int, float), "length_penalty must be a float"),
+    "length_penalty": _Rule(
+        (int, float),
+        "length_penalty must be a float",
+        lambda value: -_MOST_PENALTY <= value <= _MOST_PENALTY,
+        f"length_penalty must be from {-_MOST_PENALTY} to {_MOST_PENALTY}",
+    ),
 }
 """In the order in which they are looked at."""
 
@@ -198,12 +213,15 @@ class _Settings:
         beams = _checked(body, "beam_width", None)
         if beams is not None and num_prompts > 1:
             raise MegatronError("When doing beam_search, batch size must be 1")
+        if beams is not None and beams > MOST_COPIES:
+            raise MegatronError(f"beam_width must be less than or equal to {MOST_COPIES}")
         stop = _checked(body, "stop_token", None)
+        if stop is not None and not 0 <= stop < served.vocab_size:
+            raise MegatronError(f"stop_token must be from 0 to {served.vocab_size - 1}")
         penalty = _checked(body, "length_penalty", 1)
         ends = list(served.end_tokens) if stop is None else [stop]
         values: dict[str, Any] = {
-            "do_sample": beams is None and top_k != 1,
-            "temperature": float(temperature),
+            **drawing(0.0 if beams is not None or top_k == 1 else temperature),
             "top_k": top_k,
             "top_p": top_p if top_p > 0.0 and not decay else 1.0,
             "eos_token_id": ends or None,
@@ -225,7 +243,7 @@ class _Settings:
     def request(self, prompt: list[int], num_new: int, name: int, logprobs: bool) -> Request:
         """A request for the batch."""
         rules = self.rules
-        if self.decay:
+        if self.decay and not self.is_beam:
             rules = (*rules, FallingTopP(len(prompt), self.top_p, self.decay, self.bound))
         return Request(
             number=-1,
@@ -298,7 +316,7 @@ class MegatronAnswer:
             MegatronError: the model cannot answer.
         """
         if isinstance(event, Failed):
-            raise MegatronError(event.message)
+            raise MegatronError(event.message, 500 if event.is_internal else 400)
         if isinstance(event, Beams):
             self._beams = event
             self._ended.add(event.number)

@@ -15,11 +15,15 @@ from mindspeed_ms.core.inference import sampling
 from mindspeed_ms.core.inference.logits_processors import LogitsProcessor
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
 from mindspeed_ms.toolkit.serve.batch import Request
-from mindspeed_ms.toolkit.serve.fields import ApiError, Fields, wrong
+from mindspeed_ms.toolkit.serve.fields import ApiError, Fields, check_tokens, wrong
 from mindspeed_ms.toolkit.serve.rules import Penalties
 
 MOST_COPIES = 128
 MOST_TOP = 20
+MOST_COUNT = 2**31 - 1
+MOST_PENALTY = 100.0
+LEAST_SHARE = 1e-6
+LEAST_TEMPERATURE = 1e-5
 _UNSERVED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "suffix": (("",), "text is not filled in between two others"),
     "tools": (([],), "the model's calls of tools are not read out of its text"),
@@ -58,12 +62,9 @@ class Served:
     max_tokens_to_oom: int | None = None
     """Megatron's limit of prompts times length."""
 
-    def ids_of(self, text: str, adds_special: bool = True) -> list[int]:
+    def ids_of(self, text: str) -> list[int]:
         """Tokens of a text; of an empty one the begin token."""
-        if adds_special:
-            found = self.tokenizer(text)["input_ids"]
-        else:
-            found = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        found = self.tokenizer(text)["input_ids"]
         begin = [] if self.begin_token is None else [self.begin_token]
         return list(found) or begin or list(self.end_tokens[:1])
 
@@ -108,7 +109,7 @@ def completion_job(body: Any, served: Served) -> Job:
     _check_model(fields, served)
     prompts, texts = _prompts(fields.any("prompt"), served)
     echo = fields.flag("echo")
-    num_new = fields.integer("max_tokens", 16, 0)
+    num_new = fields.integer("max_tokens", 16, 0, MOST_COUNT)
     copies = fields.integer("n", 1, 1, MOST_COPIES) or 1
     best_of = fields.integer("best_of", copies, 1, MOST_COPIES) or 1
     stream, usage = _stream(fields)
@@ -147,8 +148,8 @@ def chat_job(body: Any, served: Served) -> Job:
     fields = Fields(body)
     _check_model(fields, served)
     prompt = _conversation(fields, served)
-    older = fields.integer("max_tokens", None, 1)
-    num_new = fields.integer("max_completion_tokens", older, 1)
+    older = fields.integer("max_tokens", None, 1, MOST_COUNT)
+    num_new = fields.integer("max_completion_tokens", older, 1, MOST_COUNT)
     copies = fields.integer("n", 1, 1, MOST_COPIES) or 1
     stream, usage = _stream(fields)
     wants_logprobs = fields.flag("logprobs")
@@ -184,25 +185,29 @@ class _Options:
     @classmethod
     def read(cls, fields: Fields, served: Served) -> _Options:
         temperature = fields.number("temperature", 1.0, 0.0, 2.0)
-        ends = list(fields.integers("stop_token_ids"))
+        top_k = fields.integer("top_k", 0, -1, MOST_COUNT)
+        ends = list(fields.tokens("stop_token_ids", served.vocab_size))
         if not fields.flag("ignore_eos"):
             ends = [*served.end_tokens, *ends]
         values: dict[str, Any] = {
-            "do_sample": bool(temperature),
-            "temperature": float(temperature or 1.0),
+            **drawing(temperature or 0.0),
             "top_p": fields.number("top_p", 1.0, 0.0, 1.0),
-            "top_k": max(fields.integer("top_k", 0, -1) or 0, 0),
+            "top_k": min(max(top_k or 0, 0), served.vocab_size),
             "min_p": fields.number("min_p", None, 0.0, 1.0),
-            "typical_p": fields.number("typical_p", None, None, 1.0),
-            "repetition_penalty": fields.number("repetition_penalty", None, None, None),
-            "no_repeat_ngram_size": fields.integer("no_repeat_ngram_size", None, 0),
-            "min_new_tokens": fields.integer("min_tokens", None, 0),
+            "typical_p": fields.number("typical_p", None, LEAST_SHARE, 1.0),
+            "repetition_penalty": fields.number(
+                "repetition_penalty", None, 1 / MOST_PENALTY, MOST_PENALTY
+            ),
+            "no_repeat_ngram_size": fields.integer(
+                "no_repeat_ngram_size", None, 0, served.max_length
+            ),
+            "min_new_tokens": fields.integer("min_tokens", None, 0, served.max_length),
             "eos_token_id": ends or None,
             "sequence_bias": _biases(fields.any("logit_bias"), served),
         }
         presence = fields.number("presence_penalty", 0.0, -2.0, 2.0) or 0.0
         frequency = fields.number("frequency_penalty", 0.0, -2.0, 2.0) or 0.0
-        seed = fields.integer("seed", None)
+        seed = fields.integer("seed", None, -(2**63), 2**64 - 1)
         stops = fields.texts("stop")
         fields.neutral(_UNSERVED)
         for name in _IGNORED:
@@ -250,6 +255,12 @@ class _Options:
         if not self.presence and not self.frequency:
             return ()
         return (Penalties(prompt_length, self.presence, self.frequency),)
+
+
+def drawing(temperature: float) -> dict[str, Any]:
+    """Options for a temperature: so low a one that scores over it are no numbers is greedy."""
+    draws = temperature >= LEAST_TEMPERATURE
+    return {"do_sample": draws, "temperature": float(temperature) if draws else 1.0}
 
 
 def config_of(values: Mapping[str, Any], max_length: int) -> GenerationConfig:
@@ -329,12 +340,7 @@ def _prompts(given: Any, served: Served) -> tuple[list[list[int]], list[str]]:
         if isinstance(one, str):
             ids, text = served.ids_of(one), one
         elif _is_ids(one) and one:
-            bad = next((token for token in one if not 0 <= token < served.vocab_size), None)
-            if bad is not None:
-                raise wrong(
-                    "prompt",
-                    f"token {bad} is outside of the vocabulary of {served.vocab_size} tokens",
-                )
+            check_tokens("prompt", one, served.vocab_size)
             ids, text = one, served.tokenizer.decode(one)
         else:
             raise wrong("prompt", f"{one!r} is no prompt; give a text or token ids")
@@ -361,11 +367,7 @@ def _biases(given: Any, served: Served) -> list[list[Any]] | None:
             token = int(key)
         except ValueError:
             raise wrong("logit_bias", f"logit_bias: {key!r} is no token id") from None
-        if not 0 <= token < served.vocab_size:
-            raise wrong(
-                "logit_bias",
-                f"token {token} is outside of the vocabulary of {served.vocab_size} tokens",
-            )
+        check_tokens("logit_bias", [token], served.vocab_size)
         value = Fields({"logit_bias": bias}).number("logit_bias", None, -100, 100)
         found.append([[token], float(value or 0.0)])
     return found
@@ -388,8 +390,9 @@ def _conversation(fields: Fields, served: Served) -> list[int]:
         ids = apply(plain, add_generation_prompt=begins, return_dict=False, **variables)
     except (ValueError, TypeError) as error:
         raise wrong("messages", str(error)) from None
-    if not ids:
-        raise wrong("messages", "the chat template makes nothing of these messages")
+    if not _is_ids(ids):
+        raise wrong("messages", "the chat template makes no tokens of these messages")
+    check_tokens("messages", ids, served.vocab_size)
     return list(ids)
 
 

@@ -24,7 +24,10 @@ _KERNELS = NoEffect(
 _FIGURES = NoEffect("the server's figures are at its /metrics")
 _LOGPROBS = NoEffect("the server always tells the model's own, the raw ones")
 _MAMBA = NoEffect("state space models are refused")
-_DRAFTS = NoEffect("only text generation reads it, not training")
+_DRAFTS = NoEffect(
+    "a server gives each text one token per step; generate --use-mtp drafts, as many tokens as the "
+    "model has layers for them"
+)
 _OTHER_MODELS = NoEffect("only BERT, T5, vision and retrieval models read it, not GPT")
 _STATE_SPACE = NoEffect("only read with --hybrid-layer-pattern, which is refused")
 _FAULTS = NoEffect(

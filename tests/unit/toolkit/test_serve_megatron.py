@@ -67,6 +67,19 @@ def test_flags_that_contradict_the_checkpoint_are_refused(folder):
         _settings(folder, "--inference-max-requests", "0")
 
 
+def test_flags_of_training_that_no_server_reads_are_told_and_context_parallelism_is_refused(folder):
+    def args(*flags):
+        return parse_args(["--load", str(folder), *flags], megatron_command.add_server_flags)
+
+    assert megatron_command.unread(args("--bf16", "--tokenizer-type", "NullTokenizer")) == []
+    (line,) = megatron_command.unread(args("--micro-batch-size", "1", "--num-layers", "2"))
+    assert line == "--micro-batch-size: of training, the server does not read them"
+    with pytest.raises(ValueError, match="--context-parallel-size is 2; text generation needs 1"):
+        _settings(folder, "--context-parallel-size", "2")
+    with pytest.raises(ValueError, match="--bf16 and --fp16 name two types"):
+        _settings(folder, "--bf16", "--fp16")
+
+
 SERVED = Served(
     name="tiny",
     tokenizer=Words(),
@@ -121,6 +134,20 @@ SERVED = Served(
         ({"prompts": ["w5"], "random_seed": -1}, "random_seed must be a positive integer"),
         ({"prompts": ["w5"], "beam_width": 0}, "beam_width must be an integer > 1"),
         (
+            {"prompts": ["w5"], "beam_width": 2**40},
+            "beam_width must be less than or equal to 128",
+        ),
+        ({"prompts": ["w5"], "stop_token": 2**70}, "stop_token must be from 0 to 95"),
+        ({"prompts": ["w5"], "stop_token": -1}, "stop_token must be from 0 to 95"),
+        (
+            {"prompts": ["w5"], "beam_width": 2, "length_penalty": 10**400},
+            "length_penalty must be from -10 to 10",
+        ),
+        (
+            {"prompts": ["w5"], "length_penalty": float("nan")},
+            "length_penalty must be from -10 to 10",
+        ),
+        (
             {"prompts": ["w5"] * 3, "tokens_to_generate": 60},
             "Too many tokens.  183 is greater than 150",
         ),
@@ -148,7 +175,7 @@ def test_a_begin_token_and_rules_reach_the_batch():
 @pytest.mark.usefixtures("single_rank")
 def test_a_bound_of_the_cache_bounds_the_sequences(folder):
     model = command.AutoModelForCausalLM.from_pretrained(folder)
-    settings = command.Settings(model=str(folder), name="tiny", layout={})
+    settings = command.Settings(model=str(folder), name="tiny", loading={})
     assert command.longest(settings, model) == 64
     with model.inference_engine() as engine:
         engine.add([[5] * 64])
