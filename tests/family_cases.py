@@ -11,6 +11,8 @@ from safetensors.numpy import save_file
 
 DATA = Path(__file__).parent / "data" / "families"
 CASES = sorted(path.stem for path in DATA.glob("*.json"))
+UNUSUAL = sorted(f"unusual/{path.stem}" for path in DATA.glob("unusual/*.json"))
+"""Rare settings, on one rank only."""
 LAYOUTS = {
     "tp2": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "pp2": {"pipeline_model_parallel_size": 2, "allow_uneven_stages": True},

@@ -5,9 +5,10 @@ Run it in an environment with ``transformers`` and ``torch``::
 
     python tools/record_families.py [CASE ...]
 
-Each case becomes ``tests/data/families/CASE.json``: the ``config.json`` as ``transformers`` writes
-it, names and shapes of the tensors, a prompt, its logits, and the tokens that follow greedily. The
-weights are those of ``tests/family_weights.py``, so they are not recorded.
+Each case becomes ``tests/data/families/CASE.json``, one of rare settings a file in ``unusual/``
+there: the ``config.json`` as ``transformers`` writes it, names and shapes of the tensors, a prompt,
+its logits, and the tokens that follow greedily. The weights are those of
+``tests/family_weights.py``, so they are not recorded.
 """
 
 from __future__ import annotations
@@ -186,6 +187,110 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama_tied_odd": (
+        "Llama",
+        {
+            "tie_word_embeddings": True,
+            "vocab_size": 53,
+            "head_dim": 20,
+            "num_key_value_heads": 1,
+            "rms_norm_eps": 1e-3,
+            "hidden_act": "gelu",
+        },
+    ),
+    "llama_yarn_factor": ("Llama", {"rope_parameters": {**YARN, "attention_factor": 0.7}}),
+    "gpt2_untied": (
+        "GPT2",
+        {
+            **{"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "n_inner": 37},
+            **{"tie_word_embeddings": False, "activation_function": "gelu", "vocab_size": 51},
+            "layer_norm_epsilon": 1e-3,
+        },
+    ),
+    "mixtral_jitter": (
+        "Mixtral",
+        {"num_local_experts": 3, "router_jitter_noise": 0.1, "head_dim": 12},
+    ),
+    "qwen2_types": (
+        "Qwen2",
+        {
+            **{**WINDOWS, "use_sliding_window": True, "tie_word_embeddings": True},
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+    ),
+    "qwen3_moe_mixed": (
+        "Qwen3Moe",
+        {
+            **{**EXPERTS, "head_dim": 12, "num_hidden_layers": 3, "mlp_only_layers": [1]},
+            **{"norm_topk_prob": False, "attention_bias": True, "tie_word_embeddings": True},
+        },
+    ),
+    "gemma2_without_caps": (
+        "Gemma2",
+        {
+            **{**HEAD, **WINDOWS, "query_pre_attn_scalar": 7, "attention_bias": True},
+            **{"final_logit_softcapping": None, "attn_logit_softcapping": None},
+        },
+    ),
+    "gemma3_text_rope": (
+        "Gemma3Text",
+        {
+            **{**HEAD, **WINDOWS, "num_hidden_layers": 3, "final_logit_softcapping": 7.0},
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "phi3_factor": (
+        "Phi3",
+        {
+            "sliding_window": 5,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                **{"rope_type": "longrope", "rope_theta": 1e4, "attention_factor": 1.3},
+                **{"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.5, 4.0]},
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "gpt_neox_tied": (
+        "GPTNeoX",
+        {
+            **{"tie_word_embeddings": True, "hidden_act": "gelu_new", "intermediate_size": 50},
+            "rope_parameters": {"rope_theta": 1e3, "partial_rotary_factor": 1.0},
+            "vocab_size": 51,
+        },
+    ),
+    "olmo2_biases": (
+        "Olmo2",
+        {"attention_bias": True, "tie_word_embeddings": True, "rope_parameters": {**YARN}},
+    ),
+    "olmoe_normed": (
+        "Olmoe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    ),
+    "granite_biases": (
+        "Granite",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    ),
+    "glm4_biases": ("Glm4", {**HEAD, "attention_bias": True, "tie_word_embeddings": True}),
+    "deepseek_v3_dense": (
+        "DeepseekV3",
+        {**LATENT, "q_lora_rank": None, "first_k_dense_replace": 2, "n_group": 1, "topk_group": 1},
+    ),
+    "gpt_oss_plain": (
+        "GptOss",
+        {
+            **{"head_dim": 12, **WINDOWS, "num_local_experts": 4, "num_experts_per_tok": 4},
+            **{"attention_bias": False, "rope_parameters": {"rope_type": "default"}},
+        },
+    ),
+}
+"""Settings that are legal and rare."""
+
 UNKNOWN = {
     "GPT2": SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"},
     "GPTNeoX": {"num_key_value_heads"},
@@ -204,7 +309,8 @@ def model_of(name: str, changes: dict[str, Any]) -> torch.nn.Module:
 
 def record(case: str) -> None:
     """Write one case."""
-    name, changes = CASES[case]
+    is_usual = case in CASES
+    name, changes = CASES[case] if is_usual else UNUSUAL[case]
     with tempfile.TemporaryDirectory() as folder:
         model_of(name, changes).save_pretrained(folder)
         path = Path(folder) / "model.safetensors"
@@ -231,10 +337,11 @@ def record(case: str) -> None:
         "greedy": tokens[PROMPT:],
         "logits": [[float(f"{value:.8g}") for value in row] for row in first],
     }
-    TARGET.mkdir(parents=True, exist_ok=True)
-    (TARGET / f"{case}.json").write_text(json.dumps(content) + "\n")
+    target = TARGET if is_usual else TARGET / "unusual"
+    target.mkdir(parents=True, exist_ok=True)
+    (target / f"{case}.json").write_text(json.dumps(content) + "\n")
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[1:] or CASES:
+    for wanted in sys.argv[1:] or [*CASES, *UNUSUAL]:
         record(wanted)

@@ -105,14 +105,17 @@ class HuggingFaceFormat:
 
 FORMAT = HuggingFaceFormat()
 
-_FOLLOWS = re.compile(r"\.(attn\.(masked_)?bias|rotary_emb\.inv_freq)$|^lm_head\.weight$")
+_HEAD = re.compile(r"^(lm_head|embed_out)\.weight$")
+_FOLLOWS = re.compile(
+    rf"\.((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq)$|{_HEAD.pattern}"
+)
 """Buffers that follow from the configuration, and the copy of a tied head."""
 
 
 def _check_names(catalog: Catalog, known: set[str], present: set[str]) -> None:
     left = {key for key in present - known if not _FOLLOWS.search(key)}
-    if "lm_head.weight" in present - known:
-        catalog.notes.append(f"{catalog.source}: lm_head.weight not read, {CONFIG} ties the head")
+    for key in filter(_HEAD.search, present - known):
+        catalog.notes.append(f"{catalog.source}: {key} not read, {CONFIG} ties the head")
     missing = known - present
     if left or missing:
         raise ValueError(

@@ -58,6 +58,7 @@ class Key:
         default: what a file without the key means, as in the class of ``transformers``.
         reads: their value -> ours.
         writes: our value -> theirs.
+        is_nullable: null in a file does not mean the default but None, as in that class.
     """
 
     theirs: str
@@ -65,6 +66,7 @@ class Key:
     default: Any = REQUIRED
     reads: Callable[[Any], Any] = same
     writes: Callable[[Any], Any] = same
+    is_nullable: bool = False
 
     @property
     def keys(self) -> frozenset[str]:
@@ -73,7 +75,8 @@ class Key:
 
     def read(self, theirs: Mapping[str, Any]) -> Fields:
         """The one field."""
-        return {self.ours: self.reads(value_of(theirs, self.theirs, self.default))}
+        default = None if self.is_nullable and self.theirs in theirs else self.default
+        return {self.ours: self.reads(value_of(theirs, self.theirs, default))}
 
     def write(self, config: AllConfig) -> dict[str, Any]:
         """The one key."""
@@ -278,15 +281,20 @@ class Activation:
             ValueError: there is none of this name.
         """
         name = value_of(theirs, self.theirs, self.default)
-        ours = _ACTIVATIONS.get(name)
-        if ours is None or (self.is_gated and ours == "squared_relu"):
+        held = [key for key, is_ours in _ACTIVATIONS.items() if self._is_held(is_ours)]
+        if name not in held:
             raise ValueError(
-                f"config.json has {self.theirs} {name!r}; {', '.join(_ACTIVATIONS)} are supported"
+                f"config.json has {self.theirs} {name!r}; {', '.join(held)} are supported"
             )
+        ours = _ACTIVATIONS[name]
         return {
             "model_config.hidden_act": "swiglu" if self.is_gated and ours == "silu" else ours,
             "model_config.gated_linear_unit": self.is_gated,
         }
+
+    def _is_held(self, ours: str) -> bool:
+        """Blocks that are gated have no form of this one."""
+        return not (self.is_gated and ours == "squared_relu")
 
     def write(self, config: AllConfig) -> dict[str, Any]:
         """The name there."""

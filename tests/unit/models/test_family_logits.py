@@ -8,9 +8,11 @@ import family_cases
 import family_runs
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from mindspeed_ms.models.families.registry import FAMILIES
+from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
+from mindspeed_ms.models.families.registry import FAMILIES, family_of_type
+from mindspeed_ms.training.checkpoint_config import spec_of
 from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 pytestmark = pytest.mark.usefixtures("single_rank")
@@ -24,7 +26,7 @@ def test_every_family_has_a_case():
     assert recorded == {family.model_type for family in FAMILIES} - NOT_IN_TRANSFORMERS
 
 
-@pytest.mark.parametrize("case", family_cases.CASES)
+@pytest.mark.parametrize("case", [*family_cases.CASES, *family_cases.UNUSUAL])
 def test_logits_and_tokens_are_those_of_transformers(case, tmp_path):
     told = family_cases.write_folder(case, tmp_path / "theirs")
     found, tokens = family_runs.forward_worker(
@@ -36,7 +38,7 @@ def test_logits_and_tokens_are_those_of_transformers(case, tmp_path):
     assert tokens == told["greedy"]
 
 
-@pytest.mark.parametrize("case", family_cases.CASES)
+@pytest.mark.parametrize("case", [*family_cases.CASES, *family_cases.UNUSUAL])
 def test_tensors_and_keys_come_back(case, tmp_path):
     told = family_cases.write_folder(case, tmp_path / "theirs")
     convert(tmp_path / "theirs", tmp_path / "ours", ConvertOptions(to="mindspeed_ms"))
@@ -51,3 +53,39 @@ def test_tensors_and_keys_come_back(case, tmp_path):
     written = json.loads(Path(tmp_path / "again" / "config.json").read_text())
     kept = {key: written.get(key) for key in told["config"]}
     assert kept == told["config"]
+
+
+def test_what_does_not_belong_to_a_pythia_is_left_and_a_copied_head_told(tmp_path):
+    told = family_cases.write_folder("gpt_neox", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for layer in range(2):
+        place = f"gpt_neox.layers.{layer}.attention"
+        tensors[f"{place}.bias"] = np.tril(np.ones((1, 1, 8, 8), bool))
+        tensors[f"{place}.masked_bias"] = np.array(-1e9, np.float32)
+        tensors[f"{place}.rotary_emb.inv_freq"] = np.ones(2, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found, _ = family_runs.forward_worker(tmp_path, {}, told["prompt"], 0)
+    assert np.abs(found - np.array(told["logits"])).max() <= family_cases.BOUND
+    tied = {**told["config"], "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(tied))
+    catalog = open_checkpoint(find_checkpoint(tmp_path), spec_of)
+    assert any("embed_out.weight not read, config.json ties" in note for note in catalog.notes)
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        ("gemma3_text", {"attn_logit_softcapping": 5.0}, "softcapping 5.0; only None is supported"),
+        ("llama", {"hidden_act": "relu2"}, "'relu2'; silu, swish, gelu, .*, quick_gelu are supp"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights False; only True is supported"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "True; only False is supported"),
+        ("olmoe", {"clip_qkv": 0.3}, "clip_qkv 0.3; only None is supported"),
+        ("deepseek_v3", {"rope_interleave": False}, "rope_interleave False; only True is supp"),
+        ("deepseek_v3", {"norm_topk_prob": False}, "norm_topk_prob False; only True is supported"),
+        ("deepseek_v2", {"attention_bias": True}, "attention_bias True; only False is supported"),
+    ],
+)
+def test_what_cannot_be_held_is_refused_by_its_name(case, changes, message):
+    config = {**family_cases.recorded(case)["config"], **changes}
+    with pytest.raises(ValueError, match=message):
+        family_of_type(config["model_type"]).config(config)

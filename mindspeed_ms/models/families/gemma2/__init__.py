@@ -37,9 +37,13 @@ SHARED: tuple[Rule, ...] = (
 """Of every Gemma."""
 
 
-def optional(number: float | None) -> float | None:
-    """A number that may be missing."""
+def _optional(number: float | None) -> float | None:
     return None if number is None else float(number)
+
+
+def cap(key: str, default: float | None) -> Key:
+    """The key of a bound on logits, whose null means that there is none."""
+    return Key(key, f"model_config.{key}", default, _optional, is_nullable=True)
 
 
 def _gemma2(layers: int, hidden: int, inner: int, heads: int, groups: int) -> dict[str, Any]:
@@ -101,8 +105,8 @@ FAMILY = Family(
     rules=llama.rules(
         *SHARED,
         ScoreScale("query_pre_attn_scalar", 256, is_width=True),
-        Key("attn_logit_softcapping", "model_config.attn_logit_softcapping", 50.0, optional),
-        Key("final_logit_softcapping", "model_config.final_logit_softcapping", 30.0, optional),
+        cap("attn_logit_softcapping", 50.0),
+        cap("final_logit_softcapping", 30.0),
         PatternOfWindows(4096, 2),
         activation=Activation("hidden_activation", TANH),
         heads=Heads(default_groups=4, default_width=256),

@@ -13,9 +13,9 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.decoder import SANDWICH, Decoder
 from mindspeed_ms.models.families.family import Family
-from mindspeed_ms.models.families.gemma2 import FIXED, SHARED, TANH, optional
+from mindspeed_ms.models.families.gemma2 import FIXED, SHARED, TANH, cap
 from mindspeed_ms.models.families.rope import Rope
-from mindspeed_ms.models.families.rules import Activation, Fields, Heads, Key, ScoreScale
+from mindspeed_ms.models.families.rules import Activation, Fields, Heads, Only, ScoreScale
 from mindspeed_ms.models.families.window import FULL, SLIDING, PatternOfWindows
 
 _LOCAL = "model_config.rotary_base_local"
@@ -94,8 +94,8 @@ FAMILY = Family(
     rules=llama.rules(
         *SHARED,
         ScoreScale("query_pre_attn_scalar", 256, is_width=True),
-        Key("attn_logit_softcapping", "model_config.attn_logit_softcapping", None, optional),
-        Key("final_logit_softcapping", "model_config.final_logit_softcapping", None, optional),
+        Only("attn_logit_softcapping", (None,)),  # which transformers does not read
+        cap("final_logit_softcapping", None),
         PatternOfWindows(4096, 6),
         activation=Activation("hidden_activation", TANH),
         heads=Heads(default_groups=4, default_width=256),
