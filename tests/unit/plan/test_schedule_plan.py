@@ -233,7 +233,7 @@ def test_no_interleaved_plan_of_2_to_64_stages_deadlocks():
 
 @pytest.mark.slow
 def test_no_interleaved_plan_of_any_size_deadlocks():
-    for stages in range(2, 65):
+    for stages in (*range(2, 25), *range(32, 65, 8)):
         for chunks in range(2, 9):
             execute(Shape(stages, stages, chunks))
             execute(Shape(stages, 2 * stages, chunks))

@@ -223,7 +223,7 @@ def test_other_words_show_the_usage(words, capsys):
 
 @pytest.mark.slow
 def test_the_wheel_carries_the_path(tmp_path):
-    words = ["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    words = ["-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT]
     subprocess.run([sys.executable, *words], check=True, timeout=900)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
