@@ -117,7 +117,7 @@ def prepare(ids: NDArray, attention_mask: Any, position_ids: Any, config: AllCon
     pad = ((0, 0), (0, extra))
     tokens = np.pad(ids, pad).astype(np.int32)
     positions = np.pad(positions, pad, mode="edge").astype(np.int32)
-    mask = None if seen is None else dense_mask(np.pad(seen, pad), model.attention_window(0)[0])
+    mask = None if seen is None else dense_mask(np.pad(seen, pad))
     return Batch(
         memory.from_numpy(tokens),
         memory.from_numpy(positions),
@@ -142,25 +142,21 @@ def _require_even_steps(positions: NDArray, seen: NDArray | None) -> None:
             )
 
 
-def dense_mask(seen: NDArray, window: int | None = None) -> NDArray | None:
+def dense_mask(seen: NDArray) -> NDArray | None:
     """Masked pairs [b, 1, s, s] of query and key; None if the causal mask is enough.
 
     Tokens behind a row's last seen one are never keys of a seen one, so padding on the right needs
-    no mask. A query that would see nothing sees itself.
+    no mask. A query that would see nothing sees itself. Layers add their windows.
 
     Args:
         seen: bool [b, s].
-        window: tokens to the left that a query sees beside itself, None for all.
     """
     hidden_before = ~seen & (np.cumsum(seen[:, ::-1], axis=1)[:, ::-1] > 0)
     if not hidden_before.any():
         return None
     length = seen.shape[1]
     distance = np.arange(length)[:, None] - np.arange(length)[None, :]
-    masked = distance < 0
-    if window is not None:
-        masked = masked | (distance > window)
-    masked = masked[None] | ~seen[:, None, :]
+    masked = (distance < 0)[None] | ~seen[:, None, :]
     diagonal = np.arange(length)
     masked[:, diagonal, diagonal] = False
     return np.ascontiguousarray(masked[:, None])

@@ -99,6 +99,21 @@ def test_padding_in_front_changes_nothing_behind_it(kind, folder, expected):
     np.testing.assert_allclose(logits[seen], expected[f"{kind}.padded"][seen], atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["gemma2", "gpt_oss", "mistral"])
+def test_padding_in_front_of_layers_with_and_without_a_window(kind):
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4}
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 2} if kind == "gpt_oss" else {}
+    config = AutoConfig.for_model(
+        kind, vocab_size=64, max_position_embeddings=32, **sizes, **heads, **experts
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    ids = np.random.default_rng(2).integers(3, 64, (1, 12))
+    mask = np.pad(np.ones_like(ids), ((0, 0), (3, 0)))
+    padded = model(np.pad(ids, ((0, 0), (3, 0))), attention_mask=mask).asnumpy()[:, 3:]
+    np.testing.assert_allclose(padded, model(ids).asnumpy(), atol=2e-5)
+
+
 def test_padding_behind_needs_no_mask(folder):
     model = AutoModel.from_pretrained(folder("llama"))
     ids = hf_models.IDS
