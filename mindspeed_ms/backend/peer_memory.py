@@ -3,9 +3,11 @@
 
 MPI moves a message through buffers that both sides map: every byte is copied in and out, and a
 reduction passes it several times. Linux lets processes of one user read one another
-(``process_vm_readv``), so here every byte of a peer is copied once, straight to where it is needed;
-a reduction copies a piece that stays in the caches. MPI only tells the ranks the addresses, and
-when everybody has arrived or has finished.
+(``process_vm_readv``), so a gather or an exchange copies every byte of a peer once, straight to
+where it is needed. The system takes three times as long for that as a copy inside a process does,
+so terms of a reduction go through memory that the ranks share, in pieces that stay in the caches:
+while a rank writes a piece it sums the one before, and takes the sums of the one before that. MPI
+only tells the ranks the addresses, and when everybody has arrived or has finished.
 
 The order of the terms of a sum is that of the ranks, whatever the size of the tensor.
 """
@@ -13,9 +15,11 @@ The order of the terms of a sum is that of the ranks, whatever the size of the t
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,6 +36,9 @@ LEAST_BYTES = 2**18
 _PIECE_BYTES = 2**18
 """Of a term of a sum; two pieces stay in a core's second cache."""
 
+_WINDOW_BYTES = 2**22
+"""That a rank shares at a time: enough for few meetings, little enough for the last cache."""
+
 _FUNCTIONS: dict[ReduceOp, np.ufunc] = {
     ReduceOp.SUM: np.add,
     ReduceOp.AVG: np.add,
@@ -40,8 +47,39 @@ _FUNCTIONS: dict[ReduceOp, np.ufunc] = {
     ReduceOp.PROD: np.multiply,
 }
 
+_ALIGNED = 64
+"""Blocks of the shared memory begin at multiples of this, in bytes."""
+
 _Range = ctypes.c_size_t * 2
 """An ``iovec``: address and number of bytes."""
+
+
+class _Window:
+    """Memory that the ranks of a group share: what they send each other, and the sums.
+
+    Every rank has two halves, each of a block per destination and one of sums.
+    """
+
+    def __init__(self, shared: np.ndarray, ranks: int) -> None:
+        self.block_bytes = _WINDOW_BYTES // ranks // _ALIGNED * _ALIGNED
+        self.first_half = 0
+        self._halves = shared[: self.num_bytes(ranks)].reshape(ranks, 2, ranks + 1, -1)
+
+    @staticmethod
+    def num_bytes(ranks: int) -> int:
+        """Size for so many ranks."""
+        return _WINDOW_BYTES // ranks // _ALIGNED * _ALIGNED * ranks * 2 * (ranks + 1)
+
+    def term(self, turn: int, sender: int, to: int, like: np.ndarray) -> np.ndarray:
+        """Where a rank puts what another adds up, of the size and type of ``like``."""
+        return self._half(turn, sender)[to, : like.nbytes].view(like.dtype)
+
+    def total(self, turn: int, rank: int, like: np.ndarray) -> np.ndarray:
+        """Where a rank puts sums that all take."""
+        return self._half(turn, rank)[-1, : like.nbytes].view(like.dtype)
+
+    def _half(self, turn: int, rank: int) -> np.ndarray:
+        return self._halves[rank, (self.first_half + turn) & 1]
 
 
 class PeerMemory:
@@ -49,6 +87,7 @@ class PeerMemory:
 
     def __init__(self) -> None:
         self._pids: dict[tuple[int, ...], tuple[int, ...] | None] = {}
+        self._windows: dict[tuple[int, ...], _Window] = {}
         library = ctypes.CDLL(None, use_errno=True)
         read = getattr(library, "process_vm_readv", None)  # Linux only
         self._call = read if env.get("MINDSPEED_MS_PEER_MEMORY") != "0" else None
@@ -72,10 +111,32 @@ class PeerMemory:
     def _readable(self, group: Group) -> tuple[int, ...] | None:
         """Process numbers of the ranks; None unless every rank can read every other."""
         number = np.array([secrets.randbits(62)], np.int64)
-        told = self._tell(group, [os.getpid(), number.ctypes.data, number[0]])
-        is_readable = self._call is not None and all(self._holds(*place) for place in told.tolist())
-        agreed = self._tell(group, [int(is_readable)])  # also keeps ``number`` until all have read
+        file = self._new_file(_Window.num_bytes(group.size)) if group.rank == 0 else -1
+        told = self._tell(group, [os.getpid(), number.ctypes.data, number[0], file])
+        is_readable = self._call is not None and all(
+            self._holds(pid, address, seen) for pid, address, seen, _ in told.tolist()
+        )
+        if is_readable:
+            shared = _mapped(f"/proc/{told[0, 0]}/fd/{told[0, 3]}", _Window.num_bytes(group.size))
+            is_readable = shared is not None
+            if shared is not None:
+                self._windows[group.ranks] = _Window(shared, group.size)
+        # Also keeps the number and the file until all have read them.
+        agreed = self._tell(group, [int(is_readable)])
+        if file >= 0:
+            os.close(file)
         return tuple(told[:, 0].tolist()) if agreed.all() else None
+
+    def _new_file(self, size: int) -> int:
+        """Descriptor of a file in memory, which is gone with the last process that maps it."""
+        if self._call is None:
+            return -1
+        try:
+            file = os.memfd_create("mindspeed_ms", os.MFD_CLOEXEC)
+            os.ftruncate(file, size)
+        except OSError:  # as where a sandbox forbids it: the ranks will find no file
+            return -1
+        return file
 
     def _holds(self, pid: int, address: int, expected: int) -> bool:
         """Whether a process has a number at an address, as far as this one may see."""
@@ -97,28 +158,54 @@ class PeerMemory:
             op: the reduction.
             group: ranks that take part.
         """
-        width = array.itemsize
-        bounds = [array.size * k // group.size for k in range(group.size + 1)]
-        begin, end = bounds[group.rank], bounds[group.rank + 1]
-        addresses = self._tell(group, [array.ctypes.data])[:, 0].tolist()
-        terms = [address + begin * width for address in addresses]
-        self._sum(array[begin:end], array[begin:end], terms, (tensor, op, group))
-        self._meet(group)
-        for k, pid in self._peers(group):
-            first, count = bounds[k] * width, (bounds[k + 1] - bounds[k]) * width
-            self._read(pid, array.ctypes.data + first, addresses[k] + first, count)
-        self._meet(group)
+        window, size, rank = self._windows[group.ranks], group.size, group.rank
+        step = window.block_bytes // array.itemsize * size
+
+        def blocks(turn: int) -> list[np.ndarray]:
+            piece = array[turn * step : (turn + 1) * step]
+            ends = [piece.size * k // size for k in range(size + 1)]
+            return [piece[begin:end] for begin, end in pairwise(ends)]
+
+        def send(turn: int) -> None:
+            for k, block in enumerate(blocks(turn)):
+                if k != rank:
+                    window.term(turn, rank, k, block)[...] = block
+
+        def add(turn: int) -> None:
+            own = blocks(turn)[rank]
+            terms = [own if k == rank else window.term(turn, k, rank, own) for k in range(size)]
+            _reduce(own, terms, (tensor, op), window.total(turn, rank, own))
+
+        def take(turn: int) -> None:
+            for k, block in enumerate(blocks(turn)):
+                if k != rank:
+                    block[...] = window.total(turn, k, block)
+
+        self._in_turns(-(-array.size // step), (send, add, take), group)
 
     def reduce_scatter(
         self, result: np.ndarray, source: np.ndarray, tensor: Tensor, op: ReduceOp, group: Group
     ) -> None:
         """This rank's block of the reduced ``source``; the result may be that block of it."""
-        first = group.rank * result.size
-        addresses = self._tell(group, [source.ctypes.data])[:, 0].tolist()
-        terms = [address + first * source.itemsize for address in addresses]
-        own = source[first : first + result.size]
-        self._sum(result, own, terms, (tensor, op, group))
-        self._meet(group)
+        window, size, rank = self._windows[group.ranks], group.size, group.rank
+        step = window.block_bytes // source.itemsize
+
+        def block(k: int, turn: int) -> np.ndarray:
+            end = min((turn + 1) * step, result.size)
+            return source[k * result.size + turn * step : k * result.size + end]
+
+        def send(turn: int) -> None:
+            for k in range(size):
+                if k != rank:
+                    term = block(k, turn)
+                    window.term(turn, rank, k, term)[...] = term
+
+        def add(turn: int) -> None:
+            own = block(rank, turn)
+            terms = [own if k == rank else window.term(turn, k, rank, own) for k in range(size)]
+            _reduce(result[turn * step : (turn + 1) * step], terms, (tensor, op))
+
+        self._in_turns(-(-result.size // step), (send, add), group)
 
     def all_gather(self, target: int, source: int, size: int, group: Group) -> None:
         """Collect ``size`` bytes of every rank at the address ``target``."""
@@ -163,39 +250,20 @@ class PeerMemory:
 
     # ---- parts of them ---------------------------------------------------------------------------
 
-    def _sum(
-        self,
-        result: np.ndarray,
-        own: np.ndarray,
-        terms: Sequence[int],
-        how: tuple[Tensor, ReduceOp, Group],
-    ) -> None:
-        """Reduce arrays at the addresses ``terms``, of which ``own`` is this rank's, in pieces."""
-        tensor, op, group = how
-        length = _PIECE_BYTES // result.itemsize
-        first, later = np.empty(length, own.dtype), np.empty(length, own.dtype)
-        work = np.empty(length, widen(first[:0], tensor).dtype)
-        is_direct = work.dtype == result.dtype and op is not ReduceOp.AVG
-        for start in range(0, result.size, length):
-            part = result[start : start + length]
-            total = part if is_direct else work[: part.size]
-            reduced = None
-            for k, address in enumerate(terms):
-                if k == group.rank:
-                    term = own[start : start + length]
-                else:
-                    term = (first if reduced is None else later)[: part.size]
-                    at = address + start * own.itemsize
-                    self._read(self._pid(group, k), term.ctypes.data, at, term.nbytes)
-                term = widen(term, tensor)
-                if reduced is None:
-                    reduced = term
-                else:  # only the last term may go to the result, which can be the own term's place
-                    out = total if k == group.size - 1 else work[: part.size]
-                    reduced = _FUNCTIONS[op](reduced, term, out=out)
-            finish = finisher(part, total, tensor, op, group.size)
-            if finish is not None:
-                finish()
+    def _in_turns(self, count: int, steps: Sequence[Callable[[int], None]], group: Group) -> None:
+        """Take the steps of ``count`` turns, each step of a turn after a meeting of all ranks.
+
+        A turn uses one of two halves of the window. The halves alternate from call to call, so that
+        nobody writes to the half that others still read in the last step of the call before.
+        """
+        window = self._windows[group.ranks]
+        for moment in range(count + len(steps) - 1):
+            if moment:
+                self._meet(group)
+            for delay in reversed(range(len(steps))):
+                if 0 <= moment - delay < count:
+                    steps[delay](moment - delay)
+        window.first_half ^= count & 1
 
     def _peers(self, group: Group) -> list[tuple[int, int]]:
         """(rank in the group, process number) of the others, this rank's successor first.
@@ -236,3 +304,38 @@ class PeerMemory:
     def _meet(group: Group) -> None:
         """Nobody goes on, and changes what others read, before all are here."""
         wait_asleep(group._handle.Ibarrier())
+
+
+def _mapped(path: str, size: int) -> np.ndarray | None:
+    """The bytes of a file that processes share; None if it cannot be opened."""
+    try:
+        with open(path, "r+b", buffering=0) as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
+    except OSError:
+        return None
+
+
+def _reduce(
+    result: np.ndarray,
+    terms: Sequence[np.ndarray],
+    how: tuple[Tensor, ReduceOp],
+    copy: np.ndarray | None = None,
+) -> None:
+    """Reduce the terms in their order, in pieces; the result may be one of them."""
+    tensor, op = how
+    length = _PIECE_BYTES // result.itemsize
+    for start in range(0, result.size, length):
+        part = result[start : start + length]
+        wide = [widen(term[start : start + length], tensor) for term in terms]
+        is_direct = wide[0].dtype == result.dtype and op is not ReduceOp.AVG
+        # Only the last sum may go to the result, which can be the place of a later term.
+        work = np.empty(part.size, wide[0].dtype) if len(terms) > 2 or not is_direct else part
+        reduced = wide[0]
+        for term in wide[1:]:
+            is_last = term is wide[-1]
+            reduced = _FUNCTIONS[op](reduced, term, out=part if is_direct and is_last else work)
+        finish = finisher(part, part if is_direct else work, tensor, op, len(terms))
+        if finish is not None:
+            finish()
+        if copy is not None:
+            copy[start : start + length] = part

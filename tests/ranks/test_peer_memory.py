@@ -4,6 +4,7 @@
 ``test_comm_contract`` shows that every collective gives the right numbers along both ways.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from mindspeed_ms.backend import comm, env, memory
+from mindspeed_ms.backend import comm, env, memory, peer_memory
 from mindspeed_ms.backend.peer_memory import PeerMemory
 
 
@@ -63,3 +64,44 @@ def test_the_memory_of_a_process_that_ended_is_an_error():
     place = np.empty(1, np.int64)
     with pytest.raises(OSError, match=f"cannot read the memory of process {child.pid}"):
         PeerMemory()._read(child.pid, place.ctypes.data, place.ctypes.data, 8)
+
+
+def window_worker(window):
+    """Sums of many sizes, one after the other, against those of one process, bit for bit."""
+    rank, size, world = comm.get_rank(), comm.get_world_size(), comm.world_group()
+    kept, peer_memory._WINDOW_BYTES = peer_memory._WINDOW_BYTES, window
+    peers, wrong = PeerMemory(), []
+    try:
+        assert peers.serves(world)
+    finally:
+        peer_memory._WINDOW_BYTES = kept
+    rng = np.random.RandomState(1)  # the same on every rank
+    for count in (1, 63, 64, 1000, 4096, 4097, 12345):
+        for dtype, op in ((np.float32, "SUM"), (np.float16, "SUM"), (np.float32, "AVG")):
+            every = rng.randn(size, count * size).astype(dtype)
+            wide = every.astype(np.float32)
+            total = functools.reduce(np.add, wide)
+            want = (total / np.float32(size) if op == "AVG" else total).astype(dtype)
+            whole = memory.from_numpy(every[rank].copy())
+            part = memory.from_numpy(np.zeros(count, dtype))
+            flat, piece = memory.flat_view(whole), memory.flat_view(part)
+            peers.reduce_scatter(piece, flat, whole, comm.ReduceOp[op], world)
+            peers.all_reduce(flat, whole, comm.ReduceOp[op], world)
+            mine = want[rank * count : (rank + 1) * count]
+            if flat.tobytes() != want.tobytes() or piece.tobytes() != mine.tobytes():
+                wrong.append((count, str(dtype), op))
+            peers.reduce_scatter(
+                flat[rank * count :][:count], flat, whole, comm.ReduceOp.MAX, world
+            )
+            if flat[rank * count :][:count].tobytes() != mine.tobytes():
+                wrong.append((count, "in place"))
+    return wrong
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_pieces_of_sums_follow_each_other(dist_run, ranks):
+    assert dist_run(window_worker, ranks=ranks, window=2048) == [[]] * ranks
+
+
+def test_what_cannot_be_mapped_is_not_shared(tmp_path):
+    assert peer_memory._mapped(str(tmp_path / "none"), 64) is None
