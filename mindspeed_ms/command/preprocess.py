@@ -28,7 +28,7 @@ from mindspeed_ms.data.indexed_dataset import (
     get_bin_path,
     get_idx_path,
 )
-from mindspeed_ms.data.tokenizers import TOKENIZER_TYPES, TokenizerSettings, build_tokenizer
+from mindspeed_ms.data.tokenizers import build_tokenizer
 from mindspeed_ms.data.tokenizers.corpus import (
     Chunk,
     EncodedChunk,
@@ -40,6 +40,7 @@ from mindspeed_ms.data.tokenizers.corpus import (
 )
 from mindspeed_ms.data.tokenizers.round_trip import loss_in
 from mindspeed_ms.data.tokenizers.text_sources import find_inputs
+from mindspeed_ms.data.tokenizers.tokenizer_flags import add_tokenizer_flags
 from mindspeed_ms.toolkit.launch.command import Parser
 
 SAMPLED_FILES, SAMPLED_DOCUMENTS = 8, 16
@@ -175,7 +176,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="partitions are stretches of the input; else every n-th line",
     )
     add("--log-interval", type=int, default=1000, help="documents between progress lines")
-    _add_tokenizer_flags(parser)
+    add_tokenizer_flags(parser)
     args = parser.parse_args(argv)
     for name in ("workers", "log_interval", "partitions"):
         if getattr(args, name) < 1:
@@ -185,22 +186,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if len(set(args.json_keys)) < len(args.json_keys):
         parser.error(f"--json-keys names a key twice: {' '.join(args.json_keys)}")
     return args
-
-
-def _add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--tokenizer-type", required=True, help=f"one of {', '.join(TOKENIZER_TYPES)}")
-    add("--tokenizer-model", help="SentencePiece model, tiktoken file or Hugging Face folder")
-    add("--vocab-file", help="vocab.json of GPT2BPETokenizer")
-    add("--merge-file", help="merges.txt of GPT2BPETokenizer")
-    add("--vocab-size", type=int, help="number of ids of NullTokenizer or TikTokenizer")
-    add("--vocab-extra-ids", type=int, default=0, help="sentinel tokens of SentencePieceTokenizer")
-    add("--tiktoken-pattern", help="v1 or v2")
-    add("--tiktoken-num-special-tokens", type=int, default=1000, help="ids kept for special tokens")
-    add("--tiktoken-special-tokens", nargs="+", help="names of the first special tokens")
-    add("--trust-remote-code", action="store_true", help="run code in a Hugging Face folder")
-    default = TokenizerSettings(tokenizer_type="").sft_tokenizer_prompt_format
-    add("--sft-tokenizer-prompt-format", default=default, help="of SFTTokenizer")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ms.data.tokenizers import TOKENIZER_TYPES, Tokenizer, build_tokenizer
+from mindspeed_ms.data.tokenizers import Tokenizer, build_tokenizer
+from mindspeed_ms.data.tokenizers.tokenizer_flags import add_tokenizer_flags
 from mindspeed_ms.engine.datasets import named_tokenizer
 from mindspeed_ms.formats.companions import has_tokenizer
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
@@ -43,9 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that ``tokenizer_of`` reads."""
     words = parser.add_argument_group("tokenizer (default: that of the checkpoint)")
     words.add_argument("--tokenizer", help="folder of a Hugging Face tokenizer")
-    words.add_argument("--tokenizer-type", choices=TOKENIZER_TYPES)
-    for name in ("tokenizer-model", "vocab-file", "merge-file"):
-        words.add_argument(f"--{name}")
+    add_tokenizer_flags(words, is_required=False)
 
 
 def tokenizer_of(arguments: argparse.Namespace, folder: Path) -> Any:
@@ -63,12 +62,16 @@ def tokenizer_of(arguments: argparse.Namespace, folder: Path) -> Any:
     found = find_checkpoint(folder, None)
     if found is None:
         raise ValueError(f"{folder} holds no checkpoint; name the folder of one")
-    data = config_of(open_checkpoint(found, spec_of).common).dataset_config
+    common = open_checkpoint(found, spec_of).common
+    # A file cannot consent in the user's place to code being run.
+    trust = getattr(arguments, "trust_remote_code", False)
+    megatrons = {**(common.get("megatron_args") or {}), "trust_remote_code": trust}
+    if megatrons.get("tokenizer_type") is not None:
+        return Words(build_tokenizer(argparse.Namespace(**megatrons)))
+    data = config_of(common).dataset_config
     if data.tokenizer_type is None:
         raise ValueError(
             f"{folder} does not say which tokenizer it was trained with; give --tokenizer FOLDER, "
             "or --tokenizer-type with its files"
         )
-    # A file cannot consent in the user's place to code being run.
-    trust = getattr(arguments, "trust_remote_code", False)
     return Words(named_tokenizer(replace(data, trust_remote_code=trust)))

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from generation_models import RECORDED, write_folder, write_tokenizer
 
 from mindspeed_ms import AutoModelForCausalLM
 from mindspeed_ms.command import generate
+from mindspeed_ms.formats.find import open_checkpoint
+from mindspeed_ms.toolkit.tokenization import of_checkpoint
+from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 GREEDY = RECORDED["llama"]["tokens"]["no end"][0]
 TEXT = " ".join(f"w{token}" for token in GREEDY)
@@ -37,6 +41,43 @@ def test_a_text_from_hugging_faces_files_and_from_our_own(folder, tmp_path, caps
         with pytest.raises(SystemExit, match="2"):
             _run("--load", tmp_path / form, *options, "--unknown")
         assert "unrecognized arguments: --unknown" in capsys.readouterr().err
+
+
+CORE = Path(__file__).parents[2] / "data" / "megatron_core"
+NULL = ("--tokenizer-type", "NullTokenizer", "--vocab-size", 31)
+
+
+@pytest.mark.parametrize("case", ["dense", "moe", "latent"])
+def test_a_text_from_every_format_of_a_checkpoint(case, tmp_path, capsys):
+    """Megatron's two, and what they are converted into: the same tokens."""
+    options = ("--prompt", "5 6 9 3", "--max-new-tokens", 9, "--eos-token-id", "null")
+    folders = [CORE / case / "torch", CORE / case / "torch_dist"]
+    theirs = () if case == "latent" else ("huggingface",)  # which has no such family
+    for form in ("mindspeed_ms", "megatron", "mindspore", *theirs):
+        convert(folders[0], tmp_path / form, ConvertOptions(to=form))
+        folders.append(tmp_path / form)
+    texts = {}
+    for folder in folders:
+        assert _run("--load", folder, *NULL, *options) == 0, folder
+        texts[folder] = capsys.readouterr().out
+    assert set(texts.values()) == {texts[folders[0]]}
+    words = texts[folders[0]].split()
+    assert words[:4] == ["5", "6", "9", "3"] and len(words) == 13 and len(set(words)) > 5
+
+
+def test_the_tokenizer_of_a_megatron_checkpoint_is_the_one_in_its_arguments(capsys, monkeypatch):
+    def stated(found, spec_of):
+        catalog = open_checkpoint(found, spec_of)
+        named = {"tokenizer_type": "NullTokenizer", "vocab_size": 31}
+        catalog.common["megatron_args"] |= named
+        return catalog
+
+    monkeypatch.setattr(of_checkpoint, "open_checkpoint", stated)
+    options = ("--prompt", "5 6 9 3", "--max-new-tokens", 9)
+    assert _run("--load", CORE / "dense" / "torch_dist", *options) == 0
+    found = capsys.readouterr().out
+    assert _run("--load", CORE / "dense" / "torch_dist", *NULL, *options) == 0
+    assert capsys.readouterr().out == found
 
 
 def test_prompts_from_a_file_drawn_as_json(folder, tmp_path, capsys):
