@@ -182,12 +182,20 @@ def _seed(seed: int | None) -> None:
     seed_model(base, base)
 
 
+def lacks_further_layers(engine: AllConfig, weights: Found) -> bool:
+    """Whether a model has layers for further tokens, and its weights have none.
+
+    ``transformers`` keeps their number in ``config.json``, and leaves the layers out.
+    """
+    if engine.model_config.mtp_num_layers is None or weights.kind != "huggingface":
+        return False
+    stored = config_of(open_checkpoint(weights, spec_of).common)
+    return stored.model_config.mtp_num_layers is None
+
+
 def _as_stored(engine: AllConfig, weights: Found) -> AllConfig:
     """The configuration without layers for further tokens that the weights do not have."""
-    if engine.model_config.mtp_num_layers is None or weights.kind != "huggingface":
-        return engine
-    stored = config_of(open_checkpoint(weights, spec_of).common)
-    if stored.model_config.mtp_num_layers is not None:
+    if not lacks_further_layers(engine, weights):
         return engine
     sections: Sections = engine.to_dict()
     sections["model_config"]["mtp_num_layers"] = None

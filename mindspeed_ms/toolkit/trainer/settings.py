@@ -13,6 +13,7 @@ from mindspeed_ms.backend import comm, launch, rank_table, script_context
 from mindspeed_ms.config.section import suggestion
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
 from mindspeed_ms.engine.run import Run
+from mindspeed_ms.formats.find import find_checkpoint
 from mindspeed_ms.toolkit import context
 from mindspeed_ms.toolkit.data.conversations import Writer
 from mindspeed_ms.toolkit.data.sources import Source
@@ -21,6 +22,7 @@ from mindspeed_ms.toolkit.mapping import parallel
 from mindspeed_ms.toolkit.mapping.parallel import ParallelMode, World
 from mindspeed_ms.toolkit.mapping.recompute import map_recompute
 from mindspeed_ms.toolkit.mapping.tree import Task, canonical, read_task
+from mindspeed_ms.toolkit.models.building import lacks_further_layers
 from mindspeed_ms.toolkit.paths import localize
 from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
 from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
@@ -208,6 +210,8 @@ class TrainerSettings:
                 extra["model_config"] |= {"params_dtype": dtype, "compute_dtype": dtype}
         if self.args.neftune_noise_alpha:
             extra["lora_config"] = {"neftune_noise_alpha": self.args.neftune_noise_alpha}
+        if self._lacks_further_layers():
+            extra["model_config"]["mtp_num_layers"] = None
         if self.args.max_length:
             extra["model_config"]["seq_length"] = self.args.max_length
         if self.pet_method == "lora":
@@ -223,6 +227,17 @@ class TrainerSettings:
             weights=weights,
             extra=extra,
         )
+
+    def _lacks_further_layers(self) -> bool:
+        """Whether the model's folder has no layers for further tokens, as its description has."""
+        source = self._source
+        if source.is_own_cell or source.is_in_memory or not (path := source.find_weights()):
+            return False
+        found = find_checkpoint(Path(path))
+        if found is None or not lacks_further_layers(source.describe({}), found):
+            return False
+        self._say([f"{path} has no layers for further tokens: the model has none either"])
+        return True
 
     def _known(self, given: Any, key: str) -> Source | None:
         """The source of data that was given; told once, as files may have to be read."""

@@ -3,6 +3,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import record_trainer as recorded
 from safetensors.numpy import save_file
 
 from mindspeed_ms import (
+    AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     Trainer,
@@ -156,3 +159,23 @@ def test_training_again_goes_on(folder):
     made.close()
     made.train()
     assert losses(made)[0] < first[0]
+
+
+def test_layers_for_further_tokens_that_only_the_description_has(capsys):
+    """As ``transformers`` saves DeepSeek V3."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 16}
+    heads |= {"q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
+    experts |= {"n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
+    lengths = {"vocab_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 16}
+    config = AutoConfig.for_model(
+        "deepseek_v3", num_nextn_predict_layers=0, **sizes, **heads, **experts, **lengths
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained("deepseek")
+    path = Path("deepseek") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_nextn_predict_layers": 1}))
+    made = Trainer(model="deepseek", args=arguments(max_steps=2), train_dataset=DATA)
+    made.train()
+    assert len(losses(made)) == 2
+    assert "deepseek has no layers for further tokens" in capsys.readouterr().out
