@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``pipeline("text_generation", ...)``: from texts to longer texts."""
+"""``pipeline("text_generation", ...)``: from texts to longer texts, and from chats to answers."""
 
 from __future__ import annotations
 
@@ -18,19 +18,8 @@ RESULT = "text_generation_text"
 """Key of the texts in a result, as in MindFormers."""
 
 
-class TextGenerationPipeline:
-    """Goes on with texts.
-
-    Args:
-        model: what generates.
-        tokenizer: its tokenizer.
-        batch_size: texts that are worked on at a time; None: all.
-        return_full_text: give the prompt back in front of what was generated.
-        options: of every call; see ``GenerationConfig``.
-
-    Raises:
-        TypeError: an unknown option; names the nearest.
-    """
+class _Pipeline:
+    """A model, its tokenizer, and options of every call."""
 
     def __init__(
         self,
@@ -45,6 +34,57 @@ class TextGenerationPipeline:
         self.batch_size, self.return_full_text = batch_size, return_full_text
         GenerationConfig(**{name: options[name] for name in options if name not in _ARGUMENTS})
         self.options = options
+
+    def _answers(
+        self, prompts: Sequence[Any], options: Mapping[str, Any]
+    ) -> Iterator[tuple[list[int], list[list[int]]]]:
+        """Tokens of each prompt, and its rows: the prompt and what follows it."""
+        merged = {**self.options, **options}
+        size = merged.pop("batch_size", self.batch_size) or max(len(prompts), 1)
+        merged.pop("return_full_text", None)
+        for first in range(0, len(prompts), size):
+            tokens = [self._tokens(one) for one in prompts[first : first + size]]
+            output = self.model.generate(tokens, **{**self._special_tokens(), **merged})
+            rows = memory.as_numpy(getattr(output, "sequences", output))
+            copies, width = len(rows) // len(tokens), max(len(one) for one in tokens)
+            for number, prompt in enumerate(tokens):
+                mine = rows[number * copies : (number + 1) * copies]
+                yield prompt, [row[width - len(prompt) :].tolist() for row in mine]
+
+    def _tokens(self, prompt: Any) -> list[int]:
+        begin = getattr(self.tokenizer, "bos_token_id", None)
+        return list(self.tokenizer(prompt)["input_ids"]) or ([] if begin is None else [begin])
+
+    def _text(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _is_full(self, options: Mapping[str, Any]) -> bool:
+        return bool({"return_full_text": self.return_full_text, **options}["return_full_text"])
+
+    def _special_tokens(self) -> dict[str, Any]:
+        """Those of the tokenizer, where the model says nothing; and the tokenizer."""
+        own = self.model.generation_config
+        options: dict[str, Any] = {"tokenizer": self.tokenizer}
+        for name in ("eos_token_id", "pad_token_id"):
+            stated = own.get(name) if isinstance(own, Mapping) else getattr(own, name)
+            if stated is None and getattr(self.tokenizer, name, None) is not None:
+                options[name] = getattr(self.tokenizer, name)
+        return options
+
+
+class TextGenerationPipeline(_Pipeline):
+    """Goes on with texts; results are those of MindFormers.
+
+    Args:
+        model: what generates.
+        tokenizer: its tokenizer.
+        batch_size: texts that are worked on at a time; None: all.
+        return_full_text: give the prompt back in front of what was generated.
+        options: of every call; see ``GenerationConfig``.
+
+    Raises:
+        TypeError: an unknown option; names the nearest.
+    """
 
     def __call__(self, inputs: str | Iterable[str], **options: Any) -> list[dict[str, list[str]]]:
         """Texts to go on with -> ``[{"text_generation_text": [text, ...]}]``, one per text.
@@ -64,45 +104,87 @@ class TextGenerationPipeline:
         for text in texts:
             if not isinstance(text, str):
                 raise TypeError(f"a prompt is {text!r}; give a text, or a list of texts")
-        merged = {**self.options, **options}
-        size = merged.pop("batch_size", self.batch_size) or max(len(texts), 1)
-        full = merged.pop("return_full_text", self.return_full_text)
+        full = self._is_full(options)
         return [
-            {RESULT: found}
-            for first in range(0, len(texts), size)
-            for found in self._batch(texts[first : first + size], full, merged)
+            {RESULT: [self._written(prompt, row, full) for row in rows]}
+            for prompt, rows in self._answers(texts, options)
         ]
 
-    def _batch(
-        self, texts: Sequence[str], full: bool, options: Mapping[str, Any]
-    ) -> Iterator[list[str]]:
-        begin = getattr(self.tokenizer, "bos_token_id", None)
-        empty = [] if begin is None else [begin]
-        prompts = [list(self.tokenizer(text)["input_ids"]) or empty for text in texts]
-        output = self.model.generate(prompts, **{**self._special_tokens(), **options})
-        sequences = getattr(output, "sequences", output)
-        rows = memory.as_numpy(sequences)
-        copies, width = len(rows) // len(texts), max(len(prompt) for prompt in prompts)
-        for number, prompt in enumerate(prompts):
-            found = []
-            for row in rows[number * copies : (number + 1) * copies]:
-                tokens = row[width - len(prompt) :].tolist()
-                whole = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                if not full:
-                    start = self.tokenizer.decode(prompt, skip_special_tokens=True)
-                    whole = whole[len(start) :] if whole.startswith(start) else whole
-                found.append(whole)
-            yield found
+    def _written(self, prompt: list[int], row: list[int], full: bool) -> str:
+        whole = self._text(row)
+        return whole if full else whole.removeprefix(self._text(prompt))
 
-    def _special_tokens(self) -> dict[str, Any]:
-        """Those of the tokenizer, where the model says nothing; and the tokenizer."""
-        own = self.model.generation_config
-        options: dict[str, Any] = {"tokenizer": self.tokenizer}
-        for name in ("eos_token_id", "pad_token_id"):
-            stated = own.get(name) if isinstance(own, Mapping) else getattr(own, name)
-            if stated is None and getattr(self.tokenizer, name, None) is not None:
-                options[name] = getattr(self.tokenizer, name)
-        return options
+
+class TextOrChatPipeline(_Pipeline):
+    """Goes on with texts and chats; results are those of ``transformers``.
+
+    Args:
+        model: what generates.
+        tokenizer: its tokenizer; chats need its template.
+        batch_size: inputs that are worked on at a time; None: all.
+        return_full_text: give the prompt back in front of what was generated.
+        options: of every call; see ``GenerationConfig``.
+
+    Raises:
+        TypeError: an unknown option; names the nearest.
+    """
+
+    def __call__(self, inputs: Any, **options: Any) -> list[Any]:
+        """A text or chat -> ``[{"generated_text": text or chat}, ...]``; a list of them -> a list.
+
+        Args:
+            inputs: a text, a chat (messages with ``role`` and ``content``), or a list of either.
+            options: as of ``TextGenerationPipeline``.
+
+        Raises:
+            TypeError: an input is neither, or an option is unknown.
+            ValueError: options that cannot be served, or a tokenizer without a template.
+
+        Parallelism: all ranks of the model call it with the same inputs, and get the same.
+        """
+        is_one = isinstance(inputs, str) or _is_chat(inputs)
+        prompts = [inputs] if is_one else list(inputs)
+        for prompt in prompts:
+            if not isinstance(prompt, str) and not _is_chat(prompt):
+                raise TypeError(f"a prompt is {prompt!r}; give a text, or messages of a chat")
+        full = self._is_full(options)
+        found = [
+            [{"generated_text": self._written(given, tokens, row, full)} for row in rows]
+            for given, (tokens, rows) in zip(prompts, self._answers(prompts, options), strict=True)
+        ]
+        return found[0] if is_one else found
+
+    def _tokens(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            return super()._tokens(prompt)
+        is_begun = prompt[-1]["role"] == "assistant"
+        return list(
+            self.tokenizer.apply_chat_template(
+                prompt,
+                add_generation_prompt=not is_begun,
+                continue_final_message=is_begun,
+                return_dict=False,
+            )
+        )
+
+    def _written(self, given: Any, tokens: list[int], row: list[int], full: bool) -> Any:
+        new = self._text(row)[len(self._text(tokens)) :]
+        if not full:
+            return new
+        if isinstance(given, str):
+            return given + new
+        *before, last = map(dict, given)
+        if last["role"] == "assistant":
+            return [*before, {**last, "content": last["content"] + new}]
+        return [*before, last, {"role": "assistant", "content": new}]
+
+
+def _is_chat(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and len(value) > 0
+        and all(isinstance(one, Mapping) and {"role", "content"} <= one.keys() for one in value)
+    )
 
 
 _ARGUMENTS = frozenset(
@@ -110,7 +192,9 @@ _ARGUMENTS = frozenset(
 )
 """Arguments of ``generate`` that are no options."""
 
-TASKS: Mapping[str, type[TextGenerationPipeline]] = MappingProxyType({TASK: TextGenerationPipeline})
+TASKS: Mapping[str, type[TextGenerationPipeline] | type[TextOrChatPipeline]] = MappingProxyType(
+    {TASK: TextGenerationPipeline, "text-generation": TextOrChatPipeline}
+)
 
 
 def pipeline(
@@ -118,14 +202,15 @@ def pipeline(
     model: GenerationMixin | str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
     **options: Any,
-) -> TextGenerationPipeline:
+) -> TextGenerationPipeline | TextOrChatPipeline:
     """A task as one call.
 
     >>> generate = pipeline(task="text_generation", model="gpt2", max_length=10)  # doctest: +SKIP
     >>> generate("I love Beijing, because", do_sample=False)                      # doctest: +SKIP
 
     Args:
-        task: ``text_generation``.
+        task: ``text_generation`` of MindFormers, or ``text-generation`` of ``transformers``: their
+            results have another form, and the second takes chats, too.
         model: a model, or the name or folder of one; see ``AutoModelForCausalLM``.
         tokenizer: its tokenizer, or the name or folder of one; None: that of the model's folder.
         options: see ``TextGenerationPipeline``.

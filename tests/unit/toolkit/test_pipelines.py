@@ -118,3 +118,44 @@ def test_refusals(generate, call, error, words):
 def test_the_names_are_at_the_root():
     for name in ("pipeline", "GenerationConfig", "TextStreamer", "TextIteratorStreamer"):
         assert name in mindspeed_ms.__all__ and getattr(mindspeed_ms, name)
+
+
+CHAT = (
+    "{% for one in messages %}{{ one['content'] + ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}w90 {% endif %}"
+)
+
+
+def test_the_task_by_the_name_and_with_the_results_of_transformers(folder):
+    """Forms of results as its ``TextGenerationPipeline`` documents them."""
+    greedy = [_text(row[:10]) for row in RECORDED["llama"]["tokens"]["greedy"]]
+    go_on = pipeline("text-generation", model=str(folder), max_length=10, do_sample=False)
+    assert go_on(PROMPTS[0]) == [{"generated_text": greedy[0]}]
+    assert go_on(PROMPTS[:1]) == [[{"generated_text": greedy[0]}]]
+    assert go_on(PROMPTS) == [[{"generated_text": text}] for text in greedy]
+    (new,) = go_on(PROMPTS[0], return_full_text=False)
+    assert PROMPTS[0] + new["generated_text"] == greedy[0]
+    several = go_on(PROMPTS[0], num_beams=2, num_return_sequences=2)
+    assert len(several) == 2 and all(one["generated_text"].startswith("w") for one in several)
+    with pytest.raises(TypeError, match="give a text, or messages of a chat"):
+        go_on([3])
+
+
+def test_a_chat_gets_its_answer(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    go_on = pipeline("text-generation", model, tokenizer, max_new_tokens=3, do_sample=False)
+    asked = [{"role": "system", "content": "w4"}, {"role": "user", "content": "w5 w6"}]
+    (told,) = go_on(asked)
+    *before, answer = told["generated_text"]
+    whole = go_on("w4 w5 w6 w90")[0]["generated_text"]
+    assert before == asked and answer["role"] == "assistant"
+    assert whole == f"w4 w5 w6 w90{answer['content']}"
+    assert go_on([asked, asked]) == [[told], [told]]
+    begun = [*asked, {"role": "assistant", "content": "w90"}]
+    (further,) = go_on(begun)
+    assert further["generated_text"] == [
+        *asked,
+        {**begun[-1], "content": f"w90{answer['content']}"},
+    ]
