@@ -6,11 +6,16 @@ a formula stand in for these.
 """
 
 import copy
+import types
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from megatron.core.fusions.fused_softmax import FusedScaleMaskSoftmax
 from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.optimizer.qk_clip import clip_qk
 from megatron.core.ssm import gated_delta_net
+from megatron.core.transformer import multi_latent_attention
+from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.moe import moe_layer
 from megatron.core.transformer.spec_utils import ModuleSpec
 
@@ -30,7 +35,63 @@ DELTA_FLAGS = (
     "--linear-attention-freq 2 --linear-conv-kernel-dim 4 --linear-key-head-dim 8 "
     "--linear-value-head-dim 12 --linear-num-key-heads 2 --linear-num-value-heads 4"
 )
+
+
+def note_scores():
+    """Local attention notes its largest scores as that of Transformer Engine does."""
+    plain = FusedScaleMaskSoftmax.forward
+
+    def noting(self, scores, mask, *args):
+        seen = scores if mask is None else scores.masked_fill(mask, -torch.inf)
+        tops = seen.detach().amax((0, 2, 3))
+        noted = getattr(self, "tops", None)
+        self.tops = tops if noted is None else torch.maximum(noted, tops)
+        return plain(self, scores, mask, *args)
+
+    FusedScaleMaskSoftmax.forward = noting
+    made = DotProductAttention.__init__
+
+    def of_any_width(self, *args, k_channels=None, v_channels=None, **more):
+        made(self, *args, **more)  # it takes the widths from the heads themselves
+
+    DotProductAttention.__init__ = of_any_width
+
+
+def clip(model, _):
+    """Megatron's own, on what was noted; returns the largest score."""
+    for layer in model.decoder.layers:
+        core = layer.self_attention.core_attention
+        core.current_max_attn_logits = core.scale_mask_softmax.tops
+        core.scale_mask_softmax.tops = None
+    chunk = types.SimpleNamespace(module=types.SimpleNamespace(module=model))
+    return clip_qk([chunk])
+
+
+CLIP = {"qk_clip": True, "qk_clip_threshold": 0.2, "qk_clip_alpha": 0.3, "after": clip}
+CLIP_FLAGS = "--swiglu --ffn-hidden-size 48 --qk-clip --qk-clip-threshold 0.2 --qk-clip-alpha 0.3"
 CASES = {
+    "qk_clip": (
+        f"--position-embedding-type rope --group-query-attention --num-query-groups 2 {CLIP_FLAGS}",
+        CLIP,
+    ),
+    "qk_clip_latent": (
+        f"--position-embedding-type rope {CLIP_FLAGS} --multi-latent-attention --q-lora-rank 12 "
+        "--kv-lora-rank 8 --qk-head-dim 8 --qk-pos-emb-head-dim 4 --v-head-dim 8 --qk-layernorm "
+        "--rope-type rope",
+        CLIP
+        | {
+            "multi_latent_attention": True,
+            "num_query_groups": None,
+            "q_lora_rank": 12,
+            "kv_lora_rank": 8,
+            "qk_head_dim": 8,
+            "qk_pos_emb_head_dim": 4,
+            "v_head_dim": 8,
+            "qk_layernorm": True,
+            "rope_type": "rope",
+            "rotary_base": 10000,
+        },
+    ),
     "gated_delta_net": (DELTA_FLAGS, DELTA),
     "qwen3_next": (
         f"{DELTA_FLAGS} --attention-output-gate --qk-layernorm --apply-layernorm-1p "
@@ -82,7 +143,9 @@ class ZeroCenteredNorm(torch.nn.Module):
 
 def replace_packages():
     """What comes from packages that are not installed."""
+    note_scores()
     moe_layer.HAVE_TE, moe_layer.TELinear = True, WholeLinear
+    multi_latent_attention.TELinear = WholeLinear
     gated_delta_net.HAVE_FLA = True
     gated_delta_net.l2norm = lambda x: x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + 1e-6)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
-from mindspeed_ms.config.kinds import Count, Natural, Positive, PositiveShare, Range
+from mindspeed_ms.config.kinds import Count, Natural, Positive, PositiveShare, Range, Share
 from mindspeed_ms.config.section import Section
 
 Window: TypeAlias = tuple[int | None, int | None]
@@ -90,6 +90,18 @@ class AttentionOptions(Section):
 
     query_pre_attn_scalar: Positive | None = None
     """See softmax_scale. None: the width of a head of queries."""
+
+    qk_clip: bool = False
+    """After every step of the optimizer, scale down the weights of queries and keys of heads whose
+    largest score in the step was above qk_clip_threshold. The largest score is logged. False: do
+    not."""
+
+    qk_clip_alpha: Share = 0.5
+    """Of the factor threshold / score, queries take this power and keys the rest. Channels of
+    multi-latent attention that are rotated take it all in the queries, whose keys are shared."""
+
+    qk_clip_threshold: Positive = 100.0
+    """Largest score that qk_clip leaves alone."""
 
     no_rope_freq: Count | tuple[Switch, ...] | None = None
     """Layers that do not rotate queries and keys: every N-th; or a list with 1 for each of them.

@@ -140,6 +140,7 @@ class LayerOptions(AttentionOptions):
         if self.has_linear_layers:
             self._check_linear_attention(num_layers, ranks)
         pairs = {
+            "qk_clip": ("use_lora",),
             "qk_l2_norm": ("qk_layernorm", "multi_latent_attention"),
             "attention_output_gate": ("use_query_layer", "multi_latent_attention", "use_lora"),
             "experimental_attention_variant": ("use_query_layer", "use_lora"),

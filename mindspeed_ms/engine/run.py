@@ -45,6 +45,7 @@ from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.engine.observe.observer import Observer
 from mindspeed_ms.engine.observe.record import Warnings
 from mindspeed_ms.engine.output import print_rank_0, print_rank_last
+from mindspeed_ms.engine.qk_clip import QkClip
 from mindspeed_ms.engine.random_states import HostGenerators
 from mindspeed_ms.engine.restart import resumed
 from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
@@ -377,6 +378,10 @@ def _set_up(
         grad_scaler=get_grad_scaler(config.training_config),
         width_mult=width_mult(config.model_config),
     )
+    clipping = config.model_config
+    if clipping.qk_clip:
+        chunks = [one.module for one in model]
+        optimizer.row_factors = QkClip(chunks, clipping.qk_clip_threshold, clipping.qk_clip_alpha)
     options = loss_options.current()
     options.weighs_by_tokens = config.training_config.calculate_per_token_loss
     options.sums = config.training_config.loss_reduction == "sum"

@@ -44,6 +44,9 @@ RUN_SETTINGS = frozenset(
         "moe_permute_fusion",
         "moe_per_layer_logging",
         # what only training does
+        "qk_clip",
+        "qk_clip_alpha",
+        "qk_clip_threshold",
         "init_method_std",
         "embedding_init_method_std",
         "init_method_xavier_uniform",

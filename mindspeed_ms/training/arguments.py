@@ -273,9 +273,7 @@ def _check_exclusions(args: Namespace) -> None:
         if not row.excludes or not getattr(args, row.dest, None):
             continue
         for other in row.excludes:
-            default = BY_NAME[other].default
-            is_set = other in getattr(args, "given_flags", ()) if default else False
-            if is_set or (not default and getattr(args, BY_NAME[other].dest, None)):
+            if getattr(args, BY_NAME[other].dest, None):
                 raise ValueError(f"{row.names[0]} and {other} exclude each other; keep one of them")
 
 

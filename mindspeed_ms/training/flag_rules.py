@@ -19,8 +19,8 @@ from mindspeed_ms.config.transformer_config import (
     default_ffn_hidden_size,
     padded_vocab_size,
 )
-from mindspeed_ms.models.rotation import yarn_growth
 from mindspeed_ms.training.flags.row import UNSET
+from mindspeed_ms.training.flags.yarn import YARN_RULES
 
 
 class Arguments:
@@ -49,10 +49,6 @@ def _position_embedding_type(stated: Any, given: Arguments) -> Any:
         return "rope" if stated == "yarn" else "none"
     is_learned = stated in ("learned_absolute", "absolute")
     return "none" if is_learned and given.add_position_embedding is False else stated
-
-
-def _logits_scaling(stated: Any, given: Arguments) -> Any:
-    return 1.0 / given.output_multiplier_scale if given.output_multiplier_scale else stated
 
 
 def _normalization(stated: Any, given: Arguments) -> Any:
@@ -92,70 +88,6 @@ def _gradients_in_fp32(stated: Any, given: Arguments) -> Any:
 def _check_for_nan(stated: Any, given: Arguments) -> Any:
     """Overflows are usual while the loss scale is searched."""
     return False if given.fp16 and given.loss_scale is None else stated
-
-
-# --- rope stretched by yarn -----------------------------------------------------------------------
-
-
-def _is_asked(given: Arguments) -> bool:
-    return given.position_embedding_type == "yarn" and not given.multi_latent_attention
-
-
-def _is_yarn(given: Arguments) -> bool:
-    """Whether plain rope is stretched by yarn: Megatron's flags for it are read."""
-    is_stretched = given.rope_scaling_type == "yarn" and not given.multi_latent_attention
-    return _is_asked(given) or is_stretched
-
-
-def _rope_type(stated: Any, given: Arguments) -> Any:
-    is_plain = stated in (UNSET, None, "default")
-    if _is_asked(given):
-        if not is_plain and stated != "yarn":
-            raise ValueError(
-                f"--position-embedding-type yarn and --rope-scaling-type {stated} stretch "
-                "positions in two ways; keep one of them"
-            )
-        return "yarn"
-    if is_plain and given.yarn_scaling_factor not in (None, 1.0):
-        raise ValueError(
-            f"--yarn-scaling-factor {given.yarn_scaling_factor} is about positions stretched by "
-            "yarn; add --rope-scaling-type yarn, or leave it out"
-        )
-    return stated
-
-
-def _yarn_factor(stated: Any, given: Arguments) -> Any:
-    own = () if given.multi_latent_attention else (given.rotary_scaling_factor,)
-    factors = [one for one in (given.yarn_scaling_factor, *own) if one not in (None, 1.0)]
-    if _is_asked(given):
-        return factors[0] if factors else 1.0
-    if given.rope_scaling_type in (None, "default"):
-        return UNSET  # nothing reads it
-    return factors[0] if factors and given.rope_scaling_type == "yarn" else stated
-
-
-def _yarn_original(stated: Any, given: Arguments) -> Any:
-    is_open = stated in (UNSET, None) and _is_yarn(given)
-    return given.yarn_original_max_position_embeddings if is_open else stated
-
-
-def _yarn_beta_fast(stated: Any, given: Arguments) -> Any:
-    is_open = stated in (UNSET, None, 32.0) and _is_yarn(given)
-    return given.yarn_beta_fast if is_open and given.yarn_beta_fast else stated
-
-
-def _yarn_beta_slow(stated: Any, given: Arguments) -> Any:
-    is_open = stated in (UNSET, None, 1.0) and _is_yarn(given)
-    return given.yarn_beta_slow if is_open and given.yarn_beta_slow else stated
-
-
-def _yarn_attention_factor(stated: Any, given: Arguments) -> Any:
-    """Megatron's ratio of two growths, also where one of the weights is 0."""
-    weights = given.mscale, given.mscale_all_dim
-    if stated not in (UNSET, None) or not _is_asked(given) or weights in ((1.0, 0.0), (None, None)):
-        return stated
-    factor = _yarn_factor(UNSET, given)
-    return yarn_growth(factor, weights[0] or 0.0) / yarn_growth(factor, weights[1] or 0.0)
 
 
 # --- recomputation --------------------------------------------------------------------------------
@@ -290,13 +222,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "model_config.hidden_act": _hidden_act,
         "model_config.position_embedding_type": _position_embedding_type,
-        "model_config.rope_scaling.rope_type": _rope_type,
-        "model_config.rope_scaling.factor": _yarn_factor,
-        "model_config.rope_scaling.original_max_position_embeddings": _yarn_original,
-        "model_config.rope_scaling.beta_fast": _yarn_beta_fast,
-        "model_config.rope_scaling.beta_slow": _yarn_beta_slow,
-        "model_config.rope_scaling.attention_factor": _yarn_attention_factor,
-        "model_config.logits_scaling": _logits_scaling,
+        **YARN_RULES,
         "model_config.normalization": _normalization,
         "model_config.qkv_has_bias": _has_bias,
         "model_config.out_proj_has_bias": _has_bias,

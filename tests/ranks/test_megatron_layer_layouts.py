@@ -52,12 +52,26 @@ def check(dist_run, cache, name, layout, iterations):
         assert norm == pytest.approx(case["grad_norm"][number], rel=1e-4), number
 
 
-QUICK = [("attention_output_gate_norms", "tp2-sp"), ("gated_delta_net", "tp2-sp-cp2")]
+SHARDED = {
+    "dp2-zero": (2, "--use-distributed-optimizer"),
+    "dp2-zero3": (2, "--zero-level z3"),
+    "dp2-ulysses2": (4, f"--use-distributed-optimizer {ULYSSES['ulysses2'][1]}"),
+}
+QUICK = [
+    ("qk_clip", "dp2-zero"),
+    ("attention_output_gate_norms", "tp2-sp"),
+    ("gated_delta_net", "tp2-sp-cp2"),
+]
 SLOW = [
     *(
         (name, layout)
         for name in ("attention_output_gate", "qk_l2_norm", "learnable_sinks", "window_skip")
         for layout in DENSE
+    ),
+    *(
+        (name, layout)
+        for name in ("qk_clip", "qk_clip_latent")
+        for layout in (*DENSE, *SHARDED, "ulysses2")
     ),
     *((name, layout) for name in ("gpt_oss", "llama4", "latent_experts") for layout in EXPERTS),
     *(("gated_delta_net", layout) for layout in (*DENSE, "ulysses2")),
@@ -67,13 +81,13 @@ SLOW = [
 
 @pytest.mark.parametrize(("name", "layout"), QUICK)
 def test_ranks_repeat_a_run_of_megatron_core(dist_run, tmp_path, name, layout):
-    check(dist_run, tmp_path, name, {**DENSE, **ULYSSES, **EXPERTS}[layout], FEW)
+    check(dist_run, tmp_path, name, {**DENSE, **ULYSSES, **SHARDED, **EXPERTS}[layout], FEW)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layout"), SLOW)
 def test_ranks_repeat_forty_iterations_of_megatron_core(dist_run, tmp_path, name, layout):
-    check(dist_run, tmp_path, name, {**DENSE, **ULYSSES, **EXPERTS}[layout], 40)
+    check(dist_run, tmp_path, name, {**DENSE, **ULYSSES, **SHARDED, **EXPERTS}[layout], 40)
 
 
 ROUTERS = {
@@ -106,7 +120,7 @@ def test_routers_give_the_same_in_every_layout(dist_run, tmp_path, name, layout)
         f"{RECORDED['common']} --position-embedding-type rope --swiglu --ffn-hidden-size 48 "
         f"--num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 24 {ROUTERS[name]}"
     )
-    ranks, words = {**DENSE, **ULYSSES, **EXPERTS}[layout]
+    ranks, words = {**DENSE, **ULYSSES, **SHARDED, **EXPERTS}[layout]
     whole = run(dist_run, 1, flags, tmp_path)
     cut = run(dist_run, ranks, f"{flags} {words}", tmp_path)
     for (loss, norm, losses), (expected, its_norm, its_losses) in zip(cut, whole, strict=True):

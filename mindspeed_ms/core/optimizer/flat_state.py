@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
+import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
+from numpy.typing import NDArray
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, memory
@@ -23,6 +25,9 @@ from mindspeed_ms.core.optimizer.update_rules import Hyper, UpdateRule
 from mindspeed_ms.core.parameter import shard_of
 
 Mark = TypeVar("Mark")
+
+RowFactors = NDArray[np.float32]
+"""A factor for every row of a matrix."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,6 +204,29 @@ class FlatState:
             self._turn(self._muon, directions)
         if self._has_copy and not self._is_narrow:
             ops.copy_cast_(self.shard.params, self.main)
+
+    def scale_rows(self, factors: Mapping[int, RowFactors]) -> None:
+        """Multiply rows of weights, and of their main parameters.
+
+        Args:
+            factors: of some parameters, by ``id``: a factor for each row.
+        """
+        for param, piece in self.shard.pieces:
+            rows = factors.get(id(param))
+            if rows is None:
+                continue
+            row = np.arange(piece.param_start, piece.param_start + piece.size)
+            own = rows[row // (memory.num_elements(param) // len(rows))]
+            kept = [_part(self.shard.params, piece.start, piece.size)]
+            if self._has_copy:
+                kept.append(self._main_of(piece.start, piece.size))
+            for part in kept:
+                wide = memory.empty((piece.size,))
+                ops.copy_cast_(wide, part)
+                scaled = memory.from_numpy(memory.as_numpy(wide) * own)
+                ops.copy_cast_(part, scaled)
+        if self._is_narrow:
+            self.settle()
 
     def _update_narrow(self, segment: _Segment, hyper: Hyper) -> None:
         """Widen, update and narrow one block after the other."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mindspore import Parameter
@@ -21,7 +21,7 @@ from mindspeed_ms.core.optimizer.clip_grads import (
     counts_in_norm,
     sum_over,
 )
-from mindspeed_ms.core.optimizer.flat_state import FlatState, StatePart
+from mindspeed_ms.core.optimizer.flat_state import FlatState, RowFactors, StatePart
 from mindspeed_ms.core.optimizer.grad_scaler import GradScaler
 from mindspeed_ms.core.optimizer.muon import Muon
 from mindspeed_ms.core.optimizer.param_groups import ParamGroup, WidthRule, get_param_groups
@@ -72,6 +72,8 @@ class MegatronOptimizer:
         self.log_num_zeros = log_num_zeros
         self.num_steps = 0
         """Updates so far; skipped steps do not count."""
+        self.row_factors: Callable[[], Mapping[int, RowFactors]] | None = None
+        """Asked after every update: rows of parameters, by ``id``, that are scaled (collective)."""
         self._tp_groups = (
             parallel_state.get_tensor_model_parallel_group(),
             parallel_state.get_expert_tensor_parallel_group(),
@@ -158,6 +160,9 @@ class MegatronOptimizer:
         with timed("optimizer-inner-step", 1):
             for state in self._states:
                 state.update(self.num_steps, coefficient * inverse)
+            factors = {} if self.row_factors is None else self.row_factors()
+            for state in self._states if factors else ():
+                state.scale_rows(factors)
         self._share()
         return StepResult(True, norm, zeros)
 

@@ -153,13 +153,17 @@ class AttentionLogits:
         Parallelism: collective over the world.
         """
         tops = [float(memory.as_numpy(one).max()) for one in self._noted]
-        for one in self._noted:
-            memory.copy_from_host(one, np.full(one.shape, _LOWEST, np.float32))
+        self.forget()
         largest = memory.from_numpy(np.array([max(tops, default=_LOWEST)], np.float32))
         if comm.get_world_size() > 1:
             comm.all_reduce(largest, op=ReduceOp.MAX)
         value = float(memory.as_numpy(largest)[0])
         return None if value == _LOWEST else value
+
+    def forget(self) -> None:
+        """Begin again, as behind an evaluation."""
+        for one in self._noted:
+            memory.copy_from_host(one, np.full(one.shape, _LOWEST, np.float32))
 
     def end(self) -> None:
         """Let the attentions note nothing any more."""
@@ -194,6 +198,7 @@ class Diagnostics:
         training: the flags.
         models: the chunks of this rank.
         optimizer: of the run.
+        clips_scores: attention scores are noted for ``QkClip``.
     """
 
     def __init__(
@@ -201,13 +206,14 @@ class Diagnostics:
         training: TrainingConfig,
         models: Sequence[DistributedDataParallel],
         optimizer: MegatronOptimizer,
+        clips_scores: bool = False,
     ) -> None:
         self._models, self._optimizer = models, optimizer
         self._spiky = SpikyLoss() if training.check_for_spiky_loss else None
         self._large = LargeGrads() if training.check_for_large_grads else None
         self._logits = self._stragglers = None
         self._with_layers = training.log_params_norm_per_layer
-        if training.log_max_attention_logit:
+        if training.log_max_attention_logit or clips_scores:
             self._logits = AttentionLogits([model.module for model in models])
         if training.log_straggler:
             self._stragglers = Stragglers(training.straggler_minmax_count)
@@ -216,6 +222,8 @@ class Diagnostics:
         """An iteration is about to run."""
         if self._stragglers is not None:
             self._stragglers.begin_step()
+        if self._logits is not None:
+            self._logits.forget()
 
     def look(
         self,

@@ -125,7 +125,8 @@ class Observer:
         Parallelism: collective, as all methods that say so; the others are local.
         """
         self._first = state.iteration
-        self._diagnostics = Diagnostics(self._training, models, optimizer)
+        clips_scores = self._config.model_config.qk_clip
+        self._diagnostics = Diagnostics(self._training, models, optimizer, clips_scores)
         if self._training.profile:
             self._profiler = Profiler(self._config, [model.module for model in models])
         problem = None

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ _FLOATS = (mstype.float32, mstype.float16, mstype.bfloat16, mstype.float64)
 RotaryTables = tuple[Tensor, ...]
 """(cos, sin), each fp32 [S, 1, 1, rotated channels]; then those of layers with a window, where they
 rotate by another base."""
+
+Numbers = NDArray[np.float32]
 
 AttentionMask: TypeAlias = Tensor | ops.Documents | None
 """Dense, [B or 1, 1, S, S], [B, S, S] or [S, S]: bool or whole numbers, where True or other than 0
@@ -269,6 +271,27 @@ class ParallelAttention(Cell):
         output, bias = self.out_proj(context)
         return (exchanged(output) if self.batch_first else output), bias
 
+    def row_factors(
+        self, tops: Numbers, limit: float, alpha: float
+    ) -> list[tuple[Parameter, Numbers]]:
+        """Factors of the rows of the projection that bring scores above a limit down to it.
+
+        Args:
+            tops: [N], the largest score of each head. The heads of a group share their keys, so
+                the largest of a group counts for all of it.
+            limit: of the scores.
+            alpha: power of limit / score that queries take; keys take the rest.
+
+        Source: Megatron-LM ``SelfAttention.clip_qk`` (behaviour).
+        """
+        groups, width = self.num_groups_per_partition, self.head_dim
+        share = shrunk(tops.reshape((groups, -1)).max(axis=1), limit)[:, None]
+        queries = self.queries_per_group * width
+        rows = np.ones((groups, queries * (2 if self.has_gate else 1) + 2 * width), np.float32)
+        rows[:, :queries] = share ** np.float32(alpha)
+        rows[:, -2 * width : -width] = share ** np.float32(1.0 - alpha)
+        return [(self.qkv_proj.weight, rows.reshape(-1))]
+
     def _split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """(q [S, B, N, D], k, v [S, B, G, D], gate [S, B, N * D] or None) of [S, B, ...]."""
         groups, queries = self.num_groups_per_partition, self.queries_per_group
@@ -289,6 +312,13 @@ class ParallelAttention(Cell):
         whole = norm(mappings.gather_from_tensor_model_parallel_region(flat, self.group))
         own = mappings.scatter_to_tensor_model_parallel_region(whole, self.group)
         return own.reshape(shape)
+
+
+def shrunk(tops: Numbers, limit: float) -> Numbers:
+    """Limit / score of scores above it, else 1."""
+    factors = np.ones(tops.shape, np.float32)
+    np.divide(np.float32(limit), tops, out=factors, where=tops > limit)
+    return factors
 
 
 def exchanged(states: Tensor) -> Tensor:
@@ -312,7 +342,7 @@ def _hidden_and_added(
     return mask != 0, None
 
 
-def _slopes(spec: ScoresSpec, first: int, count: int) -> NDArray[np.float32] | None:
+def _slopes(spec: ScoresSpec, first: int, count: int) -> Numbers | None:
     """Slopes of some of the heads."""
     if not spec.has_slopes:
         return None

@@ -11,7 +11,7 @@ import enum
 import math
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
@@ -26,8 +26,10 @@ from mindspeed_ms.core.tensor_parallel.utils import divide
 from mindspeed_ms.legacy.model.attention import (
     AttentionMask,
     CoreAttention,
+    Numbers,
     RotaryTables,
     refuse_cross_attention,
+    shrunk,
 )
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType
 from mindspeed_ms.legacy.model.from_spec import column_linear, row_linear, whole_linear
@@ -218,6 +220,23 @@ class MultiLatentAttention(Cell):
         else:
             context = attend(narrow_q, narrow_kv, turned)
         return self.out_proj(context)
+
+    def row_factors(
+        self, tops: Numbers, limit: float, alpha: float
+    ) -> list[tuple[Parameter, Numbers]]:
+        """As ``ParallelAttention.row_factors``; rotated keys are shared by the heads and stay.
+
+        Source: Megatron-LM ``MLASelfAttention.clip_qk`` (behaviour).
+        """
+        latent, heads = self.latent, self.num_heads_per_partition
+        share = shrunk(tops, limit)[:, None]
+        queries = np.ones((heads, latent.query_dim), np.float32) * share
+        queries[:, : latent.qk_head_dim] = share ** np.float32(alpha)
+        keys = np.ones((heads, latent.qk_head_dim + latent.v_head_dim), np.float32)
+        keys[:, : latent.qk_head_dim] = share ** np.float32(1.0 - alpha)
+        up = self.q_proj if self.q_up_proj is None else self.q_up_proj
+        assert up is not None, "queries have a projection of one kind"
+        return [(up.weight, queries.reshape(-1)), (self.kv_up_proj.weight, keys.reshape(-1))]
 
     def _heads(
         self,

@@ -85,6 +85,9 @@ ROWS: tuple[Flag, ...] = in_group(
         value("--linear-num-key-heads", int, Field("model_config.linear_num_key_heads"), 16),
         value("--linear-num-value-heads", int, Field("model_config.linear_num_value_heads"), 32),
         on("--qk-l2-norm", Field("model_config.qk_l2_norm")),
+        on("--qk-clip", Field("model_config.qk_clip")),
+        value("--qk-clip-alpha", float, Field("model_config.qk_clip_alpha"), 0.5),
+        value("--qk-clip-threshold", float, Field("model_config.qk_clip_threshold"), 100.0),
         on("--attention-output-gate", Field("model_config.attention_output_gate")),
         value("--no-rope-freq", number_or_list, Field("model_config.no_rope_freq")),
         value(

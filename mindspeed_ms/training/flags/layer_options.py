@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from mindspeed_ms.training.flags.row import (
+    UNSET,
     Field,
     Flag,
     ReadField,
@@ -91,8 +92,11 @@ ROWS: tuple[Flag, ...] = (
             value(
                 "--output-multiplier-scale",
                 float,
-                Field("model_config.logits_scaling", by_rule=True),
-                excludes=("--logits-scaling",),
+                Field(
+                    "model_config.logits_scaling",
+                    means=lambda factor: 1.0 / factor if factor else UNSET,
+                    back=lambda *_: UNSET,  # it speaks through --logits-scaling
+                ),
                 help="MindSpeed: factor of the logits, 1 / --logits-scaling.",
             ),
             on(

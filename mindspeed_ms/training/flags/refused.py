@@ -39,16 +39,6 @@ ROWS: tuple[Flag, ...] = (
 """,
     ),
     *_refuse(
-        "refused: other layers",
-        "weights of queries and keys are not scaled down by the largest score after a step",
-        "use --qk-layernorm, --qk-l2-norm or --attn-logit-softcapping to bound scores",
-        """
---qk-clip
---qk-clip-alpha float=0.5 !0.5
---qk-clip-threshold float=100 !100.0
-""",
-    ),
-    *_refuse(
         "refused: training",
         "the training loop does not do this",
         _LEAVE_OUT,

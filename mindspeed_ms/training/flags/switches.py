@@ -18,6 +18,7 @@ SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "--group-query-attention": ("model_config.", ("num_query_groups",)),
         "--multi-latent-attention": ("model_config.mla_config.", ()),
         "--use-rope-scaling": ("model_config.", ("rope_scaling_factor",)),
+        "--qk-clip": ("model_config.", ("qk_clip_alpha", "qk_clip_threshold")),
         "--use-mup": (
             "model_config.",
             (

@@ -18,6 +18,8 @@ def check(case, steps):
     for number, step in enumerate(steps):
         assert abs(step.losses["lm loss"] - case["loss"][number]) <= 1e-5, number
         assert step.grad_norm == pytest.approx(case["grad_norm"][number], rel=1e-4), number
+        if "max_logit" in case:
+            assert step.max_attention_logit == pytest.approx(case["max_logit"][number], rel=1e-4)
         for kind, layers in case.get("layer_losses", {}).items():
             np.testing.assert_allclose(step.layer_losses[kind], layers[number], rtol=1e-4)
 

@@ -139,7 +139,6 @@ def test_multi_latent_attention_keeps_its_own_yarn():
     [
         ("--yarn-scaling-factor 4", "add --rope-scaling-type yarn"),
         ("--position-embedding-type yarn --rope-scaling-type llama3", "keep one of them"),
-        ("--output-multiplier-scale 2 --logits-scaling 2", "exclude each other"),
     ],
 )
 def test_what_contradicts_is_one_line(words, message):

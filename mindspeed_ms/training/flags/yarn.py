@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Yarn of plain rope by Megatron's flags, which multi-latent attention has, too.
+
+Source: Megatron-LM ``--position-embedding-type yarn`` (which flags, and the growth of the tables).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from mindspeed_ms.models.rotation import yarn_growth
+from mindspeed_ms.training.flags.row import UNSET
+
+
+def _is_asked(given: Any) -> bool:
+    return given.position_embedding_type == "yarn" and not given.multi_latent_attention
+
+
+def _is_yarn(given: Any) -> bool:
+    """Whether plain rope is stretched by yarn: Megatron's flags for it are read."""
+    is_stretched = given.rope_scaling_type == "yarn" and not given.multi_latent_attention
+    return _is_asked(given) or is_stretched
+
+
+def _rope_type(stated: Any, given: Any) -> Any:
+    is_plain = stated in (UNSET, None, "default")
+    if _is_asked(given):
+        if not is_plain and stated != "yarn":
+            raise ValueError(
+                f"--position-embedding-type yarn and --rope-scaling-type {stated} stretch "
+                "positions in two ways; keep one of them"
+            )
+        return "yarn"
+    if is_plain and given.yarn_scaling_factor not in (None, 1.0):
+        raise ValueError(
+            f"--yarn-scaling-factor {given.yarn_scaling_factor} is about positions stretched by "
+            "yarn; add --rope-scaling-type yarn, or leave it out"
+        )
+    return stated
+
+
+def _yarn_factor(stated: Any, given: Any) -> Any:
+    own = () if given.multi_latent_attention else (given.rotary_scaling_factor,)
+    factors = [one for one in (given.yarn_scaling_factor, *own) if one not in (None, 1.0)]
+    if _is_asked(given):
+        return factors[0] if factors else 1.0
+    if given.rope_scaling_type in (None, "default"):
+        return UNSET  # nothing reads it
+    return factors[0] if factors and given.rope_scaling_type == "yarn" else stated
+
+
+def _yarn_original(stated: Any, given: Any) -> Any:
+    is_open = stated in (UNSET, None) and _is_yarn(given)
+    return given.yarn_original_max_position_embeddings if is_open else stated
+
+
+def _yarn_beta_fast(stated: Any, given: Any) -> Any:
+    is_open = stated in (UNSET, None, 32.0) and _is_yarn(given)
+    return given.yarn_beta_fast if is_open and given.yarn_beta_fast else stated
+
+
+def _yarn_beta_slow(stated: Any, given: Any) -> Any:
+    is_open = stated in (UNSET, None, 1.0) and _is_yarn(given)
+    return given.yarn_beta_slow if is_open and given.yarn_beta_slow else stated
+
+
+def _yarn_attention_factor(stated: Any, given: Any) -> Any:
+    """Megatron's ratio of two growths, also where one of the weights is 0."""
+    weights = given.mscale, given.mscale_all_dim
+    if stated not in (UNSET, None) or not _is_asked(given) or weights in ((1.0, 0.0), (None, None)):
+        return stated
+    factor = _yarn_factor(UNSET, given)
+    return yarn_growth(factor, weights[0] or 0.0) / yarn_growth(factor, weights[1] or 0.0)
+
+
+YARN_RULES: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
+    {
+        f"model_config.rope_scaling.{name}": rule
+        for name, rule in {
+            "rope_type": _rope_type,
+            "factor": _yarn_factor,
+            "original_max_position_embeddings": _yarn_original,
+            "beta_fast": _yarn_beta_fast,
+            "beta_slow": _yarn_beta_slow,
+            "attention_factor": _yarn_attention_factor,
+        }.items()
+    }
+)
+"""Field -> its rule, of what the rows state and of all arguments; see ``flag_rules``."""
