@@ -15,9 +15,9 @@ from reference_model import FLAGS, MODELS
 from turns import Turn
 
 from mindspeed_ms.backend import comm
+from mindspeed_ms.command.train import model_provider
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.train_loop import StepReport
-from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.ops.cpu import library
 from mindspeed_ms.planning.flops import flops_per_step
 from mindspeed_ms.training import initialize_megatron, pretrain
@@ -36,10 +36,6 @@ def main() -> None:
         config.model_config, config.global_batch_size(comm.get_world_size())
     )
 
-    def provider(pre_process: bool, post_process: bool) -> GPTModel:
-        config = get_all_config().model_config
-        return GPTModel(config, pre_process=pre_process, post_process=post_process)
-
     def on_step(step: StepReport) -> None:
         turn.answer(
             seconds=step.seconds,
@@ -50,7 +46,7 @@ def main() -> None:
         turn.wait()
 
     turn.wait()
-    pretrain(None, provider, all_config=get_all_config(), on_step=on_step)
+    pretrain(None, model_provider, all_config=get_all_config(), on_step=on_step)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from mindspeed_ms.command.train import model_provider
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.log_lines import IntervalReport
 from mindspeed_ms.engine.observe.observer import Observer
 from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.engine.train_loop import IntervalLog
-from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain
 
 LENGTH = 10
@@ -79,12 +79,6 @@ class Turns:
         self._begin = time.process_time()
 
 
-def provider(pre_process: bool, post_process: bool) -> GPTModel:
-    """The configured model."""
-    config = get_all_config().model_config
-    return GPTModel(config, pre_process=pre_process, post_process=post_process)
-
-
 def main() -> None:
     """Train, and print the two medians and their ratio."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -100,7 +94,7 @@ def main() -> None:
         ]
         initialize_megatron(argv=[*words, *flags])
         turns.install()
-        pretrain(None, provider, all_config=get_all_config(), on_step=turns.on_step)
+        pretrain(None, model_provider, all_config=get_all_config(), on_step=turns.on_step)
         written = sum(path.stat().st_size for path in Path(folder, "curves").glob("events*"))
     with_all, without = (statistics.median(turns.seconds[kind]) for kind in (True, False))
     ratios = [a / b - 1 for a, b in zip(turns.seconds[True], turns.seconds[False], strict=True)]

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_ms.backend import comm
+from mindspeed_ms.command.train import model_provider
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.num_microbatches_calculator import get_num_microbatches
 from mindspeed_ms.core.pipeline_parallel import get_forward_backward_func
@@ -36,7 +37,6 @@ from mindspeed_ms.core.pipeline_parallel.timeline import (
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.forward_step import default_forward_step
 from mindspeed_ms.engine.model_chunks import get_model
-from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.plan.schedule_plan import Shape
 from mindspeed_ms.training import initialize_megatron
 
@@ -70,10 +70,7 @@ def timelines() -> tuple[Shape, list[Timeline]]:
     """The schedule, and the measured timelines of this rank's pipeline."""
     config = get_all_config()
 
-    def provider(pre_process: bool, post_process: bool) -> GPTModel:
-        return GPTModel(config.model_config, pre_process=pre_process, post_process=post_process)
-
-    model = get_model(provider, config)
+    model = get_model(model_provider, config)
     group = parallel_state.get_pipeline_model_parallel_group()
     records: list[StepRecord] = []
     data = batches(config.dataset_config.batch_size, config.model_config.seq_length)

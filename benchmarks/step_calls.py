@@ -19,10 +19,10 @@ from types import FrameType
 
 import mindspeed_ms
 from mindspeed_ms.backend import comm
+from mindspeed_ms.command.train import model_provider
 from mindspeed_ms.engine import train_loop
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.step_report import StepReport
-from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain
 
 PACKAGE = f"{Path(mindspeed_ms.__file__).parent}/"
@@ -50,13 +50,9 @@ def count_calls(flags: list[str]) -> Counter[str]:
     def on_step(step: StepReport) -> None:
         sys.setprofile(note if step.iteration == COUNTED - 1 else None)
 
-    def provider(pre_process: bool, post_process: bool) -> GPTModel:
-        config = get_all_config().model_config
-        return GPTModel(config, pre_process=pre_process, post_process=post_process)
-
     initialize_megatron(argv=[*FLAGS, *flags])
     try:
-        pretrain(None, provider, all_config=get_all_config(), on_step=on_step)
+        pretrain(None, model_provider, all_config=get_all_config(), on_step=on_step)
     finally:
         sys.setprofile(None)
     return calls

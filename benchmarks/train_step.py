@@ -32,9 +32,9 @@ from reference_model import FLAGS
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, device
+from mindspeed_ms.command.train import model_provider
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.train_loop import StepReport
-from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.ops.cpu import library, timing
 from mindspeed_ms.planning.flops import flops_per_step
 from mindspeed_ms.training import initialize_megatron, pretrain
@@ -75,17 +75,12 @@ def measure(flags: list[str], iterations: int, taken_apart: int) -> dict[str, An
     """Train a few iterations, and a few more taken apart; collective over all ranks.
 
     Returns:
-        The figures, with one entry per rank for memory and start-up.
+        The figures, with one entry per rank for memory and start-up; of the first rank only.
     """
     started = psutil.Process().create_time()
     train_iters = ["--train-iters", str(iterations + taken_apart)]
     initialize_megatron(argv=[*FLAGS, *train_iters, *flags])
     meter = Meter(iterations)
-
-    def model_provider(pre_process: bool, post_process: bool) -> GPTModel:
-        return GPTModel(
-            get_all_config().model_config, pre_process=pre_process, post_process=post_process
-        )
 
     pretrain(None, model_provider, all_config=get_all_config(), on_step=meter.on_step)
     config, world = get_all_config(), comm.get_world_size()
@@ -99,6 +94,8 @@ def measure(flags: list[str], iterations: int, taken_apart: int) -> dict[str, An
     speed = flops_per_step(model, config.global_batch_size(world)) / median
     dtype = {"bfloat16": "bf16", "float16": "fp16"}.get(model.compute_dtype, "fp32")
     ranks = comm.all_gather_object(own)
+    if comm.get_rank() != 0:  # what the machine can do is measured on one
+        return {}
     head_rows = model.vocab_size // config.parallel_config.tensor_model_parallel_size
     return {
         "tokens_per_second": round(tokens / median, 1),
@@ -127,7 +124,7 @@ def main() -> None:
     parser.add_argument("--png", type=Path, help="draw the parts of a step (needs matplotlib)")
     args, flags = parser.parse_known_args()
     result = measure(flags, args.train_iters, args.taken_apart)
-    if comm.get_rank() == 0:
+    if result:
         sys.stdout.write(json.dumps(result) + "\n")
         if args.png and result["parts"]:
             step_parts.draw(result, args.png)

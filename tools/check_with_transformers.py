@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 
 def check(folder: Path, prompt: str, new_tokens: int, save: Path | None) -> dict[str, Any]:
@@ -60,13 +60,14 @@ def check(folder: Path, prompt: str, new_tokens: int, save: Path | None) -> dict
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the check; return 1 if tensors are missing or left over."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser.of(__doc__)
     parser.add_argument("folder", type=Path, help="what save_pretrained has written")
     parser.add_argument("--prompt", default="The lamp is", help="what is continued")
     parser.add_argument("--new-tokens", type=int, default=8, help="at most so many are generated")
     parser.add_argument("--save", type=Path, help="keep ids, logits and generated ids, .npz")
     given = parser.parse_args(argv)
-    result = check(given.folder, given.prompt, given.new_tokens, given.save)
+    with user_errors():
+        result = check(given.folder, given.prompt, given.new_tokens, given.save)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     return int(bool(result["missing"] or result["unexpected"]))
 

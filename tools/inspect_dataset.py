@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mindspeed_ms.data.indexed_dataset import IndexedDataset, get_bin_path
 from mindspeed_ms.data.tokenizers import TOKENIZER_TYPES, Tokenizer, build_tokenizer
-from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 _BAR = 40
 _TOKEN_BLOCK = 1 << 22
@@ -74,7 +74,7 @@ def samples(
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the flags."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser.of(__doc__)
     add = parser.add_argument
     add("prefix", help="path of the dataset without .bin and .idx")
     add("--samples", type=int, default=3, help="number of sequences shown, evenly spread")
@@ -94,9 +94,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Inspect a dataset; a malformed one ends with one line and status 1."""
+    """Inspect a dataset; a malformed one ends with one line and status 2."""
     args = parse_args(argv)
-    try:
+    with user_errors():
         dataset = IndexedDataset(args.prefix)
         tokenizer = build_tokenizer(args) if args.tokenizer_type else None
         count = len(dataset)
@@ -109,8 +109,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         for lines in (summary(dataset), samples(dataset, numbers, tokenizer, args.max_tokens)):
             for line in lines:
                 sys.stdout.write(f"{line}\n")
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"inspect_dataset: {error}")
 
 
 if __name__ == "__main__":

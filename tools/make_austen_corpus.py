@@ -14,18 +14,17 @@ from __future__ import annotations
 import io
 import re
 import struct
-import sys
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 
 from mindspeed_ms.data.indexed_dataset import IndexedDatasetBuilder
 from mindspeed_ms.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.data.tokenizers.sentencepiece_training import train_sentencepiece
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 BOOKS = {
     "PRIDE AND PREJUDICE": "pride_and_prejudice",
@@ -55,7 +54,8 @@ def _database(package: Path) -> bytes:
     for name, content in _members(package.read_bytes()):
         if name.startswith("data.tar"):
             with tarfile.open(fileobj=io.BytesIO(content)) as files:
-                member = files.extractfile(DATABASE)
+                found = [member for member in files if member.name == DATABASE]
+                member = files.extractfile(found[0]) if found else None
                 if member is not None:
                     return member.read()
     raise ValueError(f"{package} has no {DATABASE}; it is not r-cran-janeaustenr")
@@ -109,24 +109,14 @@ def chapters(text: str) -> Iterator[str]:
 
 def train_tokenizer(text: str) -> bytes:
     """Train the SentencePiece model on the text; a newline is a piece, so none is lost."""
-    model = io.BytesIO()  # a file name given to the trainer would become part of the model
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.splitlines()),
-        model_writer=model,
-        vocab_size=VOCAB_SIZE,
-        model_type="bpe",
+    return train_sentencepiece(
+        text.splitlines(),
+        VOCAB_SIZE,
         character_coverage=1.0,
-        normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         user_defined_symbols=["\n"],
         num_threads=1,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        minloglevel=2,
     )
-    return model.getvalue()
 
 
 def write_tokens(folder: Path) -> None:
@@ -143,24 +133,22 @@ def write_tokens(folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the folder."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser.of(__doc__)
     parser.add_argument("package", type=Path, help="r-cran-janeaustenr_*_all.deb")
     parser.add_argument("output", type=Path, help="directory; created when missing")
     arguments = parser.parse_args(argv)
-    (arguments.output / "text").mkdir(parents=True, exist_ok=True)
-    try:
+    with user_errors():
+        (arguments.output / "text").mkdir(parents=True, exist_ok=True)
         for lines in novels(_database(arguments.package)):
             name = BOOKS.get(lines[0].upper())
             if name:
                 text = "\n".join(paragraphs(lines)) + "\n"
                 (arguments.output / "text" / f"{name}.txt").write_text(text, encoding="utf-8")
-    except (ValueError, OSError, KeyError) as error:
-        sys.exit(f"error: {error}")
-    model = arguments.output / "tok.model"
-    if not model.is_file():
-        texts = (arguments.output / "text" / f"{name}.txt" for name in BOOKS.values())
-        model.write_bytes(train_tokenizer("".join(path.read_text("utf-8") for path in texts)))
-    write_tokens(arguments.output)
+        model = arguments.output / "tok.model"
+        if not model.is_file():
+            texts = (arguments.output / "text" / f"{name}.txt" for name in BOOKS.values())
+            model.write_bytes(train_tokenizer("".join(path.read_text("utf-8") for path in texts)))
+        write_tokens(arguments.output)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ tokenizer depends on the version of sentencepiece it is trained with.
 
 from __future__ import annotations
 
-import io
 import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import sentencepiece
-
-from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.data.tokenizers.sentencepiece_training import train_sentencepiece
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 NUM_DOCUMENTS = 2000
 VOCAB_SIZE = 507  # five special tokens of SentencePieceTokenizer make 512
@@ -95,32 +93,19 @@ def write_jsonl(path: Path) -> None:
 
 def train_tokenizer(path: Path) -> None:
     """Train the SentencePiece model on the text."""
-    model = io.BytesIO()  # a file name given to the trainer would become part of the model
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=texts(),
-        model_writer=model,
-        vocab_size=VOCAB_SIZE,
-        model_type="bpe",
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        num_threads=1,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        minloglevel=2,
-    )
-    path.write_bytes(model.getvalue())
+    model = train_sentencepiece(texts(), VOCAB_SIZE, character_coverage=1.0, num_threads=1)
+    path.write_bytes(model)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write both files."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser.of(__doc__)
     parser.add_argument("output", type=Path, help="directory; created when missing")
     output = parser.parse_args(argv).output
-    output.mkdir(parents=True, exist_ok=True)
-    write_jsonl(output / "tiny.jsonl")
-    train_tokenizer(output / "tok.model")
+    with user_errors():
+        output.mkdir(parents=True, exist_ok=True)
+        write_jsonl(output / "tiny.jsonl")
+        train_tokenizer(output / "tok.model")
 
 
 if __name__ == "__main__":

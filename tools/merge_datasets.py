@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 
 from mindspeed_ms.data.indexed_dataset import (
@@ -17,7 +16,7 @@ from mindspeed_ms.data.indexed_dataset import (
     get_bin_path,
     get_idx_path,
 )
-from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 logger = logging.getLogger("merge_datasets")
 
@@ -62,19 +61,17 @@ def merge(prefixes: Sequence[str], output_prefix: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Merge; bad input ends with one line and status 1."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    """Merge; bad input ends with one line and status 2."""
+    parser = Parser.of(__doc__)
     parser.add_argument("--input", required=True, help="folder of the datasets")
     parser.add_argument("--output-prefix", required=True, help="path of the result, no suffix")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with user_errors():
         prefixes = find_prefixes(args.input)
         if os.path.realpath(args.output_prefix) in map(os.path.realpath, prefixes):
             raise ValueError(f"{args.output_prefix} is one of the inputs; choose another output")
         count = merge(prefixes, args.output_prefix)
-    except (ValueError, OSError) as error:
-        sys.exit(f"merge_datasets: {error}")
     logger.info("wrote %d sequences to %s", count, args.output_prefix)
 
 

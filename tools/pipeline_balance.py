@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 
 from mindspeed_ms.planning.balance_files import answer_lines, solve_file
-from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 logger = logging.getLogger("pipeline_balance")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options, named as in MindFormers' tool."""
-    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser.of(__doc__)
     parser.add_argument("--init", type=Path, required=True, help="YAML file with measurements")
     parser.add_argument("-m", "--model_name", default="model", help="name in the answer")
     parser.add_argument("-mb", "--micro_batch", type=int, default=4, help="micro-batches of a step")
@@ -34,7 +34,7 @@ def main() -> int:
     """Print the balanced lists; status 2 when the input is wrong or nothing fits."""
     options = build_parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
+    with user_errors():
         found = solve_file(
             options.init,
             stages=options.stage,
@@ -43,9 +43,6 @@ def main() -> int:
             memory=options.max_memory,
             seconds=options.time_limit,
         )
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
     logger.info("%s", options.model_name)
     for line in answer_lines(found):
         logger.info("%s", line)

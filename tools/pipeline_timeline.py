@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from mindspeed_ms.core.pipeline_parallel.timeline import (
 from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.plan.layer_placement import LayerPlacement, layer_placement
 from mindspeed_ms.plan.schedule_plan import Forward, Pass, Shape
-from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_yaml
 
 WIDTH, ROW, LEFT, TOP, BOTTOM = 1600, 36, 80, 40, 56
@@ -236,7 +235,7 @@ def _cost(placement: LayerPlacement, stage: int, step: Pass, backward: float) ->
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser.of(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--yaml", type=Path, help="configuration of a run")
     source.add_argument("--stages", type=int, help="pipeline stages, all alike")
@@ -260,7 +259,7 @@ MOST_BYTES = 1 << 30
 def main() -> None:
     """Draw one timeline."""
     arguments = parse()
-    try:
+    with user_errors():
         if arguments.measured is not None:
             timeline = from_chrome_trace(read_json(arguments.measured, MOST_BYTES))
         elif arguments.yaml is not None:
@@ -284,8 +283,6 @@ def main() -> None:
             print(f"forecast: {title(forecast)}")  # noqa: T201 - the tool's answer
         shown = beside(forecast, timeline) if is_double else timeline
         write(shown, arguments.output, is_double)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     print(title(timeline))  # noqa: T201 - the tool's answer
 
 

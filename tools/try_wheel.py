@@ -153,7 +153,7 @@ def use(wheel: Path, python: str, work: Path) -> None:
 
 def main() -> int:
     """Build once, use with every interpreter."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser.of(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
     parser.add_argument("--python", action="append", help="interpreter; repeatable; default this")
     given = parser.parse_args()

@@ -17,7 +17,6 @@ if anything differs by more than the tolerance.
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 from mindspore.nn import Cell
 
 from mindspeed_ms.backend import comm, device, memory
+from mindspeed_ms.command.train import model_provider
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.parameter import ShardSpec, named_parameters, shard_of
 from mindspeed_ms.engine.current_config import get_all_config
@@ -33,6 +33,7 @@ from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.training import initialize_megatron, pretrain, print_rank_0
+from mindspeed_ms.training.entry import user_errors
 
 FLAGS = {
     "tp": "--tensor-model-parallel-size",
@@ -180,7 +181,7 @@ def train(layout: str, flags: Sequence[str], steps: int) -> Run:
     is_sharded = config.shards_optimizer
 
     def provider(pre_process: bool, post_process: bool) -> GPTModel:
-        model = GPTModel(config.model_config, pre_process=pre_process, post_process=post_process)
+        model = model_provider(pre_process, post_process)
         chunks.append(model)
         return model
 
@@ -272,15 +273,13 @@ def compare(
 
 def main() -> int:
     """Compare; the status says whether the layouts agree."""
-    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser.of(__doc__)
     parser.add_argument("--layouts", help="separated by ; as in 'tp=2,pp=2,sp; pp=2,vpp=2'")
     parser.add_argument("--steps", type=int, default=4, help="training steps per layout")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="relative")
     arguments, flags = parser.parse_known_args()
     layouts = arguments.layouts.split(";") if arguments.layouts else None
     flags = [flag for flag in flags if flag != "--"]
-    try:
+    with user_errors():
         agree = compare(flags, layouts, arguments.steps, arguments.tolerance)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     return 0 if agree else 1

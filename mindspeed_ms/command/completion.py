@@ -8,12 +8,12 @@ mindspeed-ms completion fish > ~/.config/fish/completions/mindspeed-ms.fish
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 
 from mindspeed_ms.command import configs
 from mindspeed_ms.command.dispatch import COMMANDS, PROGRAM
+from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.training.flags import ROWS
 from mindspeed_ms.training.flags.synonyms import acts
 
@@ -106,11 +106,7 @@ _SHELLS = {"bash": bash, "zsh": zsh, "fish": fish}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the script of a shell."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog="\n".join((__doc__ or "").splitlines()[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser.of(__doc__)
     parser.add_argument("shell", choices=sorted(_SHELLS))
     sys.stdout.write(_SHELLS[parser.parse_args(argv).shell]())
     return 0

@@ -8,7 +8,6 @@ mindspeed-ms configs copy tiny_gpt my_gpt.yaml
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import sys
@@ -17,8 +16,8 @@ from pathlib import Path
 
 from mindspeed_ms.config.beside import is_there
 from mindspeed_ms.files.shipped import CONFIGS, SHIPPED
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
-_USER_ERROR = 2
 _RELATIVE = re.compile(r"^(\s*[\w.-]+:\s+)(data/\S+)", re.MULTILINE)
 """A key of a configuration whose value is a file that comes with the package."""
 
@@ -100,7 +99,7 @@ def copy(name: str, target: Path | None, replaces: bool) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one of the three; return the status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[1])
+    parser = Parser.of(__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="{list,show,copy}")
     kinds.add_parser("list", help="names, and what each is for")
     kinds.add_parser("show", help="print one").add_argument("name")
@@ -109,16 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     copying.add_argument("target", nargs="?", type=Path, help="file or folder; default here")
     copying.add_argument("--force", action="store_true", help="overwrite the file")
     given = parser.parse_args(argv)
-    try:
+    with user_errors():
         if given.kind == "list":
             sys.stdout.write(listing())
         elif given.kind == "show":
             sys.stdout.write(text_of(find(given.name)))
         else:
             sys.stdout.write(f"{copy(given.name, given.target, given.force)}\n")
-    except BrokenPipeError:
-        raise
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"mindspeed-ms configs: error: {error}\n")
-        return _USER_ERROR
     return 0

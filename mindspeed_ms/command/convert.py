@@ -16,6 +16,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from mindspeed_ms.formats import compare
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.find import find_checkpoint
 from mindspeed_ms.formats.source import kind_of
-from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.toolkit.launch.command import Parser, telling, user_errors
 from mindspeed_ms.toolkit.models import export, hub_upload
 from mindspeed_ms.toolkit.models.file_size import file_size
 from mindspeed_ms.training import conversion as engine
@@ -63,7 +64,11 @@ def add_convert_flags(parser: argparse.ArgumentParser) -> None:
     add("--tensor-model-parallel-size", type=int, default=1)
     add("--pipeline-model-parallel-size", type=int, default=1)
     add("--virtual-pipeline-model-parallel-size", type=int)
-    add("--num-layer-list", help="layers per stage, 4,4,6 or [[2,2],[2,2]] with virtual stages")
+    add(
+        "--num-layer-list",
+        type=telling(layer_list),
+        help="layers per stage, 4,4,6 or [[2,2],[2,2]] with virtual stages",
+    )
     add("--expert-model-parallel-size", type=int, default=1)
     add("--data-parallel-size", type=int, default=1, help="for rank numbers and bucket layouts")
     add("--names", choices=("local", "te", "legacy"), default="local", help="Megatron's naming")
@@ -81,7 +86,11 @@ def add_convert_flags(parser: argparse.ArgumentParser) -> None:
     add("--all-data-parallel-copies", action="store_true", help="MindSpore: files of all ranks")
     add("--base", type=Path, help="model that the adapters of the source are for; they are merged")
     add("--hf-model-type", help="kind of Hugging Face model to write, where several fit")
-    add("--max-shard-size", type=file_size, help="Hugging Face: of one file, as 5GB or 500MB")
+    add(
+        "--max-shard-size",
+        type=telling(file_size),
+        help="Hugging Face: of one file, as 5GB or 500MB",
+    )
     add(
         "--verify",
         action=argparse.BooleanOptionalAction,
@@ -102,13 +111,12 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
 
 def options_of(arguments: argparse.Namespace) -> engine.ConvertOptions:
     """Options of a conversion from the command line."""
-    rows = arguments.num_layer_list
     return engine.ConvertOptions(
         to=arguments.to,
         tensor=arguments.tensor_model_parallel_size,
         pipeline=arguments.pipeline_model_parallel_size,
         virtual_pipeline=arguments.virtual_pipeline_model_parallel_size,
-        num_layer_list=None if rows is None else layer_list(rows),
+        num_layer_list=arguments.num_layer_list,
         expert=arguments.expert_model_parallel_size,
         data_parallel=arguments.data_parallel_size,
         naming=arguments.names,
@@ -139,9 +147,14 @@ def source_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def layer_list(text: str) -> tuple:
     """Layers per stage, and per chunk if there are virtual stages.
 
+    Raises:
+        ValueError: something else than numbers.
+
     >>> layer_list("[[2,2],[1,3]]")
     ((2, 2), (1, 3))
     """
+    if not re.fullmatch(r"[\d,\[\] ]+", text):
+        raise ValueError(f"{text!r} are no numbers of layers; write 4,4,6 or [[2,2],[1,3]]")
     rows = [
         tuple(int(word) for word in row.replace("[", "").split(",") if word.strip())
         for row in text.strip().strip("[]").split("]")
@@ -255,11 +268,7 @@ def run_diff(arguments: argparse.Namespace) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = Parser(
-        prog=None if sys.argv[0].startswith("mindspeed-ms") else "convert_ckpt",
-        description=__doc__.splitlines()[0],
-        allow_abbrev=False,
-    )
+    parser = Parser.of(__doc__, alone="convert_ckpt")
     commands = parser.add_subparsers(dest="command", required=True)
     add_convert_flags(commands.add_parser("convert", help="convert a checkpoint"))
     show = commands.add_parser("inspect", help="list tensors, layout and digests")
@@ -275,15 +284,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def in_one_line(work: Callable[[], int]) -> int:
-    """Run; an error about input becomes one line and status 2."""
-    try:
-        return work()
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
-
-
 COMMANDS = {"convert": run_convert, "inspect": run_inspect, "diff": run_diff}
 
 
@@ -293,4 +293,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and words[0] not in COMMANDS and words[0] not in ("-h", "--help"):
         words.insert(0, "convert")
     arguments = make_parser().parse_args(words)
-    return in_one_line(lambda: COMMANDS[arguments.command](arguments))
+    with user_errors():
+        return COMMANDS[arguments.command](arguments)

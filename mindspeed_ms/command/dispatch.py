@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import gc
 import importlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import mindspeed_ms
+from mindspeed_ms.toolkit.launch.command import USER_ERROR_STATUS
+from mindspeed_ms.training import reader
 
 PROGRAM = "mindspeed-ms"
 
@@ -41,8 +42,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 """Sub-command -> module, of this room or with its full name, with its function; what it does."""
-
-_USER_ERROR = 2
 
 
 def help_text() -> str:
@@ -87,19 +86,20 @@ def run(name: str, words: Sequence[str]) -> int:
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the status."""
     words = sys.argv[1:] if words is None else list(words)
+    if words[:1] == ["help"] and len(words) > 1:  # help COMMAND is COMMAND --help
+        words = [words[1], "--help"]
+    with reader.may_leave():
+        return _answer(words)
+
+
+def _answer(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        if len(words) > 1 and words[1] in COMMANDS:
-            return run(words[1], ["--help"])
         sys.stdout.write(help_text())
-        return 0 if words else _USER_ERROR
+        return 0 if words else USER_ERROR_STATUS
     if words[0] in ("-V", "--version"):
         sys.stdout.write(f"{PROGRAM} {mindspeed_ms.__version__}\n")
         return 0
     if words[0] not in COMMANDS:
         sys.stderr.write(unknown_text(words[0]))
-        return _USER_ERROR
-    try:
-        return run(words[0], words[1:])
-    except BrokenPipeError:  # ``| head`` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return USER_ERROR_STATUS
+    return run(words[0], words[1:])

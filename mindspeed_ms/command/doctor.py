@@ -7,7 +7,6 @@ could not start at all.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import importlib.util
@@ -24,6 +23,7 @@ from pathlib import Path
 import mindspeed_ms
 from mindspeed_ms.backend import env
 from mindspeed_ms.backend.host_memory import free_memory
+from mindspeed_ms.toolkit.launch.command import Parser
 
 _GB = 1e9
 _SECONDS = 120
@@ -262,8 +262,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check everything; return 1 if no run could start."""
-    lines = (__doc__ or "").splitlines()
-    argparse.ArgumentParser(description=lines[0], epilog=" ".join(lines[2:])).parse_args(argv)
+    Parser.of(__doc__).parse_args(argv)
     is_wrong = no_mindspore = False
     for check in CHECKS:
         if no_mindspore and check is check_kernels:

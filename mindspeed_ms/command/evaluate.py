@@ -6,12 +6,12 @@ mpiexec -n 2 mindspeed-ms evaluate --load output/my_run --tensor-model-parallel-
 mindspeed-ms evaluate --load MODEL --data-path DATA --micro-batch-size 4 --seq-length 2048 ...
 
 A checkpoint of this project says which data its run had; flags, or a YAML file, say otherwise. Of
-others the model is known only. The layout is what the flags say, whatever that of the run was.
+others the model is known only. The layout is what the flags say, whatever that of the run was. All
+other flags are those of training: mindspeed-ms train --help.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ import yaml
 
 from mindspeed_ms.command import train
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
+from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.training.checkpoint_config import MODEL_SECTIONS, spec_of
 from mindspeed_ms.training.entry import user_errors
 
@@ -80,11 +81,7 @@ def words_for(load: str, step: int | None, rest: Sequence[str], folder: Path) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate; return the status."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog="All other flags are those of training: mindspeed-ms train --help.",
-        allow_abbrev=False,
-    )
+    parser = Parser.of(__doc__)
     parser.add_argument("--load", required=True, help="folder of the checkpoint")
     parser.add_argument("--ckpt-step", type=int, help="its iteration; default the newest")
     given, rest = parser.parse_known_args(argv)

@@ -29,7 +29,7 @@ from mindspeed_ms.training.entry import user_errors
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags: Megatron's, and every option of ``GenerationConfig`` under its name."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser.of(__doc__)
     parser.add_argument("--load", required=True, help="folder of the checkpoint")
     parser.add_argument("--prompt", action="append", help="a text to go on with; may be repeated")
     parser.add_argument("--prompt-file", type=Path, help="a prompt per line")

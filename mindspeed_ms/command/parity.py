@@ -18,9 +18,9 @@ tolerance.
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ import numpy as np
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.command import parity_log
+from mindspeed_ms.command.megatron_weights import provider_from
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.step_report import StepReport
-from mindspeed_ms.legacy.model import GPTModel
-from mindspeed_ms.legacy.model.megatron_names import load_megatron_parameters
+from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.training import initialize_megatron, pretrain, print_rank_0
 from mindspeed_ms.training.entry import user_errors
@@ -45,6 +45,9 @@ QUIET = ("--log-interval", "1000000")
 
 GRAD_NORM_TOLERANCE = 1e-4
 """Relative, on the gradient norm of an iteration."""
+
+_OF_A_RUN = ("command_line", "lm_loss", "grad_norm", "world_size")
+"""What the record of a run holds at least."""
 
 LAYER_LOSS = "load_balancing_loss"
 """Loss of MoE layers; a recorded run has its sum over micro-batches for each layer."""
@@ -104,8 +107,20 @@ def load_run(golden: Path, case: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the case is not in the folder.
+        ValueError: its file is damaged.
     """
-    return json.loads((golden / "runs" / f"{case}.json").read_text(encoding="utf-8"))
+    path = golden / "runs" / f"{case}.json"
+    if not path.is_file():
+        cases = ", ".join(sorted(file.stem for file in path.parent.glob("*.json")))
+        raise FileNotFoundError(
+            f"{path} is not there; {golden} {f'holds the cases {cases}' if cases else 'has none'}: "
+            "correct --golden or --case"
+        )
+    run = read_json(path)
+    missing = [name for name in _OF_A_RUN if name not in run]
+    if missing:
+        raise ValueError(f"{path} has no {missing[0]!r}; record the run again")
+    return run
 
 
 INITIAL_WEIGHTS_DEPEND_ON = (
@@ -142,15 +157,19 @@ def initial_weights(golden: Path, case: str) -> Path | None:
     run = load_run(golden, case)
     if "args" not in run and "--use-cpu-initialization" in run["command_line"]:
         return None
-    wanted = run["args"]
+    wanted = run.get("args")
     for path in sorted(own.parent.glob("*_iter_0000000.npz")):
-        args = load_run(golden, path.name.removesuffix("_iter_0000000.npz"))["args"]
-        if all(args.get(name) == wanted.get(name) for name in INITIAL_WEIGHTS_DEPEND_ON):
+        args = load_run(golden, path.name.removesuffix("_iter_0000000.npz")).get("args")
+        if wanted and args and _start_alike(args, wanted):
             return path
     raise FileNotFoundError(
         f"{own} is missing and no other case of {golden} starts from the same weights; name a "
         "file with --weights"
     )
+
+
+def _start_alike(args: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    return all(args.get(name) == others.get(name) for name in INITIAL_WEIGHTS_DEPEND_ON)
 
 
 def recorded_layer_losses(run: dict[str, Any]) -> np.ndarray | None:
@@ -179,17 +198,8 @@ def replay(golden: Path, case: str, flags: list[str], weights: Path | None = Non
         FileNotFoundError: the case is not in the folder.
     """
     run = load_run(golden, case)
-    path = weights or initial_weights(golden, case)
+    provider = provider_from(weights or initial_weights(golden, case))
     comparison = Comparison(run["lm_loss"], run["grad_norm"], recorded_layer_losses(run))
-
-    def model_provider(pre_process: bool, post_process: bool) -> GPTModel:
-        model = GPTModel(
-            get_all_config().model_config, pre_process=pre_process, post_process=post_process
-        )
-        if path is not None:
-            load_megatron_parameters(model, dict(np.load(path)))
-        return model
-
     comm.init_process_group()
     with tempfile.TemporaryDirectory() as output:
         shared = comm.broadcast_object(output, 0)
@@ -197,14 +207,14 @@ def replay(golden: Path, case: str, flags: list[str], weights: Path | None = Non
         recorded = recorded_flags(run, corpus, shared)
         initialize_megatron(argv=[*recorded, *QUIET, *flags])
         logging.getLogger("mindspeed_ms").setLevel(logging.WARNING)
-        pretrain(None, model_provider, all_config=get_all_config(), on_step=comparison.add)
+        pretrain(None, provider, all_config=get_all_config(), on_step=comparison.add)
         comm.barrier()
     return comparison
 
 
 def main() -> int:
     """Replay one case, or compare with a log; the status says whether it agrees."""
-    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser.of(__doc__)
     add = parser.add_argument
     add("--golden", type=Path, help="folder of recorded runs")
     add("--case", help="name of the run, e.g. b_llama_hot")
@@ -226,7 +236,8 @@ def main() -> int:
         return 0 if is_same else 1
     if arguments.golden is None or arguments.case is None:
         parser.error("give --log FILE, or --golden DIR and --case NAME")
-    comparison = replay(arguments.golden, arguments.case, flags, arguments.weights)
+    with user_errors():
+        comparison = replay(arguments.golden, arguments.case, flags, arguments.weights)
     print_rank_0(
         f"largest loss difference {comparison.worst_loss:.2e} (tolerance {LOSS_TOLERANCE:.0e}), "
         f"largest relative grad norm difference {comparison.worst_grad_norm:.2e} "

@@ -10,19 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mindspeed_ms.backend import comm, device
 from mindspeed_ms.command import divergence
 from mindspeed_ms.command.divergence import Curve
 from mindspeed_ms.command.megatron_log import LogLine, read_arguments, read_log
+from mindspeed_ms.command.megatron_weights import provider_from
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.build import assemble
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.step_report import StepReport
-from mindspeed_ms.legacy.model import GPTModel
-from mindspeed_ms.legacy.model.megatron_names import load_megatron_parameters
 from mindspeed_ms.training import get_args, initialize_megatron, pretrain, print_rank_0
 
 TOLERANCE = {"float32": 5e-6}
@@ -125,13 +122,17 @@ class Replay:
     Args:
         flags: of the run.
         last: iteration of the log that is compared last.
-        weights: Megatron's initial weights as arrays; None: those of the run itself.
+        weights: file of Megatron's initial weights; None: those of the run itself.
+
+    Raises:
+        OSError, ValueError: the file cannot be read.
 
     Parallelism: every method is collective over the world.
     """
 
     def __init__(self, flags: Sequence[str], last: int, weights: Path | None) -> None:
-        self._flags, self._last, self._weights = list(flags), last, weights
+        self._flags, self._last = list(flags), last
+        self._provider = provider_from(weights)
         self.arguments: dict[str, object] = {}
         self.tolerance = HALF_TOLERANCE
 
@@ -152,14 +153,6 @@ class Replay:
             kind = str(config.model_config.compute_dtype)
             self.tolerance = TOLERANCE.get(kind, HALF_TOLERANCE)
 
-            def provider(pre_process: bool, post_process: bool) -> GPTModel:
-                model = GPTModel(
-                    config.model_config, pre_process=pre_process, post_process=post_process
-                )
-                if self._weights is not None:
-                    load_megatron_parameters(model, dict(np.load(self._weights)))
-                return model
-
             def collect(step: StepReport) -> str | None:
                 curve.losses[step.iteration] = step.losses.get("lm loss", float("nan"))
                 curve.norms[step.iteration] = step.grad_norm or 0.0
@@ -167,7 +160,7 @@ class Replay:
                 curve.batches[step.iteration] = step.batch_size
                 return "compared" if step.iteration >= end else None
 
-            pretrain(None, provider, all_config=config, on_step=collect)
+            pretrain(None, self._provider, all_config=config, on_step=collect)
         return curve
 
 

@@ -7,7 +7,6 @@ mindspeed-ms plot output/my_run megatron.log --y "grad norm" --output both.svg
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from mindspeed_ms.command.megatron_log import read_log
 from mindspeed_ms.data.tokenizers import optional_libraries
 from mindspeed_ms.engine.observe.record import read_record
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 FILE_NAME = "curve.png"
 _NAMES = {"learning_rate": "learning rate", "grad_norm": "grad norm", "loss_scale": "loss scale"}
@@ -80,21 +80,14 @@ def draw(runs: Sequence[Path], name: str, output: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw; return the status."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog="\n".join((__doc__ or "").splitlines()[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser.of(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder or log")
     parser.add_argument("--y", default="lm loss", help="figure that is drawn (default: lm loss)")
     parser.add_argument("--output", type=Path, help=f"default {FILE_NAME} in the first folder")
     given = parser.parse_args(argv)
     first = given.runs[0]
     output = given.output or (first if first.is_dir() else first.parent) / FILE_NAME
-    try:
+    with user_errors():
         draw(given.runs, given.y, output)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.stderr.write(f"mindspeed-ms plot: error: {' '.join(str(error).split())}\n")
-        return 2
-    sys.stdout.write(f"{output}\n")
+        sys.stdout.write(f"{output}\n")
     return 0

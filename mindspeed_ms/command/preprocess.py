@@ -13,13 +13,11 @@ the order of their names. A sample is decoded again, to see whether the tokenize
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import product
 
 from mindspeed_ms.data.indexed_dataset import (
@@ -28,7 +26,7 @@ from mindspeed_ms.data.indexed_dataset import (
     get_bin_path,
     get_idx_path,
 )
-from mindspeed_ms.data.tokenizers import build_tokenizer
+from mindspeed_ms.data.tokenizers import Tokenizer, build_tokenizer
 from mindspeed_ms.data.tokenizers.corpus import (
     Chunk,
     EncodedChunk,
@@ -37,11 +35,12 @@ from mindspeed_ms.data.tokenizers.corpus import (
     count_documents,
     load_splitter,
     read_chunks,
+    texts_of_line,
 )
 from mindspeed_ms.data.tokenizers.round_trip import loss_in
 from mindspeed_ms.data.tokenizers.text_sources import find_inputs
 from mindspeed_ms.data.tokenizers.tokenizer_flags import add_tokenizer_flags
-from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 SAMPLED_FILES, SAMPLED_DOCUMENTS = 8, 16
 """What the tokenizer is tried on before it is used."""
@@ -62,8 +61,8 @@ class _Worker:
 _worker = _Worker()
 
 
-def _start_worker(args: argparse.Namespace, partition_size: int | None) -> None:
-    _worker.encoder = make_encoder(args, partition_size)
+def _start_worker(encoder: Encoder) -> None:
+    _worker.encoder = encoder
 
 
 def _encode_in_worker(chunk: Chunk) -> EncodedChunk:
@@ -71,37 +70,67 @@ def _encode_in_worker(chunk: Chunk) -> EncodedChunk:
     return _worker.encoder.encode_chunk(chunk)
 
 
-def make_encoder(args: argparse.Namespace, partition_size: int | None = None) -> Encoder:
-    """Encoder of one process, as the flags say."""
-    tokenizer = build_tokenizer(args)
+@dataclass(slots=True)
+class Sample:
+    """Beginnings of the first files, which the tokenizer is tried on."""
+
+    keys: Sequence[str]
+    taken: dict[str, list[tuple[str, bytes]]] = field(default_factory=dict)
+    """File -> its first lines."""
+
+    def noted(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Hand chunks on and keep what is the sample's."""
+        for chunk in chunks:
+            if chunk.first_line == 1 and len(self.taken) < SAMPLED_FILES:
+                self.taken[chunk.path] = chunk.placed_lines()[:SAMPLED_DOCUMENTS]
+            yield chunk
+
+    def texts(self) -> Iterator[str]:
+        """Every text of it."""
+        for lines in self.taken.values():
+            for where, line in lines:
+                for texts in texts_of_line(line, where, self.keys):
+                    yield from texts
+
+
+def make_encoder(args: argparse.Namespace, tokenizer: Tokenizer, paths: Sequence[str]) -> Encoder:
+    """What the flags say of encoding."""
+    size = None
+    if args.keep_sequential_samples and args.partitions > 1:
+        counts = (count_documents(path, args.json_keys, args.documents) for path in paths)
+        size = -(-sum(counts) // args.partitions)
     return Encoder(
         tokenizer,
         args.json_keys,
         is_eod_appended=args.append_eod,
         splitter=load_splitter(args.lang, args.keep_newlines) if args.split_sentences else None,
         num_partitions=args.partitions,
-        partition_size=partition_size,
+        partition_size=size,
     )
 
 
-def encode(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[EncodedChunk]:
-    """Encode all lines in order, in this process or in several."""
-    size = None
-    if args.keep_sequential_samples and args.partitions > 1:
-        counts = (count_documents(path, args.json_keys, args.documents) for path in paths)
-        size = -(-sum(counts) // args.partitions)
-    chunks = read_chunks(paths, keys=args.json_keys, unit=args.documents)
-    if args.workers == 1:
-        yield from map(make_encoder(args, size).encode_chunk, chunks)
+def encode(encoder: Encoder, chunks: Iterable[Chunk], workers: int) -> Iterator[EncodedChunk]:
+    """Encode chunks in their order, in this process or in several.
+
+    Raises:
+        ValueError: a line cannot be encoded.
+    """
+    if workers == 1:
+        yield from map(encoder.encode_chunk, chunks)
         return
-    start = partial(_start_worker, args, size)
-    with multiprocessing.Pool(args.workers, start) as pool:
-        yield from pool.imap(_encode_in_worker, chunks)
+    with multiprocessing.Pool(workers, _start_worker, (encoder,)) as pool:
+        try:
+            yield from pool.imap(_encode_in_worker, chunks)
+        except ValueError as error:  # the worker's place in the code is of no use here
+            raise ValueError(str(error)) from None
 
 
-def write(args: argparse.Namespace, paths: Sequence[str]) -> Progress:
+def write(
+    args: argparse.Namespace, tokenizer: Tokenizer, paths: Sequence[str], sample: Sample
+) -> Progress:
     """Write one dataset per key; return what was read."""
-    dtype = DType.optimal_dtype(build_tokenizer(args).vocab_size)
+    dtype = DType.optimal_dtype(tokenizer.vocab_size)
+    encoder = make_encoder(args, tokenizer, paths)
     level = "sentence" if args.split_sentences else "document"
     prefixes = [f"{args.output_prefix}_{key}_{level}" for key in args.json_keys]
     progress = Progress(paths, args.log_interval, _logger())
@@ -114,7 +143,8 @@ def write(args: argparse.Namespace, paths: Sequence[str]) -> Progress:
             )
             for partition, (key, prefix) in product(range(args.partitions), enumerate(prefixes))
         }
-        for chunk in encode(args, paths):
+        chunks = sample.noted(read_chunks(paths, keys=args.json_keys, unit=args.documents))
+        for chunk in encode(encoder, chunks, args.workers):
             for place, documents in chunk.documents.items():
                 builders[place].add_documents(*documents)
             progress.add(chunk)
@@ -123,7 +153,10 @@ def write(args: argparse.Namespace, paths: Sequence[str]) -> Progress:
             builders[0, key].add_builder(builders[partition, key])
         filled = [key for key in range(len(prefixes)) if builders[0, key].num_tokens]
         if not filled:
-            raise ValueError("no token was found; a dataset needs at least one: check the input")
+            raise ValueError(
+                f"no token was found in {' '.join(args.input)}; a dataset needs at least one: "
+                "check the input"
+            )
         for key, prefix in enumerate(prefixes):
             if key in filled:
                 builders[0, key].finalize(get_idx_path(prefix))
@@ -135,20 +168,9 @@ def write(args: argparse.Namespace, paths: Sequence[str]) -> Progress:
     return progress
 
 
-def sample(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[str]:
-    """Texts from the beginnings of the first files."""
-    for path in paths[:SAMPLED_FILES]:
-        chunk = next(read_chunks([path], keys=args.json_keys, unit=args.documents), None)
-        lines = [] if chunk is None else chunk.lines.splitlines()
-        for line in lines[:SAMPLED_DOCUMENTS]:
-            for key in args.json_keys:
-                value = json.loads(line)[key]
-                yield from value if isinstance(value, list) else [value]
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the flags; their names are Megatron's."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser.of(__doc__)
     add = parser.add_argument
     add(
         "--input",
@@ -189,18 +211,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Preprocess; bad input ends with one line and status 1."""
+    """Preprocess; bad input ends with one line and status 2."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     loss = None
-    try:
-        make_encoder(args)
-        paths = find_inputs(args.input)
-        progress = write(args, paths)
+    with user_errors():
+        tokenizer = build_tokenizer(args)
+        paths, sample = find_inputs(args.input), Sample(args.json_keys)
+        progress = write(args, tokenizer, paths, sample)
         if args.tokenizer_type != "NullTokenizer":
-            loss = loss_in(build_tokenizer(args), sample(args, paths))
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"preprocess_data: {' '.join(args.input)}: {' '.join(str(error).split())}")
+            loss = loss_in(tokenizer, sample.texts())
     _logger().info(
         "wrote %d documents, %d tokens to %s_*; %.2f characters per token",
         progress.num_documents,

@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 
 from mindspeed_ms.engine.report.page import FILE_NAME, write_report
-from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser.of(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folder of a run")
     parser.add_argument(
         "--output", type=Path, help=f"the file; without it {FILE_NAME} in the first folder"
@@ -32,9 +32,7 @@ def main() -> int:
     """Write one report."""
     arguments = parse()
     output = arguments.output or arguments.runs[0] / FILE_NAME
-    try:
+    with user_errors():
         write_report(arguments.runs, output)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    sys.stdout.write(f"{output}\n")
+        sys.stdout.write(f"{output}\n")
     return 0

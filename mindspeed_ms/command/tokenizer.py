@@ -12,25 +12,29 @@ merges.txt as GPT-2 has them, and tokenizer.json.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import logging
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-
-import sentencepiece
 
 from mindspeed_ms.data.tokenizers import (
     Tokenizer,
     build_tokenizer,
     optional_libraries,
 )
-from mindspeed_ms.data.tokenizers.corpus import read_chunks
+from mindspeed_ms.data.tokenizers.corpus import read_chunks, texts_of_line
 from mindspeed_ms.data.tokenizers.round_trip import loss_in
+from mindspeed_ms.data.tokenizers.sentencepiece_training import (
+    TrainingError,
+    train_sentencepiece,
+)
 from mindspeed_ms.data.tokenizers.text_sources import Unit, find_inputs
+from mindspeed_ms.files.whole import appears_whole
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 END = "<|endoftext|>"
 _LINE = 1000
@@ -41,29 +45,24 @@ _KEPT = ["\n", "\t", "  ", "    ", "        "]
 _SAMPLE = 64
 _ADDED = 5
 """Tokens that SentencePieceTokenizer adds to those of a model."""
+_BYTES = 257
+"""Tokens of a byte-level tokenizer that has learned nothing: every byte, and the end."""
 
 
-def texts_of(paths: Sequence[str], keys: Sequence[str], unit: Unit) -> Iterator[str]:
-    """Texts of all documents.
+def texts_of(
+    paths: Sequence[str], keys: Sequence[str], unit: Unit, sample: list[str]
+) -> Iterator[str]:
+    """Texts of all documents; the first ones are put into ``sample`` as well.
 
     Raises:
         ValueError: a line is no JSON object, or has no text under a key.
     """
     for chunk in read_chunks(paths, keys=keys, unit=unit):
-        for offset, line in enumerate(chunk.lines.splitlines()):
-            where = f"line {chunk.first_line + offset} of {chunk.path}"
-            try:
-                document = json.loads(line)
-                values = [document[key] for key in keys]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{where} is no JSON object with {', '.join(keys)} ({error}); set --json-keys"
-                ) from None
-            for value in values:
-                for text in value if isinstance(value, list) else [value]:
-                    if not isinstance(text, str):
-                        raise ValueError(f"{where} holds no text; set --json-keys")
-                    yield text
+        for where, line in chunk.placed_lines():
+            for text in chain.from_iterable(texts_of_line(line, where, keys)):
+                if len(sample) < _SAMPLE:
+                    sample.append(text)
+                yield text
 
 
 def stretches(texts: Iterator[str]) -> Iterator[str]:
@@ -76,50 +75,44 @@ def stretches(texts: Iterator[str]) -> Iterator[str]:
                     yield part
 
 
-def train_sentencepiece(texts: Iterator[str], vocab_size: int, output: Path) -> list[str]:
-    """Write a model; return the flags that use it.
+def train_pieces(texts: Iterator[str], vocab_size: int, output: Path) -> list[str]:
+    """Write a SentencePiece model; return the flags that use it.
 
     Raises:
         ValueError: there is too little text for so many tokens, or none.
     """
-    model = io.BytesIO()  # the name of a file would become part of the model
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=stretches(texts),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type="bpe",
-            character_coverage=0.9999,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            user_defined_symbols=_KEPT,
-            split_digits=True,
-            input_sentence_size=_MOST_SENTENCES,
-            shuffle_input_sentence=True,
-            num_threads=len(os.sched_getaffinity(0)),
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ValueError(_told(str(error), vocab_size)) from None
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(model.getvalue())
+    with appears_whole(output) as unfinished:
+        unfinished.touch()  # where none can be written, learning would be in vain
+        try:
+            model = train_sentencepiece(
+                stretches(texts),
+                vocab_size - _ADDED,
+                character_coverage=0.9999,
+                byte_fallback=True,
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                user_defined_symbols=_KEPT,
+                split_digits=True,
+                input_sentence_size=_MOST_SENTENCES,
+                shuffle_input_sentence=True,
+                num_threads=len(os.sched_getaffinity(0)),
+            )
+        except TrainingError as error:
+            raise ValueError(_told(str(error), vocab_size)) from None
+        unfinished.write_bytes(model)
     return ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", str(output)]
 
 
 def _told(problem: str, vocab_size: int) -> str:
     """SentencePiece's complaint as a user can follow it."""
-    given = f"--vocab-size {vocab_size + _ADDED}"
+    given = f"--vocab-size {vocab_size}"
     most = re.search(r"set it to a value <= (\d+)", problem)
     if most:
         return (
             f"{given} is more than this text has pieces for; give at most {int(most[1]) + _ADDED}"
         )
+    if vocab_size <= _ADDED:
+        return f"{given} leaves no token for text; give more than {_ADDED}"
     fewest = re.search(r"smaller than required_chars\D*\d+ vs (\d+)", problem)
     if fewest:
         needed = int(fewest[1]) + _ADDED
@@ -134,13 +127,18 @@ def train_bpe(texts: Iterator[str], vocab_size: int, output: Path) -> list[str]:
 
     Raises:
         RuntimeError: the library `tokenizers` is not installed.
+        ValueError: bytes alone are more tokens.
     """
     library = optional_libraries.load("tokenizers", "--kind bpe")
+    if vocab_size < _BYTES:
+        raise ValueError(
+            f"--vocab-size {vocab_size} is less than the bytes and {END}; give {_BYTES} or more"
+        )
+    output.mkdir(parents=True, exist_ok=True)
     trained = library.ByteLevelBPETokenizer()
     trained.train_from_iterator(
         texts, vocab_size=vocab_size, special_tokens=[END], show_progress=False
     )
-    output.mkdir(parents=True, exist_ok=True)
     trained.save_model(str(output))
     trained.save(str(output / "tokenizer.json"))
     stated = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "bos_token": END}
@@ -161,19 +159,13 @@ def train(given: argparse.Namespace) -> None:
     Raises:
         ValueError: the input holds no text, or not enough.
     """
-    paths = find_inputs(given.input)
-    texts = texts_of(paths, given.json_keys, given.documents)
+    sample: list[str] = []
+    texts = texts_of(find_inputs(given.input), given.json_keys, given.documents, sample)
     if given.kind == "bpe":
         flags = train_bpe(texts, given.vocab_size, given.output)
     else:
-        flags = train_sentencepiece(texts, given.vocab_size - _ADDED, given.output)
+        flags = train_pieces(texts, given.vocab_size, given.output)
     tokenizer = opened(flags)
-    sample = [
-        text
-        for text, _ in zip(
-            texts_of(paths, given.json_keys, given.documents), range(_SAMPLE), strict=False
-        )
-    ]
     characters = sum(map(len, sample))
     tokens = sum(len(tokenizer.tokenize(text)) for text in sample)
     sys.stdout.write(
@@ -187,11 +179,7 @@ def train(given: argparse.Namespace) -> None:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the flags."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog="\n".join((__doc__ or "").splitlines()[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser.of(__doc__)
     kinds = parser.add_subparsers(dest="command", required=True, metavar="train")
     training = kinds.add_parser("train", help="train one on text")
     add = training.add_argument
@@ -209,11 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train; bad input ends with one line."""
     given = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
+    with user_errors():
         if given.output.exists() and not given.force:
             raise ValueError(f"{given.output} exists; name another, or overwrite it with --force")
         train(given)
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.stderr.write(f"mindspeed-ms tokenizer: error: {' '.join(str(error).split())}\n")
-        return 2
     return 0

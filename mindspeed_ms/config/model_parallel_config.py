@@ -260,7 +260,12 @@ class ModelParallelConfig(Section):
                 state the number disagree.
 
         """
-        ranks = self.data_parallel_size(world_size) * self.context_parallel_size
+        return self.optimizer_instances_of(
+            self.data_parallel_size(world_size) * self.context_parallel_size
+        )
+
+    def optimizer_instances_of(self, ranks: int) -> int:
+        """As ``optimizer_instances``, for a number of data × context parallel ranks."""
         stated, size = self.num_distributed_optimizer_instances, self.zero_shard_size
         instances = stated if size is None else ranks // size
         if ranks % (size or stated) or (size is not None and stated not in (1, instances)):

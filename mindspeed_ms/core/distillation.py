@@ -13,7 +13,6 @@ this project's own.
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from mindspeed_ms.backend.base import Group, ReduceOp
 from mindspeed_ms.backend.numpy_types import bfloat16_to_float32
 from mindspeed_ms.core import parallel_state, run_state
 from mindspeed_ms.core.teacher import Teacher
+from mindspeed_ms.files.whole import appears_whole
 from mindspeed_ms.ops.portable.arrays import bfloat16_bits, tensor_of, wide
 
 ABSENT = -1
@@ -138,8 +138,7 @@ class Distillation:
         )
         places = np.arange(values.shape[0]) if self.places is None else self.places
         target = self.saves.folder / name
-        unfinished = target.with_suffix(".part")
-        with unfinished.open("wb") as file:
+        with appears_whole(target) as unfinished, unfinished.open("wb") as file:
             np.savez_compressed(
                 file,
                 meta=json.dumps({"identity": self.saves.identity, "dtype": self.saves.dtype}),
@@ -148,7 +147,6 @@ class Distillation:
                 values=_stored(values, self.saves.dtype),
                 tokens=tokens.astype(np.int32),
             )
-        os.replace(unfinished, target)
 
     # ---- the student -----------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ import json
 import logging
 import math
 import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from mindspeed_ms.files.crc import crc32_of_file
 from mindspeed_ms.files.regular_file import is_regular, open_regular, read_json
+from mindspeed_ms.files.whole import appears_whole
 
 logger = logging.getLogger(__name__)
 
@@ -153,15 +153,10 @@ def map_array(path: Path) -> NDArray:
 
 def _write_atomically(path: Path, content: NDArray | str) -> int:
     """Write a file; return its checksum."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as stream:
+    with appears_whole(path) as unfinished:
+        with open(unfinished, "xb") as stream:
             _write_content(stream, content)
-        crc = crc32_of_file(temporary, temporary.stat().st_size)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return crc
+        return crc32_of_file(unfinished, unfinished.stat().st_size)
 
 
 def _write_content(stream: BinaryIO, content: NDArray | str) -> None:

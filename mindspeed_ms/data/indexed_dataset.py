@@ -38,6 +38,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from mindspeed_ms.data.object_store import RemoteFile, is_remote, local_copy
 from mindspeed_ms.files.crc import crc32_of_file
 from mindspeed_ms.files.regular_file import open_regular
+from mindspeed_ms.files.whole import appears_whole
 
 logger = logging.getLogger(__name__)
 
@@ -556,18 +557,18 @@ class IndexedDatasetBuilder:
                 f"{self._bin_path}: no token was added; a dataset needs at least one: check the "
                 "input"
             )
-        temporary = f"{idx_path}.{uuid.uuid4().hex}.tmp"
-        with open(temporary, "xb") as stream:
-            stream.write(_HEADER.pack(_MAGIC, _VERSION, self._code, len(lengths), len(boundaries)))
-            stream.write(lengths.astype("<i4").tobytes())
-            stream.write((np.cumsum(sizes) - sizes).astype("<i8").tobytes())
-            stream.write(boundaries.astype("<i8").tobytes())
-        self._file.close()
-        # An old index must never meet the new tokens, so it goes first and the new one comes last.
-        with suppress(FileNotFoundError):
-            os.remove(idx_path)
-        os.replace(self._temporary, self._bin_path)
-        os.replace(temporary, idx_path)
+        with appears_whole(idx_path) as unfinished:
+            with open(unfinished, "xb") as stream:
+                numbers = (_MAGIC, _VERSION, self._code, len(lengths), len(boundaries))
+                stream.write(_HEADER.pack(*numbers))
+                stream.write(lengths.astype("<i4").tobytes())
+                stream.write((np.cumsum(sizes) - sizes).astype("<i8").tobytes())
+                stream.write(boundaries.astype("<i8").tobytes())
+            self._file.close()
+            # An old index must never meet new tokens, so it goes first and the new one comes last.
+            with suppress(FileNotFoundError):
+                os.remove(idx_path)
+            os.replace(self._temporary, self._bin_path)
 
     def discard(self) -> None:
         """Remove the unfinished file; nothing happens after ``finalize``."""

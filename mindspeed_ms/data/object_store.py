@@ -11,14 +11,13 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mindspeed_ms.files.regular_file import read_json
+from mindspeed_ms.files.whole import appears_whole
 
 logger = logging.getLogger(__name__)
 
@@ -79,15 +78,10 @@ class RemoteFile:
         Raises:
             OSError: it cannot be read or written.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            self._asked(lambda: self._store.get_file(self._path, str(temporary)))
-            if temporary.stat().st_size != self.size:
+        with appears_whole(path) as unfinished:
+            self._asked(lambda: self._store.get_file(self._path, str(unfinished)))
+            if unfinished.stat().st_size != self.size:
                 raise OSError(f"{self.url} came incomplete; start again")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _asked(self, request: Callable[[], Answer]) -> Answer:
         """Answer of a request that is repeated while the store does not give one."""
@@ -168,9 +162,8 @@ def local_copy(url: str, folder: str | None) -> str:
     if path.is_file() and path.stat().st_size == remote.size and _noted(note) == wanted:
         return str(path)
     remote.copy_to(path)
-    temporary = note.with_name(f"{note.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(wanted), encoding="utf-8")
-    os.replace(temporary, note)
+    with appears_whole(note) as unfinished:
+        unfinished.write_text(json.dumps(wanted), encoding="utf-8")
     logger.info("copied %s (%d bytes) to %s", url, remote.size, path)
     return str(path)
 

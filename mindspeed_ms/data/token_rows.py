@@ -11,8 +11,8 @@ import hashlib
 import logging
 import os
 import re
-import uuid
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from mindspeed_ms.data.masks import get_ltor_masks_and_position_ids
 from mindspeed_ms.data.object_store import is_remote
 from mindspeed_ms.data.token_check import first_outside
 from mindspeed_ms.data.utils import Split
+from mindspeed_ms.files.whole import appears_whole
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +187,6 @@ def open_mindrecord(path: str, cache_directory: str) -> NDArray:
 
 
 def _copy_rows(path: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         reader = FileReader([path], columns=[COLUMN])  # a path alone means all shards of its set
     except Exception as error:  # noqa: BLE001  (MindRecord raises RuntimeError, MRMOpenError, ...)
@@ -195,14 +194,14 @@ def _copy_rows(path: str, target: Path) -> None:
             f"{path} is not a MindRecord file with a column {COLUMN!r} ({type(error).__name__}); "
             "give another file"
         ) from error
-    try:
+    with closing(reader), appears_whole(target) as unfinished:
         count, first = reader.len(), None
         out: np.memmap | None = None
         for number, record in enumerate(reader.get_next()):
             row = np.asarray(record[COLUMN]).reshape(-1)
             if out is None:
                 first = len(row)
-                out = np.lib.format.open_memmap(temporary, "w+", np.int32, (count, first))
+                out = np.lib.format.open_memmap(unfinished, "w+", np.int32, (count, first))
             if len(row) != first:
                 raise ValueError(
                     f"row {number} of {path} has {len(row)} tokens, row 0 has {first}; rows must "
@@ -212,10 +211,6 @@ def _copy_rows(path: str, target: Path) -> None:
         if out is None:
             raise ValueError(f"{path} holds no row; give another file")
         out.flush()
-        os.replace(temporary, target)
-    finally:
-        reader.close()
-        temporary.unlink(missing_ok=True)
 
 
 def _map(path: Path) -> NDArray:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from mindspore.nn import Cell
 
 from mindspeed_ms.config import AllConfig, ModelParallelConfig, OptimizerConfig, TrainingConfig
+from mindspeed_ms.config.rules import shards_optimizer
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.distributed.distributed_data_parallel_config import (
@@ -77,8 +78,7 @@ def data_parallel_config(
         grad_reduce_in_fp32=training.accumulate_allreduce_grads_in_fp32,
         overlap_grad_reduce=training.overlap_grad_reduce and not is_delayed,
         overlap_param_gather=optimizer.overlap_param_gather,
-        use_distributed_optimizer=training.use_distributed_optimizer
-        or optimizer.optimizer_type == "dist_muon",
+        use_distributed_optimizer=shards_optimizer(training, optimizer, parallel),
         bucket_size=bucket_size,
         average_in_collective=training.ddp_average_in_collective,
         pad_buckets_for_high_nccl_busbw=training.ddp_pad_buckets_for_high_nccl_busbw,

@@ -17,7 +17,7 @@ from mindspeed_ms.models.layer import LayerSpec
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.plan.recompute_plan import recompute_plan
 from mindspeed_ms.plan.sequence_slices import keys_in_window
-from mindspeed_ms.planning.memory import expert_data_parallel_size
+from mindspeed_ms.planning.memory import element_bytes, expert_data_parallel_size
 from mindspeed_ms.planning.parameters import chunk_parameters, model_spec
 
 
@@ -130,6 +130,21 @@ def context_bytes_of_layer(config: AllConfig, layer: int = 0) -> float:
     return total + 2 * (ring - 1) * copied * width + hops * copied * 4
 
 
+def expert_bytes_of_layer(config: AllConfig, rows: int, width: int, ranks: int) -> float:
+    """Bytes of one layer and micro-batch that copies of tokens are, on their way to experts.
+
+    There and back, forward and backward.
+
+    Args:
+        config: the model.
+        rows: tokens on this rank.
+        width: bytes of a number of the stream.
+        ranks: that the experts are spread over.
+    """
+    copies = rows * config.moe_config.moe_router_topk
+    return 4.0 * copies * config.model_config.hidden_size * width * share(ranks)
+
+
 def stage_traffic(config: AllConfig, world_size: int, stage: int, microbatches: int) -> Traffic:
     """Bytes a rank of a stage sends in a step."""
     model, parallel = config.model_config, config.parallel_config
@@ -145,10 +160,11 @@ def stage_traffic(config: AllConfig, world_size: int, stage: int, microbatches: 
     context = sum(context_bytes_of_layer(config, layer) for layer in layers) * microbatches
     expert = 0.0
     if parallel.expert_model_parallel_size > 1:
-        copies = tokens // cut * config.moe_config.moe_router_topk
-        moved = copies * model.hidden_size * width * share(parallel.expert_model_parallel_size)
+        moved = expert_bytes_of_layer(
+            config, tokens // cut, width, parallel.expert_model_parallel_size
+        )
         with_experts = sum(model.has_experts(layer) for layer in layers)
-        expert = 4.0 * moved * with_experts * microbatches  # there and back, forward and backward
+        expert = moved * with_experts * microbatches
     passes = sum(
         (not (stage == 0 and chunk == 0))
         + (not (stage == placement.num_stages - 1 and chunk == placement.num_chunks - 1))
@@ -163,7 +179,7 @@ def stage_traffic(config: AllConfig, world_size: int, stage: int, microbatches: 
 
 def _data_bytes(config: AllConfig, world_size: int, stage: int) -> float:
     """Reduced gradients and gathered weights of one step; experts over their own ranks."""
-    training, parallel = config.training_config, config.parallel_config
+    parallel = config.parallel_config
     ranks = parallel.data_parallel_size(world_size) * parallel.context_parallel_size
     placement = layer_placement(config.model_config, parallel)
     specs = [
@@ -171,13 +187,13 @@ def _data_bytes(config: AllConfig, world_size: int, stage: int) -> float:
         for chunk in range(placement.num_chunks)
         for spec in chunk_parameters(config, stage, chunk)
     ]
-    in_fp32 = training.accumulate_allreduce_grads_in_fp32
     total = 0.0
     for is_expert in (False, True):
         mine = [spec for spec in specs if spec.is_expert == is_expert]
         size = expert_data_parallel_size(config, world_size) if is_expert else ranks
-        grads = sum(spec.size * (4 if in_fp32 else dtype_bytes(spec.dtype)) for spec in mine)
-        weights = sum(spec.size * dtype_bytes(spec.dtype) for spec in mine)
+        each = [element_bytes(one.spec, config) for one in mine]
+        grads = sum(one.size * of.gradient for one, of in zip(mine, each, strict=True))
+        weights = sum(one.size * of.weight for one, of in zip(mine, each, strict=True))
         if config.shards_optimizer:
             total += (grads + weights) * share(max(size, 1))
         else:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mindspeed_ms.config import AllConfig, OptimizerConfig
+from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.dtypes import FLOAT32, dtype_bytes
+from mindspeed_ms.models import ParamSpec
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.plan.param_layout import (
     PARAM_ALIGNMENT,
@@ -31,6 +32,11 @@ from mindspeed_ms.planning.parameters import (
 
 WHOLE_WEIGHTS = 3
 """Weights in full at a time with z3: two in use or on their way, and the zeros of hidden ones."""
+
+
+def scratch_buckets(overlaps: bool) -> int:
+    """Gradients of whole buckets at a time where they are shared out: one more on its way."""
+    return 2 if overlaps else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,36 @@ class StateBytes:
             self.optimizer + other.optimizer,
         )
 
+    def times(self, count: int) -> StateBytes:
+        """The same several times, part by part."""
+        parts = (self.parameters, self.weights, self.gradients, self.optimizer)
+        return StateBytes(*(count * part for part in parts))
+
+
+@dataclass(frozen=True, slots=True)
+class ElementBytes:
+    """What an element of a parameter takes where nothing is shared out."""
+
+    weight: int
+    gradient: int
+    optimizer: int
+    """Its states, and its fp32 copy where the weight is narrower."""
+
+
+def element_bytes(one: ParamSpec, config: AllConfig) -> ElementBytes:
+    """Bytes of an element of a parameter that is trained.
+
+    Args:
+        one: the parameter.
+        config: says types of gradients and states.
+    """
+    optimizer, width = config.optimizer_config, dtype_bytes(one.dtype)
+    names = optimizer.states_of(len(one.shape), one.is_vocabulary)
+    types = optimizer.narrow_types
+    states = (types.get(name, FLOAT32) for name in (*names, *(("main",) if width < 4 else ())))
+    in_fp32 = config.training_config.accumulate_allreduce_grads_in_fp32
+    return ElementBytes(width, 4 if in_fp32 else width, sum(map(dtype_bytes, states)))
+
 
 @dataclass(frozen=True, slots=True)
 class _Sharing:
@@ -70,10 +106,8 @@ class _Sharing:
     overlap: bool
     bucket_size: int | None
     is_bucketed: bool
-    grads_in_fp32: bool
     alignment_bytes: int
     high_bandwidth: bool
-    optimizer: OptimizerConfig
 
     @property
     def shards_gradients(self) -> bool:
@@ -93,7 +127,7 @@ def stage_state(config: AllConfig, world_size: int, stage: int) -> StateBytes:
             sharing = _sharing(config, world_size, stage, chunk, is_expert, count)
             mine = [spec for spec in specs if spec.is_expert == is_expert]
             for group in _buffers(mine, sharing):
-                total += _buffer_bytes(group, sharing)
+                total += _buffer_bytes(group, sharing, config)
     return total
 
 
@@ -119,10 +153,8 @@ def _sharing(
         overlap=training.overlap_grad_reduce and not is_delayed,
         bucket_size=bucket_size,
         is_bucketed=stage == 0 and chunk == 0,
-        grads_in_fp32=training.accumulate_allreduce_grads_in_fp32,
         alignment_bytes=512 if training.enable_mem_align else 1,
         high_bandwidth=training.ddp_pad_buckets_for_high_nccl_busbw,
-        optimizer=config.optimizer_config,
     )
 
 
@@ -152,32 +184,23 @@ def _is_matrix(spec: LocalParameter) -> bool:
     return spec.spec.partition_dim >= 0 and len(spec.shape) > 1
 
 
-def _buffer_bytes(specs: list[LocalParameter], sharing: _Sharing) -> StateBytes:
-    width = dtype_bytes(specs[0].dtype)
-    grad_width = 4 if sharing.grads_in_fp32 else width
-    layout = _layout(specs, sharing, grad_width)
+def _buffer_bytes(specs: list[LocalParameter], sharing: _Sharing, config: AllConfig) -> StateBytes:
+    one = element_bytes(specs[0].spec, config)
+    layout = _layout(specs, sharing, one.gradient)
     owned = layout.size // sharing.shards
     largest = max(span.size for span in layout.buckets)
-    weights = layout.size * width
+    weights = layout.size * one.weight
     if not _is_whole(specs[0], sharing):
-        weights = (owned + WHOLE_WEIGHTS * largest) * width
-    gradients = layout.size * grad_width
+        weights = (owned + WHOLE_WEIGHTS * largest) * one.weight
+    gradients = layout.size * one.gradient
     if sharing.shards_gradients:
-        scratch = 2 if sharing.overlap and len(layout.buckets) > 1 else 1
-        gradients = (owned + scratch * largest) * grad_width
-    copies = 0 if width == 4 else 1
+        scratch = scratch_buckets(sharing.overlap and len(layout.buckets) > 1)
+        gradients = (owned + scratch * largest) * one.gradient
     count = sum(spec.size for spec in specs)
-    moments = sum(spec.size * _moment_bytes(spec, sharing) for spec in specs) / max(count, 1)
-    copy = dtype_bytes(sharing.optimizer.narrow_types.get("main", FLOAT32)) * copies
-    optimizer = math.ceil(owned * (moments + copy))
+    # Padding has no states of its own kind: it takes what an element does on average.
+    states = sum(spec.size * element_bytes(spec.spec, config).optimizer for spec in specs)
+    optimizer = math.ceil(owned * states / max(count, 1))
     return StateBytes(count, weights, gradients, optimizer)
-
-
-def _moment_bytes(spec: LocalParameter, sharing: _Sharing) -> int:
-    """Of an element's states."""
-    names = sharing.optimizer.states_of(len(spec.shape), spec.spec.is_vocabulary)
-    types = sharing.optimizer.narrow_types
-    return sum(dtype_bytes(types.get(name, FLOAT32)) for name in names)
 
 
 def _layout(specs: list[LocalParameter], sharing: _Sharing, grad_width: int) -> BufferLayout:

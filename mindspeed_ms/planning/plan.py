@@ -65,7 +65,7 @@ class Plan:
     @property
     def crowding(self) -> float:
         """Ranks for each core, where there are more ranks than cores; else 1."""
-        return max(1.0, self.world_size / self.device.cores) if self.device.cores else 1.0
+        return self.device.crowding(self.world_size)
 
     @property
     def step_seconds(self) -> float:
@@ -233,7 +233,7 @@ def _exposed_seconds(config: AllConfig, world_size: int, device: Device, stage: 
     parallel = config.parallel_config
     ranks = parallel.data_parallel_size(world_size) * parallel.context_parallel_size
     span = parallel.tensor_model_parallel_size * ranks
-    update = stage.state.optimizer * 2 / device.memory_bytes_per_second  # read and written once
+    update = device.update_seconds(stage.state.optimizer)
     if ranks == 1:
         return update
     each = sum(one.forward + one.backward for one in stage.passes)

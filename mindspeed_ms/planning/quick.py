@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from operator import attrgetter
 from typing import Any
 
 from mindspeed_ms.config import AllConfig
-from mindspeed_ms.config.dtypes import dtype_bytes
 from mindspeed_ms.models.feed_forward import MoESpec
-from mindspeed_ms.models.layer import LayerSpec
+from mindspeed_ms.models.parameter import ParamSpec
 from mindspeed_ms.plan.recompute_plan import LayerRecompute
 from mindspeed_ms.planning.activations import head_bytes, rank_sizes
-from mindspeed_ms.planning.communication import context_bytes_of_layer, share, tensor_units
-from mindspeed_ms.planning.memory import WHOLE_WEIGHTS
+from mindspeed_ms.planning.communication import (
+    context_bytes_of_layer,
+    expert_bytes_of_layer,
+    share,
+    tensor_units,
+)
+from mindspeed_ms.planning.memory import WHOLE_WEIGHTS, StateBytes, element_bytes, scratch_buckets
 from mindspeed_ms.planning.operations import backward_operations, tail_operations
 from mindspeed_ms.planning.parameters import model_spec
 from mindspeed_ms.planning.plan import shown_seconds
@@ -68,6 +73,42 @@ class _Unit:
     """Bytes of its input."""
 
 
+_COPIES = ("num_distributed_optimizer_instances", "zero_shard_size")
+_NONE = StateBytes(0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffer:
+    """Parameters of one type on a rank that shares none of them out."""
+
+    total: StateBytes = _NONE
+    largest: StateBytes = _NONE
+    """The largest of them."""
+    frozen: int = 0
+    """Bytes of weights that are not trained."""
+
+    def and_more(self, other: _Buffer, count: int) -> _Buffer:
+        """This one with another one several times."""
+        return _Buffer(
+            self.total + other.total.times(count),
+            max(self.largest, other.largest, key=attrgetter("parameters")),
+            self.frozen + count * other.frozen,
+        )
+
+
+_Held = Mapping[tuple[bool, str], _Buffer]
+"""(is of one expert in each layer, type) -> parameters."""
+
+
+def _together(parts: Iterable[tuple[_Held, int]]) -> _Held:
+    """Parts, each several times."""
+    found: dict[tuple[bool, str], _Buffer] = {}
+    for held, count in parts:
+        for key, buffer in held.items() if count else ():
+            found[key] = found.get(key, _Buffer()).and_more(buffer, count)
+    return found
+
+
 class QuickLook:
     """Estimates for layouts of one model, batch and number of ranks.
 
@@ -87,22 +128,20 @@ class QuickLook:
     ) -> None:
         self.config, self.world_size = config, world_size
         self.device = device.shared_by(world_size)
-        self.sections = sections
+        # Copies of the optimizer need all data-parallel ranks, of which the base has one.
+        parallel = {k: v for k, v in sections["parallel_config"].items() if k not in _COPIES}
+        self.sections = {**sections, "parallel_config": parallel}
         self.spec = model_spec(config)
         self.total = config.global_batch_size(world_size)
         self.kinds = list(dict.fromkeys(self.spec.layers))
         self.kind_of = [self.kinds.index(layer) for layer in self.spec.layers]
         self.back = backward_operations(self.spec)
-        training, model = config.training_config, config.model_config
-        self.width = dtype_bytes(model.params_dtype)
-        self.grad = 4 if training.accumulate_allreduce_grads_in_fp32 else self.width
-        moments = len(config.optimizer_config.states_of(2, False))
-        self.state = 4 * (moments + (0 if self.width == 4 else 1))
         self.unit = lru_cache(maxsize=None)(self._unit)
         self.base = lru_cache(maxsize=None)(self._base)
         self.weights = lru_cache(maxsize=None)(self._weights)
         self.stages = lru_cache(maxsize=None)(self._stages)
         self.ends = lru_cache(maxsize=None)(self._ends)
+        self.holds = lru_cache(maxsize=None)(self._holds)
         self.counts = lru_cache(maxsize=None)(self._counts)
         self.head = lru_cache(maxsize=None)(self._head)
         self.passes = lru_cache(maxsize=None)(self._passes)
@@ -125,20 +164,38 @@ class QuickLook:
         plain = Layout(tensor, 1, context, 1, expert_tensor, 1, 1)
         return applied(self.config, self.sections, tensor * context, 1, plain)
 
-    def _weights(self, kind: int, tensor: int, expert_tensor: int) -> tuple[int, int, int]:
-        """(elements outside experts, of one expert, of the largest matrix) of a kind of layer."""
-        layer = self.kinds[kind]
-        return (0, 0, 0) if layer is None else _elements(layer, tensor, expert_tensor)
+    def _weights(self, kind: int, tensor: int, expert_tensor: int) -> _Held:
+        """What a layer of a kind holds."""
+        layer = self.spec.of_layer(self.kind_of.index(kind), range(1))
+        return self._held(layer, tensor, expert_tensor)
 
-    def _ends(self, tensor: int) -> tuple[int, int]:
-        """Elements of the embedding, and of everything behind the layers."""
-        before = sum(
-            math.prod(one.local_shape(tensor, tensor)) for one in self.spec.before_layers()
-        )
-        behind = sum(
-            math.prod(one.local_shape(tensor, tensor)) for one in self.spec.behind_layers(range(1))
-        )
-        return before, behind
+    def _ends(self, tensor: int, expert_tensor: int, is_apart: bool) -> tuple[_Held, _Held]:
+        """What comes before the layers, and behind them; ``is_apart``: on another stage."""
+        before = self._held(self.spec.before_layers(), tensor, expert_tensor)
+        behind = list(self.spec.behind_layers(range(1)))
+        if is_apart and self.spec.has_shared_embedding:
+            behind.append(self.spec.embedding_copy)
+        return before, self._held(behind, tensor, expert_tensor)
+
+    def _holds(self, stage: _Stage, tensor: int, expert_tensor: int, is_apart: bool) -> _Held:
+        """What a stage holds; ``is_apart``: it is one of several."""
+        before, behind = self.ends(tensor, expert_tensor, is_apart)
+        parts = [(self.weights(kind, tensor, expert_tensor), count) for kind, count in stage.kinds]
+        return _together([*parts, (before, stage.first == 0), (behind, stage.is_last)])
+
+    def _held(self, parameters: Iterable[ParamSpec], tensor: int, expert_tensor: int) -> _Held:
+        parts: list[tuple[_Held, int]] = []
+        for one in parameters:
+            size = math.prod(one.local_shape(tensor, expert_tensor))
+            each = element_bytes(one, self.config)
+            own = _Buffer()
+            if one.is_frozen:
+                own = _Buffer(frozen=size * each.weight)
+            elif one.is_trained:
+                bytes_of = StateBytes(1, each.weight, each.gradient, each.optimizer).times(size)
+                own = _Buffer(bytes_of, bytes_of)
+            parts.append(({(one.expert is not None, str(one.dtype)): own}, 1))
+        return _together(parts)
 
     @cached_property
     def experts(self) -> int:
@@ -187,8 +244,7 @@ class QuickLook:
         if parallel.context_parallel_size > 1:
             inner += context_bytes_of_layer(base, self.kind_of.index(kind))
         if expert > 1 and layer is not None and isinstance(layer.mlp, MoESpec):
-            copies = sizes.rows * base.moe_config.moe_router_topk
-            inner += 4.0 * copies * model.hidden_size * sizes.width * share(expert)
+            inner += expert_bytes_of_layer(base, sizes.rows, sizes.width, expert)
         span = tensor * parallel.context_parallel_size * expert
         return seconds + inner / self.device.bandwidth(span)
 
@@ -217,7 +273,7 @@ class QuickLook:
         if layout.chunks > 1 and rounds < layout.stages:
             return None
         base = self.base(layout.tensor, layout.context, layout.expert_tensor)
-        if base is None:
+        if base is None or not self._is_cut(data * layout.context):
             return None
         passes, most, exposed = [], 0.0, 0.0
         for stage in self.stages(layout.stages, layout.chunks):
@@ -242,9 +298,17 @@ class QuickLook:
             sizes = rank_sizes(base)
             moved = sizes.stream(self.spec.hidden_size) * layout.micro
             step += 2 * (layout.stages - 1) * moved / self.device.network_bytes_per_second
-        crowding = max(1.0, self.world_size / self.device.cores) if self.device.cores else 1.0
+        crowding = self.device.crowding(self.world_size)
         step = max(step, rounds * around / layout.stages * crowding) + exposed * crowding
         return Estimate(layout, step, most)
+
+    def _is_cut(self, ranks: int) -> bool:
+        """Whether copies of the optimizer share data × context parallel ranks out evenly."""
+        try:
+            self.config.parallel_config.optimizer_instances_of(ranks)
+        except ValueError:
+            return False
+        return True
 
     def _head(self, tensor: int, context: int, expert_tensor: int) -> tuple[int, int]:
         """(bytes kept, bytes beside) of the head and the losses."""
@@ -301,42 +365,33 @@ class QuickLook:
         self, layout: Layout, stage: _Stage, rounds: int, seconds: float
     ) -> tuple[float, float]:
         """(bytes of weights, gradients and optimizer; seconds of traffic that nothing hides)."""
-        dense = experts = largest = 0
-        for kind, count in stage.kinds:
-            own, one, widest = self.weights(kind, layout.tensor, layout.expert_tensor)
-            dense += count * own
-            experts += count * one * (self.experts // layout.expert)
-            largest = max(largest, widest)
-        before, behind = self.ends(layout.tensor)
-        dense += before * (stage.first == 0) + behind * stage.is_last
         ranks = self.world_size // (layout.tensor * layout.stages)
+        instances = self.config.parallel_config.optimizer_instances_of(ranks)
         expert_ranks = self.world_size // (layout.expert_tensor * layout.expert * layout.stages)
-        owned, count = dense / ranks + experts / max(expert_ranks, 1), dense + experts
-        weights, grads = float(count * self.width), float(count * self.grad)
-        if layout.zero == "z3":
-            weights = (dense / ranks + experts + WHOLE_WEIGHTS * largest) * self.width
-        if layout.zero != "z1":
-            grads = (owned + 2 * largest) * self.grad
-        moved = (self.grad + self.width) * (
-            dense * share(ranks) + experts * share(max(expert_ranks, 1))
-        )
+        overlaps = self.config.training_config.overlap_grad_reduce
+        sizes = (layout.tensor, layout.expert_tensor)
+        total = state = moved = 0.0
+        for (is_expert, _), buffer in self.holds(stage, *sizes, layout.stages > 1).items():
+            many = self.experts // layout.expert if is_expert else 1
+            own, largest = buffer.total.times(many), buffer.largest
+            group = max(expert_ranks, 1) if is_expert else ranks
+            shards = group if is_expert else group // instances
+            weights, gradients = float(own.weights), float(own.gradients)
+            if layout.zero == "z3" and not is_expert:
+                weights = weights / shards + WHOLE_WEIGHTS * largest.weights
+            if layout.zero != "z1":
+                several = own.parameters > largest.parameters
+                scratch = scratch_buckets(overlaps and several)
+                gradients = gradients / shards + scratch * largest.gradients
+            state += own.optimizer / shards
+            total += weights + gradients + buffer.frozen * many
+            moved += (own.weights + own.gradients) * share(group)
         repeated = 1 if layout.zero == "z1" else rounds
         sent = moved * repeated / self.device.bandwidth(layout.tensor * ranks)
-        if self.config.training_config.overlap_grad_reduce:
+        if overlaps:
             sent = shown_seconds(sent, seconds, repeated)
-        update = owned * self.state * 2 / self.device.memory_bytes_per_second
-        return weights + grads + owned * self.state, (sent if ranks > 1 else 0.0) + update
-
-
-def _elements(layer: LayerSpec, tensor: int, expert_tensor: int) -> tuple[int, int, int]:
-    dense = expert = largest = 0
-    for one in layer.parameters(range(1)):
-        if one.is_trained:
-            size = math.prod(one.local_shape(tensor, expert_tensor))
-            dense += 0 if one.expert is not None else size
-            expert += size if one.expert is not None else 0
-            largest = max(largest, size)
-    return dense, expert, largest
+        late = (sent if ranks > 1 else 0.0) + self.device.update_seconds(state)
+        return total + state, late
 
 
 def _in_flight(layout: Layout, stage: int, rounds: int) -> float:

@@ -45,6 +45,14 @@ class Device:
         """What one of several ranks has of it: cores that are left over compute faster."""
         return replace(self, tflops=self.tflops * max(1, self.cores // ranks))
 
+    def crowding(self, ranks: int) -> float:
+        """Ranks for each core, where there are more ranks than cores; else 1."""
+        return max(1.0, ranks / self.cores) if self.cores else 1.0
+
+    def update_seconds(self, state_bytes: float) -> float:
+        """Of an optimizer whose state on a rank is read and written once."""
+        return 2 * state_bytes / self.memory_bytes_per_second
+
     @property
     def operations_per_second(self) -> float:
         """Of matrix products in a model."""

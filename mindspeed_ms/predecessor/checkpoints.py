@@ -20,6 +20,7 @@ from mindspore import Parameter, Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.files.whole import appears_whole
 from mindspeed_ms.predecessor.optimizer import MixedPrecisionOptimizer, chunks_of
 
 _PLACE = "epoch_num", "step_num"
@@ -108,7 +109,6 @@ def save_checkpoint(  # noqa: PLR0913 - the predecessor's public signature
         The file.
     """
     path = Path(get_checkpoint_name(ckpt_path, format, False, prefix, epoch_num, step_num))
-    path.parent.mkdir(parents=True, exist_ok=True)
     entries = dict(_named(model))
     entries |= {name: Parameter(Tensor(value)) for name, value in _state_of(optimizer).items()}
     for name, value in zip(_PLACE, (epoch_num, step_num), strict=True):
@@ -116,11 +116,9 @@ def save_checkpoint(  # noqa: PLR0913 - the predecessor's public signature
     if opt_param_scheduler is not None:
         text = json.dumps(opt_param_scheduler.state_dict()).encode()
         entries[_SCHEDULE] = Parameter(Tensor(np.frombuffer(text, np.uint8).astype(np.int32)))
-    # A name of its own until it is whole, so that no step finds half a file.
-    partial = path.with_name(f"{path.stem}.partial.{format}")
     rows = [{"name": name, "data": value} for name, value in entries.items()]
-    ms.save_checkpoint(rows, str(partial), format=format, crc_check=crc_check)
-    partial.replace(path)
+    with appears_whole(path) as unfinished:
+        ms.save_checkpoint(rows, str(unfinished), format=format, crc_check=crc_check)
     _forget_old(path, format, prefix, keep_checkpoint_max)
     return str(path)
 

@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 
 from mindspeed_ms.data.tokenizers.byte_level import read_json
 from mindspeed_ms.data.tokenizers.tokenizer_folder import WANTED
+from mindspeed_ms.files.whole import appears_whole
 from mindspeed_ms.toolkit import hub, messages, registry
 from mindspeed_ms.toolkit.tokenization import lengths
 from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
 from mindspeed_ms.toolkit.tokenization.base import PreTrainedTokenizerFast
 from mindspeed_ms.toolkit.tokenization.batch_encoding import TENSOR_TYPES, as_tensor
-from mindspeed_ms.toolkit.tokenization.saving import write_whole
 
 CONFIG_FILE = "processor_config.json"
 SETTINGS = ("max_length", "padding", "return_tensors")
@@ -125,7 +125,8 @@ class TextProcessor:
         config = {name: getattr(self, name) for name in SETTINGS}
         path = Path(save_directory) / CONFIG_FILE
         text = json.dumps({"processor_class": type(self).__name__, **config}, indent=2)
-        write_whole(path, text + "\n")
+        with appears_whole(path) as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8")
         return *files, str(path)
 
 

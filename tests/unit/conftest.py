@@ -11,6 +11,21 @@ device.initialize()  # before any test runs an operator: errors then come from t
 
 
 @pytest.fixture
+def refused(capsys):
+    """Calls what must end with status 2 and one line on standard error; returns the line."""
+
+    def told(command, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            command(*arguments)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert end.value.code == 2 and "Traceback" not in line
+        return line
+
+    return told
+
+
+@pytest.fixture
 def single_rank():
     """Groups of size 1 and fresh seeds; taken down afterwards."""
     comm.init_process_group()

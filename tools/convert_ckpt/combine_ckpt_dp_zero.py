@@ -26,7 +26,7 @@ from mindspeed_ms.formats.containers import mindspore_file
 from mindspeed_ms.formats.containers import safetensors_file as safetensors
 from mindspeed_ms.formats.mindspore_dirs import tensors_in
 from mindspeed_ms.plan.region import Region, Span
-from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 _STRATEGY = re.compile(r"dist_opt_shard_info_rank_(\d+)-.*\.json")
 _BUCKET = re.compile(r"(?:(.*)\.)?buffer_(\d+)_bucket_(\d+)$")
@@ -98,6 +98,12 @@ def joined(strategy: Strategy, files: Sequence[Path]) -> dict[str, StoredTensor]
         start = f"{kind}." if kind else ""
         for name, (place, shape) in strategy.params.items():
             key = f"{start}buffer_{place.buffer}_bucket_{place.bucket}"
+            for path, held in zip(files, contents, strict=True):
+                if key not in held:
+                    raise ValueError(
+                        f"{path} has no {key}, which holds {name} by the strategy files; give the "
+                        "files of one checkpoint"
+                    )
             pieces = _pieces(
                 place, shape, [(p, c[key]) for p, c in zip(files, contents, strict=True)]
             )
@@ -187,7 +193,7 @@ def _write(arguments: argparse.Namespace, rank: int, tensors: dict[str, StoredTe
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Join; return the status."""
-    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser.of(__doc__)
     add = parser.add_argument
     add("--strategy-dir", type=Path, default=Path("./output/opt_shard_info"))
     add("--checkpoint-dir", type=Path, default=Path("./output"))
@@ -199,11 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--rank-section", type=int, nargs=2, help="first and one past the last rank")
     add("--no-save-optim", action="store_true", help="leave the optimizer out")
     arguments = parser.parse_args(argv)
-    try:
+    with user_errors():
         written = combine(arguments)
-    except (ValueError, OSError, KeyError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
     sys.stdout.write(f"{written} files -> {arguments.output_dir}\n")
     return 0
 

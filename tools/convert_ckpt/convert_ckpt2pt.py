@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert; return the status."""
-    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser.of(__doc__)
     add = parser.add_argument
     add("--ms-path", type=Path, required=True)
     add("--megatron-path", type=Path, required=True)
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--process-limit", type=int, help="accepted: tensors are streamed")
     add("--process_timeout", type=int, help="accepted: tensors are streamed")
     arguments = parser.parse_args(argv)
-    try:
+    with user_errors():
         options = ConvertOptions(
             to="megatron",
             tensor=arguments.tp_size,
@@ -51,9 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             ),
         )
         report = convert(arguments.ms_path, arguments.megatron_path, options)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
     sys.stdout.write(f"{report.num_tensors} weights -> {report.folder}\n")
     return 0
 

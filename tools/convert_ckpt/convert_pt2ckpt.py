@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mindspeed_ms.toolkit.launch.command import Parser
+from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 
@@ -51,7 +51,7 @@ def layers_of(arguments: argparse.Namespace) -> tuple | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert; return the status."""
-    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser.of(__doc__)
     add = parser.add_argument
     add("--megatron-path", type=Path, required=True)
     add("--ms-path", type=Path, required=True)
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dist-opt-content", nargs="*", default=["param", "exp_avg", "exp_avg_sq"])
     add_layout_flags(parser)
     arguments = parser.parse_args(argv)
-    try:
+    with user_errors():
         if arguments.parallel_init_order != "tp-cp-ep-dp-pp":
             raise ValueError(
                 f"--parallel-init-order {arguments.parallel_init_order} is not written; use "
@@ -82,9 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             dtype="F32",
         )
         report = convert(arguments.megatron_path, arguments.ms_path, options)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
     sys.stdout.write(f"{report.num_tensors} weights -> {report.folder}\n")
     return 0
 

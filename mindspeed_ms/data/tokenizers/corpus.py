@@ -24,7 +24,7 @@ from mindspeed_ms.backend import bars
 from mindspeed_ms.data.indexed_dataset import DType
 from mindspeed_ms.data.token_check import first_outside
 from mindspeed_ms.data.tokenizers import optional_libraries
-from mindspeed_ms.data.tokenizers.text_sources import Unit, json_lines, kind_of
+from mindspeed_ms.data.tokenizers.text_sources import Kind, Unit, json_lines, kind_of
 from mindspeed_ms.data.tokenizers.tokenizer import Tokenizer
 from mindspeed_ms.files.regular_file import open_regular
 
@@ -51,6 +51,16 @@ class Chunk(NamedTuple):
     lines: bytes
     position: int
     """Bytes read of this and the earlier files; of compressed ones, compressed bytes."""
+
+    def placed_lines(self) -> list[tuple[str, bytes]]:
+        """(place, for messages; the line without its end) of every line."""
+        lines = self.lines.split(b"\n")
+        if not lines[-1]:  # what follows the last line end is no line
+            lines.pop()
+        return [
+            (f"line {number} of {self.path}", line)
+            for number, line in enumerate(lines, self.first_line)
+        ]
 
 
 class Documents(NamedTuple):
@@ -145,12 +155,9 @@ class Encoder:
         """
         collectors: dict[tuple[int, int], _Collector] = {}
         self._num_characters = 0
-        lines = chunk.lines.split(b"\n")
-        if not lines[-1]:  # what follows the last line end is no line
-            lines.pop()
-        for offset, line in enumerate(lines):
-            where = f"line {chunk.first_line + offset} of {chunk.path}"
-            partition = self._partition_of(chunk.first_document + offset)
+        lines = chunk.placed_lines()
+        for number, (where, line) in enumerate(lines, chunk.first_document):
+            partition = self._partition_of(number)
             for key, document in enumerate(self._encode_line(line, where)):
                 place = (partition, key)
                 if place not in collectors:
@@ -169,7 +176,9 @@ class Encoder:
     def _encode_line(self, line: bytes, where: str) -> list[list[list[int]]]:
         """The sequences of each key."""
         documents = []
-        for texts in self._texts(line, where):
+        for texts in texts_of_line(line, where, self._json_keys):
+            if self._splitter is not None:
+                texts = self._split("".join(texts))
             self._num_characters += sum(map(len, texts))
             try:
                 parts = [part for part in map(self._tokenizer.tokenize, texts) if part]
@@ -180,38 +189,49 @@ class Encoder:
             documents.append(parts)
         return documents
 
-    def _texts(self, line: bytes, where: str) -> list[Sequence[str]]:
-        try:
-            document = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{where} is not JSON in UTF-8 ({error}); each line must be one JSON object"
-            ) from error
-        if not isinstance(document, dict):
-            raise ValueError(
-                f"{where} is a JSON {type(document).__name__}; each line must be one object"
-            )
-        texts: list[Sequence[str]] = []
-        for key in self._json_keys:
-            if key not in document:
-                raise ValueError(
-                    f"{where} has no key {key!r}, only {sorted(document)}; set --json-keys"
-                )
-            value = document[key]
-            parts = value if isinstance(value, list) else [value]
-            if not all(isinstance(part, str) for part in parts):
-                raise ValueError(
-                    f"{where} holds no text under {key!r}; the value must be a string or a list "
-                    "of strings"
-                )
-            texts.append(parts if self._splitter is None else self._split("".join(parts)))
-        return texts
-
     def _split(self, text: str) -> list[str]:
         assert self._splitter is not None, "called with a splitter only"
         starts = range(0, len(text), _SPLIT_CHARACTERS)
         pieces = (self._splitter(text[start : start + _SPLIT_CHARACTERS]) for start in starts)
         return [sentence for piece in pieces for sentence in piece]
+
+
+def texts_of_line(line: bytes, where: str, keys: Sequence[str]) -> list[Sequence[str]]:
+    """Texts of each key of a line: a string is one, a list may hold several.
+
+    Args:
+        line: one JSON object.
+        where: its place, for messages.
+        keys: that are read.
+
+    Raises:
+        ValueError: it is no JSON object in UTF-8, or a key is missing or holds no text.
+    """
+    try:
+        document = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{where} is not JSON in UTF-8 ({error}); each line must be one JSON object"
+        ) from error
+    if not isinstance(document, dict):
+        raise ValueError(
+            f"{where} is a JSON {type(document).__name__}; each line must be one object"
+        )
+    texts: list[Sequence[str]] = []
+    for key in keys:
+        if key not in document:
+            raise ValueError(
+                f"{where} has no key {key!r}, only {sorted(document)}; set --json-keys"
+            )
+        value = document[key]
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError(
+                f"{where} holds no text under {key!r}; the value must be a string or a list "
+                "of strings"
+            )
+        texts.append(parts)
+    return texts
 
 
 def _blocks(path: str, size: int) -> Iterator[tuple[bytes, int]]:
@@ -232,8 +252,9 @@ def _blocks(path: str, size: int) -> Iterator[tuple[bytes, int]]:
 
 def count_documents(path: str, keys: Sequence[str] = ("text",), unit: Unit = "file") -> int:
     """Documents of a file; a line without a line end at the end counts too."""
-    if kind_of(path) != "lines":
-        return sum(lines.count(b"\n") for lines, _ in json_lines(path, keys, unit))
+    kind = kind_of(path)
+    if kind != "lines":
+        return sum(lines.count(b"\n") for lines, _ in json_lines(path, kind, keys, unit))
     count, last = 0, b"\n"
     for block, _ in _blocks(path, 1 << 22):
         count += block.count(b"\n")
@@ -260,8 +281,9 @@ def read_chunks(
     """
     document, base = 0, 0
     for path in paths:
-        if kind_of(path) != "lines":
-            for chunk in _chunks_of(path, keys, unit, chunk_bytes):
+        kind = kind_of(path)
+        if kind != "lines":
+            for chunk in _chunks_of(path, kind, keys, unit, chunk_bytes):
                 chunk = chunk._replace(first_document=document, position=base + chunk.position)
                 document += chunk.lines.count(b"\n")
                 yield chunk
@@ -286,11 +308,13 @@ def read_chunks(
         base += os.path.getsize(path)
 
 
-def _chunks_of(path: str, keys: Sequence[str], unit: Unit, chunk_bytes: int) -> Iterator[Chunk]:
+def _chunks_of(
+    path: str, kind: Kind, keys: Sequence[str], unit: Unit, chunk_bytes: int
+) -> Iterator[Chunk]:
     """Chunks of a file that is not of JSON lines."""
     parts: list[bytes] = []
     line, position, size = 1, 0, 0
-    for lines, position in json_lines(path, keys, unit):
+    for lines, position in json_lines(path, kind, keys, unit):
         parts.append(lines)
         size += len(lines)
         if size >= chunk_bytes:

@@ -10,14 +10,19 @@ import codecs
 import glob
 import gzip
 import json
+import logging
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mindspeed_ms.data.tokenizers import optional_libraries
 from mindspeed_ms.files.regular_file import open_regular, read_json
+
+logger = logging.getLogger(__name__)
 
 Unit = Literal["file", "paragraph", "line"]
 """What of a plain text is a document."""
@@ -49,38 +54,69 @@ _NOTES = ("dataset_dict.json", "state.json", "dataset_info.json")
 def find_inputs(patterns: str | Sequence[str]) -> list[str]:
     """Files of paths, folders and patterns; those of a folder or a pattern by their names.
 
+    Of folders, hidden files and folders and what is no text are left out; a line says so.
+
     Raises:
         FileNotFoundError: a path, or a pattern, leads to no file.
     """
     found: list[str] = []
+    passed_over = _PassedOver()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         if not paths:
             raise FileNotFoundError(f"{pattern}: no such file, and no file matches it as a pattern")
         for path in paths:
-            found += _files_of(Path(path)) if os.path.isdir(path) else [path]
+            if not os.path.isdir(path):
+                found.append(path)
+                continue
+            files = _files_of(Path(path), passed_over, ())
+            if not files:
+                raise FileNotFoundError(f"{path} holds no file that ends in {', '.join(ENDINGS)}")
+            found += files
+    passed_over.tell()
     return found
 
 
-def _files_of(folder: Path) -> list[str]:
+@dataclass(slots=True)
+class _PassedOver:
+    """What of folders is not read."""
+
+    hidden: list[str] = field(default_factory=list)
+    endings: Counter[str] = field(default_factory=Counter)
+    """Ending -> files."""
+
+    def tell(self) -> None:
+        """Say it in one line."""
+        parts = []
+        if self.hidden:
+            parts.append(f"{len(self.hidden)} hidden ({self.hidden[0]})")
+        if self.endings:
+            kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(self.endings.items()))
+            parts.append(f"{self.endings.total()} that hold no text by their ending ({kinds})")
+        if parts:
+            logger.warning("files and folders left out of the input: %s", "; ".join(parts))
+
+
+def _files_of(folder: Path, passed_over: _PassedOver, above: tuple[str, ...]) -> list[str]:
+    """Texts of a folder and those in it; ``above``: the folders it is in, as a link may be one."""
     if (folder / "state.json").is_file():  # datasets.Dataset.save_to_disk
         stated = read_json(folder / "state.json").get("_data_files") or []
         return [str(folder / item["filename"]) for item in stated]
     found: list[str] = []
+    within = (*above, os.path.realpath(folder))
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in _NOTES:
+        if path.name in _NOTES:
             continue
-        if path.is_dir():
-            found += _files_of(path) if _has_text(path) else []
+        if path.name.startswith("."):
+            passed_over.hidden.append(str(path))
+        elif path.is_dir():
+            if os.path.realpath(path) not in within:
+                found += _files_of(path, passed_over, within)
         elif _ending(path.name) in ENDINGS:
             found.append(str(path))
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no file that ends in {', '.join(ENDINGS)}")
+        else:
+            passed_over.endings[_ending(path.name) or "without"] += 1
     return found
-
-
-def _has_text(folder: Path) -> bool:
-    return any(_ending(path.name) in ENDINGS for path in folder.rglob("*"))
 
 
 def _ending(name: str) -> str:
@@ -111,11 +147,14 @@ def _opened(path: str) -> Any:
     return gzip.GzipFile(fileobj=stream) if path.endswith(".gz") else stream
 
 
-def json_lines(path: str, keys: Sequence[str], unit: Unit) -> Iterator[tuple[bytes, int]]:
+def json_lines(
+    path: str, kind: Kind, keys: Sequence[str], unit: Unit
+) -> Iterator[tuple[bytes, int]]:
     """Documents of a text, parquet or arrow file as JSON lines, and how far into it they are.
 
     Args:
         path: the file.
+        kind: what is in it.
         keys: columns that are read; a text serves the first.
         unit: what of a text is a document.
 
@@ -124,13 +163,13 @@ def json_lines(path: str, keys: Sequence[str], unit: Unit) -> Iterator[tuple[byt
         RuntimeError: the library that reads it is not installed.
     """
     size = os.path.getsize(path)
-    if kind_of(path) == "text":
+    if kind == "text":
         for pieces, share in _text_documents(path, unit):
             value = pieces[0] if len(pieces) == 1 else pieces
             document = dict.fromkeys(keys, "") | {keys[0]: value}
             yield _line(document), int(share * size)
         return
-    for rows, share in _tables(path, keys):
+    for rows, share in _tables(path, kind, keys):
         yield b"".join(_line(row) for row in rows), int(share * size)
 
 
@@ -198,11 +237,13 @@ def _pieces(path: str) -> Iterator[tuple[str, float]]:
         yield rest, 1.0
 
 
-def _tables(path: str, keys: Sequence[str]) -> Iterator[tuple[list[dict[str, Any]], float]]:
+def _tables(
+    path: str, kind: Kind, keys: Sequence[str]
+) -> Iterator[tuple[list[dict[str, Any]], float]]:
     """Rows of a table, in groups, and the share of the file that is read."""
     arrow = optional_libraries.load("pyarrow", f"{path} is a table, and reading it", "text")
     try:
-        if kind_of(path) == "parquet":
+        if kind == "parquet":
             file = optional_libraries.load("pyarrow.parquet", path, "text").ParquetFile(path)
             batches: Any = file.iter_batches(columns=_known(path, keys, file.schema_arrow.names))
             count = max(1, file.metadata.num_rows)

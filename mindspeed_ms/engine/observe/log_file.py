@@ -6,11 +6,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
+
+from mindspeed_ms.files.whole import appears_whole
 
 _FLUSH_SECONDS = 1.0
 Row = dict[str, float | int | bool | None]
@@ -56,7 +57,6 @@ class LogFile:
         self._handle = self._path.open("a", encoding="utf-8", newline="")
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        partial = self._path.with_name(f".{self._path.name}.partial")
         if self._is_csv:
             for row in rows:
                 self._columns += [name for name in row if name not in self._columns]
@@ -64,8 +64,8 @@ class LogFile:
             lines += [_csv_line(row.get(name) for name in self._columns) for row in rows]
         else:
             lines = [json.dumps(row) + "\n" for row in rows]
-        partial.write_text("".join(lines), encoding="utf-8")
-        os.replace(partial, self._path)
+        with appears_whole(self._path) as unfinished:
+            unfinished.write_text("".join(lines), encoding="utf-8")
 
     def flush(self) -> None:
         """Hand all rows to the system, unless that was done just now."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-import os
 import socket
 import struct
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_ms.engine.observe.figures import BY_SAMPLES, Figures
+from mindspeed_ms.files.whole import appears_whole
 
 _FLUSH_SECONDS = 5
 """Events are in the file after so long at most; to wait for them costs as much as a small step."""
@@ -178,9 +178,8 @@ def cut_events(folder: Path, iteration: int, consumed_samples: int) -> int:
             else:
                 kept.append(record)
         if dropped:
-            partial = file.with_name(f".{file.name}.partial")
-            partial.write_bytes(b"".join(kept))
-            os.replace(partial, file)
+            with appears_whole(file) as unfinished:
+                unfinished.write_bytes(b"".join(kept))
             removed += dropped
     return removed
 

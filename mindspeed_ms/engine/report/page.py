@@ -6,11 +6,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_ms.engine.report.story import Story, differing_settings, tell
+from mindspeed_ms.files.whole import appears_whole
 
 FILE_NAME = "report.html"
 TEMPLATE = Path(__file__).parent / "page.html"
@@ -43,10 +43,8 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     if problem is not None:
         raise ValueError(problem)
     text = page([tell(folder) for folder in folders])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, output)
+    with appears_whole(output) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def page(stories: Sequence[Story]) -> str:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of the server: ``python -m mindspeed_ms.toolkit.serve --model FOLDER``.
+"""Answer OpenAI's and Megatron's requests for text with a model.
+
+    mindspeed-ms serve --model FOLDER
+    python -m mindspeed_ms.toolkit.serve --model FOLDER
 
 Under mpiexec, torchrun or msrun the layout flags share the model out; the first rank listens.
 """
@@ -27,6 +30,7 @@ from mindspeed_ms.core.inference.engine import InferenceEngine, position_limit, 
 from mindspeed_ms.toolkit.generation.beam import beam_search
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
 from mindspeed_ms.toolkit.generation.mixin import GenerationMixin
+from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.toolkit.models import layout_flags
 from mindspeed_ms.toolkit.models.auto import AutoModelForCausalLM
 from mindspeed_ms.toolkit.models.layout_flags import positive
@@ -69,10 +73,7 @@ class Settings:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mindspeed_ms.toolkit.serve",
-        description="Answers OpenAI's and Megatron's requests for text with a model.",
-    )
+    parser = Parser.of(__doc__, alone="python -m mindspeed_ms.toolkit.serve")
     add = parser.add_argument
     add("--model", "--load", required=True, help="folder of the model, or of a checkpoint")
     add("--served-model-name", help="its name in requests (default: the folder's)")

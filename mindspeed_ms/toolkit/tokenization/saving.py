@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mindspeed_ms.data.tokenizers.pipelines import GENERIC, PIPELINES
+from mindspeed_ms.files.whole import appears_whole
 from mindspeed_ms.toolkit.tokenization.special_tokens import SpecialTokens
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -50,7 +51,8 @@ class Saving(SpecialTokens):
         files = {config: text + "\n", folder / f"{prefix}{TOKENIZER_FILE}": self._tokenizer_json()}
         files |= self._template_files(folder, prefix)
         for path, content in files.items():
-            write_whole(path, content)
+            with appears_whole(path) as unfinished:
+                unfinished.write_text(content, encoding="utf-8")
         return tuple(map(str, files))
 
     def save_vocabulary(
@@ -129,11 +131,3 @@ def _as_json(value: Any) -> Any:
     if type(value).__name__ == "AddedToken":
         return value.__getstate__() | {"__type": "AddedToken"}
     return value
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(content, encoding="utf-8")
-    os.replace(beside, path)

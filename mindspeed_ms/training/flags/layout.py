@@ -12,7 +12,6 @@ from mindspeed_ms.training.flags.row import (
     Field,
     Flag,
     NoEffect,
-    ReadField,
     asked_means,
     in_group,
     off,
@@ -62,11 +61,6 @@ def _algo_of_comm_types(given: str | list[str]) -> str:
             f"way here: give one kind, for example --cp-comm-type {kinds[0]}"
         )
     return _CP_ALGO_OF_COMM_TYPE.get(kinds[0], kinds[0])
-
-
-def _as_is(held: Any, read: ReadField) -> Any:
-    del read
-    return held
 
 
 def _layout_of_stages(given: str) -> str:
@@ -126,7 +120,7 @@ AXES = in_group(
         value(
             "--context-parallel-algo",
             str,
-            Field(_CP_ALGO, means=_CP_ALGOS.get, back=_as_is),
+            Field(_CP_ALGO, means=_CP_ALGOS),
             choices=tuple(_CP_ALGOS),
         ),
         values(

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mindspeed_ms.training.flags.row import (
-    UNSET,
     Field,
     Flag,
     Refused,
@@ -24,14 +25,10 @@ _NO_FP8 = Refused("moments in 8 bits are not available", "use bf16 or fp16")
 _NO_SOAP = Refused("this update rule is not available", "use adam or muon")
 
 
-def _type_of(name: str) -> Field:
-    """A field that holds the whole name of a type."""
-    short = {whole: one for one, whole in _MOMENT_TYPES.items()}
-    return Field(
-        f"optimizer_config.{name}",
-        means=lambda given: _MOMENT_TYPES.get(given, given),
-        back=lambda own, _: short[own],
-    )
+def _type_of(name: str, types: Mapping[str, str] = _MOMENT_TYPES) -> Field:
+    """A field that holds the whole name of a type, which a flag may give as well."""
+    whole = {one: one for one in types.values()}
+    return Field(f"optimizer_config.{name}", means={**types, **whole})
 
 
 REGULARIZATION = in_group(
@@ -82,8 +79,7 @@ REGULARIZATION = in_group(
             str,
             Field(
                 "optimizer_config.apply_wd_to_qk_layernorm",
-                means=lambda _: True,
-                back=lambda own, _: _QK_NORMS_DECAY if own else UNSET,
+                means={_QK_NORMS_DECAY: True},
             ),
             choices=(_QK_NORMS_DECAY,),
         ),
@@ -128,7 +124,7 @@ REGULARIZATION = in_group(
         value(
             "--main-params-dtype",
             str,
-            _type_of("main_params_dtype"),
+            _type_of("main_params_dtype", _WIDE_OR_HALF),
             "fp32",
             choices=tuple(_WIDE_OR_HALF),
         ),

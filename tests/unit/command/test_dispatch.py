@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``mindspeed-ms``: sub-commands, their help, configurations, completion."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -56,11 +57,78 @@ def test_every_command_tells_its_flags(name, capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         dispatch.main([name, "--help"])
     told = capsys.readouterr().out
-    program = "python -m mindspeed_ms.toolkit.serve" if name == "serve" else f"mindspeed-ms {name}"
-    assert end.value.code == 0 and told.startswith(f"usage: {program}")
+    assert end.value.code == 0 and told.startswith(f"usage: mindspeed-ms {name}")
 
 
-def test_configurations_are_listed_shown_and_copied(tmp_path, capsys, monkeypatch):
+MISTAKES = {
+    "nothing": "there is no command 'nothing'",
+    "help nothing": "there is no command 'nothing'",
+    "configs": "required: {list,show,copy}",
+    "configs copy tiny_gpt file/below": "file",
+    "completion tcsh": "invalid choice: 'tcsh'",
+    "doctor --wrong": "unrecognized arguments: --wrong",
+    "plot": "required: RUN",
+    "plot random": "random has no line",
+    "report": "required: RUN_DIR",
+    "report none": "none holds no record",
+    "report random": "random",
+    "tokenizer": "required: train",
+    "tokenizer train --input file --output random/x --vocab-size 300": "random",
+    "tokenizer train --input file --output x --vocab-size many": "invalid int value: 'many'",
+    "preprocess": "required: --input",
+    "preprocess --input random.txt --output-prefix x --tokenizer-type NullTokenizer "
+    "--vocab-size 9": "random.txt is not UTF-8",
+    "convert": "required: command",
+    "convert random out": "random holds no checkpoint",
+    "convert empty out --num-layer-list a,b": "'a,b' are no numbers of layers",
+    "convert empty out --max-shard-size big": "'big' is not the size of a file",
+    "evaluate": "required: --load",
+    "evaluate --load empty": "empty holds no checkpoint",
+    "generate --load empty --prompt-file random": "UnicodeDecodeError",
+    "generate --load empty --prompt-file none": "none: No such file",
+    "serve": "required: --model",
+    "serve --load empty": "nothing found for 'empty'",
+    "parity": "give --log FILE, or --golden",
+    "parity --log random": "random has no line",
+    "parity --log none": "none: No such file",
+    "parity --golden empty --case x": "empty has none",
+    "parity --golden runs --case cut": "cut.json is not JSON",
+    "parity --golden runs --case bare": "bare.json has no 'command_line'",
+    "parity --golden runs --case whole --weights random": "random is no .npz",
+    "parity --golden runs --case whole --weights none": "none: No such file",
+    "compare-layouts --layouts xx=2": "contains 'xx=2'",
+    "compare-layouts --yaml none": "there is no configuration file none",
+    "compare-layouts --tolerance x": "invalid float value: 'x'",
+}
+"""Words -> what is told; none shows a traceback."""
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistakes_are_one_line(words, tmp_path, monkeypatch, refused):
+    noise = bytes(range(256)) * 4
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("some words\n")
+    for name in ("random", "random.txt"):
+        (tmp_path / name).write_bytes(noise)
+    (tmp_path / "runs" / "runs").mkdir(parents=True)
+    whole = {"command_line": [], "lm_loss": [1], "grad_norm": [1], "world_size": 1}
+    for name, text in {"cut": "[1", "bare": "{}", "whole": json.dumps(whole)}.items():
+        (tmp_path / "runs" / "runs" / f"{name}.json").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mindspeed-ms"])
+    told = refused(lambda: sys.exit(dispatch.main(words.split())))
+    assert "error: " in told and MISTAKES[words] in told
+
+
+def test_a_reader_may_leave(tmp_path):
+    """As ``| head -1`` does."""
+    for words in ("configs list", "configs show tiny_gpt", "completion bash", "train --help-all"):
+        line = f"{sys.executable} -m mindspeed_ms.command {words} | true; echo ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
+        assert (done.stdout, done.stderr) in (("0\n", ""), ("141\n", "")), words
+
+
+def test_configurations_are_listed_shown_and_copied(tmp_path, capsys, refused, monkeypatch):
     assert configs.main(["list"]) == 0
     assert "tiny_gpt  " in capsys.readouterr().out
     assert configs.main(["copy", "tiny_gpt", str(tmp_path / "my.yaml")]) == 0
@@ -68,10 +136,8 @@ def test_configurations_are_listed_shown_and_copied(tmp_path, capsys, monkeypatc
     monkeypatch.chdir(tmp_path)
     stated = yaml.safe_load(Path("my.yaml").read_text(encoding="utf-8"))
     assert Path(stated["dataset_config"]["tokenizer_model"]).is_file()
-    assert configs.main(["copy", "tiny_gpt", "my.yaml"]) == 2
-    assert "my.yaml exists" in capsys.readouterr().err
-    assert configs.main(["show", "nothing"]) == 2
-    assert "there is no configuration nothing" in capsys.readouterr().err
+    assert "my.yaml exists" in refused(configs.main, ["copy", "tiny_gpt", "my.yaml"])
+    assert "there is no configuration nothing" in refused(configs.main, ["show", "nothing"])
     shown = init_configs_from_yaml("my.yaml")
     assert shown.model_config == init_configs_from_yaml("tiny_gpt").model_config
 

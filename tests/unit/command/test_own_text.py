@@ -4,6 +4,7 @@
 import gzip
 import json
 import random
+from collections import Counter
 
 import pyarrow
 import pyarrow.parquet
@@ -69,38 +70,41 @@ def test_every_text_comes_back(original, model):
     assert own.detokenize(own.tokenize(original)) == original
 
 
-def test_training_says_how_to_use_it(tmp_path, capsys):
+def test_training_says_how_to_use_it(tmp_path, capsys, refused):
     (tmp_path / "a.txt").write_text(text(200), encoding="utf-8")
     words = ["train", "--input", str(tmp_path), "--output", str(tmp_path / "m" / "my.model")]
     assert tokenizer.main([*words, "--vocab-size", "350"]) == 0
     told = capsys.readouterr().out
     assert "350 tokens" in told and "characters per token" in told and "WARNING" not in told
     assert "--tokenizer-type SentencePieceTokenizer --tokenizer-model" in told
-    assert tokenizer.main(words) == 2 and "exists" in capsys.readouterr().err
+    assert "exists" in refused(tokenizer.main, words)
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(90000, "give at most "), (20, "give more than "), (400, "no text")]
+    ("size", "expected"),
+    [(90000, "give at most "), (20, "give more than "), (400, "no text"), (-5, "give more than 5")],
 )
-def test_a_size_that_does_not_fit_is_one_line(size, expected, tmp_path, capsys):
+def test_a_size_that_does_not_fit_is_one_line(size, expected, tmp_path, refused):
     (tmp_path / "a.txt").write_text(text(50) if size != 400 else " \n\n", encoding="utf-8")
     words = ["train", "--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / "my.model")]
-    assert tokenizer.main([*words, "--vocab-size", str(size)]) == 2
-    error = capsys.readouterr().err
-    assert expected in error and error.count("\n") == 1
-    if size != 400:
-        bound = error.rstrip().split()[-1]
+    error = refused(tokenizer.main, [*words, "--vocab-size", str(size)])
+    assert expected in error and not list(tmp_path.glob("*my.model*"))
+    if size in (20, 90000):
+        bound = error.split()[-1]
         fits = int(bound) + (1 if size == 20 else 0)
         assert tokenizer.main([*words, "--vocab-size", str(fits)]) == 0
 
 
-def test_a_byte_level_tokenizer(tmp_path, capsys):
+def test_a_byte_level_tokenizer(tmp_path, capsys, refused):
     (tmp_path / "a.jsonl").write_text(json.dumps({"body": text(100)}) + "\n", encoding="utf-8")
     words = ["train", "--input", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "bpe")]
-    assert tokenizer.main([*words, "--kind", "bpe", "--vocab-size", "400"]) == 2
-    assert "no JSON object with text" in capsys.readouterr().err
+    words += ["--kind", "bpe", "--force"]
+    told = refused(tokenizer.main, [*words, "--vocab-size", "400"])
+    assert told.endswith("a.jsonl has no key 'text', only ['body']; set --json-keys")
     words += ["--json-keys", "body"]
-    assert tokenizer.main([*words, "--kind", "bpe", "--vocab-size", "400"]) == 0
+    for size in ("256", "-5"):
+        assert "give 257 or more" in refused(tokenizer.main, [*words, "--vocab-size", size])
+    assert tokenizer.main([*words, "--vocab-size", "400"]) == 0
     told = capsys.readouterr().out
     assert "--tokenizer-type GPT2BPETokenizer --vocab-file" in told and "WARNING" not in told
 
@@ -171,28 +175,59 @@ def test_a_long_text_is_one_document_of_several_sequences(tmp_path, model, monke
         ("a.txt.gz", gzip.compress(b"abc" * 99)[:-9], "cut off or damaged"),
     ],
 )
-def test_files_that_cannot_be_read_are_one_line(name, content, expected, tmp_path, model):
+def test_files_that_cannot_be_read_are_one_line(name, content, expected, tmp_path, model, refused):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(SystemExit, match=expected):
-        made(tmp_path, model, tmp_path / name)
+    assert expected in refused(made, tmp_path, model, tmp_path / name)
     assert not list(tmp_path.glob("out*"))
+    if expected != "no token was found":
+        words = ["train", "--input", str(tmp_path / name), "--output", str(tmp_path / "my.model")]
+        told = refused(tokenizer.main, words)
+        assert f"{tmp_path / name} " in told and expected in told and "sentencepiece" not in told
 
 
-def test_columns_are_named(tmp_path, model):
+def test_columns_are_named(tmp_path, model, refused):
     path = tmp_path / "d.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"body": ["a ship"], "id": [1]}), path)
-    with pytest.raises(SystemExit, match=r"no column 'text', only \['body', 'id'\]"):
-        made(tmp_path, model, path)
+    assert "no column 'text', only ['body', 'id']" in refused(made, tmp_path, model, path)
     assert made(tmp_path, model, path, json_keys="body") == ["a ship"]
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a ship", None]}), path)
-    with pytest.raises(SystemExit, match="line 2 of .* holds no text"):
-        made(tmp_path, model, path)
+    assert f"line 2 of {path} holds no text" in refused(made, tmp_path, model, path)
 
 
-def test_an_empty_folder_is_told(tmp_path, model):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(SystemExit, match="holds no file that ends in"):
-        made(tmp_path, model, tmp_path / "empty")
+def test_an_empty_folder_is_told(tmp_path, model, refused):
+    (tmp_path / "empty" / ".hidden").mkdir(parents=True)
+    (tmp_path / "empty" / ".hidden" / "a.txt").write_text("a ship")
+    assert "holds no file that ends in" in refused(made, tmp_path, model, tmp_path / "empty")
+
+
+def test_what_is_hidden_or_no_text_is_left_out_with_a_line(tmp_path, model, caplog):
+    folder = tmp_path / "texts"
+    for name in ("a.txt", "sub/.cache/b.txt", ".c.txt", "sub/d.png", "sub/deep/e.txt", "README"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"a ship {name[0]}", encoding="utf-8")
+    (folder / "sub" / "again").symlink_to(folder)
+    assert made(tmp_path, model, folder) == ["a ship a", "a ship s"]
+    (line,) = [record.message for record in caplog.records if "left out" in record.message]
+    assert line.endswith(
+        f"2 hidden ({folder}/.c.txt); 2 that hold no text by their ending (1 .png, 1 without)"
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_tokenizer_is_built_once_and_texts_are_read_once(tmp_path, model, monkeypatch, workers):
+    counts = Counter()
+
+    def counted(module, name):
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *args, **kw: counts.update([name]) or original(*args, **kw)
+        )
+
+    counted(preprocess, "build_tokenizer")
+    counted(text_sources, "_pieces")
+    (tmp_path / "a.txt").write_text(text(20), encoding="utf-8")
+    assert made(tmp_path, model, tmp_path / "a.txt", workers=workers) == [text(20)]
+    assert counts == {"build_tokenizer": 1, "_pieces": 1}
 
 
 # --- what preprocessing says ----------------------------------------------------------------------
@@ -233,18 +268,17 @@ LINE = (
 )
 
 
-def test_a_log_is_drawn(tmp_path, capsys):
+def test_a_log_is_drawn(tmp_path, refused):
     log = tmp_path / "megatron.log"
     log.write_text("noise\n" + "".join(LINE.format(step, 6 - step) for step in (1, 2, 3)))
     assert plot.curves_of(log)["lm loss"] == {1: 5.0, 2: 4.0, 3: 3.0}
     assert plot.main([str(log)]) == 0
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert plot.main([str(log), "--y", "nothing"]) == 2
-    assert "has no 'nothing'; it has consumed samples, grad norm" in capsys.readouterr().err
+    told = refused(plot.main, [str(log), "--y", "nothing"])
+    assert "has no 'nothing'; it has consumed samples, grad norm" in told
 
 
-def test_nothing_to_draw_is_one_line(tmp_path, capsys):
+def test_nothing_to_draw_is_one_line(tmp_path, refused):
     (tmp_path / "empty.log").write_text("nothing here\n")
-    assert plot.main([str(tmp_path / "empty.log")]) == 2
-    assert plot.main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err.count("\n") == 2
+    for path in (tmp_path / "empty.log", tmp_path, tmp_path / "none"):
+        assert str(path) in refused(plot.main, [str(path)])

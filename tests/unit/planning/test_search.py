@@ -10,6 +10,7 @@ import pytest
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.planning.parameters import model_spec
 from mindspeed_ms.planning.plan import make_plan
+from mindspeed_ms.planning.quick import QuickLook
 from mindspeed_ms.planning.space import ZERO_LEVELS, applied, layouts, recomputes, spread
 from mindspeed_ms.planning.suggest import search, suggestion_lines, with_memory
 from mindspeed_ms.planning.timing import Device
@@ -62,6 +63,38 @@ def test_nothing_in_the_whole_space_is_better(words, world, share):
     assert len(plans) > 50
     assert found.candidates[0].plan.step_seconds <= best * 1.001
     assert all(one.plan.fits for one in found.candidates)
+
+
+NARROW = (
+    "--use-precision-aware-optimizer --main-params-dtype fp16 --exp-avg-dtype bf16 "
+    "--exp-avg-sq-dtype bf16 --accumulate-allreduce-grads-in-fp32"
+)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"{EXPERTS} {NARROW}",
+        f"{EXPERTS} --mtp-num-layers 1 --overlap-grad-reduce",
+        "--optimizer muon",
+        "--optimizer sgd",
+        "--use-distributed-optimizer --num-distributed-optimizer-instances 2",
+        "--use-lora --lora-r 8 --lora-target-modules linear_qkv linear_fc1",
+    ],
+)
+def test_a_quick_look_holds_what_a_plan_holds(words):
+    """Types of states, frozen weights, tied tables and copies of the optimizer included."""
+    config, device = config_of(words, 4), Device()
+    sections, total = config.to_dict(), config.global_batch_size(4)
+    quick, shares = QuickLook(config, 4, device, sections), []
+    for layout in layouts(config, 4, device.ranks_per_node):
+        for zero in ZERO_LEVELS if layout.micro == 1 else ():
+            one = replace(layout, zero=zero)
+            changed, look = applied(config, sections, 4, total, one), quick.look(one)
+            assert (changed is None) == (look is None), one
+            if changed is not None:
+                shares.append(look.memory / make_plan(changed, 4, device).bytes_at_peak)
+    assert len(shares) >= 12 and min(shares) > 0.92 and max(shares) < 1.07
 
 
 @pytest.mark.parametrize("words", ["", EXPERTS, "--recompute-granularity selective"])

@@ -15,7 +15,8 @@ def folder(tmp_path, **cases):
     (tmp_path / "runs").mkdir()
     (tmp_path / "weights_npz").mkdir()
     for case, args in cases.items():
-        (tmp_path / "runs" / f"{case}.json").write_text(json.dumps({"args": args}))
+        run = {"args": args, "command_line": [], "lm_loss": [], "grad_norm": [], "world_size": 1}
+        (tmp_path / "runs" / f"{case}.json").write_text(json.dumps(run))
     return tmp_path
 
 
