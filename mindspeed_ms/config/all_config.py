@@ -144,12 +144,18 @@ class AllConfig:
             ValueError: one micro-batch of every rank does not divide it.
 
         """
-        size = self.training_config.eval_global_batch_size
+        training = self.training_config
+        size = training.eval_global_batch_size
         if size is None:
-            return self.global_batch_size(world_size)
+            size = self.global_batch_size(world_size)
         ranks = self.parallel_config.data_parallel_size(world_size)
-        rules.check_evaluation_batch(size, self.dataset_config.batch_size, ranks)
+        rules.check_evaluation_batch(size, self.evaluation_micro_batch_size, ranks)
         return size
+
+    @property
+    def evaluation_micro_batch_size(self) -> int:
+        """Sequences in one micro-batch of an evaluation."""
+        return self.training_config.eval_micro_batch_size or self.dataset_config.batch_size
 
     @property
     def shards_optimizer(self) -> bool:

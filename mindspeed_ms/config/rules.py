@@ -365,7 +365,7 @@ def check_evaluation_batch(size: int, micro_batch: int, ranks: int) -> None:
     _require_divisible(
         "eval_global_batch_size",
         size,
-        "micro-batch size × data-parallel ranks",
+        "its micro-batch size × data-parallel ranks",
         per_round,
         f"use {nearest_multiples(size, per_round)}",
     )

@@ -59,6 +59,11 @@ class TrainingConfig(Watching, Teaching):
     seed: Seed | None = None
     """Start of all random streams. None: 1234, so that runs repeat."""
 
+    data_parallel_random_init: bool = False
+    """Draw dropout (and what else is drawn in training) from streams that differ between
+    data-parallel ranks; initial weights stay those of the first. False: all draw the same.
+    """
+
     training_iters: Natural = 0
     """Training steps. 0: given by train_samples or epochs."""
 
@@ -101,6 +106,14 @@ class TrainingConfig(Watching, Teaching):
     exit_signal: Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"] = "SIGTERM"
     """The signal that exit_signal_handler waits for."""
 
+    iterations_to_skip: tuple[Count, ...] | None = None
+    """Iterations, counted from 1, whose samples are read but not trained on. None: none."""
+
+    phase_transition_iterations: tuple[Count, ...] | None = None
+    """Iterations at which the run saves and stops, to be continued with other data, which is then
+    read from its beginning. None: the data stays.
+    """
+
     skip_train: bool = False
     """Only evaluate. False: train."""
 
@@ -125,6 +138,9 @@ class TrainingConfig(Watching, Teaching):
 
     eval_global_batch_size: Count | None = None
     """Sequences per step of an evaluation, over all ranks. None: as many as in training."""
+
+    eval_micro_batch_size: Count | None = None
+    """Sequences in one micro-batch of an evaluation. None: as many as in training."""
 
     eval_iters: Natural = 100
     """Evaluation steps each time. 0: no evaluation."""
@@ -211,8 +227,18 @@ class TrainingConfig(Watching, Teaching):
     load_checkpoint: MaybeEmptyText = ""
     """Folder or file to load. Empty: start from initial weights."""
 
+    pretrained_checkpoint: str | None = None
+    """Weights to start from (see finetune) while load_checkpoint holds no checkpoint. None: load
+    from load_checkpoint only.
+    """
+
     no_load_optim: bool = False
     """Do not load the optimizer state. False: load it when resuming."""
+
+    load_main_params_from_ckpt: bool = False
+    """Without the optimizer's state, fill the fp32 master weights with the values of the checkpoint
+    themselves. False: with those of the 16-bit weights that were made of them.
+    """
 
     no_load_rng: bool = False
     """Do not load the random states. False: a resumed run goes on bit for bit."""

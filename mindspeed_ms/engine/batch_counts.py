@@ -57,12 +57,29 @@ def num_samples(config: AllConfig, state: TrainState) -> NumSamples:
         max(0, last - state.iteration), state.consumed_train_samples
     )
     asked_for = training.train_samples or training.training_iters * batch
+    if training.phase_transition_iterations:
+        asked_for = end = phase(config, state, asked_for)[1]
     per_evaluation = training.eval_iters * config.evaluation_batch_size(comm.get_world_size())
     left = num_evaluations(training, last) - num_evaluations(training, state.iteration) + 1
     evaluated = None
     if not training.full_validation:
         evaluated = state.consumed_valid_samples + left * per_evaluation
     return max(asked_for, end) - state.data_began_at, evaluated, per_evaluation
+
+
+def phase(config: AllConfig, state: TrainState, end: int = 0) -> tuple[int, int]:
+    """Samples at which the data that a run stands in begins and ends.
+
+    Args:
+        config: the configuration, with ``phase_transition_iterations``.
+        state: where the run stands.
+        end: samples of the whole run.
+    """
+    batch = config.global_batch_size(comm.get_world_size())
+    bounds = [at * batch for at in config.training_config.phase_transition_iterations or ()]
+    now = state.iteration * batch
+    began = max((bound for bound in bounds if bound <= now), default=0)
+    return began, min((bound for bound in bounds if bound > now), default=max(end, began))
 
 
 def num_evaluations(training: TrainingConfig, iteration: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig, to_yaml
-from mindspeed_ms.core.dist_checkpointing.live_state import live_tensors
+from mindspeed_ms.core.dist_checkpointing.live_state import MAIN, WEIGHTS, live_tensors
 from mindspeed_ms.core.dist_checkpointing.loader import (
     KINDS,
     LoadOptions,
@@ -27,7 +27,7 @@ from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedD
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
 from mindspeed_ms.engine import random_states
 from mindspeed_ms.engine.adapters import head_alias, load_base, open_adapters
-from mindspeed_ms.engine.batch_counts import evaluated_samples
+from mindspeed_ms.engine.batch_counts import evaluated_samples, phase
 from mindspeed_ms.engine.datasets import tokenizer_of
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.train_state import TrainState
@@ -253,8 +253,11 @@ def load_checkpoint(
     options = LoadOptions(
         aliases=head_alias(config, catalog),
         vocab_size=catalog.common.get("vocab_size") or true_vocab_size(config),
+        main_is_weight=training.load_main_params_from_ckpt and not with_optimizer,
     )
-    tensors = live_tensors(models, optimizer if with_optimizer else None)
+    tensors = live_tensors(models, optimizer if with_optimizer or options.main_is_weight else None)
+    if options.main_is_weight:
+        tensors = [tensor for tensor in tensors if tensor.kind in (WEIGHTS, MAIN)]
     report = load_tensors(catalog, models, optimizer, tensors, options)
     seconds = time.monotonic() - started
     missed += report.notes
@@ -336,7 +339,10 @@ def _resume(
     if evaluated is None:
         evaluated = evaluated_samples(config, iteration)
     began = consumed if config.training_config.new_dataset else common.get("data_began_at", 0)
-    return TrainState(iteration, int(consumed), int(evaluated), int(began))
+    state = TrainState(iteration, int(consumed), int(evaluated), int(began))
+    if config.training_config.phase_transition_iterations:
+        state.data_began_at = max(state.data_began_at, phase(config, state)[0])
+    return state
 
 
 def _restore_random_states(config: AllConfig, catalog: Catalog) -> list[str]:

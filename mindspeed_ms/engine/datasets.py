@@ -64,10 +64,15 @@ DEFAULT_SPLIT = "969, 30, 1"
 BlendPerSplit = tuple[Blend | None, Blend | None, Blend | None]
 
 
-def loader_settings(dataset: DatasetConfig) -> LoaderSettings:
-    """What a loader reads on this rank, and how."""
+def loader_settings(dataset: DatasetConfig, micro_batch_size: int | None = None) -> LoaderSettings:
+    """What a loader reads on this rank, and how.
+
+    Args:
+        dataset: the options.
+        micro_batch_size: None for the one of training.
+    """
     return LoaderSettings(
-        micro_batch_size=dataset.batch_size,
+        micro_batch_size=micro_batch_size or dataset.batch_size,
         data_parallel_rank=parallel_state.get_data_parallel_rank(),
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         dataloader_type=dataset.dataloader_type,

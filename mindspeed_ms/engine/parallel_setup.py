@@ -78,7 +78,9 @@ def set_parallel_context(parallel_config: ModelParallelConfig) -> None:
     )
 
 
-def set_seed(seed: int | None, use_cpu_initialization: bool = False) -> None:
+def set_seed(
+    seed: int | None, use_cpu_initialization: bool = False, differs_by_replica: bool = False
+) -> None:
     """Seed initial weights, dropout and the host's generators.
 
     Args:
@@ -87,15 +89,21 @@ def set_seed(seed: int | None, use_cpu_initialization: bool = False) -> None:
             its own, as Megatron's flag does. False: the stages share one stream, so the weights
             do not depend on the layout (see ``StageDraws``).
 
+        differs_by_replica: add 10 times the data-parallel rank, except for initial weights, which
+            Megatron broadcasts from the first.
+
     Source: Megatron-LM ``_set_random_seed``: each pipeline stage adds 100 times its number.
     """
     base = DEFAULT_SEED if seed is None else seed
     initialization = base
     if parallel_state.model_parallel_is_initialized():
         base += 100 * parallel_state.get_pipeline_model_parallel_rank()
+    stage = base
+    if differs_by_replica and parallel_state.model_parallel_is_initialized():
+        base += 10 * parallel_state.get_data_parallel_rank()
     random.seed(base)
     np.random.seed(base % 2**32)
-    seed_model(base, base if use_cpu_initialization else initialization)
+    seed_model(base, stage if use_cpu_initialization else initialization)
 
 
 def seed_model(base: int, initialization: int) -> None:

@@ -71,10 +71,15 @@ def restore(states: Sequence[Mapping[str, Any]], sizes_agree: bool) -> bool:
         return False
     own = [state for state in states if state["place"] == _place()] if sizes_agree else []
     tracker = get_rng_tracker()
+    seeds = [_seeds(state["streams"]) for state in own]
+    if len({tuple(one.items()) for one in seeds}) > 1:  # replicas that draw apart
+        mine = _seeds(tracker.get_states())
+        own = [state for state, one in zip(own, seeds, strict=True) if one == mine]
     if not own:
         furthest = max(offset for state in states for _, offset in state["streams"].values())
-        seeds = {name: (seed, furthest) for name, (seed, _) in tracker.get_states().items()}
-        tracker.set_states(seeds)
+        tracker.set_states(
+            {name: (seed, furthest) for name, (seed, _) in tracker.get_states().items()}
+        )
         return False
     state = own[0]
     tracker.set_states({name: (seed, offset) for name, (seed, offset) in state["streams"].items()})
@@ -85,8 +90,15 @@ def restore(states: Sequence[Mapping[str, Any]], sizes_agree: bool) -> bool:
     return True
 
 
+def _seeds(streams: Mapping[str, Any]) -> dict[str, int]:
+    return {name: int(seed) for name, (seed, _) in streams.items()}
+
+
 def _place() -> list[int]:
-    """What tells the ranks' streams apart: data parallel ranks share theirs."""
+    """What tells the ranks' streams apart, beside their seeds.
+
+    Data parallel ranks share theirs, or have different seeds.
+    """
     return [
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_pipeline_model_parallel_rank(),

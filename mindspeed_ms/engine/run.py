@@ -45,6 +45,7 @@ from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.engine.observe.observer import Observer
 from mindspeed_ms.engine.observe.record import Warnings
 from mindspeed_ms.engine.output import print_rank_0, print_rank_last
+from mindspeed_ms.engine.pretrained import started_from_pretrained
 from mindspeed_ms.engine.qk_clip import QkClip
 from mindspeed_ms.engine.random_states import HostGenerators
 from mindspeed_ms.engine.restart import resumed
@@ -154,7 +155,7 @@ class Run:
     def _build(
         self, model_provider: Callable[..., Cell], functions: StepFunctions, started: float | None
     ) -> TrainingSetup:
-        self.config = resumed(self.config)
+        self.config = started_from_pretrained(resumed(self.config))
         fill_run_state(self.config)
         report_layout(self.config)
         require_memory(self.config)

@@ -92,9 +92,12 @@ def build_run_data(
     sets = [list(one) if isinstance(one, (list, tuple)) else [one] for one in datasets]
     lengths = _agreed_lengths(sets)
     training = config.training_config
+    evaluated_size = config.evaluation_micro_batch_size
     data = RunData(train=own_train)
     if lengths[0] and own_train is None:
-        data.train = _shared(config, _get(sets[0], 0), state.position_in_data)
+        data.train = _shared(
+            config, _get(sets[0], 0), state.position_in_data, config.dataset_config.batch_size
+        )
     is_evaluated = training.full_validation or training.eval_iters > 0
     names = training.validation_set_names
     count = len(lengths[1])
@@ -109,14 +112,16 @@ def build_run_data(
         is_apart = config.dataset_config.multiple_validation_sets or names is not None
         data.valid.append(
             EvaluationSet(
-                _shared(config, _get(sets[1], number), skipped),
+                _shared(config, _get(sets[1], number), skipped, evaluated_size),
                 num_evaluation_microbatches(config, length, is_full=training.full_validation),
                 f"-{label}" if is_apart else "",
             )
         )
     if lengths[2] and training.eval_iters > 0:
         microbatches = num_evaluation_microbatches(config, lengths[2][0], is_full=False)
-        data.test.append(EvaluationSet(_shared(config, _get(sets[2], 0), 0), microbatches))
+        data.test.append(
+            EvaluationSet(_shared(config, _get(sets[2], 0), 0, evaluated_size), microbatches)
+        )
     return data
 
 
@@ -134,7 +139,7 @@ def whole_set(config: AllConfig, dataset: Any) -> EvaluationSet:
     """
     (lengths,) = _agreed_lengths([[dataset]])
     number = num_evaluation_microbatches(config, max(lengths, default=0), is_full=True)
-    return EvaluationSet(_shared(config, dataset, 0), number)
+    return EvaluationSet(_shared(config, dataset, 0, config.evaluation_micro_batch_size), number)
 
 
 def _who_has(loader: Iterable | None) -> list[bool]:
@@ -186,7 +191,7 @@ def num_evaluation_microbatches(config: AllConfig, length: int, *, is_full: bool
             per data-parallel rank.
     """
     ranks = parallel_state.get_data_parallel_world_size()
-    block = config.dataset_config.batch_size * ranks
+    block = config.evaluation_micro_batch_size * ranks
     if not is_full:
         batch = config.evaluation_batch_size(comm.get_world_size())
         return config.training_config.eval_iters * (batch // block)
@@ -214,7 +219,9 @@ def _get(sets: Sequence[Any], number: int) -> Any:
     return sets[number] if number < len(sets) else None
 
 
-def _shared(config: AllConfig, dataset: Any, consumed_samples: int) -> SharedLoader:
+def _shared(
+    config: AllConfig, dataset: Any, consumed_samples: int, micro_batch_size: int
+) -> SharedLoader:
     is_needed = is_data_needed_on_rank(config)
     is_reader = is_needed and parallel_state.get_tensor_model_parallel_rank() == 0
     if is_reader and dataset is None:
@@ -223,7 +230,7 @@ def _shared(config: AllConfig, dataset: Any, consumed_samples: int) -> SharedLoa
             "provider gave it none; build datasets on every first tensor-parallel rank of the "
             "first and last pipeline stage"
         )
-    settings = loader_settings(config.dataset_config)
+    settings = loader_settings(config.dataset_config, micro_batch_size)
     data = dataset if is_reader else None
     loader = build_pretraining_data_loader(data, consumed_samples, settings=settings)
     block = settings.micro_batch_size * settings.data_parallel_size

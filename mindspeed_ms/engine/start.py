@@ -72,7 +72,11 @@ def fill_run_state(all_config: AllConfig) -> None:
     parallel = all_config.parallel_config
     set_all_config(all_config)
     set_parallel_context(parallel)
-    set_seed(all_config.training_config.seed, parallel.use_cpu_initialization)
+    set_seed(
+        all_config.training_config.seed,
+        parallel.use_cpu_initialization,
+        all_config.training_config.data_parallel_random_init,
+    )
     run_state.current().put(calculator_of(all_config))
 
 

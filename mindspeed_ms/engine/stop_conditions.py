@@ -68,6 +68,7 @@ class StopConditions:
             longest = max(minutes for _, minutes in states)
             if limit is not None and longest > limit:
                 return f"exiting program after {longest} minutes"
-        if training.exit_interval and iteration % training.exit_interval == 0:
+        is_interval = training.exit_interval and iteration % training.exit_interval == 0
+        if is_interval or iteration in (training.phase_transition_iterations or ()):
             return f"exiting program at iteration {iteration}"
         return None

@@ -101,6 +101,9 @@ def train(
     last = setup.train_iters if until is None else min(until, setup.train_iters)
     with stop.watched(), observer.bar(state, last):
         while state.iteration < last and reason is None:
+            if state.iteration + 1 in (training.iterations_to_skip or ()):
+                skip_step(setup, data_iterator)
+                continue
             observer.begin_step(state.iteration + 1)
             report = train_step(setup, data_iterator)
             observer.after_step(report)
@@ -122,6 +125,20 @@ def train(
     if setup.checkpoints is not None and is_over:
         setup.checkpoints.at_end(setup)
     return reason
+
+
+def skip_step(setup: TrainingSetup, data_iterator: Iterator) -> None:
+    """Read the micro-batches of one step, and leave everything but the counts as it is.
+
+    Source: Megatron-LM ``dummy_train_step``: no line, evaluation, checkpoint or end of the run
+    belongs to a skipped iteration, and the learning rate stays.
+    """
+    state = setup.state
+    update_num_microbatches(state.consumed_train_samples)
+    for _ in range(get_num_microbatches()):
+        next(data_iterator)
+    state.iteration += 1
+    state.consumed_train_samples += get_current_running_global_batch_size()
 
 
 class StepAgain:
@@ -309,6 +326,7 @@ def evaluate(setup: TrainingSetup, data: EvaluationSet) -> dict[str, float]:
                 data_iterator=data.iterator,
                 model=setup.model,
                 num_microbatches=min(per_step, data.num_microbatches - first),
+                micro_batch_size=setup.config.evaluation_micro_batch_size,
                 forward_only=True,
             )
             progress.update(min(per_step, data.num_microbatches - first))

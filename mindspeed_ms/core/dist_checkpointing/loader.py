@@ -44,6 +44,8 @@ class LoadOptions:
     that is tied there, or a copy of the embedding on another stage."""
     vocab_size: int | None = None
     """Tokens in use; rows behind them are padding and may be left behind. None: unknown."""
+    main_is_weight: bool = False
+    """Fill main parameters with the checkpoint's weights, not with its main parameters."""
     ignored: tuple[str, ...] = ()
     """Tensors of the checkpoint that the model may lack."""
 
@@ -120,7 +122,9 @@ def _source_of(tensor: LiveTensor, catalog: Catalog, options: LoadOptions) -> st
     for name in names:
         plain, main = stored_name(name, WEIGHTS), stored_name(name, MAIN)
         candidates = [stored_name(name, tensor.kind)]
-        if tensor.kind == MAIN:
+        if tensor.kind == MAIN and options.main_is_weight:
+            candidates = [plain]
+        elif tensor.kind == MAIN:
             candidates.append(plain)  # of a run in fp32, or weights alone
         elif tensor.kind == WEIGHTS and tensor.dtype == "F32":
             stored = catalog.tensors.get(plain)

@@ -298,4 +298,4 @@ def filled(config: AllConfig, dataset: SampleDataset | None) -> SampleDataset | 
     if dataset is None:
         return None
     ranks = parallel_state.get_data_parallel_world_size()
-    return FilledUp(dataset, config.dataset_config.batch_size * ranks)
+    return FilledUp(dataset, config.evaluation_micro_batch_size * ranks)

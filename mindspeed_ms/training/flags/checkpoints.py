@@ -75,7 +75,17 @@ CHECKPOINTS = in_group(
             small=None,
             common=True,
         ),
+        value(
+            "--pretrained-checkpoint",
+            str,
+            Field("training_config.pretrained_checkpoint"),
+            small=None,
+        ),
         toggle("--no-load-optim", Field("training_config.no_load_optim"), False),
+        on(
+            "--load-main-params-from-ckpt",
+            Field("training_config.load_main_params_from_ckpt"),
+        ),
         toggle("--no-load-rng", Field("training_config.no_load_rng"), False),
         toggle(
             "--resume-training",

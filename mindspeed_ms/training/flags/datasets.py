@@ -211,6 +211,11 @@ ROWS: tuple[Flag, ...] = (
     *DATA,
     *SAMPLES,
     *TOKENIZER,
+    *compact(
+        "data",
+        NoEffect("Megatron's question answering tasks read it, which are no part of pretraining"),
+        "--sample-rate float=1.0",
+    ),
     *compact("data", NoEffect("files are mapped when they are first read"), "--mmap-warmup"),
     *compact(
         "tokenizer",

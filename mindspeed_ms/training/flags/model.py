@@ -294,6 +294,7 @@ INITIALIZATION = in_group(
     "initialization",
     [
         value("--seed", int, Field("training_config.seed"), 1234, common=True),
+        on("--data-parallel-random-init", Field("training_config.data_parallel_random_init")),
         value("--init-method-std", float, Field("model_config.init_method_std"), 0.02),
         value(
             "--embedding-init-method-std", float, Field("model_config.embedding_init_method_std")

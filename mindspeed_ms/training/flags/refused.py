@@ -44,10 +44,6 @@ ROWS: tuple[Flag, ...] = (
         _LEAVE_OUT,
         """
 --perform-rl-step
---iterations-to-skip int+
---phase-transition-iterations str
---sample-rate float=1.0 !1.0
---data-parallel-random-init
 --use-ema
 --dist-train
 --fix-router
@@ -57,12 +53,6 @@ ROWS: tuple[Flag, ...] = (
 --save-wgrads-interval int
 --save-tokens-per-expert-interval int
 """,
-    ),
-    *_refuse(
-        "refused: training",
-        "evaluation uses the micro-batches of training",
-        "use --micro-batch-size and --eval-global-batch-size",
-        "--eval-micro-batch-size int",
     ),
     *_refuse(
         "refused: precision",
@@ -105,8 +95,6 @@ ROWS: tuple[Flag, ...] = (
 --ckpt-convert-save str
 --ckpt-convert-update-legacy-dist-opt-format
 --override-ckpt-iteration int
---pretrained-checkpoint str
---load-main-params-from-ckpt
 --use-mp-args-from-checkpoint-args
 """,
     ),

@@ -28,6 +28,21 @@ def _last_batch(schedule: str | None) -> Any:
     return int(size) if size.isdecimal() and int(size) else UNSET
 
 
+def _numbers(words: str) -> tuple[int, ...]:
+    """Numbers separated by commas.
+
+    Raises:
+        ValueError: something else.
+    """
+    try:
+        return tuple(sorted(int(word) for word in words.split(",")))
+    except ValueError:
+        raise ValueError(
+            f"--phase-transition-iterations {words!r} is no list of iterations; write it like "
+            "1000,2000"
+        ) from None
+
+
 CONFIGURATION = in_group(
     "configuration files",
     [
@@ -177,6 +192,23 @@ LENGTH = in_group(
             "SIGTERM",
             choices=("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"),
         ),
+        values(
+            "--iterations-to-skip",
+            int,
+            Field("training_config.iterations_to_skip"),
+            arity="some",
+            small=None,
+        ),
+        value(
+            "--phase-transition-iterations",
+            str,
+            Field(
+                "training_config.phase_transition_iterations",
+                means=_numbers,
+                back=lambda own, _: own and ",".join(map(str, own)),
+            ),
+            small=None,
+        ),
         on("--skip-train", Field("training_config.skip_train"), small=False),
         value(
             "--check-weight-hash-across-dp-replicas-interval",
@@ -285,6 +317,12 @@ VALIDATION = in_group(
             "--eval-global-batch-size",
             int,
             Field("training_config.eval_global_batch_size"),
+            small=None,
+        ),
+        value(
+            "--eval-micro-batch-size",
+            int,
+            Field("training_config.eval_micro_batch_size"),
             small=None,
         ),
         value("--start-eval-at-iter", int, Field("training_config.start_eval_at_iter"), small=None),

@@ -121,10 +121,10 @@ def test_lists_may_be_one_word():
 
 
 def test_a_harmless_value_of_a_refused_flag_is_reported():
-    args = parse_args("--hybrid-mlp-ratio 0.0 --sample-rate 1.0".split())
+    args = parse_args("--hybrid-mlp-ratio 0.0 --hybrid-attention-ratio 0.0".split())
     assert no_effect_report(args) == [
         "--hybrid-mlp-ratio has no effect: its value asks for what happens anyway",
-        "--sample-rate has no effect: its value asks for what happens anyway",
+        "--hybrid-attention-ratio has no effect: its value asks for what happens anyway",
     ]
 
 

@@ -91,5 +91,5 @@ def test_what_is_said_to_change_nothing_changes_nothing(words):
 
 
 def test_what_a_plan_refuses_is_not_called_usual():
-    args = parse_args([*SIZES, "--sample-rate", "0.5", "--dry-run"])
+    args = parse_args([*SIZES, "--hybrid-mlp-ratio", "0.5", "--dry-run"])
     assert args.refusals and not no_effect_report(args)
