@@ -143,6 +143,12 @@ class DatasetConfig(Section):
     sft_tokenizer_prompt_format: str = "nemotron-h-aligned"
     """How SFTTokenizer writes a conversation: nemotron-h-aligned, nemotron-nano-v2 or chatml."""
 
+    null_tokenizer_eod_id: Natural | None = None
+    """Token with which NullTokenizer ends documents. None: the one behind the vocabulary."""
+
+    null_tokenizer_pad_id: TokenId = -1
+    """Token with which NullTokenizer fills short samples. -1: none."""
+
     vocab_file: str | None = None
     """Vocabulary file of a BPE or WordPiece tokenizer. None: the type needs none."""
 
@@ -157,6 +163,9 @@ class DatasetConfig(Section):
 
     make_vocab_size_divisible_by: Count = 128
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
+
+    pad_vocab_size: bool = True
+    """Pad the vocabulary. False: the model has a row for each token and no more."""
 
     # --- documents and masks
     eos_token_id: Natural = 0

@@ -249,6 +249,11 @@ class TrainingConfig(Watching, Teaching):
     ckpt_step: Count | None = None
     """Iteration to load. None: the newest."""
 
+    override_ckpt_iteration: Natural | None = None
+    """Iteration at which a run that is resumed goes on, in its count and its data. None: the
+    checkpoint's.
+    """
+
     # --- safety
     check_weight_hash_across_dp_replicas_interval: Natural = 100
     """Training steps between comparisons of the weights of data-parallel replicas.
@@ -284,6 +289,17 @@ class TrainingConfig(Watching, Teaching):
     ] = "ckpt"
     """Kind of the ranks' files: ``ckpt`` MindSpore's, everything else safetensors. Other formats
     are made from these by ``tools/convert_ckpt``. What is loaded tells its format by itself.
+    """
+
+    ckpt_convert_format: Literal["torch", "torch_dist"] | None = None
+    """Write what is loaded in this format, for the layout of the run, and do not train: ``torch``
+    are Megatron's files, ``torch_dist`` this project's, which a run of any layout reads. None:
+    train.
+    """
+
+    ckpt_convert_save: str | None = None
+    """Folder in which ckpt_convert_format makes a folder of the format's name. None: must be given
+    with it.
     """
 
     prefix: str = "network"

@@ -12,7 +12,12 @@ from typing import Any
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig, to_yaml
-from mindspeed_ms.core.dist_checkpointing.live_state import MAIN, WEIGHTS, live_tensors
+from mindspeed_ms.core.dist_checkpointing.live_state import (
+    MAIN,
+    WEIGHTS,
+    LiveTensor,
+    live_tensors,
+)
 from mindspeed_ms.core.dist_checkpointing.loader import (
     KINDS,
     LoadOptions,
@@ -255,9 +260,7 @@ def load_checkpoint(
         vocab_size=catalog.common.get("vocab_size") or true_vocab_size(config),
         main_is_weight=training.load_main_params_from_ckpt and not with_optimizer,
     )
-    tensors = live_tensors(models, optimizer if with_optimizer or options.main_is_weight else None)
-    if options.main_is_weight:
-        tensors = [tensor for tensor in tensors if tensor.kind in (WEIGHTS, MAIN)]
+    tensors = _wanted(models, optimizer, with_optimizer, options)
     report = load_tensors(catalog, models, optimizer, tensors, options)
     seconds = time.monotonic() - started
     missed += report.notes
@@ -274,7 +277,8 @@ def load_checkpoint(
         f" ({report.num_bytes / 1e6:.1f} MB in {seconds:.3f} s, {report.verified} tensors"
         " verified)"
     )
-    if not is_resumed or found.folder.parent.resolve() != Path(training.output_dir).resolve():
+    is_apart = found.folder.parent.resolve() != Path(training.output_dir).resolve()
+    if not is_resumed or is_apart or training.override_ckpt_iteration is not None:
         return Loaded(state=state, base=base)
     return Loaded(
         state=state,
@@ -282,6 +286,19 @@ def load_checkpoint(
         saved_already=state.iteration,
         base=base,
     )
+
+
+def _wanted(
+    models: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    with_optimizer: bool,
+    options: LoadOptions,
+) -> list[LiveTensor]:
+    """What is filled: weights, and of the optimizer all, the master weights, or nothing."""
+    if with_optimizer or not options.main_is_weight:
+        return live_tensors(models, optimizer if with_optimizer else None)
+    tensors = live_tensors(models, optimizer)
+    return [tensor for tensor in tensors if tensor.kind in (WEIGHTS, MAIN)]
 
 
 def find_to_load(config: AllConfig) -> Found | None:
@@ -332,10 +349,11 @@ def _resume(
         if common.get("scheduler"):
             scheduler.load_state_dict(common["scheduler"])
     iteration = int(common.get("iteration", 0))
-    consumed = common.get("consumed_train_samples")
+    consumed, evaluated = (common.get(f"consumed_{split}_samples") for split in ("train", "valid"))
+    if config.training_config.override_ckpt_iteration is not None:
+        iteration, consumed, evaluated = config.training_config.override_ckpt_iteration, None, None
     if consumed is None:
         consumed = iteration * config.global_batch_size(comm.get_world_size())
-    evaluated = common.get("consumed_valid_samples")
     if evaluated is None:
         evaluated = evaluated_samples(config, iteration)
     began = consumed if config.training_config.new_dataset else common.get("data_began_at", 0)

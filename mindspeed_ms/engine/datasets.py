@@ -309,6 +309,8 @@ def named_tokenizer(dataset: DatasetConfig) -> Tokenizer:
             merge_file=dataset.merge_file,
             vocab_size=dataset.vocab_size,
             vocab_extra_ids=dataset.vocab_extra_ids,
+            null_tokenizer_eod_id=dataset.null_tokenizer_eod_id,
+            null_tokenizer_pad_id=dataset.null_tokenizer_pad_id,
             tiktoken_pattern=dataset.tiktoken_pattern,
             tiktoken_num_special_tokens=dataset.tiktoken_num_special_tokens,
             tiktoken_special_tokens=dataset.tiktoken_special_tokens,

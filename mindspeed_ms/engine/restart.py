@@ -37,6 +37,7 @@ def resumed(config: AllConfig) -> AllConfig:
     sections["training_config"] |= {
         "load_checkpoint": training.output_dir,
         "ckpt_step": None,
+        "override_ckpt_iteration": None,
         "resume_training": True,
         "finetune": False,
         "new_dataset": False,

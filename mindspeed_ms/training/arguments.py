@@ -83,6 +83,9 @@ def parse_args(
         parser.error(f"unknown flag {unknown[0]}")
     values = vars(parsed)
     values.setdefault("given_flags", [])
+    if values["fake_process_group"]:
+        values["dry_run"] = True
+        values["world_size"] = values["world_size"] or env.get_int("WORLD_SIZE")
     if env.is_dry_run():
         values["dry_run"] = True
         values["world_size"] = values["world_size"] or env.get_int(env.DRY_RUN_RANKS)

@@ -26,6 +26,15 @@ MAY_CHANGE = frozenset(
 """Fields that a checkpoint states and the command line may state otherwise."""
 
 
+LAYOUT = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "expert_model_parallel_size",
+)
+"""Sizes that ``--use-mp-args-from-checkpoint-args`` takes over."""
+
+
 def sections_from_checkpoint(
     load: str | None, step: int | None, given: Collection[str] = ()
 ) -> Sections:
@@ -52,6 +61,28 @@ def sections_from_checkpoint(
         for path in row.state.paths
     }
     return model_sections(stated, said)
+
+
+def layout_of_checkpoint(load: str | None, step: int | None) -> Sections:
+    """How the ranks shared the model of the run that wrote a checkpoint.
+
+    Args:
+        load: folder of the checkpoint, ``--load``.
+        step: iteration, None for the newest.
+
+    Raises:
+        ValueError: nothing is loaded, or what is loaded was not written by a run.
+
+    Source: Megatron-LM ``load_args_from_checkpoint`` (which sizes).
+    """
+    common = _common_of(load, step)
+    stated = (common.get("config") or {}).get("parallel_config") or common.get("megatron_args")
+    if stated is None:
+        raise ValueError(
+            f"--use-mp-args-from-checkpoint-args: {load} was not written by a run, so it states no "
+            "parallel sizes; give them as flags"
+        )
+    return {"parallel_config": {name: stated.get(name) for name in LAYOUT if stated.get(name)}}
 
 
 def model_sections(config: AllConfig, said: Collection[str] = ()) -> Sections:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from mindspeed_ms.backend import launch
-from mindspeed_ms.config import AllConfig, padded_vocab_size, unsupported_reason
+from mindspeed_ms.config import AllConfig, unsupported_reason
 from mindspeed_ms.config.build import assemble
 from mindspeed_ms.data.tokenizers import build_tokenizer
 from mindspeed_ms.engine.datasets import require_rows, tokenizer_of
@@ -23,6 +23,7 @@ from mindspeed_ms.planning.suggest import search, suggestion_lines, with_memory
 from mindspeed_ms.planning.timing import Device
 from mindspeed_ms.training.arguments import validate_args
 from mindspeed_ms.training.entry import USER_ERROR_STATUS
+from mindspeed_ms.training.flags.vocabulary import rows_of
 from mindspeed_ms.training.from_args import init_configs_from_args
 from mindspeed_ms.training.one_line import one_line
 from mindspeed_ms.training.print_arguments import config_lines, dotted, print_arguments
@@ -193,7 +194,5 @@ def _assume_vocabulary(args: argparse.Namespace) -> list[str]:
             f"a vocabulary of {tokens} tokens, usual for {kind or 'a GPT'}, because its files "
             "cannot be read; give --padded-vocab-size for another"
         ]
-    args.padded_vocab_size = padded_vocab_size(
-        tokens, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size
-    )
+    args.padded_vocab_size = rows_of(tokens, args)
     return notes

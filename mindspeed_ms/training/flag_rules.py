@@ -17,9 +17,9 @@ from mindspeed_ms.config.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from mindspeed_ms.config.transformer_config import (
     GATED_ACTIVATIONS,
     default_ffn_hidden_size,
-    padded_vocab_size,
 )
 from mindspeed_ms.training.flags.row import UNSET
+from mindspeed_ms.training.flags.vocabulary import rows_of
 from mindspeed_ms.training.flags.yarn import YARN_RULES
 
 
@@ -68,9 +68,7 @@ def _vocab_size(stated: Any, given: Arguments) -> Any:
     if stated is not UNSET or size is None or kind not in (None, "NullTokenizer"):
         return stated
     tokens = size + (kind == "NullTokenizer")  # which adds an end-of-document token
-    return padded_vocab_size(
-        tokens, given.make_vocab_size_divisible_by or 1, given.tensor_model_parallel_size or 1
-    )
+    return rows_of(tokens, given)
 
 
 def _type_of_switch(stated: Any, given: Arguments) -> Any:

@@ -11,14 +11,19 @@ from typing import Any
 
 from mindspeed_ms.backend import comm, launch
 from mindspeed_ms.backend.spokesman import is_first_of_host
-from mindspeed_ms.data.tokenizers import build_tokenizer, vocab_size_with_padding
+from mindspeed_ms.data.tokenizers import build_tokenizer
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.start import refuse_unsupported, set_up_run
 from mindspeed_ms.training.arguments import given_attributes, parse_args, validate_args
-from mindspeed_ms.training.checkpoint_args import rows_of_checkpoint, sections_from_checkpoint
+from mindspeed_ms.training.checkpoint_args import (
+    layout_of_checkpoint,
+    rows_of_checkpoint,
+    sections_from_checkpoint,
+)
 from mindspeed_ms.training.dry_run import dry_run
 from mindspeed_ms.training.entry import tell_user_errors
 from mindspeed_ms.training.flags import BY_NAME, EntryPoint
+from mindspeed_ms.training.flags.vocabulary import rows_of
 from mindspeed_ms.training.from_args import init_configs_from_args
 from mindspeed_ms.training.global_args import get_args, set_global_args
 from mindspeed_ms.training.print_arguments import print_arguments
@@ -58,6 +63,8 @@ def initialize_megatron(
     args = parse_args(argv, extra_args_provider, args_defaults, ignore_unknown_args)
     if args.use_checkpoint_args:
         model = sections_from_checkpoint(args.load, args.ckpt_step, given_attributes(args))
+        if args.use_mp_args_from_checkpoint_args:
+            model = {**model, **layout_of_checkpoint(args.load, args.ckpt_step)}
         args = parse_args(argv, extra_args_provider, args_defaults, ignore_unknown_args, model)
     _choose_log_line(args)
     if args.dry_run:
@@ -111,8 +118,5 @@ def _complete_vocabulary(args: argparse.Namespace) -> None:
     if args.padded_vocab_size is not None or args.tokenizer_type is None:
         return
     rows = rows_of_checkpoint(args.load, args.ckpt_step) if args.use_checkpoint_args else 0
-    args.padded_vocab_size = vocab_size_with_padding(
-        max(build_tokenizer(args).vocab_size, rows),
-        args.make_vocab_size_divisible_by,
-        args.tensor_model_parallel_size,
-    )
+    tokens = max(build_tokenizer(args).vocab_size, rows)
+    args.padded_vocab_size = rows_of(tokens, args)

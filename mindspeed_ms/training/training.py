@@ -18,6 +18,7 @@ from mindspeed_ms.engine.forward_step import GetBatch
 from mindspeed_ms.engine.run import Run, StepFunctions, carry_out
 from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.engine.train_loop import TrainState
+from mindspeed_ms.training.checkpoint_target import is_converted
 from mindspeed_ms.training.entry import user_errors
 from mindspeed_ms.training.initialize import initialize_megatron
 from mindspeed_ms.training.teacher_description import with_teacher
@@ -89,11 +90,15 @@ def pretrain(  # noqa: PLR0913 - Megatron's signature and the guide's keywords
     if all_config is not None:
         for line in without_effect(all_config) if is_first_of_host() else ():
             logger.warning("%s", line)
+        if is_converted(all_config):
+            return TrainState()
         return carry_out(open_run(all_config))
     with user_errors():
         initialize_megatron(
             extra_args_provider=extra_args_provider, args_defaults=args_defaults or {}
         )
+        if is_converted(get_all_config()):
+            return TrainState()
         run = open_run(get_all_config())
     with user_errors(during_training=True):
         return carry_out(run)

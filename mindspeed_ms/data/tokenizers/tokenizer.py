@@ -77,6 +77,12 @@ class TokenizerSettings:
     vocab_size: int | None = None
     """Ids of ``NullTokenizer`` (its end-of-document id excluded) or of ``TikTokenizer``."""
 
+    null_tokenizer_eod_id: int | None = None
+    """Id with which ``NullTokenizer`` ends documents. None: the one behind the others."""
+
+    null_tokenizer_pad_id: int = -1
+    """Id with which ``NullTokenizer`` fills short samples; below 0: none."""
+
     vocab_extra_ids: int = 0
     """Sentinel tokens ``<extra_id_0>`` ... of ``SentencePieceTokenizer``."""
 
@@ -184,13 +190,15 @@ class NullTokenizer:
     """Numbers separated by single spaces; for data that is made of token ids.
 
     Args:
-        vocab_size: ids 0 ... vocab_size - 1; ``vocab_size`` itself ends documents.
+        vocab_size: ids 0 ... vocab_size - 1; ``vocab_size`` itself is one more.
+        eod: id that ends documents; None: ``vocab_size``.
+        pad: id that fills short samples; below 0: none.
 
     Raises:
-        ValueError: fewer than one id.
+        ValueError: fewer than one id, or an id beyond them.
     """
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, eod: int | None = None, pad: int = -1) -> None:
         if int(vocab_size) < 1:
             raise ValueError(f"vocab_size ({vocab_size}) must be at least 1; set --vocab-size")
         self.unique_identifiers: dict[str, object] = {
@@ -198,14 +206,23 @@ class NullTokenizer:
             "tokenizer_path": [None],
             "vocab_size": str(vocab_size),
         }
-        self.eod = int(vocab_size)
+        self._vocab_size = int(vocab_size) + 1
+        for name, number in (("eod", eod), ("pad", pad)):
+            if number is not None and number >= self._vocab_size:
+                raise ValueError(
+                    f"--null-tokenizer-{name}-id {number} is no id of {self._vocab_size}; give one "
+                    f"below {self._vocab_size} or raise --vocab-size"
+                )
+        self.eod = int(vocab_size) if eod is None else eod
         self.eos = self.eod
-        self.pad: int | None = None
+        self.pad: int | None = pad if pad >= 0 else None
+        if eod is not None:  # samples depend on where documents end
+            self.unique_identifiers["eod"] = str(eod)
 
     @property
     def vocab_size(self) -> int:
         """Numbers and the end-of-document id."""
-        return self.eod + 1
+        return self._vocab_size
 
     def tokenize(self, text: str) -> list[int]:
         """Read the numbers.
@@ -250,7 +267,9 @@ _BUILDERS: dict[str, Callable[[TokenizerSettings], Tokenizer]] = {
         _needed(settings, "tokenizer_model", _FOLDER), settings.sft_tokenizer_prompt_format
     ),
     "NullTokenizer": lambda settings: NullTokenizer(
-        _needed(settings, "vocab_size", "the number of token ids")
+        _needed(settings, "vocab_size", "the number of token ids"),
+        settings.null_tokenizer_eod_id,
+        settings.null_tokenizer_pad_id,
     ),
 }
 

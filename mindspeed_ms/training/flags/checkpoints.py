@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from mindspeed_ms.training.flags.compact import compact
 from mindspeed_ms.training.flags.row import (
+    EntryPoint,
     Field,
     Flag,
     NoEffect,
@@ -108,6 +109,20 @@ CHECKPOINTS = in_group(
         value("--ckpt-prefix", str, Field("training_config.prefix")),
         value("--ckpt-step", int, Field("training_config.ckpt_step")),
         value(
+            "--ckpt-convert-format",
+            str,
+            Field("training_config.ckpt_convert_format"),
+            choices=("torch", "torch_dist"),
+            small=None,
+        ),
+        value("--ckpt-convert-save", str, Field("training_config.ckpt_convert_save"), small=None),
+        value(
+            "--override-ckpt-iteration",
+            int,
+            Field("training_config.override_ckpt_iteration"),
+            small=None,
+        ),
+        value(
             "--ckpt-format",
             str,
             Field("training_config.ckpt_format"),
@@ -134,6 +149,13 @@ CHECKPOINTS = in_group(
             "--use-checkpoint-args",
             Field("training_config.use_checkpoint_args"),
             small=False,
+        ),
+        on(
+            "--use-mp-args-from-checkpoint-args",
+            EntryPoint(
+                "With --use-checkpoint-args: also take tensor, pipeline, virtual pipeline and "
+                "expert parallel sizes from the checkpoint."
+            ),
         ),
         on("--async-save", Field("training_config.async_save")),
         on("--use-persistent-ckpt-worker", _SHARDED),

@@ -8,6 +8,7 @@ from mindspeed_ms.training.flags.row import (
     Field,
     Flag,
     NoEffect,
+    asked_means,
     in_group,
     off,
     on,
@@ -114,6 +115,16 @@ DATA = in_group(
         value("--num-workers", int, Field("dataset_config.num_workers"), 2, small=0, common=True),
         toggle("--reset-position-ids", Field("dataset_config.reset_position_ids"), False),
         toggle("--reset-attention-mask", Field("dataset_config.reset_attention_mask"), False),
+        on(
+            "--dataloader-inter-document-masking",
+            Field(
+                "dataset_config.reset_attention_mask",
+                means=True,
+                sets={"dataset_config.reset_position_ids": asked_means(True)},
+            ),
+            help="Same as --reset-attention-mask --reset-position-ids: documents of a sample, "
+            "which end with the end-of-document token, do not see each other.",
+        ),
         toggle("--eod-mask-loss", Field("dataset_config.eod_mask_loss"), False),
         off(
             "--no-create-attention-mask-in-dataloader",
@@ -196,6 +207,23 @@ TOKENIZER = in_group(
             "some",
             aliases=("--tokenizer-special-tokens",),
         ),
+        off(
+            "--no-pad-vocab-size",
+            "pad_vocab_size",
+            Field("dataset_config.pad_vocab_size", also=("model_config.vocab_size",)),
+            aliases=("--disable-pad-vocab-size",),
+        ),
+        value(
+            "--null-tokenizer-eod-id",
+            int,
+            Field("dataset_config.null_tokenizer_eod_id"),
+        ),
+        value(
+            "--null-tokenizer-pad-id",
+            int,
+            Field("dataset_config.null_tokenizer_pad_id"),
+            -1,
+        ),
         value("--vocab-extra-ids", int, Field("dataset_config.vocab_extra_ids"), 0),
         value(
             "--vocab-size",
@@ -215,6 +243,14 @@ ROWS: tuple[Flag, ...] = (
         "data",
         NoEffect("Megatron's question answering tasks read it, which are no part of pretraining"),
         "--sample-rate float=1.0",
+    ),
+    *compact(
+        "tokenizer",
+        NoEffect(
+            "training writes no chats by templates: --sft follows --sft-tokenizer-prompt-format, "
+            "and the server has a --chat-template of its own"
+        ),
+        "--chat-template str",
     ),
     *compact("data", NoEffect("files are mapped when they are first read"), "--mmap-warmup"),
     *compact(

@@ -393,10 +393,26 @@ ROWS: tuple[Flag, ...] = (
             ),
         ],
     ),
-    *compact(
+    *in_group(
         "mixture of experts",
-        Refused("noise on the router's scores is not available", "use --moe-input-jitter-eps"),
-        "--noisy-gate-policy str !None",
+        [
+            value(
+                "--noisy-gate-policy",
+                str,
+                Field(f"{_EXPERTS}moe_input_jitter_eps", means={"Jitter": 1e-2}),
+                choices=("Jitter", "RSample", "None"),
+                refuses=(
+                    (
+                        "RSample",
+                        Refused(
+                            "noise is put on the router's input, not on its scores",
+                            "use Jitter, or --moe-input-jitter-eps",
+                        ),
+                    ),
+                ),
+                help="Jitter: same as --moe-input-jitter-eps 0.01. None: no noise.",
+            ),
+        ],
     ),
     *compact(
         "mixture of experts",

@@ -88,14 +88,11 @@ ROWS: tuple[Flag, ...] = (
     ),
     *_refuse(
         "refused: checkpoints",
-        "this is done by a tool, not by the training program",
-        "convert or copy the checkpoint first, then use --load (with --finetune for weights only)",
+        "optimizer states that Megatron wrote before February 2024, in one merged buffer, are not "
+        "read",
+        "use --no-load-optim, or write the checkpoint anew with Megatron first",
         """
---ckpt-convert-format str
---ckpt-convert-save str
 --ckpt-convert-update-legacy-dist-opt-format
---override-ckpt-iteration int
---use-mp-args-from-checkpoint-args
 """,
     ),
     *_refuse(
@@ -103,28 +100,9 @@ ROWS: tuple[Flag, ...] = (
         "the tokenizer's own files decide this",
         _LEAVE_OUT,
         """
---chat-template str
---null-tokenizer-eod-id int
---null-tokenizer-pad-id int=-1 !-1
 --tokenizer-sentencepiece-legacy
 --tokenizer-sentencepiece-ignore-extra-whitespaces negative
 --use-gigatoken
-""",
-    ),
-    *_refuse(
-        "refused: tokenizer",
-        "the vocabulary is always padded to a multiple",
-        "use --make-vocab-size-divisible-by 1",
-        """
---pad-vocab-size negative
-""",
-    ),
-    *_refuse(
-        "refused: data",
-        "documents in one sample are kept apart by the attention mask",
-        "use --reset-attention-mask --reset-position-ids",
-        """
---dataloader-inter-document-masking
 """,
     ),
     *_refuse(
@@ -144,14 +122,6 @@ ROWS: tuple[Flag, ...] = (
 --batch-size int
 --warmup int
 --model-parallel-size int
-""",
-    ),
-    *_refuse(
-        "refused: launch",
-        "no job without communication is started",
-        "use --dry-run --world-size N",
-        """
---fake-process-group
 """,
     ),
 )

@@ -85,6 +85,13 @@ PLANNING = in_group(
             EntryPoint("Print what a run would need; start none."),
             common=True,
         ),
+        on(
+            "--fake-process-group",
+            EntryPoint(
+                "Same as --dry-run, for as many ranks as WORLD_SIZE in the environment says: what "
+                "one of them needs is computed, not tried."
+            ),
+        ),
         value(
             "--world-size",
             ranks,

@@ -78,7 +78,10 @@ def test_few_options_are_known_outside_their_row():
 # --- readers --------------------------------------------------------------------------------------
 
 OUTSIDE = [tree for path, tree in TREES.items() if path.parts[0] not in ("config", "training")]
-READ_BY_THE_FRONT = ("use_checkpoint_args", "make_vocab_size_divisible_by")
+READ_BY_THE_FRONT = (
+    *("use_checkpoint_args", "ckpt_convert_format", "ckpt_convert_save"),
+    *("make_vocab_size_divisible_by", "pad_vocab_size"),
+)
 """Fields that are used before anything is built."""
 
 BECOME_OTHERS = {

@@ -94,3 +94,13 @@ def test_pretrained_weights_are_taken_until_the_run_has_its_own(tmp_path, capsys
     assert len(continued) == 2 and "the weights of" not in capsys.readouterr().out
     with pytest.raises(ValueError, match="holds no checkpoint to load"):
         open_run(*SIZES, "--pretrained-checkpoint", str(tmp_path / "nothing"))
+
+
+def test_a_run_goes_on_at_another_iteration_of_the_same_weights(tmp_path):
+    flags = (*SIZES, *KEPT, "--save", str(tmp_path))
+    whole = trained(*flags)
+    run, steps = open_run(*flags, "--load", str(tmp_path), "--override-ckpt-iteration", "1")
+    with run:
+        assert (run.state.iteration, run.state.consumed_train_samples) == (1, 2)
+        run.train()
+    assert len(steps) == 3 and steps[0] != whole[1]  # sample 2 again, with later weights
