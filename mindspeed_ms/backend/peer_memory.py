@@ -36,8 +36,9 @@ LEAST_BYTES = 2**18
 _PIECE_BYTES = 2**18
 """Of a term of a sum; two pieces stay in a core's second cache."""
 
-_WINDOW_BYTES = 2**22
-"""That a rank shares at a time: enough for few meetings, little enough for the last cache."""
+_WINDOW_BYTES = 2**23
+"""That a rank shares at a time: enough for few meetings, each of which takes milliseconds where
+others want the cores, little enough for the last cache."""
 
 _FUNCTIONS: dict[ReduceOp, np.ufunc] = {
     ReduceOp.SUM: np.add,
