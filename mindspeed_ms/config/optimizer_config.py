@@ -29,7 +29,7 @@ LrDecayStyle = Literal["constant", "linear", "cosine", "inverse-square-root", "W
 WsdDecayStyle = Literal["linear", "cosine", "exponential", "minus_sqrt"]
 WeightDecayStyle = Literal["constant", "linear", "cosine"]
 MainType = Literal["float32", "float16"]
-Algorithm = Literal["adamw", "sgd", "lion", "muon", "adaptive_muon"]
+Algorithm = Literal["adamw", "sgd", "lion", "muon", "adaptive_muon", "soap"]
 STATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "adamw": ("exp_avg", "exp_avg_sq"),
@@ -37,10 +37,20 @@ STATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "lion": ("exp_avg",),
         "muon": ("momentum_buffer",),
         "adaptive_muon": ("momentum_buffer", "moment2_buffer"),
+        "soap": (),
     }
 )
 """Update rule -> tensors it keeps, each as large as the parameter."""
-STATE_NAMES = tuple(dict.fromkeys(name for names in STATES.values() for name in names))
+SOAP_STATES: Mapping[str, int] = MappingProxyType(
+    {
+        **dict.fromkeys(("exp_avg", "exp_avg_sq"), 0),
+        **{"soap_left": 1, "soap_right": 2, "soap_left_basis": 1, "soap_right_basis": 2},
+    }
+)
+"""What SOAP keeps of a whole matrix [m, n]: 0 as large as it, 1 [m, m], 2 [n, n]."""
+STATE_NAMES = tuple(
+    dict.fromkeys((*(name for names in STATES.values() for name in names), *SOAP_STATES))
+)
 """Every such tensor, under the name it has in checkpoints."""
 NEWTON_SCHULZ: Mapping[str, tuple[tuple[float, float, float], ...]] = MappingProxyType(
     {
@@ -105,12 +115,15 @@ class OptimizerConfig(Section):
         "muon",
         "dist_muon",
         "adaptive_muon",
+        "soap",
     ] = "AdamWeightDecay"
     """Update rule.
 
     All Adam names mean AdamW with decoupled weight decay, as Megatron's ``adam`` does. The muons
     update matrices, but not embedding and head, by orthogonal ones; everything else is updated by
     ``muon_scalar_optimizer``. ``dist_muon`` also shares the state out over data parallel ranks.
+    ``soap`` updates the same matrices by Adam in the eigenbasis of their gradients' correlations,
+    everything else by Adam.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -184,6 +197,18 @@ class OptimizerConfig(Section):
 
     adaptive_muon_eps: Epsilon = 1e-8
     """Addend to the root of that moment."""
+
+    soap_shampoo_beta: DecayRate = 0.95
+    """Decay rate of SOAP's preconditioners."""
+
+    soap_precondition_frequency: Count = 1
+    """Updates from one change of SOAP's eigenbases to the next."""
+
+    soap_use_kl_shampoo: bool = True
+    """Weigh gradients in a preconditioner by the other one's inverse (KL-Shampoo)."""
+
+    soap_eps: Epsilon = 1e-8
+    """Addend to the root of SOAP's second moment, and smallest eigenvalue that is divided by."""
 
     clip_grad: NonNegative = 0.0
     """Largest L2 norm of all gradients together; larger ones are scaled down.
@@ -278,19 +303,22 @@ class OptimizerConfig(Section):
             return "sgd"
         if self.optimizer_type == "lion":
             return "lion"
+        if self.optimizer_type == "soap":
+            return "soap"
         return "adaptive_muon" if self.optimizer_type == "adaptive_muon" else "muon"
 
     @property
     def updates_matrices(self) -> bool:
         """Whether matrices have an update rule of their own."""
-        return self.algorithm in ("muon", "adaptive_muon")
+        return self.algorithm in ("muon", "adaptive_muon", "soap")
 
     @property
     def element_algorithm(self) -> Algorithm:
         """The update rule of what is updated element by element."""
         if not self.updates_matrices:
             return self.algorithm
-        return "lion" if self.muon_scalar_optimizer == "lion" else "adamw"
+        is_lion = self.algorithm != "soap" and self.muon_scalar_optimizer == "lion"
+        return "lion" if is_lion else "adamw"
 
     def has_matrix_rule(self, num_dims: int, is_vocabulary: bool) -> bool:
         """Whether a parameter is updated as a matrix."""

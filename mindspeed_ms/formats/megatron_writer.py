@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mindspeed_ms.config.optimizer_config import STATE_NAMES, STATES
+from mindspeed_ms.config.optimizer_config import SOAP_STATES, STATE_NAMES, STATES
 from mindspeed_ms.formats import names
 from mindspeed_ms.formats.containers import storage
 from mindspeed_ms.formats.containers.torch_file import TorchDtype
@@ -109,6 +109,13 @@ class MegatronWriter:
         self._args = self._arguments()
         held = [source.kinds(name) for name in source.weights]
         self._has_state = target.with_optimizer and any(held)
+        if target.with_optimizer and any(
+            SOAP_STATES.keys() & kinds - {*STATES["adamw"]} for kinds in map(set, held)
+        ):
+            raise ValueError(
+                f"{source.catalog.source} holds states of soap, which are of whole matrices and "
+                "have no place in Megatron's files; convert the weights with --no-optimizer"
+            )
 
     def write(self, root: Path) -> Path:
         """Write all ranks and the marker; return the checkpoint's folder."""

@@ -73,7 +73,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     generation = storage.next_generation(folder)
     items = [
-        _Item(name, kind, source.shape(name), source.dtype(name, kind))
+        _Item(name, kind, source.shape(name, kind), source.dtype(name, kind))
         for name, kind in source.all_tensors(with_optimizer)
         if kind != "main" or source.dtype(name) != "F32"
     ]

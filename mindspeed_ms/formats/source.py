@@ -52,8 +52,10 @@ class Source:
         is_rounded = self.dtype(name) != "F32" and self.catalog.tensors[name].dtype == "F32"
         return ["main", *found] if found and is_rounded and "main" not in found else found
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Global shape of a parameter."""
+    def shape(self, name: str, kind: str = "") -> tuple[int, ...]:
+        """Global shape of a parameter, or of a state of it that has another one."""
+        if kind.startswith("soap_"):
+            return self.catalog.tensors[f"{kind}.{name}"].shape
         shape = self.catalog.tensors[name].shape
         told = self.spec.by_name.get(name)
         if self.rows is not None and told is not None and told.is_vocabulary:
@@ -85,11 +87,11 @@ class Source:
         The array lies in memory that the call after the next one uses again.
         """
         stored = self._stored(name, kind)
-        span = span or Span.all_of(Region.whole(self.shape(name)))
+        span = span or Span.all_of(Region.whole(self.shape(name, kind)))
         if not kind:
             self.taken[name] = self.taken.get(name, 0) + span.stop - span.start
         dtype = self.dtype(name, kind)
-        if stored.shape != self.shape(name):
+        if stored.shape != self.shape(name, kind):
             is_weight = kind in ("", "main")
             room = self._room(span, dtype) if span.is_complete else None
             return read_repadded(self.reader, stored, span, dtype, is_weight, room)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config import AllConfig, OptimizerConfig
 from mindspeed_ms.config.dtypes import FLOAT32, dtype_bytes
+from mindspeed_ms.config.optimizer_config import SOAP_STATES
 from mindspeed_ms.models import ParamSpec
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.plan.param_layout import (
@@ -21,6 +22,7 @@ from mindspeed_ms.plan.param_layout import (
     LayoutRules,
     buffer_layout,
     default_bucket_size,
+    pieces_in,
     sharded_alignment,
 )
 from mindspeed_ms.planning.parameters import (
@@ -199,8 +201,34 @@ def _buffer_bytes(specs: list[LocalParameter], sharing: _Sharing, config: AllCon
     count = sum(spec.size for spec in specs)
     # Padding has no states of its own kind: it takes what an element does on average.
     states = sum(spec.size * element_bytes(spec.spec, config).optimizer for spec in specs)
-    optimizer = math.ceil(owned * states / max(count, 1))
+    optimizer = math.ceil(owned * states / max(count, 1)) + _whole_states(
+        specs, layout, sharing.shards, config.optimizer_config
+    )
     return StateBytes(count, weights, gradients, optimizer)
+
+
+def _whole_states(
+    specs: list[LocalParameter], layout: BufferLayout, shards: int, rule: OptimizerConfig
+) -> int:
+    """States of whole matrices, which every rank keeps that owns a part of one; the most of any."""
+    if rule.algorithm != "soap":
+        return 0
+    sizes = {
+        spec.name: 4 * _soap_elements(*spec.spec.shape)
+        for spec in specs
+        if rule.has_matrix_rule(len(spec.shape), spec.spec.is_vocabulary)
+    }
+    held = [0] * shards
+    for span in layout.buckets:
+        for rank in range(shards):
+            pieces = pieces_in(span, *span.shard(rank, shards))
+            held[rank] += sum(sizes.get(piece.name, 0) for piece in pieces)
+    return max(held)
+
+
+def _soap_elements(rows: int, columns: int) -> int:
+    shapes = rows * columns, rows * rows, columns * columns
+    return sum(shapes[kind] for kind in SOAP_STATES.values())
 
 
 def _layout(specs: list[LocalParameter], sharing: _Sharing, grad_width: int) -> BufferLayout:

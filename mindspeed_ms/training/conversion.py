@@ -406,7 +406,7 @@ def _total_bytes(source: Source, options: ConvertOptions) -> int:
     total = 0
     with_optimizer = options.with_optimizer and options.to != "huggingface"
     for name, kind in source.all_tensors(with_optimizer):
-        count = int(np.prod(source.shape(name), dtype=np.int64))
+        count = int(np.prod(source.shape(name, kind), dtype=np.int64))
         total += count * dtypes.width(source.dtype(name, kind))
     return total
 

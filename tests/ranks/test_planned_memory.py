@@ -36,6 +36,7 @@ FOUR = [
     f"{PP2} {SHARDED} --overlap-grad-reduce --overlap-param-gather --bucket-size 9000",
     f"{TP2} --zero-level z2 --group-query-attention --num-query-groups 2",
     f"{LLAMA} --zero-level z3",
+    f"{TP2} --bf16 --optimizer soap",
     f"{SHARDED} --num-distributed-optimizer-instances 2 --qk-layernorm",
     "--pipeline-model-parallel-size 4 --bf16 --grad-reduce-in-bf16 --optimizer sgd",
     f"{EXPERTS} --expert-model-parallel-size 2 {SHARDED}",

@@ -18,7 +18,7 @@ from mindspeed_ms.backend import memory
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.optimizer import MegatronOptimizer
 from mindspeed_ms.core.parameter import is_frozen, num_elements, shard_of
-from mindspeed_ms.plan.region import Span
+from mindspeed_ms.plan.region import Region, Span
 
 WEIGHTS = ""
 """Kind of the weights in the type of the model; other kinds are prefixes of tensor names."""
@@ -131,6 +131,16 @@ def _optimizer_state(optimizer: MegatronOptimizer) -> Iterator[LiveTensor]:
             yield _live(part.name, MAIN, part.param, part.param_start, part.main_param)
         for kind, tensor in part.state.items():
             yield _live(part.name, kind, part.param, part.param_start, tensor)
+        for kind, tensor in part.whole.items():
+            yield LiveTensor(
+                name=part.name,
+                kind=kind,
+                shape=tensor.shape,
+                dtype=_DTYPE_NAMES[tensor.dtype],
+                span=Span(Region.whole(tensor.shape), 0, memory.num_elements(tensor)),
+                tensor=tensor.view((-1,)),
+                is_shared=shard_of(part.param).shared,
+            )
 
 
 def _live(name: str, kind: str, param: Parameter, start: int, flat: Tensor) -> LiveTensor:

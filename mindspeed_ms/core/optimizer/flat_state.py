@@ -21,6 +21,7 @@ from mindspeed_ms.core.distributed import OptimizerShard, is_finite
 from mindspeed_ms.core.optimizer.muon import Muon
 from mindspeed_ms.core.optimizer.narrow import BLOCK, NarrowState
 from mindspeed_ms.core.optimizer.param_groups import ParamGroup
+from mindspeed_ms.core.optimizer.soap import Soap
 from mindspeed_ms.core.optimizer.update_rules import Hyper, UpdateRule
 from mindspeed_ms.core.parameter import shard_of
 
@@ -41,6 +42,8 @@ class StatePart:
     main_param: Tensor
     state: Mapping[str, Tensor]
     """By the rule's names, such as ``exp_avg``."""
+    whole: Mapping[str, Tensor]
+    """States of the whole parameter, over all ranks, in shapes of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class FlatState:
         group_of: parameter group of a parameter.
         rule: the update rule.
         counts: whether norms count a parameter on this rank.
-        muon: the update rule of groups of matrices.
+        matrices: the update rule of groups of matrices.
         tp_group_of: ranks that hold the other parts of a matrix.
         narrow: states that are not kept in fp32 -> their type; ``main``: the copies of weights.
     """
@@ -84,12 +87,12 @@ class FlatState:
         group_of: Callable[[Parameter], ParamGroup],
         rule: UpdateRule,
         counts: Callable[[Parameter], bool],
-        muon: Muon | None = None,
+        matrices: Muon | Soap | None = None,
         tp_group_of: Callable[[Parameter], Group] = lambda _: comm.world_group(),
         narrow: Mapping[str, mstype.Type] = MappingProxyType({}),
     ) -> None:
         self.shard, self._rule, self._counts = shard, rule, counts
-        self._muon, self._tp_group_of = muon, tp_group_of
+        self._matrices, self._tp_group_of = matrices, tp_group_of
         self._group_of = group_of
         size = memory.num_elements(shard.params)
         self._has_copy = shard.params.dtype != mstype.float32
@@ -135,6 +138,10 @@ class FlatState:
         ]
         self.refresh_main()
         self._has_matrices = any(group_of(param).is_matrix for param in shard.bucket)
+        if isinstance(matrices, Soap):
+            for param, _ in shard.pieces:
+                if group_of(param).is_matrix:
+                    matrices.hold(param)
         marks = [(piece.start, piece.size, counts(param)) for param, piece in shard.pieces]
         self._counted = [(start, length) for start, length, mark in _merged(marks) if mark]
         self._repeated = [(start, length) for start, length, mark in _merged(marks) if not mark]
@@ -188,9 +195,9 @@ class FlatState:
         for segment in self._segments:
             group = segment.group
             hyper = Hyper(group.lr, group.weight_decay, step, grad_scale, group.eps_mult)
-            if self._muon is not None and segment.group.is_matrix:
+            if self._matrices is not None and segment.group.is_matrix:
                 part = _part(directions, segment.start, segment.size)
-                self._muon.accumulate(segment.main, part, segment.state, hyper)
+                self._matrices.accumulate(segment.main, part, segment.state, hyper)
                 continue
             if segment.narrow:
                 self._update_narrow(segment, hyper)
@@ -200,8 +207,8 @@ class FlatState:
                 grad = memory.empty(segment.grad.shape)
                 ops.copy_cast_(grad, segment.grad)
             self._rule.apply(segment.main, grad, segment.state, hyper)
-        if self._muon is not None and self._has_matrices:
-            self._turn(self._muon, directions)
+        if self._matrices is not None and self._has_matrices:
+            self._turn(self._matrices, directions, step)
         if self._has_copy and not self._is_narrow:
             ops.copy_cast_(self.shard.params, self.main)
 
@@ -247,8 +254,8 @@ class FlatState:
             for name, state in segment.narrow.items():
                 state.narrow(start, wide[name])
 
-    def _turn(self, muon: Muon, directions: Tensor) -> None:
-        """Make the matrices' directions orthogonal and take the step along them.
+    def _turn(self, matrices: Muon | Soap, directions: Tensor, step: int) -> None:
+        """Turn the matrices' directions and take the step along them.
 
         A rank that owns a part of a matrix computes on the whole of it (of its tensor parallel
         part), so ranks share the work out as they share the state.
@@ -265,18 +272,19 @@ class FlatState:
                 continue
             first = start + piece.start - piece.param_start
             matrix = memory.view_of(directions, first, param.shape)
-            turned = muon.orthogonal(matrix, shard_of(param), self._tp_group_of(param))
-            muon.update(
+            turned = matrices.turned(param, matrix, self._tp_group_of(param), step)
+            matrices.update(
                 _part(self.main, piece.start, piece.size),
                 _part(turned.view((-1,)), piece.param_start, piece.size),
                 self._state_of(piece.start, piece.size),
                 group.lr,
-                muon.scale_of(param.shape, shard_of(param)),
+                matrices.scale_of(param.shape, shard_of(param)),
             )
 
     def _state_names(self, group: ParamGroup) -> tuple[str, ...]:
-        is_matrix = self._muon is not None and group.is_matrix
-        return self._muon.state_names if self._muon and is_matrix else self._rule.state_names
+        if self._matrices is not None and group.is_matrix:
+            return self._matrices.state_names
+        return self._rule.state_names
 
     def _state_of(self, start: int, size: int) -> dict[str, Tensor]:
         """State of some elements of one segment."""
@@ -312,7 +320,7 @@ class FlatState:
     def is_finite(self) -> bool:
         """Whether weights and moments are numbers."""
         narrow = [state.tensor for state in self._narrow_states()]
-        tensors = [self.shard.params, *self.state.values(), *narrow]
+        tensors = [self.shard.params, *self.state.values(), *narrow, *self._whole_states()]
         return all(is_finite(tensor) for tensor in tensors)
 
     def parts(self) -> Iterator[StatePart]:
@@ -324,13 +332,22 @@ class FlatState:
                 param_start=piece.param_start,
                 main_param=self._main_of(piece.start, piece.size),
                 state=self._state_of(piece.start, piece.size),
+                whole=self._whole_state(param),
             )
+
+    def _whole_state(self, param: Parameter) -> Mapping[str, Tensor]:
+        return self._matrices.whole_state(param) if isinstance(self._matrices, Soap) else {}
+
+    def _whole_states(self) -> list[Tensor]:
+        found = (self._whole_state(param) for param, _ in self.shard.pieces)
+        return [tensor for states in found for tensor in states.values()]
 
     @property
     def num_bytes(self) -> int:
         """Memory beyond the model's own parameters."""
         narrow = [state.tensor for state in self._narrow_states()]
         tensors = [*self.state.values(), *narrow, *([self.main] if self._has_copy else [])]
+        tensors += self._whole_states()
         return sum(memory.num_bytes(tensor) for tensor in tensors)
 
 

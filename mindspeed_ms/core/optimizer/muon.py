@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
 
 from mindspeed_ms import ops
@@ -18,7 +18,7 @@ from mindspeed_ms.backend.base import Group
 from mindspeed_ms.config import OptimizerConfig
 from mindspeed_ms.config.optimizer_config import NEWTON_SCHULZ, STATES
 from mindspeed_ms.core.optimizer.update_rules import Hyper
-from mindspeed_ms.core.parameter import ShardSpec
+from mindspeed_ms.core.parameter import ShardSpec, shard_of
 
 EPS = 1e-7
 """Smallest norm that is divided by."""
@@ -68,6 +68,10 @@ class Muon:
             ops.axpy_(grad, moment, beta)
         else:
             ops.copy_cast_(grad, moment)
+
+    def turned(self, param: Parameter, matrix: Tensor, group: Group, step: int) -> Tensor:
+        """``orthogonal`` of a parameter's moment."""
+        return self.orthogonal(matrix, shard_of(param), group)
 
     def orthogonal(self, matrix: Tensor, shard: ShardSpec, group: Group) -> Tensor:
         """The orthogonal matrix of a moment; both [out, in] as this rank holds them.

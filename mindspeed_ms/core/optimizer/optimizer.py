@@ -25,6 +25,7 @@ from mindspeed_ms.core.optimizer.flat_state import FlatState, RowFactors, StateP
 from mindspeed_ms.core.optimizer.grad_scaler import GradScaler
 from mindspeed_ms.core.optimizer.muon import Muon
 from mindspeed_ms.core.optimizer.param_groups import ParamGroup, WidthRule, get_param_groups
+from mindspeed_ms.core.optimizer.soap import Soap
 from mindspeed_ms.core.optimizer.update_rules import get_update_rule
 from mindspeed_ms.core.parameter import named_parameters, shard_of
 from mindspeed_ms.core.timers import timed
@@ -82,7 +83,9 @@ class MegatronOptimizer:
             id(param): group for group in self.param_groups for _, param in group.parameters
         }
         rule = get_update_rule(config)
-        muon = Muon(config) if config.updates_matrices else None
+        self._matrices: Muon | Soap | None = None
+        if config.updates_matrices:
+            self._matrices = Soap(config) if config.algorithm == "soap" else Muon(config)
         narrow = {name: memory.dtype_of(type_) for name, type_ in config.narrow_types.items()}
         self._states = [
             FlatState(
@@ -90,7 +93,7 @@ class MegatronOptimizer:
                 lambda param: group_of[id(param)],
                 rule,
                 self._counts,
-                muon,
+                self._matrices,
                 lambda param: self._tp_groups[shard_of(param).is_expert],
                 narrow,
             )

@@ -22,7 +22,6 @@ _QK_NORMS_DECAY = "apply_wd_to_qk_layernorm"
 _WIDE_OR_HALF = {"fp32": "float32", "fp16": "float16"}
 _MOMENT_TYPES = {**_WIDE_OR_HALF, "bf16": "bfloat16"}
 _NO_FP8 = Refused("moments in 8 bits are not available", "use bf16 or fp16")
-_NO_SOAP = Refused("this update rule is not available", "use adam or muon")
 
 
 def _type_of(name: str, types: Mapping[str, str] = _MOMENT_TYPES) -> Field:
@@ -107,7 +106,6 @@ REGULARIZATION = in_group(
                 "SGD",
                 "soap",
             ),
-            refuses=(("soap", _NO_SOAP),),
         ),
         value("--adam-beta1", float, Field("optimizer_config.betas", item=0), 0.9, common=True),
         value("--adam-beta2", float, Field("optimizer_config.betas", item=1), 0.999, common=True),
@@ -147,6 +145,19 @@ REGULARIZATION = in_group(
         value("--sgd-momentum", float, Field("optimizer_config.sgd_momentum"), 0.9),
         value("--lion-beta1", float, Field("optimizer_config.lion_beta1"), 0.95),
         value("--lion-beta2", float, Field("optimizer_config.lion_beta2"), 0.98),
+        value("--soap-shampoo-beta", float, Field("optimizer_config.soap_shampoo_beta"), 0.95),
+        value(
+            "--soap-precondition-frequency",
+            int,
+            Field("optimizer_config.soap_precondition_frequency"),
+            1,
+        ),
+        off(
+            "--no-soap-use-kl-shampoo",
+            "soap_use_kl_shampoo",
+            Field("optimizer_config.soap_use_kl_shampoo"),
+        ),
+        value("--soap-eps", float, Field("optimizer_config.soap_eps"), 1e-8),
         value("--muon-momentum", float, Field("optimizer_config.muon_momentum"), 0.9),
         on("--muon-nesterov", Field("optimizer_config.muon_nesterov")),
         on("--muon-use-nesterov", Field("optimizer_config.muon_nesterov")),

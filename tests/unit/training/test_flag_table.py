@@ -135,7 +135,6 @@ def test_a_harmless_value_of_a_refused_flag_is_reported():
         ("--sparse-mode 5", "--sparse-mode 5 is refused: lengths of prefixes .* --sparse-mode 1"),
         ("--sparse-mode 7", "--sparse-mode 7 is refused: the fused kernel has no such mode"),
         ("--alibi-fusion-attn-type 3", "--alibi-fusion-attn-type 3 is refused: .* use 2"),
-        ("--optimizer soap", "--optimizer soap is refused: this update rule .* use adam or muon"),
         ("--outer-dp-sharding-strategy optim", "is refused: ranks are not laid out"),
         ("--batch-size 4", "--batch-size is refused: Megatron refuses this name too; use --micro"),
         ("--tensor-model-parallel-size ${TP}", "a shell variable that was not expanded"),
@@ -150,12 +149,12 @@ def test_refused_values_end_with_one_line(words, message, capsys):
 
 
 def test_a_dry_run_collects_refusals_and_keeps_the_rest():
-    args = parse_args("--dry-run --optimizer soap --num-layers 3 --hybrid-context-parallel".split())
+    args = parse_args("--dry-run --sparse-mode 7 --num-layers 3 --hybrid-context-parallel".split())
     assert [line.split(" is refused")[0] for line in args.refusals] == [
-        "--optimizer soap",
+        "--sparse-mode 7",
         "--hybrid-context-parallel",
     ]
-    assert (args.optimizer, args.num_layers) == ("adam", 3)
+    assert (args.sparse_mode, args.num_layers) == (0, 3)
 
 
 # --- launch scripts
