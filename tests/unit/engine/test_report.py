@@ -64,8 +64,8 @@ def test_a_browser_draws_the_curves_of_both_runs(runs, shown):
         assert last[f"{name}: lm loss"] == losses[-1]
         assert f"{name}: lm loss validation" in last
     assert drawn(shown, "learning rate") == {
-        "slow: learning_rate": 0.001,
-        "fast: learning_rate": 0.01,
+        "slow": 0.001,
+        "fast": 0.01,
     }
     plots = ("loss", "learning rate", "gradient norm", "tokens per second")
     for title in plots:
@@ -81,7 +81,7 @@ def test_a_browser_shows_tables_and_pictures(runs, shown):
     table = body[body.index('id="differences"') :]
     table = table[: table.index("</table>")]
     row = re.search(
-        r"optimizer_config\.learning_rate</code></td><td>([\d.]+)</td><td>([\d.]+)", table
+        r"optimizer_<wbr>config\.learning_<wbr>rate</code></td><td>([\d.]+)</td><td>([\d.]+)", table
     )
     assert row.groups() == ("0.001", "0.01")
     assert body.count('class="plot timeline js-plotly-plot"') == 2
