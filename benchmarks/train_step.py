@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class Meter:
 
     def __init__(self, iterations: int) -> None:
         self.steps: list[StepReport] = []
+        self.processor: list[float] = []
+        """Processor time of the process at the end of each step, in seconds."""
         self.first_step = 0.0
         self.iterations = iterations
         self.times: timing.CallTimes | None = None
@@ -57,6 +60,7 @@ class Meter:
         if not self.steps:
             self.first_step = time.time() - step.seconds
         self.steps.append(step)
+        self.processor.append(time.process_time())
         if len(self.steps) == self.iterations and ops.selected() == "cpu":
             self.times = self.active.enter_context(timing.measured())
 
@@ -89,7 +93,9 @@ def measure(flags: list[str], iterations: int, taken_apart: int) -> dict[str, An
     median = statistics.median(
         step.seconds for step in steps[FIRST_MEASURED - 1 : iterations] or steps
     )
+    ends = meter.processor[FIRST_MEASURED - 2 : iterations]
     own = {"peak_rss_mib": device.memory_stats()["peak"] / 2**20}
+    own["processor_seconds"] = statistics.median(b - a for a, b in pairwise(ends))
     own["startup_seconds"] = meter.first_step - started
     speed = flops_per_step(model, config.global_batch_size(world)) / median
     dtype = {"bfloat16": "bf16", "float16": "fp16"}.get(model.compute_dtype, "fp32")
@@ -100,6 +106,9 @@ def measure(flags: list[str], iterations: int, taken_apart: int) -> dict[str, An
     return {
         "tokens_per_second": round(tokens / median, 1),
         "milliseconds_per_step": round(median * 1000.0, 1),
+        "processor_milliseconds_per_step": round(
+            sum(rank["processor_seconds"] for rank in ranks) * 1e3, 1
+        ),
         "share_of_limit": share_of_limit(speed, library.num_threads() * world, dtype),
         "peak_rss_mib": [round(rank["peak_rss_mib"], 1) for rank in ranks],
         "startup_seconds": [round(rank["startup_seconds"], 2) for rank in ranks],
