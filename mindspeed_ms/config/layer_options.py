@@ -93,6 +93,13 @@ class LayerOptions(AttentionOptions):
     mup_attn_scale_power: NonNegative = 1.0
     """With use_mup, see mup_base_head_dim; 0.5 is the usual scale."""
 
+    mtp_use_repeated_layer: bool = False
+    """The layers of mtp_num_layers are one layer, used for every further token. False: one each."""
+
+    mtp_detach_heads: bool = False
+    """Losses of further tokens train the layers for them alone, whose gradients are clipped by a
+    norm of their own. False: they train the whole model."""
+
     final_logit_softcapping: Positive | None = None
     """Logits become this × tanh(logit / this). None: they stay."""
 

@@ -17,6 +17,7 @@ from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.optimizer.flat_state import RowFactors
 from mindspeed_ms.legacy.model.attention import ParallelAttention
 from mindspeed_ms.legacy.model.multi_latent_attention import MultiLatentAttention
+from mindspeed_ms.models.model import predicts_further
 
 
 class QkClip:
@@ -38,7 +39,7 @@ class QkClip:
             for chunk in chunks
             for name, cell in chunk.cells_and_names()
             if isinstance(cell, (ParallelAttention, MultiLatentAttention))
-            and ".mtp." not in f".{name}"
+            and not predicts_further(name)
         ]
 
     def __call__(self) -> dict[int, RowFactors]:

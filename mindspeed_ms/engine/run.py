@@ -62,6 +62,7 @@ from mindspeed_ms.engine.train_loop import (
     validate,
 )
 from mindspeed_ms.engine.train_state import TrainState
+from mindspeed_ms.models.model import predicts_further
 from mindspeed_ms.models.width import width_mult
 
 
@@ -378,6 +379,7 @@ def _set_up(
         config.training_config.log_num_zeros_in_grad,
         grad_scaler=get_grad_scaler(config.training_config),
         width_mult=width_mult(config.model_config),
+        is_apart=predicts_further if config.model_config.mtp_detach_heads else None,
     )
     clipping = config.model_config
     if clipping.qk_clip:

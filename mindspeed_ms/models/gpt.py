@@ -42,12 +42,15 @@ def gpt_spec(config: TransformerConfig, num_tokentypes: int = 0) -> ModelSpec:
     further = tuple(
         _further(config, config.num_layers + depth) for depth in range(config.mtp_num_layers or 0)
     )
+    if config.mtp_use_repeated_layer:
+        further = further[:1] * len(further)
     spec = ModelSpec(
         embedding=embedding_spec(config, num_tokentypes),
         layers=tuple(layers),
         final_norm=norm_spec(config) if config.use_final_norm else None,
         query=query_layer_spec(config) if config.use_query_layer else None,
         further=further,
+        repeats_further=config.mtp_use_repeated_layer,
         head=head_spec(config) if config.untie_embeddings_and_output_weights else None,
     )
     return adapted(spec, config.lora_config) if config.lora_config.use_lora else spec

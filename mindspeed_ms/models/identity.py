@@ -53,6 +53,7 @@ RUN_SETTINGS = frozenset(
         "attention_dropout_rate",
         "hidden_dropout_rate",
         "mtp_loss_scaling_factor",
+        "mtp_detach_heads",
         "moe_aux_loss_coeff",
         "moe_z_loss_coeff",
         "moe_input_jitter_eps",
@@ -107,6 +108,9 @@ def identity(config: AllConfig) -> dict[str, Any]:
     found |= {
         "model_config.embedding_multiplier": embedding_factor(model),
         "model_config.logits_scaling": logits_divisor(model),
+        "model_config.mtp_use_repeated_layer": (
+            model.mtp_use_repeated_layer and (model.mtp_num_layers or 1) > 1
+        ),
     }
     has_rotation = model.position_embedding_type == "rope" or model.multi_latent_attention
     for name in (

@@ -26,6 +26,11 @@ HEAD = f"{OWN_ROOT}.output_layer.weight"
 """Name of the head's matrix."""
 
 
+def predicts_further(name: str) -> bool:
+    """Whether a parameter is of the layers that predict further tokens."""
+    return ".mtp." in f".{name}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingSpec:
     """What is looked up for a token, its place and its type."""
@@ -78,7 +83,9 @@ class ModelSpec:
     query: QueryLayerSpec | None = None
     """A layer with learned queries, behind the final norm."""
     further: tuple[FurtherSpec, ...] = ()
-    """Layers that predict further tokens."""
+    """Layers that predict further tokens, one for each."""
+    repeats_further: bool = False
+    """They are one layer, that of the first."""
     head: LinearSpec | None = None
     """None: the head uses the table of token embeddings."""
     trains_adapters_only: bool = False
@@ -93,6 +100,11 @@ class ModelSpec:
     def vocab_size(self) -> int:
         """Rows of the vocabulary, padding included."""
         return self.embedding.word.rows
+
+    @property
+    def own_further(self) -> tuple[FurtherSpec, ...]:
+        """Those of them that have parameters of their own."""
+        return self.further[:1] if self.repeats_further else self.further
 
     @property
     def is_tied(self) -> bool:
@@ -124,7 +136,7 @@ class ModelSpec:
             yield from self.under("encoder.final_norm", "decoder.final_layernorm", self.final_norm)
         if self.query is not None:
             yield from self.under("query_layer", "query_layer", self.query)
-        for depth, further in enumerate(self.further):
+        for depth, further in enumerate(self.own_further):
             path = f"mtp.layers.{depth}"
             yield from self.under(path, path, further, experts)
         if self.head is not None:
@@ -174,7 +186,7 @@ class ModelSpec:
     def _sizes(self, counts: Callable[[ParamSpec], bool]) -> Iterator[int]:
         """Elements of every part, as far as they count before anything is frozen."""
         ends = (self.embedding, self.final_norm, self.query, self.head)
-        parts = (*ends, *self.further, *self.layers)
+        parts = (*ends, *self.own_further, *self.layers)
         known = {
             part: sum(spec.size for spec in part.parameters() if counts(spec))
             for part in set(parts)
@@ -236,5 +248,5 @@ class ModelSpec:
     @property
     def head_start(self) -> int:
         """Words of the stream in front of the head."""
-        behind = sum(further.words for further in self.further)
+        behind = sum(further.words for further in self.own_further)
         return self.layer_starts[-1] + behind + (0 if self.query is None else self.query.words)

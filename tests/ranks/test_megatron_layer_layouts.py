@@ -131,6 +131,27 @@ def test_routers_give_the_same_in_every_layout(dist_run, tmp_path, name, layout)
             np.testing.assert_allclose(value, its_losses[kind], rtol=1e-4, err_msg=kind)
 
 
+FURTHER = "--mtp-num-layers 2 --mtp-use-repeated-layer --mtp-detach-heads"
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "tp2-sp",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("pp2", "cp2", "dp2-zero")),
+    ],
+)
+def test_one_detached_layer_for_all_further_tokens(dist_run, tmp_path, layout):
+    flags = f"{RECORDED['common']} --position-embedding-type rope --swiglu {FURTHER}"
+    ranks, words = {**DENSE, **SHARDED}[layout]
+    whole = run(dist_run, 1, flags, tmp_path)
+    cut = run(dist_run, ranks, f"{flags} {words}", tmp_path)
+    for (loss, norm, losses), (expected, its_norm, its_losses) in zip(cut, whole, strict=True):
+        assert loss == pytest.approx(expected, abs=1e-5)
+        assert norm == pytest.approx(its_norm, rel=1e-4)
+        assert losses == pytest.approx(its_losses, abs=1e-4)
+
+
 UPCYCLED = (
     "--position-embedding-type rope --swiglu --num-experts 4 --moe-router-topk 2 "
     "--moe-ffn-hidden-size 24 --moe-router-load-balancing-type none --moe-use-upcycling "

@@ -49,6 +49,8 @@ class InferenceContext:
     """The model notes the hidden states that its head reads."""
     hidden: Tensor | None = field(init=False, default=None)
     """[T, 1, h], on ranks that hold the head, if they are kept."""
+    repetition: int = 0
+    """Layers that serve several times keep the keys and values of each time apart."""
     rotated_as: Places | None = None
     """[B]: tokens of a row that its rotation goes by, if that depends on it. Default: all that it
     has with the new ones."""
@@ -126,6 +128,7 @@ class InferenceContext:
         Returns:
             [T, 1, N * E].
         """
+        layer += self.repetition
         steps, rows = self.shape
         tokens, used = heads[0].shape[0], steps * rows
         q, k, v = (_shaped(part, (steps, rows, *part.shape[2:])) for part in heads)

@@ -63,6 +63,14 @@ class _Segment:
     """Others; ``main``: the main parameters."""
     params: Tensor
     """In the type of the model."""
+    is_apart: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Apart:
+    """Parameters of a group whose gradients are clipped apart."""
+
+    group: ParamGroup
 
 
 class FlatState:
@@ -79,6 +87,7 @@ class FlatState:
         matrices: the update rule of groups of matrices.
         tp_group_of: ranks that hold the other parts of a matrix.
         narrow: states that are not kept in fp32 -> their type; ``main``: the copies of weights.
+        is_apart: of a name: its gradient is clipped by the norm of such gradients alone.
     """
 
     def __init__(
@@ -90,6 +99,7 @@ class FlatState:
         matrices: Muon | Soap | None = None,
         tp_group_of: Callable[[Parameter], Group] = lambda _: comm.world_group(),
         narrow: Mapping[str, mstype.Type] = MappingProxyType({}),
+        is_apart: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.shard, self._rule, self._counts = shard, rule, counts
         self._matrices, self._tp_group_of = matrices, tp_group_of
@@ -100,17 +110,25 @@ class FlatState:
         self.main = memory.empty((size,)) if self._has_copy else shard.params
         if self._is_narrow:
             self.main = memory.empty((0,))
+        kinds: dict[int, _Apart] = {}
+
+        def kind_of(param: Parameter, name: str) -> ParamGroup | _Apart:
+            group = group_of(param)
+            return kinds.setdefault(id(group), _Apart(group)) if is_apart(name) else group
+
         groups = _merged(
-            [(piece.start, piece.size, group_of(param)) for param, piece in shard.pieces]
+            [(piece.start, piece.size, kind_of(param, piece.name)) for param, piece in shard.pieces]
         )
         # Padding is updated with what lies before it, and stays 0.
         ends = [*(start for start, _, _ in groups[1:]), size] if groups else []
-        groups = [
-            (start, end - start, group) for (start, _, group), end in zip(groups, ends, strict=True)
+        pieces = [
+            (start, end - start, kind if isinstance(kind, ParamGroup) else kind.group)
+            for (start, _, kind), end in zip(groups, ends, strict=True)
         ]
+        apart = {start for start, _, kind in groups if isinstance(kind, _Apart)}
         places: dict[int, dict[str, int]] = {}
         sizes: dict[str, int] = {}
-        for start, length, group in groups:
+        for start, length, group in pieces:
             wide = [name for name in self._state_names(group) if name not in narrow]
             places[start] = {name: sizes.get(name, 0) for name in wide}
             for name in places[start]:
@@ -133,8 +151,9 @@ class FlatState:
                     if name in narrow and (name != "main" or self._is_narrow)
                 },
                 params=memory.view_of(shard.params, start, (length,)),
+                is_apart=start in apart,
             )
-            for start, length, group in groups
+            for start, length, group in pieces
         ]
         self.refresh_main()
         self._has_matrices = any(group_of(param).is_matrix for param in shard.bucket)
@@ -143,7 +162,16 @@ class FlatState:
                 if group_of(param).is_matrix:
                     matrices.hold(param)
         marks = [(piece.start, piece.size, counts(param)) for param, piece in shard.pieces]
-        self._counted = [(start, length) for start, length, mark in _merged(marks) if mark]
+        self._apart = [
+            (piece.start, piece.size)
+            for param, piece in shard.pieces
+            if counts(param) and is_apart(piece.name)
+        ]
+        counted = [
+            (piece.start, piece.size, counts(param) and not is_apart(piece.name))
+            for param, piece in shard.pieces
+        ]
+        self._counted = [(start, length) for start, length, mark in _merged(counted) if mark]
         self._repeated = [(start, length) for start, length, mark in _merged(marks) if not mark]
         self._exactly_counted = [(start, length) for start, length, mark in marks if mark]
 
@@ -167,12 +195,13 @@ class FlatState:
         for segment in self._segments:
             yield from segment.narrow.values()
 
-    def squares(self, of: Tensor) -> tuple[float, float]:
-        """Sums of squares of a flat tensor: of what norms count here, and of the rest."""
-        return (
-            sum(ops.l2_norm_squared(_part(of, *item)) for item in self._counted),
-            sum(ops.l2_norm_squared(_part(of, *item)) for item in self._repeated),
+    def squares(self, of: Tensor) -> tuple[float, float, float]:
+        """Sums of squares of a flat tensor: of what norms count here, apart, and of the rest."""
+        counted, apart, repeated = (
+            sum(ops.l2_norm_squared(_part(of, *item)) for item in items)
+            for items in (self._counted, self._apart, self._repeated)
         )
+        return counted, apart, repeated
 
     def squares_by_parameter(self, of: Tensor) -> Iterator[tuple[str, float]]:
         """Name and sum of squares in a flat tensor, of each parameter that norms count here."""
@@ -186,15 +215,22 @@ class FlatState:
             ops.count_zeros(_part(self.shard.grads, *item)) for item in self._exactly_counted
         )
 
-    def update(self, step: int, grad_scale: float) -> None:
-        """Apply the gradients, segment by segment, and round to the type of the model."""
+    def update(self, step: int, grad_scale: float, apart_scale: float = 1.0) -> None:
+        """Apply the gradients, segment by segment, and round to the type of the model.
+
+        Args:
+            step: number of the update, from 1.
+            grad_scale: factor of the gradients.
+            apart_scale: that of those that are clipped apart.
+        """
         directions = self.shard.grads
         if self._has_matrices and directions.dtype != mstype.float32:
             directions = memory.empty(directions.shape)
             ops.copy_cast_(directions, self.shard.grads)
         for segment in self._segments:
             group = segment.group
-            hyper = Hyper(group.lr, group.weight_decay, step, grad_scale, group.eps_mult)
+            scale = apart_scale if segment.is_apart else grad_scale
+            hyper = Hyper(group.lr, group.weight_decay, step, scale, group.eps_mult)
             if self._matrices is not None and segment.group.is_matrix:
                 part = _part(directions, segment.start, segment.size)
                 self._matrices.accumulate(segment.main, part, segment.state, hyper)

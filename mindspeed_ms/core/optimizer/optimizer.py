@@ -54,6 +54,8 @@ class MegatronOptimizer:
         models: the chunks whose buffers hold parameters and gradients.
         grad_scaler: the loss scale; None for 1, without a check for overflow.
         log_num_zeros: count the zeros of the gradients in each step.
+        is_apart: of a name: its gradient is clipped by the norm of such gradients alone, which the
+            norm of the step leaves out. None: there are none.
 
     Parallelism: ``step`` and ``params_norm`` are collective over the world.
     """
@@ -65,7 +67,9 @@ class MegatronOptimizer:
         models: Sequence[DistributedDataParallel],
         grad_scaler: GradScaler | None = None,
         log_num_zeros: bool = False,
+        is_apart: Callable[[str], bool] | None = None,
     ) -> None:
+        self._clips_apart = is_apart is not None
         self.config = config
         self.param_groups = list(groups)
         self.models = list(models)
@@ -96,6 +100,7 @@ class MegatronOptimizer:
                 self._matrices,
                 lambda param: self._tp_groups[shard_of(param).is_expert],
                 narrow,
+                is_apart or (lambda _: False),
             )
             for model in self.models
             for shard in model.shards
@@ -146,15 +151,16 @@ class MegatronOptimizer:
         inverse = 1.0 / self.loss_scale
         has_scale = self.grad_scaler is not None
         with timed(f"optimizer-{'unscale-and-check-inf' if has_scale else 'clip-main-grad'}", 1):
-            norm, has_overflow = self._grad_norm(inverse)
+            norm, apart, has_overflow = self._grad_norm(inverse)
         if self.grad_scaler is not None:
             if self._skips(self.grad_scaler, has_overflow):
                 return StepResult(False, None, None)
         elif watch is not None:
             watch(norm)
-        coefficient = 1.0
+        coefficient = other = 1.0
         if self.config.clip_grad > 0.0:
             coefficient = clip_coefficient(norm, self.config.clip_grad)
+            other = clip_coefficient(apart, self.config.clip_grad)
         zeros = None
         if self.log_num_zeros:
             with timed("optimizer-count-zeros", 1):
@@ -162,7 +168,7 @@ class MegatronOptimizer:
         self.num_steps += 1
         with timed("optimizer-inner-step", 1):
             for state in self._states:
-                state.update(self.num_steps, coefficient * inverse)
+                state.update(self.num_steps, coefficient * inverse, other * inverse)
             factors = {} if self.row_factors is None else self.row_factors()
             for state in self._states if factors else ():
                 state.scale_rows(factors)
@@ -186,14 +192,20 @@ class MegatronOptimizer:
             )
         return found
 
-    def _grad_norm(self, factor: float) -> tuple[float, bool]:
-        """Norm of all gradients times ``factor``, and whether one on this rank is not finite."""
-        total, is_bad = 0.0, False
+    def _grad_norm(self, factor: float) -> tuple[float, float, bool]:
+        """Norms of the gradients times ``factor``: of most, and of those that are clipped apart.
+
+        Then whether one on this rank is not finite.
+        """
+        total, other, is_bad = 0.0, 0.0, False
         for state in self._states:
-            counted, repeated = state.squares(state.shard.grads)
-            is_bad |= not math.isfinite(counted + repeated)
+            counted, apart, repeated = state.squares(state.shard.grads)
+            is_bad |= not math.isfinite(counted + apart + repeated)
             total += counted * factor * factor / _copies(state.shard)
-        return math.sqrt(sum_over(total, comm.world_group())), is_bad
+            other += apart * factor * factor / _copies(state.shard)
+        world = comm.world_group()
+        norm = math.sqrt(sum_over(total, world))
+        return norm, math.sqrt(sum_over(other, world)) if self._clips_apart else 0.0, is_bad
 
     def _num_zeros(self) -> int:
         zeros = (state.num_zeros() / _copies(state.shard) for state in self._states)
@@ -202,7 +214,8 @@ class MegatronOptimizer:
     def params_norm(self) -> float:
         """L2 norm of all parameters of the model."""
         squares = (
-            state.squares(state.shard.params)[0] / _copies(state.shard) for state in self._states
+            sum(state.squares(state.shard.params)[:2]) / _copies(state.shard)
+            for state in self._states
         )
         return math.sqrt(sum_over(math.fsum(squares), comm.world_group()))
 
@@ -270,6 +283,7 @@ def get_megatron_optimizer(
     *,
     grad_scaler: GradScaler | None = None,
     width_mult: float = 1.0,
+    is_apart: Callable[[str], bool] | None = None,
 ) -> MegatronOptimizer:
     """Optimizer of all trainable parameters of the model chunks.
 
@@ -279,6 +293,7 @@ def get_megatron_optimizer(
         log_num_zeros: count the zeros of the gradients in each step.
         grad_scaler: the loss scale, None for 1.
         width_mult: hidden size over that of the base model, with ``use_mup``.
+        is_apart: see ``MegatronOptimizer``.
     """
     parameters = [item for model in models for item in named_parameters(model.module)]
     groups = get_param_groups(
@@ -291,4 +306,4 @@ def get_megatron_optimizer(
     )
     is_sharded = any(model.config.is_sharded for model in models)
     kind = DistributedOptimizer if is_sharded else MegatronOptimizer
-    return kind(config, groups, models, grad_scaler, log_num_zeros)
+    return kind(config, groups, models, grad_scaler, log_num_zeros, is_apart)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -41,7 +42,7 @@ def post_language_model_processing(
     loss_fn: Cell,
     lm_output: Tensor,
     labels: Tensor | None,
-    logit_weights: Parameter,
+    logit_weights: Tensor,
     parallel_output: bool,
     fp16_lm_cross_entropy: bool,
     loss_mask: Tensor | None,
@@ -172,13 +173,18 @@ class GPTModel(Module):
             return lm_output
         weights = self.head_weights()
 
-        def head(hidden: Tensor, labels: Tensor | None, loss_mask: Tensor | None) -> Tensor:
+        def head(
+            hidden: Tensor,
+            labels: Tensor | None,
+            loss_mask: Tensor | None,
+            matrix: Tensor = weights,
+        ) -> Tensor:
             return post_language_model_processing(
                 self.parallel_lm_logits,
                 self.loss,
                 hidden,
                 labels,
-                weights,
+                matrix,
                 self.parallel_output,
                 self.fp16_lm_cross_entropy,
                 loss_mask,
@@ -188,6 +194,8 @@ class GPTModel(Module):
         predicts_further = self.language_model.mtp is not None and labels is not None
         if not (predicts_further and self.training and autograd.is_grad_enabled()):
             return loss
+        if self.config.mtp_detach_heads:
+            head = partial(head, matrix=autograd.detach(weights))
         further, masks = self._further_losses(
             head, lm_output, (tokens, labels, loss_mask), position_ids, attention_mask
         )

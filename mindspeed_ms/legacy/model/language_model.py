@@ -16,7 +16,7 @@ from mindspore import Tensor
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
-from mindspeed_ms.backend import memory
+from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
 from mindspeed_ms.core.inference.context import InferenceContext
@@ -204,6 +204,7 @@ class TransformerLanguageModel(Cell):
                 groups=groups,
             )
         self.context = context_parallel(config.parallel_config)
+        self.detaches_further = config.mtp_detach_heads
         self._local_tables: dict[int, tuple[Tensor, ...]] = {}
         self.rotary_pos_emb = rotary_embedding(config)
         self.encoder = ParallelTransformer(
@@ -223,7 +224,7 @@ class TransformerLanguageModel(Cell):
         if predicts_further:
             draws.begin_further_layers()
             self.mtp = MultiTokenPredictionBlock(
-                config, encoder_attn_mask_type, spec.further, groups
+                config, encoder_attn_mask_type, spec.own_further, groups
             )
         if post_process and spec.head is not None:
             draws.begin_head()
@@ -246,6 +247,9 @@ class TransformerLanguageModel(Cell):
         """
         assert self.mtp is not None, "asked of a model with layers for further tokens"
         embeddings = [self.embedding(ids, position_ids) for ids in ids_ahead]
+        if self.detaches_further:
+            embeddings = [autograd.detach(one) for one in embeddings]
+            hidden_states = autograd.detach(hidden_states)
         rotary = None
         if self.rotary_pos_emb is not None:
             rotary = self._rotary_tables(ids_ahead[0].shape[1])
@@ -266,7 +270,7 @@ class TransformerLanguageModel(Cell):
         rotary = None
         if self.rotary_pos_emb is not None:
             rotary = self.rotary_pos_emb.tables_for(context.positions, context.lengths)
-        layer = list(self.mtp.layers)[depth]
+        layer, context.repetition = self.mtp.layer_of(depth)
         return layer(self.embedding(ids, None), hidden_states, None, rotary, context)
 
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:

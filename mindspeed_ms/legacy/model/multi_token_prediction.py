@@ -123,7 +123,7 @@ class MultiTokenPredictionBlock(Cell):
     Args:
         config: model configuration.
         mask_type: see ``CoreAttention``.
-        specs: the layers.
+        specs: the layers, or the one that serves every depth.
         groups: of this rank.
     """
 
@@ -151,10 +151,16 @@ class MultiTokenPredictionBlock(Cell):
     ) -> list[Tensor]:
         """Hidden states of every depth, from the embeddings of the tokens 1, 2, ... K ahead."""
         outputs = []
-        for layer, ahead in zip(self.layers, embeddings, strict=True):
+        for depth, ahead in enumerate(embeddings):
+            layer, _ = self.layer_of(depth)
             hidden_states = layer(ahead, hidden_states, attention_mask, rotary_pos_emb)
             outputs.append(hidden_states)
         return outputs
+
+    def layer_of(self, depth: int) -> tuple[Cell, int]:
+        """The layer of a depth, and how often it has served before."""
+        own = list(self.layers)
+        return own[min(depth, len(own) - 1)], max(0, depth - len(own) + 1)
 
 
 class _Depths(Cell):

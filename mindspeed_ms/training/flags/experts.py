@@ -351,6 +351,8 @@ FURTHER_TOKENS = in_group(
     "multi-token prediction",
     [
         value("--mtp-num-layers", int, Field("model_config.mtp_num_layers")),
+        on("--mtp-use-repeated-layer", Field("model_config.mtp_use_repeated_layer")),
+        on("--mtp-detach-heads", Field("model_config.mtp_detach_heads")),
         value(
             "--mtp-loss-scaling-factor", float, Field("model_config.mtp_loss_scaling_factor"), 0.1
         ),
@@ -437,11 +439,13 @@ ROWS: tuple[Flag, ...] = (
     ),
     *compact(
         "multi-token prediction",
-        Refused("multi-token prediction has one form", "use --mtp-num-layers"),
+        Refused(
+            "which token's history a layer sees is drawn at random there, ranks of one sequence "
+            "apart",
+            "use --mtp-num-layers",
+        ),
         """
---mtp-detach-heads
 --mtp-hsm
---mtp-use-repeated-layer
 """,
     ),
     *compact(

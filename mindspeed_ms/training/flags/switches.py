@@ -34,7 +34,10 @@ SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
                 *("linear_num_key_heads", "linear_num_value_heads"),
             ),
         ),
-        "--mtp-num-layers": ("model_config.", ("mtp_loss_scaling_factor",)),
+        "--mtp-num-layers": (
+            "model_config.",
+            ("mtp_loss_scaling_factor", "mtp_use_repeated_layer", "mtp_detach_heads"),
+        ),
         "--num-experts": ("moe_config.", ()),
         "--moe-use-upcycling": ("moe_config.", ("moe_upcycling_granularity",)),
         "--exit-signal-handler": ("training_config.", ("exit_signal",)),

@@ -22,6 +22,7 @@ LATENT = LatentAttentionConfig(
     kv_lora_rank=5, qk_head_dim=4, qk_pos_emb_head_dim=2, v_head_dim=3, q_lora_rank=4
 )
 MODELS = {
+    "one layer twice": {"mtp_num_layers": 2, "mtp_use_repeated_layer": True},
     "one layer": {"mtp_num_layers": 1},
     "three layers": {"mtp_num_layers": 3},
     "latent experts": {
