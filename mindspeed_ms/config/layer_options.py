@@ -62,6 +62,10 @@ class LayerOptions(AttentionOptions):
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
     """How rotary positions are stretched; see there."""
 
+    embed_layernorm: bool = False
+    """Normalize embeddings (LayerNorm, whatever normalization says), as Bloom does. False: do not.
+    """
+
     embedding_multiplier: Positive = 1.0
     """Factor of the embedding's output."""
 
@@ -148,6 +152,7 @@ class LayerOptions(AttentionOptions):
             self._check_linear_attention(num_layers, ranks)
         pairs = {
             "qk_clip": ("use_lora",),
+            "embed_layernorm": ("a table of positions", "mtp_num_layers"),
             "qk_l2_norm": ("qk_layernorm", "multi_latent_attention"),
             "attention_output_gate": ("use_query_layer", "multi_latent_attention", "use_lora"),
             "experimental_attention_variant": ("use_query_layer", "use_lora"),

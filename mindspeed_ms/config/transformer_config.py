@@ -422,11 +422,10 @@ class TransformerConfig(LayerOptions):
             sandwich=self.use_sandwich_norm,
             latent=self.multi_latent_attention,
         )
-        present = {
-            "qk_layernorm": self.qk_layernorm,
-            "multi_latent_attention": self.multi_latent_attention,
-            "use_query_layer": self.use_query_layer,
+        names = ("qk_layernorm", "multi_latent_attention", "use_query_layer", "mtp_num_layers")
+        present = {name: bool(getattr(self, name)) for name in names} | {
             "use_lora": self.lora_config.use_lora,
+            "a table of positions": self.has_learned_positions,
         }
         ranks = self.parallel_config.tensor_model_parallel_size
         self._check_kinds(self.num_layers, ranks, present)

@@ -233,7 +233,8 @@ class MegatronWriter:
             return (3, int(further[1]), place, *self._place_in_layer(rest))
         head = ("embedding.word", "embedding.", "decoder.final", "output_layer")
         place = next((i for i, start in enumerate(head) if file_name.startswith(start)), 4)
-        return ((0, 0, 2, 4, 5)[place], place, file_name.endswith("bias"), file_name)
+        is_norm = ".norm." in file_name  # of embeddings, behind their table
+        return ((0, 0, 2, 4, 5)[place], place, is_norm, file_name.endswith("bias"), file_name)
 
     def _place_in_layer(self, rest: str) -> tuple:
         """The same for the parameters of one layer, by the part of the name behind its number."""

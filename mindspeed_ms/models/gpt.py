@@ -74,6 +74,9 @@ def embedding_spec(config: TransformerConfig, num_tokentypes: int = 0) -> Embedd
         ),
         position=whole(positions) if config.has_learned_positions else None,
         tokentype=whole(num_tokentypes) if num_tokentypes else None,
+        norm=replace(norm_spec(config), kind="LayerNorm", zero_centered=False, eps=1e-5)
+        if config.embed_layernorm
+        else None,
     )
 
 

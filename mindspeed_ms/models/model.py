@@ -38,10 +38,14 @@ class EmbeddingSpec:
     word: TableSpec
     position: TableSpec | None = None
     tokentype: TableSpec | None = None
+    norm: NormSpec | None = None
+    """Of what is looked up for a token."""
 
     def children(self) -> Iterator[Child]:
         """In the order of construction."""
         yield Child("word_embeddings", "word_embeddings", self.word)
+        if self.norm is not None:
+            yield Child("norm", "word_embeddings.norm", self.norm)
         if self.position is not None:
             yield Child("position_embeddings", "position_embeddings", self.position)
         if self.tokentype is not None:

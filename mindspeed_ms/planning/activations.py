@@ -78,6 +78,8 @@ def chunk_bytes(config: AllConfig, stage: int, chunk: int) -> int:
     plan = recompute_plan(model, parallel, placement, (stage, chunk))
     stream = rank_sizes(config).stream(model.hidden_size)
     total = 0
+    if (stage, chunk) == (0, 0) and model_spec(config).embedding.norm is not None:
+        total += stream + rank_sizes(config).rows * STATISTICS
     for group in plan.groups:
         if group.is_recomputed:
             total += stream

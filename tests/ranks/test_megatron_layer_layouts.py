@@ -131,18 +131,27 @@ def test_routers_give_the_same_in_every_layout(dist_run, tmp_path, name, layout)
             np.testing.assert_allclose(value, its_losses[kind], rtol=1e-4, err_msg=kind)
 
 
-FURTHER = "--mtp-num-layers 2 --mtp-use-repeated-layer --mtp-detach-heads"
+KINDS = {
+    "further": "--position-embedding-type rope --mtp-num-layers 2 --mtp-use-repeated-layer "
+    "--mtp-detach-heads",
+    "embedding": "--position-embedding-type alibi --embed-layernorm",
+}
 
 
 @pytest.mark.parametrize(
-    "layout",
+    ("kind", "layout"),
     [
-        "tp2-sp",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in ("pp2", "cp2", "dp2-zero")),
+        ("further", "tp2-sp"),
+        ("embedding", "tp2-sp"),
+        *(
+            pytest.param(kind, layout, marks=pytest.mark.slow)
+            for kind in KINDS
+            for layout in ("tp2", "pp2", "cp2", "dp2-zero")
+        ),
     ],
 )
-def test_one_detached_layer_for_all_further_tokens(dist_run, tmp_path, layout):
-    flags = f"{RECORDED['common']} --position-embedding-type rope --swiglu {FURTHER}"
+def test_layers_give_the_same_in_every_layout(dist_run, tmp_path, kind, layout):
+    flags = f"{RECORDED['common']} --swiglu {KINDS[kind]}"
     ranks, words = {**DENSE, **SHARDED}[layout]
     whole = run(dist_run, 1, flags, tmp_path)
     cut = run(dist_run, ranks, f"{flags} {words}", tmp_path)

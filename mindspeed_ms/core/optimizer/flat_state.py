@@ -110,22 +110,7 @@ class FlatState:
         self.main = memory.empty((size,)) if self._has_copy else shard.params
         if self._is_narrow:
             self.main = memory.empty((0,))
-        kinds: dict[int, _Apart] = {}
-
-        def kind_of(param: Parameter, name: str) -> ParamGroup | _Apart:
-            group = group_of(param)
-            return kinds.setdefault(id(group), _Apart(group)) if is_apart(name) else group
-
-        groups = _merged(
-            [(piece.start, piece.size, kind_of(param, piece.name)) for param, piece in shard.pieces]
-        )
-        # Padding is updated with what lies before it, and stays 0.
-        ends = [*(start for start, _, _ in groups[1:]), size] if groups else []
-        pieces = [
-            (start, end - start, kind if isinstance(kind, ParamGroup) else kind.group)
-            for (start, _, kind), end in zip(groups, ends, strict=True)
-        ]
-        apart = {start for start, _, kind in groups if isinstance(kind, _Apart)}
+        pieces, apart = _grouped(shard, size, group_of, is_apart)
         places: dict[int, dict[str, int]] = {}
         sizes: dict[str, int] = {}
         for start, length, group in pieces:
@@ -161,15 +146,18 @@ class FlatState:
             for param, _ in shard.pieces:
                 if group_of(param).is_matrix:
                     matrices.hold(param)
-        marks = [(piece.start, piece.size, counts(param)) for param, piece in shard.pieces]
+        self._note_counted(is_apart)
+
+    def _note_counted(self, is_apart: Callable[[str], bool]) -> None:
+        """Which elements norms count here, and which of these apart."""
+        pieces = self.shard.pieces
+        marks = [(piece.start, piece.size, self._counts(param)) for param, piece in pieces]
+        others = [is_apart(piece.name) for _, piece in pieces]
         self._apart = [
-            (piece.start, piece.size)
-            for param, piece in shard.pieces
-            if counts(param) and is_apart(piece.name)
+            mark[:2] for mark, other in zip(marks, others, strict=True) if mark[2] and other
         ]
         counted = [
-            (piece.start, piece.size, counts(param) and not is_apart(piece.name))
-            for param, piece in shard.pieces
+            (*mark[:2], mark[2] and not other) for mark, other in zip(marks, others, strict=True)
         ]
         self._counted = [(start, length) for start, length, mark in _merged(counted) if mark]
         self._repeated = [(start, length) for start, length, mark in _merged(marks) if not mark]
@@ -401,3 +389,30 @@ def _merged(ranges: list[tuple[int, int, Mark]]) -> list[tuple[int, int, Mark]]:
         else:
             joined.append((start, size, mark))
     return joined
+
+
+def _grouped(
+    shard: OptimizerShard,
+    size: int,
+    group_of: Callable[[Parameter], ParamGroup],
+    is_apart: Callable[[str], bool],
+) -> tuple[list[tuple[int, int, ParamGroup]], set[int]]:
+    """(start, size, group) of neighbours that are alike, and the starts of those clipped apart.
+
+    Padding is updated with what lies before it, and stays 0.
+    """
+    kinds: dict[int, _Apart] = {}
+
+    def kind_of(param: Parameter, name: str) -> ParamGroup | _Apart:
+        group = group_of(param)
+        return kinds.setdefault(id(group), _Apart(group)) if is_apart(name) else group
+
+    alike = _merged(
+        [(piece.start, piece.size, kind_of(param, piece.name)) for param, piece in shard.pieces]
+    )
+    ends = [*(start for start, _, _ in alike[1:]), size] if alike else []
+    pieces = [
+        (start, end - start, kind if isinstance(kind, ParamGroup) else kind.group)
+        for (start, _, kind), end in zip(alike, ends, strict=True)
+    ]
+    return pieces, {start for start, _, kind in alike if isinstance(kind, _Apart)}

@@ -28,6 +28,7 @@ from mindspeed_ms.legacy.model.from_spec import column_linear, init_method
 from mindspeed_ms.legacy.model.initialization import StageDraws
 from mindspeed_ms.legacy.model.multi_latent_attention import latent_rotary
 from mindspeed_ms.legacy.model.multi_token_prediction import MultiTokenPredictionBlock
+from mindspeed_ms.legacy.model.norm import norm_from_spec
 from mindspeed_ms.legacy.model.position_embedding import PositionEmbedding
 from mindspeed_ms.legacy.model.query_layer import QueryLayer
 from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding, RotaryPair
@@ -96,6 +97,7 @@ class Embedding(Cell):
             param_init_dtype=spec.word.dtype,
             tp_group=groups.tensor,
         )
+        self.norm = None if spec.norm is None else norm_from_spec(spec.norm, config)
         self.position_embeddings = self.tokentype_embeddings = None
         if spec.position is not None:
             self.position_embeddings = PositionEmbedding(spec.position)
@@ -123,6 +125,8 @@ class Embedding(Cell):
                 )
             if self.sequence_parallel:
                 embeddings = mappings.scatter_to_sequence_parallel_region(embeddings, self.group)
+        if self.norm is not None:
+            embeddings = self.norm(embeddings)
         if self.multiplier != 1.0:
             embeddings = ops.scaled(embeddings, self.multiplier)
         embeddings = ops.cast(embeddings, self.residual_dtype)

@@ -57,6 +57,7 @@ ROWS: tuple[Flag, ...] = (
             on("--use-parallel-residual", Field("model_config.use_parallel_residual")),
             off("--no-pre-norm", "use_pre_norm", Field("model_config.use_pre_norm")),
             on("--qk-layernorm-full", Field("model_config.qk_layernorm_full")),
+            on("--embed-layernorm", Field("model_config.embed_layernorm")),
             value("--embedding-multiplier", float, Field("model_config.embedding_multiplier"), 1.0),
             value("--residual-multiplier", float, Field("model_config.residual_multiplier"), 1.0),
             value("--logits-scaling", float, Field("model_config.logits_scaling"), 1.0),

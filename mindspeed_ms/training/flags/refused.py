@@ -22,7 +22,6 @@ ROWS: tuple[Flag, ...] = (
         "layers of this kind are not available",
         "use the flags of a plain GPT layer, and leave it out",
         """
---embed-layernorm
 --enable-mhc-connections
 --hybrid-layer-pattern str
 --hybrid-override-pattern str

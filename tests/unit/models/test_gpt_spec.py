@@ -63,6 +63,16 @@ def held(model: GPTModel) -> dict[str, Parameter]:
 
 
 VARIANTS = {
+    "normalized embeddings": {
+        "position_embedding_type": "alibi",
+        "normalization": "RMSNorm",
+        "embed_layernorm": True,
+    },
+    "one layer for two further tokens": {
+        "position_embedding_type": "rope",
+        "mtp_num_layers": 2,
+        "mtp_use_repeated_layer": True,
+    },
     "learned queries": {"use_query_layer": True},
     "learned positions, tied, biases": {},
     "rope, untied, gated": {
