@@ -250,17 +250,14 @@ def load_checkpoint(
         missed += verify_checksums(catalog, catalog.tensors).lines()
     is_resumed = training.resume_training and not training.finetune and found.kind != "peft"
     with_optimizer = is_resumed and not training.no_load_optim
-    if with_optimizer and not _has_optimizer(catalog):
-        raise ValueError(
-            f"{catalog.source} holds no optimizer state, so training cannot be resumed exactly; "
-            "load it with --no-load-optim, or --finetune to start from its weights"
-        )
+    main_is_weight = training.load_main_params_from_ckpt and not with_optimizer
+    tensors = _wanted(models, optimizer, with_optimizer, main_is_weight)
+    _require_state(catalog, tensors if with_optimizer else [])
     options = LoadOptions(
         aliases=head_alias(config, catalog),
         vocab_size=catalog.common.get("vocab_size") or true_vocab_size(config),
-        main_is_weight=training.load_main_params_from_ckpt and not with_optimizer,
+        main_is_weight=main_is_weight,
     )
-    tensors = _wanted(models, optimizer, with_optimizer, options)
     report = load_tensors(catalog, models, optimizer, tensors, options)
     seconds = time.monotonic() - started
     missed += report.notes
@@ -292,10 +289,10 @@ def _wanted(
     models: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     with_optimizer: bool,
-    options: LoadOptions,
+    main_is_weight: bool,
 ) -> list[LiveTensor]:
     """What is filled: weights, and of the optimizer all, the master weights, or nothing."""
-    if with_optimizer or not options.main_is_weight:
+    if with_optimizer or not main_is_weight:
         return live_tensors(models, optimizer if with_optimizer else None)
     tensors = live_tensors(models, optimizer)
     return [tensor for tensor in tensors if tensor.kind in (WEIGHTS, MAIN)]
@@ -328,6 +325,20 @@ def find_to_load(config: AllConfig) -> Found | None:
         )
     print_rank_0(f"WARNING: {why}; will not load any and will start from random weights")
     return None
+
+
+def _require_state(catalog: Catalog, tensors: Sequence[LiveTensor]) -> None:
+    """Check that what an optimizer keeps is there; plain SGD on fp32 weights keeps nothing.
+
+    Raises:
+        ValueError: it is not.
+    """
+    keeps_state = any(tensor.kind != WEIGHTS for tensor in tensors)
+    if keeps_state and not _has_optimizer(catalog):
+        raise ValueError(
+            f"{catalog.source} holds no optimizer state, so training cannot be resumed exactly; "
+            "load it with --no-load-optim, or --finetune to start from its weights"
+        )
 
 
 def _has_optimizer(catalog: Catalog) -> bool:

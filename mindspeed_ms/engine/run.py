@@ -225,6 +225,9 @@ class Run:
             if nothing is not None or self._data.train is None:
                 print_rank_0(f"WARNING: {nothing}")
                 return setup.state
+            for chunk in setup.model:  # who shares it may have switched it to evaluation
+                if not chunk.module.training:
+                    chunk.module.set_train(True)
             until = None if num_iterations is None else setup.state.iteration + num_iterations
             self.stop_reason = train(setup, self._data.train, self._data.valid, until)
         return setup.state

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, bars, comm, memory
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import distillation, parallel_state
 from mindspeed_ms.core.distributed import finalize_model_grads
+from mindspeed_ms.core.distributed.bucket import scale_
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.core.num_microbatches_calculator import (
     get_current_running_global_batch_size,
@@ -253,7 +253,7 @@ def scale_gradients(models: Sequence[DistributedDataParallel], factor: float) ->
     for model in models:
         for buffer in model.buffers:
             for shard in buffer.shards:
-                ops.scale_(shard.grads, factor)
+                scale_(shard.grads, factor)
 
 
 def apply_schedule(setup: TrainingSetup) -> None:

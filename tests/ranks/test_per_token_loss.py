@@ -58,3 +58,11 @@ def test_many_micro_batches_are_one_large_one(dist_run):
         [*PER_TOKEN, "--context-parallel-size", "2"],
     ):
         assert run(dist_run, 2, flags) == pytest.approx(whole, rel=1e-5), flags
+
+
+def test_gradients_that_are_reduced_in_sixteen_bits(dist_run):
+    whole = run(dist_run, 1, ONE_BATCH)
+    narrow = [*PER_TOKEN, "--grad-reduce-in-bf16", "--bf16"]
+    scaled = [*PER_TOKEN, "--fp16", "--initial-loss-scale", "1024"]
+    for ranks, flags in ((1, narrow), (2, [*narrow, "--use-distributed-optimizer"]), (1, scaled)):
+        assert run(dist_run, ranks, flags) == pytest.approx(whole, rel=2e-2), flags

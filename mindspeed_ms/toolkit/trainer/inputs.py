@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mindspeed_ms.toolkit.messages import unknown_argument
+from mindspeed_ms.toolkit.peft import LoraConfig
 from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
 
 _REFUSED = {
@@ -90,7 +91,8 @@ def lora_fields(config: Any) -> dict[str, Any]:
     if config is None:
         return {}
     if isinstance(config, Mapping):
-        return dict(config)
+        is_of_peft = bool({"r", "exclude_modules", "target_parameters"} & config.keys())
+        return LoraConfig(**config).section() if is_of_peft else dict(config)
     if hasattr(config, "section"):
         return dict(config.section())
     raise TypeError(f"lora_config is {config!r}; give LoraConfig, or a mapping of its fields")

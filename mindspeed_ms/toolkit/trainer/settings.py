@@ -41,6 +41,8 @@ from mindspeed_ms.toolkit.yaml_config import Tree, merge_trees, tree_of
 TASKS = ("text_generation", "general")
 PET_METHODS = ("", "lora")
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
+_FIRST_SCALE = 65536.0
+"""Of an fp16 loss, as in ``transformers`` and MindFormers; Megatron starts at 2**32."""
 _DTYPE_KEY = "model.model_config.compute_dtype"
 
 
@@ -208,6 +210,8 @@ class TrainerSettings:
             if getattr(self.args, switch):
                 extra["training_config"][switch] = True
                 extra["model_config"] |= {"params_dtype": dtype, "compute_dtype": dtype}
+        if self.args.fp16:
+            extra["training_config"]["loss_scale_value"] = _FIRST_SCALE
         if self.args.neftune_noise_alpha:
             extra["lora_config"] = {"neftune_noise_alpha": self.args.neftune_noise_alpha}
         if self._lacks_further_layers():

@@ -360,6 +360,7 @@ class Trainer(TrainerSettings):
             with bars.hidden(bool(self.args.disable_tqdm)):
                 run.train()
             metrics = events.end()
+            self._source.take(run)  # in the mode, training or not, that the user's object is in
         except BaseException:
             self._run = None
             run.__exit__(*sys.exc_info())

@@ -57,7 +57,7 @@ def arguments(**given):
 def trainer(model=TINY, train_dataset=ROWS, callbacks=None, **given):
     others = {
         name: given.pop(name)
-        for name in ("eval_dataset", "tokenizer", "task", "pet_method")
+        for name in ("eval_dataset", "tokenizer", "task", "pet_method", "lora_config")
         if name in given
     }
     return Trainer(
@@ -170,17 +170,19 @@ def test_strategies_say_when(capsys):
 # ---- checkpoints ----
 
 
-def test_resuming_goes_on_bit_for_bit():
-    whole = trainer(max_steps=10, save_strategy="steps", save_steps=4, output_dir="whole")
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+def test_resuming_goes_on_bit_for_bit(optim):
+    kept = {"save_strategy": "steps", "optim": optim, "max_steps": 10}
+    whole = trainer(save_steps=4, output_dir="whole", **kept)
     whole.train()
 
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == 5
 
-    first = trainer(max_steps=10, save_strategy="steps", callbacks=[Stop()], output_dir="parts")
+    first = trainer(callbacks=[Stop()], output_dir="parts", **kept)
     assert first.train().global_step == 5
-    second = trainer(max_steps=10, save_strategy="steps", output_dir="parts")
+    second = trainer(output_dir="parts", **kept)
     second.train(resume_from_checkpoint=True)
     assert losses(second) == losses(whole)  # the first five are those of the earlier part
 
@@ -271,7 +273,8 @@ def test_lora_trains_adapters_beside_weights_that_stay_as_they_are():
     base = trainer(max_steps=4, save_strategy="steps")
     base.train()
     base.save_model("base")
-    tuned = trainer(max_steps=6, output_dir="tuned", pet_method="lora")
+    lora = {"r": 8, "lora_alpha": 16, "exclude_modules": ["o_proj"]}
+    tuned = trainer(max_steps=6, output_dir="tuned", pet_method="lora", lora_config=lora)
     tuned.finetune(finetune_checkpoint="output")
     tuned.save_model("adapter")
     assert not Path("adapter/model.safetensors").exists()

@@ -90,6 +90,34 @@ def test_arguments_mean_what_they_mean_in_transformers(folder, case):
         assert {key: found[key] for key in entry} == pytest.approx(entry, rel=2e-5, abs=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_half_precision_trains_from_the_first_step_on(folder, kind):
+    made = Trainer(model=folder, args=arguments(**{kind: True}), train_dataset=DATA)
+    made.train()
+    np.testing.assert_allclose(losses(made), EXPECTED["losses"], rtol=5e-3)
+
+
+@pytest.mark.parametrize("asked", ["dropout", "noise"])
+@pytest.mark.parametrize("how", ["folder", "model"])
+def test_a_model_that_is_trained_is_in_training_mode(folder, how, asked):
+    """Dropout and noise are drawn, and evaluation between steps, and afterwards, draws none."""
+    path = Path(folder) / "config.json"
+    if asked == "dropout":
+        path.write_text(json.dumps(recorded.CONFIG | {"resid_pdrop": 0.3}))
+    noise = {"neftune_noise_alpha": 5.0} if asked == "noise" else {}
+    model = folder if how == "folder" else AutoModel.from_pretrained(folder)
+    args = arguments(eval_strategy="steps", eval_steps=2, **noise)
+    made = Trainer(model=model, args=args, train_dataset=DATA, eval_dataset=DATA[:2])
+    made.train()
+    assert np.abs(np.array(losses(made)) - EXPECTED["losses"]).min() > 1e-4
+    last = [entry["eval_loss"] for entry in made.state.log_history if "eval_loss" in entry][-1]
+    if how == "model":
+        assert not model.training
+        row = np.array([DATA[0]["input_ids"]])
+        np.testing.assert_array_equal(model(row).asnumpy(), model(row).asnumpy())
+    assert made.evaluate()["loss"] == last
+
+
 @pytest.mark.parametrize("how", ["folder", "model", "changed", "config"])
 def test_whatever_the_model_is_given_as(folder, how):
     model = folder
