@@ -90,6 +90,7 @@ class AllConfig:
         rules.check_layers_and_stages(self.model_config, self.parallel_config)
         rules.check_model_and_training(self.model_config, self.training_config)
         rules.check_model_and_experts(self.model_config, self.moe_config, self.parallel_config)
+        rules.check_model_and_optimizer(self.model_config, self.optimizer_config)
         rules.check_training_and_optimizer(self.training_config, self.optimizer_config)
 
     def __getattr__(self, name: str) -> TransformerConfig:

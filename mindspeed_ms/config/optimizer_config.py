@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
-from mindspeed_ms.config.dtypes import FLOAT32, DType
+from mindspeed_ms.config.dtypes import BFLOAT16, FLOAT32, DType
 from mindspeed_ms.config.kinds import (
     Count,
     DecayRate,
@@ -142,6 +142,9 @@ class OptimizerConfig(Section):
 
     main_params_dtype: MainType = "float32"
     """Type of the copies of 16-bit weights that Adam updates."""
+
+    reuse_fp32_param: bool = False
+    """Let the fp32 copies of bf16 weights share their memory: 2 instead of 4 bytes for each."""
 
     exp_avg_dtype: DType = FLOAT32
     """Type of Adam's first moments."""
@@ -384,8 +387,13 @@ class OptimizerConfig(Section):
 
     @property
     def narrow_types(self) -> dict[str, DType]:
-        """State, or ``main`` for copies of weights -> its type, where that is not fp32."""
-        return self._asked_types() if self.use_precision_aware_optimizer else {}
+        """State, or ``main`` for copies of weights -> its type, where that is not fp32.
+
+        Copies in bf16 are those of ``reuse_fp32_param``: the half of an fp32 number that the
+        weights lack.
+        """
+        types = self._asked_types() if self.use_precision_aware_optimizer else {}
+        return {**types, "main": BFLOAT16} if self.reuse_fp32_param else types
 
     def _asked_types(self) -> dict[str, DType]:
         types: dict[str, DType] = {
@@ -396,6 +404,12 @@ class OptimizerConfig(Section):
         return {name: dtype for name, dtype in types.items() if dtype != FLOAT32}
 
     def _check_types(self) -> None:
+        if self.reuse_fp32_param and (self.updates_matrices or self.main_params_dtype != FLOAT32):
+            raise ValueError(
+                "reuse_fp32_param rebuilds fp32 copies for rules of single elements; leave it out, "
+                f"or optimizer_type ({self.optimizer_type}) muon, dist_muon, adaptive_muon and "
+                f"soap, and main_params_dtype ({self.main_params_dtype}) float16"
+            )
         asked = self._asked_types()
         if not asked:
             return

@@ -268,6 +268,15 @@ def check_model_and_experts(
         )
 
 
+def check_model_and_optimizer(model: TransformerConfig, optimizer: OptimizerConfig) -> None:
+    """Check that copies of weights that share their memory are of bf16 weights."""
+    if optimizer.reuse_fp32_param and model.params_dtype != BFLOAT16:
+        raise ValueError(
+            "reuse_fp32_param lets bf16 weights be the upper half of their fp32 copies, but "
+            f"params_dtype is {model.params_dtype}; train with bf16 or leave it out"
+        )
+
+
 def check_training_and_optimizer(training: TrainingConfig, optimizer: OptimizerConfig) -> None:
     """Check that lengths in iterations and samples are not mixed and overlaps have their base."""
     in_samples = {

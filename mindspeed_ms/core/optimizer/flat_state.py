@@ -18,6 +18,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core.distributed import OptimizerShard, is_finite
+from mindspeed_ms.core.optimizer.halves import LowerHalves
 from mindspeed_ms.core.optimizer.muon import Muon
 from mindspeed_ms.core.optimizer.narrow import BLOCK, NarrowState
 from mindspeed_ms.core.optimizer.param_groups import ParamGroup
@@ -59,7 +60,7 @@ class _Segment:
     """In the type of the gradients."""
     state: Mapping[str, Tensor]
     """In fp32."""
-    narrow: Mapping[str, NarrowState]
+    narrow: Mapping[str, NarrowState | LowerHalves]
     """Others; ``main``: the main parameters."""
     params: Tensor
     """In the type of the model."""
@@ -131,7 +132,7 @@ class FlatState:
                     for name, place in places[start].items()
                 },
                 narrow={
-                    name: NarrowState(length, narrow[name])
+                    name: _kept(narrow[name], memory.view_of(shard.params, start, (length,)), name)
                     for name in ("main", *self._state_names(group))
                     if name in narrow and (name != "main" or self._is_narrow)
                 },
@@ -179,7 +180,7 @@ class FlatState:
         for state in self._narrow_states():
             state.settle()
 
-    def _narrow_states(self) -> Iterator[NarrowState]:
+    def _narrow_states(self) -> Iterator[NarrowState | LowerHalves]:
         for segment in self._segments:
             yield from segment.narrow.values()
 
@@ -343,7 +344,9 @@ class FlatState:
 
     def is_finite(self) -> bool:
         """Whether weights and moments are numbers."""
-        narrow = [state.tensor for state in self._narrow_states()]
+        # Halves of main parameters are no numbers by themselves; the weights beside them are.
+        states = (one for one in self._narrow_states() if isinstance(one, NarrowState))
+        narrow = [state.tensor for state in states]
         tensors = [self.shard.params, *self.state.values(), *narrow, *self._whole_states()]
         return all(is_finite(tensor) for tensor in tensors)
 
@@ -373,6 +376,13 @@ class FlatState:
         tensors = [*self.state.values(), *narrow, *([self.main] if self._has_copy else [])]
         tensors += self._whole_states()
         return sum(memory.num_bytes(tensor) for tensor in tensors)
+
+
+def _kept(dtype: mstype.Type, params: Tensor, name: str) -> NarrowState | LowerHalves:
+    """What keeps a state of some parameters; main parameters in bf16 share the weights' memory."""
+    if name == "main" and dtype == mstype.bfloat16:
+        return LowerHalves(params)
+    return NarrowState(memory.num_elements(params), dtype)
 
 
 def _part(flat: Tensor, start: int, size: int) -> Tensor:

@@ -119,6 +119,7 @@ REGULARIZATION = in_group(
             "--use-precision-aware-optimizer",
             Field("optimizer_config.use_precision_aware_optimizer"),
         ),
+        on("--reuse-fp32-param", Field("optimizer_config.reuse_fp32_param")),
         value(
             "--main-params-dtype",
             str,

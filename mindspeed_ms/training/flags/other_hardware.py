@@ -322,7 +322,6 @@ ROWS: tuple[Flag, ...] = (
 --use-torch-optimizer-for-cpu-offload
 --no-pin-cpu-grads off >pin_cpu_grads
 --no-pin-cpu-params off >pin_cpu_params
---reuse-fp32-param
 --swap-optimizer
 --swap-optimizer-times int=16
 --virtual-optimizer str+

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from megatron_runs import DATA, replay
 
+from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core.optimizer import optimizer as optimizer_module
+from mindspeed_ms.core.optimizer.halves import LowerHalves
 from mindspeed_ms.core.optimizer.narrow import BLOCK, NarrowState
 from mindspeed_ms.core.optimizer.update_rules import AdamW, Hyper
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.planning.memory import stage_state
+from mindspeed_ms.training.arguments import parse_args, validate_args
+from mindspeed_ms.training.from_args import init_configs_from_args
 
 RECORDED = json.loads((DATA / "megatron_core" / "optimizers.json").read_text(encoding="utf-8"))
 LLAMA = RECORDED["cases"]["tokens_mtp"]["flags"].partition(" --mtp-num-layers")[0]
@@ -89,6 +93,51 @@ def test_narrow_states_follow_fp32_in_less_memory(monkeypatch, cache, more, byte
     assert bytes_of_an_element / 12 - 0.05 < held / whole < bytes_of_an_element / 12 + 0.01
     assert not np.array_equal(losses, usual)
     np.testing.assert_allclose(losses, usual, atol=0.02)
+
+
+def test_weights_are_half_of_their_fp32_copies(monkeypatch, cache):
+    """The losses have the same bits, also of a run that goes on with what was saved."""
+    usual, whole = moments_of(monkeypatch, cache, "")
+    save = f"--save {cache / 'run'} --save-interval 4"
+    losses, held = moments_of(monkeypatch, cache, f"--reuse-fp32-param {save}")
+    planned = stage_state(get_all_config(), 1, 0)
+    assert held == planned.optimizer
+    of_copies = whole - 8 * planned.parameters  # the moments take 8 bytes of every parameter
+    assert whole - held == pytest.approx(of_copies / 2, rel=0.02)
+    assert np.array_equal(losses, usual)
+    load = f"--load {cache / 'run'} --ckpt-step 4"
+    for more in ("--reuse-fp32-param", ""):
+        again, _ = moments_of(monkeypatch, cache, f"{load} {more}")
+        assert np.array_equal(again, usual[4:])
+
+
+def test_halves_are_put_together_to_the_bit():
+    random = np.random.RandomState(5)
+    bits = random.randint(0, 0x7F000000, BLOCK + 1000).astype(np.uint32)
+    bits[::3] |= 0x80000000
+    bits[::5] = (bits[::5] & 0xFFFF0000) | 0x8000  # ties, which go up and down
+    values = bits.view(np.float32)
+    weights = memory.empty(values.shape, TYPES["bf16"])
+    ops.copy_cast_(weights, memory.from_numpy(values.copy()))
+    halves = LowerHalves(weights)
+    halves.narrow(0, memory.from_numpy(values.copy()))
+    assert np.array_equal(array(halves.wide(0, len(values))).view(np.uint32), bits)
+    assert np.array_equal(array(halves.wide(BLOCK, 1000)).view(np.uint32), bits[BLOCK:])
+    memory.copy_(halves.view(0, len(values)), memory.from_numpy(-values))
+    halves.settle()
+    assert np.array_equal(array(halves.wide(0, len(values))), -values)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("", "params_dtype is float32"), ("--bf16 --optimizer muon", "rules of single elements")],
+)
+def test_what_cannot_share_its_memory_is_refused(words, told):
+    sizes = "--num-layers 1 --hidden-size 8 --num-attention-heads 1 --seq-length 8 --lr 1e-3"
+    sizes += " --max-position-embeddings 8 --micro-batch-size 1 --padded-vocab-size 128"
+    sizes += f" --train-iters 1 --mock-data --reuse-fp32-param {words}"
+    with pytest.raises(ValueError, match=told):
+        init_configs_from_args(validate_args(parse_args(sizes.split()), 1))
 
 
 def test_the_moments_of_a_step_are_rounded_to_bf16():
