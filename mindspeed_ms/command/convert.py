@@ -77,6 +77,7 @@ def add_convert_flags(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="write distrib_optim.pt; default as in the source",
     )
+    add("--ema", action="store_true", help="the moving average of the weights, as weights")
     add("--no-optimizer", action="store_true", help="weights only")
     add("--dtype", choices=sorted(DTYPES), help="type of the weights; default that of the source")
     add("--vocab-size", type=int, help="tokens in use; rows behind them are padding")
@@ -121,7 +122,8 @@ def options_of(arguments: argparse.Namespace) -> engine.ConvertOptions:
         data_parallel=arguments.data_parallel_size,
         naming=arguments.names,
         distributed_optimizer=arguments.use_distributed_optimizer,
-        with_optimizer=not arguments.no_optimizer,
+        with_optimizer=not (arguments.no_optimizer or arguments.ema),
+        ema=arguments.ema,
         dtype=DTYPES.get(arguments.dtype),
         vocab_size=arguments.vocab_size,
         make_vocab_size_divisible_by=arguments.make_vocab_size_divisible_by,

@@ -29,10 +29,11 @@ LrDecayStyle = Literal["constant", "linear", "cosine", "inverse-square-root", "W
 WsdDecayStyle = Literal["linear", "cosine", "exponential", "minus_sqrt"]
 WeightDecayStyle = Literal["constant", "linear", "cosine"]
 MainType = Literal["float32", "float16"]
-Algorithm = Literal["adamw", "sgd", "lion", "muon", "adaptive_muon", "soap"]
+Algorithm = Literal["adamw", "ema_adamw", "sgd", "lion", "muon", "adaptive_muon", "soap"]
 STATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "adamw": ("exp_avg", "exp_avg_sq"),
+        "ema_adamw": ("exp_avg", "exp_avg_sq", "ema_params"),
         "sgd": ("momentum_buffer",),
         "lion": ("exp_avg",),
         "muon": ("momentum_buffer",),
@@ -128,6 +129,17 @@ class OptimizerConfig(Section):
 
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
+
+    optimizer_selection: Literal["fused_adamw", "fused_torch_adamw", "fused_ema_adamw"] = (
+        "fused_adamw"
+    )
+    """``fused_ema_adamw``: AdamW that also keeps a moving average of the weights, in fp32, which
+    checkpoints hold as ``ema_params`` and ``convert_ckpt --ema`` makes a model of. The other two
+    are names of one rule.
+    """
+
+    ema_decay: DecayRate = 0.9999
+    """Weight of the past in the moving average of the weights."""
 
     eps: Epsilon = 1e-8
     """Adam's addend to the root of the second moment."""
@@ -311,6 +323,11 @@ class OptimizerConfig(Section):
         return "adaptive_muon" if self.optimizer_type == "adaptive_muon" else "muon"
 
     @property
+    def keeps_average(self) -> bool:
+        """Whether the optimizer keeps a moving average of the weights."""
+        return self.optimizer_selection == "fused_ema_adamw"
+
+    @property
     def updates_matrices(self) -> bool:
         """Whether matrices have an update rule of their own."""
         return self.algorithm in ("muon", "adaptive_muon", "soap")
@@ -332,6 +349,8 @@ class OptimizerConfig(Section):
         if self.algorithm == "sgd" and not self.sgd_momentum:
             return ()
         is_matrix = self.has_matrix_rule(num_dims, is_vocabulary)
+        if self.keeps_average:
+            return STATES["ema_adamw"]
         return STATES[self.algorithm if is_matrix else self.element_algorithm]
 
     def _resolve(self) -> None:
@@ -350,6 +369,7 @@ class OptimizerConfig(Section):
         self._check_weight_decay()
         self._check_newton_schulz()
         self._check_types()
+        self._check_average()
         if self.use_checkpoint_opt_param_scheduler and self.override_opt_param_scheduler:
             raise ValueError(
                 "use_checkpoint_opt_param_scheduler and override_opt_param_scheduler are both "
@@ -402,6 +422,13 @@ class OptimizerConfig(Section):
             "exp_avg_sq": self.exp_avg_sq_dtype,
         }
         return {name: dtype for name, dtype in types.items() if dtype != FLOAT32}
+
+    def _check_average(self) -> None:
+        if self.keeps_average and self.algorithm != "adamw":
+            raise ValueError(
+                f"optimizer_selection fused_ema_adamw is a kind of AdamW, but optimizer_type is "
+                f"{self.optimizer_type}; use adam, or leave optimizer_selection out"
+            )
 
     def _check_types(self) -> None:
         if self.reuse_fp32_param and (self.updates_matrices or self.main_params_dtype != FLOAT32):

@@ -53,6 +53,8 @@ class ConvertOptions:
     distributed_optimizer: bool | None = None
     """None: as in the source."""
     with_optimizer: bool = True
+    ema: bool = False
+    """Take the moving average of the weights for the weights."""
     dtype: str | None = None
     """Type of weights, None for the source's."""
     vocab_size: int | None = None
@@ -110,7 +112,27 @@ def open_source(path: Path, options: ConvertOptions) -> tuple[Catalog, AllConfig
 
     catalog = open_checkpoint(found, describe, options.source_tensor)
     catalog.notes[:0] = found.notes
+    if options.ema:
+        _take_average(catalog, path)
     return catalog, config_of(given or catalog.common)
+
+
+def _take_average(catalog: Catalog, path: Path) -> None:
+    """Put the moving average of the weights in their place, and leave the optimizer out."""
+    prefix = "ema_params."
+    averages = {
+        name.removeprefix(prefix): stored
+        for name, stored in catalog.tensors.items()
+        if name.startswith(prefix)
+    }
+    if not averages:
+        raise ValueError(
+            f"{path} holds no moving average of the weights; leave --ema out, or train with "
+            "--optimizer-selection fused_ema_adamw"
+        )
+    weights = {name: one for name, one in catalog.tensors.items() if kind_of(name) == ""}
+    catalog.tensors.clear()
+    catalog.tensors |= weights | averages
 
 
 def described_by(path: Path) -> dict[str, Any]:

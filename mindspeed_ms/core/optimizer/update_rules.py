@@ -72,6 +72,27 @@ class AdamW:
         )
 
 
+class EmaAdamW:
+    """Adam, and behind each step e = decay e + (1 - decay) w, which begins as the weights.
+
+    Source: MindSpeed's ``fused_ema_adamw`` (behaviour).
+    """
+
+    state_names: tuple[str, ...] = STATES["ema_adamw"]
+
+    def __init__(self, adam: AdamW, decay: float) -> None:
+        self._adam, self.decay = adam, decay
+
+    def apply(self, main: Tensor, grad: Tensor, state: Mapping[str, Tensor], hyper: Hyper) -> None:
+        """One step."""
+        average = state["ema_params"]
+        if hyper.step == 1:
+            ops.copy_cast_(average, main)
+        self._adam.apply(main, grad, state, hyper)
+        ops.scale_(average, self.decay)
+        ops.axpy_(average, main, 1.0 - self.decay)
+
+
 class Sgd:
     """v = momentum v + (grad + decay w); w = w - lr v."""
 
@@ -128,4 +149,5 @@ def get_update_rule(config: OptimizerConfig) -> UpdateRule:
         return Sgd(config.sgd_momentum)
     if config.element_algorithm == "lion":
         return Lion((config.lion_beta1, config.lion_beta2), config.decoupled_weight_decay)
-    return AdamW(config.betas, config.eps, config.decoupled_weight_decay)
+    adam = AdamW(config.betas, config.eps, config.decoupled_weight_decay)
+    return EmaAdamW(adam, config.ema_decay) if config.keeps_average else adam

@@ -14,6 +14,7 @@ import mindspore as ms
 from mindspeed_ms.backend import autograd, comm
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.build import Sections, assemble
+from mindspeed_ms.config.optimizer_config import STATE_NAMES
 from mindspeed_ms.core import parallel_state, run_state
 from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor, parameters_of
 from mindspeed_ms.core.dist_checkpointing.loader import LoadOptions, load_tensors
@@ -232,5 +233,5 @@ def _load_adapters(chunks: list[GPTModel], engine: AllConfig, folder: Path) -> N
 
 def _weights_only(tensors: dict[str, Any]) -> None:
     """Leave the optimizer's tensors out, but not the exact values of weights in 16 bits."""
-    for name in [name for name in tensors if name.partition(".")[0] in ("exp_avg", "exp_avg_sq")]:
+    for name in [name for name in tensors if name.partition(".")[0] in STATE_NAMES]:
         del tensors[name]

@@ -354,11 +354,6 @@ ROWS: tuple[Flag, ...] = (
         "--muon-use-syrk",
     ),
     *compact(
-        "optimizers",
-        NoEffect("only read with --optimizer-selection fused_ema_adamw, which is refused"),
-        "--ema-decay float=0.9999",
-    ),
-    *compact(
         "faults",
         _FAULTS,
         """

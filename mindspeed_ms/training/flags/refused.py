@@ -43,7 +43,6 @@ ROWS: tuple[Flag, ...] = (
         _LEAVE_OUT,
         """
 --perform-rl-step
---use-ema
 --dist-train
 --fix-router
 --save-activations-interval int
@@ -61,14 +60,6 @@ ROWS: tuple[Flag, ...] = (
 --output-logit-dtype str >logit_dtype !fp32
 --embedding-weights-in-fp32
 --ddp-param-name-patterns-for-fp32-local-accumulation str+
-""",
-    ),
-    *_refuse(
-        "refused: optimizer",
-        "the moving average of the weights is not kept",
-        "use fused_adamw or leave it out",
-        """
---optimizer-selection str=fused_adamw !fused_adamw,fused_torch_adamw
 """,
     ),
     *_refuse(

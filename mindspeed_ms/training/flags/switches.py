@@ -40,6 +40,7 @@ SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         ),
         "--num-experts": ("moe_config.", ()),
         "--moe-use-upcycling": ("moe_config.", ("moe_upcycling_granularity",)),
+        "--use-ema": ("optimizer_config.", ("ema_decay",)),
         "--exit-signal-handler": ("training_config.", ("exit_signal",)),
         "--logits-save-dir": (
             "training_config.",
@@ -68,6 +69,12 @@ SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
 """Flag -> section and fields that are not read without it; no fields: all of the section."""
 
 
+OTHER_WAYS: Mapping[str, tuple[str, Any]] = MappingProxyType(
+    {"--use-ema": ("optimizer_selection", "fused_ema_adamw")}
+)
+"""Flag -> attribute and value that switch the same on."""
+
+
 def switched_off(
     rows: Sequence[Flag], given: Sequence[str], values: Mapping[str, Any]
 ) -> list[str]:
@@ -82,7 +89,8 @@ def switched_off(
     lines = []
     ways = (values.get("position_embedding_type"), values.get("rope_scaling_type"))
     for switch, (section, fields) in SWITCH_OF_FIELD.items():
-        if values.get(by_name[switch].dest):
+        dest, asked = OTHER_WAYS.get(switch, (by_name[switch].dest, True))
+        if values.get(by_name[switch].dest) or values.get(dest) == asked:
             continue
         behind = [
             name
