@@ -98,9 +98,12 @@ inline void pack_rows(const T* source, int64_t stride, int64_t count, int64_t de
         for (int64_t k = 0; k < depth; k += kWidth) {
             const int64_t steps = depth - k < kWidth ? depth - k : kWidth;
             vf block[kWidth];
-            for (int item = 0; item < kWidth; ++item)
+            for (int item = 0; item < kWidth; ++item) {
+                // The next panel: so many short streams are more than the processor foresees.
+                if (Size >= kWidth) __builtin_prefetch(source + (first + item + Size) * stride + k);
                 block[item] =
                     item < items ? load(source + (first + item) * stride + k, steps) : vf{};
+            }
             transpose(block);
             float* out = panel + k * Size + first;
             for (int64_t step = 0; step < steps; ++step)
