@@ -41,7 +41,7 @@ def run_worker(names):
 REFUSED = (
     # both branches of a shell's if: mock data, and a path
     *("gptoss/02_train.sh", "train_llama3_8b_fsdp_h100_fp8.sh", "train_llama3_8b_h100_fp8.sh"),
-    *("fused_ema_adamw.sh", "bloom/pretrain_bloom_ptd_7B"),
+    "fused_ema_adamw.sh",
     "deepseek2_lite/tune_deepseek2_lite_16b_full_ptd",
 )
 """Ends of the names of scripts that no run takes."""

@@ -232,6 +232,8 @@ ROWS: tuple[Flag, ...] = (
 --swin-backbone-type str=tiny
 --vision-backbone-type str=vit
 --vision-pretraining-type str=classify
+--vision-pretraining
+--decoder-num-layers int
 --retro-attention-gate float=1
 --retro-cyclic-train-iters int
 --retro-encoder-attention-dropout float=0.1

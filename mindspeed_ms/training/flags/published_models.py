@@ -179,6 +179,11 @@ ROWS: tuple[Flag, ...] = (
 """,
     ),
     *compact(
+        "kernels",
+        NoEffect("it multiplies the same matrices in another order; heads are made in full"),
+        "--enable-mla-absorb",
+    ),
+    *compact(
         "checkpoints",
         _FOLDERS,
         """
@@ -224,7 +229,6 @@ ROWS: tuple[Flag, ...] = (
         Refused("layers of this kind are not available", "use the flags of a plain GPT layer"),
         """
 --enable-dsa-indexer
---enable-mla-absorb
 --lm-norm-weight
 """,
     ),

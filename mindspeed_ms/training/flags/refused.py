@@ -31,10 +31,8 @@ ROWS: tuple[Flag, ...] = (
 --heterogeneous-layers-config-path str
 --heterogeneous-layers-config-encoded-json str
 --retro-add-retriever
---vision-pretraining
 --encoder-tensor-model-parallel-size int=0 !0
 --encoder-pipeline-model-parallel-size int=0 !0
---decoder-num-layers int
 """,
     ),
     *_refuse(

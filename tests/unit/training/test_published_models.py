@@ -12,7 +12,6 @@ from mindspeed_ms.training.from_args import no_effect_report
 
 REFUSED = {
     "tune_deepseek2_lite_16b_full_ptd": "use --sft with JSON lines of chats",
-    "pretrain_bloom_ptd_7B": "--embed-layernorm is refused",
 }
 """End of a name -> what its first line says."""
 
@@ -52,6 +51,11 @@ def test_minicpm_scales_embedding_layers_and_logits():
     assert config.embedding_multiplier == 12
     assert config.residual_multiplier == pytest.approx(1.4 / math.sqrt(40))
     assert config.logits_scaling == 2304 / 256
+
+
+def test_bloom_normalizes_its_embedding():
+    config = model("pretrain_bloom_ptd_7B")
+    assert config.embed_layernorm and config.position_embedding_type == "alibi"
 
 
 def test_glm_turns_pairs_of_half_a_head():
