@@ -159,7 +159,10 @@ def own_turn(folder: str, dtype: str, sizes: Sequence[int], in_int8: bool) -> st
 
 
 def step_bytes(model: PreTrainedModel, in_int8: bool) -> int:
-    """Bytes of the matrices that a step reads: all but a table of tokens that is no head."""
+    """Bytes of the matrices that a step reads: all but a table of tokens that is no head.
+
+    All experts count, also those that no row chooses.
+    """
     matrices = [
         param
         for param in model.get_parameters()

@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="a JSON object per prompt")
     parser.add_argument("--seed", type=int, help="of drawn tokens")
     parser.add_argument(
-        "--int8", action="store_true", help="steps read weights as eight bits (dense, one rank)"
+        "--int8", action="store_true", help="steps read weights as eight bits (one rank)"
     )
     layout_flags.add_flags(parser)
     of_checkpoint.add_flags(parser)

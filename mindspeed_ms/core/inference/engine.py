@@ -83,7 +83,7 @@ class InferenceEngine:
         self._in_int8 = in_int8
         if in_int8 and not (self._may_decode and _form(self.chunks[0])):
             raise ValueError(
-                "weights as eight bits are for dense models on one rank that have a native form "
+                "weights as eight bits are for models on one rank that have a native form "
                 "(ops/cpu); leave decodes_in_int8 (--int8) out"
             )
         self._were_training = [chunk.training for chunk in self.chunks]

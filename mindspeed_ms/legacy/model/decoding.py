@@ -1,43 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's Cells as one native call per token, where a single rank holds a plain dense model.
+"""A model's Cells as one native call per token, where a single rank holds the model.
 
-The native stack knows what most families are made of: norms, one projection for queries, keys and
-values, rotation, windows, caps, sinks, an MLP. A model with anything else goes on in its Cells;
-``InferenceEngine`` compares both once per model, so that a part that this file does not know of
-cannot change a text.
+The native stack knows what most families are made of; see ``NativeParts``. A model with anything
+else goes on in its Cells; ``InferenceEngine`` compares both once per model, so that a part that
+this file does not know of cannot change a text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from mindspore import Tensor
-from mindspore.common.dtype import Type
 from mindspore.nn import Cell
 from numpy.typing import NDArray
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
-from mindspeed_ms.backend.numpy_types import bfloat16_to_float32
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.config.attention_options import AttentionOptions
 from mindspeed_ms.config.layer_options import LayerOptions
 from mindspeed_ms.config.section import field_default, section_fields
 from mindspeed_ms.core.inference.context import InferenceContext
-from mindspeed_ms.legacy.model.attention import ParallelAttention
-from mindspeed_ms.legacy.model.mlp import ParallelMLP
-from mindspeed_ms.legacy.model.norm import LayerNorm, RMSNorm
+from mindspeed_ms.legacy.model.native_parts import (
+    Floats,
+    NativeParts,
+    UnknownPartError,
+    widened,
+)
 from mindspeed_ms.ops.attention_call import Places
 from mindspeed_ms.ops.cpu import decode
 from mindspeed_ms.ops.cpu.library import STORAGE
-
-Floats = NDArray[np.float32]
-
-
-class UnknownPartError(Exception):
-    """A part that the native stack does not have."""
 
 
 class Decoder:
@@ -65,20 +58,18 @@ class Decoder:
         config: TransformerConfig,
         in_int8: bool = False,
     ) -> None:
-        self._kept: list[Any] = []
-        self._in_int8 = in_int8
         self.rotary = language_model.rotary_pos_emb
         self.embedding = language_model.embedding
         self.dtype = memory.dtype_of(config.compute_dtype)
+        self.parts = parts = NativeParts(self.dtype, in_int8)
         self.numbers = [layer.attention.core_attention.layer_number for layer in layers]
-        self.locally = [layer.attention.tables.start == 2 for layer in layers]
-        self.rotates = [layer.attention.rotates for layer in layers]
-        self.layers = (decode.Layer * len(layers))(*(self._layer(layer) for layer in layers))
+        self.stack = parts.stack(layers, config)
+        self.layers = (decode.Layer * len(layers))(*map(parts.layer, layers))
+        self.turned = [parts.turns(layer.attention) for layer in layers]
         self.final_norm = language_model.encoder.final_norm
-        self.norm = self._norm(self.final_norm)
-        self.head = self._linear(head, None, head.dtype)
+        self.norm = parts.norm(self.final_norm)
+        self.head = parts.linear(head, None, head.dtype)
         self.head_storage = STORAGE[head.dtype]
-        self.stack = self._stack(layers[0], config)
         self._version = -1
         self._tables: tuple[Floats, ...] = ()
 
@@ -103,16 +94,15 @@ class Decoder:
         tables = self._rows_of_tables(
             places, context.lengths[: steps * rows].reshape(real.shape)[real]
         )
-        for layer, rotates, locally in zip(self.layers, self.rotates, self.locally, strict=True):
-            if tables and rotates:
-                layer.cos = tables[2 * locally].ctypes.data
-                layer.sin = tables[2 * locally + 1].ctypes.data
+        for layer, turned in zip(self.layers, self.turned, strict=True):
+            if tables and turned is not None:
+                layer.cos, layer.sin = (table.ctypes.data for table in tables[turned])
         x = self._embedded(context.ids[0, : steps * rows].reshape(real.shape)[real], places)
         decode.decode_layers(x, self.layers, stack)
         if context.keeps_hidden:
             hidden = ops.cast(memory.from_numpy(_spread(x, real)[:, None]), self.dtype)
             context.hidden = self.final_norm(hidden)
-        logits = decode.decode_head(x, self.norm, self.head, (self.head_storage, stack.eps))
+        logits = decode.decode_head(x, self.norm, self.head, self.head_storage)
         return _spread(logits, real)
 
     def _rows_of_tables(self, places: Places, lengths: Places) -> list[Floats]:
@@ -139,82 +129,6 @@ class Decoder:
         if self.embedding.position_embeddings is not None:
             x += _rows(self.embedding.position_embeddings.weight, places)
         return x
-
-    def _stack(self, layer: Cell, config: TransformerConfig) -> decode.Stack:
-        attention = layer.attention
-        stack = decode.Stack(
-            hidden=config.hidden_size,
-            heads=attention.num_groups_per_partition * attention.queries_per_group,
-            groups=attention.num_groups_per_partition,
-            dim=attention.head_dim,
-            storage=STORAGE[self.dtype],
-            interleaved=attention.rotary_interleaved,
-            adds_normed=layer.residual_after_norm,
-            eps=layer.input_norm.eps,
-        )
-        if config.hidden_act not in decode.ACTIVATIONS:
-            raise UnknownPartError(config.hidden_act)
-        stack.activation = decode.ACTIVATIONS[config.hidden_act]
-        return stack
-
-    def _layer(self, layer: Cell) -> decode.Layer:
-        attention, mlp = getattr(layer, "attention", None), getattr(layer, "mlp", None)
-        if type(attention) is not ParallelAttention or type(mlp) is not ParallelMLP:
-            raise UnknownPartError(type(attention).__name__, type(mlp).__name__)
-        core = attention.core_attention
-        options: dict[str, Any] = core.options
-        left, right = options["window"]
-        if right not in (None, 0) or not core.is_causal or options["storage"] is not None:
-            raise UnknownPartError("attention")
-        result = decode.Layer(
-            input_norm=self._norm(layer.input_norm),
-            q_norm=self._norm(attention.q_layernorm),
-            k_norm=self._norm(attention.k_layernorm),
-            attention_post_norm=self._norm(layer.attn_post_norm),
-            mlp_norm=self._norm(layer.post_attention_norm),
-            mlp_post_norm=self._norm(layer.ffn_post_norm),
-            qkv=self._linear(attention.qkv_proj.weight, attention.qkv_proj.bias),
-            attention_out=self._linear(attention.out_proj.weight, attention.out_proj.bias),
-            mlp_in=self._linear(mlp.mapping.weight, mlp.mapping.bias),
-            mlp_out=self._linear(mlp.projection.weight, mlp.projection.bias),
-            left=decode.UNBOUNDED if left is None else left,
-            scale=options["scale"],
-            softcap=options["softcap"] or 0.0,
-        )
-        slopes = options["slopes"]
-        result.slopes = None if slopes is None else self._vector(np.array(slopes, np.float32))
-        if core.softmax_offset is not None:
-            result.sinks = self._vector(_in_fp32(core.softmax_offset))
-        return result
-
-    def _norm(self, norm: Cell | None) -> decode.Norm:
-        if norm is None:
-            return decode.Norm()
-        if type(norm) not in (LayerNorm, RMSNorm):
-            raise UnknownPartError(type(norm).__name__)
-        is_centred = type(norm) is LayerNorm
-        weight = _in_fp32(norm.gamma if is_centred else norm.weight) + norm.zero_centered
-        bias = self._vector(_in_fp32(norm.beta)) if is_centred else None
-        return decode.Norm(self._vector(weight.astype(np.float32)), bias)
-
-    def _linear(
-        self, weight: Tensor, bias: Tensor | None, dtype: Type | None = None
-    ) -> decode.Linear:
-        if weight.dtype != (dtype or self.dtype) or getattr(weight, "before_use", None) is not None:
-            raise UnknownPartError("weights that are not there as they are used")
-        outputs, inputs = weight.shape
-        vector = None if bias is None else self._vector(_in_fp32(bias))
-        self._kept.append(weight)
-        if not self._in_int8:
-            return decode.Linear(weight.data_ptr(), vector, None, inputs, outputs)
-        narrow, scales = decode.quantized_rows(weight)
-        self._kept.append(narrow)
-        return decode.Linear(narrow.ctypes.data, vector, self._vector(scales), inputs, outputs)
-
-    def _vector(self, values: Floats) -> int:
-        """Address of an array that is kept."""
-        self._kept.append(values)
-        return values.ctypes.data
 
 
 def decoder_of(model: Cell, in_int8: bool = False) -> Decoder | None:
@@ -249,11 +163,6 @@ def _is_plain(config: TransformerConfig) -> bool:
     return is_usual and not config.lora_config.use_lora
 
 
-def _in_fp32(values: Tensor) -> Floats:
-    """A copy as an array, flat."""
-    return _widened(memory.flat_view(memory.contiguous(values)))
-
-
 def _flat_tables(tables: Sequence[Tensor]) -> list[Floats]:
     """[s, 1, 1, d] -> [s, d]."""
     return [np.ascontiguousarray(memory.as_numpy(table)[:, 0, 0]) for table in tables]
@@ -270,10 +179,4 @@ def _spread(values: Floats, real: NDArray[np.bool_]) -> Floats:
 
 def _rows(table: Tensor, ids: NDArray[np.integer]) -> Floats:
     """Rows of a table, [..., h]."""
-    return _widened(memory.as_numpy(table)[ids])
-
-
-def _widened(values: NDArray) -> Floats:
-    if values.dtype == np.uint16:  # bfloat16 as its bits
-        return bfloat16_to_float32(values)
-    return np.array(values, np.float32)
+    return widened(memory.as_numpy(table)[ids])

@@ -20,6 +20,7 @@ ACTIVATIONS = {
     "silu": 3,
     "squared_relu": 4,
 }
+SCORES = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2}
 UNBOUNDED = 1 << 40
 
 
@@ -38,7 +39,53 @@ class Linear(ctypes.Structure):
 class Norm(ctypes.Structure):
     """Norm of csrc/decode_layers.cpp."""
 
-    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p))
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("eps", ctypes.c_float),
+        ("unused", ctypes.c_int32),
+    )
+
+
+class Latent(ctypes.Structure):
+    """Latent of csrc/decode_layers.cpp."""
+
+    _fields_ = (
+        ("q_down", Linear),
+        ("q_up", Linear),
+        ("kv_down", Linear),
+        ("kv_up", Linear),
+        ("q_norm", Norm),
+        ("kv_norm", Norm),
+        ("rank", ctypes.c_int64),
+        ("plain", ctypes.c_int64),
+    )
+
+
+class Mixture(ctypes.Structure):
+    """Mixture of csrc/decode_layers.cpp."""
+
+    _fields_ = (
+        ("router", Linear),
+        ("bias", ctypes.c_void_p),
+        ("has_a_say", ctypes.c_void_p),
+        ("inward", ctypes.c_void_p),
+        ("outward", ctypes.c_void_p),
+        ("shared_in", Linear),
+        ("shared_out", Linear),
+        ("shared_gate", Linear),
+        ("experts", ctypes.c_int64),
+        ("choices", ctypes.c_int64),
+        ("groups", ctypes.c_int64),
+        ("open_groups", ctypes.c_int64),
+        ("group_scores", ctypes.c_int64),
+        ("scores", ctypes.c_int32),
+        ("scores_first", ctypes.c_int32),
+        ("normalizes", ctypes.c_int32),
+        ("rounds", ctypes.c_int32),
+        ("factor", ctypes.c_float),
+        ("unused", ctypes.c_int32),
+    )
 
 
 class Layer(ctypes.Structure):
@@ -46,15 +93,17 @@ class Layer(ctypes.Structure):
 
     _fields_ = (
         ("input_norm", Norm),
-        ("q_norm", Norm),
-        ("k_norm", Norm),
         ("attention_post_norm", Norm),
         ("mlp_norm", Norm),
         ("mlp_post_norm", Norm),
+        ("q_norm", Norm),
+        ("k_norm", Norm),
         ("qkv", Linear),
         ("attention_out", Linear),
         ("mlp_in", Linear),
         ("mlp_out", Linear),
+        ("latent", ctypes.c_void_p),
+        ("mixture", ctypes.c_void_p),
         ("keys", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
         ("slopes", ctypes.c_void_p),
@@ -76,14 +125,13 @@ class Stack(ctypes.Structure):
         ("heads", ctypes.c_int64),
         ("groups", ctypes.c_int64),
         ("dim", ctypes.c_int64),
+        ("value_dim", ctypes.c_int64),
         ("rotated", ctypes.c_int64),
         ("room", ctypes.c_int64),
         ("storage", ctypes.c_int32),
         ("activation", ctypes.c_int32),
         ("interleaved", ctypes.c_int32),
         ("adds_normed", ctypes.c_int32),
-        ("eps", ctypes.c_float),
-        ("unused", ctypes.c_int32),
         ("slots", ctypes.c_void_p),
         ("starts", ctypes.c_void_p),
         ("stops", ctypes.c_void_p),
@@ -114,7 +162,7 @@ def decode_layers(x: NDArray[np.float32], layers: ctypes.Array[Layer], stack: St
 
 
 def decode_head(
-    x: NDArray[np.float32], norm: Norm, head: Linear, form: tuple[int, float]
+    x: NDArray[np.float32], norm: Norm, head: Linear, storage: int
 ) -> NDArray[np.float32]:
     """Logits fp32 [rows, outputs] of rows [rows, hidden].
 
@@ -122,16 +170,14 @@ def decode_head(
         x: the rows.
         norm: applied first.
         head: the matrix.
-        form: code of its storage type, and epsilon of the norm.
+        storage: code of its type.
     """
-    storage, eps = form
     logits = np.empty((len(x), head.outputs), np.float32)
     native.decode_head(
         storage,
         x.ctypes.data,
         len(x),
         ctypes.addressof(norm),
-        eps,
         ctypes.addressof(head),
         logits.ctypes.data,
     )

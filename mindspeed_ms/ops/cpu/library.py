@@ -82,7 +82,7 @@ _SIGNATURES = {
     "attention_backward": "i" + "p" * 10 + "ip",
     "attention_decode": "ippppp",
     "decode_layers": "ppnp",
-    "decode_head": "ipnpfpp",
+    "decode_head": "ipnppp",
     "attention_sinks_grad": "ipppppnnn",
     "ce_max": "ippnn",
     "ce_sum": "ippppp" + "nnn",

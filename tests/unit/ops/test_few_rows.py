@@ -67,9 +67,10 @@ def test_weights_as_eight_bits_are_the_nearest(dtype):
     assert (np.abs(narrow).max(axis=1) == [127, 127, 0, 127, 127]).all() and scales[2] == 0
 
 
-def test_a_model_steps_with_weights_as_eight_bits():
+@pytest.mark.parametrize("options", [{}, {"moe_config": MoEConfig(num_experts=4)}])
+def test_a_model_steps_with_weights_as_eight_bits(options):
     set_seed(5)
-    model = GPTModel(model_config({**LLAMA, **NO_BIAS}, seq_length=16))
+    model = GPTModel(model_config({**LLAMA, **NO_BIAS}, seq_length=16, **options))
     prompts, new = [[3, 1, 4], [6]], ([1, 2], [3, 4], [5, 6])
     found = []
     for in_int8 in (False, True):
@@ -81,6 +82,6 @@ def test_a_model_steps_with_weights_as_eight_bits():
 
 
 def test_a_model_without_a_native_form_keeps_its_weights():
-    config = model_config(LLAMA, moe_config=MoEConfig(num_experts=4))
-    with pytest.raises(ValueError, match="dense models on one rank"):
+    config = model_config(LLAMA, moe_config=MoEConfig(num_experts=4, moe_router_force_biased=0.5))
+    with pytest.raises(ValueError, match="models on one rank that have a native form"):
         InferenceEngine([GPTModel(config)], config, in_int8=True)
