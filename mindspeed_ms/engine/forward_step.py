@@ -16,6 +16,7 @@ from mindspeed_ms.core.context_parallel import count_over_sequence
 from mindspeed_ms.core.pipeline_parallel.schedules import LossFunc
 from mindspeed_ms.core.timers import timed
 from mindspeed_ms.engine.datasets import MODEL_INPUTS, get_batch
+from mindspeed_ms.engine.shared_sequences import SharedSequences
 
 GetBatch = Callable[[Iterator], Any]
 """(data iterator) -> model arguments by name, or the five tensors of Megatron's ``get_batch``."""
@@ -65,10 +66,11 @@ def default_forward_step(
 ) -> Callable[[Iterator, Any], tuple[Tensor, LossFunc]]:
     """Forward step of a model that returns its masked mean loss, as ``GPTModel`` does."""
     read = get_batch_func or get_batch
+    sequences = SharedSequences()
 
     def forward_step(data_iterator: Iterator, model: Any) -> tuple[Tensor, LossFunc]:
         with timed("batch-generator", 2):
-            batch = _named(read(data_iterator))
+            batch = sequences.own_part(_named(read(data_iterator)))
         tokens = _num_tokens(batch)
 
         def loss_func(loss: Tensor) -> tuple[Tensor, float, dict[str, tuple[Any, Any]]]:
@@ -79,7 +81,7 @@ def default_forward_step(
                 loss = loss * weights.share(_whole(batch, tokens), tokens)
             return loss, tokens, {"lm loss": (mean * tokens, tokens)}
 
-        return model(**batch), loss_func
+        return sequences.forward(model, batch), loss_func
 
     return forward_step
 

@@ -338,9 +338,9 @@ def test_the_distributed_task_predicts_as_one_rank(tasks, home):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_distributed_task_on_four_ranks(tasks, home, number):
-    """Training and evaluation; the losses are those of one rank."""
+    """Training, evaluation and finetuning of adapters; the losses are those of one rank."""
     command = commands("distribute_task.py", "run_distribute_{single/multi}_node.sh")[number]
     (order, rest) = re.fullmatch(r'bash \S+ "(.*)" (.*)', command.strip()).groups()
     write_table(tasks, devices=4)
@@ -352,9 +352,32 @@ def test_the_distributed_task_on_four_ranks(tasks, home, number):
     assert done.returncode == 0, texts
     alone = re.sub(r"(--model_parallel|--pipeline_parallel) 2", r"\1 1", order)
     one = bash(tasks, home, alone)
-    if number == 0:
+    if number != 1:
         assert losses(texts[3]) == pytest.approx(losses(one), rel=1e-5) and len(losses(one)) == 2
     else:
         pattern = r"'loss': ([\d.]+)"
         found, expected = re.search(pattern, texts[0])[1], re.search(pattern, one)[1]
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["SEMI_AUTO_PARALLEL", "AUTO_PARALLEL"])
+def test_the_distributed_task_keeps_its_batch_in_a_layout_that_is_searched_for(tasks, home, mode):
+    """Changed: the mode, and two ranks that hold halves of the model."""
+    order = re.fullmatch(
+        r'bash \S+ "(.*)" (.*)',
+        commands("distribute_task.py", "run_distribute_{single/multi}_node.sh")[0].strip(),
+    )[1]
+    order = re.sub(r"(--pipeline_parallel|--micro_size) 2", r"\1 1", order)
+    alone = losses(bash(tasks, home, order.replace("--model_parallel 2", "--model_parallel 1")))
+    script = tasks / "distribute_task.py"
+    text = script.read_text()
+    assert "SEMI_AUTO_PARALLEL" in text
+    script.write_text(text.replace("SEMI_AUTO_PARALLEL", mode))
+    words = (order, write_table(tasks, devices=2), "[0,2]", 2)
+    done = run(SCRIPTS / SINGLE, words, tasks, timeout=300, WAIT="1", **only_ours(home))
+    texts = logs(tasks, 2)
+    assert done.returncode == 0, texts
+    found = losses(texts[0]) or losses(texts[1])
+    assert found == pytest.approx(alone, rel=1e-5) and len(alone) == 4
+    assert ("auto_parallel on 2 ranks: " in texts[0]) == (mode == "AUTO_PARALLEL")

@@ -18,7 +18,7 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import TransformerConfig
-from mindspeed_ms.core.context_parallel import context_parallel, share_of_draws
+from mindspeed_ms.core.context_parallel import context_parallel, handed, share_of_draws
 from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.tensor_parallel import VocabParallelEmbedding, get_rng_tracker, mappings
@@ -306,6 +306,9 @@ class TransformerLanguageModel(Cell):
             retriever_position_ids=retriever_position_ids,
             retriever_attn_mask=retriever_attn_mask,
         )
+        ids = enc_input_ids if enc_position_ids is None else enc_position_ids
+        if self.context is not None and ids is not None:
+            handed.check_length(ids.shape[1], self.context.size)
         hidden_states = None
         if self.pre_process:
             hidden_states = self.embedding(enc_input_ids, enc_position_ids, tokentype_ids)

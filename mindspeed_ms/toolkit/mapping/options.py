@@ -158,10 +158,7 @@ def _micro_batch(batch: int, tree: Tree, world: World) -> int:
     mode, _ = parallel.mode_of(tree.get("parallel", {}), world)
     sizes = parallel.read_sizes(tree.get("parallel_config", {}))
     if mode in (ParallelMode.STAND_ALONE, ParallelMode.DATA_PARALLEL):
-        sizes, data_parallel = parallel.ParallelSizes(), world.size
-    elif mode is ParallelMode.AUTO_PARALLEL:
-        data_parallel = world.size
-    else:
-        data_parallel = sizes.data_parallel
+        sizes = parallel.ParallelSizes()
+    data_parallel = sizes.copies(mode, world.size)
     steps = tree.get("runner_config", {}).get("gradient_accumulation_steps") or 1
     return parallel.sequences_per_micro_batch(batch, sizes, data_parallel * steps)

@@ -173,6 +173,23 @@ class ParallelSizes:
         """Micro-batches of a step on each data-parallel rank."""
         return self.micro_batch_num * self.micro_batch_interleave_num
 
+    @property
+    def ranks(self) -> int:
+        """Ranks that the sizes make up."""
+        stages = self.pipeline_stage * self.context_parallel
+        return self.data_parallel * self.model_parallel * stages
+
+    def copies(self, mode: ParallelMode, world: int) -> int:
+        """Copies of the model whose parts of the batch ``parallel_config`` counts.
+
+        A layout that is searched for keeps the batch of the sizes, where these make up the ranks.
+        """
+        if mode is ParallelMode.SEMI_AUTO_PARALLEL or (
+            mode is ParallelMode.AUTO_PARALLEL and self.ranks == world
+        ):
+            return self.data_parallel
+        return world
+
 
 _ALIASES = {
     "seq_parallel": "use_seq_parallel",
@@ -255,15 +272,14 @@ def map_parallel(
     mapped.put({"training_config.wrap_with_ddp": True})
     if mode in (ParallelMode.STAND_ALONE, ParallelMode.DATA_PARALLEL):
         _whole_model(mapped, mode, config)
-        data_parallel = world.size
     elif mode is ParallelMode.SEMI_AUTO_PARALLEL:
         _require_product(sizes, world)
         _cut_model(mapped, sizes, world)
-        data_parallel = sizes.data_parallel
+    elif sizes.ranks == world.size:
+        _cut_model(mapped, sizes, world)
     else:
         mapped.put({"dataset_config.micro_batch_num": sizes.micro_batches})
-        data_parallel = world.size
-    _optimizer(mapped, sizes, asked, data_parallel)
+    _optimizer(mapped, sizes, asked, sizes.copies(mode, world.size))
     if asked.get("gradients_mean") is False and mode is ParallelMode.DATA_PARALLEL:
         mapped.lines.append(
             "gradients_mean False has no effect: the gradient is that of the mean over the batch"

@@ -98,6 +98,14 @@ TABLE = [
         ["gradients_mean False has no effect: the gradient is that of the mean over the batch"],
     ),
     (
+        {"parallel_mode": "auto_parallel"},  # the batch is that of these sizes
+        {"data_parallel": 2, "model_parallel": 2},
+        FOUR,
+        {"parallel_config.tensor_model_parallel_size": 2},
+        [],
+    ),
+    ({"parallel_mode": "auto_parallel"}, {"model_parallel": 2}, FOUR, {}, []),
+    (
         SEMI,
         {"data_parallel": 2, "model_parallel": 2, "optimizer_shard": True},
         FOUR,
