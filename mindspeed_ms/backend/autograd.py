@@ -16,6 +16,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import mindspore as ms
@@ -63,16 +64,6 @@ RunBackward = Callable[..., Any]
 """(backward, ctx, gradients...) -> what backward returns."""
 
 
-@dataclass
-class _Watch:
-    """Who runs the backward of operations that are applied now; None: the tape alone."""
-
-    run: RunBackward | None = None
-
-
-_watch = _Watch()
-
-
 @contextmanager
 def backward_through(run: RunBackward) -> Iterator[None]:
     """Let ``run`` call the backward of every operation that is applied within the block.
@@ -80,11 +71,24 @@ def backward_through(run: RunBackward) -> Iterator[None]:
     Args:
         run: is given the backward and its arguments; its result counts.
     """
-    before, _watch.run = _watch.run, run
+
+    def apply(operation: type[Function], *inputs: Any) -> Any:
+        own = operation.backward
+        # The engine reads it as it applies the operation, before forward.
+        operation.backward = staticmethod(partial(run, own))
+        try:
+            return super(Function, operation).apply(*inputs)  # type: ignore[misc]
+        finally:
+            operation.backward = staticmethod(own)
+
+    if _depth.serving or "apply" in Function.__dict__:  # no gradients, or part of a watched one
+        yield
+        return
+    Function.apply = classmethod(apply)
     try:
         yield
     finally:
-        _watch.run = before
+        del Function.apply
 
 
 _SHARED_TUPLES: dict[tuple[bool, ...], tuple[bool, ...]] = {}
@@ -105,8 +109,6 @@ class Function(FunctionBase):
         super().__init_subclass__()
         if "forward" in cls.__dict__:
             cls.forward = staticmethod(_with_shared_tuple(cls.forward))
-        if "backward" in cls.__dict__:
-            cls.backward = staticmethod(_watched(cls.backward))
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         """Keep tensors for ``backward``, which finds them in ``ctx.saved_tensors``."""
@@ -124,21 +126,9 @@ def _with_shared_tuple(forward: Callable[..., Any]) -> Callable[..., Any]:
     def shared(ctx: Any, *inputs: Any) -> Any:
         needed = ctx.needs_input_grad
         ctx.needs_input_grad = _SHARED_TUPLES.setdefault(needed, needed)
-        if _watch.run is not None:
-            ctx.run_backward = _watch.run
         return forward(ctx, *inputs)
 
     return shared
-
-
-def _watched(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """``backward``, called by whom ``backward_through`` has named when it was recorded."""
-
-    def call(ctx: Any, *gradients: Any) -> Any:
-        run = getattr(ctx, "run_backward", None)
-        return backward(ctx, *gradients) if run is None else run(backward, ctx, *gradients)
-
-    return call
 
 
 class HookHandle(Protocol):
