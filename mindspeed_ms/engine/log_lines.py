@@ -38,6 +38,7 @@ class IntervalReport:
     step_in_epoch: int
     true_loss: float | None = None
     """Mean of the main loss over all iterations, skipped ones included; None: none was."""
+    max_attention_logit: float | None = None
 
 
 def megatron_line(report: IntervalReport, now: datetime) -> str:
@@ -59,6 +60,8 @@ def megatron_line(report: IntervalReport, now: datetime) -> str:
         parts.append(f"num zeros: {report.num_zeros}")
     if report.params_norm is not None:
         parts.append(f"params norm: {report.params_norm:.3f}")
+    if report.max_attention_logit is not None:
+        parts.append(f"max attention logit: {report.max_attention_logit:.3f}")
     parts.append(f"number of skipped iterations: {report.skipped_iterations:3d}")
     parts.append(f"number of nan iterations: {report.nan_iterations:3d}")
     return " | ".join(parts) + " |"

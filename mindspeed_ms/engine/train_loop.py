@@ -426,6 +426,7 @@ class IntervalLog:
             grad_norm=last.grad_norm,
             num_zeros=last.num_zeros,
             params_norm=last.params_norm,
+            max_attention_logit=last.max_attention_logit,
             tflops_per_rank=(
                 tflops_per_rank(setup.config.model_config, batch, seconds, comm.get_world_size())
                 if training.log_throughput

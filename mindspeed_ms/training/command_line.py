@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from mindspeed_ms.training.entry import USER_ERROR_STATUS, say
 from mindspeed_ms.training.flags import BY_NAME, ROWS, EntryPoint, Field, Flag, Refused
 from mindspeed_ms.training.flags.row import Arity
 from mindspeed_ms.training.flags.synonyms import unknown_flag_message
-from mindspeed_ms.training.flags.value_types import decimal, whole
+from mindspeed_ms.training.flags.value_types import RULES, decimal, whole
 
 _NARGS: Mapping[Arity, Any] = {
     "one": None,
@@ -156,6 +157,9 @@ class CommandLineParser(argparse.ArgumentParser):
         """Print one line to stderr, on one rank of a host, and leave."""
         if "'$" in message:
             message += " (a shell variable that was not expanded?)"
+        read = re.search(r": invalid (\w+) value: ", message)
+        if read and read[1] in RULES:
+            message += f"; give {RULES[read[1]]}"
         say(message, f"{self.prog}: ")
         self.exit(USER_ERROR_STATUS)
 

@@ -6,10 +6,29 @@ from __future__ import annotations
 import ast
 import math
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from mindspeed_ms.config.dtypes import parse_dtype
 from mindspeed_ms.config.kinds import MOST_LAYERS, MOST_RANKS
+
+RULES: Mapping[str, str] = MappingProxyType(
+    {
+        "int": "a whole number",
+        "float": "a number",
+        "ranks": f"a whole number from 1 to {MOST_RANKS}",
+        "count": "a whole number from 1",
+        "natural": "a whole number from 0",
+        "positive": "a number above 0",
+        "floats": "numbers with commas between, as 0.5,0.25",
+        "parse_bool": "true or false",
+        "dtype": "float32, bfloat16 or float16",
+        "sides": "a whole number, or two as 128,0",
+        "number_or_list": "a whole number, or a list as [0,1,1] or ([0]*3+[1]*58)",
+    }
+)
+"""Name that ``argparse`` tells of a function here -> what it reads."""
 
 _WHOLE = re.compile(r"[-+]?[0-9]{1,19}")
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")

@@ -46,10 +46,11 @@ def test_megatron_line():
 
 
 def test_optional_fields_stand_where_megatron_has_them():
-    report = replace(REPORT, num_zeros=12, params_norm=3.25, tflops_per_rank=1.26)
+    optional = {"num_zeros": 12, "params_norm": 3.25, "max_attention_logit": 0.5}
+    report = replace(REPORT, **optional, tflops_per_rank=1.26)
     line = megatron_line(report, NOW)
     assert " (ms): 123.5 | throughput per GPU (TFLOP/s/GPU): 1.3 | learning rate" in line
-    assert "| grad norm: 4.818 | num zeros: 12 | params norm: 3.250 | number of skipped" in line
+    assert "| num zeros: 12 | params norm: 3.250 | max attention logit: 0.500 | number" in line
 
 
 def test_a_loss_that_is_nan_stays_visible():
