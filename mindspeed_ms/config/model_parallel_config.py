@@ -171,6 +171,13 @@ class ModelParallelConfig(Section):
     the others then keep it. None: it is repeated everywhere, as in Megatron.
     """
 
+    recompute_in_advance: bool = False
+    """On a pipeline stage, compute complete layers again before waiting for the gradient instead of
+    after it; all of a chunk's stay until its backward."""
+
+    recompute_in_bubble: bool = False
+    """The same, under MindSpeed's other name."""
+
     # --- data parallel
     zero_level: Literal["z1", "z2", "z3"] | None = None
     """What data-parallel ranks shard: z1 optimizer state, z2 also gradients, z3 also weights. None:
@@ -201,6 +208,11 @@ class ModelParallelConfig(Section):
 
     distributed_timeout_minutes: Count = 10
     """Minutes a rank waits for the others before it gives up."""
+
+    @property
+    def recomputes_early(self) -> bool:
+        """Whether stages use the time in which they wait for gradients to recompute."""
+        return self.recompute_in_advance or self.recompute_in_bubble
 
     @property
     def recompute_config(self) -> dict[str, RecomputeList] | None:

@@ -17,6 +17,7 @@ from typing import Any
 from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd, memory
+from mindspeed_ms.core import run_state
 from mindspeed_ms.core.tensor_parallel.random import get_rng_tracker
 
 
@@ -27,21 +28,56 @@ class _Checkpoint(autograd.Function):
     def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         ctx.function = function
         ctx.random_states = get_rng_tracker().get_states()
+        ctx.early = None
+        left = run_state.member_of_current(_Left).calls
+        if left is not None:
+            left.append(ctx)
         ctx.save_for_backward(*inputs)
         return function(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        leaves = [
-            autograd.requires_grad_(autograd.detach(value), autograd.requires_grad(value))
-            for value in ctx.saved_tensors
-        ]
+        leaves, output = ctx.early or _again(ctx)
+        ctx.early = None
         with autograd.enable_grad():
-            with _random_states(ctx.random_states):
-                output = ctx.function(*leaves)
             autograd.backward(output, grad)
         grads = tuple(autograd.get_grad(leaf) for leaf in leaves)
         return None, *grads
+
+
+def _again(ctx: Any) -> tuple[list[Tensor], Tensor]:
+    """The inputs as leaves, and the output with its graph."""
+    leaves = [
+        autograd.requires_grad_(autograd.detach(value), autograd.requires_grad(value))
+        for value in ctx.saved_tensors
+    ]
+    with autograd.enable_grad(), _random_states(ctx.random_states):
+        return leaves, ctx.function(*leaves)
+
+
+@dataclass(slots=True)
+class _Left:
+    """What forwards leave to be computed again; None: nobody asks."""
+
+    calls: list[Any] | None = None
+
+
+@contextmanager
+def leaving() -> Iterator[list[Any]]:
+    """The calls of ``checkpoint`` in the block, for ``compute_early``."""
+    left = run_state.member_of_current(_Left)
+    before, left.calls = left.calls, []
+    try:
+        yield left.calls
+    finally:
+        left.calls = before
+
+
+def compute_early(calls: list[Any]) -> None:
+    """Compute again now what backward would compute first; it needs no gradient."""
+    with leaving():  # what these calls leave in turn is theirs
+        for ctx in calls:
+            ctx.early = _again(ctx)
 
 
 @contextmanager

@@ -96,11 +96,13 @@ def _temporary(config: AllConfig, stage: int) -> int:
     sizes = rank_sizes(config)
     most = 0
     for chunk in range(placement.num_chunks):
-        plan = recompute_plan(model, parallel, placement, (stage, chunk))
+        plan, early = recompute_plan(model, parallel, placement, (stage, chunk)), 0
         for group in plan.groups:
             layers = [spec.layers[index] for index in group.layers]
             if group.is_recomputed:
-                most = max(most, sum(layer_bytes(config, index) for index in group.layers))
+                whole = sum(layer_bytes(config, index) for index in group.layers)
+                early += whole
+                most = max(most, early if parallel.recomputes_early else whole)
             else:
                 widest = [layer.backward_bytes(sizes) for layer in layers if layer is not None]
                 most = max(most, *widest, 0)

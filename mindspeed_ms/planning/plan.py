@@ -185,13 +185,15 @@ def _stage_plan(
         moved = tensor_bytes_of_chunk(config, stage, chunk)
         wait = moved / device.bandwidth(config.parallel_config.tensor_model_parallel_size)
         tensor += wait
-        again += (backward - back * forward) / device.operations_per_second
+        repeated = (backward - back * forward) / device.operations_per_second
+        again += repeated
         launches = (1 + len(placement.layers_of(stage, chunk))) * device.pass_seconds
         wait += others / device.bandwidth(_inner_span(config))
         passes.append(
             PassSeconds(
                 forward / device.operations_per_second + 0.4 * wait + launches,
                 backward / device.operations_per_second + 0.6 * wait + 2 * launches,
+                repeated if config.parallel_config.recomputes_early else 0.0,
             )
         )
     return StagePlan(

@@ -70,6 +70,8 @@ class PassSeconds:
 
     forward: float
     backward: float
+    early: float = 0.0
+    """Of the backward, before its gradient has to be there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,8 @@ def play(
                     ready = found
                 cost = passes[stage][step.chunk]
                 seconds = cost.backward if isinstance(step, Backward) else cost.forward
-                clock[stage] = max(clock[stage], ready) + seconds
+                early = 0.0 if is_forward else cost.early
+                clock[stage] = max(clock[stage] + early, ready) + seconds - early
                 busy[stage] += seconds
                 sent = transfer_of(shape, stage, step)
                 if sent is not None:

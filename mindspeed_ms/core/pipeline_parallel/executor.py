@@ -21,6 +21,7 @@ from mindspore import Tensor
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.core import aux_losses, parallel_state
 from mindspeed_ms.core.pipeline_parallel.p2p_communication import StageLink
+from mindspeed_ms.core.recompute import compute_early, leaving
 from mindspeed_ms.plan.schedule_plan import (
     ACTIVATION,
     GRADIENT,
@@ -88,6 +89,8 @@ class _InFlight:
     """None for a loss."""
     entry: Tensor | None
     """The leaf of the received activation; None on the first virtual stage."""
+    left: list[Any]
+    """What is computed again before its gradient arrives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class TimedStep:
     """When a pass or a wait took place, in seconds of this rank's clock."""
 
     kind: str
-    """``forward``, ``backward``, ``exchange`` or ``wait``."""
+    """``forward``, ``backward``, ``recompute``, ``exchange`` or ``wait``."""
     chunk: int
     microbatch: int
     start: float
@@ -124,6 +127,8 @@ class StageWork:
     stage: int = 0
     loss_scale: float = 1.0
     """Factor on the gradients of the loss."""
+    recomputes_early: bool = False
+    """Compute again, while the gradient is on its way, what its backward needs."""
 
 
 def unwrapped(chunk: Any) -> Any:
@@ -170,6 +175,9 @@ class StageExecutor:
                 TimedStep("exchange", 0, 0, start, time.perf_counter(), _transfers_of(step))
             )
             return
+        if self.work.recomputes_early and isinstance(step, Backward):
+            self._recompute(step)
+            start = time.perf_counter()
         received = self._take_input(step)
         if needs_input(self.shape, self.work.stage, step):
             self._note("wait", step.chunk, step.microbatch, start)
@@ -190,6 +198,14 @@ class StageExecutor:
     def _note(self, kind: str, chunk: int, microbatch: int, start: float) -> None:
         self.record.timeline.append(TimedStep(kind, chunk, microbatch, start, time.perf_counter()))
 
+    def _recompute(self, step: Backward) -> None:
+        if needs_input(self.shape, self.work.stage, step):
+            start = time.perf_counter()
+            if self.shape.chunks > 1:
+                parallel_state.set_virtual_pipeline_model_parallel_rank(step.chunk)
+            compute_early(self._in_flight[step.chunk, step.microbatch].left)
+            self._note("recompute", step.chunk, step.microbatch, start)
+
     def _take_input(self, step: Pass) -> Tensor | None:
         if not needs_input(self.shape, self.work.stage, step):
             return None
@@ -206,7 +222,11 @@ class StageExecutor:
         work, chunk = self.work, self.work.chunks[step.chunk]
         if self.shape.chunks > 1:
             parallel_state.set_virtual_pipeline_model_parallel_rank(step.chunk)
-        with _recording(not self.shape.forward_only):
+        keeps_left = self.work.recomputes_early and not self.shape.forward_only
+        with (
+            _recording(not self.shape.forward_only),
+            _leaving(keeps_left) as left,
+        ):
             entry = None
             model = unwrapped(chunk)
             if received is not None:
@@ -223,7 +243,7 @@ class StageExecutor:
                 return None if is_last else memory.contiguous(output)
             handover = None if is_last else _Handover()
             root = output if handover is None else _Ticket.apply(output, handover)
-        self._in_flight[step.chunk, step.microbatch] = _InFlight(root, handover, entry)
+        self._in_flight[step.chunk, step.microbatch] = _InFlight(root, handover, entry, left)
         self.record.peak_in_flight = max(self.record.peak_in_flight, len(self._in_flight))
         return None if is_last else memory.contiguous(autograd.detach(output))
 
@@ -268,6 +288,10 @@ def _transfers_of(step: Exchange) -> str:
     if len(parts) > 2:
         return "forward-backward-send-forward-backward-recv"
     return "-".join(parts)
+
+
+def _leaving(is_kept: bool) -> AbstractContextManager[list[Any]]:
+    return leaving() if is_kept else nullcontext([])
 
 
 def _recording(is_recorded: bool) -> AbstractContextManager[None]:

@@ -135,6 +135,7 @@ def forward_backward_pipelining_without_interleaving(  # noqa: PLR0913 - Megatro
         chunks=[chunk],
         stage=group.rank,
         loss_scale=loss_scale,
+        recomputes_early=unwrapped(chunk).config.parallel_config.recomputes_early,
     )
     shape = Shape(group.size, num_microbatches, forward_only=forward_only)
     link = StageLink(group, _transfer_format(chunk, seq_length, micro_batch_size))
@@ -187,6 +188,7 @@ def forward_backward_pipelining_with_interleaving(  # noqa: PLR0913 - Megatron's
         chunks=chunks,
         stage=group.rank,
         loss_scale=loss_scale,
+        recomputes_early=parallel.recomputes_early,
     )
     link = StageLink(group, _transfer_format(chunks[0], seq_length, micro_batch_size))
     return _run(StageExecutor(shape, work, link), recorder)

@@ -32,7 +32,7 @@ class Bar:
 
     stage: int
     kind: str
-    """``forward``, ``backward``, ``wait`` or ``exchange``."""
+    """``forward``, ``backward``, ``recompute``, ``wait`` or ``exchange``."""
     chunk: int
     microbatch: int
     start: float
@@ -55,9 +55,10 @@ class Timeline:
         return max(bar.end for bar in passes) - min(bar.start for bar in passes)
 
     def work(self, stage: int) -> float:
-        """Time of a stage's passes."""
+        """Time of a stage's passes, and of what it recomputes beside them."""
+        kinds = (*PASSES, "recompute")
         return sum(
-            bar.end - bar.start for bar in self.bars if bar.stage == stage and bar.kind in PASSES
+            bar.end - bar.start for bar in self.bars if bar.stage == stage and bar.kind in kinds
         )
 
     @property

@@ -213,6 +213,8 @@ STAGES = in_group(
             small=None,
             help="Layers of each stage (outer list) and chunk; [1,1]*2 repeats a stage.",
         ),
+        on("--recompute-in-advance", Field("parallel_config.recompute_in_advance")),
+        on("--recompute-in-bubble", Field("parallel_config.recompute_in_bubble")),
         value("--noop-layers", str, Field("parallel_config.noop_layers")),
         value(
             "--decoder-first-pipeline-num-layers",

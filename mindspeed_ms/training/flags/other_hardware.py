@@ -289,8 +289,6 @@ ROWS: tuple[Flag, ...] = (
 --swap-modules str=input_norm,self_attention,post_attention_norm
 --swap-layer-input
 --smart-swap
---recompute-in-advance
---recompute-in-bubble
 --moe-zero-memory str=disable
 --moe-zero-memory-num-layers int
 --moe-unperm2-mem-optim-swap
