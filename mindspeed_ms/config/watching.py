@@ -23,6 +23,27 @@ class Watching(Section):
     """File that gets one line per iteration, as its name ends: ``.csv`` or ``.jsonl``. None: none.
     """
 
+    save_params_interval: Count | None = None
+    """Iterations between copies of all weights, below ``params`` of output_dir, written like
+    checkpoints. None: none.
+    """
+
+    save_wgrads_interval: Count | None = None
+    """The same of the gradients of weights, below ``wgrads``: reduced, not clipped. None: none."""
+
+    save_activations_interval: Count | None = None
+    """Iterations between copies of what goes into and comes out of linear layers, below
+    ``activations``, for the last micro-batch on the first replica. None: none.
+    """
+
+    save_dgrads_interval: Count | None = None
+    """The same of the gradients of these, below ``dgrads``. None: none."""
+
+    save_tokens_per_expert_interval: Count | None = None
+    """Iterations between lines of how many tokens each expert of a rank got in each micro-batch,
+    in ``tokens_per_expert/rankN.jsonl``. None: none.
+    """
+
     tensorboard_log_interval: Count = 1
     """Iterations between figures in TensorBoard, Weights & Biases and the run's own record."""
 

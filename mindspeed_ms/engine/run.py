@@ -44,6 +44,7 @@ from mindspeed_ms.engine.micro_batches import BatchReader
 from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.engine.observe.observer import Observer
 from mindspeed_ms.engine.observe.record import Warnings
+from mindspeed_ms.engine.observe.saved_steps import saved_steps
 from mindspeed_ms.engine.output import print_rank_0, print_rank_last
 from mindspeed_ms.engine.pretrained import started_from_pretrained
 from mindspeed_ms.engine.qk_clip import QkClip
@@ -173,6 +174,9 @@ class Run:
         _load(setup, saver)
         self.state = setup.state
         observer.begin(setup.state, self.model, setup.optimizer)
+        setup.saved_steps = saved_steps(self.config, self.model)
+        if setup.saved_steps is not None:
+            self._undo.callback(setup.saved_steps.close)
         if setup.checkpoints is not None:
             setup.checkpoints.check_room(setup)
         self._setup = setup

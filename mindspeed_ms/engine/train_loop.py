@@ -43,6 +43,7 @@ from mindspeed_ms.engine.log_lines import (
 )
 from mindspeed_ms.engine.micro_batches import EndlessLoader, SharedLoader
 from mindspeed_ms.engine.observe.observer import Observer
+from mindspeed_ms.engine.observe.saved_steps import SavedSteps
 from mindspeed_ms.engine.output import print_rank_last
 from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
 from mindspeed_ms.engine.run_data import EvaluationSet
@@ -73,6 +74,8 @@ class TrainingSetup:
     """What is done about numbers that are none."""
     observer: Observer
     """What writes down how the run goes."""
+    saved_steps: SavedSteps | None = None
+    """What writes down single iterations; None: nothing does."""
     started: float = field(default_factory=time.time)
     """When the run began, in seconds since the epoch."""
 
@@ -191,6 +194,9 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
         setup.token_weights.seen = 0.0
     teaching = distillation.current()
     teaching.begin_step(state.consumed_train_samples)
+    saved = setup.saved_steps
+    if saved is not None:
+        saved.begin(state.iteration + 1)
     step_again = StepAgain(setup.observer.watched(data_iterator))
     with timed("forward-backward", 1):
         reports = get_forward_backward_func()(
@@ -207,6 +213,8 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
     finalize_model_grads(setup.model)
     if setup.token_weights is not None:
         scale_gradients(setup.model, setup.token_weights.factor(get_num_microbatches()))
+    if saved is not None:
+        saved.after_backward(state.iteration + 1)
     apply_schedule(setup)
 
     def watch(norm: float) -> None:
@@ -220,6 +228,8 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
             result = StepResult(True, None, None)
         else:
             result = setup.optimizer.step(watch)
+    if saved is not None:
+        saved.after_update(state.iteration + 1)
     setup.observer.look(state.iteration + 1, losses, reports, result.grad_norm)
     setup.health.note_step(state.iteration + 1, not result.success, setup.optimizer)
     if result.success:

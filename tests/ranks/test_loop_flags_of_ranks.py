@@ -89,6 +89,7 @@ def conversion_worker(folder):
     return whole["loss"], sizes, same, found
 
 
+@pytest.mark.slow
 def test_what_is_loaded_is_written_in_another_format(dist_run, tmp_path):
     whole, sizes, same, found = dist_run(
         conversion_worker, ranks=2, timeout=240.0, folder=str(tmp_path)

@@ -92,6 +92,22 @@ def live_tensors(
     return found if optimizer is None else [*found, *_optimizer_state(optimizer)]
 
 
+def gradient_tensors(models: Sequence[DistributedDataParallel]) -> list[LiveTensor]:
+    """Reduced gradients under the names of the weights, as far as this rank owns them."""
+    return [
+        _live(
+            piece.name,
+            WEIGHTS,
+            param,
+            piece.param_start,
+            memory.view_of(shard.grads, piece.start, (piece.size,)),
+        )
+        for model in models
+        for shard in model.shards
+        for param, piece in shard.pieces
+    ]
+
+
 def _weights(model: DistributedDataParallel) -> Iterator[LiveTensor]:
     for shard in model.shards:
         for param, piece in shard.pieces:

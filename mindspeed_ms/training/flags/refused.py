@@ -43,11 +43,6 @@ ROWS: tuple[Flag, ...] = (
 --perform-rl-step
 --dist-train
 --fix-router
---save-activations-interval int
---save-dgrads-interval int
---save-params-interval int
---save-wgrads-interval int
---save-tokens-per-expert-interval int
 """,
     ),
     *_refuse(

@@ -407,6 +407,15 @@ LOGGING = in_group(
         ),
         value("--logging-level", int, Field("training_config.logging_level")),
         on("--report", Field("training_config.report"), small=False, common=True),
+        *(
+            value(
+                f"--save-{name}-interval",
+                int,
+                Field(f"training_config.save_{name.replace('-', '_')}_interval"),
+                small=None,
+            )
+            for name in ("params", "wgrads", "activations", "dgrads", "tokens-per-expert")
+        ),
         value(
             "--log-file",
             str,
