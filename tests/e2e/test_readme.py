@@ -45,9 +45,19 @@ def test_commands_name_files_and_flags_that_exist(document, command):
 @pytest.mark.parametrize("translated", TRANSLATIONS, ids=lambda path: path.name)
 def test_a_translation_shows_commands_of_the_original(translated):
     commands, original = (list(_commands(path)) for path in (translated, TRANSLATIONS[translated]))
-    assert commands and set(commands) <= set(original)
-    if translated.parent != ROOT:
-        assert commands == original
+    assert commands and commands == original
+
+
+@pytest.mark.parametrize("translated", TRANSLATIONS, ids=lambda path: path.name)
+def test_a_translation_leads_where_the_original_leads(translated):
+    def targets(path):
+        found = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
+        return {(path.parent / target).resolve() for target in found}
+
+    original = TRANSLATIONS[translated]
+    itself = {path.resolve() for path in (*TRANSLATIONS, *TRANSLATIONS.values())}
+    missing = targets(original) - targets(translated) - itself
+    assert not {path for path in missing if path.suffix == ".md"}
 
 
 def test_there_are_the_two_commands():
