@@ -94,6 +94,18 @@ void forward(const T* x, const T* bias, T* y, int64_t rows, int64_t columns) {
     });
 }
 
+// Numbers ahead of which streams of short rows are fetched, as the processor stops where a row ends.
+constexpr int64_t kAhead = 512;
+
+template <class T>
+inline void fetch(const T* read) {
+    __builtin_prefetch(read + kAhead);
+}
+template <class T>
+inline void fetch_to_write(T* written) {
+    __builtin_prefetch(written + kAhead, 1);
+}
+
 template <class T>
 void swiglu_forward(const T* x, const T* bias, T* y, int64_t rows, int64_t half) {
     const T* up_bias = bias ? bias + half : nullptr;
@@ -101,6 +113,9 @@ void swiglu_forward(const T* x, const T* bias, T* y, int64_t rows, int64_t half)
         for (int64_t row = begin; row < end; ++row)
             vector_loop(half, [&](int64_t i, int64_t count) {
                 const T* in = x + row * 2 * half;
+                fetch(in + i);
+                fetch(in + half + i);
+                fetch_to_write(y + row * half + i);
                 const vf gate = Silu::value(biased(in, bias, i, count));
                 store(y + row * half + i, gate * biased(in + half, up_bias, i, count), count);
             });
@@ -156,6 +171,11 @@ void swiglu_backward(const T* x, const T* bias, const T* dy, T* dx, T* dbias, in
         T* out = dx + row * 2 * half;
         float* up_sums = sums ? sums + half : nullptr;
         vector_loop(half, [&](int64_t i, int64_t count) {
+            fetch(in + i);
+            fetch(in + half + i);
+            fetch(dy + row * half + i);
+            fetch_to_write(out + i);
+            fetch_to_write(out + half + i);
             const vf gate = biased(in, bias, i, count);
             const vf up = biased(in + half, up_bias, i, count);
             const vf grad = load(dy + row * half + i, count);
