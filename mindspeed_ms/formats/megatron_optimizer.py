@@ -51,8 +51,8 @@ def add_optimizer(catalog: Catalog, files: Sequence[RankFile], args: Any, sizes:
         if path.is_file():
             _add_flat(catalog, item, TorchFile(path), args, sizes)
         elif _has_state(state):
-            for one, expert in _by_group(state):
-                _add_numbered(catalog, item, one, expert, sizes)
+            for one, members in _by_group(state):
+                _add_numbered(catalog, item, one, members, sizes)
         from_state = from_state or _steps(state, item.file)
     if sizes.is_tied:
         for kind in ("main", *STATE_NAMES):
@@ -65,13 +65,49 @@ def _inner(state: Any) -> Mapping[str, Any]:
     return state.get("optimizer", state)
 
 
-def _by_group(state: Any) -> list[tuple[Mapping[Any, Any], bool | None]]:
-    """States of the chained optimizers: of dense parameters and of experts; None: of both."""
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """What one of several chained optimizers updates; None: it makes no difference."""
+
+    expert: bool | None = None
+    matrix: bool | None = None
+
+    def has(self, part: Part, sizes: Sizes) -> bool:
+        """Whether a parameter is among them."""
+        if self.expert is not None and sizes.expert > 1:
+            if (part.spec.expert is not None) != self.expert:
+                return False
+        return self.matrix is None or is_muon_matrix(part.spec) == self.matrix
+
+
+def is_muon_matrix(spec: ParamSpec) -> bool:
+    """Whether Muon updates a parameter, where it is the optimizer."""
+    return len(spec.shape) == 2 and not spec.is_vocabulary
+
+
+def _by_group(state: Any) -> list[tuple[Mapping[Any, Any], _Members]]:
+    """States of the chained optimizers: of dense parameters and of experts, each perhaps by Muon.
+
+    Muon's come first.
+    """
     if isinstance(state, list | tuple):
-        return [(one, number > 0) for number, one in enumerate(state)]
-    if set(state) and all(isinstance(key, int) for key in state):
-        return [(state[key], key > 0) for key in sorted(state)]
-    return [(state, None)]
+        chained = list(state)
+    elif set(state) and all(isinstance(key, int) for key in state):
+        chained = [state[key] for key in sorted(state)]
+    else:
+        return [(state, _Members())]
+    by_muon = [one is not None and _is_muon(one) for one in chained]
+    if not any(by_muon) or all(by_muon):  # all: of SGD
+        return [(one, _Members(expert=number > 0)) for number, one in enumerate(chained)]
+    first = {kind: by_muon.index(kind) for kind in set(by_muon)}
+    return [
+        (one, _Members(expert=number > first[kind], matrix=kind))
+        for number, (one, kind) in enumerate(zip(chained, by_muon, strict=True))
+    ]
+
+
+def _is_muon(state: Mapping[str, Any]) -> bool:
+    return any("momentum_buffer" in one for one in _inner(state).get("state", {}).values())
 
 
 def _has_state(state: Any) -> bool:
@@ -126,11 +162,12 @@ def _add_numbered(
     catalog: Catalog,
     item: RankFile,
     state: Mapping[str, Any],
-    expert: bool | None,
+    members: _Members,
     sizes: Sizes,
 ) -> None:
     inner = _inner(state)
-    parts = _trained(_unique(item.chunks, expert, sizes))
+    held = [part for chunk in item.chunks for part in chunk.parts]
+    parts = _trained([part for part in held if members.has(part, sizes)])
     numbered = _numbered(parts, inner["param_groups"], item)
     masters = state.get("fp32_from_fp16_params")
     flat_masters = [ref for group in masters or () for ref in group]
@@ -249,7 +286,9 @@ def has_own_bucket(spec: ParamSpec, args: Any) -> bool:
 
 def _add_flat(catalog: Catalog, item: RankFile, file: TorchFile, args: Any, sizes: Sizes) -> None:
     is_single = isinstance(file.content, Mapping) and "buckets_coalesced" in file.content
-    for state, expert in [(file.content, None)] if is_single else _by_group(file.content):
+    whole = [(file.content, _Members())]
+    for state, members in whole if is_single else _by_group(file.content):
+        expert = members.expert
         if state is None:  # of an optimizer that another rank of its group has written
             continue
         buffers = [state[key] for key in sorted(key for key in state if isinstance(key, int))]

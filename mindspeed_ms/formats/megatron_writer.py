@@ -25,6 +25,7 @@ from mindspeed_ms.formats.megatron_optimizer import (
     flat_starts,
     has_decay,
     has_own_bucket,
+    is_muon_matrix,
 )
 from mindspeed_ms.formats.source import Source
 from mindspeed_ms.models import ParamSpec
@@ -115,6 +116,14 @@ class MegatronWriter:
             raise ValueError(
                 f"{source.catalog.source} holds states of soap, which are of whole matrices and "
                 "have no place in Megatron's files; convert the weights with --no-optimizer"
+            )
+
+        moments = {kind for kinds in held for kind in kinds}
+        self._is_muon = {"momentum_buffer", "exp_avg"} <= moments
+        if self._is_muon and target.with_optimizer and target.distributed_optimizer:
+            raise ValueError(
+                f"{source.catalog.source} holds states of muon, which Megatron keeps by parameter "
+                "and not in flat buffers; convert with --no-use-distributed-optimizer"
             )
 
     def write(self, root: Path) -> Path:
@@ -279,6 +288,18 @@ class MegatronWriter:
     def _optimizers(self, chunks: Sequence[Sequence[_Param]]) -> list[list[_Param]]:
         """Parameters of each chained optimizer: experts have their own when they are spread."""
         params = [param for chunk in chunks for param in chunk if param.spec.is_trained]
+        if self._is_muon:
+            chained = [
+                [
+                    one
+                    for one in params
+                    if is_muon_matrix(one.spec) == by_muon
+                    and (self._target.expert == 1 or (one.spec.expert is not None) == is_expert)
+                ]
+                for by_muon in (True, False)
+                for is_expert in ((False, True) if self._target.expert > 1 else (False,))
+            ]
+            return [group for group in chained if group]
         if self._target.expert == 1:
             return [params]
         dense = [param for param in params if param.spec.expert is None]

@@ -49,7 +49,8 @@ def test_soap_is_the_same_in_every_layout_and_continues_in_another(dist_run, tmp
     assert main(["convert", str(tmp_path), str(copy), *options]) == 0
     assert run(dist_run, 2, f"--load {copy} {sharded}")[-2:] == saved[-2:]
     theirs = ["convert", str(tmp_path), str(tmp_path / "theirs"), "--to", "megatron", *options]
-    assert main(theirs) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(theirs)
     assert "convert the weights with --no-optimizer" in capsys.readouterr().err
     assert main([*theirs, "--no-optimizer"]) == 0
     for ranks, flags in ((2, "--tensor-model-parallel-size 2"), (1, "")):
