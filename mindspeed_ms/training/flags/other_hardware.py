@@ -20,6 +20,10 @@ _LIBRARY = NoEffect("CUDA only: it tunes NCCL or the registration of its buffers
 _OVERLAP = NoEffect("a matter of speed: when this work is done is decided by the schedule here")
 _HOST_MEMORY = NoEffect("tensors stay on the device; use recomputation to save memory")
 _NAMES_GROUPS = NoEffect("all process groups are created at start, with one library")
+_SWAP = NoEffect(
+    "activations are not moved to host memory: on CPU they are in it, on an NPU they stay; "
+    "--recompute-granularity frees them"
+)
 _STATES = NoEffect(
     "states and weights are in one memory: on CPU in the host's, on an NPU in its own"
 )
@@ -285,10 +289,6 @@ ROWS: tuple[Flag, ...] = (
 --moe-paged-stash-buffer-size-factor-cuda float=1.1
 --moe-paged-stash-page-size int=64
 --gtp-remat-opt-in-modules str+
---swap-attention
---swap-modules str=input_norm,self_attention,post_attention_norm
---swap-layer-input
---smart-swap
 --moe-zero-memory str=disable
 --moe-zero-memory-num-layers int
 --moe-unperm2-mem-optim-swap
@@ -308,6 +308,16 @@ ROWS: tuple[Flag, ...] = (
 --recompute-mtp-norm
 --context-parallel-cache-interval int=0
 --context-parallel-kv-cache-policy str
+""",
+    ),
+    *compact(
+        "memory",
+        _SWAP,
+        """
+--swap-attention
+--swap-modules str=input_norm,self_attention,post_attention_norm
+--swap-layer-input
+--smart-swap
 """,
     ),
     *compact(
