@@ -67,6 +67,9 @@ def draw(runs: Sequence[Path], name: str, output: Path) -> None:
             raise ValueError(f"{run} has no {name!r}; it has {', '.join(sorted(found))}")
     figures = optional_libraries.load("matplotlib.figure", "plot", "plot")
     figure = figures.Figure(figsize=(8, 4.5), layout="constrained")
+    kinds = figure.canvas.get_supported_filetypes()
+    if output.suffix.removeprefix(".") not in kinds:
+        raise ValueError(f"{output} has no ending of a picture; give one of {', '.join(kinds)}")
     axes = figure.subplots()
     for run, found in curves.items():
         points = sorted(found[name].items())

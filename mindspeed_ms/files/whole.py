@@ -28,5 +28,9 @@ def appears_whole(path: Path | str) -> Iterator[Path]:
     try:
         yield unfinished
         os.replace(unfinished, path)
+    except OSError as error:
+        if error.filename == str(unfinished):  # the name that was asked for is what is told
+            error.filename = str(path)
+        raise
     finally:
         unfinished.unlink(missing_ok=True)

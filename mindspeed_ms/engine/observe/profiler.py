@@ -171,18 +171,21 @@ def _write(folder: Path, trace: RankTrace | None, training: TrainingConfig) -> N
     everyones = comm.all_gather_object(trace) if comm.get_world_size() > 1 else [trace]
     recorded = [one for one in everyones if one is not None]
     if comm.get_rank() == 0 and recorded:
-        _guarded(partial(write_merged, folder, recorded, with_table=training.profile_communication))
-        print_rank_0(f"profile in {folder / TRACE_NAME}; times of the recorded iterations in ms:")
+        write = partial(write_merged, folder, recorded, with_table=training.profile_communication)
+        place = f"profile in {folder / TRACE_NAME}" if _guarded(write) else "no profile"
+        print_rank_0(f"{place}; times of the recorded iterations in ms:")
         for line in summary_lines(recorded):
             print_rank_0(line)
 
 
-def _guarded(write: Callable[[], object]) -> None:
-    """Write; a disk that is full costs the profile, not the run."""
+def _guarded(write: Callable[[], object]) -> bool:
+    """Write, and whether that went well: a disk that is full costs the profile, not the run."""
     try:
         write()
     except OSError as error:
         logger.warning("the profile could not be written (%s); training goes on", error)
+        return False
+    return True
 
 
 def notes_for_cpu(training: TrainingConfig) -> list[str]:

@@ -274,6 +274,8 @@ def test_a_log_is_drawn(tmp_path, refused):
     assert plot.curves_of(log)["lm loss"] == {1: 5.0, 2: 4.0, 3: 3.0}
     assert plot.main([str(log)]) == 0
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    told = refused(plot.main, [str(log), "--output", "curve.loss"])
+    assert "curve.loss has no ending of a picture; give one of" in told and "png" in told
     told = refused(plot.main, [str(log), "--y", "nothing"])
     assert "has no 'nothing'; it has consumed samples, grad norm" in told
 

@@ -246,3 +246,10 @@ def test_a_window_that_no_iteration_lies_in_is_told(tmp_path, capsys):
 def test_a_rank_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="names rank 3, but the run has 1 ranks"):
         trained(*WINDOW, "--profile-ranks", "0", "3")
+
+
+def test_a_place_that_cannot_be_written_costs_the_profile_only(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    trained(*WINDOW, "--profile-save-path", str(tmp_path / "file" / "below"))
+    told = capsys.readouterr().out
+    assert "no profile; times of the recorded iterations" in told and "profile in" not in told

@@ -23,3 +23,10 @@ def test_a_failure_leaves_the_older_file_alone(tmp_path):
         raise OSError("the disk is full")
     assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "older"
+
+
+def test_the_name_that_was_asked_for_is_told(tmp_path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(OSError) as told, appears_whole(path) as unfinished:
+        unfinished.read_text()
+    assert told.value.filename == str(path)
