@@ -143,6 +143,14 @@ class DatasetConfig(Section):
     sft_tokenizer_prompt_format: str = "nemotron-h-aligned"
     """How SFTTokenizer writes a conversation: nemotron-h-aligned, nemotron-nano-v2 or chatml."""
 
+    tokenizer_sentencepiece_legacy: bool = False
+    """Let the spelling of tiktoken_special_tokens become tokens of a SentencePiece tokenizer; those
+    that the model lacks are added behind it. False: no such tokens.
+    """
+
+    tokenizer_sentencepiece_ignore_extra_whitespaces: bool = True
+    """Read several spaces as one where a SentencePiece model does. False: keep each of them."""
+
     null_tokenizer_eod_id: Natural | None = None
     """Token with which NullTokenizer ends documents. None: the one behind the vocabulary."""
 

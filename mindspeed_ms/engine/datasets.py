@@ -309,6 +309,10 @@ def named_tokenizer(dataset: DatasetConfig) -> Tokenizer:
             merge_file=dataset.merge_file,
             vocab_size=dataset.vocab_size,
             vocab_extra_ids=dataset.vocab_extra_ids,
+            tokenizer_sentencepiece_legacy=dataset.tokenizer_sentencepiece_legacy,
+            tokenizer_sentencepiece_ignore_extra_whitespaces=(
+                dataset.tokenizer_sentencepiece_ignore_extra_whitespaces
+            ),
             null_tokenizer_eod_id=dataset.null_tokenizer_eod_id,
             null_tokenizer_pad_id=dataset.null_tokenizer_pad_id,
             tiktoken_pattern=dataset.tiktoken_pattern,

@@ -91,19 +91,38 @@ class SentencePieceTokenizer:
         return number
 
 
+_MARK = "\u262f"
+"""A sign that no vocabulary has."""
+_SPACES = re.compile("(?<= )(?= )|^ | $")
+"""Places at which a model would drop a space."""
+_SEPARATOR = "\u2581"
+"""How SentencePiece writes a space."""
+
+
 class GPTSentencePieceTokenizer:
     """SentencePiece as it is; documents end with the model's end-of-sentence token.
 
     Args:
         model_file: SentencePiece model.
+        special_tokens: texts that become one token each; those that are no pieces of the model get
+            ids behind them.
+        ignores_extra_spaces: read several spaces as the model does. False: where it reads them as
+            one, each becomes a piece.
 
     Raises:
         ValueError: the file is missing, or no model.
+
+    Source: Megatron-LM core 0.16 ``SentencePieceTokenizer`` (the two options).
     """
 
     _reference_class = "_GPTSentencePieceTokenizer"
 
-    def __init__(self, model_file: str) -> None:
+    def __init__(
+        self,
+        model_file: str,
+        special_tokens: Sequence[str] = (),
+        ignores_extra_spaces: bool = True,
+    ) -> None:
         self.unique_identifiers: dict[str, object] = {
             "class": self._reference_class,
             "tokenizer_path": [model_file],
@@ -114,6 +133,18 @@ class GPTSentencePieceTokenizer:
         self.eos: int | None = self._model.eos_id() if self._model.eos_id() >= 0 else None
         self.pad: int | None = self._model.pad_id() if self._model.pad_id() >= 0 else None
         self._path = model_file
+        self._special: dict[str, int] = {}
+        size = self._model.get_piece_size()
+        for token in special_tokens:
+            number = self._model.piece_to_id(token)
+            is_new = number == self._model.unk_id() and token not in self._special
+            self._special.setdefault(token, size if is_new else number)
+            size += is_new
+        self._size = size
+        if special_tokens:
+            self.unique_identifiers["special_tokens"] = list(special_tokens)
+        is_one = self._model.encode_as_ids("x  y") == self._model.encode_as_ids("x y")
+        self._keeps_spaces = is_one and not ignores_extra_spaces
 
     @property
     def eod(self) -> int:
@@ -131,19 +162,50 @@ class GPTSentencePieceTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Pieces of the model."""
-        return self._model.get_piece_size()
+        """Pieces of the model, and special tokens added."""
+        return self._size
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text."""
-        return self._model.encode_as_ids(text)
+        if self._keeps_spaces:
+            text = _SPACES.sub(f" {_MARK} ", text).rstrip()
+        if not self._special:
+            return self._spaced(text) if self._keeps_spaces else self._model.encode_as_ids(text)
+        ids: list[int] = []
+        pattern = "(" + "|".join(map(re.escape, self._special)) + ")"
+        *parts, last = re.split(pattern, text)
+        for place, part in enumerate(parts):
+            if place % 2:
+                ids.append(self._special[part])
+                continue
+            found = self._model.encode_as_ids(part)
+            if place and found and found[0] == self._model.piece_to_id(_SEPARATOR):
+                found = found[1:]  # the space that templates write behind a special token
+            ids += found
+        return ids + (self._spaced(last) if self._keeps_spaces else self._model.encode_as_ids(last))
+
+    def _spaced(self, text: str) -> list[int]:
+        """Ids of a text in which marks stand for spaces that the model would drop."""
+        parts = [part for part in text.split(_MARK) if part]
+        return [number for part in parts for number in self._model.encode_as_ids(part + _MARK)[:-1]]
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of token ids."""
-        return self._model.decode_ids([int(number) for number in ids])
+        """Text of token ids; special tokens are spelled out between spaces."""
+        ids = [int(number) for number in ids]
+        if not self._special:
+            return self._model.decode_ids(ids)
+        by_id = {number: token for token, number in self._special.items()}
+        text, start = "", 0
+        for place, number in enumerate(ids):
+            if number in by_id:
+                text += f"{self._model.decode_ids(ids[start:place])} {by_id[number]} "
+                start = place + 1
+        return (text + self._model.decode_ids(ids[start:])).strip()
 
     def token_to_id(self, token: str) -> int | None:
         """Id of one entry of the vocabulary; None when there is no such entry."""
+        if token in self._special:
+            return self._special[token]
         number = self._model.piece_to_id(token)
         return number if self._model.id_to_piece(number) == token else None
 
@@ -155,5 +217,5 @@ class Llama2Tokenizer(GPTSentencePieceTokenizer):
 
     def tokenize(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
         """Token ids of a text, by default with the begin and without the end token."""
-        ids = self._model.encode_as_ids(text)
-        return [self.bos] * bos + ids + [self.eos] * eos
+        ids = super().tokenize(text)
+        return [self.bos] * bos + ids + ([self.eod] if eos else [])

@@ -77,6 +77,12 @@ class TokenizerSettings:
     vocab_size: int | None = None
     """Ids of ``NullTokenizer`` (its end-of-document id excluded) or of ``TikTokenizer``."""
 
+    tokenizer_sentencepiece_legacy: bool = False
+    """Give a SentencePiece tokenizer ``tiktoken_special_tokens``."""
+
+    tokenizer_sentencepiece_ignore_extra_whitespaces: bool = True
+    """Read several spaces as one where a SentencePiece model does."""
+
     null_tokenizer_eod_id: int | None = None
     """Id with which ``NullTokenizer`` ends documents. None: the one behind the others."""
 
@@ -159,6 +165,30 @@ def _build_tiktoken(settings: TokenizerSettings) -> Tokenizer:
         num_special_tokens=settings.tiktoken_num_special_tokens,
         special_tokens=settings.tiktoken_special_tokens,
     )
+
+
+def _of_sentencepiece(settings: TokenizerSettings) -> dict[str, Any]:
+    special = settings.tiktoken_special_tokens
+    if special and not settings.tokenizer_sentencepiece_legacy:
+        raise ValueError(
+            f"{settings.tokenizer_type} has the special tokens of its model; add "
+            "--tokenizer-sentencepiece-legacy, or leave --tokenizer-special-tokens out"
+        )
+    return {
+        "special_tokens": tuple(special or ()),
+        "ignores_extra_spaces": settings.tokenizer_sentencepiece_ignore_extra_whitespaces,
+    }
+
+
+def _build_sentencepiece(settings: TokenizerSettings) -> Tokenizer:
+    is_plain = settings.tokenizer_sentencepiece_ignore_extra_whitespaces
+    if settings.tokenizer_sentencepiece_legacy or not is_plain:
+        raise ValueError(
+            "SentencePieceTokenizer has Megatron's own special tokens and the model's spaces; use "
+            "GPTSentencePieceTokenizer with --tokenizer-sentencepiece-..."
+        )
+    model = _needed(settings, "tokenizer_model", _SENTENCEPIECE)
+    return SentencePieceTokenizer(model, settings.vocab_extra_ids)
 
 
 _SENTENCEPIECE = "a SentencePiece model"
@@ -244,14 +274,12 @@ class NullTokenizer:
 
 
 _BUILDERS: dict[str, Callable[[TokenizerSettings], Tokenizer]] = {
-    "SentencePieceTokenizer": lambda settings: SentencePieceTokenizer(
-        _needed(settings, "tokenizer_model", _SENTENCEPIECE), settings.vocab_extra_ids
-    ),
+    "SentencePieceTokenizer": _build_sentencepiece,
     "GPTSentencePieceTokenizer": lambda settings: GPTSentencePieceTokenizer(
-        _needed(settings, "tokenizer_model", _SENTENCEPIECE)
+        _needed(settings, "tokenizer_model", _SENTENCEPIECE), **_of_sentencepiece(settings)
     ),
     "Llama2Tokenizer": lambda settings: Llama2Tokenizer(
-        _needed(settings, "tokenizer_model", _SENTENCEPIECE)
+        _needed(settings, "tokenizer_model", _SENTENCEPIECE), **_of_sentencepiece(settings)
     ),
     "GPT2BPETokenizer": lambda settings: GPT2BPETokenizer(
         _needed(settings, "vocab_file", "its vocabulary, vocab.json"),

@@ -25,7 +25,23 @@ def add_tokenizer_flags(parser: argparse._ActionsContainer, is_required: bool = 
         default=default.tiktoken_num_special_tokens,
         help="ids kept for special tokens",
     )
-    add("--tiktoken-special-tokens", nargs="+", help="names of the first special tokens")
+    add(
+        *("--tiktoken-special-tokens", "--tokenizer-special-tokens"),
+        nargs="+",
+        help="names of the first special tokens, or texts that become tokens of SentencePiece",
+    )
+    add("--tokenizer-sentencepiece-legacy", action="store_true", help="with such texts")
+    add(
+        *(
+            "--no-tokenizer-sentencepiece-ignore-extra-whitespaces",
+            "--disable-tokenizer-sentencepiece-ignore-extra-whitespaces",
+        ),
+        dest="tokenizer_sentencepiece_ignore_extra_whitespaces",
+        action="store_false",
+        help="keep each of several spaces, where the SentencePiece model would not",
+    )
+    add("--null-tokenizer-eod-id", type=int, help="end of documents of NullTokenizer")
+    add("--null-tokenizer-pad-id", type=int, default=-1, help="padding of NullTokenizer")
     add(
         "--tokenizer-hf-no-use-fast",
         dest="tokenizer_use_fast",

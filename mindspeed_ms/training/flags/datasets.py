@@ -207,6 +207,16 @@ TOKENIZER = in_group(
             "some",
             aliases=("--tokenizer-special-tokens",),
         ),
+        on(
+            "--tokenizer-sentencepiece-legacy",
+            Field("dataset_config.tokenizer_sentencepiece_legacy"),
+        ),
+        off(
+            "--no-tokenizer-sentencepiece-ignore-extra-whitespaces",
+            "tokenizer_sentencepiece_ignore_extra_whitespaces",
+            Field("dataset_config.tokenizer_sentencepiece_ignore_extra_whitespaces"),
+            aliases=("--disable-tokenizer-sentencepiece-ignore-extra-whitespaces",),
+        ),
         off(
             "--no-pad-vocab-size",
             "pad_vocab_size",

@@ -37,11 +37,19 @@ ROWS: tuple[Flag, ...] = (
     ),
     *_refuse(
         "refused: training",
-        "the training loop does not do this",
-        _LEAVE_OUT,
+        "steps of reinforcement learning, and parts of a model on clusters of their own, are "
+        "programs of their own in Megatron",
+        "leave it out to train on data",
         """
 --perform-rl-step
 --dist-train
+""",
+    ),
+    *_refuse(
+        "refused: training",
+        "which experts MindSpeed fixes for its measurements is not published",
+        "use --moe-router-force-load-balancing for equal loads",
+        """
 --fix-router
 """,
     ),
@@ -57,10 +65,17 @@ ROWS: tuple[Flag, ...] = (
     ),
     *_refuse(
         "refused: layout",
+        "it parts the stages of an encoder from those of a decoder, and a GPT has one stack",
+        "leave it out",
+        """
+--pipeline-model-parallel-split-rank int
+""",
+    ),
+    *_refuse(
+        "refused: layout",
         "ranks are not laid out in this way",
         "use tensor, pipeline, context and expert parallel sizes",
         """
---pipeline-model-parallel-split-rank int
 --hybrid-context-parallel
 --max-seqlen-per-dp-cp-rank int
 --tensor-parallel-num-weight-shards int !1
@@ -83,8 +98,6 @@ ROWS: tuple[Flag, ...] = (
         "the tokenizer's own files decide this",
         _LEAVE_OUT,
         """
---tokenizer-sentencepiece-legacy
---tokenizer-sentencepiece-ignore-extra-whitespaces negative
 --use-gigatoken
 """,
     ),
