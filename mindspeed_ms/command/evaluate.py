@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from mindspeed_ms.command import train
+from mindspeed_ms.config.beside import located_from_checkpoint
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.training.checkpoint_config import MODEL_SECTIONS, spec_of
@@ -75,7 +76,9 @@ def words_for(load: str, step: int | None, rest: Sequence[str], folder: Path) ->
     if stated is None:
         return [*words, "--use-checkpoint-args", "--train-iters", "1", *rest]
     path = folder / "of_checkpoint.yaml"
-    path.write_text(yaml.safe_dump(sections_of(stated)), encoding="utf-8")
+    sections = sections_of(stated)
+    sections["dataset_config"] |= located_from_checkpoint(sections["dataset_config"], Path(load))
+    path.write_text(yaml.safe_dump(sections), encoding="utf-8")
     return ["--yaml", str(path), "--log-style", "megatron", *words, *rest]
 
 

@@ -67,6 +67,21 @@ def located_value(value: Any, folder: Path) -> Any:
     return value
 
 
+def located_from_checkpoint(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the files of data that a run named, where they are.
+
+    Relative names start from where the run was started, which is here or above its checkpoint.
+
+    Args:
+        values: fields of the data that a checkpoint states.
+        folder: the checkpoint's.
+    """
+    found = {name: values[name] for name in READ_BY_SECTION[DatasetConfig.NAME] if name in values}
+    for place in folder.resolve().parents:
+        found = {name: located_value(value, place) for name, value in found.items()}
+    return found
+
+
 def located_path(name: str, folder: Path) -> str:
     """Return where a relative path leads to.
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mindspeed_ms.config.beside import located_from_checkpoint
 from mindspeed_ms.data.tokenizers import Tokenizer, build_tokenizer
 from mindspeed_ms.data.tokenizers.tokenizer_flags import add_tokenizer_flags
 from mindspeed_ms.engine.datasets import named_tokenizer
@@ -16,6 +17,8 @@ from mindspeed_ms.formats.companions import has_tokenizer
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
 from mindspeed_ms.training.checkpoint_config import config_of, spec_of
+
+_FILES = ("tokenizer_model", "vocab_file", "merge_file")
 
 
 class Words:
@@ -74,4 +77,5 @@ def tokenizer_of(arguments: argparse.Namespace, folder: Path) -> Any:
             f"{folder} does not say which tokenizer it was trained with; give --tokenizer FOLDER, "
             "or --tokenizer-type with its files"
         )
-    return Words(named_tokenizer(replace(data, trust_remote_code=trust)))
+    files = located_from_checkpoint({name: getattr(data, name) for name in _FILES}, folder)
+    return Words(named_tokenizer(replace(data, trust_remote_code=trust, **files)))

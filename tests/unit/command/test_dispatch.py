@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from mindspeed_ms.command import completion, configs, dispatch
+from mindspeed_ms.config.beside import located_from_checkpoint
 from mindspeed_ms.training.arguments import parse_args
 from mindspeed_ms.training.command_line import table_parser
 from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_yaml
@@ -166,6 +167,24 @@ def test_files_of_a_configuration_are_found_beside_it(tmp_path, monkeypatch):
     assert args.data_path == [str(project / "text")]
     (elsewhere / "tok.model").touch()  # what is here wins
     assert parse_args(["--yaml", "../project/configs/run.yaml"]).tokenizer_model == "tok.model"
+
+
+def test_files_of_a_run_are_found_above_its_checkpoint(tmp_path, monkeypatch):
+    checkpoint, elsewhere = tmp_path / "project" / "out" / "run", tmp_path / "elsewhere"
+    for folder in (checkpoint, elsewhere):
+        folder.mkdir(parents=True)
+    for name in ("tok.model", "text.bin", "text.idx"):
+        (tmp_path / "project" / name).touch()
+    stated = {"tokenizer_model": "tok.model", "data_path": ["1", "text"], "vocab_file": "none"}
+    monkeypatch.chdir(elsewhere)
+    project = tmp_path / "project"
+    assert located_from_checkpoint({**stated, "split": "1"}, Path("../project/out/run")) == {
+        "tokenizer_model": str(project / "tok.model"),
+        "data_path": ["1", str(project / "text")],
+        "vocab_file": "none",
+    }
+    (elsewhere / "tok.model").touch()  # what is here wins
+    assert located_from_checkpoint(stated, checkpoint)["tokenizer_model"] == "tok.model"
 
 
 def test_a_run_that_goes_on_with_itself_stays_where_it_is(tmp_path, monkeypatch):
