@@ -33,6 +33,9 @@ READ_BY_SECTION: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Fields that name what a run reads. What it writes goes to the working directory."""
 
+_LEVELS = 4
+"""Folders above a checkpoint in which its run may have been started."""
+
 DATA_SUFFIXES = ("", ".bin", ".idx")
 """A name may be the prefix of the files of a dataset."""
 
@@ -77,7 +80,7 @@ def located_from_checkpoint(values: Mapping[str, Any], folder: Path) -> dict[str
         folder: the checkpoint's.
     """
     found = {name: values[name] for name in READ_BY_SECTION[DatasetConfig.NAME] if name in values}
-    for place in folder.resolve().parents:
+    for place in folder.resolve().parents[:_LEVELS]:
         found = {name: located_value(value, place) for name, value in found.items()}
     return found
 

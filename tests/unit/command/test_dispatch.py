@@ -175,13 +175,17 @@ def test_files_of_a_run_are_found_above_its_checkpoint(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
     for name in ("tok.model", "text.bin", "text.idx"):
         (tmp_path / "project" / name).touch()
-    stated = {"tokenizer_model": "tok.model", "data_path": ["1", "text"], "vocab_file": "none"}
+    stated = {
+        "tokenizer_model": "tok.model",
+        "data_path": ["1", "text"],
+        "vocab_file": "of_nobody",
+    }
     monkeypatch.chdir(elsewhere)
     project = tmp_path / "project"
     assert located_from_checkpoint({**stated, "split": "1"}, Path("../project/out/run")) == {
         "tokenizer_model": str(project / "tok.model"),
         "data_path": ["1", str(project / "text")],
-        "vocab_file": "none",
+        "vocab_file": "of_nobody",
     }
     (elsewhere / "tok.model").touch()  # what is here wins
     assert located_from_checkpoint(stated, checkpoint)["tokenizer_model"] == "tok.model"
