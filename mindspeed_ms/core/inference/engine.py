@@ -86,8 +86,9 @@ class InferenceEngine:
                 "weights as eight bits are for models on one rank that have a native form "
                 "(ops/cpu); leave decodes_in_int8 (--int8) out"
             )
-        self._were_training = [chunk.training for chunk in self.chunks]
-        for chunk in self.chunks:
+        # Setting walks through all Cells, which takes as long as a layer does.
+        self._were_training = [chunk for chunk in self.chunks if chunk.training]
+        for chunk in self._were_training:
             chunk.set_train(False)
 
     def __enter__(self) -> InferenceEngine:
@@ -105,8 +106,8 @@ class InferenceEngine:
 
     def close(self) -> None:
         """Let the model train again, if it did."""
-        for chunk, was_training in zip(self.chunks, self._were_training, strict=True):
-            chunk.set_train(was_training)
+        for chunk in self._were_training:
+            chunk.set_train(True)
 
     def add(self, prompts: Sequence[Sequence[int]]) -> tuple[Places, Logits]:
         """Take in sequences of any lengths.

@@ -158,7 +158,8 @@ def _is_plain(config: TransformerConfig) -> bool:
     is_usual = all(
         getattr(config, name) == field_default(TransformerConfig, name)
         for name in options
-        if name not in (*known, "rope_scaling")  # it is in the tables
+        # Rotation is in the tables; layers for further tokens have no part in a step.
+        if name not in (*known, "rope_scaling") and not name.startswith("mtp_")
     )
     return is_usual and not config.lora_config.use_lora
 

@@ -16,6 +16,7 @@ from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
+from mindspeed_ms.backend.reshaping import reshaped
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.core.inference.context import InferenceContext
@@ -251,11 +252,11 @@ class MultiLatentAttention(Cell):
         assert up is not None, "queries have a projection of one kind"
         mixed, _ = up(narrow_q)
         sequence, batch = mixed.shape[:2]
-        q_SBND = mixed.reshape((sequence, batch, heads, latent.query_dim))
+        q_SBND = reshaped(mixed, (sequence, batch, heads, latent.query_dim))
         mixed, _ = self.kv_up_proj(narrow_kv)
-        kv_SBNE = mixed.reshape((sequence, batch, heads, latent.qk_head_dim + latent.v_head_dim))
+        kv_SBNE = reshaped(mixed, (sequence, batch, heads, latent.qk_head_dim + latent.v_head_dim))
         k_SBND, v_SBNV = ops.split_columns(kv_SBNE, (latent.qk_head_dim, latent.v_head_dim))
-        turned_SB1R = turned.reshape((sequence, batch, 1, latent.qk_pos_emb_head_dim))
+        turned_SB1R = reshaped(turned, (sequence, batch, 1, latent.qk_pos_emb_head_dim))
         if rotary_pos_emb is not None:
             cos, sin = rotary_pos_emb
             plain, rotated = ops.split_columns(

@@ -143,6 +143,13 @@ class GenerationConfig:
             return self.to_dict() == other.to_dict()
         return isinstance(other, Mapping) and self.to_dict() == dict(other)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> GenerationConfig:
+        """A copy; made in every generation, so what cannot change is not looked into."""
+        result = object.__new__(type(self))
+        for name, value in self.__dict__.items():
+            result.__dict__[name] = _copied(value, memo)
+        return result
+
     def __getitem__(self, name: str) -> Any:
         return self.to_dict()[name]
 
@@ -174,14 +181,15 @@ class GenerationConfig:
     def filled(self, *others: GenerationConfig | Mapping[str, Any]) -> GenerationConfig:
         """A copy whose missing options are those of others, the first first, then the defaults."""
         result = copy.deepcopy(self)
+        own = result.__dict__
         for other in others:
             source = other if isinstance(other, GenerationConfig) else of_file(other)
             for name in DEFAULTS:
-                if getattr(result, name) is None:
-                    result.__dict__[name] = copy.deepcopy(getattr(source, name))
+                if own[name] is None:
+                    own[name] = _copied(source.__dict__[name], {})
         for name, value in DEFAULTS.items():
-            if getattr(result, name) is None:
-                result.__dict__[name] = value
+            if own[name] is None:
+                own[name] = value
         return result
 
     def to_dict(self) -> dict[str, Any]:
@@ -223,6 +231,14 @@ class GenerationConfig:
         if ends is None:
             return ()
         return (int(ends),) if isinstance(ends, int) else tuple(int(end) for end in ends)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {key: _copied(item, memo) for key, item in value.items()}
+    return copy.deepcopy(value, memo)
 
 
 def of_file(options: Mapping[str, Any]) -> GenerationConfig:

@@ -181,7 +181,7 @@ class Stopping:
         """Whether each row ends with its last token, [b]."""
         late = self._latest is not None and time.monotonic() > self._latest
         done = np.full(len(ids), late or ids.shape[1] >= self._max_length)
-        done |= np.isin(ids[:, -1], self._ends)
+        done |= (ids[:, -1:] == self._ends).any(axis=1)
         if self._strings:
             done |= [self._completes_a_string(row) for row in ids]
         for criterion in self._own:

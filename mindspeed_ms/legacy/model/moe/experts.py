@@ -21,7 +21,11 @@ from mindspeed_ms.core.parameter import grad_sink_of, make_ready
 from mindspeed_ms.core.peft.adapter import Adapters
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import forgotten
-from mindspeed_ms.core.tensor_parallel.layers import LinearPlan
+from mindspeed_ms.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    LinearPlan,
+    RowParallelLinear,
+)
 from mindspeed_ms.core.tensor_parallel.random import skip_initialization
 from mindspeed_ms.core.tensor_parallel.utils import divide
 from mindspeed_ms.legacy.model.from_spec import parameter
@@ -181,9 +185,19 @@ class SequentialMLP(Cell):
                 for index in _in_drawing_order(spec, local)
             ]
         )
+        parts = [
+            part for expert in self.local_experts for part in (expert.mapping, expert.projection)
+        ]
+        # Neither biases, adapters nor partial sums: the products of all experts can be one.
+        self.has_matrices_alone = self.tensor_ranks == 1 and all(
+            type(part) in (ColumnParallelLinear, RowParallelLinear) and part.bias is None
+            for part in parts
+        )
 
     def construct(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
         """[M, h] -> [M, h]."""
+        if self.has_matrices_alone and autograd.is_inference_mode_enabled():
+            return self._grouped(rows, counts)
         parts = _SplitRows.apply(rows, counts)
         if isinstance(parts, Tensor):
             parts = (parts,)
@@ -194,6 +208,13 @@ class SequentialMLP(Cell):
                 output = _AddShareOfBias.apply(output, bias, self.tensor_ranks)
             outputs.append(output)
         return _JoinRows.apply(counts, *outputs)
+
+    def _grouped(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """The same sums by two calls, where no gradient of them is asked for."""
+        experts, plan = list(self.local_experts), _GroupPlan(counts, fused=False)
+        inner = _GroupedLinear.apply(rows, plan, *(expert.mapping.weight for expert in experts))
+        inner = experts[0].activation(inner, None)
+        return _GroupedLinear.apply(inner, plan, *(one.projection.weight for one in experts))
 
 
 def _checked_experts(

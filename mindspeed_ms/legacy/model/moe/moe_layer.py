@@ -14,6 +14,7 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
+from mindspeed_ms.backend.reshaping import reshaped
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.legacy.model.from_spec import whole_linear
@@ -96,14 +97,14 @@ class MoELayer(Cell):
         routing = self.router(judged, drops_tokens)
         if self.fc1_latent_proj is not None:
             inner = self.fc1_latent_proj(inner)
-        tokens = inner.reshape((-1, inner.shape[-1]))
+        tokens = reshaped(inner, (-1, inner.shape[-1]))
         if self.weighs_input:
             tokens, routing = _weighed(tokens, routing)
         rows, counts, way = self.token_dispatcher.token_permutation(
             tokens, routing, compute_shared if self.overlaps_shared_experts else None
         )
         rows = self.experts(rows, counts)
-        output = self.token_dispatcher.token_unpermutation(rows, way).reshape(inner.shape)
+        output = reshaped(self.token_dispatcher.token_unpermutation(rows, way), inner.shape)
         if self.fc2_latent_proj is not None:
             output = self.fc2_latent_proj(output)
         if not self.overlaps_shared_experts:

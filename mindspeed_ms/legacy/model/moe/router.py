@@ -17,6 +17,7 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group
+from mindspeed_ms.backend.reshaping import reshaped
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import aux_losses
 from mindspeed_ms.core.expert_bias import (
@@ -179,7 +180,7 @@ class TopKRouter(Cell):
     def construct(self, hidden_states: Tensor, drops_tokens: bool = True) -> Routing:
         """[s, b, h] -> the routing of its s * b tokens, within the capacity if ``drops_tokens``."""
         batch_size, hidden = hidden_states.shape[-2:]
-        x = self._jittered(hidden_states.reshape((-1, hidden)))
+        x = self._jittered(reshaped(hidden_states, (-1, hidden)))
         logits = self.gating(x)
         is_training = self.training and autograd.is_grad_enabled()
         if is_training and self.config.moe_z_loss_coeff is not None:

@@ -10,6 +10,7 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
+from mindspeed_ms.backend.reshaping import reshaped
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import checkpoint
@@ -54,11 +55,11 @@ class SharedExpertMLP(Cell):
         output, _ = self.mlp(hidden_states)
         if self.gate is None:
             return output
-        logits = ops.cast(self.gate(hidden_states).reshape((-1, 1)), mstype.float32)
+        logits = ops.cast(reshaped(self.gate(hidden_states), (-1, 1)), mstype.float32)
         every = np.arange(logits.shape[0], dtype=np.int32)[:, None]
         weighed = ops.combine_rows(
-            output.reshape((-1, output.shape[-1])),
+            reshaped(output, (-1, output.shape[-1])),
             ops.router_scores(logits, "sigmoid"),
             memory.from_numpy(every),
         )
-        return weighed.reshape(output.shape)
+        return reshaped(weighed, output.shape)
