@@ -8,6 +8,7 @@ from mindspeed_ms.training.flags.row import (
     Field,
     Flag,
     NoEffect,
+    Refused,
     asked_means,
     in_group,
     off,
@@ -34,6 +35,10 @@ def _replaced_by(dest: str) -> tuple[str, ...]:
 
 _TOKENIZED = NoEffect("text becomes tokens in tools/preprocess_data.py, before training")
 
+_OLD_FILES = Refused(
+    "files of this old kind are not read", "prepare the data with tools/preprocess_data.py"
+)
+
 DATA = in_group(
     "data",
     [
@@ -49,6 +54,14 @@ DATA = in_group(
                 common=dest == "data_path",
             )
             for name, dest in PATHS.items()
+        ),
+        value(
+            "--data-impl",
+            str,
+            NoEffect("files are .bin/.idx pairs, and are mapped"),
+            "infer",
+            choices=("mmap", "infer", "lazy", "cached"),
+            refuses=tuple((kind, _OLD_FILES) for kind in ("lazy", "cached")),
         ),
         value("--split", str, Field("dataset_config.split"), small=None, common=True),
         value("--data-args-path", str, Field("dataset_config.data_args_path"), small=None),

@@ -102,14 +102,6 @@ ROWS: tuple[Flag, ...] = (
 """,
     ),
     *_refuse(
-        "refused: data",
-        "only mapped .bin/.idx files are read",
-        "prepare the data with tools/preprocess_data.py",
-        """
---data-impl str=infer !mmap,infer
-""",
-    ),
-    *_refuse(
         "refused: old names",
         "Megatron refuses this name too",
         "use --micro-batch-size for --batch-size, --lr-warmup-fraction for --warmup, "
