@@ -18,7 +18,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core.optimizer.narrow import BLOCK
 
-TIE = np.uint32(0x8000)
+TIE = 0x8000
 """Lower half in the middle between two bf16 numbers."""
 
 
