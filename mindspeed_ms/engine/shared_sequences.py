@@ -29,11 +29,21 @@ class SharedSequences:
 
     def __init__(self) -> None:
         self._model_cuts = False
+        self._group: Group | None = None
+        self._is_known = False
+
+    @property
+    def _sharers(self) -> Group | None:
+        """Ranks that share a sequence, if there are several: those of the run, asked for once."""
+        if not self._is_known and parallel_state.model_parallel_is_initialized():
+            group = parallel_state.get_context_parallel_group()
+            self._group, self._is_known = group if group.size > 1 else None, True
+        return self._group
 
     def own_part(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch, cut if a loader handed whole sequences over."""
         tokens = batch.get("tokens")
-        if tokens is None or _sharers() is None:
+        if tokens is None or self._sharers is None:
             return batch
         config = get_all_config()
         if tokens.shape[1] != config.model_config.seq_length:
@@ -48,7 +58,7 @@ class SharedSequences:
 
         Parallelism: collective over the context parallel group when the model cuts.
         """
-        group, tokens = _sharers(), batch.get("tokens")
+        group, tokens = self._sharers, batch.get("tokens")
         if group is None or tokens is None:
             return model(**batch)
         expected = handed.current()
@@ -62,14 +72,6 @@ class SharedSequences:
             return model(**_joined(batch, group))
         finally:
             expected.length = None
-
-
-def _sharers() -> Group | None:
-    """Ranks that share a sequence, if there are several."""
-    if not parallel_state.model_parallel_is_initialized():
-        return None
-    group = parallel_state.get_context_parallel_group()
-    return group if group.size > 1 else None
 
 
 def _joined(batch: dict[str, Any], group: Group) -> dict[str, Any]:
