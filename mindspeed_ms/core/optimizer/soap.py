@@ -79,7 +79,7 @@ class Soap:
         """
         kept, shard = self._kept[id(param)], shard_of(param)
         gradient = _gathered(matrix, shard, group).astype(np.float64)
-        before = _State(*(_fp64(kept[name]) for name in SOAP_STATES))
+        before = _SoapState(*(_fp64(kept[name]) for name in SOAP_STATES))
         direction, after = soap_step(self.config, gradient, before, step)
         for name, values in zip(SOAP_STATES, after.arrays, strict=True):
             ops.copy_cast_(kept[name], _tensor(values))
@@ -97,7 +97,7 @@ class Soap:
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
+class _SoapState:
     """Of one matrix, in the order of ``SOAP_STATES``."""
 
     moment: Array
@@ -118,8 +118,8 @@ class _State:
 
 
 def soap_step(
-    config: OptimizerConfig, gradient: Array, state: _State, step: int
-) -> tuple[Array, _State]:
+    config: OptimizerConfig, gradient: Array, state: _SoapState, step: int
+) -> tuple[Array, _SoapState]:
     """Direction [m, n] and new state of a matrix; the old one is not changed."""
     p, q = state.left_basis, state.right_basis
     if step == 1:
@@ -140,11 +140,15 @@ def soap_step(
     square = beta2 * square + (1.0 - beta2) * projected**2
     root = np.sqrt(square / (1.0 - beta2**step)) + config.soap_eps
     direction = p @ (moment / (1.0 - beta1**step) / root) @ q.T
-    return direction, _State(moment, square, left, right, p, q)
+    return direction, _SoapState(moment, square, left, right, p, q)
 
 
 def _preconditioners(
-    config: OptimizerConfig, gradient: Array, state: _State, bases: tuple[Array, Array], step: int
+    config: OptimizerConfig,
+    gradient: Array,
+    state: _SoapState,
+    bases: tuple[Array, Array],
+    step: int,
 ) -> tuple[Array, Array]:
     """A and B with this gradient in them; averages begin unbiased."""
     beta = config.soap_shampoo_beta
