@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mindspeed_ms.config import OptimizerConfig
-from mindspeed_ms.core.optimizer.soap import Soap, _State, soap_step
+from mindspeed_ms.core.optimizer.soap import Soap, _SoapState, soap_step
 
 BETAS, EPS, BETA = (0.9, 0.95), 1e-8, 0.95
 
@@ -59,7 +59,7 @@ def test_steps_are_those_of_the_papers(is_kl, every):
     )
     gradients = drawn((6, 6), 7)
     zeros = np.zeros((6, 6))
-    state = _State(*[zeros] * 6)
+    state = _SoapState(*[zeros] * 6)
     for step, (g, wanted) in enumerate(
         zip(gradients, written_out(gradients, is_kl, every), strict=True), 1
     ):
@@ -74,10 +74,10 @@ def test_directions_without_a_gradient_yet_do_not_hang_on_rounding_errors():
     found = []
     for gradients in (exact, [g * (1 + 1e-7 * random.randn(*g.shape)) for g in noisy]):
         shapes = ((12, 3), (12, 3), (12, 12), (3, 3), (12, 12), (3, 3))
-        state, directions = _State(*map(np.zeros, shapes)), []
+        state, directions = _SoapState(*map(np.zeros, shapes)), []
         for step, g in enumerate(gradients, 1):
             direction, state = soap_step(config, g, state, step)
-            state = _State(*(one.astype(np.float32).astype(float) for one in state.arrays))
+            state = _SoapState(*(one.astype(np.float32).astype(float) for one in state.arrays))
             directions.append(direction)
         found.append(directions)
     for first, second in zip(*found, strict=True):
