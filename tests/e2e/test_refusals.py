@@ -19,7 +19,7 @@ SIZES = (
     [
         ("--hiden-size 3", "unknown flag --hiden-size; did you mean --hidden-size?"),
         ("--tensor-model-parallel-size 4", "num_attention_heads (2) must be divisible by tensor"),
-        ("--qk-clip", "--qk-clip is refused: weights of queries and keys are not scaled down"),
+        ("--enable-mhc-connections", "--enable-mhc-connections is refused: layers of this kind"),
     ],
 )
 def test_a_refusal_is_all_that_is_seen_and_is_seen_once(words, message):
