@@ -221,10 +221,10 @@ def test_no_arguments_are_shown_when_nobody_wants_them(capsys):
 
 
 def test_the_answer_of_a_dry_run_comes_first(capsys):
-    text = output_of(capsys, ["--is-hybrid-model", "--optimizer", "soap"], status=2)
+    text = output_of(capsys, ["--is-hybrid-model", "--fix-router"], status=2)
     assert text.startswith("------------------------- layout ----")
     assert text.index("--is-hybrid-model is refused") < text.index("- arguments -")
-    assert text.index("--optimizer soap is refused") < text.index("- arguments -")
+    assert text.index("--fix-router is refused") < text.index("- arguments -")
 
 
 def test_a_mistake_is_all_that_a_dry_run_shows(capsys):
