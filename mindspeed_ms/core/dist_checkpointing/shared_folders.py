@@ -59,7 +59,7 @@ def require_shared(folder: Path) -> None:
     """
     if _num_hosts() == 1:
         return
-    probe = folder / f".shared_{uuid.uuid4().hex}"
+    probe = folder / f".probe-{uuid.uuid4().hex}"  # the next run removes what a kill leaves of it
 
     def make() -> Path:
         try:
