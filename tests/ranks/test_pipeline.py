@@ -6,7 +6,6 @@ import weakref
 from functools import partial
 from types import SimpleNamespace
 
-import mindspore as ms
 import numpy as np
 import pipeline_runs as runs
 import pytest
@@ -362,8 +361,7 @@ def memory_worker(chunks, microbatches):
     )
     config = SimpleNamespace(
         parallel_config=parallel,
-        fp32_residual_connection=False,
-        compute_dtype=ms.float32,
+        residual_dtype="float32",
         seq_length=4,
         hidden_size=8,
         dataset_config=SimpleNamespace(batch_size=2),
