@@ -195,6 +195,7 @@ def test_a_stopped_scheduler_of_the_same_job_is_killed(monkeypatch, role, port, 
     process = subprocess.Popen(["sleep", "60"], env=variables)
     try:
         process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)  # until it has stopped
         launcher.end_scheduler()
         if ends:
             assert process.wait(10) == -signal.SIGKILL
