@@ -91,6 +91,8 @@ def parse_args(
         values["world_size"] = values["world_size"] or env.get_int(env.DRY_RUN_RANKS)
     users = parser.user_defaults() if isinstance(parser, CommandLineParser) else {}
     given = {BY_NAME[name].dest for name in values["given_flags"]}
+    if values["dry_run"]:  # a variable may have asked for it, which files do not undo
+        given |= {"dry_run", "world_size"}
     try:
         refusals = values.setdefault("refusals", [])
         refusals += contradictions(values, given) + _two_sources(values)

@@ -2,6 +2,7 @@
 """What a user sees at start: help in three sizes, suggestions, few arguments, answers first."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -320,3 +321,10 @@ def test_a_quiet_rank_ends_without_a_word(monkeypatch, capsys):
     with pytest.raises(SystemExit), user_errors():
         raise ValueError("wrong")
     assert capsys.readouterr().err == ""
+
+
+def test_a_variable_asks_for_a_dry_run_of_a_file_too(monkeypatch):
+    monkeypatch.setenv("MINDSPEED_MS_DRY_RUN", "1")
+    monkeypatch.setenv("MINDSPEED_MS_DRY_RUN_RANKS", "4")
+    args = parse_args(["--yaml", str(Path(__file__).parents[3] / "configs" / "tiny_gpt.yaml")])
+    assert args.dry_run and args.world_size == 4
