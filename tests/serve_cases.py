@@ -17,6 +17,7 @@ from mindspeed_ms.backend import memory
 from mindspeed_ms.core.inference import sampling
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
 from mindspeed_ms.toolkit.serve.batch import Piece, Request
+from mindspeed_ms.toolkit.serve.openai_forms import Served
 
 ROOT = Path(__file__).parents[1]
 MODULE = ("-m", "mindspeed_ms.toolkit.serve")
@@ -42,6 +43,17 @@ class Words:
 
     def decode(self, ids, skip_special_tokens=False):
         return " ".join(f"w{token}" for token in ids)
+
+
+SERVED = Served(
+    name="tiny",
+    tokenizer=Words(),
+    vocab_size=96,
+    max_length=64,
+    end_tokens=(7,),
+    begin_token=None,
+    max_open=200,
+)
 
 
 def requests(num_prompts=None):
@@ -90,6 +102,13 @@ class Collected:
             rows.setdefault(event.copy, []).append(event.token)
         if event.finish is not None:
             self.ended[event.number, event.copy] = event.finish
+
+    def drain(self, batch):
+        """Take all events until nothing is left to do; itself."""
+        while batch.has_work:
+            for event in batch.step():
+                self.take(event)
+        return self
 
     def rows(self, number):
         return [row for _, row in sorted(self.tokens[number].items())]

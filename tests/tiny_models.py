@@ -31,6 +31,20 @@ NO_BIAS: Mapping[str, Any] = MappingProxyType(
 )
 
 
+TINY_GPT2: Mapping[str, Any] = MappingProxyType(
+    {
+        "type": "GPT2Config",
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "seq_length": 16,
+        "vocab_size": 64,
+        "compute_dtype": "float32",
+    }
+)
+"""The same in MindFormers' words, for trainers and tasks."""
+
+
 def model_config(*styles: Mapping[str, Any], **changes: Any) -> TransformerConfig:
     """A configuration of ``SIZES`` with the settings of styles, then those of the caller."""
     values = dict(SIZES)

@@ -62,14 +62,18 @@ class _Window:
     """
 
     def __init__(self, shared: np.ndarray, ranks: int) -> None:
-        self.block_bytes = _WINDOW_BYTES // ranks // _ALIGNED * _ALIGNED
+        self.block_bytes = self._block_bytes(ranks)
         self.first_half = 0
         self._halves = shared[: self.num_bytes(ranks)].reshape(ranks, 2, ranks + 1, -1)
 
     @staticmethod
-    def num_bytes(ranks: int) -> int:
+    def _block_bytes(ranks: int) -> int:
+        return _WINDOW_BYTES // ranks // _ALIGNED * _ALIGNED
+
+    @classmethod
+    def num_bytes(cls, ranks: int) -> int:
         """Size for so many ranks."""
-        return _WINDOW_BYTES // ranks // _ALIGNED * _ALIGNED * ranks * 2 * (ranks + 1)
+        return cls._block_bytes(ranks) * ranks * 2 * (ranks + 1)
 
     def term(self, turn: int, sender: int, to: int, like: np.ndarray) -> np.ndarray:
         """Where a rank puts what another adds up, of the size and type of ``like``."""

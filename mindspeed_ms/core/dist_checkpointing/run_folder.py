@@ -10,7 +10,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from mindspeed_ms.backend import comm
-from mindspeed_ms.core.dist_checkpointing.shared_folders import require_shared
+from mindspeed_ms.core.dist_checkpointing.shared_folders import PROBE, require_shared
 from mindspeed_ms.formats.containers.folder_lock import FolderLock
 
 _PROBE_BYTES = 4096
@@ -57,7 +57,7 @@ class RunFolder:
                         f"took over the lock of {self._root} from {before}, which has ended "
                         "without giving it up"
                     )
-                for left in self._root.glob(".probe-*"):  # of a run that was killed meanwhile
+                for left in self._root.glob(f"{PROBE}*"):  # of a run that was killed meanwhile
                     left.unlink()
             except ValueError as error:
                 problem = str(error)
@@ -79,7 +79,7 @@ class RunFolder:
             require_shared(self._root)
         except ValueError as error:
             return str(error)
-        problem, probe = "", self._root / f".probe-{secrets.token_hex(8)}"
+        problem, probe = "", self._root / f"{PROBE}{secrets.token_hex(8)}"
         try:
             _write(probe)
         except OSError as error:

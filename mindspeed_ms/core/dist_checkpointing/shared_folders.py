@@ -19,6 +19,8 @@ from mindspeed_ms.backend import comm
 
 T = TypeVar("T")
 
+PROBE = ".probe-"
+"""Begins the names of files that only try a folder; a run removes what a kill left of them."""
 _PATIENCE_SECONDS = 3.0
 """A network file system may show a new file to other hosts with this delay."""
 _LOOK_SECONDS = 0.2
@@ -59,7 +61,7 @@ def require_shared(folder: Path) -> None:
     """
     if _num_hosts() == 1:
         return
-    probe = folder / f".probe-{uuid.uuid4().hex}"  # the next run removes what a kill leaves of it
+    probe = folder / f"{PROBE}{uuid.uuid4().hex}"
 
     def make() -> Path:
         try:

@@ -46,13 +46,13 @@ class Parser(argparse.ArgumentParser):
 def telling(read: Callable[[str], Value]) -> Callable[[str], Value]:
     """A type of ``argparse`` whose ``ValueError`` says itself what is wrong."""
 
-    def reader(text: str) -> Value:
+    def told(text: str) -> Value:
         try:
             return read(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return reader
+    return told
 
 
 @contextmanager

@@ -235,10 +235,13 @@ class TrainerSettings:
     def _lacks_further_layers(self) -> bool:
         """Whether the model's folder has no layers for further tokens, as its description has."""
         source = self._source
-        if source.is_own_cell or source.is_in_memory or not (path := source.find_weights()):
+        if source.is_own_cell or source.is_in_memory:
             return False
+        described = source.describe({})
+        if described.model_config.mtp_num_layers is None or not (path := source.find_weights()):
+            return False  # most models: no folder is looked into
         found = find_checkpoint(Path(path))
-        if found is None or not lacks_further_layers(source.describe({}), found):
+        if found is None or not lacks_further_layers(described, found):
             return False
         self._say([f"{path} has no layers for further tokens: the model has none either"])
         return True

@@ -80,14 +80,7 @@ ROWS: tuple[Flag, ...] = (
                 Field("model_config.embedding_multiplier"),
                 dest="embedding_multiplier",
                 default=1.0,
-                help="Same as --embedding-multiplier.",
-            ),
-            value(
-                "--embedding-multiplier-scale",
-                float,
-                Field("model_config.embedding_multiplier"),
-                dest="embedding_multiplier",
-                default=1.0,
+                aliases=("--embedding-multiplier-scale",),
                 help="Same as --embedding-multiplier.",
             ),
             value(

@@ -32,12 +32,6 @@ def engine(model):
         yield made
 
 
-def _drained(batch, found):
-    while batch.has_work:
-        for event in batch.step():
-            found.take(event)
-
-
 def _plain(prompt, num_new, **more):
     config = GenerationConfig(eos_token_id=7).filled()
     config.max_length = len(prompt) + num_new
@@ -103,7 +97,7 @@ def test_scores_of_a_prompt_are_the_models(engine):
     prompt = (5, 6, 9, 3)
     batch, found = ContinuousBatch(engine, Words()), Collected()
     batch.add(_plain(prompt, 0, num_top=2, scores_prompt=True))
-    _drained(batch, found)
+    found.drain(batch)
     (scores,) = found.others
     assert isinstance(scores, PromptScores) and found.ended == {(0, 0): "length"}
     wanted = []
@@ -124,7 +118,7 @@ def test_what_the_model_refuses_ends_that_request_alone(engine):
     ruled_out = replace(_plain((5, 6), 4), number=3, rules=(_nothing,))
     ruled_out.config.do_sample = True
     batch.add(ruled_out)
-    _drained(batch, found)
+    found.drain(batch)
     assert {event.number: type(event) for event in found.others} == {1: Failed, 3: Failed}
     assert "outside of the vocabulary" in found.others[0].message
     assert found.ended == {(2, 0): "length"} and engine.cache.num_free == engine.cache.num_slots

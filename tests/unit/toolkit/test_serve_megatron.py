@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from serve_cases import Words, served_folder
+import serve_cases
+from serve_cases import served_folder
 
 from mindspeed_ms.toolkit.serve import command, megatron_command
 from mindspeed_ms.toolkit.serve.megatron_forms import MegatronError, megatron_job
-from mindspeed_ms.toolkit.serve.openai_forms import Served
 from mindspeed_ms.training.arguments import parse_args
 from mindspeed_ms.training.flags import ROWS, NoEffect
 from mindspeed_ms.training.flags.other_programs import SERVER_FLAGS
@@ -80,16 +82,7 @@ def test_flags_of_training_that_no_server_reads_are_told_and_context_parallelism
         _settings(folder, "--bf16", "--fp16")
 
 
-SERVED = Served(
-    name="tiny",
-    tokenizer=Words(),
-    vocab_size=96,
-    max_length=64,
-    end_tokens=(7,),
-    begin_token=None,
-    max_open=200,
-    max_tokens_to_oom=150,
-)
+SERVED = replace(serve_cases.SERVED, max_tokens_to_oom=150)
 
 
 @pytest.mark.parametrize(

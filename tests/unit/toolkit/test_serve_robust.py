@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from generation_models import generator, write_folder
-from serve_cases import Collected, Words, alone, requests
+from serve_cases import SERVED, Collected, Words, alone, requests
 
 from mindspeed_ms.backend import memory
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
@@ -16,19 +16,10 @@ from mindspeed_ms.toolkit.serve.batch import INTERNAL, ContinuousBatch, Failed, 
 from mindspeed_ms.toolkit.serve.command import _Beams
 from mindspeed_ms.toolkit.serve.fields import ApiError
 from mindspeed_ms.toolkit.serve.megatron_forms import MegatronAnswer, megatron_job
-from mindspeed_ms.toolkit.serve.openai_forms import Served, chat_job, completion_job
+from mindspeed_ms.toolkit.serve.openai_forms import chat_job, completion_job
 from mindspeed_ms.toolkit.serve.rules import NeverAfter
 
 pytestmark = pytest.mark.usefixtures("single_rank")
-SERVED = Served(
-    name="tiny",
-    tokenizer=Words(),
-    vocab_size=96,
-    max_length=64,
-    end_tokens=(7,),
-    begin_token=None,
-    max_open=200,
-)
 HUGE = 10**300
 
 
@@ -41,14 +32,6 @@ def model(tmp_path_factory):
 def engine(model):
     with model.inference_engine(4) as made:
         yield made
-
-
-def _drained(batch):
-    found = Collected()
-    while batch.has_work:
-        for event in batch.step():
-            found.take(event)
-    return found
 
 
 @pytest.mark.parametrize(
@@ -98,7 +81,7 @@ def test_numbers_at_their_bounds_get_an_answer(engine, options):
     batch = ContinuousBatch(engine, Words())
     for request in job.requests:
         batch.add(request)
-    found = _drained(batch)
+    found = Collected().drain(batch)
     assert not found.others and list(found.ended) == [(-1, 0)]
 
 
@@ -139,7 +122,7 @@ def test_requests_that_fail_leave_no_slot_and_the_others_get_their_answers(model
     batch.add(replace(_plain(93), rules=(_broken,)))
     batch.add(replace(_plain(94), rules=(_broken_later,), names=(1, 2)))
     batch.add(replace(_plain(95), is_beam=True))
-    found = _drained(batch)
+    found = Collected().drain(batch)
     assert engine.cache.num_free == engine.cache.num_slots
     failed = {event.number: event for event in found.others}
     assert sorted(failed) == [90, 91, 92, 93, 94, 95] and len(found.others) == 6
@@ -162,7 +145,7 @@ def test_a_step_that_fails_ends_what_runs_and_the_next_request_is_answered(
         assert batch.step() == [Failed(50, INTERNAL, True)]
     assert engine.cache.num_free == engine.cache.num_slots and not batch.has_work
     batch.add(request)
-    assert _drained(batch).rows(request.number) == alone(model, request)
+    assert Collected().drain(batch).rows(request.number) == alone(model, request)
 
 
 def test_what_one_rank_alone_meets_is_not_the_end_of_a_request(engine, monkeypatch):

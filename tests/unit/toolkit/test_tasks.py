@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from mindspore.mindrecord import FileWriter
+from tiny_models import TINY_GPT2
 
 from mindspeed_ms.data.indexed_dataset import IndexedDatasetBuilder, get_bin_path, get_idx_path
 from mindspeed_ms.toolkit.data import minddata
@@ -18,18 +19,7 @@ from mindspeed_ms.toolkit.trainer.tasks import MicroBatches, build_config, run_t
 from mindspeed_ms.toolkit.yaml_config import merge_trees
 
 TINY = {
-    "model": {
-        "model_config": {
-            "type": "GPT2Config",
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 4,
-            "seq_length": 16,
-            "vocab_size": 64,
-            "compute_dtype": "float32",
-            "eos_token_id": 0,
-        }
-    },
+    "model": {"model_config": {**TINY_GPT2, "eos_token_id": 0}},
     "runner_config": {"batch_size": 4},
 }
 

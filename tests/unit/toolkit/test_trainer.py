@@ -13,6 +13,7 @@ from mindspore.dataset import GeneratorDataset
 from mindspore.mindrecord import FileWriter
 from mindspore.train import Callback, LossMonitor
 from safetensors.numpy import load_file
+from tiny_models import TINY_GPT2
 
 import mindspeed_ms
 from mindspeed_ms import (
@@ -30,17 +31,7 @@ from mindspeed_ms.backend import bars, memory
 from mindspeed_ms.toolkit import context
 
 ROOT = Path(mindspeed_ms.__file__).parents[1]
-TINY = {
-    "type": "GPT2Config",
-    "hidden_size": 32,
-    "num_layers": 2,
-    "num_heads": 4,
-    "seq_length": 16,
-    "vocab_size": 64,
-    "compute_dtype": "float32",
-    "hidden_dropout_rate": 0.1,
-    "attention_dropout_rate": 0.1,
-}
+TINY = {**TINY_GPT2, "hidden_dropout_rate": 0.1, "attention_dropout_rate": 0.1}
 ROWS = np.random.default_rng(0).integers(0, 64, (24, 17), dtype=np.int32)
 
 

@@ -5,20 +5,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from tiny_models import TINY_GPT2
 
 from mindspeed_ms import Trainer, TrainingArguments
 from mindspeed_ms.legacy.model.attention import CoreAttention
 from mindspeed_ms.legacy.model.transformer import ParallelTransformerLayer
 
-TINY = {
-    "type": "GPT2Config",
-    "hidden_size": 32,
-    "num_layers": 2,
-    "num_heads": 4,
-    "seq_length": 16,
-    "vocab_size": 64,
-    "compute_dtype": "float32",
-}
+TINY = dict(TINY_GPT2)
 ROWS = np.random.default_rng(0).integers(0, 64, (8, 17), dtype=np.int32)
 
 
