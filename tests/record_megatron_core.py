@@ -248,6 +248,7 @@ def loss_of(model, batches, number):
 
 
 def run(options):
+    import record_megatron_variants as variants
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
@@ -296,12 +297,7 @@ def run(options):
         wd_incr_style="constant",
     )
     MoEAuxLossAutoScaler.set_loss_scale(torch.tensor(1.0 / MICRO_BATCHES))
-    if config.experimental_attention_variant == "dsa":
-        from megatron.core.transformer.experimental_attention_variant.dsa import (
-            DSAIndexerLossAutoScaler,
-        )
-
-        DSAIndexerLossAutoScaler.set_loss_scale(torch.tensor(1.0 / MICRO_BATCHES))
+    variants.dsa.DSAIndexerLossAutoScaler.set_loss_scale(torch.tensor(1.0 / MICRO_BATCHES))
     batches = np.load(FILE.parent / "batches.npz")
     batches = {name: batches[name] for name in batches.files}
     result = {"loss": [], "grad_norm": []}
@@ -318,6 +314,7 @@ def run(options):
             layers = (entry["values"] / MICRO_BATCHES).tolist()
             result.setdefault("layer_losses", {}).setdefault(kind, []).append(layers)
             entry["values"].zero_()
+        variants.note_indexer_losses(result, MICRO_BATCHES)
         _, norm, _ = optimizer.step()
         if "after" in extra:
             result.setdefault("max_logit", []).append(extra["after"](model, config))

@@ -16,6 +16,7 @@ from megatron.core.optimizer.qk_clip import clip_qk
 from megatron.core.ssm import gated_delta_net
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.experimental_attention_variant import dsa
 from megatron.core.transformer.moe import moe_layer
 from megatron.core.transformer.spec_utils import ModuleSpec
 
@@ -69,7 +70,51 @@ def clip(model, _):
 
 CLIP = {"qk_clip": True, "qk_clip_threshold": 0.2, "qk_clip_alpha": 0.3, "after": clip}
 CLIP_FLAGS = "--swiglu --ffn-hidden-size 48 --qk-clip --qk-clip-threshold 0.2 --qk-clip-alpha 0.3"
+SPARSE = {
+    "experimental_attention_variant": "dsa",
+    "multi_latent_attention": True,
+    "num_query_groups": None,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 8,
+    "qk_head_dim": 8,
+    "qk_pos_emb_head_dim": 4,
+    "v_head_dim": 8,
+    "qk_layernorm": True,
+    "rope_type": "rope",
+    "rotary_base": 10000,
+    "dsa_indexer_n_heads": 16,
+    "dsa_indexer_head_dim": 8,
+    "dsa_indexer_topk": 12,
+    "dsa_indexer_loss_coeff": 20.0,
+}
+SPARSE_FLAGS = (
+    "--position-embedding-type rope --swiglu --ffn-hidden-size 48 --multi-latent-attention "
+    "--q-lora-rank 12 --kv-lora-rank 8 --qk-head-dim 8 --qk-pos-emb-head-dim 4 --v-head-dim 8 "
+    "--qk-layernorm --rope-type rope --experimental-attention-variant dsa "
+    "--dsa-indexer-n-heads 16 --dsa-indexer-head-dim 8 --dsa-indexer-topk 12 "
+    "--dsa-indexer-loss-coeff 20"
+)
 CASES = {
+    "sparse_attention": (SPARSE_FLAGS, SPARSE),
+    "deepseek_v32": (
+        f"{SPARSE_FLAGS} --dsa-indexer-use-sparse-loss --num-experts 8 --moe-router-topk 2 "
+        "--moe-ffn-hidden-size 24 --moe-token-dispatcher-type alltoall "
+        "--moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 1e-1 "
+        "--moe-router-score-function sigmoid --moe-shared-expert-intermediate-size 24 "
+        "--moe-layer-freq [0,1]",
+        {
+            **SPARSE,
+            "dsa_indexer_use_sparse_loss": True,
+            "num_moe_experts": 8,
+            "moe_router_topk": 2,
+            "moe_ffn_hidden_size": 24,
+            "moe_router_load_balancing_type": "seq_aux_loss",
+            "moe_aux_loss_coeff": 1e-1,
+            "moe_router_score_function": "sigmoid",
+            "moe_shared_expert_intermediate_size": 24,
+            "moe_layer_freq": [0, 1],
+        },
+    ),
     "qk_clip": (
         f"--position-embedding-type rope --group-query-attention --num-query-groups 2 {CLIP_FLAGS}",
         CLIP,
@@ -129,6 +174,13 @@ class WholeLinear(torch.nn.Module):
         return F.linear(x, self.weight, self.bias), None
 
 
+class LayerNorm(torch.nn.LayerNorm):
+    """Torch's, by the arguments of Megatron's builder."""
+
+    def __init__(self, config=None, hidden_size=0, eps=1e-5, **_):
+        super().__init__(hidden_size, eps)
+
+
 class ZeroCenteredNorm(torch.nn.Module):
     """RMSNorm whose parameter is the factor minus 1."""
 
@@ -146,8 +198,31 @@ def replace_packages():
     note_scores()
     moe_layer.HAVE_TE, moe_layer.TELinear = True, WholeLinear
     multi_latent_attention.TELinear = WholeLinear
+    dsa.rotate_activation = lambda x: x  # it takes bf16, and leaves products as they are
     gated_delta_net.HAVE_FLA = True
     gated_delta_net.l2norm = lambda x: x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + 1e-6)
+
+
+def sparse_attention():
+    """Megatron's, with local layers in its indexer."""
+    indexer = ModuleSpec(
+        module=dsa.DSAIndexer,
+        submodules=dsa.DSAIndexerSubmodules(
+            linear_wq_b=WholeLinear,
+            linear_wk=WholeLinear,
+            k_norm=LayerNorm,
+            linear_weights_proj=WholeLinear,
+        ),
+    )
+    return ModuleSpec(module=dsa.DSAttention, submodules=dsa.DSAttentionSubmodules(indexer=indexer))
+
+
+def note_indexer_losses(result, micro_batches):
+    """Those of each layer in a step, if there are indexers."""
+    values = dsa.DSAIndexerLossLoggingHelper.tracker.pop("values", None)
+    if values is not None:
+        layers = (values / micro_batches).tolist()
+        result.setdefault("layer_losses", {}).setdefault("indexer loss", []).append(layers)
 
 
 def changed(spec, config):
@@ -162,6 +237,8 @@ def changed(spec, config):
             layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm = attention.k_layernorm = norm
+        if config.experimental_attention_variant == "dsa":
+            layer.submodules.self_attention.submodules.core_attention = sparse_attention()
         is_delta = config.experimental_attention_variant == "gated_delta_net"
         if is_delta and (number + 1) % config.linear_attention_freq:
             layer.submodules.self_attention = ModuleSpec(

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from mindspeed_ms.config.attention_options import AttentionOptions, Switch
+from mindspeed_ms.config.attention_options import Switch
 from mindspeed_ms.config.kinds import Count, NonNegative, Positive
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.config.rope_scaling_config import RopeScalingConfig
+from mindspeed_ms.config.sparse_attention_options import SparseAttentionOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerOptions(AttentionOptions):
+class LayerOptions(SparseAttentionOptions):
     """Those fields of ``model_config``."""
 
     NAME: ClassVar[str] = "model_config"
@@ -25,10 +26,6 @@ class LayerOptions(AttentionOptions):
     attention_output_gate: bool = False
     """Multiply what each head returns by the sigmoid of a gate, which the projection of queries,
     keys and values computes, too. False: no gate."""
-
-    experimental_attention_variant: Literal["gated_delta_net"] | None = None
-    """Layers that keep a state instead of keys and values: gated_delta_net is linear attention with
-    a gated delta rule, in the layers of linear_attention_freq. None: no such layers."""
 
     linear_attention_freq: Count | tuple[Switch, ...] | None = None
     """Layers with linear attention: all but every N-th; or a list with 1 for each of them. It is

@@ -431,6 +431,7 @@ class TransformerConfig(LayerOptions):
         self._check_kinds(self.num_layers, ranks, present)
         latent = self.mla_config if self.multi_latent_attention else None
         self._check_stretching(latent)
+        self._check_sparse_attention(latent)
         self._check_feed_forward()
         self._check_further_tokens()
         self._check_precision()

@@ -7,6 +7,7 @@ import numpy as np
 
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core import aux_losses
+from mindspeed_ms.legacy.model.lightning_indexer import INDEXER_LOSS
 from mindspeed_ms.legacy.model.moe.balance_losses import (
     GROUP_LOSS,
     LOSS_NAMES,
@@ -30,6 +31,8 @@ def expected_losses(config: TransformerConfig) -> dict[str, aux_losses.Kind]:
             kinds[VISIT_LOSS] = "part"
         if moe.moe_z_loss_coeff is not None:
             kinds[Z_LOSS] = "mean"
+    if config.is_sparse and config.dsa_indexer_loss_coeff:
+        kinds[INDEXER_LOSS] = "part"
     for depth in range(config.mtp_num_layers or 0):
         kinds[loss_name(depth)] = "mean"
     return kinds
@@ -55,8 +58,10 @@ def collect_layer_losses(config: TransformerConfig, num_microbatches: int) -> di
 
 def mean_layer_losses(config: TransformerConfig, losses: dict[str, np.ndarray]) -> dict[str, float]:
     """Mean of each loss over the layers that have it, as Megatron's log line shows it."""
-    count = sum(config.has_experts(layer) for layer in range(num_numbered_layers(config)))
-    return {
-        name: float(values.sum()) / (count if is_balancing(name) else 1)
-        for name, values in losses.items()
-    }
+    layers = num_numbered_layers(config)
+    experts = sum(config.has_experts(layer) for layer in range(layers))
+
+    def count(name: str) -> int:
+        return layers if name == INDEXER_LOSS else experts if is_balancing(name) else 1
+
+    return {name: float(values.sum()) / count(name) for name, values in losses.items()}

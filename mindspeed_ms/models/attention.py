@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mindspeed_ms.models.indexer import IndexerSpec
 from mindspeed_ms.models.parameter import ParamSpec
 from mindspeed_ms.models.part import Child, Experts, LinearSpec, NormSpec, parameters_of
 from mindspeed_ms.models.scores import ScoresSpec
@@ -109,6 +110,8 @@ class LatentAttentionSpec:
     q_up_proj: LinearSpec | None = None
     q_layernorm: NormSpec | None = None
     kv_layernorm: NormSpec | None = None
+    indexer: IndexerSpec | None = None
+    """Chooses the keys that queries see. None: they see all."""
 
     @property
     def query_dim(self) -> int:
@@ -118,6 +121,8 @@ class LatentAttentionSpec:
     def children(self) -> Iterator[Child]:
         """Megatron builds the output projection before the inputs', weights are drawn so."""
         yield Child("core_attention", "core_attention", self.core_attention)
+        if self.indexer is not None:
+            yield Child("indexer", "core_attention.indexer", self.indexer)
         yield Child("out_proj", "linear_proj", self.out_proj)
         if self.q_proj is not None:
             yield Child("q_proj", "linear_q_proj", self.q_proj)
@@ -147,11 +152,19 @@ class LatentAttentionSpec:
         return sum(part.operations for part in parts if part is not None)
 
     def operations(self, seq_length: int) -> tuple[float, float]:
-        """Of a token's forward: (projections, scores and weighted values)."""
+        """Of a token's forward: (projections, scores and weighted values).
+
+        Keys that an indexer leaves out are computed, and hidden.
+        """
         parts = (self.q_proj, self.q_down_proj, self.q_up_proj, self.kv_down_proj, self.kv_up_proj)
         projections = sum(part.operations for part in (*parts, self.out_proj) if part is not None)
         seen = self.core_attention.seen(seq_length)
-        return projections, 2.0 * seen * self.num_heads * (self.query_dim + self.v_head_dim)
+        scores = 2.0 * seen * self.num_heads * self.query_dim
+        core = scores + 2.0 * seen * self.num_heads * self.v_head_dim
+        if self.indexer is None:
+            return projections, core
+        own, choice = self.indexer.operations(seen, scores)
+        return projections + own, core + choice
 
     def kept_bytes(self, sizes: RankSizes, recompute: LayerRecompute) -> int:
         """Narrow vectors (twice where they are normalized), and heads of equal width."""
@@ -159,6 +172,9 @@ class LatentAttentionSpec:
         narrow = self.kv_up_proj.inputs + (self.q_up_proj.inputs if self.q_up_proj else 0)
         kept = sizes.rows * sizes.width * narrow * (2 if self.kv_layernorm is not None else 1)
         output = sizes.tokens * sizes.width * heads * self.v_head_dim
+        if self.indexer is not None:
+            again = recompute.modules & {CORE_ATTENTION, MLA_UP_PROJECTION}
+            kept += self.indexer.kept_bytes(sizes, bool(again))
         if MLA_UP_PROJECTION in recompute.modules:
             return kept + output
         width = max(self.query_dim, self.v_head_dim)

@@ -13,6 +13,7 @@ from mindspeed_ms.config.transformer_config import GATED_ACTIVATIONS
 from mindspeed_ms.models.adapting import adapted
 from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec, SharedExpertSpec
+from mindspeed_ms.models.indexer import IndexerSpec
 from mindspeed_ms.models.layer import FurtherSpec, LayerSpec, QueryLayerSpec
 from mindspeed_ms.models.linear_attention import GatedDeltaSpec
 from mindspeed_ms.models.model import EmbeddingSpec, ModelSpec
@@ -250,6 +251,36 @@ def latent_attention_spec(config: TransformerConfig, index: int = 0) -> LatentAt
         kv_up_proj=_column(config, narrow, keys),
         q_layernorm=norm_spec(config, rank) if has_norm and rank is not None else None,
         kv_layernorm=norm_spec(config, narrow) if has_norm else None,
+        indexer=indexer_spec(config) if config.is_sparse else None,
+    )
+
+
+def indexer_spec(config: TransformerConfig) -> IndexerSpec:
+    """What chooses the keys of sparse attention; its norm is a LayerNorm."""
+    heads, width, topk = (
+        config.dsa_indexer_n_heads,
+        config.dsa_indexer_head_dim,
+        config.dsa_indexer_topk,
+    )
+    assert heads is not None and width is not None and topk is not None, "they are checked"
+    return IndexerSpec(
+        num_heads=heads,
+        head_dim=width,
+        rope_dim=config.mla_config.qk_pos_emb_head_dim,
+        rotates=config.dsa_indexer_rope,
+        topk=topk,
+        num_keys=config.seq_length,
+        rectified=config.dsa_indexer_scoring_relu,
+        loss_coeff=config.dsa_indexer_loss_coeff or 0.0,
+        has_sparse_loss=config.dsa_indexer_use_sparse_loss,
+        wq_b=_whole(config, config.mla_config.q_lora_rank or config.hidden_size, heads * width),
+        wk=_whole(config, config.hidden_size, width),
+        k_norm=replace(
+            norm_spec(config, width),
+            kind="LayerNorm",
+            eps=config.dsa_indexer_k_norm_epsilon or config.norm_epsilon,
+        ),
+        weights_proj=_whole(config, config.hidden_size, heads),
     )
 
 

@@ -54,6 +54,8 @@ RUN_SETTINGS = frozenset(
         "hidden_dropout_rate",
         "mtp_loss_scaling_factor",
         "mtp_detach_heads",
+        "dsa_indexer_loss_coeff",
+        "dsa_indexer_use_sparse_loss",
         "moe_aux_loss_coeff",
         "moe_z_loss_coeff",
         "moe_input_jitter_eps",

@@ -55,7 +55,16 @@ from mindspeed_ms.ops.experts import (
     take_columns,
     weighted_total,
 )
-from mindspeed_ms.ops.gated import Gate, gated, quick_gelu, scaled, sigmoid_gated, softcapped
+from mindspeed_ms.ops.gated import (
+    Gate,
+    gated,
+    quick_gelu,
+    scaled,
+    sigmoid_gated,
+    softcapped,
+    swiglu,
+)
+from mindspeed_ms.ops.index import attention_share, hidden_but_top, index_loss, index_scores
 from mindspeed_ms.ops.selection import chosen, report, select, selected
 
 __all__ = [
@@ -72,6 +81,7 @@ __all__ = [
     "attention",
     "attention_accumulate",
     "attention_backward_accumulate",
+    "attention_share",
     "attention_sinks_grad",
     "axpy_",
     "bias_dropout_add",
@@ -97,6 +107,9 @@ __all__ = [
     "grouped_linear_dgrad",
     "grouped_linear_forward",
     "grouped_linear_wgrad_accumulate",
+    "hidden_but_top",
+    "index_loss",
+    "index_scores",
     "join_columns",
     "kl_backward",
     "kl_loss",
@@ -183,22 +196,6 @@ def gelu(
     if bias is not None:
         checks.bias("gelu", x.shape[-1], x.dtype, bias.shape, bias.dtype)
     return chosen.kernels.gelu(x, bias, approximate)
-
-
-def swiglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Gated unit ``silu(gate) * up`` where ``gate, up`` are the halves of ``x + bias``.
-
-    Shapes: x [..., 2H], bias [2H], result [..., H]; the first half is the gate.
-    Source: Shazeer, 2020.
-    """
-    checks.floating("swiglu", x.dtype)
-    if bias is not None:
-        checks.bias("swiglu", x.shape[-1], x.dtype, bias.shape, bias.dtype)
-    if x.shape[-1] % 2:
-        raise ValueError(
-            f"swiglu: last dimension {x.shape[-1]} is odd; it holds gate and up halves of one size"
-        )
-    return chosen.kernels.swiglu(x, bias)
 
 
 def silu(x: Tensor, bias: Tensor | None = None) -> Tensor:

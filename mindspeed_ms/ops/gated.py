@@ -10,7 +10,7 @@ from mindspore import Tensor
 from mindspeed_ms.ops import checks
 from mindspeed_ms.ops.selection import chosen
 
-__all__ = ["Gate", "gated", "quick_gelu", "scaled", "sigmoid_gated", "softcapped"]
+__all__ = ["Gate", "gated", "quick_gelu", "scaled", "sigmoid_gated", "softcapped", "swiglu"]
 
 Gate: TypeAlias = Literal["gelu", "fast_gelu", "silu", "quick_gelu"]
 """What is done to the gate: gelu in its erf form, in its tanh form, silu, or z * sigmoid(1.702 z).
@@ -87,3 +87,19 @@ def softcapped(x: Tensor, cap: float) -> Tensor:
     """
     checks.floating("softcapped", x.dtype)
     return chosen.kernels.softcapped(x, cap)
+
+
+def swiglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Gated unit ``silu(gate) * up`` where ``gate, up`` are the halves of ``x + bias``.
+
+    Shapes: x [..., 2H], bias [2H], result [..., H]; the first half is the gate.
+    Source: Shazeer, 2020.
+    """
+    checks.floating("swiglu", x.dtype)
+    if bias is not None:
+        checks.bias("swiglu", x.shape[-1], x.dtype, bias.shape, bias.dtype)
+    if x.shape[-1] % 2:
+        raise ValueError(
+            f"swiglu: last dimension {x.shape[-1]} is odd; it holds gate and up halves of one size"
+        )
+    return chosen.kernels.swiglu(x, bias)

@@ -164,6 +164,9 @@ def _shrink_widths(args: argparse.Namespace) -> None:
         args.kv_lora_rank = args.qk_head_dim = args.v_head_dim = HEAD_WIDTH
         args.q_lora_rank = HEAD_WIDTH if args.q_lora_rank else None
         args.qk_pos_emb_head_dim = HEAD_WIDTH // 2
+    if args.experimental_attention_variant == "dsa":
+        args.dsa_indexer_n_heads, args.dsa_indexer_head_dim = 4, HEAD_WIDTH
+        args.dsa_indexer_topk = min(args.dsa_indexer_topk or HEAD_WIDTH, HEAD_WIDTH)
     if args.mtp_num_layers:
         args.mtp_num_layers = 1
 

@@ -29,6 +29,10 @@ LATENT = (
     f"{LLAMA} --multi-latent-attention --q-lora-rank 24 --kv-lora-rank 16 --qk-head-dim 16 "
     "--qk-pos-emb-head-dim 8 --v-head-dim 16 --qk-layernorm --mtp-num-layers 1"
 )
+INDEXED = (
+    f"{LATENT} --experimental-attention-variant dsa --dsa-indexer-n-heads 8 "
+    "--dsa-indexer-head-dim 16 --dsa-indexer-topk 64 --dsa-indexer-loss-coeff 0.01"
+)
 FOUR = [
     "",
     f"{TP2} --sequence-parallel {LLAMA} --bf16 {SHARDED}",
@@ -41,7 +45,7 @@ FOUR = [
     "--pipeline-model-parallel-size 4 --bf16 --grad-reduce-in-bf16 --optimizer sgd",
     f"{EXPERTS} --expert-model-parallel-size 2 {SHARDED}",
     f"{EXPERTS} {TP2} --sequence-parallel --moe-shared-expert-intermediate-size 64",
-    f"{LATENT} {PP2} {SHARDED}",
+    f"{INDEXED} {PP2} {SHARDED}",
 ]
 EIGHT = [
     f"{TP2} {PP2} {SHARDED} --bf16 {LLAMA}",
@@ -132,6 +136,9 @@ KEPT = [
     "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
     "--group-query-attention --num-query-groups 2 --use-sandwich-norm",
     "--num-layers 3 --recompute-granularity full --recompute-method block --recompute-num-layers 1",
+    LATENT,
+    INDEXED,
+    f"{INDEXED} --recompute-granularity selective",
 ]
 
 

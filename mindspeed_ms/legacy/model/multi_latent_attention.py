@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
+from functools import partial
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -34,6 +35,7 @@ from mindspeed_ms.legacy.model.attention import (
 )
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType
 from mindspeed_ms.legacy.model.from_spec import column_linear, row_linear, whole_linear
+from mindspeed_ms.legacy.model.lightning_indexer import LightningIndexer
 from mindspeed_ms.legacy.model.norm import norm_from_spec
 from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding
 from mindspeed_ms.legacy.model.unserved import refuse_unserved
@@ -161,6 +163,16 @@ class MultiLatentAttention(Cell):
         self.core_attention = CoreAttention(
             layer_number, config, attn_mask_type, spec=spec.core_attention, groups=groups
         )
+        self.indexer = None
+        if spec.indexer is not None:
+            self.indexer = LightningIndexer(
+                config,
+                layer_number,
+                spec=spec.indexer,
+                scale=spec.core_attention.scale,
+                groups=groups,
+            )
+            self.core_attention.dropout_rate = 0.0  # Megatron's sparse attention has none
         # Megatron builds the output projection first, and weights are drawn in that order.
         self.out_proj = row_linear(spec.out_proj, config, groups)
         self.q_proj = self.q_down_proj = self.q_up_proj = None
@@ -192,13 +204,21 @@ class MultiLatentAttention(Cell):
         inference_params: InferenceContext | None = None,
         rotary_pos_emb: RotaryTables | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """[S, B, H] (sequence parallel: [S/p, B, H]) -> (the same shape, bias not added)."""
+        """[S, B, H] (sequence parallel: [S/p, B, H]) -> (the same shape, bias not added).
+
+        Raises:
+            ValueError: a cache, in a layer with an indexer.
+        """
         refuse_unserved(encoder_output=encoder_output)
         narrow_q, hidden_states = ops.branch(hidden_states)
         if self.q_down_proj is not None:
             narrow_q = self.q_down_proj(narrow_q)
             if self.q_layernorm is not None:
                 narrow_q = self.q_layernorm(narrow_q)
+        index: tuple[Tensor, ...] = ()
+        if self.indexer is not None:
+            self.indexer.refuse_cache(inference_params)
+            index = self.indexer(hidden_states, narrow_q, rotary_pos_emb)
         narrow_kv, turned = ops.split_columns(
             self.kv_down_proj(hidden_states),
             (self.latent.kv_lora_rank, self.latent.qk_pos_emb_head_dim),
@@ -210,16 +230,16 @@ class MultiLatentAttention(Cell):
         else:  # each rank's heads give a part of its gradient
             turned = mappings.copy_to_tensor_model_parallel_region(turned, self.group)
 
-        def attend(narrow_q: Tensor, narrow_kv: Tensor, turned: Tensor) -> Tensor:
+        def attend(narrow_q: Tensor, narrow_kv: Tensor, turned: Tensor, *index: Tensor) -> Tensor:
             heads = self._heads(narrow_q, narrow_kv, turned, rotary_pos_emb)
             if inference_params is not None:
                 return self.core_attention.attend_cached(*heads, inference_params)
-            return self._attend(*heads, attention_mask)
+            return self._attend(*heads, attention_mask, index)
 
         if self.projects_again:
-            context = checkpoint(attend, narrow_q, narrow_kv, turned)
+            context = checkpoint(attend, narrow_q, narrow_kv, turned, *index)
         else:
-            context = attend(narrow_q, narrow_kv, turned)
+            context = attend(narrow_q, narrow_kv, turned, *index)
         return self.out_proj(context)
 
     def row_factors(
@@ -267,7 +287,12 @@ class MultiLatentAttention(Cell):
         return q_SBND, ops.join_columns((k_SBND, turned_SB1R)), v_SBNV
 
     def _attend(
-        self, q_SBND: Tensor, k_SBND: Tensor, v_SBNV: Tensor, attention_mask: AttentionMask
+        self,
+        q_SBND: Tensor,
+        k_SBND: Tensor,
+        v_SBNV: Tensor,
+        attention_mask: AttentionMask,
+        index: tuple[Tensor, ...],
     ) -> Tensor:
         """-> [S, B, N * V]. The kernels want equal heads: zeros fill the narrower ones."""
         query_dim, value_dim = q_SBND.shape[-1], v_SBNV.shape[-1]
@@ -277,7 +302,13 @@ class MultiLatentAttention(Cell):
             q_SBND = ops.join_columns((q_SBND,), value_dim - query_dim)
             k_SBND = ops.join_columns((k_SBND,), value_dim - query_dim)
         again = self.attends_again and not self.projects_again
-        context = self.core_attention.attend(q_SBND, k_SBND, v_SBNV, attention_mask, again=again)
+        if self.indexer is None:
+            attend = self.core_attention.attend
+            context = attend(q_SBND, k_SBND, v_SBNV, attention_mask, again=again)
+        else:
+            attend = partial(self.indexer.attend, self.core_attention, attention_mask)
+            inputs = (q_SBND, k_SBND, v_SBNV, *index)
+            context = checkpoint(attend, *inputs) if again else attend(*inputs)
         if value_dim >= query_dim:
             return context
         shape = (*context.shape[:2], self.num_heads_per_partition, query_dim)

@@ -103,7 +103,7 @@ class NativeParts:
             result.qkv = self._of(attention.qkv_proj)
             result.q_norm = self.norm(attention.q_layernorm)
             result.k_norm = self.norm(attention.k_layernorm)
-        elif type(attention) is MultiLatentAttention:
+        elif type(attention) is MultiLatentAttention and attention.indexer is None:
             result.latent = self._address(self._latent(attention))
         else:
             raise UnknownPartError(type(attention).__name__)

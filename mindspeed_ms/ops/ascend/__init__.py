@@ -84,6 +84,12 @@ from mindspeed_ms.ops.ascend.pointwise import (
     swiglu,
 )
 from mindspeed_ms.ops.portable.delta import causal_conv_silu, gated_delta_rule
+from mindspeed_ms.ops.portable.index import (
+    attention_share,
+    hidden_but_top,
+    index_loss,
+    index_scores,
+)
 
 
 def unavailable() -> str:

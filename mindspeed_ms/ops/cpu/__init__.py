@@ -82,6 +82,12 @@ from mindspeed_ms.ops.portable.cross_entropy import (
 )
 from mindspeed_ms.ops.portable.delta import causal_conv_silu, gated_delta_rule
 from mindspeed_ms.ops.portable.flat import divide_by_root_, lion_
+from mindspeed_ms.ops.portable.index import (
+    attention_share,
+    hidden_but_top,
+    index_loss,
+    index_scores,
+)
 
 
 def unavailable() -> str:

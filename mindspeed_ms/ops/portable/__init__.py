@@ -72,6 +72,12 @@ from mindspeed_ms.ops.portable.flat import (
     scale_,
     zero_,
 )
+from mindspeed_ms.ops.portable.index import (
+    attention_share,
+    hidden_but_top,
+    index_loss,
+    index_scores,
+)
 from mindspeed_ms.ops.portable.linear import (
     bias_grad,
     linear_dgrad,

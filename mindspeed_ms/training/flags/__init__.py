@@ -20,6 +20,7 @@ from mindspeed_ms.training.flags import (
     published_models,
     refused,
     run,
+    sparse_attention,
 )
 from mindspeed_ms.training.flags.row import EntryPoint, Field, Flag, NoEffect, Refused
 
@@ -30,6 +31,7 @@ ROWS: tuple[Flag, ...] = (
     *optimizer.ROWS,
     *layout.ROWS,
     *experts.ROWS,
+    *sparse_attention.ROWS,
     *datasets.ROWS,
     *checkpoints.ROWS,
     *distillation.ROWS,

@@ -74,7 +74,7 @@ ROWS: tuple[Flag, ...] = in_group(
             str,
             Field("model_config.experimental_attention_variant"),
             choices=("gated_delta_net", "gdn", "gdn2", "dsa"),
-            refuses=tuple((name, _NO_VARIANT) for name in ("gdn", "gdn2", "dsa")),
+            refuses=tuple((name, _NO_VARIANT) for name in ("gdn", "gdn2")),
         ),
         value(
             "--linear-attention-freq", number_or_list, Field("model_config.linear_attention_freq")

@@ -40,10 +40,7 @@ _INJECTED = NoEffect("faults are not injected on purpose")
 _TOOLS = NoEffect("read by a tool of MindSpeed, not by training")
 _SEARCH = NoEffect("--dry-run and --suggest search for layouts here")
 _RL = NoEffect("only read with --perform-rl-step, which is refused")
-_ATTENTION = NoEffect(
-    "only read with --experimental-attention-variant dsa, gdn or gdn2, or with "
-    "--enable-mhc-connections, which are refused"
-)
+_ATTENTION = NoEffect("only read with --enable-mhc-connections, which is refused")
 
 ROWS: tuple[Flag, ...] = (
     *compact(
@@ -267,23 +264,6 @@ ROWS: tuple[Flag, ...] = (
         "other models",
         _ATTENTION,
         """
---dsa-indexer-head-dim int
---dsa-indexer-k-norm-epsilon float
---dsa-indexer-k-norm-fp32
---dsa-indexer-loss-coeff float
---dsa-indexer-n-heads int
---dsa-indexer-rope-interleaved
---dsa-indexer-skip-topk-offset int=0
---dsa-indexer-topk int
---dsa-indexer-topk-freq int=1
---dsa-indexer-use-sparse-loss
---dsa-kernel-backend str=none
---dsa-indexer-rotate-activation negative
---dsa-indexer-scoring-relu negative
---use-dsa-absorb
---use-fused-lightning-indexer
---use-fused-lightning-indexer-kl-loss
---use-fused-sparse-flash-attention
 --mhc-init-gating-factor float=0.01
 --mhc-num-residual-streams int=4
 --mhc-recompute-layer-num int

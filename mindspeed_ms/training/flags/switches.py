@@ -32,6 +32,9 @@ SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
                 *("linear_attention_freq", "linear_conv_kernel_dim"),
                 *("linear_key_head_dim", "linear_value_head_dim"),
                 *("linear_num_key_heads", "linear_num_value_heads"),
+                *("dsa_indexer_n_heads", "dsa_indexer_head_dim", "dsa_indexer_topk"),
+                *("dsa_indexer_loss_coeff", "dsa_indexer_use_sparse_loss"),
+                *("dsa_indexer_k_norm_epsilon", "dsa_indexer_scoring_relu", "dsa_indexer_rope"),
             ),
         ),
         "--mtp-num-layers": (

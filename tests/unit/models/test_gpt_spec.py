@@ -12,6 +12,7 @@ from tiny_models import model_config
 
 from mindspeed_ms.config import AllConfig, ModelParallelConfig, MoEConfig, TransformerConfig
 from mindspeed_ms.config.build import assemble
+from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.core.parameter import named_buffers, named_parameters, shard_of
 from mindspeed_ms.core.tensor_parallel.random import (
     draw_normal,
@@ -138,6 +139,15 @@ VARIANTS = {
         "linear_value_head_dim": 6,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
+    },
+    "sparse attention": {
+        "position_embedding_type": "rope",
+        "multi_latent_attention": True,
+        "mla_config": LatentAttentionConfig(kv_lora_rank=8, qk_head_dim=8, qk_pos_emb_head_dim=4),
+        "experimental_attention_variant": "dsa",
+        "dsa_indexer_n_heads": 2,
+        "dsa_indexer_head_dim": 8,
+        "dsa_indexer_topk": 4,
     },
     "narrow experts, thresholds": {
         "add_bias_linear": True,

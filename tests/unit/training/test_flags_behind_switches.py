@@ -52,6 +52,11 @@ def report(*words):
             "--linear-num-value-heads have no effect without --experimental-attention-variant",
         ),
         (
+            "--dsa-indexer-n-heads 4 --dsa-indexer-head-dim 8 --dsa-indexer-topk 4 "
+            "--dsa-indexer-loss-coeff 0.1 --dsa-indexer-use-sparse-loss",
+            "--dsa-indexer-use-sparse-loss have no effect without --experimental-attention-variant",
+        ),
+        (
             "--logits-save-top-k 4 --logits-save-top-p 0.5 --logits-save-top-p-min-k 2 "
             "--logits-save-dtype bf16",
             "--logits-save-dtype have no effect without --logits-save-dir",
