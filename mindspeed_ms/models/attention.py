@@ -71,6 +71,11 @@ class AttentionSpec:
         """Numbers that a token leaves in a key/value cache, over all ranks: 2 G D."""
         return 2 * self.num_groups * self.head_dim
 
+    @property
+    def cached_by_all(self) -> int:
+        """Numbers that every rank keeps of a token: none, the heads are shared out."""
+        return 0
+
     def operations(self, seq_length: int) -> tuple[float, float]:
         """Of a token's forward: (projections, scores and weighted values)."""
         projections = self.qkv_proj.operations + self.out_proj.operations
@@ -144,6 +149,11 @@ class LatentAttentionSpec:
     def cached_channels(self) -> int:
         """Numbers that a token leaves in a key/value cache, over all ranks: N (D + V)."""
         return self.num_heads * (self.query_dim + self.v_head_dim)
+
+    @property
+    def cached_by_all(self) -> int:
+        """Numbers that every rank keeps of a token: the key of the indexer."""
+        return 0 if self.indexer is None else self.indexer.head_dim
 
     @property
     def widening_operations(self) -> float:

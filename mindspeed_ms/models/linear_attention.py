@@ -93,6 +93,11 @@ class GatedDeltaSpec:
         """A state does not grow with the tokens."""
         return 0
 
+    @property
+    def cached_by_all(self) -> int:
+        """Nor here."""
+        return 0
+
     def operations(self, seq_length: int) -> tuple[float, float]:
         """Of a token's forward: (projections and convolution, state)."""
         projections = self.in_proj.operations + self.out_proj.operations

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import device, memory
-from mindspeed_ms.core.inference.kv_cache import KVCache
+from mindspeed_ms.core.inference.kv_cache import KVCache, index_of, rows_of
 from mindspeed_ms.ops.attention_call import KeyRanges, Places, Window
 
 
@@ -129,9 +129,7 @@ class InferenceContext:
             [T, 1, N * E].
         """
         layer += self.repetition
-        steps, rows = self.shape
-        tokens, used = heads[0].shape[0], steps * rows
-        q, k, v = (_shaped(part, (steps, rows, *part.shape[2:])) for part in heads)
+        q, k, v = (self._by_row(part) for part in heads)
         self.cache.append(layer, self.slots, k, v)
         keys, values = self.cache.memory_of(layer, k, v)
         out = ops.decode_attention(
@@ -147,7 +145,66 @@ class InferenceContext:
             slopes=slopes,
             sinks=sinks,
         )
-        if used == tokens:
+        return self._in_places(out, heads[0].shape[0])
+
+    def attend_chosen(
+        self,
+        layer: int,
+        heads: tuple[Tensor, Tensor, Tensor],
+        index: tuple[Tensor, Tensor, Tensor],
+        *,
+        causal: bool,
+        scale: float,
+        topk: int,
+        rectified: bool,
+    ) -> Tensor:
+        """As ``attend``, to the keys with the best scores of an indexer, whose keys are kept, too.
+
+        Args:
+            layer: number of the layer, from 1.
+            heads: queries [T, 1, N, D], keys [T, 1, N, D], values [T, 1, N, E].
+            index: queries [T, 1, H, C], keys [T, 1, C], weights of the heads [T, 1, H].
+            causal: hide keys later than their query.
+            scale: factor of the products.
+            topk: keys that a query sees at most.
+            rectified: see ``ops.index_scores``.
+
+        Returns:
+            [T, 1, N * E].
+        """
+        layer += self.repetition
+        q, k, v, own_q, own_k, weights = (self._by_row(part) for part in (*heads, *index))
+        keys, values = self._kept(layer, k, v)
+        half = own_k.shape[-1] // 2  # in both memories of a layer, so that none is wasted
+        parts = ops.split_columns(own_k.expand_dims(2), (half, own_k.shape[-1] - half))
+        index_keys = ops.join_columns(self._kept(index_of(layer), *parts))
+        scores = ops.index_scores(
+            own_q, index_keys.view((*index_keys.shape[:2], -1)), weights, rectified
+        )
+        places, starts = np.arange(len(keys)), self.cache.lengths[self.slots]
+        last = np.broadcast_to((starts + self.counts - 1)[:, None], (len(starts), self.shape[0]))
+        if causal:
+            last = starts[:, None] + np.arange(self.shape[0])
+        hidden = np.ascontiguousarray((places > last[..., None])[:, None])
+        chosen = ops.hidden_but_top(scores, memory.from_numpy(hidden), topk)
+        out = ops.attention(q, keys, values, scale=scale, causal=False, mask=chosen)
+        return self._in_places(out, heads[0].shape[0])
+
+    def _kept(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write to the cache; all that the rows have, [S', B, G, D] and [S', B, G, E]."""
+        self.cache.append(layer, self.slots, keys, values)
+        length = int((self.cache.lengths[self.slots] + self.shape[0]).max())
+        stores = self.cache.memory_of(layer, keys, values)
+        first, second = (rows_of(store, self.slots, length) for store in stores)
+        return first, second
+
+    def _by_row(self, part: Tensor) -> Tensor:
+        """[T, 1, ...] -> [S, B, ...]."""
+        return _shaped(part, (*self.shape, *part.shape[2:]))
+
+    def _in_places(self, out: Tensor, tokens: int) -> Tensor:
+        """[S, B, ...] -> [T, 1, ...], with zeros in places of padding."""
+        if math.prod(self.shape) == tokens:
             return _shaped(out, (tokens, 1, out.shape[-1]))
         whole = memory.zeros((tokens, 1, out.shape[-1]), out.dtype)
         memory.copy_(memory.view_of(whole.view((-1,)), 0, out.shape), out)

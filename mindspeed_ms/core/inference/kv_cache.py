@@ -19,6 +19,12 @@ from mindspeed_ms.ops.attention_call import Places
 TOKENS = -1
 """The layer of ids, in models that keep them."""
 
+
+def index_of(layer: int) -> int:
+    """The layer of the keys of a layer's indexer, in sparse attention."""
+    return TOKENS - layer
+
+
 FEWEST_TOKENS = 32
 """Room of a slot to begin with; it doubles when it is used up."""
 
@@ -189,6 +195,15 @@ class KVCache:
         self._layers[layer] = (grown[0], grown[1])
         self.version += 1
         return self._layers[layer]
+
+
+def rows_of(store: Tensor, slots: Places, length: int) -> Tensor:
+    """A copy of the first tokens of slots: [slots, S', G, D] -> [length, B, G, D]."""
+    if device.is_ascend():
+        return store[Tensor(slots)][:, :length].swapaxes(0, 1).contiguous()
+    copied = memory.empty((length, len(slots), *store.shape[2:]), store.dtype)
+    memory.as_numpy(copied)[:] = memory.as_numpy(store)[slots, :length].swapaxes(0, 1)
+    return copied
 
 
 def _write(store: Tensor, slots: Places, starts: Places, new: Tensor, steps: int) -> None:

@@ -88,14 +88,24 @@ class LightningIndexer(Cell):
         factor = (sizes.num_heads * sizes.head_dim) ** -0.5
         return q, k.reshape((*place, sizes.head_dim)), ops.scaled(weights, factor)
 
-    def refuse_cache(self, inference_params: InferenceContext | None) -> None:
-        """Keys of the indexer are not kept for the tokens to come."""
-        if inference_params is not None:
-            raise ValueError(
-                f"layer {self.layer_number} has sparse attention "
-                "(experimental_attention_variant dsa), which is not done with a cache; train it, "
-                "or convert it for another program that generates text"
-            )
+    def attend_cached(
+        self,
+        core: CoreAttention,
+        heads: tuple[Tensor, Tensor, Tensor],
+        index: tuple[Tensor, ...],
+        inference_params: InferenceContext,
+    ) -> Tensor:
+        """Attention to the chosen keys of a cache; see ``InferenceContext.attend_chosen``."""
+        q, k, weights = index
+        return inference_params.attend_chosen(
+            self.layer_number,
+            heads,
+            (q, k, weights),
+            causal=core.is_causal,
+            scale=self.scale,
+            topk=self.sizes.topk,
+            rectified=self.sizes.rectified,
+        )
 
     def _whole(self, x: Tensor) -> Tensor:
         """Every rank of the group computes the same with all tokens, so none gives a part."""

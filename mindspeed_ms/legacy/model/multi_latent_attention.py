@@ -204,11 +204,7 @@ class MultiLatentAttention(Cell):
         inference_params: InferenceContext | None = None,
         rotary_pos_emb: RotaryTables | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """[S, B, H] (sequence parallel: [S/p, B, H]) -> (the same shape, bias not added).
-
-        Raises:
-            ValueError: a cache, in a layer with an indexer.
-        """
+        """[S, B, H] (sequence parallel: [S/p, B, H]) -> (the same shape, bias not added)."""
         refuse_unserved(encoder_output=encoder_output)
         narrow_q, hidden_states = ops.branch(hidden_states)
         if self.q_down_proj is not None:
@@ -217,7 +213,6 @@ class MultiLatentAttention(Cell):
                 narrow_q = self.q_layernorm(narrow_q)
         index: tuple[Tensor, ...] = ()
         if self.indexer is not None:
-            self.indexer.refuse_cache(inference_params)
             index = self.indexer(hidden_states, narrow_q, rotary_pos_emb)
         narrow_kv, turned = ops.split_columns(
             self.kv_down_proj(hidden_states),
@@ -232,6 +227,10 @@ class MultiLatentAttention(Cell):
 
         def attend(narrow_q: Tensor, narrow_kv: Tensor, turned: Tensor, *index: Tensor) -> Tensor:
             heads = self._heads(narrow_q, narrow_kv, turned, rotary_pos_emb)
+            if inference_params is not None and self.indexer is not None:
+                return self.indexer.attend_cached(
+                    self.core_attention, heads, index, inference_params
+                )
             if inference_params is not None:
                 return self.core_attention.attend_cached(*heads, inference_params)
             return self._attend(*heads, attention_mask, index)

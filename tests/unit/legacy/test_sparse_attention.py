@@ -146,12 +146,10 @@ def test_documents_see_themselves_alone():
         np.testing.assert_allclose(packed[half], alone, atol=1e-5)
 
 
-def test_dense_masks_and_caches_are_refused_in_one_line():
+def test_dense_masks_are_refused_in_one_line():
     config, layer = settings(), build(settings())
     with pytest.raises(ValueError, match="not done with dense masks"):
         run(layer, config, states(), memory.from_numpy(np.zeros((SEQ, SEQ), np.bool_)))
-    with pytest.raises(ValueError, match="not done with a cache"):
-        layer.indexer.refuse_cache(object())
 
 
 BAD = {
