@@ -175,6 +175,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
         },
     ),
+    "deepseek_v32": (
+        "DeepseekV32",
+        {
+            **LATENT,
+            "n_group": 4,
+            "topk_group": 2,
+            "num_experts_per_tok": 4,
+            "index_topk": 6,
+            "index_n_heads": 16,
+            "index_head_dim": 8,
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
     "gpt_oss": (
         "GptOss",
         {

@@ -141,3 +141,6 @@ def _latent(places: Places, theirs: str, ours: str) -> Iterator[Place]:
         yield from places.linear(f"{theirs}.{word}", f"{ours}.{own}")
     yield from places.norm(f"{theirs}.q_a_layernorm", f"{ours}.q_layernorm")
     yield from places.norm(f"{theirs}.kv_a_layernorm", f"{ours}.kv_layernorm")
+    for word in ("wq_b", "wk", "weights_proj"):
+        yield from places.linear(f"{theirs}.indexer.{word}", f"{ours}.indexer.{word}")
+    yield from places.norm(f"{theirs}.indexer.k_norm", f"{ours}.indexer.k_norm")

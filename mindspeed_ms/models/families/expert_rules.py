@@ -106,6 +106,46 @@ class DenseFirst:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedBlocks:
+    """``mlp_layer_types`` says which layers have experts; without it the first ones have none.
+
+    Attributes:
+        first: layers without experts where a file says neither.
+    """
+
+    first: int
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The list, and the number."""
+        return frozenset({"first_k_dense_replace", "mlp_layer_types"})
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The layers.
+
+        Raises:
+            ValueError: a list of another length, or with other words.
+        """
+        number = value_of(theirs, "num_hidden_layers")
+        first = value_of(theirs, "first_k_dense_replace", self.first)
+        words = {True: "sparse", False: "dense"}
+        listed = theirs.get("mlp_layer_types")
+        types = listed or [words[layer >= first] for layer in range(number)]
+        if len(types) != number or set(types) - {"sparse", "dense"}:
+            raise ValueError(
+                f"config.json has mlp_layer_types {types}; it is dense or sparse for each of the "
+                f"{number} layers"
+            )
+        return _frequency([kind == "sparse" for kind in types])
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """Both, which say the same."""
+        layers = _layers(config)
+        types = ["sparse" if has else "dense" for has in layers]
+        return {**DenseFirst().write(config), "mlp_layer_types": types}
+
+
+@dataclass(frozen=True, slots=True)
 class Shared:
     """So many experts of the usual width that every token passes; they are one here."""
 

@@ -77,7 +77,8 @@ KINDS = _table(
     sizes=(
         SIZE,
         "decoder_sparse_step experts_per_token ffn_hidden_size head_dim hidden_size "
-        "initial_context_length intermediate_size kv_lora_rank max_position_embeddings "
+        "index_head_dim index_n_heads index_topk initial_context_length intermediate_size "
+        "kv_lora_rank max_position_embeddings "
         "moe_intermediate_size n_ctx n_embd n_head n_inner n_positions n_routed_experts "
         "num_attention_heads num_experts num_experts_per_tok num_heads num_key_value_heads "
         "num_local_experts original_max_position_embeddings q_lora_rank qk_head_dim "
@@ -113,7 +114,7 @@ KINDS = _table(
         "use_parallel_residual use_sliding_window",
     ),
     texts=(TEXT, "activation_function hidden_act hidden_activation scoring_func topk_method"),
-    lists=(TEXTS, "layer_types"),
+    lists=(TEXTS, "layer_types mlp_layer_types"),
     layer_numbers=(LAYER_NUMBERS, "mlp_only_layers"),
     ids=(IDS, "bos_token_id eos_token_id pad_token_id"),
     blocks=(BLOCK, "rope_parameters rope_scaling quantization_config"),

@@ -10,6 +10,7 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.models.families import (
     deepseek_v2,
     deepseek_v3,
+    deepseek_v32,
     gemma2,
     gemma3,
     glm4,
@@ -53,6 +54,7 @@ FAMILIES: tuple[Family, ...] = (
     glm4.FAMILY,
     deepseek_v2.FAMILY,
     deepseek_v3.FAMILY,
+    deepseek_v32.FAMILY,
     gpt_oss.FAMILY,
 )
 """In the order in which a model is tried to be written as one of them."""

@@ -42,7 +42,7 @@ def without_further(theirs: Mapping[str, Any], names: Collection[str]) -> frozen
     return frozenset() if is_there else frozenset({FURTHER})
 
 
-def _places(spec: ModelSpec) -> Iterator[Place]:
+def places_of(spec: ModelSpec) -> Iterator[Place]:
     """Layers for further tokens are numbered on; they bring copies of embedding and head."""
     decoder, places = Decoder(), Places(spec)
     yield from decoder(spec)
@@ -77,7 +77,7 @@ FAMILY = Family(
         Only("norm_topk_prob", (True,), True),
         Only("rope_interleave", (True,), True),
     ),
-    places=_places,
+    places=places_of,
     absent=without_further,
     neutral=NEUTRAL,
     presets={
