@@ -12,6 +12,8 @@ SCRIPTS = json.loads(gzip.decompress((DATA / "launch_commands.json.gz").read_byt
 """Name of a script -> the words of its command."""
 PUBLISHED = json.loads((DATA / "published_commands.json").read_text())
 """Scripts of MindSpeed-LLM and ModelLink, whose variables have their values -> command."""
+FORKS = json.loads((DATA / "fork_commands.json").read_text())
+"""Scripts of Megatron's forks and of MindSpeed's own tests -> command."""
 PLACEHOLDERS = {
     "--pipeline-model-parallel-size": "2",
     "--num-layers": "8",

@@ -25,6 +25,7 @@ from mindspeed_ms.training.command_line import (
 )
 from mindspeed_ms.training.flags import BY_NAME, ROWS, Field
 from mindspeed_ms.training.flags.datasets import PATHS
+from mindspeed_ms.training.flags.experts import noise_on_scores
 from mindspeed_ms.training.flags.layout import ZERO_FILES
 from mindspeed_ms.training.from_args import (
     YamlSource,
@@ -96,6 +97,7 @@ def parse_args(
     try:
         refusals = values.setdefault("refusals", [])
         refusals += contradictions(values, given) + _two_sources(values)
+        refusals += noise_on_scores(values)
         if refusals and not values["dry_run"]:
             raise ValueError(refusals[0])
         given |= {name for name, own in users.items() if values.get(name) != own}

@@ -115,6 +115,11 @@ def rows_of_checkpoint(load: str | None, step: int | None) -> int:
     return int(_common_of(load, step).get("vocab_size") or 0)
 
 
+def is_absent(load: str | None, step: int | None) -> bool:
+    """Whether a folder that is named holds no checkpoint, as on a machine that only plans."""
+    return load is not None and find_checkpoint(Path(load), step) is None
+
+
 def _common_of(load: str | None, step: int | None) -> Mapping[str, Any]:
     if not load:
         raise ValueError("--use-checkpoint-args needs --load; name the checkpoint's folder")

@@ -27,7 +27,7 @@ from mindspeed_ms.training.flags.vocabulary import rows_of
 from mindspeed_ms.training.from_args import init_configs_from_args
 from mindspeed_ms.training.one_line import one_line
 from mindspeed_ms.training.print_arguments import config_lines, dotted, print_arguments
-from mindspeed_ms.training.scale_down import assume_sizes, scale_down
+from mindspeed_ms.training.scale_down import assume_sizes, scale_down, sizes_of_flags
 from mindspeed_ms.training.teacher_description import with_teacher
 
 TYPICAL_VOCABULARIES = MappingProxyType(
@@ -61,7 +61,7 @@ def resolve(args: argparse.Namespace) -> Resolved:
     Raises:
         ValueError: settings that a run would refuse.
     """
-    assumptions = assume_sizes(args)
+    assumptions = [*sizes_of_flags(args), *assume_sizes(args)]
     world_size = args.world_size
     if args.scale_down:
         world_size = world_size or 1
@@ -94,7 +94,12 @@ def dry_run(args: argparse.Namespace) -> int:
             return 0  # one process prints the plan
         args.world_size = args.world_size or size
     set_up_output(args.logging_level)
-    resolved = resolve(args)
+    try:
+        resolved = resolve(args)
+    except ValueError as error:
+        if args.refusals:  # what is refused by name explains more than what followed from it
+            raise ValueError(args.refusals[0]) from error
+        raise
     config, world_size = resolved.config, resolved.world_size
     missing = unsupported_reason(config)
     device, notes = Device(), list(resolved.assumptions)

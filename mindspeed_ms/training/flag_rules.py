@@ -18,6 +18,7 @@ from mindspeed_ms.config.transformer_config import (
     GATED_ACTIVATIONS,
     default_ffn_hidden_size,
 )
+from mindspeed_ms.training.flags.forks import FORK_RULES
 from mindspeed_ms.training.flags.row import UNSET
 from mindspeed_ms.training.flags.vocabulary import rows_of
 from mindspeed_ms.training.flags.yarn import YARN_RULES
@@ -45,8 +46,9 @@ def _hidden_act(stated: Any, given: Arguments) -> Any:
 
 
 def _position_embedding_type(stated: Any, given: Arguments) -> Any:
-    if stated in ("yarn", "nope"):
-        return "rope" if stated == "yarn" else "none"
+    """Yarn is rope that is stretched; forks call rope rotary."""
+    if stated in ("yarn", "rotary", "nope"):
+        return "none" if stated == "nope" else "rope"
     is_learned = stated in ("learned_absolute", "absolute")
     return "none" if is_learned and given.add_position_embedding is False else stated
 
@@ -221,6 +223,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "model_config.hidden_act": _hidden_act,
         "model_config.position_embedding_type": _position_embedding_type,
         **YARN_RULES,
+        **FORK_RULES,
         "model_config.normalization": _normalization,
         "model_config.qkv_has_bias": _has_bias,
         "model_config.out_proj_has_bias": _has_bias,

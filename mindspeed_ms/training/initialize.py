@@ -16,6 +16,7 @@ from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.start import refuse_unsupported, set_up_run
 from mindspeed_ms.training.arguments import given_attributes, parse_args, validate_args
 from mindspeed_ms.training.checkpoint_args import (
+    is_absent,
     layout_of_checkpoint,
     rows_of_checkpoint,
     sections_from_checkpoint,
@@ -27,7 +28,7 @@ from mindspeed_ms.training.flags.vocabulary import rows_of
 from mindspeed_ms.training.from_args import init_configs_from_args
 from mindspeed_ms.training.global_args import get_args, set_global_args
 from mindspeed_ms.training.print_arguments import print_arguments
-from mindspeed_ms.training.scale_down import scale_down
+from mindspeed_ms.training.scale_down import scale_down, sizes_of_flags
 
 __all__ = ["get_args", "initialize_megatron", "set_up_run"]
 
@@ -61,6 +62,8 @@ def initialize_megatron(
     if not is_first_of_host():
         logging.getLogger("mindspeed_ms").addHandler(logging.NullHandler())
     args = parse_args(argv, extra_args_provider, args_defaults, ignore_unknown_args)
+    if args.use_checkpoint_args and (args.dry_run or args.scale_down):
+        args.use_checkpoint_args = not is_absent(args.load, args.ckpt_step)
     if args.use_checkpoint_args:
         model = sections_from_checkpoint(args.load, args.ckpt_step, given_attributes(args))
         if args.use_mp_args_from_checkpoint_args:
@@ -72,7 +75,7 @@ def initialize_megatron(
     # What does not need the other ranks is checked before they are met: a refusal is then the first
     # thing to be seen, and is seen once.
     world_size = _num_ranks()
-    changes = scale_down(args, world_size) if args.scale_down else []
+    changes = [*sizes_of_flags(args), *scale_down(args, world_size)] if args.scale_down else []
     _complete_vocabulary(args)
     config = init_configs_from_args(validate_args(args, world_size))
     refuse_unsupported(config)

@@ -13,6 +13,7 @@ import argparse
 import math
 
 from mindspeed_ms.training.flags import ROWS
+from mindspeed_ms.training.flags.forks import spell_groups
 from mindspeed_ms.training.flags.row import SAME
 from mindspeed_ms.training.from_args import mirror
 
@@ -32,6 +33,13 @@ def assume_sizes(args: argparse.Namespace) -> list[str]:
     return notes
 
 
+def sizes_of_flags(args: argparse.Namespace) -> list[str]:
+    """Return a line when sizes should be a checkpoint's that is not here, as on a laptop."""
+    if args.use_checkpoint_args or "--use-checkpoint-args" not in args.given_flags:
+        return []
+    return [f"sizes are those of flags: {args.load} holds no checkpoint yet"]
+
+
 def scale_down(args: argparse.Namespace, world_size: int) -> list[str]:
     """Shrink the arguments of a script in place.
 
@@ -47,6 +55,7 @@ def scale_down(args: argparse.Namespace, world_size: int) -> list[str]:
     for row in ROWS:
         if row.small is not SAME:
             setattr(args, row.dest, row.small)
+    spell_groups(args)
     _shrink_layout(args, world_size)
     _shrink_layers(args)
     _shrink_widths(args)

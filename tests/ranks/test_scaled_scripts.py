@@ -5,7 +5,7 @@ import math
 
 import pipeline_runs
 import pytest
-from launch_corpus import PUBLISHED, SCRIPTS, expanded
+from launch_corpus import FORKS, PUBLISHED, SCRIPTS, expanded
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import unsupported_reason
@@ -21,7 +21,7 @@ def run_worker(names):
     """Script -> two losses, or None when a feature is missing. Losses are the last stage's."""
     found = {}
     for name in names:
-        script = SCRIPTS[name] if name in SCRIPTS else PUBLISHED[name].split()
+        script = SCRIPTS.get(name) or (PUBLISHED | FORKS)[name].split()
         words = [*expanded(script), "--scale-down"]
         if parse_args([*words, "--dry-run"]).refusals:
             found[name] = None
@@ -67,6 +67,16 @@ def test_some_scripts_train_on_one_rank(dist_run):
 
 def test_scripts_of_published_models_train_on_one_rank(dist_run):
     check(dist_run(run_worker, ranks=1, timeout=180.0, names=list(PUBLISHED)), 13)
+
+
+def test_some_scripts_of_forks_train_on_one_rank(dist_run):
+    check(dist_run(run_worker, ranks=1, timeout=180.0, names=list(FORKS)[::6]), 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_all_scripts_of_forks_train(dist_run, ranks):
+    check(dist_run(run_worker, ranks=ranks, timeout=280.0, names=list(FORKS)), 20)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from mindspeed_ms.training.flags import (
     datasets,
     distillation,
     experts,
+    forks,
     layout,
     model,
     optimizer,
@@ -39,6 +40,7 @@ ROWS: tuple[Flag, ...] = (
     *other_hardware.ROWS,
     *other_programs.ROWS,
     *published_models.ROWS,
+    *forks.ROWS,
     *refused.ROWS,
 )
 """Every flag, in the order of help."""

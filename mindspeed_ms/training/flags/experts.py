@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mindspeed_ms.training.flags.compact import compact
@@ -30,6 +30,16 @@ _OTHER_ROUTERS = ("softmax_topk", "group_limited_greedy", "pai_megatron_aux_loss
 _GROUPS = f"{_EXPERTS}moe_router_num_groups"
 _WIDTH = f"{_EXPERTS}moe_ffn_hidden_size"
 _SHARED_WIDTH = f"{_EXPERTS}moe_shared_expert_intermediate_size"
+
+
+def noise_on_scores(values: Mapping[str, Any]) -> list[str]:
+    """Return a line for the noise that DeepSpeed puts on scores when a token has one expert."""
+    if values["noisy_gate_policy"] != "RSample" or values["moe_router_topk"] != 1:
+        return []
+    return [
+        "--noisy-gate-policy RSample with --moe-router-topk 1 is refused: noise is put on the "
+        "router's input, not on its scores; use Jitter, or --moe-input-jitter-eps"
+    ]
 
 
 def _weighs_all(routers: Sequence[str] | str | None, _: int | None) -> Any:
@@ -403,16 +413,9 @@ ROWS: tuple[Flag, ...] = (
                 str,
                 Field(f"{_EXPERTS}moe_input_jitter_eps", means={"Jitter": 1e-2}),
                 choices=("Jitter", "RSample", "None"),
-                refuses=(
-                    (
-                        "RSample",
-                        Refused(
-                            "noise is put on the router's input, not on its scores",
-                            "use Jitter, or --moe-input-jitter-eps",
-                        ),
-                    ),
-                ),
-                help="Jitter: same as --moe-input-jitter-eps 0.01. None: no noise.",
+                help="Jitter: same as --moe-input-jitter-eps 0.01. RSample: noise on the scores "
+                "where a token has one expert, which is refused; none where it has several. None: "
+                "no noise.",
             ),
         ],
     ),

@@ -40,6 +40,8 @@ _BIASES = Field(
     ),
     clears=("add_qkv_bias", "add_dense_bias"),
 )
+_NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
+"""Megatron-DeepSpeed's names -> Megatron's."""
 _KERNELS = NoEffect("the kernel of each operation is chosen once at start")
 _ONE_MODEL = NoEffect("there is one model; its numbers are those of Megatron's local layers")
 
@@ -134,7 +136,8 @@ POSITIONS = in_group(
             Field(_POSITIONS, also=tuple(f"{_STRETCHING}.{name}" for name in YARN)),
             "learned_absolute",
             choices=(
-                *("learned_absolute", "absolute", "rope", "yarn", "alibi", "none", "nope"),
+                *("learned_absolute", "absolute", "rope", "rotary"),
+                *("yarn", "alibi", "none", "nope"),
                 *_OTHER_POSITIONS,
             ),
             refuses=tuple((name, _NO_POSITIONS) for name in _OTHER_POSITIONS),
@@ -188,9 +191,13 @@ LAYERS = in_group(
         value(
             "--normalization",
             str,
-            Field("model_config.normalization", back=lambda kind, _: kind.removeprefix("Fused")),
+            Field(
+                "model_config.normalization",
+                means=lambda kind: _NORMS.get(kind, kind),
+                back=lambda kind, _: kind.removeprefix("Fused"),
+            ),
             "LayerNorm",
-            choices=("LayerNorm", "RMSNorm", "FusedRMSNorm"),
+            choices=("LayerNorm", "RMSNorm", "FusedRMSNorm", *_NORMS),
             common=True,
         ),
         on(

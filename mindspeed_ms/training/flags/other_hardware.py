@@ -43,6 +43,8 @@ ROWS: tuple[Flag, ...] = (
         _LOW_BITS,
         """
 --fp8-format str >fp8
+--fp8-hybrid
+--fp8-e4m3
 --fp8-recipe str=delayed
 --fp8-param-gather
 --fp8-amax-history-len int=1
@@ -371,13 +373,17 @@ ROWS: tuple[Flag, ...] = (
     ),
     *compact(
         "same result",
+        NoEffect("heads, widths and sequences are cut evenly: a rest is refused by name"),
+        "--unaligned-linear",
+    ),
+    *compact(
+        "same result",
         _SAME,
         """
 --clone-scatter-output-in-embedding negative
 --no-initialization off >perform_initialization
 --onnx-safe toggle
 --enable-experimental
---unaligned-linear
 --moe-tp-extend-ep
 --moe-extended-tp
 --moe-dynamic-padding

@@ -70,7 +70,7 @@ ROWS: tuple[Flag, ...] = (
                     "use the model flags",
                     harmless=tuple(
                         f"{_SPECS}{family}_spec layer_spec"
-                        for family in ("deepseek", "gemma2", "qwen3")
+                        for family in ("deepseek", "gemma2", "qwen3", "qwen3_next", "phi35_moe")
                     ),
                 ),
                 "many",

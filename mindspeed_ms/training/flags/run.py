@@ -22,6 +22,11 @@ from mindspeed_ms.training.flags.row import (
 from mindspeed_ms.training.flags.value_types import bool_or_word, count, positive, ranks
 
 
+def _none_is_zero(batches: int) -> int:
+    """Scripts also write -1 for no evaluation."""
+    return 0 if batches == -1 else batches
+
+
 def _last_batch(schedule: str | None) -> Any:
     """The size of its last stage; a schedule of another form is refused by its field."""
     size = str(schedule).rpartition(":")[2].strip()
@@ -319,7 +324,14 @@ RECOMPUTATION = in_group(
 VALIDATION = in_group(
     "validation",
     [
-        value("--eval-iters", int, Field("training_config.eval_iters"), 100, small=0, common=True),
+        value(
+            "--eval-iters",
+            int,
+            Field("training_config.eval_iters", means=_none_is_zero, back=lambda n, _: n),
+            100,
+            small=0,
+            common=True,
+        ),
         value(
             "--eval-global-batch-size",
             int,

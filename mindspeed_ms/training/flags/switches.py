@@ -42,6 +42,7 @@ SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             ("mtp_loss_scaling_factor", "mtp_use_repeated_layer", "mtp_detach_heads"),
         ),
         "--num-experts": ("moe_config.", ()),
+        "--moe-router-group-topk": ("moe_config.", ("moe_router_num_groups",)),
         "--moe-use-upcycling": ("moe_config.", ("moe_upcycling_granularity",)),
         "--use-ema": ("optimizer_config.", ("ema_decay",)),
         "--exit-signal-handler": ("training_config.", ("exit_signal",)),
@@ -72,6 +73,17 @@ SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
 """Flag -> section and fields that are not read without it; no fields: all of the section."""
 
 
+CLOSED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "--multi-latent-attention": (
+            *("--group-query-attention", "--num-query-groups"),
+            "--num-key-value-heads",
+        )
+    }
+)
+"""Flag -> flags that are not read with it: every head has keys of its own there."""
+
+
 OTHER_WAYS: Mapping[str, tuple[str, Any]] = MappingProxyType(
     {"--use-ema": ("optimizer_selection", "fused_ema_adamw")}
 )
@@ -90,6 +102,10 @@ def switched_off(
     """
     by_name = {row.names[0]: row for row in rows}
     lines = []
+    for closing, closed in CLOSED_BY.items():
+        idle = [name for name in dict.fromkeys(given) if name in closed]
+        if idle and values.get(by_name[closing].dest):
+            lines.append(f"{', '.join(idle)} {_have(idle)} no effect with {closing}")
     ways = (values.get("position_embedding_type"), values.get("rope_scaling_type"))
     for switch, (section, fields) in SWITCH_OF_FIELD.items():
         dest, asked = OTHER_WAYS.get(switch, (by_name[switch].dest, True))
@@ -103,9 +119,12 @@ def switched_off(
             and not ("yarn" in ways and _is_of_yarn(by_name[name]))
         ]
         if behind:
-            verb = "has" if len(behind) == 1 else "have"
-            lines.append(f"{', '.join(behind)} {verb} no effect without {switch}")
+            lines.append(f"{', '.join(behind)} {_have(behind)} no effect without {switch}")
     return lines
+
+
+def _have(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"
 
 
 def _is_of_yarn(row: Flag) -> bool:

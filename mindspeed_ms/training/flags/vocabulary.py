@@ -23,6 +23,7 @@ def rows_of(tokens: int, given: Given) -> int:
         given: the arguments.
 
     """
+    tokens += given.extra_vocab_size or 0
     if given.pad_vocab_size is False:
         return tokens
     multiple = given.make_vocab_size_divisible_by or 1

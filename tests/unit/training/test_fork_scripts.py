@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launch scripts of forks of Megatron, and MindSpeed's own tests, plan as they are written."""
+
+import pytest
+from launch_corpus import FORKS
+
+from mindspeed_ms.config import unsupported_reason
+from mindspeed_ms.training.arguments import parse_args
+from mindspeed_ms.training.dry_run import dry_run, resolve
+from mindspeed_ms.training.from_args import no_effect_report
+
+SMALL = (
+    *("--num-layers", "4", "--hidden-size", "64", "--num-attention-heads", "4"),
+    *("--seq-length", "32", "--max-position-embeddings", "32", "--micro-batch-size", "1"),
+    *("--vocab-size", "100", "--lr", "1e-3", "--train-iters", "2", "--dry-run"),
+)
+
+
+def config(*words, small=SMALL):
+    args = parse_args([*small, *words])
+    assert args.refusals == []
+    return resolve(args).config
+
+
+@pytest.mark.parametrize("more", [[], ["--scale-down", "--world-size", "8"]])
+def test_scripts_plan_as_they_are_and_small(more):
+    for name, words in FORKS.items():
+        args = parse_args([*words.split(), "--dry-run", *more])
+        assert args.refusals == [], name
+        assert not unsupported_reason(resolve(args).config), name
+
+
+@pytest.mark.parametrize(
+    ("words", "section", "field", "value"),
+    [
+        ("--zero-stage 0 --deepspeed", "parallel_config", "zero_level", None),
+        ("--zero-stage=2 --deepspeed", "parallel_config", "zero_level", "z2"),
+        ("--zero-stage 3", "training_config", "wrap_with_ddp", True),
+        ("--num-key-value-heads 2", "model_config", "num_query_groups", 2),
+        ("--num-key-value-heads 2", "model_config", "group_query_attention", True),
+        ("--normalization rmsnorm", "model_config", "normalization", "RMSNorm"),
+        ("--use_rms_norm", "model_config", "normalization", "RMSNorm"),
+        ("--glu-activation geglu", "model_config", "hidden_act", "gelu"),
+        ("--glu-activation geglu", "model_config", "gated_linear_unit", True),
+        ("--glu_activation swiglu", "model_config", "hidden_act", "swiglu"),
+        ("--position-embedding-type rotary", "model_config", "position_embedding_type", "rope"),
+        ("--pad-vocab-size-to 160", "model_config", "vocab_size", 160),
+        (
+            "--extra-vocab-size 40 --make-vocab-size-divisible-by 1",
+            "model_config",
+            "vocab_size",
+            140,
+        ),
+        (
+            "--use-glm-rope",
+            "model_config",
+            "rotary_interleaved",
+            1,
+        ),
+        ("--eval-iters -1", "training_config", "eval_iters", 0),
+        ("--swiglu --full-attention-interval 4", "model_config", "linear_attention_freq", 4),
+        ("--swiglu --full-attention-interval 4", "model_config", "attention_output_gate", True),
+        ("--num-experts 4 --moe-loss-coeff 0.5", "moe_config", "moe_aux_loss_coeff", 0.5),
+        ("--num-experts 4 --topk-softmax-in-fp32", "moe_config", "moe_router_dtype", "fp32"),
+        ("--num-experts 4 --moe-router-num-groups 2", "moe_config", "moe_router_num_groups", None),
+        (
+            "--num-experts 4 --num-shared-experts 2 --moe-ffn-hidden-size 32",
+            "moe_config",
+            "moe_shared_expert_intermediate_size",
+            64,
+        ),
+        (
+            "--num-experts 4 --tp-2d --tensor-model-parallel-size 2",
+            "parallel_config",
+            "sequence_parallel",
+            True,
+        ),
+    ],
+)
+def test_names_of_forks_act(words, section, field, value):
+    assert getattr(getattr(config(*words.split()), section), field) == value
+
+
+def test_a_pipeline_that_counts_embeddings_is_cut_so():
+    words = "--pp-partition-method type:transformer|embedding --pipeline-model-parallel-size 3"
+    parallel = config(*words.split()).parallel_config
+    assert parallel.account_for_embedding_in_pipeline_split
+    assert parallel.account_for_loss_in_pipeline_split
+
+
+def test_latent_attention_does_not_read_groups_of_queries():
+    words = [*SMALL, "--multi-latent-attention", "--group-query-attention"]
+    args = parse_args([*words, "--num-query-groups", "2"])
+    assert not resolve(args).config.model_config.group_query_attention
+    assert (
+        "--group-query-attention, --num-query-groups have no effect with --multi-latent-attention"
+        in no_effect_report(args)
+    )
+
+
+@pytest.mark.parametrize(("experts_per_token", "refused"), [("1", True), ("2", False)])
+def test_noise_on_scores_is_refused_where_it_would_act(experts_per_token, refused):
+    words = ["--num-experts", "4", "--moe-router-topk", experts_per_token]
+    args = parse_args([*SMALL, *words, "--noisy-gate-policy", "RSample"])
+    assert bool(args.refusals) is refused
+
+
+def test_what_is_refused_by_name_is_told_before_what_follows_from_it():
+    words = ["--num-experts", "4", "--moe-router-enable-expert-bias", "--num-zero-experts", "2"]
+    with pytest.raises(ValueError, match="--num-zero-experts 2 is refused"):
+        dry_run(parse_args([*SMALL, *words, "--world-size", "1"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--lr-decay-tokens 1000", "--lr-decay-samples"),
+        ("--train-mode finetune", "--sft"),
+        ("--mlp-type residual", "plain GPT layer"),
+        ("--skip-train-iteration-range 5-9", "--iterations-to-skip"),
+        ("--pp-partition-method parameters", "--num-layer-list"),
+    ],
+)
+def test_what_forks_have_alone_is_refused_with_a_way_out(words, line):
+    (refusal,) = parse_args([*SMALL, *words.split()]).refusals
+    assert line in refusal
