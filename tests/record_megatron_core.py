@@ -175,12 +175,17 @@ def drawn(name, shape, zero_centered=False):
 def config_of(options):
     from megatron.core.activations import quick_gelu
     from megatron.core.transformer import MLATransformerConfig, TransformerConfig
+    from megatron.core.transformer.heterogeneous.heterogeneous_config import (
+        HeterogeneousTransformerConfig,
+    )
 
     options = dict(options)
     yarn = options.pop("yarn", {})
     if options.get("activation_func") == "quick_gelu":
         options["activation_func"] = quick_gelu
     kind = MLATransformerConfig if options.get("multi_latent_attention") else TransformerConfig
+    if "heterogeneous_layers_config_encoded_json" in options:
+        kind = HeterogeneousTransformerConfig
     config = kind(
         **{
             "num_layers": 2,
@@ -215,7 +220,12 @@ def block_spec(config):
     """Local layers, and those of newer kinds."""
     import record_megatron_variants as variants
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+    from megatron.core.models.gpt.heterogeneous.heterogeneous_layer_specs import (
+        get_gpt_heterogeneous_layer_spec,
+    )
 
+    if config.heterogeneous_block_specs:
+        return get_gpt_heterogeneous_layer_spec(config)
     spec = get_gpt_decoder_block_spec(
         config, use_transformer_engine=False, qk_l2_norm=config.qk_l2_norm
     )

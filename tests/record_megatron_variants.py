@@ -6,6 +6,7 @@ a formula stand in for these.
 """
 
 import copy
+import json
 import types
 
 import torch
@@ -94,7 +95,29 @@ SPARSE_FLAGS = (
     "--dsa-indexer-n-heads 16 --dsa-indexer-head-dim 8 --dsa-indexer-topk 12 "
     "--dsa-indexer-loss-coeff 20"
 )
+BLOCKS = [
+    {"attention": {"num_query_groups": 4}, "mlp": {"ffn_hidden_size": 40}},
+    {
+        "attention": {"n_heads_in_group": None, "no_op": True},
+        "ffn": {"ffn_mult": 2.5, "no_op": False},
+    },
+    {
+        "attention": {"n_heads_in_group": 2},
+        "ffn": {"ffn_mult": None, "replace_with_linear": True},
+    },
+    {
+        "attention": {"num_query_groups": None, "replace_with_linear": True},
+        "mlp": {"ffn_hidden_size": None, "no_op": True},
+    },
+]
+BLOCKS_TEXT = json.dumps({"block_configs": BLOCKS}, separators=(",", ":"))
 CASES = {
+    "heterogeneous_layers": (
+        "--position-embedding-type rope --swiglu --ffn-hidden-size 48 --group-query-attention "
+        "--num-query-groups 2 --num-layers 4 "
+        f"--heterogeneous-layers-config-encoded-json {BLOCKS_TEXT}",
+        {"num_layers": 4, "heterogeneous_layers_config_encoded_json": BLOCKS_TEXT},
+    ),
     "sparse_attention": (SPARSE_FLAGS, SPARSE),
     "deepseek_v32": (
         f"{SPARSE_FLAGS} --dsa-indexer-use-sparse-loss --num-experts 8 --moe-router-topk 2 "

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mindspeed_ms.config.attention_options import Switch
+from mindspeed_ms.config.block_options import BlockOptions
 from mindspeed_ms.config.kinds import Count, NonNegative, Positive
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.config.rope_scaling_config import RopeScalingConfig
-from mindspeed_ms.config.sparse_attention_options import SparseAttentionOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerOptions(SparseAttentionOptions):
+class LayerOptions(BlockOptions):
     """Those fields of ``model_config``."""
 
     NAME: ClassVar[str] = "model_config"
@@ -143,7 +143,7 @@ class LayerOptions(SparseAttentionOptions):
         Args:
             num_layers: of the model.
             ranks: tensor parallel ranks.
-            present: other options of the model, by name, and whether they are on.
+            present: further options of the model, by name, and whether they are on.
         """
         if self.has_linear_layers:
             self._check_linear_attention(num_layers, ranks)
@@ -153,10 +153,14 @@ class LayerOptions(SparseAttentionOptions):
             "qk_l2_norm": ("qk_layernorm", "multi_latent_attention"),
             "attention_output_gate": ("use_query_layer", "multi_latent_attention", "use_lora"),
             "experimental_attention_variant": ("use_query_layer", "use_lora"),
+            "heterogeneous_layers_config_encoded_json": (
+                *("use_query_layer", "use_lora", "mtp_num_layers", "multi_latent_attention"),
+                *("experimental_attention_variant", "num_experts", "use_parallel_residual"),
+            ),
         }
         for name, others in pairs.items():
             for other in others:
-                if getattr(self, name) and present[other]:
+                if getattr(self, name) and present.get(other, getattr(self, other, False)):
                     raise ValueError(
                         f"{name} and {other} do not go together: layers are made for one of them; "
                         "leave the other out"

@@ -426,9 +426,11 @@ class TransformerConfig(LayerOptions):
         present = {name: bool(getattr(self, name)) for name in names} | {
             "use_lora": self.lora_config.use_lora,
             "a table of positions": self.has_learned_positions,
+            "num_experts": self.moe_config.is_moe,
         }
         ranks = self.parallel_config.tensor_model_parallel_size
         self._check_kinds(self.num_layers, ranks, present)
+        self._check_blocks(self.num_layers, self.num_attention_heads, self.hidden_size, ranks)
         latent = self.mla_config if self.multi_latent_attention else None
         self._check_stretching(latent)
         self._check_sparse_attention(latent)
@@ -489,7 +491,11 @@ class TransformerConfig(LayerOptions):
                 f"({self.seq_length}); raise it or shorten the sequence"
             )
         if self.multi_latent_attention:
-            self._check_latent_attention()
+            if self.group_query_attention:
+                raise ValueError(
+                    "multi_latent_attention makes keys and values for every head, given "
+                    "group_query_attention; keep one of them"
+                )
         elif self.position_embedding_type == "rope":
             rotated = int(self.kv_channels * self.rotary_percent)
             if rotated % 2 or rotated == 0:
@@ -499,13 +505,6 @@ class TransformerConfig(LayerOptions):
                     f"{self.rotary_percent}), but needs an even number above 0; change "
                     "kv_channels or rotary_percent"
                 )
-
-    def _check_latent_attention(self) -> None:
-        if self.group_query_attention:
-            raise ValueError(
-                "multi_latent_attention makes keys and values for every head, given "
-                "group_query_attention; keep one of them"
-            )
 
     def _check_feed_forward(self) -> None:
         if self.has_linear_layers and self.hidden_act not in ("silu", *GATED_ACTIVATIONS):

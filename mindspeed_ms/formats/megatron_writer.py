@@ -37,7 +37,15 @@ Progress = Callable[[int], None]
 """Told the bytes of every tensor written."""
 
 _ORDER = (
-    *("input_layernorm", "self_attention.linear_proj", "self_attention.linear_qkv"),
+    *("input_layernorm", "self_attention.weight", "self_attention.bias"),
+    *("self_attention.dt_bias", "self_attention.A_log", "self_attention.in_proj"),
+    *("self_attention.conv1d", "self_attention.out_norm", "self_attention.out_proj"),
+    "self_attention.core_attention.softmax_offset",
+    *(
+        f"self_attention.core_attention.indexer.{name}"
+        for name in ("linear_wq_b", "linear_wk", "k_norm", "linear_weights_proj")
+    ),
+    *("self_attention.linear_proj", "self_attention.linear_qkv"),
     *("self_attention.linear_q_proj", "self_attention.linear_q_down_proj"),
     *("self_attention.linear_q_up_proj", "self_attention.linear_kv_down_proj"),
     *("self_attention.linear_kv_up_proj", "self_attention.q_layernorm"),
@@ -198,14 +206,14 @@ class MegatronWriter:
         return max(1, self._target.num_experts // self._target.expert)
 
     def _param(self, spec: ParamSpec, layers: dict[int, int], tensor: int, expert: int) -> _Param:
-        local = spec.megatron_name
-        layer = names.layer_of(local)
+        local = self._file_name(spec.megatron_name)
+        layer = names.layer_of(spec.megatron_name)
         if layer is not None:
             local = names.with_layer(local, layers[layer])
         if spec.expert is not None:
             local = names.with_expert(local, spec.expert - expert * self._experts_per_rank)
         span = self._source.span(spec, tensor, self._target.tensor)
-        return _Param(spec, self._file_name(local), span.region.shape, span)
+        return _Param(spec, local, span.region.shape, span)
 
     def _tied_head_name(self) -> str:
         is_legacy = self._target.naming == "legacy"
@@ -219,13 +227,19 @@ class MegatronWriter:
     def _file_name(self, name: str) -> str:
         """The name in the naming that is asked for."""
         if self._target.naming == "te":
-            name = re.sub(r"\.input_layernorm\.", ".self_attention.linear_qkv.layer_norm_", name)
+            name = self._fused(name, "input_layernorm", "self_attention", "linear_qkv.")
             if not self._target.num_experts:
-                name = re.sub(r"\.pre_mlp_layernorm\.", ".mlp.linear_fc1.layer_norm_", name)
+                name = self._fused(name, "pre_mlp_layernorm", "mlp", "linear_fc1.")
         elif self._target.naming == "legacy":
             for pattern, replacement in _LEGACY:
                 name = re.sub(pattern, replacement, name)
         return name
+
+    def _fused(self, name: str, norm: str, block: str, first: str) -> str:
+        """Transformer Engine's name of a norm: that of the first matrix of the block behind it."""
+        prefix, found, last = name.partition(f".{norm}.")
+        is_linear = f"{prefix}.{block}.weight" in self._spec.by_megatron_name
+        return f"{prefix}.{block}.{'' if is_linear else first}layer_norm_{last}" if found else name
 
     def _place(self, file_name: str) -> tuple:
         """Sort key: the order in which Megatron builds the model."""
@@ -248,8 +262,11 @@ class MegatronWriter:
     def _place_in_layer(self, rest: str) -> tuple:
         """The same for the parameters of one layer, by the part of the name behind its number."""
         module = next((i for i, start in enumerate(_ORDER) if rest.startswith(start)), 99)
-        if self._target.naming == "legacy" and module in (1, 2):
-            module = 3 - module  # the older model built the query before the output projection
+        output = _ORDER.index("self_attention.linear_proj")
+        if self._target.naming == "legacy" and module in (output, output + 1):
+            module = (
+                2 * output + 1 - module
+            )  # the older model built the query before the output projection
         numbers = tuple(int(text) for text in re.findall(r"local_experts\.(\d+)", rest))
         norm_first = 0 if "layer_norm_" in rest else 1
         inner = 1 if "linear_fc2" in rest else 0

@@ -18,6 +18,7 @@ from mindspeed_ms.models.layer import LayerSpec
 from mindspeed_ms.models.linear_attention import GatedDeltaSpec
 from mindspeed_ms.models.model import OWN_ROOT, ModelSpec
 from mindspeed_ms.models.part import LinearSpec, joined
+from mindspeed_ms.models.replaced import AttentionInsteadSpec, MLPInsteadSpec
 from mindspeed_ms.plan.region import Region, Run, Stack
 
 ALL = "all-linear"
@@ -244,7 +245,7 @@ def _joined(runs: list[Run]) -> tuple[Run, ...]:
 
 
 def _linears(
-    part: AttentionSpec | LatentAttentionSpec | GatedDeltaSpec,
+    part: AttentionSpec | LatentAttentionSpec | GatedDeltaSpec | AttentionInsteadSpec,
 ) -> Iterator[tuple[str, LinearSpec]]:
     for child in part.children():
         if isinstance(child.part, LinearSpec):
@@ -255,6 +256,8 @@ def _blocks(layer: LayerSpec) -> Iterator[tuple[str, MLPSpec, dict[str, str]]]:
     """(path, block, their paths) of the dense blocks of a layer; experts share one."""
     if isinstance(layer.mlp, MLPSpec):
         yield "mlp", layer.mlp, _DENSE
+        return
+    if isinstance(layer.mlp, MLPInsteadSpec):
         return
     yield "mlp.expert", layer.mlp.expert, _EXPERT
     if layer.mlp.shared is not None:

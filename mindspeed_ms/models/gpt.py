@@ -8,6 +8,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 
 from mindspeed_ms.config import TransformerConfig
+from mindspeed_ms.config.block_options import USUAL, BlockShape, Kind
 from mindspeed_ms.config.dtypes import FLOAT16
 from mindspeed_ms.config.transformer_config import GATED_ACTIVATIONS
 from mindspeed_ms.models.adapting import adapted
@@ -19,6 +20,7 @@ from mindspeed_ms.models.linear_attention import GatedDeltaSpec
 from mindspeed_ms.models.model import EmbeddingSpec, ModelSpec
 from mindspeed_ms.models.parameter import Init
 from mindspeed_ms.models.part import BufferSpec, LinearSpec, NormSpec, TableSpec
+from mindspeed_ms.models.replaced import AttentionInsteadSpec, MLPInsteadSpec
 from mindspeed_ms.models.rotation import yarn_growth
 from mindspeed_ms.models.scores import ScoresSpec
 from mindspeed_ms.models.width import attention_scale, hidden_init, table_init
@@ -36,10 +38,12 @@ def gpt_spec(config: TransformerConfig, num_tokentypes: int = 0) -> ModelSpec:
     layers = []
     for index in range(config.num_layers):
         core = None if config.is_linear(index) else scores_spec(config, index)
-        kind = (config.has_experts(index), core, config.rotates(index))
-        if index not in noop and kind not in kinds:
+        shape = block_shape(config, index)
+        is_noop = index in noop or (shape.attention == shape.mlp == "none")
+        kind = (config.has_experts(index), core, config.rotates(index), shape)
+        if not is_noop and kind not in kinds:
             kinds[kind] = layer_spec(config, index)
-        layers.append(None if index in noop else kinds[kind])
+        layers.append(None if is_noop else kinds[kind])
     further = tuple(
         _further(config, config.num_layers + depth) for depth in range(config.mtp_num_layers or 0)
     )
@@ -90,29 +94,55 @@ def head_spec(config: TransformerConfig) -> LinearSpec:
 
 def layer_spec(config: TransformerConfig, index: int) -> LayerSpec:
     """One layer, counted from 0; those behind the model count on."""
-    sandwich = config.use_sandwich_norm
+    shape = block_shape(config, index)
+    attends, feeds = shape.attention != "none", shape.mlp != "none"
+    before, behind = config.use_pre_norm, config.use_sandwich_norm
+
+    def norm(is_there: bool, scale: float = 1.0) -> NormSpec | None:
+        return replace(norm_spec(config), scale=scale) if is_there else None
+
     return LayerSpec(
-        input_norm=norm_spec(config) if config.use_pre_norm else None,
+        input_norm=norm(before and attends),
         attention=_any_attention(config, index),
-        post_attention_norm=norm_spec(config) if config.use_pre_norm else None,
-        mlp=moe_spec(config) if config.has_experts(index) else mlp_spec(config),
-        attn_post_norm=(
-            replace(norm_spec(config), scale=config.attn_post_norm_scale) if sandwich else None
-        ),
-        ffn_post_norm=(
-            replace(norm_spec(config), scale=config.ffn_post_norm_scale) if sandwich else None
-        ),
+        post_attention_norm=norm(before and feeds),
+        mlp=_any_mlp(config, index),
+        attn_post_norm=norm(behind and attends, config.attn_post_norm_scale),
+        ffn_post_norm=norm(behind and feeds, config.ffn_post_norm_scale),
     )
+
+
+def block_shape(config: TransformerConfig, index: int) -> BlockShape:
+    """What attention and feed-forward block of a layer, counted from 0, are."""
+    shapes = config.block_shapes(config.num_attention_heads, config.hidden_size)
+    return shapes[index] if index < len(shapes) else USUAL
 
 
 def _any_attention(
     config: TransformerConfig, index: int
-) -> AttentionSpec | LatentAttentionSpec | GatedDeltaSpec:
+) -> AttentionSpec | LatentAttentionSpec | GatedDeltaSpec | AttentionInsteadSpec:
+    kind = block_shape(config, index).attention
+    if kind != "usual":
+        return AttentionInsteadSpec(hidden=config.hidden_size, linear=_instead(config, kind))
     if config.is_linear(index):
         return gated_delta_spec(config)
     if config.multi_latent_attention:
         return latent_attention_spec(config, index)
     return attention_spec(config, index)
+
+
+def _any_mlp(config: TransformerConfig, index: int) -> MLPSpec | MoESpec | MLPInsteadSpec:
+    shape = block_shape(config, index)
+    if shape.mlp != "usual":
+        return MLPInsteadSpec(hidden=config.hidden_size, linear=_instead(config, shape.mlp))
+    if config.has_experts(index):
+        return moe_spec(config)
+    return mlp_spec(config, shape.ffn_hidden_size)
+
+
+def _instead(config: TransformerConfig, kind: Kind) -> LinearSpec | None:
+    """The linear layer in place of a block, or nothing."""
+    width = config.hidden_size
+    return _column(config, width, width, config.add_bias_linear) if kind == "linear" else None
 
 
 def gated_delta_spec(config: TransformerConfig) -> GatedDeltaSpec:
@@ -203,7 +233,8 @@ def softmax_scale(config: TransformerConfig) -> float:
 
 def attention_spec(config: TransformerConfig, index: int = 0) -> AttentionSpec:
     """Attention with grouped heads, of a layer counted from 0."""
-    heads, groups, channels = config.num_attention_heads, config.num_kv_groups, config.kv_channels
+    heads, channels = config.num_attention_heads, config.kv_channels
+    groups = block_shape(config, index).num_query_groups or config.num_kv_groups
     assert channels is not None, "kv_channels is filled when the section is built"
     has_bias = config.qkv_has_bias or config.add_bias_linear
     query_norm = key_norm = None

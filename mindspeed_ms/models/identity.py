@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from mindspeed_ms.config import AllConfig, TransformerConfig
+from mindspeed_ms.config.block_options import USUAL
 from mindspeed_ms.config.moe_config import BY_CHOICES
 from mindspeed_ms.config.section import field_names
 from mindspeed_ms.models.gpt import activation_of, softmax_scale
@@ -139,6 +140,10 @@ def identity(config: AllConfig) -> dict[str, Any]:
         "model_config.out_proj_has_bias": model.out_proj_has_bias or model.add_bias_linear,
         "model_config.mlp_has_bias": model.mlp_has_bias or model.add_bias_linear,
     }
+    shapes = model.block_shapes(model.num_attention_heads, model.hidden_size)
+    found["model_config.heterogeneous_layers_config_encoded_json"] = (
+        tuple(map(str, shapes)) if set(shapes) - {USUAL} else None
+    )
     for name in ("group_query_attention", "add_bias_linear"):
         del found[f"model_config.{name}"]
     found |= _attention(config)

@@ -18,6 +18,7 @@ from mindspeed_ms.models.part import (
     TableSpec,
     parameters_of,
 )
+from mindspeed_ms.models.replaced import AttentionInsteadSpec, MLPInsteadSpec
 from mindspeed_ms.models.sizes import STATISTICS, RankSizes
 from mindspeed_ms.plan.recompute_plan import (
     CORE_ATTENTION,
@@ -35,9 +36,9 @@ class LayerSpec:
     """Norm, attention, residual, norm, feed-forward block, residual."""
 
     input_norm: NormSpec | None
-    attention: AttentionSpec | LatentAttentionSpec | GatedDeltaSpec
+    attention: AttentionSpec | LatentAttentionSpec | GatedDeltaSpec | AttentionInsteadSpec
     post_attention_norm: NormSpec | None
-    mlp: MLPSpec | MoESpec
+    mlp: MLPSpec | MoESpec | MLPInsteadSpec
     attn_post_norm: NormSpec | None = None
     """Normalises what attention adds to the residual stream."""
     ffn_post_norm: NormSpec | None = None
@@ -63,7 +64,16 @@ class LayerSpec:
     @property
     def hidden_size(self) -> int:
         """Channels of the residual stream."""
-        return self.attention.out_proj.outputs
+        attention = self.attention
+        if isinstance(attention, AttentionInsteadSpec):
+            return attention.hidden
+        return attention.out_proj.outputs
+
+    @property
+    def num_blocks(self) -> int:
+        """Of attention and feed-forward block those that are there."""
+        every = (self.attention, self.mlp)
+        return sum(next(block.parameters(), None) is not None for block in every)
 
     @property
     def norms(self) -> tuple[NormSpec, ...]:
@@ -116,7 +126,7 @@ class LayerSpec:
         total = norm * len(self.norms)
         if NORMS not in recompute.modules:
             rows = sizes.tokens if recompute.keeps_gathered else sizes.rows
-            total += 2 * rows * hidden * sizes.width
+            total += self.num_blocks * rows * hidden * sizes.width
         total += self.attention.kept_bytes(sizes, recompute)
         return total + (
             0 if self.feeds_forward_again(recompute) else self.mlp.kept_bytes(sizes, recompute)

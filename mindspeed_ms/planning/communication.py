@@ -88,7 +88,7 @@ def tensor_units(
     """
     times = 1.5 if is_recomputed else 1.0
     mlp = layer.mlp
-    blocks, copied = 2, 0.0
+    blocks, copied = layer.num_blocks, 0.0
     if isinstance(mlp, MoESpec):
         blocks = 1 if mlp.shared is None else 2
         ranks = parallel.tensor_model_parallel_size

@@ -14,6 +14,7 @@ import math
 
 from mindspeed_ms.training.flags import ROWS
 from mindspeed_ms.training.flags.forks import spell_groups
+from mindspeed_ms.training.flags.layer_options import shrink_blocks
 from mindspeed_ms.training.flags.row import SAME
 from mindspeed_ms.training.from_args import mirror
 
@@ -136,6 +137,7 @@ def _shrink_layers(args: argparse.Namespace) -> None:
             row = [1] * stages
             setattr(args, name, str([row] * chunks if chunks > 1 else row))
     args.num_layers = layers
+    shrink_blocks(args)
 
 
 def _kinds_of_layers(args: argparse.Namespace) -> list[str]:
@@ -173,9 +175,6 @@ def _shrink_widths(args: argparse.Namespace) -> None:
         args.kv_lora_rank = args.qk_head_dim = args.v_head_dim = HEAD_WIDTH
         args.q_lora_rank = HEAD_WIDTH if args.q_lora_rank else None
         args.qk_pos_emb_head_dim = HEAD_WIDTH // 2
-    if args.experimental_attention_variant == "dsa":
-        args.dsa_indexer_n_heads, args.dsa_indexer_head_dim = 4, HEAD_WIDTH
-        args.dsa_indexer_topk = min(args.dsa_indexer_topk or HEAD_WIDTH, HEAD_WIDTH)
     if args.mtp_num_layers:
         args.mtp_num_layers = 1
 

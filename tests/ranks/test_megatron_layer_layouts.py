@@ -62,6 +62,7 @@ QUICK = [
     ("attention_output_gate_norms", "tp2-sp"),
     ("gated_delta_net", "tp2-sp-cp2"),
     ("sparse_attention", "tp2-sp-cp2"),
+    ("heterogeneous_layers", "tp2-sp"),
 ]
 SLOW = [
     *(
@@ -77,6 +78,7 @@ SLOW = [
     *((name, layout) for name in ("gpt_oss", "llama4", "latent_experts") for layout in EXPERTS),
     *(("gated_delta_net", layout) for layout in (*DENSE, "ulysses2")),
     *(("sparse_attention", layout) for layout in (*DENSE, *SHARDED, "ulysses2")),
+    *(("heterogeneous_layers", layout) for layout in (*DENSE, *SHARDED)),
     *(("deepseek_v32", layout) for layout in EXPERTS),
     *(("qwen3_next", layout) for layout in ("tp2-sp-ep2", "pp2", "tp2-sp-etp2-zero")),
 ]

@@ -46,12 +46,14 @@ from mindspeed_ms.legacy.model.mlp import ParallelMLP
 from mindspeed_ms.legacy.model.moe.moe_layer import MoELayer
 from mindspeed_ms.legacy.model.multi_latent_attention import MultiLatentAttention
 from mindspeed_ms.legacy.model.norm import norm_from_spec
+from mindspeed_ms.legacy.model.replaced import GatheredLinear
 from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
-from mindspeed_ms.models.feed_forward import MoESpec
+from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec
 from mindspeed_ms.models.gpt import gpt_spec, layer_spec
 from mindspeed_ms.models.layer import LayerSpec
 from mindspeed_ms.models.linear_attention import GatedDeltaSpec
 from mindspeed_ms.models.model import ModelSpec
+from mindspeed_ms.models.replaced import AttentionInsteadSpec, MLPInsteadSpec
 from mindspeed_ms.models.width import logits_divisor
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.plan.recompute_plan import (
@@ -144,12 +146,7 @@ class ParallelTransformerLayer(Cell):
         self.post_attention_norm = spec.post_attention_norm and norm_from_spec(
             spec.post_attention_norm, config
         )
-        if isinstance(spec.mlp, MoESpec):
-            self.mlp = MoELayer(
-                config, layer_number=layer_number, spec=spec.mlp, groups=groups, recompute=recompute
-            )
-        else:
-            self.mlp = ParallelMLP(config, spec=spec.mlp, groups=groups, recompute=recompute)
+        self.mlp = _feed_forward(spec.mlp, config, layer_number, groups, recompute)
         self.feeds_forward_again = spec.feeds_forward_again(recompute)
         self.attn_post_norm = self.ffn_post_norm = None
         if spec.attn_post_norm is not None:
@@ -169,6 +166,7 @@ class ParallelTransformerLayer(Cell):
 
         def attention(normed: Tensor) -> Output:
             given = {} if queries is None else {"queries": queries}
+            assert self.attention is not None, "a layer without attention does not come here"
             return self.attention(
                 normed,
                 attention_mask,
@@ -184,13 +182,14 @@ class ParallelTransformerLayer(Cell):
             hidden_states = exchanged(hidden_states)
         if self.is_parallel:
             hidden_states, entered = ops.branch(hidden_states)
-        x = self._residual(hidden_states, self.input_norm, attention, self.attn_post_norm)
+        x = hidden_states
+        if self.attention is not None:
+            x = self._residual(x, self.input_norm, attention, self.attn_post_norm)
         block = (self.post_attention_norm, feed_forward, self.ffn_post_norm)
-        x = (
-            self._residual(entered, *block, onto=x)
-            if self.is_parallel
-            else self._residual(x, *block)
-        )
+        if self.is_parallel:
+            x = self._residual(entered, *block, onto=x)
+        elif self.mlp is not None:
+            x = self._residual(x, *block)
         return exchanged(x) if self.batch_first else x
 
     def _residual(
@@ -219,10 +218,12 @@ class ParallelTransformerLayer(Cell):
         return forgotten(normed, norm, x)
 
     def _feed_forward(self, normed: Tensor) -> Output:
+        block = self.mlp
+        assert block is not None, "a layer without a block does not come here"
         if not self.feeds_forward_again:
-            return self.mlp(normed)
-        bias = self.mlp.projection.bias if isinstance(self.mlp, ParallelMLP) else None
-        return checkpoint(lambda x: self.mlp(x)[0], normed), bias
+            return block(normed)
+        bias = block.projection.bias if isinstance(block, ParallelMLP) else None
+        return checkpoint(lambda x: block(x)[0], normed), bias
 
     def _add(
         self, output: Tensor, bias: Parameter | None, residual: Tensor, post_norm: Cell | None
@@ -247,20 +248,51 @@ class ParallelTransformerLayer(Cell):
 
 
 def _attention(
-    spec: AttentionSpec | LatentAttentionSpec | GatedDeltaSpec,
+    spec: AttentionSpec | LatentAttentionSpec | GatedDeltaSpec | AttentionInsteadSpec,
     config: TransformerConfig,
     layer_number: int,
     mask_type: enum.Enum,
     groups: ProcessGroups,
     recompute: LayerRecompute,
-) -> ParallelAttention | MultiLatentAttention | GatedDeltaNet:
-    """The attention of a description."""
+) -> ParallelAttention | MultiLatentAttention | GatedDeltaNet | GatheredLinear | None:
+    """The attention of a description, or what is in its place."""
+    if isinstance(spec, AttentionInsteadSpec):
+        return _instead(spec, config, groups, recompute)
     if isinstance(spec, GatedDeltaSpec):
         return GatedDeltaNet(config, layer_number, spec=spec, groups=groups, recompute=recompute)
     place = (config, layer_number, AttnType.self_attn, mask_type)
     if isinstance(spec, LatentAttentionSpec):
         return MultiLatentAttention(*place, spec=spec, groups=groups, recompute=recompute)
     return ParallelAttention(*place, spec=spec, groups=groups, recompute=recompute)
+
+
+def _feed_forward(
+    spec: MLPSpec | MoESpec | MLPInsteadSpec,
+    config: TransformerConfig,
+    layer_number: int,
+    groups: ProcessGroups,
+    recompute: LayerRecompute,
+) -> ParallelMLP | MoELayer | GatheredLinear | None:
+    """The feed-forward block of a description, or what is in its place."""
+    if isinstance(spec, MLPInsteadSpec):
+        return _instead(spec, config, groups, recompute)
+    if isinstance(spec, MLPSpec):
+        return ParallelMLP(config, spec=spec, groups=groups, recompute=recompute)
+    return MoELayer(
+        config, layer_number=layer_number, spec=spec, groups=groups, recompute=recompute
+    )
+
+
+def _instead(
+    spec: AttentionInsteadSpec | MLPInsteadSpec,
+    config: TransformerConfig,
+    groups: ProcessGroups,
+    recompute: LayerRecompute,
+) -> GatheredLinear | None:
+    """A linear layer, or nothing: the residual stream passes by."""
+    if spec.linear is None:
+        return None
+    return GatheredLinear(config, spec=spec.linear, groups=groups, recompute=recompute)
 
 
 class _Identity(autograd.Function):

@@ -81,6 +81,7 @@ class Decoder:
         if isinstance(layer.mlp, MoESpec):
             yield from self._experts(*block, layer.mlp)
         else:
+            assert isinstance(layer.mlp, MLPSpec), "no family has other blocks"
             yield from _dense(*block, layer.mlp, self.dense)
 
     def _attention(

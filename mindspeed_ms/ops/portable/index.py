@@ -20,7 +20,7 @@ Context = Any
 
 _MOST = 1 << 24
 """Products that are in memory at a time."""
-_EPS = np.float32(1e-10)
+_EPS = 1e-10
 
 
 def _blocks(queries: int, per_query: int) -> Iterator[slice]:

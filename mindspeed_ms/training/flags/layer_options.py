@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+from pathlib import Path
 from typing import Any
 
+from mindspeed_ms.config.block_options import shapes_of
 from mindspeed_ms.training.flags.row import (
     UNSET,
     Field,
@@ -20,8 +24,44 @@ from mindspeed_ms.training.flags.row import (
 from mindspeed_ms.training.flags.value_types import floats
 
 _ACTIVATION = "model_config.hidden_act"
+_BLOCKS = "model_config.heterogeneous_layers_config_encoded_json"
 _GATED = "model_config.gated_linear_unit"
 _STRETCHING = "model_config.rope_scaling."
+
+
+def text_of(path: str) -> str:
+    """What a file of the layers' blocks holds.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"--heterogeneous-layers-config-path {path} cannot be read ({error}); name a JSON file "
+            "with block_configs"
+        ) from None
+
+
+def shrink_blocks(args: argparse.Namespace) -> None:
+    """Layers keep which blocks are replaced or left out, in the order of the script."""
+    text = args.heterogeneous_layers_config_encoded_json
+    if text is None and args.heterogeneous_layers_config_path is not None:
+        text = text_of(args.heterogeneous_layers_config_path)
+    if text is None:
+        return
+    shapes = shapes_of(text, args.num_attention_heads or 1, args.hidden_size or 1)
+    kinds = list(dict.fromkeys((shape.attention, shape.mlp) for shape in shapes))
+    several = [
+        {
+            name: {"no_op": kind == "none", "replace_with_linear": kind == "linear"}
+            for name, kind in zip(("attention", "ffn"), kinds[number % len(kinds)], strict=True)
+        }
+        for number in range(args.num_layers if kinds else 0)
+    ]
+    args.heterogeneous_layers_config_encoded_json = json.dumps({"block_configs": several})
+    args.heterogeneous_layers_config_path = None
 
 
 def gates_with(name: str) -> Field:
@@ -54,6 +94,14 @@ ROWS: tuple[Flag, ...] = (
                 Field("model_config.activation_func_clamp_value"),
             ),
             value("--glu-linear-offset", float, Field("model_config.glu_linear_offset"), 0.0),
+            value(
+                "--heterogeneous-layers-config-path",
+                str,
+                Field(_BLOCKS, means=text_of, yields=True),
+                help="JSON file with block_configs: what attention and feed-forward block of each "
+                "layer are.",
+            ),
+            value("--heterogeneous-layers-config-encoded-json", str, Field(_BLOCKS)),
             on("--use-parallel-residual", Field("model_config.use_parallel_residual")),
             off("--no-pre-norm", "use_pre_norm", Field("model_config.use_pre_norm")),
             on("--qk-layernorm-full", Field("model_config.qk_layernorm_full")),

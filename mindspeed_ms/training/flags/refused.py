@@ -28,8 +28,6 @@ ROWS: tuple[Flag, ...] = (
 --hybrid-attention-ratio float=0.0 !0.0
 --hybrid-mlp-ratio float=0.0 !0.0
 --is-hybrid-model
---heterogeneous-layers-config-path str
---heterogeneous-layers-config-encoded-json str
 --retro-add-retriever
 --encoder-tensor-model-parallel-size int=0 !0
 --encoder-pipeline-model-parallel-size int=0 !0

@@ -10,9 +10,11 @@ ROWS: tuple[Flag, ...] = (
     *in_group(
         "attention",
         [
-            value("--dsa-indexer-n-heads", int, Field("model_config.dsa_indexer_n_heads")),
-            value("--dsa-indexer-head-dim", int, Field("model_config.dsa_indexer_head_dim")),
-            value("--dsa-indexer-topk", int, Field("model_config.dsa_indexer_topk")),
+            value("--dsa-indexer-n-heads", int, Field("model_config.dsa_indexer_n_heads"), small=4),
+            value(
+                "--dsa-indexer-head-dim", int, Field("model_config.dsa_indexer_head_dim"), small=16
+            ),
+            value("--dsa-indexer-topk", int, Field("model_config.dsa_indexer_topk"), small=8),
             value("--dsa-indexer-loss-coeff", float, Field("model_config.dsa_indexer_loss_coeff")),
             on("--dsa-indexer-use-sparse-loss", Field("model_config.dsa_indexer_use_sparse_loss")),
             value(

@@ -254,6 +254,11 @@ def torch_file_tensor(ref, piece):
             "decoder.layers.1.mlp.linear_fc1.layer_norm_bias",
             "decoder.layers.1.pre_mlp_layernorm.bias",
         ),
+        (
+            "decoder.layers.1.self_attention.layer_norm_weight",
+            "decoder.layers.1.input_layernorm.weight",
+        ),
+        ("decoder.layers.1.mlp.layer_norm_bias", "decoder.layers.1.pre_mlp_layernorm.bias"),
         ("word_embeddings_for_head.weight", "output_layer.weight"),
         ("word_embeddings.weight", "embedding.word_embeddings.weight"),
         (

@@ -75,6 +75,7 @@ KEPT_RESULTS = {
     "backend/comm.py: _check_count": "a pure function of its arguments",
     "backend/comm.py: _check_reduction": "a pure function of its arguments",
     "backend/launcher.py: find": "who started this process",
+    "config/block_options.py: shapes_of": "a pure function of its arguments",
     "config/section.py: _fields_by_name": "of a class",
     "config/section.py: _hints": "of a class",
     "config/section.py: field_docs": "of a class",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The description of a model against the Cells that are built from it, on one rank."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,6 +149,19 @@ VARIANTS = {
         "dsa_indexer_n_heads": 2,
         "dsa_indexer_head_dim": 8,
         "dsa_indexer_topk": 4,
+    },
+    "blocks of other shapes": {
+        "position_embedding_type": "rope",
+        "add_bias_linear": True,
+        "heterogeneous_layers_config_encoded_json": json.dumps(
+            {
+                "block_configs": [
+                    {"attention": {"num_query_groups": 2}, "mlp": {"ffn_hidden_size": 24}},
+                    {"attention": {"replace_with_linear": True}, "mlp": {"no_op": True}},
+                    {"attention": {"no_op": True}, "mlp": {"replace_with_linear": True}},
+                ]
+            }
+        ),
     },
     "narrow experts, thresholds": {
         "add_bias_linear": True,
