@@ -37,7 +37,8 @@ Progress = Callable[[int], None]
 """Told the bytes of every tensor written."""
 
 _ORDER = (
-    *("input_layernorm", "self_attention.weight", "self_attention.bias"),
+    *("input_layernorm", "self_attention.layer_norm_"),
+    *("self_attention.weight", "self_attention.bias"),
     *("self_attention.dt_bias", "self_attention.A_log", "self_attention.in_proj"),
     *("self_attention.conv1d", "self_attention.out_norm", "self_attention.out_proj"),
     "self_attention.core_attention.softmax_offset",
@@ -51,9 +52,19 @@ _ORDER = (
     *("self_attention.linear_kv_up_proj", "self_attention.q_layernorm"),
     *("self_attention.k_layernorm", "self_attention.kv_layernorm", "post_self_attn_layernorm"),
     *("pre_mlp_layernorm", "mlp.router", "mlp.experts", "mlp.shared_experts", "mlp.linear_fc1"),
-    *("mlp.linear_fc2", "post_mlp_layernorm"),
+    *("mlp.linear_fc2", "mlp.layer_norm_", "mlp.weight", "mlp.bias", "post_mlp_layernorm"),
 )
 """Modules of a layer in the order of Megatron-core's own construction."""
+
+_BEHIND = {
+    "input_layernorm": (
+        *("self_attention.linear_qkv", "self_attention.in_proj", "self_attention"),
+    ),
+    "pre_mlp_layernorm": ("mlp.linear_fc1", "mlp"),
+    "q_layernorm": ("linear_q_up_proj",),
+    "kv_layernorm": ("linear_kv_up_proj",),
+}
+"""Norm -> matrices with which Transformer Engine computes it, if they are there."""
 
 _LEGACY = (
     (r"^embedding\.", "language_model.embedding."),
@@ -227,19 +238,23 @@ class MegatronWriter:
     def _file_name(self, name: str) -> str:
         """The name in the naming that is asked for."""
         if self._target.naming == "te":
-            name = self._fused(name, "input_layernorm", "self_attention", "linear_qkv.")
-            if not self._target.num_experts:
-                name = self._fused(name, "pre_mlp_layernorm", "mlp", "linear_fc1.")
+            name = self._fused(name)
         elif self._target.naming == "legacy":
             for pattern, replacement in _LEGACY:
                 name = re.sub(pattern, replacement, name)
         return name
 
-    def _fused(self, name: str, norm: str, block: str, first: str) -> str:
-        """Transformer Engine's name of a norm: that of the first matrix of the block behind it."""
-        prefix, found, last = name.partition(f".{norm}.")
-        is_linear = f"{prefix}.{block}.weight" in self._spec.by_megatron_name
-        return f"{prefix}.{block}.{'' if is_linear else first}layer_norm_{last}" if found else name
+    def _fused(self, name: str) -> str:
+        """Transformer Engine's name of a norm: that of the matrix behind it, if one is alone there.
+
+        Norms before several matrices, or before a router, keep their own.
+        """
+        for norm, matrices in _BEHIND.items():
+            prefix, found, last = name.rpartition(f".{norm}.")
+            for matrix in matrices if found else ():
+                if f"{prefix}.{matrix}.weight" in self._spec.by_megatron_name:
+                    return f"{prefix}.{matrix}.layer_norm_{last}"
+        return name
 
     def _place(self, file_name: str) -> tuple:
         """Sort key: the order in which Megatron builds the model."""

@@ -19,7 +19,11 @@ Describe = Callable[[Mapping[str, Any]], ModelSpec]
 
 _CURRENT = (
     # Transformer Engine fuses a norm into the product behind it.
-    (r"\.self_attention\.(linear_qkv\.)?layer_norm_(weight|bias)$", r".input_layernorm.\2"),
+    (
+        r"\.self_attention\.((linear_qkv|in_proj)\.)?layer_norm_(weight|bias)$",
+        r".input_layernorm.\3",
+    ),
+    (r"\.linear_(q|kv)_up_proj\.layer_norm_(weight|bias)$", r".\1_layernorm.\2"),
     (r"\.mlp\.(linear_fc1\.)?layer_norm_(weight|bias)$", r".pre_mlp_layernorm.\2"),
     (r"\.experts\.(linear_fc[12])\.weight(\d+)$", r".experts.local_experts.\2.\1.weight"),
     # Models from before Megatron-core, and from before 2023.

@@ -258,6 +258,18 @@ def torch_file_tensor(ref, piece):
             "decoder.layers.1.self_attention.layer_norm_weight",
             "decoder.layers.1.input_layernorm.weight",
         ),
+        (
+            "decoder.layers.1.self_attention.in_proj.layer_norm_weight",
+            "decoder.layers.1.input_layernorm.weight",
+        ),
+        (
+            "decoder.layers.1.self_attention.linear_q_up_proj.layer_norm_weight",
+            "decoder.layers.1.self_attention.q_layernorm.weight",
+        ),
+        (
+            "mtp.layers.0.transformer_layer.self_attention.linear_kv_up_proj.layer_norm_weight",
+            "mtp.layers.0.transformer_layer.self_attention.kv_layernorm.weight",
+        ),
         ("decoder.layers.1.mlp.layer_norm_bias", "decoder.layers.1.pre_mlp_layernorm.bias"),
         ("word_embeddings_for_head.weight", "output_layer.weight"),
         ("word_embeddings.weight", "embedding.word_embeddings.weight"),
