@@ -14,7 +14,7 @@ from mindspeed_ms.config.moe_config import MoEConfig
 from mindspeed_ms.config.optimizer_config import OptimizerConfig
 from mindspeed_ms.config.training_config import TrainingConfig
 from mindspeed_ms.config.transformer_config import TransformerConfig
-from mindspeed_ms.plan.layer_placement import layer_placement
+from mindspeed_ms.plan.layer_placement import LayerPlacement, layer_placement
 from mindspeed_ms.plan.recompute_plan import check_recompute
 
 
@@ -135,7 +135,10 @@ def check_layers_and_stages(model: TransformerConfig, parallel: ModelParallelCon
             )
     if parallel.num_layer_list is None and parallel.pipeline_model_parallel_layout is None:
         _check_split(model, parallel)
-    check_recompute(model, parallel, layer_placement(model, parallel))
+    placement = layer_placement(model, parallel)
+    check_recompute(model, parallel, placement)
+    if model.is_sparse and model.dsa_indexer_topk_freq > 1:
+        _check_choosers(model, placement)
 
 
 def _check_split(model: TransformerConfig, parallel: ModelParallelConfig) -> None:
@@ -411,3 +414,27 @@ def num_micro_batches(
             "data-parallel ranks; keep one"
         )
     return count
+
+
+def _check_choosers(model: TransformerConfig, placement: LayerPlacement) -> None:
+    """Check that the layer which chooses keys for others is on their stage, and not a no-op.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for stage in range(placement.num_stages):
+        for chunk in range(placement.num_chunks):
+            layers = [
+                layer
+                for layer in placement.layers_of(stage, chunk)
+                if layer not in placement.noop_layers
+            ]
+            for layer in layers:
+                chooser = model.chooser_of(layer, model.num_layers)
+                if chooser not in layers:
+                    raise ValueError(
+                        f"layer {layer} sees the keys that layer {chooser} chooses "
+                        f"(dsa_indexer_topk_freq {model.dsa_indexer_topk_freq}), which is not "
+                        f"among the layers of stage {stage}, chunk {chunk}; begin each chunk with "
+                        "a layer that chooses, as num_layer_list can"
+                    )

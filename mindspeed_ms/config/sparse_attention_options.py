@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mindspeed_ms.config.attention_options import EVERYTHING, AttentionOptions
-from mindspeed_ms.config.kinds import Count, NonNegative, Positive
+from mindspeed_ms.config.kinds import Count, Natural, NonNegative, Positive
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 
 
@@ -50,10 +50,31 @@ class SparseAttentionOptions(AttentionOptions):
     megatron-core 0.16; or the first ones, as halves or with neighbours as pairs, as in later
     releases. Published weights of DeepSeek-V3.2 want first."""
 
+    dsa_indexer_topk_freq: Count = 1
+    """Layers that see the same keys: the first of so many chooses them. 1: each layer chooses."""
+
+    dsa_indexer_skip_topk_offset: Natural = 0
+    """So many layers at the beginning choose by themselves, and the groups begin with the last of
+    them; 0 counts as 1."""
+
     @property
     def is_sparse(self) -> bool:
         """Whether an indexer chooses the keys that attention sees."""
         return self.experimental_attention_variant == "dsa"
+
+    def chooser_of(self, layer: int, num_layers: int) -> int:
+        """The layer that chooses the keys of a layer, both counted from 0; often itself.
+
+        Args:
+            layer: those behind the model choose by themselves.
+            num_layers: of the model.
+
+        Source: Megatron-LM ``is_dsa_skip_topk_layer`` (rule).
+        """
+        if not self.is_sparse or layer >= num_layers:
+            return layer
+        behind = max(layer + 1 - max(self.dsa_indexer_skip_topk_offset, 1), 0)
+        return layer - behind % self.dsa_indexer_topk_freq
 
     def _check_sparse_attention(self, latent: LatentAttentionConfig | None) -> None:
         """Raise ValueError when these fields contradict each other or the model.

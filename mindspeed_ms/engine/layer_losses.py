@@ -61,7 +61,9 @@ def mean_layer_losses(config: TransformerConfig, losses: dict[str, np.ndarray]) 
     layers = num_numbered_layers(config)
     experts = sum(config.has_experts(layer) for layer in range(layers))
 
+    indexers = sum(config.chooser_of(layer, config.num_layers) == layer for layer in range(layers))
+
     def count(name: str) -> int:
-        return layers if name == INDEXER_LOSS else experts if is_balancing(name) else 1
+        return indexers if name == INDEXER_LOSS else experts if is_balancing(name) else 1
 
     return {name: float(values.sum()) / count(name) for name, values in losses.items()}

@@ -116,7 +116,9 @@ class LatentAttentionSpec:
     q_layernorm: NormSpec | None = None
     kv_layernorm: NormSpec | None = None
     indexer: IndexerSpec | None = None
-    """Chooses the keys that queries see. None: they see all."""
+    """Chooses the keys that queries see. None: they see all, or those of ``chooser``."""
+    chooser: int | None = None
+    """Number of the layer, from 1, whose indexer chooses the keys, if this layer has none."""
 
     @property
     def query_dim(self) -> int:

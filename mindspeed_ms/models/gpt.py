@@ -40,7 +40,9 @@ def gpt_spec(config: TransformerConfig, num_tokentypes: int = 0) -> ModelSpec:
         core = None if config.is_linear(index) else scores_spec(config, index)
         shape = block_shape(config, index)
         is_noop = index in noop or (shape.attention == shape.mlp == "none")
-        kind = (config.has_experts(index), core, config.rotates(index), shape)
+        chooser = config.chooser_of(index, config.num_layers)
+        of_another = None if chooser == index else chooser
+        kind = (config.has_experts(index), core, config.rotates(index), shape, of_another)
         if not is_noop and kind not in kinds:
             kinds[kind] = layer_spec(config, index)
         layers.append(None if is_noop else kinds[kind])
@@ -267,6 +269,7 @@ def latent_attention_spec(config: TransformerConfig, index: int = 0) -> LatentAt
     rank, narrow = latent.q_lora_rank, latent.kv_lora_rank
     queries = heads * latent.query_dim
     keys = heads * (latent.qk_head_dim + latent.v_head_dim)
+    chooser = config.chooser_of(index, config.num_layers)
     has_norm = config.qk_layernorm
     return LatentAttentionSpec(
         num_heads=heads,
@@ -282,7 +285,8 @@ def latent_attention_spec(config: TransformerConfig, index: int = 0) -> LatentAt
         kv_up_proj=_column(config, narrow, keys),
         q_layernorm=norm_spec(config, rank) if has_norm and rank is not None else None,
         kv_layernorm=norm_spec(config, narrow) if has_norm else None,
-        indexer=indexer_spec(config) if config.is_sparse else None,
+        indexer=indexer_spec(config) if config.is_sparse and chooser == index else None,
+        chooser=None if chooser == index else chooser + 1,
     )
 
 

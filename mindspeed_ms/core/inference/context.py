@@ -54,6 +54,8 @@ class InferenceContext:
     rotated_as: Places | None = None
     """[B]: tokens of a row that its rotation goes by, if that depends on it. Default: all that it
     has with the new ones."""
+    chosen: dict[int, Tensor] = field(init=False, default_factory=dict)
+    """Layer -> keys that its indexer chose, for layers that see the same; see ``choose``."""
     counts: Places = field(init=False)
     """[B]: new tokens."""
     ids: NDArray[np.int32] = field(init=False)
@@ -147,47 +149,48 @@ class InferenceContext:
         )
         return self._in_places(out, heads[0].shape[0])
 
-    def attend_chosen(
+    def choose(
         self,
         layer: int,
-        heads: tuple[Tensor, Tensor, Tensor],
         index: tuple[Tensor, Tensor, Tensor],
         *,
         causal: bool,
-        scale: float,
         topk: int,
         rectified: bool,
     ) -> Tensor:
-        """As ``attend``, to the keys with the best scores of an indexer, whose keys are kept, too.
+        """Keep the keys of an indexer, and hide all but the best keys of each new token.
 
         Args:
             layer: number of the layer, from 1.
-            heads: queries [T, 1, N, D], keys [T, 1, N, D], values [T, 1, N, E].
             index: queries [T, 1, H, C], keys [T, 1, C], weights of the heads [T, 1, H].
             causal: hide keys later than their query.
-            scale: factor of the products.
             topk: keys that a query sees at most.
             rectified: see ``ops.index_scores``.
 
         Returns:
-            [T, 1, N * E].
+            bool [B, 1, S, S'], True = hidden.
         """
-        layer += self.repetition
-        q, k, v, own_q, own_k, weights = (self._by_row(part) for part in (*heads, *index))
-        keys, values = self._kept(layer, k, v)
-        half = own_k.shape[-1] // 2  # in both memories of a layer, so that none is wasted
-        parts = ops.split_columns(own_k.expand_dims(2), (half, own_k.shape[-1] - half))
-        index_keys = ops.join_columns(self._kept(index_of(layer), *parts))
-        scores = ops.index_scores(
-            own_q, index_keys.view((*index_keys.shape[:2], -1)), weights, rectified
-        )
+        q, k, weights = (self._by_row(part) for part in index)
+        half = k.shape[-1] // 2  # in both memories of a layer, so that none is wasted
+        parts = ops.split_columns(k.expand_dims(2), (half, k.shape[-1] - half))
+        keys = ops.join_columns(self._kept(index_of(layer + self.repetition), *parts))
+        keys = keys.view((*keys.shape[:2], -1))
+        scores = ops.index_scores(q, keys, weights, rectified)
         places, starts = np.arange(len(keys)), self.cache.lengths[self.slots]
         last = np.broadcast_to((starts + self.counts - 1)[:, None], (len(starts), self.shape[0]))
         if causal:
             last = starts[:, None] + np.arange(self.shape[0])
         hidden = np.ascontiguousarray((places > last[..., None])[:, None])
-        chosen = ops.hidden_but_top(scores, memory.from_numpy(hidden), topk)
-        out = ops.attention(q, keys, values, scale=scale, causal=False, mask=chosen)
+        self.chosen[layer] = ops.hidden_but_top(scores, memory.from_numpy(hidden), topk)
+        return self.chosen[layer]
+
+    def attend_chosen(
+        self, layer: int, heads: tuple[Tensor, Tensor, Tensor], hidden: Tensor, scale: float
+    ) -> Tensor:
+        """As ``attend``, to the keys that are not ``hidden``, bool [B, 1, S, S']."""
+        q, k, v = (self._by_row(part) for part in heads)
+        keys, values = self._kept(layer + self.repetition, k, v)
+        out = ops.attention(q, keys, values, scale=scale, causal=False, mask=hidden)
         return self._in_places(out, heads[0].shape[0])
 
     def _kept(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

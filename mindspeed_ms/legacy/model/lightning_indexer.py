@@ -8,6 +8,8 @@ rank's attention of width E, p tensor parallel ranks.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 from mindspore import Tensor, mint
 from mindspore.nn import Cell
@@ -31,6 +33,18 @@ INDEXER_LOSS = "indexer loss"
 
 Index = tuple[Tensor, Tensor, Tensor]
 """Queries [s, B, H, D], keys [s, B, D] and weights of the heads [s, B, H]."""
+
+
+@dataclass(slots=True)
+class Choices:
+    """What the indexers of a stack chose in a forward, for layers that see the same keys.
+
+    Backward may repeat parts of several forwards in any order, so each forward has a dictionary of
+    its own, which whoever repeats a part of it puts here again.
+    """
+
+    current: dict[int, Tensor] = field(default_factory=dict)
+    """Number of a layer, from 1 -> mask that its attention took."""
 
 
 class LightningIndexer(Cell):
@@ -88,23 +102,18 @@ class LightningIndexer(Cell):
         factor = (sizes.num_heads * sizes.head_dim) ** -0.5
         return q, k.reshape((*place, sizes.head_dim)), ops.scaled(weights, factor)
 
-    def attend_cached(
-        self,
-        core: CoreAttention,
-        heads: tuple[Tensor, Tensor, Tensor],
-        index: tuple[Tensor, ...],
-        inference_params: InferenceContext,
+    def choose_cached(
+        self, core: CoreAttention, index: tuple[Tensor, ...], inference_params: InferenceContext
     ) -> Tensor:
-        """Attention to the chosen keys of a cache; see ``InferenceContext.attend_chosen``."""
+        """What new tokens do not see of a cache; see ``InferenceContext.choose``."""
         q, k, weights = index
-        return inference_params.attend_chosen(
+        sizes = self.sizes
+        return inference_params.choose(
             self.layer_number,
-            heads,
             (q, k, weights),
             causal=core.is_causal,
-            scale=self.scale,
-            topk=self.sizes.topk,
-            rectified=self.sizes.rectified,
+            topk=sizes.topk,
+            rectified=sizes.rectified,
         )
 
     def _whole(self, x: Tensor) -> Tensor:
@@ -133,6 +142,7 @@ class LightningIndexer(Cell):
         self,
         core: CoreAttention,
         attention_mask: AttentionMask,
+        choices: dict[int, Tensor],
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -141,7 +151,7 @@ class LightningIndexer(Cell):
         """Attention to the chosen keys: q, k, v [s, B, N, E] -> [s, B, N * E].
 
         In training the loss of the indexer is attached to the result. ``index`` is what a call of
-        this layer returned.
+        this layer returned. What is hidden is left in ``choices`` under the number of the layer.
 
         Raises:
             ValueError: a dense mask.
@@ -150,7 +160,8 @@ class LightningIndexer(Cell):
         hidden = self._hidden(q.shape[0], core.is_causal, attention_mask)
         scores = ops.index_scores(index[0], self._all_keys(index[1]), index[2], sizes.rectified)
         chosen = ops.hidden_but_top(autograd.detach(scores), hidden, sizes.topk)
-        context = core(q, k, v, self._of_ring(chosen))
+        choices[self.layer_number] = self._of_ring(chosen)
+        context = core(q, k, v, choices[self.layer_number])
         if not (self.training and autograd.is_grad_enabled() and sizes.loss_coeff):
             return context
         if sizes.has_sparse_loss:

@@ -35,7 +35,7 @@ from mindspeed_ms.legacy.model.attention import (
 )
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType
 from mindspeed_ms.legacy.model.from_spec import column_linear, row_linear, whole_linear
-from mindspeed_ms.legacy.model.lightning_indexer import LightningIndexer
+from mindspeed_ms.legacy.model.lightning_indexer import Choices, LightningIndexer
 from mindspeed_ms.legacy.model.norm import norm_from_spec
 from mindspeed_ms.legacy.model.rotary_pos_embedding import RotaryEmbedding
 from mindspeed_ms.legacy.model.unserved import refuse_unserved
@@ -163,7 +163,8 @@ class MultiLatentAttention(Cell):
         self.core_attention = CoreAttention(
             layer_number, config, attn_mask_type, spec=spec.core_attention, groups=groups
         )
-        self.indexer = None
+        self.indexer, self.chooser, self.choices = None, spec.chooser, Choices()
+        self.scale = spec.core_attention.scale
         if spec.indexer is not None:
             self.indexer = LightningIndexer(
                 config,
@@ -172,6 +173,7 @@ class MultiLatentAttention(Cell):
                 scale=spec.core_attention.scale,
                 groups=groups,
             )
+        if spec.indexer is not None or spec.chooser is not None:
             self.core_attention.dropout_rate = 0.0  # Megatron's sparse attention has none
         # Megatron builds the output projection first, and weights are drawn in that order.
         self.out_proj = row_linear(spec.out_proj, config, groups)
@@ -227,12 +229,8 @@ class MultiLatentAttention(Cell):
 
         def attend(narrow_q: Tensor, narrow_kv: Tensor, turned: Tensor, *index: Tensor) -> Tensor:
             heads = self._heads(narrow_q, narrow_kv, turned, rotary_pos_emb)
-            if inference_params is not None and self.indexer is not None:
-                return self.indexer.attend_cached(
-                    self.core_attention, heads, index, inference_params
-                )
             if inference_params is not None:
-                return self.core_attention.attend_cached(*heads, inference_params)
+                return self._attend_cached(heads, index, inference_params)
             return self._attend(*heads, attention_mask, index)
 
         if self.projects_again:
@@ -240,6 +238,21 @@ class MultiLatentAttention(Cell):
         else:
             context = attend(narrow_q, narrow_kv, turned, *index)
         return self.out_proj(context)
+
+    def _attend_cached(
+        self,
+        heads: tuple[Tensor, Tensor, Tensor],
+        index: tuple[Tensor, ...],
+        inference_params: InferenceContext,
+    ) -> Tensor:
+        core = self.core_attention
+        if self.indexer is not None:
+            hidden = self.indexer.choose_cached(core, index, inference_params)
+        elif self.chooser is not None:
+            hidden = inference_params.chosen[self.chooser]
+        else:
+            return core.attend_cached(*heads, inference_params)
+        return inference_params.attend_chosen(core.layer_number, heads, hidden, self.scale)
 
     def row_factors(
         self, tops: Numbers, limit: float, alpha: float
@@ -301,11 +314,12 @@ class MultiLatentAttention(Cell):
             q_SBND = ops.join_columns((q_SBND,), value_dim - query_dim)
             k_SBND = ops.join_columns((k_SBND,), value_dim - query_dim)
         again = self.attends_again and not self.projects_again
+        core, choices = self.core_attention, self.choices.current
         if self.indexer is None:
-            attend = self.core_attention.attend
-            context = attend(q_SBND, k_SBND, v_SBNV, attention_mask, again=again)
+            mask = attention_mask if self.chooser is None else choices[self.chooser]
+            context = core.attend(q_SBND, k_SBND, v_SBNV, mask, again=again)
         else:
-            attend = partial(self.indexer.attend, self.core_attention, attention_mask)
+            attend = partial(self.indexer.attend, core, attention_mask, choices)
             inputs = (q_SBND, k_SBND, v_SBNV, *index)
             context = checkpoint(attend, *inputs) if again else attend(*inputs)
         if value_dim >= query_dim:

@@ -103,7 +103,7 @@ class NativeParts:
             result.qkv = self._of(attention.qkv_proj)
             result.q_norm = self.norm(attention.q_layernorm)
             result.k_norm = self.norm(attention.k_layernorm)
-        elif type(attention) is MultiLatentAttention and attention.indexer is None:
+        elif type(attention) is MultiLatentAttention and _sees_all(attention):
             result.latent = self._address(self._latent(attention))
         else:
             raise UnknownPartError(type(attention).__name__)
@@ -242,6 +242,11 @@ class NativeParts:
         """Address of a structure that is kept."""
         self._kept.append(structure)
         return ctypes.addressof(structure)
+
+
+def _sees_all(attention: MultiLatentAttention) -> bool:
+    """Whether no indexer chooses its keys."""
+    return attention.indexer is None and attention.chooser is None
 
 
 def _sizes(attention: Cell) -> tuple[int, int, int, int, bool]:

@@ -42,6 +42,7 @@ from mindspeed_ms.legacy.model.attention import (
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, LayerType
 from mindspeed_ms.legacy.model.gated_delta_net import GatedDeltaNet
 from mindspeed_ms.legacy.model.initialization import StageDraws
+from mindspeed_ms.legacy.model.lightning_indexer import Choices
 from mindspeed_ms.legacy.model.mlp import ParallelMLP
 from mindspeed_ms.legacy.model.moe.moe_layer import MoELayer
 from mindspeed_ms.legacy.model.multi_latent_attention import MultiLatentAttention
@@ -431,6 +432,11 @@ class ParallelTransformer(Cell):
             )
             layers.append((index, built))
         self.layers = TransformerLayers(layers)
+        self._choices = Choices()
+        for _, layer in layers:
+            attention = getattr(layer, "attention", None)
+            if isinstance(attention, MultiLatentAttention):
+                attention.choices = self._choices
         self._groups = plan.groups
         self.final_norm = None
         if post_process and post_norm and spec.final_norm is not None:
@@ -458,10 +464,11 @@ class ParallelTransformer(Cell):
             hidden_states = self._stage_input.tensor
         if self.batch_first:
             hidden_states = exchanged(hidden_states)
-        layers = dict(self.layers.name_cells())
+        layers, own = dict(self.layers.name_cells()), dict[int, Tensor]()
         for group in self._groups:
 
             def run(x: Tensor, indices: tuple[int, ...] = group.layers) -> Tensor:
+                self._choices.current = own  # backward may come back to an earlier forward
                 for index in indices:
                     x = layers[str(index)](x, attention_mask, rotary_pos_emb, inference_params)
                 return x

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from mindspeed_ms.training.flags.compact import compact
-from mindspeed_ms.training.flags.row import Field, Flag, NoEffect, Refused, in_group, off, on, value
+from mindspeed_ms.training.flags.row import Field, Flag, NoEffect, in_group, off, on, value
 
 ROWS: tuple[Flag, ...] = (
     *in_group(
@@ -46,17 +46,14 @@ ROWS: tuple[Flag, ...] = (
             value(
                 "--dsa-indexer-topk-freq",
                 int,
-                Refused(
-                    "every layer chooses its own keys",
-                    "leave it out: each layer then has an indexer",
-                    harmless=("1",),
-                ),
+                Field("model_config.dsa_indexer_topk_freq"),
                 1,
+                small=1,
             ),
             value(
                 "--dsa-indexer-skip-topk-offset",
                 int,
-                NoEffect("only read with --dsa-indexer-topk-freq above 1, which is refused"),
+                Field("model_config.dsa_indexer_skip_topk_offset"),
                 0,
             ),
         ],

@@ -35,6 +35,7 @@ SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
                 *("dsa_indexer_n_heads", "dsa_indexer_head_dim", "dsa_indexer_topk"),
                 *("dsa_indexer_loss_coeff", "dsa_indexer_use_sparse_loss"),
                 *("dsa_indexer_k_norm_epsilon", "dsa_indexer_scoring_relu", "dsa_indexer_rope"),
+                *("dsa_indexer_topk_freq", "dsa_indexer_skip_topk_offset"),
             ),
         ),
         "--mtp-num-layers": (

@@ -8,8 +8,9 @@ from tiny_models import LLAMA, NO_BIAS, model_config
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.config import DatasetConfig
+from mindspeed_ms.config import DatasetConfig, ModelParallelConfig
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
+from mindspeed_ms.config.rules import check_layers_and_stages
 from mindspeed_ms.core import aux_losses
 from mindspeed_ms.core.parameter import named_parameters
 from mindspeed_ms.core.tensor_parallel.random import seed_initialization
@@ -167,6 +168,87 @@ def test_what_does_not_go_together_is_refused(name):
     changes, words = BAD[name]
     with pytest.raises(ValueError, match=words):
         settings(**changes)
+
+
+SHARED = {"num_layers": 5, "dsa_indexer_topk_freq": 3, "dsa_indexer_skip_topk_offset": 1}
+RECOMPUTED = {
+    "nothing": {},
+    "each layer": {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    },
+    "pairs": {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 2,
+    },
+    "cores": {"recompute_granularity": "selective"},
+}
+
+
+def trained(**changes):
+    """(masks by layer, loss, gradients) of two micro-batches; backward starts with the first."""
+    seed_initialization(3)
+    model = GPTModel(settings(**SHARED, vocab_size=32, **changes)).set_train(True)
+    masks = {}
+    for layer in model.language_model.encoder.layers:
+        core = layer.attention.core_attention
+
+        def note(*heads, core=core, plain=core.construct):
+            masks.setdefault(core.layer_number, []).append(heads[3])
+            return plain(*heads)
+
+        core.construct = note
+    aux_losses.begin_step(1.0)
+    autograd.enable()
+    losses = []
+    for seed in range(2):
+        ids = np.random.RandomState(seed).randint(0, 32, (BATCH, SEQ)).astype(np.int32)
+        ids, ones = memory.from_numpy(ids), memory.from_numpy(np.ones((BATCH, SEQ), np.float32))
+        places = memory.from_numpy(np.tile(np.arange(SEQ, dtype=np.int32), (BATCH, 1)))
+        losses.append(model(ids, places, None, ones, labels=ids))
+    for loss in losses:
+        autograd.backward(loss, memory.from_numpy(np.ones(loss.shape, np.float32)))
+    grads = {name: autograd.get_grad(param) for name, param in named_parameters(model)}
+    return masks, {name: ref.values(g) for name, g in grads.items() if g is not None}
+
+
+def test_layers_between_see_what_their_chooser_chose():
+    masks, grads = trained()
+    held = {name.partition("layers.")[2][0] for name in grads if ".indexer." in name}
+    assert held == {"0", "3"}
+    for micro_batch in range(2):
+        seen = {layer: found[micro_batch] for layer, found in masks.items()}
+        assert seen[1] is seen[2] is seen[3] is not seen[4]
+        assert seen[4] is seen[5]
+    assert masks[1][0] is not masks[1][1]
+
+
+@pytest.mark.parametrize("form", [name for name in RECOMPUTED if name != "nothing"])
+def test_recomputed_layers_see_what_was_chosen_in_their_forward(form):
+    _, plain = trained()
+    _, again = trained(**RECOMPUTED[form])
+    assert plain.keys() == again.keys()
+    for name, grad in plain.items():
+        np.testing.assert_array_equal(grad, again[name], err_msg=name)
+
+
+def test_choosers_follow_the_rule_of_megatron():
+    config = settings(num_layers=12, dsa_indexer_topk_freq=4, dsa_indexer_skip_topk_offset=3)
+    found = [config.chooser_of(layer, 12) + 1 for layer in range(14)]
+    assert found == [1, 2, 3, 3, 3, 3, 7, 7, 7, 7, 11, 11, 13, 14]
+    config = settings(num_layers=4, dsa_indexer_topk_freq=2)
+    assert [config.chooser_of(layer, 4) for layer in range(4)] == [0, 0, 2, 2]
+
+
+def test_a_chunk_begins_with_a_layer_that_chooses():
+    parallel = ModelParallelConfig(pipeline_model_parallel_size=2)
+    model = settings(num_layers=4, dsa_indexer_topk_freq=2)
+    check_layers_and_stages(model, parallel)
+    model = settings(num_layers=4, dsa_indexer_topk_freq=4)
+    with pytest.raises(ValueError, match="layer 2 sees the keys that layer 0 chooses"):
+        check_layers_and_stages(model, parallel)
 
 
 def test_names_are_those_of_megatron():
