@@ -16,7 +16,7 @@ from mindspeed_ms.core.context_parallel import count_over_sequence
 from mindspeed_ms.core.pipeline_parallel.schedules import LossFunc
 from mindspeed_ms.core.timers import timed
 from mindspeed_ms.engine.datasets import MODEL_INPUTS, get_batch
-from mindspeed_ms.engine.shared_sequences import SharedSequences
+from mindspeed_ms.engine.shared_sequences import OwnSteps, SharedSequences
 
 GetBatch = Callable[[Iterator], Any]
 """(data iterator) -> model arguments by name, or the five tensors of Megatron's ``get_batch``."""
@@ -95,9 +95,11 @@ def megatron_forward_step(
     ``(loss, report)``: a mean over the micro-batch. ``(sum, number of tokens, report)``: the mean
     is taken here. A reported value is a mean, or a (sum, number of tokens) pair.
     """
+    steps = OwnSteps()
 
     def forward_step(data_iterator: Iterator, model: Any) -> tuple[Tensor, LossFunc]:
-        output, user_loss = user_step(data_iterator, model)
+        with steps.watched():
+            output, user_loss = user_step(data_iterator, model)
 
         def loss_func(output: Tensor) -> tuple[Tensor, float, dict[str, tuple[Any, Any]]]:
             result = user_loss(output)

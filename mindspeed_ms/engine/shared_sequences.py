@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -72,6 +74,40 @@ class SharedSequences:
             return model(**_joined(batch, group))
         finally:
             expected.length = None
+
+
+class OwnSteps:
+    """Watches steps that take their batch and call their model themselves.
+
+    Nothing is mended here: sequences that reach layers whole, cut twice, or cut in contiguous parts
+    where a ring has others are refused.
+    """
+
+    def __init__(self) -> None:
+        self._is_first = True
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around such a step."""
+        if not parallel_state.model_parallel_is_initialized():
+            yield
+            return
+        config, group = get_all_config(), parallel_state.get_context_parallel_group()
+        context = context_parallel(config.parallel_config)
+        if context is None:
+            yield
+            return
+        expected = handed.current()
+        length = config.model_config.seq_length // group.size
+        expected.length, expected.may_differ = length, True
+        own = tuple(range(group.rank * length, (group.rank + 1) * length))
+        is_other = tuple(context.positions(config.model_config.seq_length)) != own
+        expected.neighbours = own if self._is_first and is_other and group.rank else None
+        self._is_first = False
+        try:
+            yield
+        finally:
+            expected.length, expected.may_differ, expected.neighbours = None, False, None
 
 
 def _joined(batch: dict[str, Any], group: Group) -> dict[str, Any]:

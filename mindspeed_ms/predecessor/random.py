@@ -8,7 +8,7 @@ tracker, ``mint`` and ``ops`` from MindSpore's generator, whose state is kept pe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import mindspore as ms
@@ -64,6 +64,9 @@ class RNGStateTracer:
     def rng_fork(self, mode: str = TENSOR_PARALLEL_GENERATOR) -> Iterator[None]:
         """Draw from a stream in a block; without effect before ``set_rng_seed``.
 
+        Layers of the package follow the streams of ``set_rng_seed``; a stream that a script starts
+        itself is MindSpore's only.
+
         Raises:
             RuntimeError: no stream of that name.
         """
@@ -77,7 +80,8 @@ class RNGStateTracer:
         before = ms.get_rng_state()
         ms.set_rng_state(self._states[mode])
         try:
-            with get_rng_tracker().fork(mode):
+            tracker = get_rng_tracker()
+            with tracker.fork(mode) if mode in tracker.get_states() else nullcontext():
                 yield
         finally:
             self._states[mode] = ms.get_rng_state()

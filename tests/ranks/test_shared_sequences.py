@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pipeline_runs
 import pytest
+from dist import RankFailure
 from mindspore import ops
 
 from mindspeed_ms.backend import memory
@@ -83,6 +84,58 @@ def check(dist_run, ranks, algorithms):
 
 def test_whoever_cuts_a_shared_sequence_the_losses_are_those_of_one_rank(dist_run):
     check(dist_run, 2, ["ulysses_cp_algo", "megatron_cp_algo"])
+
+
+def own_step_worker(algo, model_cuts, loader_cuts):
+    """Losses with a forward step of Megatron's kind, which calls its model itself."""
+    parallel_state.destroy_model_parallel()
+    flags = ["--context-parallel-size", "2", "--context-parallel-algo", algo] if algo else []
+    pipeline_runs.start("llama", ["--num-attention-heads", "4", *flags])
+    kind, read = CuttingModel if model_cuts else GPTModel, get_batch if loader_cuts else whole_batch
+    steps = []
+
+    def own_step(data_iterator, model):
+        return model(**read(data_iterator)), lambda loss: (loss, {"lm loss": loss})
+
+    class Endless:
+        def __iter__(self):
+            return pipeline_runs.micro_batches()
+
+    pretrain(
+        None,
+        lambda pre_process, post_process: kind(
+            get_all_config().model_config, pre_process=pre_process, post_process=post_process
+        ),
+        forward_step_func=own_step,
+        all_config=get_all_config(),
+        train_data_loader=Endless(),
+        on_step=steps.append,
+    )
+    return [step.losses["lm loss"] for step in steps]
+
+
+def test_a_step_of_the_users_own_has_the_losses_of_one_rank(dist_run):
+    cuts = {"model_cuts": True, "loader_cuts": False}
+    (expected,) = dist_run(own_step_worker, ranks=1, algo=None, **cuts)
+    *_, found = dist_run(own_step_worker, ranks=2, algo="ulysses_cp_algo", **cuts)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("algo", "model_cuts", "loader_cuts", "line"),
+    [
+        ("ulysses_cp_algo", True, True, "it cuts what is cut"),
+        ("ulysses_cp_algo", False, False, "cut whole sequences with"),
+        ("megatron_cp_algo", True, False, "a contiguous part of the sequence"),
+    ],
+)
+def test_a_step_of_the_users_own_gets_its_parts_compared(
+    dist_run, algo, model_cuts, loader_cuts, line
+):
+    with pytest.raises(RankFailure, match=line):
+        dist_run(
+            own_step_worker, ranks=2, algo=algo, model_cuts=model_cuts, loader_cuts=loader_cuts
+        )
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mindspeed_ms.core import run_state
@@ -18,6 +19,10 @@ class Handed:
 
     length: int | None = None
     """Tokens of a sequence on this rank; None: not known."""
+    may_differ: bool = False
+    """Sequences may be of other lengths, too, but not uncut and not cut twice."""
+    neighbours: tuple[int, ...] | None = None
+    """Positions of this rank if parts were contiguous, where they are not; None: not compared."""
 
 
 def current() -> Handed:
@@ -39,6 +44,9 @@ def check_length(length: int, ranks: int) -> None:
     expected = current().length
     if expected is None or length == expected:
         return
+    uncut = expected * ranks
+    if current().may_differ and length * ranks != expected and length != uncut:
+        return
     if length * ranks == expected:
         raise CutAgainError(
             f"the model passes {length} of this rank's {expected} tokens of a sequence to its "
@@ -48,3 +56,23 @@ def check_length(length: int, ranks: int) -> None:
         f"the model passes {length} tokens of a sequence to its layers, but this rank of {ranks} "
         f"has {expected}; cut whole sequences with get_batch_on_this_cp_rank"
     )
+
+
+def check_positions(first_row: Callable[[], Sequence[int]]) -> None:
+    """Compare positions that reached the layers with parts that a ring does not have, once.
+
+    Args:
+        first_row: reads the positions of the first sequence.
+
+    Raises:
+        ValueError: they are those of a contiguous part.
+
+    """
+    expected = current()
+    neighbours, expected.neighbours = expected.neighbours, None
+    if neighbours is not None and tuple(first_row()) == neighbours:
+        raise ValueError(
+            f"the model passes positions {neighbours[0]} to {neighbours[-1]} to its layers, a "
+            "contiguous part of the sequence, which megatron_cp_algo does not have on a rank; cut "
+            "with get_batch_on_this_cp_rank, or use ulysses_cp_algo"
+        )

@@ -309,6 +309,8 @@ class TransformerLanguageModel(Cell):
         ids = enc_input_ids if enc_position_ids is None else enc_position_ids
         if self.context is not None and ids is not None:
             handed.check_length(ids.shape[1], self.context.size)
+        if self.context is not None and enc_position_ids is not None:
+            handed.check_positions(lambda: enc_position_ids[0].asnumpy().tolist())
         hidden_states = None
         if self.pre_process:
             hidden_states = self.embedding(enc_input_ids, enc_position_ids, tokentype_ids)
