@@ -368,7 +368,9 @@ ROWS: tuple[Row, ...] = (
     ),
     changes("eod_mask_loss", f"{DOCUMENTS} --eod_mask_loss", "loss", DOCUMENTS),
     elsewhere(
-        "pad_token_id", "tests/unit/config/test_guide_arguments.py", "stored; the tokenizer decides"
+        "pad_token_id",
+        "tests/unit/engine/test_loader_batches.py",
+        "labels of that token do not count in the loss",
     ),
     elsewhere("eos_token_id", "tests/unit/legacy/test_eos_mask.py", "ends documents in `EosMask`"),
     elsewhere(

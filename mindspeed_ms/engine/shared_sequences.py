@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from mindspore import Tensor
+from mindspore.common import dtype as mstype
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, memory
@@ -19,6 +20,7 @@ from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.micro_batches import MODEL_INPUTS, share_of_batch
 
 _MASK = "attention_mask"
+_CUT = ("tokens", "position_ids", "loss_mask")
 
 
 class SharedSequences:
@@ -61,8 +63,10 @@ class SharedSequences:
         Parallelism: collective over the context parallel group when the model cuts.
         """
         group, tokens = self._sharers, batch.get("tokens")
-        if group is None or tokens is None:
+        if group is None:
             return model(**batch)
+        if tokens is None:
+            return model(**_with_something_to_cut(batch, getattr(model, "module", model)))
         expected = handed.current()
         expected.length = tokens.shape[1]
         try:
@@ -108,6 +112,24 @@ class OwnSteps:
             yield
         finally:
             expected.length, expected.may_differ, expected.neighbours = None, False, None
+
+
+def _with_something_to_cut(batch: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Zeros for what a middle stage has no batch of: its layers read none, but its model may cut.
+
+    Raises:
+        ValueError: the model would make a mask from the zeros.
+    """
+    if getattr(model, "eod_mask", None) is not None and batch.get(_MASK) is None:
+        raise ValueError(
+            "the model makes its mask from tokens (eod), which middle stages of a pipeline do not "
+            "read; set reset_attention_mask, whose masks reach every stage"
+        )
+    config = get_all_config()
+    shape = (config.dataset_config.batch_size, config.model_config.seq_length)
+    zeros = memory.zeros(shape, mstype.int32)
+    missing = [name for name in _CUT if batch.get(name) is None]
+    return {**batch, **dict.fromkeys(missing, zeros)}
 
 
 def _joined(batch: dict[str, Any], group: Group) -> dict[str, Any]:

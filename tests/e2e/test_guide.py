@@ -113,6 +113,12 @@ def losses_in(text):
     return [(int(step), float(loss)) for step, loss in re.findall(shape, text)]
 
 
+def many(count, port):
+    """How ``count`` ranks start the script."""
+    sizes = ["--worker_num", str(count), "--local_worker_num", str(count), "--join", "True"]
+    return ["msrun", *sizes, "--master_port", str(port), "--log_dir", "log", "pretrain_gpt.py"]
+
+
 def run(words, folder):
     result = subprocess.run(
         words,
@@ -160,6 +166,25 @@ def test_the_guides_script_trains_with_both_models(tmp_path):
     assert [step for step, _ in runs[0]] == [1, 2, 3, 4]
     assert 5.5 < runs[0][0][1] < 7.5
     assert runs[0] == runs[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["ulysses_cp_algo", "megatron_cp_algo"])
+def test_the_guides_model_shares_sequences_on_middle_stages(tmp_path, algo):
+    found = {}
+    for count, flags in (
+        (1, []),
+        (6, ["--context-parallel-size", "2", "--context-parallel-algo", algo]),
+    ):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        write_script(folder, own_model=True, tensor=1, stages=3 if count > 1 else 1, chunks=None)
+        start = many(count, 24371) if count > 1 else [sys.executable, "pretrain_gpt.py"]
+        text = run([*start, *flags], folder)
+        text += "".join(log.read_text(errors="replace") for log in folder.glob("log/worker_*.log"))
+        found[count] = losses_in(text)[:4]
+    assert len(found[1]) == 4
+    assert found[6] == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in found[1]]
 
 
 @pytest.mark.slow

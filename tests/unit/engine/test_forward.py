@@ -8,6 +8,7 @@ import pytest
 from mindspeed_ms.backend import memory
 from mindspeed_ms.engine.datasets import EndlessLoader, get_batch
 from mindspeed_ms.engine.forward_step import default_forward_step, megatron_forward_step
+from mindspeed_ms.engine.shared_sequences import _with_something_to_cut
 
 
 def _batch():
@@ -83,3 +84,11 @@ def test_mindspore_datasets_are_read_as_arrays():
             return iter([{"tokens": 1}])
 
     assert next(EndlessLoader(Dataset())) == {"tokens": 1}
+
+
+def test_a_middle_stage_makes_no_mask_of_documents_from_zeros():
+    class Model:
+        eod_mask = object()
+
+    with pytest.raises(ValueError, match="set reset_attention_mask"):
+        _with_something_to_cut({"tokens": None, "attention_mask": None}, Model())
