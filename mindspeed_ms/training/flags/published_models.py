@@ -227,10 +227,16 @@ ROWS: tuple[Flag, ...] = (
     *compact(
         "refused: other layers",
         Refused("layers of this kind are not available", "use the flags of a plain GPT layer"),
-        """
---enable-dsa-indexer
---lm-norm-weight
-""",
+        "--lm-norm-weight",
+    ),
+    *compact(
+        "refused: other layers",
+        Refused(
+            "the sizes of its indexer are stated by Megatron's flags",
+            "use --experimental-attention-variant dsa with --dsa-indexer-n-heads, "
+            "--dsa-indexer-head-dim and --dsa-indexer-topk",
+        ),
+        "--enable-dsa-indexer",
     ),
 )
 """Every one of them."""
