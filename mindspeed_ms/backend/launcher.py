@@ -21,6 +21,8 @@ from pathlib import Path
 
 import psutil
 
+from mindspeed_ms.backend.plain_parser import PlainParser
+
 PID_VARIABLE = "MINDSPEED_MS_LAUNCHER"
 """Process id of a launcher of this project, set for the processes it starts."""
 STARTED_VARIABLE = "MINDSPEED_MS_JOB_STARTED"
@@ -68,7 +70,7 @@ class Launcher:
         return os.getppid() != self.pid
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(PlainParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         """A command line that msrun itself would refuse."""
         raise ValueError(message)

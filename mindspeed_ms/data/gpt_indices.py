@@ -17,9 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_ms.backend import bars
+from mindspeed_ms.backend.host_memory import free_memory
 from mindspeed_ms.data.native import native_indices
 
 _ROWS_PER_BLOCK = 1 << 22
+_ALWAYS_THERE = 1 << 28
+"""Bytes of an index below which no host is asked."""
+
 _SEPARATE_BELOW = 0.80
 
 
@@ -165,6 +169,11 @@ def build_gpt_indices(
     """Build the three arrays from one random stream: documents first, then samples."""
     tokens_per_epoch = int(sequence_lengths[documents].sum(dtype=np.int64))
     plan = plan_epochs(tokens_per_epoch, num_samples, sequence_length, extra_token)
+    _require_memory(
+        plan.num_epochs * len(documents),
+        plan.num_epochs * tokens_per_epoch // sequence_length,
+        plan.num_epochs,
+    )
     rng = np.random.RandomState(random_seed)
     with bars.bar("building sample indices", 3, "index") as progress:
         document_index = build_document_index(documents, plan, rng)
@@ -183,6 +192,29 @@ def build_gpt_indices(
         shuffle_index = build_shuffle_index(first, total, rng)
         progress.update()
     return GPTIndices(document_index, sample_index, shuffle_index)
+
+
+def _require_memory(visits: int, samples: int, num_epochs: int) -> None:
+    """Ask for the room of the arrays before it is taken.
+
+    Args:
+        visits: rows of the document index.
+        samples: rows of the other two.
+        num_epochs: passes over the data, for the error.
+
+    Raises:
+        ValueError: the host has not as much left.
+    """
+    needed = np.dtype(np.int32).itemsize * (visits + 3 * samples)
+    if needed < _ALWAYS_THERE:
+        return
+    free = free_memory()
+    if needed > free.num_bytes:
+        raise ValueError(
+            f"the order of {samples} samples ({num_epochs} passes over the data) takes "
+            f"{needed / 1e9:.1f} GB of memory, but {free.limit} has {free.num_bytes / 1e9:.1f} GB "
+            "left; shorten training, or take more data"
+        )
 
 
 def are_indices_of(

@@ -7,6 +7,7 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, device
 from mindspeed_ms.config import AllConfig, unsupported_reason
 from mindspeed_ms.core import run_state
+from mindspeed_ms.core.optimizer.optimizer_param_scheduler import make_param_schedule
 from mindspeed_ms.engine.agreement import require_agreement
 from mindspeed_ms.engine.batch_counts import calculator_of
 from mindspeed_ms.engine.current_config import set_all_config
@@ -29,7 +30,19 @@ def check_configuration(all_config: AllConfig) -> None:
     require_agreement(all_config)
     comm.set_timeout(all_config.parallel_config.distributed_timeout_minutes)
     all_config.validate(comm.get_world_size())
+    check_schedule(all_config, comm.get_world_size())
     refuse_unsupported(all_config)
+
+
+def check_schedule(all_config: AllConfig, world_size: int) -> None:
+    """Refuse a course of the learning rate that training of this length cannot have.
+
+    Raises:
+        ValueError: see ``make_param_schedule``.
+    """
+    training, optimizer = all_config.training_config, all_config.optimizer_config
+    if training.train_samples or training.training_iters:  # else a loader says it later
+        make_param_schedule(training, optimizer, all_config.global_batch_size(world_size))
 
 
 def refuse_unsupported(all_config: AllConfig) -> None:

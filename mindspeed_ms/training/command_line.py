@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from mindspeed_ms.backend.plain_parser import PlainParser
 from mindspeed_ms.backend.spokesman import is_first_of_host
 from mindspeed_ms.training.entry import USER_ERROR_STATUS, say
 from mindspeed_ms.training.flags import BY_NAME, ROWS, EntryPoint, Field, Flag, Refused
@@ -150,7 +151,7 @@ def _as_typed(values: Any) -> str:
     return " ".join(map(str, values)) if isinstance(values, list) else str(values)
 
 
-class CommandLineParser(argparse.ArgumentParser):
+class CommandLineParser(PlainParser):
     """Ends with one line and status 2 when the command line is wrong."""
 
     def error(self, message: str) -> NoReturn:

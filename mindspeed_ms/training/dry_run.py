@@ -16,6 +16,7 @@ from mindspeed_ms.data.tokenizers import build_tokenizer
 from mindspeed_ms.engine.datasets import require_rows, tokenizer_of
 from mindspeed_ms.engine.observe.record import FILE_NAME, read_record
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
+from mindspeed_ms.engine.start import check_schedule
 from mindspeed_ms.planning.calibrate import Measured, calibrated
 from mindspeed_ms.planning.plan import make_plan
 from mindspeed_ms.planning.report import plan_lines
@@ -72,6 +73,7 @@ def resolve(args: argparse.Namespace) -> Resolved:
         assumptions.append(f"{world_size} ranks, the fewest that fit; give --world-size for others")
     validate_args(args, world_size)
     config = with_teacher(init_configs_from_args(args)).validate(world_size)
+    check_schedule(config, world_size)
     assumptions += _compare_vocabulary(config)
     return Resolved(config, world_size, tuple(assumptions))
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_ms.backend import addresses, env, launcher
+from mindspeed_ms.backend.plain_parser import PlainParser
 from mindspeed_ms.backend.torchrun.options import LaunchError
 from mindspeed_ms.backend.torchrun.run import Part, master_address, run
 
@@ -36,7 +37,7 @@ _DEFAULTS = {"master_addr": "127.0.0.1", "worker_log_name": "worker", "tail_work
 _CLUSTER = "mindspore.parallel.cluster"
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(PlainParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         """Raise instead of leaving, so that the caller prints one line."""
         raise LaunchError(message)

@@ -8,6 +8,8 @@ import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mindspeed_ms.backend.plain_parser import PlainParser
+
 DEFAULT_PORT = 29500
 _IGNORED_VALUES = (
     "--rdzv-backend",
@@ -71,7 +73,7 @@ class Request:
         return self.nodes * self.ranks_per_node
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(PlainParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         """Raise instead of leaving, so that the caller prints one line."""
         raise LaunchError(message)

@@ -15,6 +15,7 @@ from typing import Any
 
 from mindspeed_ms.data.tokenizers import optional_libraries, pipelines, tiktoken_ranks
 from mindspeed_ms.data.tokenizers.byte_level import read_json
+from mindspeed_ms.data.tokenizers.gap_tokens import sentinels
 from mindspeed_ms.data.tokenizers.pipelines import PIPELINES, Vocabulary
 from mindspeed_ms.data.tokenizers.sentencepiece_model import (
     Pieces,
@@ -249,8 +250,8 @@ def _from_pieces(
         settings |= {**pieces.named, **settings}
         return as_tokenizer(pieces, names, settings.get("legacy", True))
     if class_name == "T5Tokenizer":
-        sentinels = reversed(_sentinels(settings["extra_ids"]))
-        entries = [*pieces.pieces, *((text, 0.0) for text in sentinels)]
+        gaps = reversed(sentinels(settings["extra_ids"]))
+        entries = [*pieces.pieces, *((text, 0.0) for text in gaps)]
         return pipelines.build(class_name, Vocabulary(entries, [], pieces.charsmap), settings)
     vocab = pieces.vocab()
     return pipelines.build(class_name, Vocabulary(vocab, merges_by_id(vocab)), settings)
@@ -282,16 +283,11 @@ def _from_tiktoken(
     return tokenizer
 
 
-def _sentinels(count: int) -> list[str]:
-    """T5's tokens for gaps in a text."""
-    return [f"<extra_id_{number}>" for number in range(count)]
-
-
 def _add_sentinels(settings: dict[str, Any]) -> None:
     """The sentinels are special tokens; a list that names some names all."""
     others = settings.get(OLD_EXTRA) or []
     if not any("<extra_id_" in str(token) for token in others):
-        settings[OLD_EXTRA] = [*others, *_sentinels(settings["extra_ids"])]
+        settings[OLD_EXTRA] = [*others, *sentinels(settings["extra_ids"])]
 
 
 # ---- special tokens ----

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from mindspeed_ms.data.tokenizers.gap_tokens import sentinels
 from mindspeed_ms.data.tokenizers.sentencepiece_model import load_processor
 
 
@@ -46,8 +47,8 @@ class SentencePieceTokenizer:
         self.pad = self._add_special(self._piece_or(model.pad_id(), "<PAD>"))
         self.bos = self._add_special(self._piece_or(model.bos_id(), "<BOS>"))
         self.eos = self._add_special(self._piece_or(model.eos_id(), "<EOS>"))
-        for number in range(vocab_extra_ids):
-            self._add_special(f"<extra_id_{number}>")
+        for sentinel in sentinels(vocab_extra_ids, "vocab_extra_ids"):
+            self._add_special(sentinel)
         self.inv_vocab = {number: piece for piece, number in self.vocab.items()}
         self._special_by_id = {number: piece for piece, number in self._special.items()}
         self._pattern = re.compile("(" + "|".join(map(re.escape, self._special)) + ")")

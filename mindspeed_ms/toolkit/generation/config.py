@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +251,9 @@ def of_file(options: Mapping[str, Any]) -> GenerationConfig:
     return config
 
 
+_SWITCHES = frozenset(name for name, value in DEFAULTS.items() if isinstance(value, bool)) - {
+    "early_stopping"
+}
 _COUNTS = {
     "max_length": 1,
     "max_new_tokens": 1,
@@ -261,6 +266,84 @@ _COUNTS = {
 }
 """Options that are whole numbers, and the smallest of each."""
 
+_NUMBERS = frozenset(
+    {name for name, value in DEFAULTS.items() if isinstance(value, float)}
+    | {"max_time", "min_p", "top_h"}
+)
+
+
+def _is_switch(given: Any) -> bool:
+    return given in (True, False)
+
+
+def _is_number(given: Any) -> bool:
+    return isinstance(given, Real) and not isinstance(given, bool) and math.isfinite(given)
+
+
+def _is_id(given: Any) -> bool:
+    return isinstance(given, Integral) and not isinstance(given, bool) and abs(given) < 1 << 63
+
+
+def _is_row(given: Any) -> bool:
+    return not isinstance(given, str | bytes | Mapping)
+
+
+def _are_ids(given: Any) -> bool:
+    return _is_row(given) and all(map(_is_id, given))
+
+
+def _are_ends(given: Any) -> bool:
+    return _is_id(given) or _are_ids(given)
+
+
+def _are_sequences(given: Any) -> bool:
+    return _is_row(given) and all(map(_are_ids, given))
+
+
+def _are_biases(given: Any) -> bool:
+    pairs = given.items() if isinstance(given, Mapping) else given
+    return _is_row(pairs) and all(_are_ids(ids) and _is_number(bias) for ids, bias in pairs)
+
+
+def _is_decay(given: Any) -> bool:
+    start, factor = given
+    return _is_id(start) and _is_number(factor)
+
+
+def _are_texts(given: Any) -> bool:
+    return isinstance(given, str) or (
+        _is_row(given) and all(isinstance(text, str) for text in given)
+    )
+
+
+def _is_stop(given: Any) -> bool:
+    return given in (True, False, "never")
+
+
+_SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(_SWITCHES, (_is_switch, "True or False")),
+    **dict.fromkeys(_NUMBERS, (_is_number, "a finite number")),
+    **dict.fromkeys(
+        ("eos_token_id", "forced_eos_token_id"), (_are_ends, "an id, or a list of ids")
+    ),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), (_are_ids, "a list of ids")),
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "forced_bos_token_id"), (_is_id, "an id")),
+    "bad_words_ids": (_are_sequences, "a list of lists of ids"),
+    "sequence_bias": (_are_biases, "pairs of a list of ids and a number"),
+    "exponential_decay_length_penalty": (_is_decay, "a whole number and a factor"),
+    "stop_strings": (_are_texts, "a text, or a list of texts"),
+    "early_stopping": (_is_stop, "True, False or 'never'"),
+}
+"""What values of an option look like: whether one does, and in words."""
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a value has its option's shape; what cannot be looked into has not."""
+    try:
+        return bool(_SHAPES[name][0](value))
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
+        return False
+
 
 def _check(name: str, value: Any) -> None:
     """Refuse what an option cannot be, whatever the others are.
@@ -272,12 +355,10 @@ def _check(name: str, value: Any) -> None:
         return
     if name in _COUNTS:
         least = _COUNTS[name]
-        if isinstance(value, bool) or int(value) != value or value < least:
+        if not _is_number(value) or int(value) != value or not least <= value < 1 << 63:
             raise ValueError(f"{name} is {value!r}; it must be a whole number from {least} up")
-    if name == "early_stopping" and value not in (True, False, "never"):
-        raise ValueError(f"early_stopping is {value!r}; it must be True, False or 'never'")
-    if name == "eos_token_id" and isinstance(value, bool | str):
-        raise ValueError(f"eos_token_id is {value!r}; it must be an id, or a list of ids")
+    elif not _fits(name, value):
+        raise ValueError(f"{name} is {value!r:.200}; it must be {_SHAPES[name][1]}")
 
 
 def check_together(config: GenerationConfig) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
+from mindspeed_ms.backend.plain_parser import PlainParser
 from mindspeed_ms.training import reader
 from mindspeed_ms.training.one_line import one_line
 from mindspeed_ms.training.told import TOLD, frames_of, told_line
@@ -18,7 +19,7 @@ USER_ERROR_STATUS = 2
 Value = TypeVar("Value")
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(PlainParser):
     """A parser whose errors are one line."""
 
     @classmethod

@@ -43,12 +43,26 @@ def push_to_hub(
         raise ValueError(f"{path} has no config.json; write a model there first")
     library = optional_libraries.load("huggingface_hub", "push_to_hub", "hub")
     api = library.HfApi(endpoint=endpoint, token=token)
-    repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    commit = api.upload_folder(
-        repo_id=repository,
-        folder_path=path,
-        commit_message=commit_message,
-        revision=revision,
-        ignore_patterns=["*.partial", ".*"],
-    )
+    try:
+        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=path,
+            commit_message=commit_message,
+            revision=revision,
+            ignore_patterns=["*.partial", ".*"],
+        )
+    except OSError:  # refusals of the hub are
+        raise
+    except Exception as error:
+        if not _is_of_the_wire(error):
+            raise
+        raise OSError(
+            f"the hub cannot be reached: {error}; {path} is complete, upload it later"
+        ) from error
     return str(commit.commit_url)
+
+
+def _is_of_the_wire(error: Exception) -> bool:
+    """Whether the HTTP library below says so: which one it is, is the hub library's affair."""
+    return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
