@@ -95,8 +95,11 @@ def read(path: str | Path) -> RankTable:
     Raises:
         ValueError: it cannot be read, or is no complete table; the message names the file.
     """
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
+        raise ValueError(f"rank table {path} is no regular file; name the JSON file")
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(
             f"rank table {path} cannot be read ({error.strerror}); check the path"

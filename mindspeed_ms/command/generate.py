@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_ms.backend import comm
+from mindspeed_ms.files.regular_file import read_text
 from mindspeed_ms.toolkit.generation.config import DEFAULTS
 from mindspeed_ms.toolkit.generation.streamers import TextStreamer
 from mindspeed_ms.toolkit.launch.command import Parser
@@ -86,7 +87,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def _lines(path: Path | None) -> list[str]:
     """Prompts of a file, or of standard input."""
-    text = sys.stdin.read() if path is None else path.read_text(encoding="utf-8")
+    text = sys.stdin.read() if path is None else read_text(path)
     prompts = [line for line in text.splitlines() if line]
     if not prompts:
         raise ValueError("there is no prompt; give --prompt, --prompt-file or lines of input")

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mindspeed_ms.files.regular_file import read_bytes
+
 _LINE = re.compile(r"\biteration\s+(\d+)/\s*(\d+)\s*\|(.*)")
 _PAIR = re.compile(r"\s*([^:|]+?)\s*:\s*([-+.\w]+)\s*$")
 _ARGUMENT = re.compile(r"^(?:\[[^\]]*\]:?\s*)?\s{0,3}(\w+) \.{3,} (.*?)\s*$")
@@ -32,7 +34,7 @@ def read_log(path: Path) -> list[LogLine]:
         ValueError: it has no line of an iteration.
     """
     lines: dict[int, LogLine] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in read_bytes(path).decode("utf-8", "replace").splitlines():
         match = _LINE.search(text)
         if match is None:
             continue
@@ -63,7 +65,7 @@ def _number(text: str) -> float | None:
 def read_arguments(path: Path) -> dict[str, str]:
     """Arguments that a log prints, by name; empty if it prints none."""
     found: dict[str, str] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in read_bytes(path).decode("utf-8", "replace").splitlines():
         match = _ARGUMENT.match(text)
         if match is not None:
             found[match[1]] = match[2]

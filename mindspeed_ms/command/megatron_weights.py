@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_ms.command.train import model_provider
+from mindspeed_ms.files.regular_file import require_regular
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.legacy.model.megatron_names import load_megatron_parameters
 
@@ -22,6 +23,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         ValueError: it is no ``.npz`` of arrays.
     """
     try:
+        require_regular(path)
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
             with found:

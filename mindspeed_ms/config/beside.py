@@ -12,6 +12,7 @@ from typing import Any
 from mindspeed_ms.config.build import Sections
 from mindspeed_ms.config.dataset_config import DatasetConfig
 from mindspeed_ms.config.training_config import TrainingConfig
+from mindspeed_ms.files.regular_file import real_path
 from mindspeed_ms.files.shipped import SHIPPED
 
 READ_BY_SECTION: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -80,7 +81,7 @@ def located_from_checkpoint(values: Mapping[str, Any], folder: Path) -> dict[str
         folder: the checkpoint's.
     """
     found = {name: values[name] for name in READ_BY_SECTION[DatasetConfig.NAME] if name in values}
-    for place in folder.resolve().parents[:_LEVELS]:
+    for place in real_path(folder).parents[:_LEVELS]:
         found = {name: located_value(value, place) for name, value in found.items()}
     return found
 

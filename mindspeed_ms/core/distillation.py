@@ -26,6 +26,7 @@ from mindspeed_ms.backend.base import Group, ReduceOp
 from mindspeed_ms.backend.numpy_types import bfloat16_to_float32
 from mindspeed_ms.core import parallel_state, run_state
 from mindspeed_ms.core.teacher import Teacher
+from mindspeed_ms.files.regular_file import require_regular
 from mindspeed_ms.files.whole import appears_whole
 from mindspeed_ms.ops.portable.arrays import bfloat16_bits, tensor_of, wide
 
@@ -221,6 +222,7 @@ class Distillation:
         assert self.loads is not None, "asked of a student"
         if path not in self._files:
             try:
+                require_regular(path)
                 with np.load(path) as file:
                     content = {name: file[name] for name in file.files}
                     meta = json.loads(str(content.pop("meta")))

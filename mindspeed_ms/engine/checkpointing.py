@@ -37,6 +37,7 @@ from mindspeed_ms.engine.datasets import tokenizer_of
 from mindspeed_ms.engine.output import print_rank_0
 from mindspeed_ms.engine.train_state import TrainState
 from mindspeed_ms.engine.upcycling import upcycle
+from mindspeed_ms.files.regular_file import real_path
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.find import Found, OnlyTornError
 from mindspeed_ms.models import gpt_spec
@@ -274,7 +275,7 @@ def load_checkpoint(
         f" ({report.num_bytes / 1e6:.1f} MB in {seconds:.3f} s, {report.verified} tensors"
         " verified)"
     )
-    is_apart = found.folder.parent.resolve() != Path(training.output_dir).resolve()
+    is_apart = real_path(found.folder.parent) != real_path(training.output_dir)
     if not is_resumed or is_apart or training.override_ckpt_iteration is not None:
         return Loaded(state=state, base=base)
     return Loaded(

@@ -18,6 +18,14 @@ MAX_TEXT_BYTES = 64 << 20
 """Of a description; indices of checkpoints may be larger and say so where they are read."""
 
 
+def real_path(path: Path | str) -> Path:
+    """An absolute name without links; of links in a circle the name itself, which cannot be opened.
+
+    ``Path.resolve`` raises what is no ``OSError`` for a circle.
+    """
+    return Path(os.path.realpath(path))
+
+
 def is_regular(path: Path | str) -> bool:
     """Whether there is a file that can be read to an end, under this name or behind a link."""
     try:
@@ -69,6 +77,18 @@ def open_regular(path: Path | str) -> BufferedReader:
         raise
 
 
+def read_bytes(path: Path | str) -> bytes:
+    """What a file holds, as long as it is now.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ValueError: see ``require_regular``.
+    """
+    size = require_regular(path)
+    with open_regular(path) as file:
+        return file.read(size)  # not to the end: it may grow
+
+
 def read_text(path: Path | str, limit: int = MAX_TEXT_BYTES) -> str:
     """The text of a file in UTF-8.
 
@@ -79,10 +99,8 @@ def read_text(path: Path | str, limit: int = MAX_TEXT_BYTES) -> str:
     size = require_regular(path)
     if size > limit:
         raise ValueError(f"{path} has {size} bytes, at most {limit} are read; it is damaged")
-    with open_regular(path) as file:
-        data = file.read(size)  # not to the end: it may grow, and room is taken for what is asked
     try:
-        return data.decode("utf-8")
+        return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file in UTF-8 ({error}); copy it again") from None
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ms.files.regular_file import read_text
+from mindspeed_ms.files.regular_file import read_text, real_path
 from mindspeed_ms.formats.containers import storage
 
 FOLDER = "huggingface"
@@ -132,10 +132,10 @@ def keep(origin: Path, root: Path, config: Mapping[str, Any] | None = None) -> N
         config: its ``config.json``, None for the one there.
     """
     target = root / FOLDER
-    if target.resolve() == origin.resolve() or (target / CONFIG).is_file():
+    if real_path(target) == real_path(origin) or (target / CONFIG).is_file():
         return
     target.mkdir(parents=True, exist_ok=True)
-    if origin.resolve() != root.resolve():
+    if real_path(origin) != real_path(root):
         carry(origin, target)
     values = _read(origin / CONFIG) if config is None else config
     storage.write_text(target / CONFIG, json.dumps(values, indent=2) + "\n")

@@ -7,6 +7,7 @@ folder is often half a download, or holds the same weights a second time in anot
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_ms.files.checksum import Checksum
-from mindspeed_ms.files.regular_file import is_regular, read_json
+from mindspeed_ms.files.regular_file import is_regular, read_json, real_path
 from mindspeed_ms.formats.containers import safetensors_file as safetensors
 
 CONFIG = "config.json"
@@ -132,7 +133,7 @@ def _named(folder: Path) -> tuple[list[str], dict[str, str] | None]:
         ValueError: the index is damaged, or nothing says which file is the model.
     """
     weight_map = None
-    if (folder / INDEX).exists():
+    if os.path.lexists(folder / INDEX):  # a link to nowhere is no missing index
         weight_map = _read_index(folder / INDEX)
         names = sorted(set(weight_map.values()))
     elif is_regular(folder / SINGLE):
@@ -203,9 +204,9 @@ def _path(folder: Path, name: str) -> Path:
     if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise ValueError(f"{folder / INDEX} names a file outside of its folder ({name!r:.80})")
     if path.is_symlink():
-        target = path.resolve()
-        store = folder.resolve().parent.parent / "blobs"
-        if not (target.is_relative_to(folder.resolve()) or target.is_relative_to(store)):
+        target = real_path(path)
+        store = real_path(folder).parent.parent / "blobs"
+        if not (target.is_relative_to(real_path(folder)) or target.is_relative_to(store)):
             raise ValueError(
                 f"{path} is a link to {target}, outside of the model's folder; copy the file itself"
             )

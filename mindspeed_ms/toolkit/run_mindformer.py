@@ -20,6 +20,7 @@ from typing import Any
 
 from mindspeed_ms.backend import device, env
 from mindspeed_ms.config.section import suggestion
+from mindspeed_ms.files.regular_file import real_path
 from mindspeed_ms.files.shipped import SHIPPED
 from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.toolkit.mapping.precedence import resolve
@@ -126,7 +127,7 @@ def read_words(words: Sequence[str]) -> tuple[Path, Tree, Tree]:
     if given.num_samples is not None:
         flags["eval_dataset.data_loader.num_samples"] = given.num_samples
     if given.register_path:
-        sys.path.insert(0, str(Path(usable(given.register_path)).resolve()))
+        sys.path.insert(0, str(real_path(usable(given.register_path))))
     options = _options([*(given.options or []), *_joined(rest)])
     return config, tree_of(options), tree_of(flags)
 

@@ -18,6 +18,7 @@ import yaml
 
 from mindspeed_ms.config.section import suggestion
 from mindspeed_ms.config.yaml_reader import read_yaml, read_yaml_text
+from mindspeed_ms.files.regular_file import real_path
 from mindspeed_ms.training.flags.value_types import decimal, whole
 
 Tree = dict[str, Any]
@@ -107,7 +108,7 @@ def load_layers(path: Path) -> tuple[Tree, Tree]:
 
 
 def _load(path: Path, including: tuple[Path, ...]) -> tuple[Tree, Tree]:
-    if path.resolve() in including:
+    if real_path(path) in including:
         raise ValueError(f"{path} is its own {BASE_KEY}, directly or through others; remove it")
     tree = read_yaml(path)
     bases = tree.pop(BASE_KEY, None) or []
@@ -115,7 +116,7 @@ def _load(path: Path, including: tuple[Path, ...]) -> tuple[Tree, Tree]:
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ValueError(f"{path}: {BASE_KEY} is {bases!r}; it must list files")
-    chain = (*including, path.resolve())
+    chain = (*including, real_path(path))
     below = [merge_trees(_load(path.parent / base, chain)) for base in bases]
     return merge_trees(below), tree
 

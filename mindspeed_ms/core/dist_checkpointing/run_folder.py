@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.core.dist_checkpointing.shared_folders import PROBE, require_shared
+from mindspeed_ms.files.regular_file import real_path
 from mindspeed_ms.formats.containers.folder_lock import FolderLock
 
 _PROBE_BYTES = 4096
@@ -46,7 +47,7 @@ class RunFolder:
         """
         notes, problem = list[str](), ""
         if comm.get_rank() == 0:
-            earlier = _HELD.pop(self._root.resolve(), None)
+            earlier = _HELD.pop(real_path(self._root), None)
             if earlier is not None:  # of this process, whose runs do not work at the same time
                 earlier.close()
             try:
@@ -70,7 +71,7 @@ class RunFolder:
         if problem:
             self.close()
             raise ValueError(problem)
-        _HELD[self._root.resolve()] = self
+        _HELD[real_path(self._root)] = self
         return notes
 
     def _try_together(self) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import sentencepiece
 
 from mindspeed_ms.data.tokenizers import optional_libraries
+from mindspeed_ms.files.regular_file import read_bytes
 
 Tokenizer = Any
 """A ``tokenizers.Tokenizer``; the library is loaded only when it is needed."""
@@ -95,7 +96,7 @@ def read_pieces(path: Path) -> Pieces | None:
     messages = optional_libraries.load("google.protobuf.message", path.name)
     proto = model_format.ModelProto()
     try:
-        proto.ParseFromString(path.read_bytes())
+        proto.ParseFromString(read_bytes(path))
     except messages.DecodeError:
         return None
     if not proto.pieces:

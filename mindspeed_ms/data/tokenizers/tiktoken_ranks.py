@@ -12,6 +12,7 @@ import binascii
 from pathlib import Path
 
 from mindspeed_ms.data.tokenizers.byte_level import written
+from mindspeed_ms.files.regular_file import read_bytes
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
@@ -21,7 +22,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         ValueError: a line is not a token in base64 and a number.
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(read_bytes(path).splitlines(), start=1):
         parts = line.split()
         if not parts:
             continue

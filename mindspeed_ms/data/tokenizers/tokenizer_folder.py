@@ -20,6 +20,7 @@ from mindspeed_ms.config.section import suggestion
 from mindspeed_ms.data.tokenizers import optional_libraries
 from mindspeed_ms.data.tokenizers.byte_level import read_json
 from mindspeed_ms.data.tokenizers.pipelines import GENERIC, PIPELINES
+from mindspeed_ms.files.regular_file import read_text
 
 SPECIAL_NAMES = (
     "bos_token",
@@ -287,9 +288,9 @@ def _chat_templates(folder: Path, in_config: Any) -> str | dict[str, str] | None
     found: dict[str, str] = {}
     main = folder / "chat_template.jinja"
     if main.is_file():
-        found["default"] = main.read_text(encoding="utf-8")
+        found["default"] = read_text(main)
     for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        found[file.stem] = file.read_text(encoding="utf-8")
+        found[file.stem] = read_text(file)
     if not found and in_config is None:
         return _read(folder, "chat_template.json").get("chat_template")
     return found["default"] if list(found) == ["default"] else found or None

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
+from mindspeed_ms.files.regular_file import read_bytes
 from mindspeed_ms.files.whole import appears_whole
 
 _FLUSH_SECONDS = 1.0
@@ -87,7 +88,7 @@ def _csv_line(values: object) -> str:
 
 def _read_rows(path: Path, is_csv: bool) -> list[dict[str, str]]:
     """Rows of a file; a last line that a killed run has left incomplete is no row."""
-    text = path.read_text(encoding="utf-8")
+    text = read_bytes(path).decode("utf-8")
     complete = text[: text.rfind("\n") + 1]
     if is_csv:
         return list(csv.DictReader(io.StringIO(complete)))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from mindspeed_ms.backend.comm import CommCall
+from mindspeed_ms.files.regular_file import read_bytes
 
 LANES = ("iterations", "schedule", "operators", "communication", "cells", "data")
 TRACE_NAME, TABLE_NAME, RANK_NAME = "trace.json", "communication.json", "rank_{:05d}.json"
@@ -239,7 +240,7 @@ def read_ranks(folder: Path) -> list[RankTrace]:
     files = sorted(folder.glob("rank_*.json"))
     if not files:
         raise ValueError(f"{folder} holds no rank_*.json; name the folder of --profile-save-path")
-    return [RankTrace.of_plain(json.loads(path.read_text(encoding="utf-8"))) for path in files]
+    return [RankTrace.of_plain(json.loads(read_bytes(path))) for path in files]
 
 
 def write_merged(folder: Path, traces: Sequence[RankTrace], *, with_table: bool) -> Path:

@@ -7,11 +7,13 @@ Source: Megatron-LM ``append_to_progress_log`` and
 
 from __future__ import annotations
 
+import contextlib
 import time
 from datetime import datetime
 from pathlib import Path
 
 from mindspeed_ms.backend import env
+from mindspeed_ms.files.regular_file import read_bytes
 
 FILE_NAME = "progress.txt"
 _TIME = "%Y-%m-%d %H:%M:%S"
@@ -72,13 +74,14 @@ class ProgressFile:
         """When the jobs of this many ranks began, and the operations done by then."""
         began: tuple[datetime, float] | None = None
         done = 0.0
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            moment, _, ranks, what, *rest = line.split("\t")
+        for line in read_bytes(self._path).decode("utf-8", "replace").splitlines():
+            moment, _, ranks, what, *rest = [*line.split("\t"), "", "", ""]
             found = [part for part in rest if part.startswith(_OPERATIONS)]
             if ranks != f"# GPUs: {self._world_size}":
                 began = None
-            elif what == "Starting job" and began is None:
-                began = datetime.strptime(moment, _TIME), done
-            if found:
-                done = float(found[0].removeprefix(_OPERATIONS))
+            with contextlib.suppress(ValueError):  # a line that a full disk has cut
+                if what == "Starting job" and began is None:
+                    began = datetime.strptime(moment, _TIME), done
+                if found:
+                    done = float(found[0].removeprefix(_OPERATIONS))
         return began or (datetime.fromtimestamp(self._began), self._operations)

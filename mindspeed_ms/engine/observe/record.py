@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+from mindspeed_ms.files.regular_file import read_bytes
+
 FILE_NAME = "run_record.jsonl"
 _FLUSH_SECONDS = 2.0
 
@@ -83,7 +85,7 @@ def read_record(folder: Path) -> list[Entry]:
     """
     path = folder / FILE_NAME
     entries: list[Entry] = []
-    text = path.read_text(encoding="utf-8")
+    text = read_bytes(path).decode("utf-8")
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
         try:
             entry = json.loads(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import math
 import socket
 import struct
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_ms.engine.observe.figures import BY_SAMPLES, Figures
+from mindspeed_ms.files.regular_file import read_bytes
 from mindspeed_ms.files.whole import appears_whole
+
+logger = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 5
 """Events are in the file after so long at most; to wait for them costs as much as a small step."""
@@ -168,15 +172,20 @@ def cut_events(folder: Path, iteration: int, consumed_samples: int) -> int:
         OSError: a file cannot be replaced.
     """
     event_class = importlib.import_module("tensorboardX.proto.event_pb2").Event
+    damage = importlib.import_module("google.protobuf.message").DecodeError
     removed = 0
     for file in sorted(folder.glob("events.out.tfevents.*")):
         kept, dropped = [], 0
-        for record in _records(file.read_bytes()):
-            event = event_class.FromString(record[_HEADER:-_FOOTER])
-            if _is_later(event, iteration, consumed_samples):
-                dropped += 1
-            else:
-                kept.append(record)
+        try:
+            for record in _records(read_bytes(file)):
+                event = event_class.FromString(record[_HEADER:-_FOOTER])
+                if _is_later(event, iteration, consumed_samples):
+                    dropped += 1
+                else:
+                    kept.append(record)
+        except (damage, ValueError) as error:  # curves are worth no end of a run
+            logger.warning("WARNING: event file %s stays as it is: %s", file, error)
+            continue
         if dropped:
             with appears_whole(file) as unfinished:
                 unfinished.write_bytes(b"".join(kept))

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from mindspeed_ms.files.regular_file import read_text
+from mindspeed_ms.files.regular_file import read_text, real_path
 from mindspeed_ms.formats.containers.new_file import NewFile
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,10 @@ def inside(folder: Path, name: str) -> Path:
     is_plain = isinstance(name, str) and name and not Path(name).is_absolute()
     if not is_plain or "\0" in name or ".." in Path(name).parts:
         raise ValueError(f"{folder} names a file outside of it ({name!r:.80}); it is damaged")
-    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+    if path.is_symlink() and not real_path(path).is_relative_to(real_path(folder)):
         raise ValueError(
-            f"{path} is a link to {path.resolve()}, outside of the checkpoint; copy the file itself"
+            f"{path} is a link to {real_path(path)}, outside of the checkpoint; copy the file "
+            "itself"
         )
     return path
 

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.data.indexed_dataset import IndexedDataset
 from mindspeed_ms.data.loader import SampleDataset
 from mindspeed_ms.data.token_rows import is_row_file, open_rows
+from mindspeed_ms.files.regular_file import read_bytes
 from mindspeed_ms.toolkit.data import conversations, minddata
 from mindspeed_ms.toolkit.data.conversations import Writer
 from mindspeed_ms.toolkit.data.local import TEXT_FILES, find_data
@@ -209,7 +209,7 @@ def read_texts(files: Sequence[str], key: str) -> Iterator[Mapping[str, Any]]:
     """
     for name in files:
         try:
-            text = Path(name).read_text(encoding="utf-8")
+            text = read_bytes(name).decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{key}: {name} is no text in UTF-8 ({error})") from None
         if name.endswith(".jsonl"):

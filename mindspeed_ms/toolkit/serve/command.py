@@ -27,6 +27,7 @@ from typing import Any
 
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.core.inference.engine import InferenceEngine, position_limit, refuse_layout
+from mindspeed_ms.files.regular_file import read_text, real_path
 from mindspeed_ms.toolkit.generation.beam import beam_search
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
 from mindspeed_ms.toolkit.generation.mixin import GenerationMixin
@@ -110,7 +111,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     template = arguments.chat_template
     return Settings(
         model=arguments.model,
-        name=arguments.served_model_name or Path(arguments.model).resolve().name,
+        name=arguments.served_model_name or real_path(arguments.model).name,
         host=arguments.host,
         port=arguments.port,
         api_keys=tuple(keys),
@@ -119,7 +120,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         max_length=arguments.max_model_len,
         max_step_tokens=arguments.max_batched_tokens,
         max_body=arguments.max_body_bytes,
-        chat_template=None if template is None else template.read_text(encoding="utf-8"),
+        chat_template=None if template is None else read_text(template),
         loading=layout_flags.loading_options(arguments),
         access_log=arguments.access_log,
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 from mindspeed_ms.backend.spokesman import is_first_of_host
 from mindspeed_ms.data.tokenizers import TokenizerSettings
+from mindspeed_ms.files.regular_file import real_path
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.models.identity import RUN_SETTINGS
 from mindspeed_ms.toolkit.models import layout_flags
@@ -69,7 +70,7 @@ def settings_of(args: Namespace) -> Settings:
         raise ValueError(line)
     return Settings(
         model=str(folder),
-        name=args.served_model_name or Path(args.load).resolve().name,
+        name=args.served_model_name or real_path(args.load).name,
         host=args.host,
         port=args.port,
         api_keys=tuple(args.api_key),

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from mindspeed_ms.config.block_options import shapes_of
+from mindspeed_ms.files.regular_file import read_text
 from mindspeed_ms.training.flags.row import (
     UNSET,
     Field,
@@ -36,8 +36,8 @@ def text_of(path: str) -> str:
         ValueError: it cannot be read.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"--heterogeneous-layers-config-path {path} cannot be read ({error}); name a JSON file "
             "with block_configs"

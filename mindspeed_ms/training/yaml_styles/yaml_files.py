@@ -13,6 +13,7 @@ from mindspeed_ms.config.beside import located
 from mindspeed_ms.config.build import Sections
 from mindspeed_ms.config.section import Section
 from mindspeed_ms.config.yaml_reader import read_yaml
+from mindspeed_ms.files.regular_file import real_path
 from mindspeed_ms.files.shipped import CONFIGS, SHIPPED
 from mindspeed_ms.training.yaml_styles.build import build_selected, clean_sections, merge_sections
 
@@ -73,7 +74,7 @@ def _load_file(
     including: tuple[Path, ...],
     repeated: Callable[[str], None] | None = None,
 ) -> Sections:
-    resolved = path.resolve()
+    resolved = real_path(path)
     if resolved in including:
         raise ValueError(
             f"{path} builds on itself through {BASE_KEY}; remove one of the {BASE_KEY} keys"

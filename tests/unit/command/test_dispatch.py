@@ -85,7 +85,7 @@ MISTAKES = {
     "convert empty out --max-shard-size big": "'big' is not the size of a file",
     "evaluate": "required: --load",
     "evaluate --load empty": "empty holds no checkpoint",
-    "generate --load empty --prompt-file random": "UnicodeDecodeError",
+    "generate --load empty --prompt-file random": "is not a text file in UTF-8",
     "generate --load empty --prompt-file none": "none: No such file",
     "serve": "required: --model",
     "serve --load empty": "nothing found for 'empty'",

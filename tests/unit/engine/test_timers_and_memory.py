@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Timers, memory tables and progress.txt: formats, and what a run prints. One rank."""
 
+import os
 import re
+import struct
 
 import pytest
 from run_builder import open_run, trained
 
+from mindspeed_ms.engine.observe import tensorboard
 from mindspeed_ms.engine.observe.memory_table import RankMemory, memory_lines
 from mindspeed_ms.engine.observe.timer_lines import STEP_TIMERS, timer_lines, times_by_name
 
@@ -93,6 +96,24 @@ def test_progress_counts_jobs_tokens_and_operations(tmp_path):
     operations = [float(row[7].split(": ")[1]) for row in rows if len(row) > 4]
     assert operations[1] == pytest.approx(operations[0] * 1.5, rel=0.01)
     assert rows[1][5].endswith("TFLOP/s/GPU") and rows[1][8] == "Tokens (in billions): 0.00"
+
+
+def test_damaged_lines_of_progress_end_no_run(tmp_path):
+    lines = ["", "x\ty", "no time\tJob ID: \t# GPUs: 1\tStarting job", "\t\t# GPUs: 1\tz\t"]
+    damaged = "\n".join([*lines, "\t\t# GPUs: 1\tSaved\tFloating-point operations: many", "é\x00"])
+    (tmp_path / "progress.txt").write_bytes(damaged.encode() + b"\xff\n")
+    trained("--save", str(tmp_path), "--save-interval", "3", "--log-progress")
+    assert "\tSaved checkpoint\t" in (tmp_path / "progress.txt").read_text(errors="replace")
+
+
+def test_damaged_event_files_end_no_run(tmp_path, caplog):
+    pytest.importorskip("tensorboardX")
+    record = struct.pack("<QI", 3, 0) + b"\xff\xff\xff" + bytes(4)
+    (tmp_path / "events.out.tfevents.1").write_bytes(record)
+    os.mkfifo(tmp_path / "events.out.tfevents.2")
+    assert tensorboard.cut_events(tmp_path, 1, 1) == 0
+    assert (tmp_path / "events.out.tfevents.1").read_bytes() == record
+    assert caplog.text.count("stays as it is") == 2
 
 
 def test_a_checkpoint_in_the_background_is_told_twice(tmp_path):

@@ -93,7 +93,7 @@ UNREAD = ("metadata.json", "README.md")
 
 
 @pytest.mark.parametrize("kind", mutations.FORMATS)
-@pytest.mark.parametrize("special", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("special", ["pipe", "device", "folder", "circle"])
 def test_pipes_devices_and_folders_under_a_files_name(tmp_path, made, kind, special):
     shutil.copytree(made[kind], tmp_path / "c")
     for path in sorted((tmp_path / "c").rglob("*")):
@@ -106,6 +106,8 @@ def test_pipes_devices_and_folders_under_a_files_name(tmp_path, made, kind, spec
             os.mkfifo(path)
         elif special == "device":
             os.symlink("/dev/zero", path)
+        elif special == "circle":
+            os.symlink(path.name, path)
         else:
             path.mkdir()
         with at_once():
