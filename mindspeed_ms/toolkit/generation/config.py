@@ -281,7 +281,7 @@ def _is_number(given: Any) -> bool:
 
 
 def _is_id(given: Any) -> bool:
-    return isinstance(given, Integral) and not isinstance(given, bool) and abs(given) < 1 << 63
+    return isinstance(given, Integral) and not isinstance(given, bool) and abs(int(given)) < 1 << 63
 
 
 def _is_row(given: Any) -> bool:
