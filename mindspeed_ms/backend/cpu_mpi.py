@@ -29,6 +29,7 @@ from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import env, peer_memory
 from mindspeed_ms.backend.base import Group, P2POp, ReduceOp, Work
+from mindspeed_ms.backend.lane import Lane
 from mindspeed_ms.backend.memory import flat_view
 from mindspeed_ms.backend.mpi_numbers import finisher, widen
 from mindspeed_ms.backend.mpi_work import CallClock, MpiWork, wait_asleep
@@ -176,6 +177,9 @@ class MpiComm:
         self._groups_made = 0
         self._in_flight: set[MpiWork] = set()
         self._peers = peer_memory.PeerMemory()
+        # A thread that waits must not keep the core from the one that computes.
+        self._background = peer_memory.PeerMemory(spun_seconds=0.0)
+        self._lanes: dict[tuple[int, ...], Lane] = {}
         self._at = mpi.buffer.fromaddress
         """(address, bytes) -> memory that MPI takes in place of an array."""
         # A buffer for MPI is [memory, type]; it derives the count, per rank where it must.
@@ -220,10 +224,10 @@ class MpiComm:
     def all_reduce(self, tensor: Tensor, op: ReduceOp, group: Group, async_op: bool) -> Work | None:
         """Allreduce in place."""
         array = flat_view(tensor)
-        if not async_op and array.nbytes >= peer_memory.LEAST_BYTES and self._reads_peers(group):
-            with self.clock:
-                self._peers.all_reduce(array, tensor, op, group)
-            return None
+        if array.nbytes >= peer_memory.LEAST_BYTES and (peers := self._readers(group, async_op)):
+            return self._past_mpi(
+                lambda: peers.all_reduce(array, tensor, op, group), (array,), group, async_op
+            )
         if not async_op and array.size > _PIECE:
             for start in range(0, array.size, _PIECE):
                 self._all_reduce(array[start : start + _PIECE], tensor, op, group, False)
@@ -249,10 +253,13 @@ class MpiComm:
         """Allgather; in place when the input is this rank's part of the output."""
         target, source = output.data_ptr(), input.data_ptr()
         size, whole = input.nbytes, output.nbytes
-        if not async_op and whole >= peer_memory.LEAST_BYTES and self._reads_peers(group):
-            with self.clock:
-                self._peers.all_gather(target, source, size, group)
-            return None
+        if whole >= peer_memory.LEAST_BYTES and (peers := self._readers(group, async_op)):
+            return self._past_mpi(
+                lambda: peers.all_gather(target, source, size, group),
+                (output, input),
+                group,
+                async_op,
+            )
         kind = self._moved_types[output.itemsize]
         is_own_part = size > 0 and source == target + group.rank * size
         sent = self._mpi.IN_PLACE if is_own_part else [self._at(source, size), kind]
@@ -264,18 +271,20 @@ class MpiComm:
     ) -> Work | None:
         """Reduce_scatter_block; through a buffer where types or memory require one."""
         result, source = flat_view(output), flat_view(input)
-        reads_peers = (
-            not async_op and source.nbytes >= peer_memory.LEAST_BYTES and self._reads_peers(group)
-        )
-        if not async_op and (reads_peers or source.size > _PIECE):
+        is_large = source.nbytes >= peer_memory.LEAST_BYTES
+        peers = self._readers(group, async_op) if is_large else None
+        if peers or (not async_op and source.size > _PIECE):
             own = source[group.rank * result.size : (group.rank + 1) * result.size]
             is_own = own.ctypes.data == result.ctypes.data
             if not is_own and np.may_share_memory(result, source):
                 source = source.copy()
-            if reads_peers:
-                with self.clock:
-                    self._peers.reduce_scatter(result, source, input, op, group)
-                return None
+            if peers:
+                return self._past_mpi(
+                    lambda: peers.reduce_scatter(result, source, input, op, group),
+                    (result, source),
+                    group,
+                    async_op,
+                )
             blocks, columns = source.reshape(group.size, -1), _PIECE // group.size
             for start in range(0, result.size, columns):
                 piece = np.ascontiguousarray(blocks[:, start : start + columns]).reshape(-1)
@@ -321,22 +330,25 @@ class MpiComm:
         counts = _element_counts(output, splits[0]), _element_counts(input, splits[1])
         kind = self._moved_types[sent.itemsize]
         arguments = ([sent, counts[1], kind], [received, counts[0], kind])
-        if async_op:
-            keep = (output, input, received, sent)
-            return self._run(group, "Alltoallv", arguments, keep, None, True)
+        keep = (output, input, received, sent)
+        peers = self._readers(group, async_op)
+        # Each rank knows its own sizes only, so all are moved alike.
+        if peers is None or peer_memory.LEAST_BYTES > peer_memory.MOST_BYTES:
+            return self._run(group, "Alltoallv", arguments, keep, None, async_op)
         sizes = [[count * sent.itemsize for count in side] for side in counts]
-        with self.clock:
-            if not self._peers.all_to_all(received.ctypes.data, sent.ctypes.data, sizes, group):
-                group._handle.Alltoallv(*arguments)
-        return None
+        target, source = received.ctypes.data, sent.ctypes.data
+        return self._past_mpi(
+            lambda: peers.all_to_all(target, source, sizes, group), keep, group, async_op
+        )
 
     def broadcast(self, tensor: Tensor, src: int, group: Group, async_op: bool) -> Work | None:
         """Bcast in place."""
         array = flat_view(tensor)
-        if not async_op and array.nbytes >= peer_memory.LEAST_BYTES and self._reads_peers(group):
-            with self.clock:
-                self._peers.broadcast(array, group.rank_of(src), group)
-            return None
+        if array.nbytes >= peer_memory.LEAST_BYTES and (peers := self._readers(group, async_op)):
+            root = group.rank_of(src)
+            return self._past_mpi(
+                lambda: peers.broadcast(array, root, group), (array,), group, async_op
+            )
         arguments = ([array, self._moved_types[array.itemsize]], group.rank_of(src))
         return self._run(group, "Bcast", arguments, (tensor, array), None, async_op)
 
@@ -412,6 +424,9 @@ class MpiComm:
 
     def destroy(self) -> None:
         """Free the communicators; every rank does."""
+        for lane in self._lanes.values():
+            lane.end()
+        self._lanes.clear()
         for communicator in reversed(self._communicators):
             communicator.Free()
         self._communicators.clear()
@@ -445,10 +460,24 @@ class MpiComm:
             finish()
         return None
 
-    def _reads_peers(self, group: Group) -> bool:
-        """Whether large blocking collectives of the group go past MPI."""
+    def _readers(self, group: Group, async_op: bool) -> peer_memory.PeerMemory | None:
+        """What large collectives of the group go through past MPI; None: they cannot."""
+        peers = self._background if async_op else self._peers
         with self.clock:  # the first time, its ranks talk about it
-            return self._peers.serves(group)
+            return peers if peers.serves(group) else None
+
+    def _past_mpi(
+        self, call: Callable[[], None], keep: tuple[Any, ...], group: Group, async_op: bool
+    ) -> Work | None:
+        """Make a call of ``PeerMemory`` now, or in the background."""
+        if not async_op:
+            with self.clock:
+                call()
+            return None
+        lane = self._lanes.get(group.ranks)
+        if lane is None:
+            lane = self._lanes[group.ranks] = Lane(f"collectives of {group.name}", self.clock)
+        return lane.begin(call, keep)
 
     def _track(self, work: MpiWork) -> MpiWork:
         """Hold a handle until it is complete, even if the caller drops it."""

@@ -6,8 +6,9 @@ reduction passes it several times. Linux lets processes of one user read one ano
 (``process_vm_readv``), so a gather or an exchange copies every byte of a peer once, straight to
 where it is needed. The system takes three times as long for that as a copy inside a process does,
 so terms of a reduction go through memory that the ranks share, in pieces that stay in the caches:
-while a rank writes a piece it sums the one before, and takes the sums of the one before that. MPI
-only tells the ranks the addresses, and when everybody has arrived or has finished.
+while a rank writes a piece it sums the one before, and takes the sums of the one before that. The
+ranks tell each other addresses, and that they have arrived or finished, in shared memory too
+(``meeting``); MPI only brings them together.
 
 The order of the terms of a sum is that of the ranks, whatever the size of the tensor.
 """
@@ -19,6 +20,7 @@ import mmap
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -27,18 +29,22 @@ from mindspore import Tensor
 
 from mindspeed_ms.backend import env
 from mindspeed_ms.backend.base import Group, ReduceOp
+from mindspeed_ms.backend.meeting import SPUN_SECONDS, Meeting
 from mindspeed_ms.backend.mpi_numbers import finisher, widen
 from mindspeed_ms.backend.mpi_work import wait_asleep
 
 LEAST_BYTES = 2**18
 """From here on, equal on all ranks, callers ask; below, MPI's latency is lower."""
 
+MOST_BYTES = 2**48
+"""More than there are: with ``LEAST_BYTES`` above it, everything goes through MPI."""
+
 _PIECE_BYTES = 2**18
 """Of a term of a sum; two pieces stay in a core's second cache."""
 
-_WINDOW_BYTES = 2**23
-"""That a rank shares at a time: enough for few meetings, each of which takes milliseconds where
-others want the cores, little enough for the last cache."""
+_WINDOW_BYTES = 2**21
+"""That a rank shares at a time: little enough for what it writes to be in a cache still when others
+read it, enough for few meetings."""
 
 _FUNCTIONS: dict[ReduceOp, np.ufunc] = {
     ReduceOp.SUM: np.add,
@@ -87,12 +93,26 @@ class _Window:
         return self._halves[rank, (self.first_half + turn) & 1]
 
 
-class PeerMemory:
-    """What a rank reads of the others, group by group."""
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """Where the ranks of a group work together."""
 
-    def __init__(self) -> None:
-        self._pids: dict[tuple[int, ...], tuple[int, ...] | None] = {}
-        self._windows: dict[tuple[int, ...], _Window] = {}
+    pids: tuple[int, ...]
+    """Process numbers of the ranks."""
+    meeting: Meeting
+    window: _Window
+
+
+class PeerMemory:
+    """What a rank reads of the others, group by group.
+
+    Args:
+        spun_seconds: how long a rank looks for the others before it sleeps.
+    """
+
+    def __init__(self, spun_seconds: float = SPUN_SECONDS) -> None:
+        self._sites: dict[tuple[int, ...], _Site | None] = {}
+        self._spun_seconds = spun_seconds
         library = ctypes.CDLL(None, use_errno=True)
         read = getattr(library, "process_vm_readv", None)  # Linux only
         self._call = read if env.get("MINDSPEED_MS_PEER_MEMORY") != "0" else None
@@ -109,36 +129,44 @@ class PeerMemory:
         The first time a group asks, they try to read a random number: they may be on several
         hosts, in containers that hide processes, or forbidden to look.
         """
-        if group.ranks not in self._pids:
-            self._pids[group.ranks] = self._readable(group)
-        return self._pids[group.ranks] is not None
+        if group.ranks not in self._sites:
+            self._sites[group.ranks] = self._opened(group)
+        return self._sites[group.ranks] is not None
 
-    def _readable(self, group: Group) -> tuple[int, ...] | None:
-        """Process numbers of the ranks; None unless every rank can read every other."""
+    def _opened(self, group: Group) -> _Site | None:
+        """Memory that the ranks share; None unless every rank can read every other."""
+        ranks, head = group.size, _head_bytes(group.size)
         number = np.array([secrets.randbits(62)], np.int64)
-        file = self._new_file(_Window.num_bytes(group.size)) if group.rank == 0 else -1
-        told = self._tell(group, [os.getpid(), number.ctypes.data, number[0], file])
-        is_readable = self._call is not None and all(
+        file = self._new_file(ranks) if group.rank == 0 else -1
+        told = _told(group, [os.getpid(), number.ctypes.data, number[0], file])
+        site = None
+        if self._call is not None and all(
             self._holds(pid, address, seen) for pid, address, seen, _ in told.tolist()
-        )
-        if is_readable:
-            shared = _mapped(f"/proc/{told[0, 0]}/fd/{told[0, 3]}", _Window.num_bytes(group.size))
-            is_readable = shared is not None
+        ):
+            path = f"/proc/{told[0, 0]}/fd/{told[0, 3]}"
+            shared = _mapped(path, head + _Window.num_bytes(ranks))
             if shared is not None:
-                self._windows[group.ranks] = _Window(shared, group.size)
+                pids = tuple(told[:, 0].tolist())
+                meeting = Meeting(shared[:head], ranks, group.rank, self._spun_seconds)
+                site = _Site(pids, meeting, _Window(shared[head:], ranks))
         # Also keeps the number and the file until all have read them.
-        agreed = self._tell(group, [int(is_readable)])
+        agreed = _told(group, [int(site is not None)])
         if file >= 0:
             os.close(file)
-        return tuple(told[:, 0].tolist()) if agreed.all() else None
+        return site if agreed.all() else None
 
-    def _new_file(self, size: int) -> int:
+    def _new_file(self, ranks: int) -> int:
         """Descriptor of a file in memory, which is gone with the last process that maps it."""
-        if self._call is None:
+        if self._call is None or not Meeting.is_possible():
             return -1
+        head = _head_bytes(ranks)
         try:
             file = os.memfd_create("mindspeed_ms", os.MFD_CLOEXEC)
-            os.ftruncate(file, size)
+            os.ftruncate(file, head + _Window.num_bytes(ranks))
+            shared = _mapped(f"/proc/self/fd/{file}", head)
+            if shared is None:
+                return -1
+            Meeting(shared, ranks, 0).prepare()
         except OSError:  # as where a sandbox forbids it: the ranks will find no file
             return -1
         return file
@@ -163,7 +191,7 @@ class PeerMemory:
             op: the reduction.
             group: ranks that take part.
         """
-        window, size, rank = self._windows[group.ranks], group.size, group.rank
+        window, size, rank = self._site(group).window, group.size, group.rank
         step = window.block_bytes // array.itemsize * size
 
         def blocks(turn: int) -> list[np.ndarray]:
@@ -192,7 +220,7 @@ class PeerMemory:
         self, result: np.ndarray, source: np.ndarray, tensor: Tensor, op: ReduceOp, group: Group
     ) -> None:
         """This rank's block of the reduced ``source``; the result may be that block of it."""
-        window, size, rank = self._windows[group.ranks], group.size, group.rank
+        window, size, rank = self._site(group).window, group.size, group.rank
         step = window.block_bytes // source.itemsize
 
         def block(k: int, turn: int) -> np.ndarray:
@@ -214,44 +242,37 @@ class PeerMemory:
 
     def all_gather(self, target: int, source: int, size: int, group: Group) -> None:
         """Collect ``size`` bytes of every rank at the address ``target``."""
-        addresses = self._tell(group, [source])[:, 0].tolist()
+        addresses = self._site(group).meeting.tell([source])[:, 0].tolist()
         own = target + group.rank * size
         if own != source:
             ctypes.memmove(own, source, size)
         for k, pid in self._peers(group):
             self._read(pid, target + k * size, addresses[k], size)
-        self._meet(group)
+        self._site(group).meeting.meet()
 
     def all_to_all(
         self, target: int, source: int, sizes: Sequence[Sequence[int]], group: Group
-    ) -> bool:
-        """Bring every rank its bytes; ``sizes`` are those to receive and to send, rank by rank.
-
-        Returns:
-            False if the ranks found together that there is too little to move; nothing was done.
-        """
+    ) -> None:
+        """Bring every rank its bytes; ``sizes`` are those to receive and to send, rank by rank."""
         received, sent = sizes
         starts = np.cumsum([source, *sent]).tolist()
-        told = self._tell(group, [*starts[:-1], sum(sent)])
-        if told[:, -1].max() < LEAST_BYTES or not self.serves(group):
-            return False
-        place = target
+        site, place = self._site(group), target
+        told = site.meeting.tell(starts[:-1])
         for k, size in enumerate(received):
             if k == group.rank:
                 ctypes.memmove(place, starts[k], size)
             elif size:
-                pid = self._pid(group, k)
-                self._read(pid, place, int(told[k, group.rank]), size)
+                self._read(site.pids[k], place, int(told[k, group.rank]), size)
             place += size
-        self._meet(group)
-        return True
+        site.meeting.meet()
 
     def broadcast(self, array: np.ndarray, root: int, group: Group) -> None:
         """Copy the elements of the rank ``root`` of the group to all others."""
-        address = int(self._tell(group, [array.ctypes.data])[root, 0])
+        site = self._site(group)
+        address = int(site.meeting.tell([array.ctypes.data])[root, 0])
         if group.rank != root:
-            self._read(self._pid(group, root), array.ctypes.data, address, array.nbytes)
-        self._meet(group)
+            self._read(site.pids[root], array.ctypes.data, address, array.nbytes)
+        site.meeting.meet()
 
     # ---- parts of them ---------------------------------------------------------------------------
 
@@ -261,14 +282,14 @@ class PeerMemory:
         A turn uses one of two halves of the window. The halves alternate from call to call, so that
         nobody writes to the half that others still read in the last step of the call before.
         """
-        window = self._windows[group.ranks]
+        site = self._site(group)
         for moment in range(count + len(steps) - 1):
             if moment:
-                self._meet(group)
+                site.meeting.meet()
             for delay in reversed(range(len(steps))):
                 if 0 <= moment - delay < count:
                     steps[delay](moment - delay)
-        window.first_half ^= count & 1
+        site.window.first_half ^= count & 1
 
     def _peers(self, group: Group) -> list[tuple[int, int]]:
         """(rank in the group, process number) of the others, this rank's successor first.
@@ -276,12 +297,12 @@ class PeerMemory:
         So that the ranks do not all read the same one at once.
         """
         turns = ((group.rank + step) % group.size for step in range(1, group.size))
-        return [(k, self._pid(group, k)) for k in turns]
+        return [(k, self._site(group).pids[k]) for k in turns]
 
-    def _pid(self, group: Group, rank: int) -> int:
-        pids = self._pids[group.ranks]
-        assert pids is not None, "serves() comes first"
-        return pids[rank]
+    def _site(self, group: Group) -> _Site:
+        site = self._sites[group.ranks]
+        assert site is not None, "serves() comes first"
+        return site
 
     def _read(self, pid: int, target: int, source: int, size: int) -> None:
         """Copy memory of another process.
@@ -298,17 +319,17 @@ class PeerMemory:
                 raise OSError(code, f"cannot read the memory of process {pid}: {os.strerror(code)}")
             target, source, size = target + count, source + count, size - count
 
-    @staticmethod
-    def _tell(group: Group, numbers: Sequence[int]) -> np.ndarray:
-        """The numbers of every rank, [ranks, numbers]; comes back when all ranks are here."""
-        told = np.empty((group.size, len(numbers)), np.int64)
-        wait_asleep(group._handle.Iallgather(np.array(numbers, np.int64), told))
-        return told
 
-    @staticmethod
-    def _meet(group: Group) -> None:
-        """Nobody goes on, and changes what others read, before all are here."""
-        wait_asleep(group._handle.Ibarrier())
+def _head_bytes(ranks: int) -> int:
+    """Of the shared memory, for the meeting; the window begins after it."""
+    return -(-Meeting.num_bytes(ranks) // _ALIGNED) * _ALIGNED
+
+
+def _told(group: Group, numbers: Sequence[int]) -> np.ndarray:
+    """The numbers of every rank through MPI, [ranks, numbers]."""
+    told = np.empty((group.size, len(numbers)), np.int64)
+    wait_asleep(group._handle.Iallgather(np.array(numbers, np.int64), told))
+    return told
 
 
 def _mapped(path: str, size: int) -> np.ndarray | None:

@@ -37,6 +37,20 @@ class CommCall:
     sends: tuple[int, ...] = ()
     """Peers, of a transfer between two ranks."""
     receives: tuple[int, ...] = ()
+    begun: float = 0.0
+    """When the call that only started it came back; 0 for a blocking one."""
+    done: float = 0.0
+    """When the result was there, which the background knows; 0: not before ``end``."""
+
+    @property
+    def visible(self) -> float:
+        """Seconds that this rank spent in starting it and in waiting for it."""
+        return self.end - self.blocked + max(0.0, self.begun - self.start)
+
+    @property
+    def hidden(self) -> float:
+        """Seconds from its start to its end that this rank spent on something else."""
+        return max(0.0, (self.done or self.end) - self.start - self.visible)
 
 
 Take = Callable[[CommCall], None]
@@ -45,7 +59,7 @@ Take = Callable[[CommCall], None]
 class _RecordedWork:
     """A handle whose first wait completes a record."""
 
-    def __init__(self, work: Work, complete: Callable[[float], None]) -> None:
+    def __init__(self, work: Work, complete: Callable[[float, float], None]) -> None:
         self._work, self._complete = work, complete
         self._is_known = False
 
@@ -55,7 +69,7 @@ class _RecordedWork:
         self._work.wait()
         if not self._is_known:
             self._is_known = True
-            self._complete(start)
+            self._complete(start, getattr(self._work, "done", 0.0))
 
     def is_completed(self) -> bool:
         """See ``Work``."""
@@ -83,16 +97,17 @@ class RecordingComm:
         def recorded(*arguments: Any) -> Any:
             start = time.perf_counter()
             result = call(*arguments)
+            begun = time.perf_counter() if _is_handle(result) else 0.0
             sends, receives = _peers(name, arguments)
             group = next(one for one in reversed(arguments) if isinstance(one, Group))
             size = _num_bytes(arguments)
 
-            def complete(blocked: float) -> None:
+            def complete(blocked: float, done: float = 0.0) -> None:
                 end = time.perf_counter()
                 self._take(
                     CommCall(
                         *(name, group.name, group.ranks, size, start, blocked, end),
-                        *(sends, receives),
+                        *(sends, receives, begun, done),
                     )
                 )
 
@@ -105,6 +120,12 @@ class RecordingComm:
             return result
 
         return recorded
+
+
+def _is_handle(result: object) -> bool:
+    """Whether a call has only started what it is to do."""
+    first = result[0] if isinstance(result, list) and result else result
+    return hasattr(first, "wait")
 
 
 def _peers(name: str, arguments: Sequence[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:

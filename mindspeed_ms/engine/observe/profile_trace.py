@@ -174,9 +174,13 @@ def _comm_events(
         "moving (ms)": 1e3 * (call.end - call.blocked - waited),
     }
     if call.blocked > call.start:
-        facts["in flight (ms)"] = 1e3 * (call.end - call.start)
+        facts["in flight (ms)"] = 1e3 * ((call.done or call.end) - call.start)
+        facts["hidden (ms)"] = 1e3 * call.hidden
     if call.sends or call.receives:
         facts |= {"to": list(call.sends), "from": list(call.receives)}
+    if call.begun:
+        start = Span("communication", f"{call.name} starts", call.start, call.begun)
+        yield _event(rank, start, shift)
     middle = call.blocked + waited
     yield _event(rank, Span("communication", call.name, call.blocked, call.end, facts), shift)
     if waited > 0.0:
@@ -186,22 +190,26 @@ def _comm_events(
 
 
 def communication_table(traces: Sequence[RankTrace]) -> list[dict[str, Any]]:
-    """Sums over the calls of each rank, operation and group."""
+    """Sums over the calls of each rank, operation and group, blocking and asynchronous apart."""
     rows: dict[Key, dict[str, Any]] = {}
     for rank, calls in waiting_times(traces).items():
         for call, waited in calls:
             row = rows.setdefault(
-                (rank, call.name, call.group),
+                (rank, call.name, call.group, call.begun > 0.0),
                 {
                     **{"rank": rank, "operation": call.name, "group": call.group},
-                    **{"ranks": list(call.ranks), "calls": 0, "bytes": 0},
+                    **{"ranks": list(call.ranks), "asynchronous": call.begun > 0.0},
+                    **{"calls": 0, "bytes": 0},
                     **{"waiting_seconds": 0.0, "moving_seconds": 0.0},
+                    **{"starting_seconds": 0.0, "hidden_seconds": 0.0},
                 },
             )
             row["calls"] += 1
             row["bytes"] += call.num_bytes
             row["waiting_seconds"] += waited
             row["moving_seconds"] += call.end - call.blocked - waited
+            row["starting_seconds"] += max(0.0, call.begun - call.start)
+            row["hidden_seconds"] += call.hidden
     return list(rows.values())
 
 

@@ -26,6 +26,8 @@ class _Trip:
     splits: tuple[tuple[int, ...], tuple[int, ...]]
     """Rows sent to and received from each rank on the way there."""
     point_to_point: bool
+    in_background: bool
+    """Other work is done meanwhile."""
     works: list[Work] = field(default_factory=list)
     sent: Tensor | None = None
     """Kept until it has left."""
@@ -39,7 +41,9 @@ class _Trip:
         if self.point_to_point:
             self.works = _transfers(result, rows, received, sent, self.group)
         else:
-            work = comm.all_to_all_single(result, rows, received, sent, self.group, async_op=True)
+            work = comm.all_to_all_single(
+                result, rows, received, sent, self.group, async_op=self.in_background
+            )
             self.works = [] if work is None else [work]
         return result
 
@@ -131,7 +135,7 @@ def all_to_all(
         if meanwhile is not None:
             meanwhile()
         return rows
-    trip = _Trip(group, (sent, received), point_to_point)
+    trip = _Trip(group, (sent, received), point_to_point, meanwhile is not None)
     travelling = _Begin.apply(rows, trip)
     if meanwhile is not None:
         meanwhile()
