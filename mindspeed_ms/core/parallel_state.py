@@ -211,7 +211,12 @@ def initialize_model_parallel(  # noqa: PLR0913 - Megatron's public signature
 
 
 def _hybrid_sizes(size: int) -> tuple[int, int] | None:
-    """(Ranks that exchange heads, ranks of a ring) of the arguments that a script has set."""
+    """(Ranks that exchange heads, ranks of a ring) of the arguments that a script has set.
+
+    None when no ranks share a sequence: the arguments may be those of another layout.
+    """
+    if size == 1:
+        return None
     args = run_state.current().args
     args = getattr(args, "parallel_config", None) or args
     degree = getattr(args, "ulysses_degree_in_cp", None)

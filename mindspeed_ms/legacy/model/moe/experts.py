@@ -194,8 +194,13 @@ class SequentialMLP(Cell):
             for part in parts
         )
 
-    def construct(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """[M, h] -> [M, h]."""
+    def construct(self, rows: Tensor, counts: tuple[int, ...] | Tensor) -> Any:  # noqa: ANN401
+        """[M, h] -> [M, h]; with counts of a tensor, as scripts have them, (that, no bias)."""
+        if isinstance(counts, Tensor):
+            return self._sum_of_experts(rows, tuple(counts.asnumpy().tolist())), None
+        return self._sum_of_experts(rows, counts)
+
+    def _sum_of_experts(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
         if self.has_matrices_alone and autograd.is_inference_mode_enabled():
             return self._grouped(rows, counts)
         parts = _SplitRows.apply(rows, counts)

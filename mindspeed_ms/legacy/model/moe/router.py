@@ -6,6 +6,7 @@ Legend: s sequence, b batch, h hidden, T tokens of a rank (s * b), E experts, K 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,10 @@ class Routing:
 
     capacity: int | None
     """Rows that every expert is padded to; None for no padding."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """(probs, experts), as scripts that route themselves unpack it."""
+        return iter((self.probs, memory.from_numpy(self.experts)))
 
 
 class _Gating(autograd.Function):
