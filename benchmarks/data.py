@@ -2,7 +2,8 @@
 """How fast data is prepared: preprocessing, index building, random orders, reading.
 
 Example: python benchmarks/data.py --samples 100000000
-Prints one line per measurement; memory is the peak of the whole process so far.
+Prints one line per measurement; memory is the peak of the whole process so far. The share of memory
+speed (``limit.py``) is that of the bytes that are made: what is built is written once, at least.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from limit import share_of_memory
 
 from mindspeed_ms.data.blending import build_blending_indices
 from mindspeed_ms.data.builder import build_train_valid_test_datasets
@@ -50,6 +52,18 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def built_line(name: str, count: int, size: int, seconds: float) -> str:
+    """Samples per second, and the share of memory speed at which their bytes are written."""
+    return (
+        f"{name} {count} samples in {seconds:.1f} s: {count / seconds / 1e6:.1f} M/s, "
+        f"{share_of_memory(size / seconds)}"
+    )
+
+
+def _random() -> np.random.RandomState:
+    return np.random.RandomState(1)
+
+
 def measure_indices(samples: int, sequence_length: int) -> None:
     """Sample and shuffle index of one corpus with documents of 1 to 2 * sequence_length tokens."""
     rng = np.random.default_rng(0)
@@ -63,29 +77,27 @@ def measure_indices(samples: int, sequence_length: int) -> None:
         )
     )
     count = len(built[0]) - 1
-    report(f"sample index      {count} samples in {seconds:.1f} s: {count / seconds / 1e6:.1f} M/s")
-    seconds = timed(lambda: build_shuffle_index(count, count, np.random.RandomState(1)))
-    report(f"shuffle index     {count} samples in {seconds:.1f} s: {count / seconds / 1e6:.1f} M/s")
+    report(built_line("sample index     ", count, built[0].nbytes, seconds))
+    seconds = timed(lambda: built.append(build_shuffle_index(count, count, _random())))
+    report(built_line("shuffle index    ", count, built[1].nbytes, seconds))
 
 
 def measure_blend(samples: int, corpora: int) -> None:
     """Order of a blend."""
     weights = np.random.default_rng(1).random(corpora)
     shares = (weights / weights.sum()).tolist()
-    seconds = timed(lambda: build_blending_indices(shares, samples))
+    made: list[tuple[np.ndarray, ...]] = []
+    seconds = timed(lambda: made.append(tuple(build_blending_indices(shares, samples))))
+    size = sum(array.nbytes for array in made[0])
     kind = "compiled" if native_indices() is not None else "numpy"
-    report(
-        f"blend of {corpora:3d} ({kind})  {samples} samples in {seconds:.1f} s: "
-        f"{samples / seconds / 1e6:.1f} M/s"
-    )
+    report(built_line(f"blend of {corpora:3d} ({kind})", samples, size, seconds))
 
 
 def measure_permutation(samples: int) -> None:
     """Order of a cyclic pass."""
-    seconds = timed(lambda: randperm(samples, 1))
-    report(
-        f"cyclic order      {samples} samples in {seconds:.1f} s: {samples / seconds / 1e6:.1f} M/s"
-    )
+    made: list[np.ndarray] = []
+    seconds = timed(lambda: made.append(randperm(samples, 1)))
+    report(built_line("cyclic order     ", samples, made[0].nbytes, seconds))
 
 
 def measure_preprocessing(folder: Path, megabytes: float) -> None:
@@ -105,7 +117,10 @@ def measure_preprocessing(folder: Path, megabytes: float) -> None:
         encoder = Encoder(tokenizer, ["text"], is_eod_appended=True)
         seconds = timed(lambda: [encoder.encode_chunk(c) for c in read_chunks([str(path)])])  # noqa: B023
         size = path.stat().st_size / 2**20
-        report(f"preprocessing     {name}: {size / seconds:.2f} MB/s of text on one core")
+        report(
+            f"preprocessing     {name}: {size / seconds:.2f} MB/s of text on one core, "
+            f"{share_of_memory(path.stat().st_size / seconds)}"
+        )
 
 
 def _gpt2_like(folder: Path) -> Tokenizer | None:

@@ -55,7 +55,7 @@ class Limits:
 
     def share_of_memory(self, bytes_per_second: float) -> str:
         """``91 % of memory speed``."""
-        return f"{100 * bytes_per_second / self.read:.0f} % of memory speed"
+        return f"{100 * bytes_per_second / self.read:.3g} % of memory speed"
 
 
 def processor() -> str:
@@ -116,6 +116,14 @@ def share_of_limit(operations_per_second: float, threads: int, dtype: str = "fp3
     """See ``Limits.share``; without a compiler it says so."""
     try:
         return limits(threads).share(operations_per_second, dtype)
+    except RuntimeError:
+        return "unknown: no C++ compiler"
+
+
+def share_of_memory(bytes_per_second: float) -> str:
+    """See ``Limits.share_of_memory``, of one thread; without a compiler it says so."""
+    try:
+        return limits().share_of_memory(bytes_per_second)
     except RuntimeError:
         return "unknown: no C++ compiler"
 

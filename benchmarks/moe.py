@@ -9,6 +9,7 @@ many feed-forward multiplications in all of them: the dense block is as wide as 
 token together. Between processes the variants take turns, and the best of ``--rounds`` counts:
 in tokens per second, and apart from that in the processor's time of a step, which counts on a busy
 machine (with ``OMP_NUM_THREADS=1``: threads that wait for each other take time as well).
+``share_of_limit`` compares the operations of a step with what the processor can do (``limit.py``).
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name in dict.fromkeys(["dense", *arguments.variants]):
             figures = run(VARIANTS[name], arguments.ranks)
-            sys.stderr.write(f"{name}: {figures['tokens_per_second']} tokens/s\n")
+            speed, share = figures["tokens_per_second"], figures["share_of_limit"]
+            sys.stderr.write(f"{name}: {speed} tokens/s, {share}\n")
             spent = figures["processor_milliseconds_per_step"]
             least[name] = min(spent, least.get(name, spent))
             if name not in best or figures["tokens_per_second"] > best[name]["tokens_per_second"]:

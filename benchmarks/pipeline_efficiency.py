@@ -9,7 +9,8 @@ Flags are added to those of a small Llama. One line of JSON is printed by the fi
 over the measured iterations: ``step_ms`` of forward and backward of all micro-batches, without the
 optimizer; ``work_ms`` of the passes of the busiest stage; ``expected_ms`` = work of an average
 stage x (1 + (stages - 1) / (micro-batches x chunks)); ``efficiency`` = expected / measured;
-``wait_ms``, the longest any stage waited for its neighbours; and ``in_flight`` per stage. Every
+``wait_ms``, the longest any stage waited for its neighbours; ``in_flight`` per stage; and
+``share_of_limit`` of the operations per second of all ranks (see ``limit.py``), of fp32. Every
 rank needs a core of its own: give it one thread (OMP_NUM_THREADS=1) and no other load.
 """
 
@@ -21,6 +22,7 @@ import sys
 from typing import Any
 
 import numpy as np
+from limit import share_of_limit
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.command.train import model_provider
@@ -37,7 +39,9 @@ from mindspeed_ms.core.pipeline_parallel.timeline import (
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.forward_step import default_forward_step
 from mindspeed_ms.engine.model_chunks import get_model
+from mindspeed_ms.ops.cpu import library
 from mindspeed_ms.plan.schedule_plan import Shape
+from mindspeed_ms.planning.flops import flops_per_step
 from mindspeed_ms.training import initialize_megatron
 
 WARM_UP, MEASURED = 2, 7
@@ -141,6 +145,10 @@ def main() -> None:
     initialize_megatron(argv=[*FLAGS, *sys.argv[1:]])
     result = summary(*timelines())
     if comm.get_rank() == 0:
+        config, world = get_all_config(), comm.get_world_size()
+        operations = flops_per_step(config.model_config, config.global_batch_size(world))
+        speed = operations / (result["step_ms"] / 1e3)
+        result["share_of_limit"] = share_of_limit(speed, library.num_threads() * world)
         print(json.dumps(result))  # noqa: T201 - the result
 
 

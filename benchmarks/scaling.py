@@ -6,7 +6,8 @@
 Every row runs ``train_step.py`` in processes of its own. The reference model runs before each row,
 and speed is given relative to it, so that a machine that gets slower or busier in between changes
 little. ``time_per_token`` is that of the row over that of the reference; ``peak_rss_mib`` is the
-largest of the ranks. Layouts of several ranks share the cores: with as many ranks as cores, 1.0
+largest of the ranks; ``share_of_limit`` compares the operations of a step with what the processor
+can do (``limit.py``). Layouts of several ranks share the cores: with as many ranks as cores, 1.0
 would mean that splitting costs nothing.
 """
 
@@ -84,6 +85,7 @@ def compared(row: Row) -> dict[str, Any]:
         "time_per_token": round(reference["tokens_per_second"] / own["tokens_per_second"], 3),
         "peak_rss_mib": max(own["peak_rss_mib"]),
         "reference_peak_rss_mib": max(reference["peak_rss_mib"]),
+        "share_of_limit": own["share_of_limit"],
         "startup_seconds": max(own["startup_seconds"]),
     }
 
