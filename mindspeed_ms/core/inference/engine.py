@@ -25,8 +25,11 @@ from mindspeed_ms.core.inference.kv_cache import KVCache
 from mindspeed_ms.ops.attention_call import Places
 
 Logits = NDArray[np.float32]
+Decoder = Callable[[InferenceContext], Logits]
 MOST_ROWS = 16
-"""Rows of a step that the native form of a model takes."""
+"""New tokens of a call that weights as eight bits are for."""
+PROBE = 12
+"""Tokens of the text by which a native form is compared with the Cells."""
 
 
 class InferenceEngine:
@@ -77,7 +80,7 @@ class InferenceEngine:
         self._pipeline = parallel_state.get_pipeline_model_parallel_group()
         is_cut = config.parallel_config.sequence_parallel and tensor.size > 1
         self._parts = tensor.size if is_cut else 1
-        self._decoder: Callable[[InferenceContext], Logits] | None = None
+        self._decoder: Decoder | None = None
         self._may_decode = len(self.chunks) == 1 and self._pipeline.size == 1
         self._turns_at = turning_length(config)
         self._in_int8 = in_int8
@@ -173,12 +176,8 @@ class InferenceEngine:
         """Append the tokens of a context: logits as ``extend`` returns them."""
         if self._turns_at is not None:
             self._turn_again(context, self._turns_at)
-        is_step = context.shape[0] == 1 or (context.keeps_hidden and context.wants_all)
-        is_step = is_step and context.counts.sum() <= MOST_ROWS
-        if is_step and self._may_decode and self.cache.has_memory:
-            logits = self._decoded(context)
-        else:
-            logits = self._through_cells(context)
+        decoder = self._native_form(context)
+        logits = self._through_cells(context) if decoder is None else decoder(context)
         self.cache.advance(context.slots, context.counts)
         logits = logits[:, : self.vocab_size]
         return logits.reshape(*context.shape, -1) if context.wants_all else logits
@@ -204,30 +203,37 @@ class InferenceEngine:
         with autograd.recording(), autograd.inference_mode():
             return self.shared(self._run(context), context)
 
-    def _decoded(self, context: InferenceContext) -> Logits:
-        """Logits by the model's native form, if it has one.
+    def _native_form(self, context: InferenceContext) -> Decoder | None:
+        """The model's native form, if it has one for such a context."""
+        if self._may_decode and self._decoder is None:
+            model = self.chunks[0]
+            form = _form(model)
+            if form is not None and not hasattr(model, "decodes_alike"):
+                model.decodes_alike = self._agree(form)
+            self._may_decode = form is not None and model.decodes_alike
+            self._decoder = _form(model, in_int8=True) if self._in_int8 else form
+        is_prompt = self._in_int8 and context.counts.sum() > MOST_ROWS
+        return self._decoder if self._may_decode and not is_prompt else None
 
-        The first step of a model is computed both ways, and the native form is used from then on if
-        both agree: it may not know a part that the model has.
+    def _agree(self, form: Decoder) -> bool:
+        """Whether a native form computes what the Cells do: it may not know a part of the model.
+
+        Both go on with a text of their own, so that the answer, and with it every logit that
+        follows, does not depend on what the model is asked.
         """
-        model = self.chunks[0]
-        is_known = getattr(model, "decodes_alike", False)
-        if self._decoder is None:
-            self._decoder = _form(model, in_int8=self._in_int8 and is_known)
-            if self._decoder is None:
-                self._may_decode = False
-                return self._through_cells(context)
-        if is_known:
-            return self._decoder(context)
-        found = self._decoder(context)
-        wanted = self._through_cells(context)  # afterwards: what the cache holds then is right
-        real = context.is_real.reshape(-1) if context.wants_all else slice(None)
-        error = np.abs(found - wanted)[real].max() / max(np.abs(wanted[real]).max(), 1e-6)
+        length = PROBE if self.max_length is None else min(PROBE, self.max_length)
+        ids = np.linspace(0, self.config.vocab_size - 1, length).astype(np.int32)
+        cache = KVCache()
+        slots = cache.take(1)
+        if length > 1:
+            context = InferenceContext(cache, slots, [ids[:-1]], self._parts)
+            self._through_cells(context)
+            cache.advance(slots, context.counts)
+        context = InferenceContext(cache, slots, [ids[-1:]], self._parts)
+        found, wanted = form(context), self._through_cells(context)
+        error = np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-6)
         is_single = memory.dtype_of(self.config.compute_dtype) == mstype.float32
-        model.decodes_alike = self._may_decode = bool(error < (2e-4 if is_single else 5e-2))
-        if self._in_int8:
-            self._decoder = None  # made again, of the weights that it is to have
-        return wanted
+        return bool(error < (2e-4 if is_single else 5e-2))
 
     def free(self, slots: Sequence[int] | Places) -> None:
         """Give the slots of sequences back."""
@@ -303,7 +309,7 @@ def refuse_layout(config: TransformerConfig) -> None:
         )
 
 
-def _form(model: Cell, in_int8: bool = False) -> Callable[[InferenceContext], Logits] | None:
+def _form(model: Cell, in_int8: bool = False) -> Decoder | None:
     """The native form of a model, if it has one."""
     return model.decoder(in_int8) if hasattr(model, "decoder") else None
 

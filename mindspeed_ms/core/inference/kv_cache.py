@@ -60,11 +60,6 @@ class KVCache:
         return len(self._free)
 
     @property
-    def has_memory(self) -> bool:
-        """Whether a layer has written."""
-        return bool(self._layers)
-
-    @property
     def num_bytes(self) -> int:
         """Of the memory of all layers."""
         return sum(memory.num_bytes(part) for layer in self._layers.values() for part in layer)

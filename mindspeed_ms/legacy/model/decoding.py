@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's Cells as one native call per token, where a single rank holds the model.
+"""A model's Cells as one native call for new tokens, where a single rank holds the model.
 
 The native stack knows what most families are made of; see ``NativeParts``. A model with anything
 else goes on in its Cells; ``InferenceEngine`` compares both once per model, so that a part that
 this file does not know of cannot change a text.
+
+Legend: n new tokens of a call, h hidden size, v vocabulary, d rotated channels.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from mindspeed_ms.config.attention_options import AttentionOptions
 from mindspeed_ms.config.layer_options import LayerOptions
 from mindspeed_ms.config.section import field_default, section_fields
 from mindspeed_ms.core.inference.context import InferenceContext
+from mindspeed_ms.core.inference.kv_cache import KVCache
 from mindspeed_ms.legacy.model.native_parts import (
     Floats,
     NativeParts,
@@ -31,6 +34,10 @@ from mindspeed_ms.legacy.model.native_parts import (
 from mindspeed_ms.ops.attention_call import Places
 from mindspeed_ms.ops.cpu import decode
 from mindspeed_ms.ops.cpu.library import STORAGE
+from mindspeed_ms.ops.cpu.linear import FEW_ROWS
+
+MOST_TOKENS = 512
+"""New tokens of a native call: what lies between the layers has memory for so many."""
 
 
 class Decoder:
@@ -70,40 +77,60 @@ class Decoder:
         self.norm = parts.norm(self.final_norm)
         self.head = parts.linear(head, None, head.dtype)
         self.head_storage = STORAGE[head.dtype]
-        self._version = -1
+        stack = self.stack
+        self._like = tuple(
+            memory.empty((1, 1, stack.groups, channels), self.dtype)
+            for channels in (stack.dim, stack.value_dim)
+        )
+        self._seen: tuple[KVCache | None, int] = (None, 0)
         self._tables: tuple[Floats, ...] = ()
 
     def __call__(self, context: InferenceContext) -> Floats:
-        """Logits [S * B, v] behind the new tokens; the cache holds their keys then.
+        """Logits of the places that the context wants, [S * B, v] or [B, v].
+
+        The cache holds the keys of all new tokens then. What is padding stays out, and has zeros.
+        """
+        steps, rows = context.shape
+        self._find_memory(context)
+        # The tokens of a row follow one another: [n] numbers of places, which are step * B + row.
+        numbers = np.arange(steps * rows).reshape(steps, rows).T[context.is_real.T]
+        x = np.empty((len(numbers), self.stack.hidden), np.float32)
+        for first in range(0, len(numbers), MOST_TOKENS):
+            part = numbers[first : first + MOST_TOKENS]
+            x[first : first + len(part)] = self._through_layers(context, part)
+        if context.keeps_hidden:
+            hidden = _spread(x, numbers, steps * rows)[:, None]
+            context.hidden = self.final_norm(ops.cast(memory.from_numpy(hidden), self.dtype))
+        wanted = x if context.wants_all else x[np.cumsum(context.counts) - 1]
+        logits = decode.decode_head(
+            np.ascontiguousarray(wanted), self.norm, self.head, self.head_storage
+        )
+        return _spread(logits, numbers, steps * rows) if context.wants_all else logits
+
+    def _through_layers(self, context: InferenceContext, numbers: Places) -> Floats:
+        """Hidden states behind all layers, [n, h]; numbers [n] are those of the tokens' places.
 
         The stack takes several tokens of a sequence for rows that share its slot: each writes its
-        key first, and sees those up to its own place. What is padding stays out, and has zeros.
+        key first, and sees those up to its own place.
         """
-        cache, (steps, rows) = context.cache, context.shape
-        cache.grow()
-        if cache.version != self._version:
-            self._take_memory(context)
-        real = context.is_real
-        slots = np.broadcast_to(context.slots, real.shape)[real]
-        places = context.positions[: steps * rows].reshape(real.shape)[real]
+        owners = numbers % len(context.slots)
+        slots, places = context.slots[owners], context.positions[numbers]
         first, stops = np.zeros_like(places), places + 1
-        stack = self.stack
-        stack.rows, stack.slots = len(places), slots.ctypes.data
+        counts = np.bincount(owners)[np.unique(owners)]
+        stack, count = self.stack, len(places)
+        stack.rows, stack.slots = count, slots.ctypes.data
         stack.starts, stack.stops = first.ctypes.data, stops.ctypes.data
         stack.offsets = places.ctypes.data
-        tables = self._rows_of_tables(
-            places, context.lengths[: steps * rows].reshape(real.shape)[real]
-        )
+        # Few queries read the keys straight from memory; more are worth packing them for.
+        is_prompt = count > FEW_ROWS and count > len(counts)
+        stack.counts, stack.sequences = (counts.ctypes.data if is_prompt else None), len(counts)
+        tables = self._rows_of_tables(places, context.lengths[numbers])
         for layer, turned in zip(self.layers, self.turned, strict=True):
             if tables and turned is not None:
                 layer.cos, layer.sin = (table.ctypes.data for table in tables[turned])
-        x = self._embedded(context.ids[0, : steps * rows].reshape(real.shape)[real], places)
+        x = self._embedded(context.ids[0, numbers], places)
         decode.decode_layers(x, self.layers, stack)
-        if context.keeps_hidden:
-            hidden = ops.cast(memory.from_numpy(_spread(x, real)[:, None]), self.dtype)
-            context.hidden = self.final_norm(hidden)
-        logits = decode.decode_head(x, self.norm, self.head, self.head_storage)
-        return _spread(logits, real)
+        return x
 
     def _rows_of_tables(self, places: Places, lengths: Places) -> list[Floats]:
         """Cosines and sines of each token, [n, d]."""
@@ -111,17 +138,19 @@ class Decoder:
             return _flat_tables(self.rotary.tables_for(places, lengths))
         return [np.take(table, places, axis=0) for table in self._tables]
 
-    def _take_memory(self, context: InferenceContext) -> None:
+    def _find_memory(self, context: InferenceContext) -> None:
         """Addresses of the cache, and tables of rotation as long as it."""
-        cache = context.cache
-        for layer, number in zip(self.layers, self.numbers, strict=True):
-            keys, values = cache.stores(number)
+        cache, stack = context.cache, self.stack
+        stores = [cache.memory_of(number, *self._like) for number in self.numbers]
+        if self._seen == (cache, cache.version):
+            return
+        for layer, (keys, values) in zip(self.layers, stores, strict=True):
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
-        self.stack.room = cache.room
+        stack.room = cache.room
         if self.rotary is not None:
             self._tables = tuple(_flat_tables(self.rotary.tables_for(np.arange(cache.room))))
-            self.stack.rotated = self._tables[0].shape[1]
-        self._version = cache.version
+            stack.rotated = self._tables[0].shape[1]
+        self._seen = (cache, cache.version)
 
     def _embedded(self, ids: NDArray[np.integer], places: Places) -> Floats:
         """Sums of tables' rows, [n, h]."""
@@ -169,12 +198,10 @@ def _flat_tables(tables: Sequence[Tensor]) -> list[Floats]:
     return [np.ascontiguousarray(memory.as_numpy(table)[:, 0, 0]) for table in tables]
 
 
-def _spread(values: Floats, real: NDArray[np.bool_]) -> Floats:
-    """Rows [n, c] at the n places that are real, of all; zeros at the others."""
-    if len(values) == real.size:
-        return values
-    whole = np.zeros((real.size, values.shape[1]), np.float32)
-    whole[real.reshape(-1)] = values
+def _spread(values: Floats, numbers: Places, count: int) -> Floats:
+    """Rows [n, c] at their places of all, [count, c]; zeros at the others."""
+    whole = np.zeros((count, values.shape[1]), np.float32)
+    whole[numbers] = values
     return whole
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack of layers for one new token of each row, in a native call; csrc/decode_layers.cpp."""
+"""A stack of layers for new tokens of some sequences, in a native call; csrc/decode_layers.cpp."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from mindspeed_ms.ops.cpu.library import STORAGE, native
 
-MOST_ROWS = 16
 ACTIVATIONS = {
     "gelu": 0,
     "fast_gelu": 1,
@@ -136,6 +135,8 @@ class Stack(ctypes.Structure):
         ("starts", ctypes.c_void_p),
         ("stops", ctypes.c_void_p),
         ("offsets", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("sequences", ctypes.c_int64),
     )
 
 
@@ -155,7 +156,7 @@ def quantized_rows(weight: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32
 
 
 def decode_layers(x: NDArray[np.float32], layers: ctypes.Array[Layer], stack: Stack) -> None:
-    """Take rows [rows, hidden] through all layers, in place; their caches grow by a token."""
+    """Take rows [rows, hidden] through all layers, in place; their tokens join the caches."""
     native.decode_layers(
         x.ctypes.data, ctypes.addressof(layers), len(layers), ctypes.addressof(stack)
     )

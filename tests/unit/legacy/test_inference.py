@@ -119,7 +119,7 @@ def test_steps_give_the_logits_of_whole_sequences(name):
                 np.testing.assert_allclose(own, _whole(whole, row), atol=3e-5)
                 row.append(int(token))
             logits = engine.step(slots, chosen)
-    # The first step compares the native form with the Cells, where a model has one.
+    # The first answer compares the native form with the Cells, where a model has one.
     is_native = ops.selected() == "cpu" and name not in ("sparse", "shared choice")
     assert getattr(model, "decodes_alike", None) is (True if is_native else None)
 

@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// One new token of up to kMostRows sequences through a stack of layers, forward only: dense ones or
-// mixtures of experts, with attention to projected or to latent keys and values.
+// New tokens of some sequences through a stack of layers, forward only: dense ones or mixtures of
+// experts, with attention to projected or to latent keys and values.
 //
-// With so few rows the time is that of reading the weights (few_rows.h); nothing but attention needs
-// more than rows * width numbers of scratch. Arithmetic and everything between the layers are fp32.
+// With few rows the time is that of reading the weights (few_rows.h). A prompt's rows are multiplied
+// by the blocked products, and attend to blocks of keys. Everything between the layers is fp32.
 #include <functional>
 #include <limits>
 
 #include "attention.h"
 #include "few_rows.h"
+
+// Defined in attention_forward.cpp.
+EXPORT void attention_forward(int32_t storage, const void* q, const void* k, const void* v,
+                              const uint8_t* mask, void* out, float* lse,
+                              const kernels::AttentionSizes* sizes);
 
 namespace kernels {
 
@@ -17,8 +22,6 @@ void decode_heads(int32_t storage, const void* q, const void* k, const void* v, 
                   const AttentionSizes& sizes);
 
 namespace {
-
-constexpr int64_t kMostRows = 16;
 
 // Keep these in step with ops/cpu/decode.py.
 struct Norm {
@@ -69,6 +72,8 @@ struct Stack {
     int64_t rows, hidden, heads, groups, dim, value_dim, rotated, room;
     int32_t storage, activation, interleaved, adds_normed;
     const int64_t *slots, *starts, *stops, *offsets;  // [rows]
+    const int64_t* counts;  // [sequences], rows of each, which follow one another; null: 1
+    int64_t sequences;
 };
 
 // Memory that a function gives out; a copy gives out the same again.
@@ -100,26 +105,38 @@ inline vf activate(int32_t kind, vf x) {
     }
 }
 
-void normalize(const float* x, int64_t rows, int64_t width, const Norm& norm, float* y) {
-    for (int64_t row = 0; row < rows; ++row, x += width, y += width) {
-        float mean = 0.0f;
-        if (norm.bias) {
-            vf sum = vf{};
-            vector_loop(width, [&](int64_t i, int64_t lanes) { sum += load(x + i, lanes); });
-            mean = sum_of(sum) / static_cast<float>(width);
-        }
-        vf square = vf{};
-        vector_loop(width, [&](int64_t i, int64_t lanes) {
-            const vf d = fill_tail(load(x + i, lanes) - mean, lanes, 0.0f);
-            square += d * d;
-        });
-        const float rstd = 1.0f / std::sqrt(sum_of(square) / static_cast<float>(width) + norm.eps);
-        vector_loop(width, [&](int64_t i, int64_t lanes) {
-            vf value = (load(x + i, lanes) - mean) * rstd * load(norm.weight + i, lanes);
-            if (norm.bias) value += load(norm.bias + i, lanes);
-            store(y + i, value, lanes);
-        });
+void normalize_row(const float* x, int64_t width, const Norm& norm, float* y) {
+    float mean = 0.0f;
+    if (norm.bias) {
+        vf sum = vf{};
+        vector_loop(width, [&](int64_t i, int64_t lanes) { sum += load(x + i, lanes); });
+        mean = sum_of(sum) / static_cast<float>(width);
     }
+    vf square = vf{};
+    vector_loop(width, [&](int64_t i, int64_t lanes) {
+        const vf d = fill_tail(load(x + i, lanes) - mean, lanes, 0.0f);
+        square += d * d;
+    });
+    const float rstd = 1.0f / std::sqrt(sum_of(square) / static_cast<float>(width) + norm.eps);
+    vector_loop(width, [&](int64_t i, int64_t lanes) {
+        vf value = (load(x + i, lanes) - mean) * rstd * load(norm.weight + i, lanes);
+        if (norm.bias) value += load(norm.bias + i, lanes);
+        store(y + i, value, lanes);
+    });
+}
+
+// step(row) for all rows, by threads where there is work for them.
+template <class Step>
+void each_row(int64_t rows, int64_t width, Step step) {
+    parallel_ranges(rows, width, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) step(row);
+    });
+}
+
+void normalize(const float* x, int64_t rows, int64_t width, const Norm& norm, float* y) {
+    each_row(rows, width, [&](int64_t row) {
+        normalize_row(x + row * width, width, norm, y + row * width);
+    });
 }
 
 void rotate_head(float* t, const float* cos, const float* sin, int64_t rotated, bool interleaved) {
@@ -143,7 +160,7 @@ void take_apart(const Stack& n, const Layer& layer, const float* normed, Arena a
     float* mixed = arena.take(n.rows * layer.qkv.out);
     multiply_rows<T>(normed, n.rows, layer.qkv, mixed);
     const int64_t per_group = n.heads / n.groups, width = (per_group + 2) * n.dim;
-    for (int64_t row = 0; row < n.rows; ++row) {
+    each_row(n.rows, layer.qkv.out, [&](int64_t row) {
         const float* cos = layer.cos ? layer.cos + row * n.rotated : nullptr;
         const float* sin = layer.sin ? layer.sin + row * n.rotated : nullptr;
         const int64_t place = (n.slots[row] * n.room + n.offsets[row]) * n.groups;
@@ -152,7 +169,7 @@ void take_apart(const Stack& n, const Layer& layer, const float* normed, Arena a
             for (int64_t head = 0; head <= per_group; ++head) {
                 float* t = own + head * n.dim;
                 const Norm& norm = head < per_group ? layer.q_norm : layer.k_norm;
-                if (norm.weight) normalize(t, 1, n.dim, norm, t);
+                if (norm.weight) normalize_row(t, n.dim, norm, t);
                 if (cos) rotate_head(t, cos, sin, n.rotated, n.interleaved != 0);
             }
             copy(own, per_group * n.dim, queries + (row * n.heads + group * per_group) * n.dim);
@@ -160,7 +177,7 @@ void take_apart(const Stack& n, const Layer& layer, const float* normed, Arena a
             copy(own + per_group * n.dim, n.dim, static_cast<T*>(layer.keys) + at);
             copy(own + (per_group + 1) * n.dim, n.dim, static_cast<T*>(layer.values) + at);
         }
-    }
+    });
 }
 
 // The same from narrow vectors.
@@ -186,7 +203,7 @@ void widen(const Stack& n, const Layer& layer, const float* normed, Arena arena,
         copy(both + row * own.kv_down.out, own.rank, narrow_kv + row * own.rank);
     if (own.kv_norm.weight) normalize(narrow_kv, n.rows, own.rank, own.kv_norm, narrow_kv);
     multiply_rows<T>(narrow_kv, n.rows, own.kv_up, kv);
-    for (int64_t row = 0; row < n.rows; ++row) {
+    each_row(n.rows, own.kv_up.out, [&](int64_t row) {
         const float* cos = layer.cos ? layer.cos + row * n.rotated : nullptr;
         const float* sin = layer.sin ? layer.sin + row * n.rotated : nullptr;
         float* shared = both + row * own.kv_down.out + own.rank;
@@ -203,8 +220,25 @@ void widen(const Stack& n, const Layer& layer, const float* normed, Arena arena,
             copy(from + own.plain, n.value_dim,
                    static_cast<T*>(layer.values) + (place + head) * n.value_dim);
         }
-    }
+    });
     copy(q, n.rows * n.heads * n.dim, queries);
+}
+
+// The rows of one sequence after another; sizes are those of single rows.
+template <class T>
+void attend_blocks(const Stack& n, const Layer& layer, const T* queries, AttentionSizes sizes,
+                   Arena arena, T* results) {
+    float* lse = arena.take(n.rows * n.heads);
+    sizes.batch = 1;
+    for (int64_t index = 0, row = 0; index < n.sequences; row += n.counts[index++]) {
+        sizes.queries = n.counts[index];
+        sizes.layout.slots = n.slots + row;
+        sizes.band.starts = n.starts + row;
+        sizes.band.stops = n.stops + row + sizes.queries - 1;
+        sizes.band.offsets = n.offsets + row;
+        attention_forward(n.storage, queries + row * n.heads * n.dim, layer.keys, layer.values,
+                          nullptr, results + row * n.heads * n.value_dim, lse, &sizes);
+    }
 }
 
 // out [rows, heads, value_dim]
@@ -233,7 +267,11 @@ void attend(const Stack& n, const Layer& layer, const float* normed, Arena arena
     sizes.finish.slopes = layer.slopes;
     sizes.layout = KeyLayout{1, n.room, n.slots};
     sizes.sinks = layer.sinks;
-    decode_heads(n.storage, queries, layer.keys, layer.values, results, sizes);
+    if (n.counts) {
+        attend_blocks(n, layer, queries, sizes, arena, results);
+    } else {
+        decode_heads(n.storage, queries, layer.keys, layer.values, results, sizes);
+    }
     copy(results, n.rows * n.heads * n.value_dim, out);
 }
 
@@ -258,7 +296,7 @@ void feed_forward(int32_t activation, const float* x, int64_t rows, const Linear
     float* wide = arena.take(rows * in.out);
     float* inner = arena.take(rows * out.in);
     multiply_rows<T>(x, rows, in, wide);
-    for (int64_t row = 0; row < rows; ++row) {
+    each_row(rows, in.out, [&](int64_t row) {
         const float* from = wide + row * in.out;
         float* to = inner + row * out.in;
         vector_loop(out.in, [&](int64_t i, int64_t lanes) {
@@ -266,7 +304,7 @@ void feed_forward(int32_t activation, const float* x, int64_t rows, const Linear
             if (activation == kSwiglu) value *= load(from + out.in + i, lanes);
             store(to + i, value, lanes);
         });
-    }
+    });
     multiply_rows<T>(inner, rows, out, y);
 }
 
@@ -334,12 +372,14 @@ void mix(const Stack& n, const Mixture& m, const float* x, Arena arena, float* y
     float* gathered = arena.take(n.rows * std::max(hidden, m.experts));
     float* made = arena.take(n.rows * hidden);
     float* weights = arena.take(n.rows * m.choices);
+    float* shares = arena.take(n.rows);
     int32_t* experts = arena.take_as<int32_t>(n.rows * m.choices);
+    int32_t* rows = arena.take_as<int32_t>(n.rows);
     // Experts are chosen from what the router reads elsewhere, too: rounded to the storage type.
     T* rounded = reinterpret_cast<T*>(made);
     copy(x, n.rows * hidden, rounded);
     copy(rounded, n.rows * hidden, gathered);
-    multiply_stored<float>(gathered, n.rows, m.router, logits);
+    multiply_rows<float>(gathered, n.rows, m.router, logits);
     if (m.rounds) {
         rounded = reinterpret_cast<T*>(gathered);
         copy(logits, n.rows * m.experts, rounded);
@@ -365,11 +405,9 @@ void mix(const Stack& n, const Mixture& m, const float* x, Arena arena, float* y
     }
     for (int64_t expert = 0; expert < m.experts; ++expert) {
         int64_t count = 0;
-        int64_t rows[kMostRows];
-        float shares[kMostRows];
         for (int64_t i = 0; i < n.rows * m.choices; ++i) {
             if (experts[i] != expert) continue;
-            rows[count] = i / m.choices;
+            rows[count] = static_cast<int32_t>(i / m.choices);
             shares[count] = weights[i];
             copy(x + rows[count] * hidden, hidden, gathered + count * hidden);
             ++count;
@@ -406,7 +444,7 @@ void run_layer(const Stack& n, const Layer& layer, float* x, Arena arena) {
 
 // Floats that a layer takes, at most.
 int64_t floats_of(const Stack& n, const Layer& layer) {
-    int64_t row = 2 * n.hidden + n.heads * (n.dim + 2 * n.value_dim);
+    int64_t row = 2 * n.hidden + n.heads * (n.dim + 2 * n.value_dim + 1);
     int64_t attention = layer.qkv.out, block = layer.mlp_in.out + layer.mlp_out.in;
     if (layer.latent) {
         const Latent& own = *layer.latent;
@@ -417,7 +455,7 @@ int64_t floats_of(const Stack& n, const Layer& layer) {
         const Mixture& m = *layer.mixture;
         block = m.shared_in.out + m.shared_out.in;
         for (int64_t i = 0; i < m.experts; ++i) block = std::max(block, m.in[i].out + m.out[i].in);
-        block += 2 * n.hidden + 2 * m.experts + 2 * m.choices;
+        block += 2 * n.hidden + 2 * m.experts + 2 * m.choices + 2;
         alone += 4 * m.experts;
     }
     return n.rows * (row + attention + block) + alone;
@@ -436,7 +474,7 @@ EXPORT void decode_layers(float* x, const Layer* layers, int64_t count, const St
     [[maybe_unused]] const FlushTiny flush;
     int64_t floats = 0;
     for (int64_t i = 0; i < count; ++i) floats = std::max(floats, floats_of(n, layers[i]));
-    const Arena arena{scratch(kTile, floats)};
+    const Arena arena{scratch(kStack, floats)};
     with_storage(n.storage, [&](auto type) {
         for (int64_t i = 0; i < count; ++i) run_layer<decltype(type)>(n, layers[i], x, arena);
     });
@@ -446,7 +484,7 @@ EXPORT void decode_layers(float* x, const Layer* layers, int64_t count, const St
 EXPORT void decode_head(int32_t storage, const float* x, int64_t rows, const Norm* norm,
                         const Linear* head, float* y) {
     if (rows == 0) return;
-    float* normed = scratch(kTile, rows * head->in);
+    float* normed = scratch(kStack, rows * head->in);
     if (norm->weight) {
         normalize(x, rows, head->in, *norm, normed);
     } else {

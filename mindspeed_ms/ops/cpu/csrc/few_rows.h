@@ -79,9 +79,16 @@ void multiply_stored(const float* x, int64_t rows, const Linear& linear, float* 
     });
 }
 
+constexpr int64_t kFewRows = 16;
+
+// The same as a blocked product; defined in gemm.cpp.
+template <class T>
+void multiply_many(const float* x, int64_t rows, const Linear& linear, float* y);
+
 template <class T>
 void multiply_rows(const float* x, int64_t rows, const Linear& linear, float* y) {
     if (linear.scales) return multiply_stored<int8_t>(x, rows, linear, y);
+    if (rows > kFewRows) return multiply_many<T>(x, rows, linear, y);
     multiply_stored<T>(x, rows, linear, y);
 }
 

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "external_gemm.h"
+#include "few_rows.h"
+#include "gemm_pairs.h"
 #include "gemm_tiles.h"
 #include "micro.h"
 
@@ -159,6 +161,30 @@ void gemm(Matrix<TA> a, Matrix<TB> b, TC* c, int64_t rows, int64_t columns, int6
     if (depth == 0 && !accumulate && !bias)
         std::memset(static_cast<void*>(c), 0, static_cast<size_t>(rows * columns) * sizeof(TC));
 }
+
+template <class T>
+void multiply_many(const float* x, int64_t rows, const Linear& linear, float* y) {
+    const int64_t in = linear.in, out = linear.out;
+    const Matrix<T> weight{static_cast<const T*>(linear.weight), in, true};
+    if constexpr (sizeof(T) == sizeof(float)) {
+        gemm(Matrix<float>{x, in, false}, weight, y, rows, out, in, false, linear.bias);
+        return;
+    }
+    if (multiply_pairs(x, rows, weight.data, in, out, y) == false) {
+        T* narrow = reinterpret_cast<T*>(scratch(kTile, ceil_div(rows * in, 2) + kWidth));
+        parallel_ranges(rows, in, [=](int64_t begin, int64_t end) {
+            vector_loop((end - begin) * in, [&](int64_t i, int64_t lanes) {
+                store(narrow + begin * in + i, load(x + begin * in + i, lanes), lanes);
+            });
+        });
+        gemm(Matrix<T>{narrow, in, false}, weight, y, rows, out, in, false,
+             static_cast<const T*>(nullptr));
+    }
+    if (linear.bias) finish(y, out, y, out, Task{0, rows, 0, out}, linear.bias);
+}
+template void multiply_many<float>(const float*, int64_t, const Linear&, float*);
+template void multiply_many<bf16>(const float*, int64_t, const Linear&, float*);
+template void multiply_many<fp16>(const float*, int64_t, const Linear&, float*);
 
 namespace {
 
