@@ -575,5 +575,5 @@ def _collected(
     if with_overflow:
         data["overflow_to_sample_mapping"] = samples
     if not keeps_batch:
-        data = {name: rows[0] for name, rows in data.items()}
+        data = {name: rows if name == "length" else rows[0] for name, rows in data.items()}
     return BatchEncoding(data, parts, tensor_type)

@@ -341,3 +341,15 @@ def test_wrong_processors_are_refused(tmp_path):
         setattr(tokenizer, name, None)
     with pytest.raises(ValueError, match="neither a pad token nor an end token"):
         mindspeed_ms.GPT2Processor(tokenizer)("a")
+
+
+def test_the_length_of_one_text_is_a_list_as_transformers_gives_it(tmp_path):
+    tokenizer = made("gpt2", tmp_path)
+    one = tokenizer("Ada finds a path", return_length=True)
+    assert one["length"] == [len(one["input_ids"])]
+
+
+def test_a_stride_as_long_as_the_texts_is_refused(tmp_path):
+    tokenizer = made("gpt2", tmp_path)
+    with pytest.raises(ValueError, match=r"stride \(1\) must be below max_length \(1\)"):
+        tokenizer("Ada finds", max_length=1, stride=1, return_overflowing_tokens=True)
