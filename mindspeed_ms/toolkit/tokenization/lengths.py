@@ -118,15 +118,8 @@ class Filling:
 def set_on(
     backend: Any, lengths: Lengths, stride: int, truncation_side: str, filling: Filling | None
 ) -> None:
-    """Tell the library how long texts shall become; ``filling`` is needed where it pads.
-
-    Raises:
-        ValueError: texts cut to ``max_length`` tokens cannot share ``stride`` of them.
-    """
+    """Tell the library how long texts shall become; ``filling`` is needed where it pads."""
     if lengths.truncates:
-        if lengths.max_length is not None and 0 < lengths.max_length <= stride:
-            # The library itself ends in a panic of Rust here, which no `except Exception` sees.
-            raise ValueError(f"stride ({stride}) must be below max_length ({lengths.max_length})")
         backend.enable_truncation(
             max_length=lengths.max_length,
             stride=stride,

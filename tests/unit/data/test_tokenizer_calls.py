@@ -350,6 +350,9 @@ def test_the_length_of_one_text_is_a_list_as_transformers_gives_it(tmp_path):
 
 
 def test_a_stride_as_long_as_the_texts_is_refused(tmp_path):
-    tokenizer = made("gpt2", tmp_path)
-    with pytest.raises(ValueError, match=r"stride \(1\) must be below max_length \(1\)"):
-        tokenizer("Ada finds", max_length=1, stride=1, return_overflowing_tokens=True)
+    for kind, kept in (("gpt2", 1), ("llama", 2)):
+        tokenizer = made(kind, tmp_path)
+        with pytest.raises(ValueError, match="cannot be encoded as asked.*stride"):
+            tokenizer("Ada finds", max_length=kept, stride=1, return_overflowing_tokens=True)
+    with pytest.raises(ValueError, match="cannot be encoded as asked.*stride"):
+        tokenizer(["Ada finds a path"], ["and more"], max_length=4, stride=2)
