@@ -36,9 +36,35 @@ REMOTE_WORDS = frozenset(
 """Keywords of ``transformers``' that say how files are fetched, or which kernels compute."""
 
 
+_NOT_SERVED = {
+    "load_in_8bit": "weights stay as they are; decodes_in_int8 = True generates with eight bits",
+    "load_in_4bit": "weights stay as they are; decodes_in_int8 = True generates with eight bits",
+    "quantization_config": "quantized weights are not read",
+    "gguf_file": "files of GGUF are not read",
+    "from_tf": "checkpoints of TensorFlow are not read",
+    "from_flax": "checkpoints of Flax are not read",
+    "output_loading_info": "a checkpoint that does not fit is an error that names the tensors",
+    "ignore_mismatched_sizes": "a checkpoint that does not fit is an error that names the tensors",
+}
+"""Keywords of ``transformers`` that ask for what is not there -> what is instead."""
+
+
 def without_remote(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without ``REMOTE_WORDS``."""
-    return {key: value for key, value in options.items() if key not in REMOTE_WORDS}
+    """Options without ``REMOTE_WORDS``.
+
+    Raises:
+        ValueError: one asks for what is not there.
+    """
+    for name, reason in _NOT_SERVED.items():
+        if options.get(name):
+            raise ValueError(f"{name} is given, but {reason}; leave it out")
+    left_out = REMOTE_WORDS | _NOT_SERVED.keys()
+    return {key: value for key, value in options.items() if key not in left_out}
+
+
+def below(name: str | os.PathLike[str], subfolder: str | None) -> str | os.PathLike[str]:
+    """The name of a folder below another, as ``subfolder`` says; the folder itself without."""
+    return os.path.join(checked_name(name), subfolder) if subfolder else name
 
 
 def checked_name(name: object) -> str:

@@ -23,6 +23,7 @@ NOT_HERE = {
     "python run_mindformer.py --config configs/gpt2/run_gpt2.yaml": "test_front_doors.py",
     "mindspeed-ms parity --log megatron.log": "the reader's log: test_parity_log.py",
     "python -m mindspeed_ms.toolkit.serve": "goes on until it is stopped: test_server.py",
+    "mpiexec -n 2 python -m mindspeed_ms.toolkit.serve": "the same: test_serve_layouts.py",
 }
 """Beginning of a command -> why, or where, it is not run here."""
 QUICK = ("configuration.md",)

@@ -19,6 +19,7 @@ DATA = REPOSITORY / "data" / "tiny"
 YAML = REPOSITORY / "configs" / "tiny_gpt.yaml"
 LIMIT = 1800.0
 """Seconds of the longest run on a busy machine."""
+STEP = re.compile(r"iteration +(\d+)/")
 LINE = re.compile(r"iteration +(\d+)/ +\d+ \|.* lm loss: (\S+) \|.* grad norm: (\S+) \|")
 
 
@@ -72,18 +73,29 @@ def undisturbed(start, tmp_path, iterations):
     return expected
 
 
-def kill_at_random(job, draw, kills, pause):
-    """Kill ranks or the scheduler at random moments; how many kills there were."""
-    done = 0
+def kill_at_random(job, draw, kills, iterations):
+    """Kill ranks or the scheduler at random moments; how many kills there were.
+
+    A moment is a number of iterations after the kill before, and a part of one more, so that as
+    many fit into the run on a fast machine as on a slow one; one in five is in a start.
+    """
+    done, newest = 0, 0
     while done < kills and job.process.poll() is None:
-        time.sleep(draw.uniform(*pause))
+        if draw.random() < 0.2:
+            time.sleep(draw.uniform(0.0, 4.0))
+        else:
+            aim = newest + draw.randint(1, 2 * (iterations - newest) // (kills - done + 1))
+            while newest < aim and job.process.poll() is None:
+                time.sleep(0.02)
+                newest = max(map(int, STEP.findall(job.console.read_text())), default=0)
+            time.sleep(draw.uniform(0.0, 0.2))
         victim = draw.choice(["0", "1", "scheduler"])
         if job.process.poll() is None and job.send(victim, signal.SIGKILL):
             done += 1
     return done
 
 
-def check_supervised_run(start, tmp_path, kills, iterations, pause, draw, launcher="torchrun"):
+def check_supervised_run(start, tmp_path, kills, iterations, draw, launcher="torchrun"):
     expected = undisturbed(start, tmp_path, iterations)
     name = "max_restarts" if launcher == "own_msrun" else "max-restarts"
     script = training_words(tmp_path, iterations, *saving(tmp_path))
@@ -96,7 +108,7 @@ def check_supervised_run(start, tmp_path, kills, iterations, pause, draw, launch
         job.send("0", signal.SIGKILL)
         done = 2
     else:
-        done = kill_at_random(job, draw, kills, pause)
+        done = kill_at_random(job, draw, kills, iterations)
     assert job.wait(LIMIT) == 0, job.text()[-4000:]
     assert losses(job.console.read_text()) == expected
     assert done == kills or kills > 2
@@ -106,14 +118,14 @@ def check_supervised_run(start, tmp_path, kills, iterations, pause, draw, launch
 
 
 def test_two_kills_change_no_loss(start, tmp_path):
-    assert check_supervised_run(start, tmp_path, 2, 30, (0, 0), None) == 2
+    assert check_supervised_run(start, tmp_path, 2, 30, None) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "own_msrun"])
 def test_thirty_kills_at_random_moments_change_no_loss(start, tmp_path, first_seed, launcher):
     draw = random.Random(first_seed)
-    assert check_supervised_run(start, tmp_path, 30, 1500, (4.0, 16.0), draw, launcher) >= 20
+    assert check_supervised_run(start, tmp_path, 30, 600, draw, launcher) >= 20
 
 
 @pytest.mark.slow
@@ -122,7 +134,8 @@ def test_a_rank_that_stops_answering_is_named_and_the_job_starts_again(start, tm
         tmp_path, 400, *saving(tmp_path, 5), "--distributed-timeout-minutes", "1"
     )
     job = start("torchrun", script, options={"max-restarts": 1}, MINDSPEED_MS_SILENCE_SECONDS="5")
-    job.wait_for("iteration       10/")
+    # A rank tells every second where it is: on a fast machine ten iterations take less.
+    job.wait_for("iteration      100/")
     job.send("1", signal.SIGSTOP)
     started = time.monotonic()
     job.wait_for("rank 1 has not answered for 5 s, last seen ")

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,11 @@ from numpy.typing import NDArray
 
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core.inference.logits_processors import log_softmax
+from mindspeed_ms.toolkit.named_members import NamedMembers
 
 
 @dataclass(slots=True)
-class GenerateOutput:
+class GenerateOutput(NamedMembers):
     """What ``return_dict_in_generate=True`` returns; members are keys, too.
 
     Tensors are on the host. What was not asked for is None.
@@ -40,22 +40,6 @@ class GenerateOutput:
     """With ``use_mtp``: tokens that layers for further tokens proposed."""
     num_accepted: int | None = None
     """With ``use_mtp``: those of them that are in the result."""
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.keys():
-            raise KeyError(name)
-        return getattr(self, name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.keys()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
-
-    def keys(self) -> list[str]:
-        """Names of the members that there are."""
-        names = [member.name for member in fields(self)]
-        return [name for name in names if getattr(self, name) is not None]
 
 
 def tensor_of(array: NDArray, dtype: type[np.generic] = np.float32) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from mindspeed_ms.toolkit import hub
 from mindspeed_ms.toolkit.models import modeling
 from mindspeed_ms.toolkit.models.auto_config import AutoConfig
 from mindspeed_ms.toolkit.models.configuration import PretrainedConfig
@@ -50,6 +51,7 @@ class AutoModelForCausalLM:
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         config: PretrainedConfig | None = None,
+        subfolder: str | None = None,
         **options: Any,
     ) -> PreTrainedModel:
         """The model of a folder or name, with its weights; see ``PreTrainedModel``.
@@ -58,10 +60,10 @@ class AutoModelForCausalLM:
             OSError: nothing is found; says where was looked.
             ValueError: the files are incomplete, or of a model that cannot be held.
         """
+        place = hub.below(pretrained_model_name_or_path, subfolder)
         if config is None:
-            config = AutoConfig.from_pretrained(pretrained_model_name_or_path)
-        found = model_class(config)
-        return found.from_pretrained(pretrained_model_name_or_path, config=config, **options)
+            config = AutoConfig.from_pretrained(place)
+        return model_class(config).from_pretrained(place, config=config, **options)
 
     @classmethod
     def from_config(cls, config: PretrainedConfig, **options: Any) -> PreTrainedModel:

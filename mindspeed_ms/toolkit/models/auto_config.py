@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from mindspeed_ms.toolkit import hub
 from mindspeed_ms.toolkit.models.configuration import (
     PretrainedConfig,
     config_class,
@@ -28,13 +29,18 @@ class AutoConfig:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **changes: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        subfolder: str | None = None,
+        **changes: Any,
     ) -> PretrainedConfig:
         """The configuration of a folder, a file or the name of a size.
 
         Args:
             pretrained_model_name_or_path: a folder with ``config.json`` or a checkpoint of any
                 format, a ``.yaml`` or ``.json``, or a name.
+            subfolder: folder below it that is meant.
             changes: values to set on it.
 
         Raises:
@@ -42,7 +48,7 @@ class AutoConfig:
             TypeError: a name that no value has.
             ValueError: it describes no model that can be held.
         """
-        located = locate(pretrained_model_name_or_path, presets())
+        located = locate(hub.below(pretrained_model_name_or_path, subfolder), presets())
         return from_located(located, PretrainedConfig).changed(changes)
 
     @classmethod

@@ -197,6 +197,15 @@ class PretrainedConfig:
             return copy.deepcopy(self.values)
         return {**self.meant(), **copy.deepcopy(self.values)}
 
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """``to_dict`` as the text of a ``config.json``; there is no shorter form of it."""
+        del use_diff
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The values that were given, or that the file has."""
+        return copy.deepcopy(self.values)
+
     def update(self, values: Mapping[str, Any]) -> None:
         """Set several values."""
         for name, value in values.items():
@@ -284,12 +293,17 @@ class PretrainedConfig:
 
     @classmethod
     def from_pretrained(
-        cls: type[Self], name_or_path: str | os.PathLike[str], **changes: Any
+        cls: type[Self],
+        name_or_path: str | os.PathLike[str],
+        *,
+        subfolder: str | None = None,
+        **changes: Any,
     ) -> Self:
         """From a folder, a file or the name of a size; see ``locate``.
 
         Args:
             name_or_path: where it is.
+            subfolder: folder below it that is meant.
             changes: values to set on it.
 
         Raises:
@@ -297,7 +311,8 @@ class PretrainedConfig:
             TypeError: a name that no value has.
             ValueError: it is no configuration of this kind.
         """
-        return from_located(locate(name_or_path, presets()), cls).changed(changes)
+        located = locate(hub.below(name_or_path, subfolder), presets())
+        return from_located(located, cls).changed(changes)
 
     @classmethod
     def show_support_list(cls) -> list[str]:

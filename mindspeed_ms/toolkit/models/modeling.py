@@ -7,11 +7,11 @@ Legend: b batch, s sequence, v vocabulary (true rows, without padding).
 from __future__ import annotations
 
 import copy
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.dtypes import parse_dtype
 from mindspeed_ms.core import parallel_state, run_state
 from mindspeed_ms.core.run_state import RunState
 from mindspeed_ms.core.tensor_parallel import mappings
@@ -34,29 +35,20 @@ from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.toolkit import hub
 from mindspeed_ms.toolkit.generation.config import GenerationConfig, of_file
 from mindspeed_ms.toolkit.generation.mixin import GenerationMixin
-from mindspeed_ms.toolkit.messages import unknown_argument
-from mindspeed_ms.toolkit.models import batches, building, configuration, stages
+from mindspeed_ms.toolkit.models import batches, building, calls, configuration, stages
 from mindspeed_ms.toolkit.models.building import Layout
+from mindspeed_ms.toolkit.models.calls import CausalLMOutput
 from mindspeed_ms.toolkit.models.configuration import PretrainedConfig
 from mindspeed_ms.toolkit.models.hub_upload import push_to_hub as upload
 from mindspeed_ms.toolkit.models.locate import find_weights
 from mindspeed_ms.toolkit.models.presets import CLASS_DEFAULTS
 from mindspeed_ms.toolkit.models.saving import save_model
+from mindspeed_ms.toolkit.models.surface import ModelSurface
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
 
-@dataclass(frozen=True, slots=True)
-class CausalLMOutput:
-    """What ``return_dict=True`` returns, as in ``transformers``."""
-
-    loss: Tensor | None
-    """Scalar fp32, if labels were given."""
-    logits: Tensor
-    """fp32 [b, s, v]."""
-
-
-class PreTrainedModel(GenerationMixin, Cell):
+class PreTrainedModel(ModelSurface, GenerationMixin, Cell):
     """A decoder-only language model with its head.
 
     It is built when it is first needed, so that its size can be asked for, or a ``Trainer`` can
@@ -88,7 +80,7 @@ class PreTrainedModel(GenerationMixin, Cell):
         self,
         config: PretrainedConfig,
         *,
-        dtype: str | None = None,
+        dtype: Any = None,
         seed: int | None = None,
         **layout: Any,
     ) -> None:
@@ -102,7 +94,7 @@ class PreTrainedModel(GenerationMixin, Cell):
         self.generation_config = of_model(config)
         self.name_or_path = config.name_or_path
         self._layout = Layout.of(layout, type(self).__name__)
-        self._dtype, self._seed = dtype, seed
+        self._dtype, self._seed = None if dtype is None else parse_dtype(dtype), seed
         self._weights: Found | None = None
         self._adapters: Path | None = None
         self.origin: Path | None = None
@@ -122,6 +114,7 @@ class PreTrainedModel(GenerationMixin, Cell):
         *,
         config: PretrainedConfig | None = None,
         dtype: Any = None,
+        subfolder: str | None = None,
         **options: Any,
     ) -> Model:
         """A model with its weights, from a checkpoint of any format and layout.
@@ -133,12 +126,14 @@ class PreTrainedModel(GenerationMixin, Cell):
             name_or_path: folder, file, or a name; see ``locate``.
             config: the configuration, where the checkpoint does not describe its model.
             dtype: type of weights and of computation; None or "auto" for the checkpoint's.
+            subfolder: folder below it that is meant.
             options: layout, or values of the configuration to change.
 
         Raises:
             OSError: nothing is found; says where was looked.
             ValueError: the checkpoint is incomplete, or does not fit.
         """
+        name_or_path = hub.below(name_or_path, subfolder)
         dtype = options.pop("torch_dtype", dtype)
         options = hub.without_remote(options)
         if config is None:
@@ -147,7 +142,7 @@ class PreTrainedModel(GenerationMixin, Cell):
         layout = {key: options.pop(key) for key in list(options) if key in building.LAYOUT_WORDS}
         config = config.changed(options)
         is_given = dtype is not None and dtype != "auto"
-        model = cls(config, dtype=str(dtype) if is_given else None, **layout)
+        model = cls(config, dtype=dtype if is_given else None, **layout)
         model._weights, model.name_or_path = found, os.fspath(name_or_path)
         model.origin = companions.origin_of(found.folder)
         stated = companions.generation_defaults(found.folder)
@@ -225,13 +220,12 @@ class PreTrainedModel(GenerationMixin, Cell):
                 self._weights,
                 self._adapters,
             )
-            self._chunks, self._state = built.chunks, built.state
-            self._engine_config, self.bytes_read = built.config, built.bytes_read
-            if len(self._chunks) == 1:
-                self.network_cell = self._chunks[0]
-            for chunk in self._chunks:
-                chunk.set_train(self.training)
+            self._take(built)
         return self._chunks
+
+    def _take(self, built: building.Built) -> None:
+        self.bytes_read = built.bytes_read
+        self.adopt(built.chunks, built.state, built.config)
 
     @property
     def is_built(self) -> bool:
@@ -311,11 +305,24 @@ class PreTrainedModel(GenerationMixin, Cell):
         """Type of the weights."""
         return memory.dtype_of(self._dtype or self.config.dtype)
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Elements of the whole model on all ranks, exactly; nothing is built for it."""
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Elements of the whole model on all ranks, exactly; nothing is built for it.
+
+        Args:
+            only_trainable: those that are trained, of a model on one rank.
+            exclude_embeddings: without the tables of tokens and positions.
+        """
+        sections: dict[str, Any] = {}
+        if self._chunks:  # its weights may lack layers for further tokens
+            present = self.engine_config.model_config.mtp_num_layers
+            sections = {"model_config": {"mtp_num_layers": present}}
+        spec = gpt_spec(self.config.all_config(sections).model_config)
+        count = spec.num_parameters
         if only_trainable and self._chunks and parallel_state_is_single(self.engine_config):
-            return sum(int(np.prod(param.shape)) for param in self.trainable_params())
-        return gpt_spec(self.config.all_config().model_config).num_parameters
+            count = sum(int(np.prod(param.shape)) for param in self.trainable_params())
+        if not exclude_embeddings:
+            return count
+        return count - sum(math.prod(table.shape) for table in spec.embedding.parameters())
 
     def parameters_and_names(
         self, name_prefix: str = "", expand: bool = True
@@ -359,7 +366,7 @@ class PreTrainedModel(GenerationMixin, Cell):
         position_ids: Any = None,
         labels: ArrayLike | Tensor | None = None,
         return_dict: bool = False,
-        **engine_inputs: Any,
+        **options: Any,
     ) -> Tensor | CausalLMOutput:
         """Logits fp32 [b, s, v], or with labels the loss.
 
@@ -373,36 +380,54 @@ class PreTrainedModel(GenerationMixin, Cell):
             labels: ids [b, s] at the place of the token itself (they are shifted here), -100 for
                 tokens without loss; the loss is the mean over the others.
             return_dict: return a ``CausalLMOutput``.
-            engine_inputs: ``tokens`` and ``loss_mask``: the engine's own protocol, labels as they
-                are.
+            options: those of ``transformers`` that a ``CausalLMOutput`` answers: ``use_cache``,
+                ``past_key_values``, ``output_hidden_states``, and ``logits_to_keep``, the number of
+                last tokens whose logits are wanted (0: all). The engine's own protocol has
+                ``tokens`` and ``loss_mask``, and labels as they are.
 
         Raises:
             ValueError: inputs of a wrong shape, or ids without a row in the vocabulary.
         """
-        if "tokens" in engine_inputs or input_ids is None:
+        if options.get("inputs_embeds") is not None:
+            raise ValueError("inputs_embeds is given, but a model here reads ids; give input_ids")
+        if "tokens" in options or input_ids is None:
             return self.network(
-                engine_inputs.pop("tokens", None),
-                position_ids,
-                attention_mask,
-                labels=labels,
-                **engine_inputs,
+                options.pop("tokens", None), position_ids, attention_mask, labels=labels, **options
             )
-        if engine_inputs:
-            known = ("input_ids", "attention_mask", "position_ids", "labels", "return_dict")
-            name = next(iter(engine_inputs))
-            raise TypeError(unknown_argument(type(self).__name__, name, known))
+        asked = calls.Asked.of(options, type(self).__name__)
+        if asked.is_cached:
+            return self._go_on(input_ids, attention_mask, labels, asked)
         ids = batches.as_array(input_ids, "input_ids")
         targets = None if labels is None else batches.shifted(labels, ids.shape)
         if labels is None and self.training and ids.shape[1] == self._row_length():
             ids, targets = ids[:, :-1], batches.Targets(ids[:, 1:])
         batch = batches.prepare(ids, attention_mask, position_ids, self.engine_config)
-        return self._forward(batch, targets, return_dict)
+        return self._forward(batch, targets, return_dict or asked.needs_names, asked)
+
+    def _go_on(
+        self, input_ids: Any, attention_mask: Any, labels: Any, asked: calls.Asked
+    ) -> CausalLMOutput:
+        """Logits of tokens behind those of a cache, without a gradient."""
+        if labels is not None or self.training or asked.output_hidden_states:
+            raise ValueError(
+                "use_cache and past_key_values are for choosing tokens; call model.eval(), and "
+                "give no labels and no output_hidden_states"
+            )
+        rows = len(batches.as_array(input_ids, "input_ids"))
+        cache = asked.past_key_values or calls.Cache(self.inference_engine(rows), rows)
+        logits = calls.cached(cache, input_ids, attention_mask)
+        kept = memory.from_numpy(np.ascontiguousarray(logits[:, -asked.logits_to_keep :]))
+        return CausalLMOutput(None, kept, cache)
 
     def _row_length(self) -> int:
         return self.engine_config.model_config.seq_length + 1
 
     def _forward(
-        self, batch: batches.Batch, targets: batches.Targets | None, return_dict: bool
+        self,
+        batch: batches.Batch,
+        targets: batches.Targets | None,
+        return_dict: bool,
+        asked: calls.Asked,
     ) -> Tensor | CausalLMOutput:
         length, extra = batch.length, batch.tokens.shape[1] - batch.length
         if targets is not None and not return_dict:
@@ -414,17 +439,22 @@ class PreTrainedModel(GenerationMixin, Cell):
                 labels=ids,
                 loss_mask=mask,
             )
-        parts = stages.forward(self.build(), self.engine_config, batch)
+        with calls.watched(self.build(), asked.output_hidden_states) as states:
+            parts = stages.forward(self.build(), self.engine_config, batch)
         loss = None
         if targets is not None:
             ids, mask = targets.tensors(extra)
             loss = self.network.loss(ops.cast(parts, mstype.float32), ids, mask)
         logits = mappings.gather_from_tensor_model_parallel_region(parts)
         rows = self.engine_config.dataset_config.vocab_size or logits.shape[-1]
-        if logits.shape[1:] != (length, rows):
-            logits = memory.contiguous(logits[:, :length, :rows])
+        first = max(length - asked.logits_to_keep, 0) if asked.logits_to_keep else 0
+        if logits.shape[1:] != (length - first, rows):
+            logits = memory.contiguous(logits[:, first:length, :rows])
         logits = ops.cast(logits, mstype.float32)
-        return CausalLMOutput(loss, logits) if return_dict else logits
+        if not return_dict:
+            return logits
+        seen = calls.by_batch(states, self.engine_config, length) if states else None
+        return CausalLMOutput(loss, logits, None, seen)
 
 
 def parallel_state_is_single(config: AllConfig) -> bool:
