@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_ms.backend import env
+from mindspeed_ms.toolkit.given import shown
 
 HOME_VARIABLE = "MINDSPEED_MS_HOME"
 DOWNLOADS = "checkpoint_download"
@@ -74,10 +75,16 @@ def checked_name(name: object) -> str:
         TypeError: it is neither a text nor a path.
     """
     if isinstance(name, str | os.PathLike) and isinstance(text := os.fspath(name), str):
+        try:
+            is_possible = b"\0" not in os.fsencode(text)
+        except UnicodeEncodeError:
+            is_possible = False
+        if not is_possible:
+            raise ValueError(f"{text!r:.80} is no name that a file can have; correct it")
         return text
     raise TypeError(
-        f"{name!r} is neither a name nor a path; give the folder of a model or tokenizer, or the "
-        "name of a size, as text"
+        f"{shown(name)} is neither a name nor a path; give the folder of a model or tokenizer, or "
+        "the name of a size, as text"
     )
 
 

@@ -17,6 +17,8 @@ from mindspeed_ms.core.peft.merge import merge, unmerge
 from mindspeed_ms.formats import peft
 from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.models.adapter import is_adapter_name
+from mindspeed_ms.toolkit import hub
+from mindspeed_ms.toolkit.given import with_methods
 from mindspeed_ms.toolkit.messages import unknown_argument
 from mindspeed_ms.toolkit.models.modeling import PreTrainedModel
 
@@ -87,7 +89,7 @@ class LoraConfig:
         Raises:
             ValueError: there are none, or they ask for what is not done here.
         """
-        options = peft.read_options(Path(folder))
+        options = peft.read_options(Path(hub.checked_name(folder)))
         config = cls()
         config.options = options  # unknown keys are kept
         return config
@@ -111,7 +113,7 @@ def get_pet_model(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel
     Raises:
         ValueError: its weights are in memory alone; or a target fits none of its layers.
     """
-    return model.with_adapters(config.section())
+    return model.with_adapters(with_methods("config", config, "section").section())
 
 
 class PeftModel:

@@ -14,6 +14,7 @@ from typing import Any
 
 from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.formats.containers import storage
+from mindspeed_ms.toolkit.given import shown
 from mindspeed_ms.toolkit.messages import unknown_argument
 
 FILE = "generation_config.json"
@@ -245,6 +246,10 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 def of_file(options: Mapping[str, Any]) -> GenerationConfig:
     """Options as a model's files state them: names of other libraries beside them are left out."""
+    if not isinstance(options, Mapping):
+        raise TypeError(
+            f"options of generation are {shown(options)}; give a GenerationConfig or a dictionary"
+        )
     known = {ALIASES.get(name, name): value for name, value in options.items()}
     config = GenerationConfig(**{name: known[name] for name in known if name in DEFAULTS})
     config.__dict__["_stated"] = known
@@ -358,7 +363,7 @@ def _check(name: str, value: Any) -> None:
         if not _is_number(value) or int(value) != value or not least <= value < 1 << 63:
             raise ValueError(f"{name} is {value!r}; it must be a whole number from {least} up")
     elif not _fits(name, value):
-        raise ValueError(f"{name} is {value!r:.200}; it must be {_SHAPES[name][1]}")
+        raise ValueError(f"{name} is {shown(value)}; it must be {_SHAPES[name][1]}")
 
 
 def check_together(config: GenerationConfig) -> None:

@@ -20,6 +20,7 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core.inference.engine import InferenceEngine, position_limit
 from mindspeed_ms.core.inference.logits_processors import LogitsProcessor
 from mindspeed_ms.engine.parallel_setup import DEFAULT_SEED
+from mindspeed_ms.toolkit import given
 from mindspeed_ms.toolkit.generation.beam import beam_search
 from mindspeed_ms.toolkit.generation.config import GenerationConfig, check_together, of_file
 from mindspeed_ms.toolkit.generation.drafted import sample_drafted
@@ -126,6 +127,12 @@ class GenerationMixin:
         """
         if "inputs" in options:
             input_ids = options.pop("inputs") if input_ids is None else input_ids
+        own, stops = (
+            given.callables("logits_processor", logits_processor),
+            given.callables("stopping_criteria", stopping_criteria),
+        )
+        given.with_methods("streamer", streamer, "put", "end")
+        given.with_methods("prefix_allowed_tokens_fn", prefix_allowed_tokens_fn, "__call__")
         config, is_default_length = self._options(generation_config, options)
         pad, ends = config.pad_token_id, config.end_tokens
         prompts = prompts_of(input_ids, attention_mask, pad, ends, config.bos_token_id)
@@ -137,7 +144,7 @@ class GenerationMixin:
             processors_of,
             config,
             prompt_length=prompts.ids.shape[1],
-            own=logits_processor or (),
+            own=own,
         )
         processors = build(padding=prompts.padding.repeat(copies), allowed=prefix_allowed_tokens_fn)
         with self.active(), self.inference_engine(len(prompts.ids) * copies) as engine:
@@ -146,9 +153,9 @@ class GenerationMixin:
                 prompts=prompts,
                 config=config,
                 processors=processors,
-                stopping=Stopping(config, tokenizer, stopping_criteria or ()),
+                stopping=Stopping(config, tokenizer, stops),
                 pad=ends[0] if pad is None and ends else pad,
-                seed=self._next_seed() if seed is None else seed,
+                seed=self._next_seed() if seed is None else given.whole("seed", seed, 0),
                 streamer=streamer if comm.get_rank() == 0 else None,
                 row_processors=[
                     build(padding=own, allowed=_of_row(prefix_allowed_tokens_fn, row))

@@ -25,7 +25,10 @@ def as_array(values: Any, name: str) -> NDArray:
     """
     if isinstance(values, Tensor):
         values = memory.as_numpy(memory.contiguous(values))
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name} is no array of [batch, sequence]: {error}") from None
     if array.ndim == 1:
         array = array[None]
     if array.ndim != 2 or not array.size or array.dtype.kind not in "iub":

@@ -184,7 +184,7 @@ class PreTrainedModel(ModelSurface, GenerationMixin, Cell):
         """
         return save_model(
             self,
-            Path(save_directory),
+            Path(hub.checked_name(save_directory)),
             save_name=save_name,
             form=format,
             max_shard_size=max_shard_size,

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from mindspeed_ms import toolkit
 from mindspeed_ms.backend import memory
+from mindspeed_ms.toolkit import given
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
 from mindspeed_ms.toolkit.generation.mixin import GenerationMixin
 
@@ -30,7 +31,8 @@ class _Pipeline:
         return_full_text: bool = True,
         **options: Any,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model = model
+        self.tokenizer = given.with_methods("tokenizer", tokenizer, "__call__", "decode")
         self.batch_size, self.return_full_text = batch_size, return_full_text
         GenerationConfig(**{name: options[name] for name in options if name not in _ARGUMENTS})
         self.options = options
@@ -40,7 +42,8 @@ class _Pipeline:
     ) -> Iterator[tuple[list[int], list[list[int]]]]:
         """Tokens of each prompt, and its rows: the prompt and what follows it."""
         merged = {**self.options, **options}
-        size = merged.pop("batch_size", self.batch_size) or max(len(prompts), 1)
+        size = merged.pop("batch_size", self.batch_size)
+        size = max(len(prompts), 1) if size is None else given.whole("batch_size", size, 1)
         merged.pop("return_full_text", None)
         for first in range(0, len(prompts), size):
             tokens = [self._tokens(one) for one in prompts[first : first + size]]
@@ -100,10 +103,11 @@ class TextGenerationPipeline(_Pipeline):
 
         Parallelism: all ranks of the model call it with the same texts, and get the same.
         """
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        texts = [inputs] if isinstance(inputs, str) or not isinstance(inputs, Iterable) else inputs
+        texts = list(texts)
         for text in texts:
             if not isinstance(text, str):
-                raise TypeError(f"a prompt is {text!r}; give a text, or a list of texts")
+                raise TypeError(f"a prompt is {given.shown(text)}; give a text, or a list of texts")
         full = self._is_full(options)
         return [
             {RESULT: [self._written(prompt, row, full) for row in rows]}
@@ -220,8 +224,8 @@ def pipeline(
         ValueError: no model, or a model object without a tokenizer.
         OSError: a name or folder that holds nothing.
     """
-    if task not in TASKS:
-        raise KeyError(f"task {task!r} is not available; use {', '.join(TASKS)}")
+    if not isinstance(task, str) or task not in TASKS:
+        raise KeyError(f"task {given.shown(task)} is not available; use {', '.join(TASKS)}")
     if model is None:
         raise ValueError(f"pipeline({task!r}) needs a model: an object, a name or a folder")
     if tokenizer is None:

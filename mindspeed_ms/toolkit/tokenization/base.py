@@ -17,7 +17,7 @@ from mindspeed_ms.data.tokenizers import optional_libraries
 from mindspeed_ms.data.tokenizers.assembly import Assembly, assemble
 from mindspeed_ms.data.tokenizers.pipelines import GENERIC, PIPELINES
 from mindspeed_ms.data.tokenizers.tokenizer_folder import WANTED, Source, open_folder, read_from
-from mindspeed_ms.toolkit import hub
+from mindspeed_ms.toolkit import given, hub
 from mindspeed_ms.toolkit.tokenization import arguments, lengths
 from mindspeed_ms.toolkit.tokenization.batch_encoding import BatchEncoding, as_lists
 from mindspeed_ms.toolkit.tokenization.chat import ChatTemplates
@@ -216,20 +216,28 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """Id of a token, or ids of several; unknown ones become the unknown token's."""
+        if not isinstance(tokens, str | list | tuple):
+            raise TypeError(f"tokens are {given.shown(tokens)}; give a text, or a list of texts")
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
-        number = self.backend_tokenizer.token_to_id(tokens)
+        number = self._number_of(tokens)
         if number is not None or tokens == self.unk_token:
             return number
         return self.unk_token_id
 
+    def _number_of(self, token: str) -> int | None:
+        try:
+            return self.backend_tokenizer.token_to_id(token)
+        except UnicodeEncodeError:  # half a character is in no vocabulary
+            return None
+
     def convert_ids_to_tokens(self, ids: Ids, skip_special_tokens: bool = False) -> Any:
         """Token of an id, or tokens of several; None where no token has the id."""
         ids = as_lists(ids)
-        if isinstance(ids, int):
-            return self.backend_tokenizer.id_to_token(ids)
+        if not isinstance(ids, list):
+            return self.backend_tokenizer.id_to_token(given.token_id(ids))
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        numbers = (int(number) for number in ids)
+        numbers = map(given.token_id, ids)
         return [self.backend_tokenizer.id_to_token(n) for n in numbers if n not in skipped]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
@@ -472,14 +480,15 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
                 words (BPE knows its spaces). None: as the tokenizer is set.
         """
         ids = as_lists(token_ids)
-        if isinstance(ids, Mapping):
+        if isinstance(ids, Mapping) and "input_ids" in ids:
             ids = ids["input_ids"]
-        if isinstance(ids, int):
+        if not isinstance(ids, list):
             ids = [ids]
         if ids and isinstance(ids[0], list):
             return [
                 self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids
             ]
+        ids = [given.token_id(number) for number in ids]
         text = self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         cleans = clean_up_tokenization_spaces
         if cleans is None:
@@ -496,7 +505,7 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
         """Texts of rows of ids."""
-        if len(sequences) == 0:
+        if isinstance(sequences, Sequence) and len(sequences) == 0:
             return []
         texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
         return [texts] if isinstance(texts, str) else texts

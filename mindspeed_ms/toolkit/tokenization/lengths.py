@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mindspeed_ms.toolkit.given import shown, whole
+
 UNLIMITED = int(1e30)
 """``model_max_length`` of a tokenizer that knows no limit."""
 
@@ -46,9 +48,13 @@ class Lengths:
 
 
 def _chosen(name: str, value: bool | str | None, words: dict[Any, str], all_: tuple) -> str:
-    chosen = value if isinstance(value, str) else words.get(value)
-    if chosen is None or chosen not in all_:
-        raise ValueError(f"{name} is {value!r}; use True, False, {', '.join(map(repr, all_))}")
+    chosen = (
+        value
+        if isinstance(value, str)
+        else words.get(value if value is None or isinstance(value, bool) else name)
+    )
+    if not isinstance(chosen, str) or chosen not in all_:
+        raise ValueError(f"{name} is {shown(value)}; use True, False, {', '.join(map(repr, all_))}")
     return chosen
 
 
@@ -67,7 +73,7 @@ def lengths_of(
     Raises:
         ValueError: an unknown word, a negative length, or a length that is no multiple.
     """
-    if max_length is not None and max_length < 0:
+    if max_length is not None and whole("max_length", max_length, -1) < 0:
         raise ValueError(f"max_length ({max_length}) must be at least 0 tokens")
     if max_length is not None and padding is False and truncation is None:
         truncation = "longest_first"

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from mindspeed_ms.data.tokenizers.pipelines import GENERIC, PIPELINES
 from mindspeed_ms.files.whole import appears_whole
+from mindspeed_ms.toolkit import hub
 from mindspeed_ms.toolkit.tokenization.special_tokens import SpecialTokens
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -41,7 +42,7 @@ class Saving(SpecialTokens):
         Raises:
             ValueError: the path is a file.
         """
-        folder = Path(save_directory)
+        folder = Path(hub.checked_name(save_directory))
         if folder.is_file():
             raise ValueError(f"{folder} is a file; give a folder to save the tokenizer in")
         folder.mkdir(parents=True, exist_ok=True)

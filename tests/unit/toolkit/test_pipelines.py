@@ -105,7 +105,7 @@ def test_a_saved_model_keeps_how_it_generates(folder, tmp_path):
             "did you mean 'max_length'",
         ),
         (lambda made: made("w5", max_lenght=3), TypeError, "did you mean 'max_length'"),
-        (lambda made: made(5), TypeError, "int"),
+        (lambda made: made(5), TypeError, "a prompt is 5"),
         (lambda made: made([5]), TypeError, "a prompt is 5"),
         (lambda made: made(PROMPTS[0], max_length=6), ValueError, "max_length is 6"),
     ],
