@@ -24,10 +24,10 @@ def callables(name: str, given: Any) -> list[Callable[..., Any]]:
     """
     if given is None:
         return []
-    items = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
-    if not all(map(callable, items)):
-        raise TypeError(f"{name} is {shown(given)}, but must be a list of functions")
-    return items
+    is_list = isinstance(given, Iterable) and not isinstance(given, str)
+    if is_list and all(map(callable, items := list(given))):
+        return items
+    raise TypeError(f"{name} is {shown(given)}, but must be a list of functions")
 
 
 def with_methods(name: str, given: Any, *methods: str) -> Any:
