@@ -127,12 +127,9 @@ class GenerationMixin:
         """
         if "inputs" in options:
             input_ids = options.pop("inputs") if input_ids is None else input_ids
-        own, stops = (
-            given.callables("logits_processor", logits_processor),
-            given.callables("stopping_criteria", stopping_criteria),
-        )
-        given.with_methods("streamer", streamer, "put", "end")
-        given.with_methods("prefix_allowed_tokens_fn", prefix_allowed_tokens_fn, "__call__")
+        own = given.callables("logits_processor", logits_processor)
+        stops = given.callables("stopping_criteria", stopping_criteria)
+        _check_hooks(streamer, prefix_allowed_tokens_fn)
         config, is_default_length = self._options(generation_config, options)
         pad, ends = config.pad_token_id, config.end_tokens
         prompts = prompts_of(input_ids, attention_mask, pad, ends, config.bos_token_id)
@@ -140,12 +137,8 @@ class GenerationMixin:
         if streamer is not None and config.num_beams > 1:
             raise ValueError("a streamer shows tokens as they are chosen, which beams do not know")
         copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
-        build = partial(
-            processors_of,
-            config,
-            prompt_length=prompts.ids.shape[1],
-            own=own,
-        )
+        length = prompts.ids.shape[1]
+        build = partial(processors_of, config, prompt_length=length, own=own)
         processors = build(padding=prompts.padding.repeat(copies), allowed=prefix_allowed_tokens_fn)
         with self.active(), self.inference_engine(len(prompts.ids) * copies) as engine:
             task = Task(
@@ -239,6 +232,11 @@ def _search(config: GenerationConfig) -> Search:
     if config.num_beams > 1:
         return beam_search
     return sample_drafted if config.use_mtp else sample
+
+
+def _check_hooks(streamer: Any, allowed: Any) -> None:
+    given.with_methods("streamer", streamer, "put", "end")
+    given.with_methods("prefix_allowed_tokens_fn", allowed, "__call__")
 
 
 def _of_row(allowed: AllowedTokens | None, row: int) -> AllowedTokens | None:
