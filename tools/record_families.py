@@ -294,6 +294,13 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV3",
         {**LATENT, "q_lora_rank": None, "first_k_dense_replace": 2, "n_group": 1, "topk_group": 1},
     ),
+    "deepseek_v3_uneven_groups": (
+        "DeepseekV3",
+        {
+            **{**LATENT, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3},
+            "rms_norm_eps": 1e-2,
+        },
+    ),
     "gpt_oss_plain": (
         "GptOss",
         {

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mindspeed_ms.config.kinds import Count, Factor, NonNegative, Positive
+from mindspeed_ms.config.kinds import Count, Epsilon, Factor, NonNegative, Positive
 from mindspeed_ms.config.section import Section
 
 
@@ -52,6 +52,9 @@ class LatentAttentionConfig(Section):
 
     mscale_all_dim: NonNegative = 0.0
     """The same for all channels of the scores; it divides the growth of the rotated ones."""
+
+    norm_epsilon: Epsilon | None = None
+    """Addend to the variance in the norms of the narrow vectors. None: that of the other norms."""
 
     @property
     def query_dim(self) -> int:

@@ -292,13 +292,15 @@ class MoEConfig(Section):
             )
         if groups is None or taken is None or not self.is_moe:
             return
-        if self.num_experts % groups or taken > groups or self.moe_router_topk % taken:
+        best = self.moe_router_group_scores
+        is_uneven = best is None and self.moe_router_topk % taken != 0
+        if self.num_experts % groups or taken > groups or is_uneven:
             raise ValueError(
                 f"{taken} of {groups} groups (moe_router_group_topk, moe_router_num_groups) for "
                 f"{self.num_experts} experts and moe_router_topk {self.moe_router_topk}: groups "
-                "must divide the experts, and the groups taken must divide topk"
+                "must divide the experts, and the groups taken must divide topk unless "
+                "moe_router_group_scores is given"
             )
-        best = self.moe_router_group_scores
         if best is not None and best > self.num_experts // groups:
             raise ValueError(
                 f"moe_router_group_scores ({best}) must not exceed the "

@@ -271,6 +271,7 @@ def latent_attention_spec(config: TransformerConfig, index: int = 0) -> LatentAt
     keys = heads * (latent.qk_head_dim + latent.v_head_dim)
     chooser = config.chooser_of(index, config.num_layers)
     has_norm = config.qk_layernorm
+    epsilon = latent.norm_epsilon or config.norm_epsilon
     return LatentAttentionSpec(
         num_heads=heads,
         qk_head_dim=latent.qk_head_dim,
@@ -283,8 +284,10 @@ def latent_attention_spec(config: TransformerConfig, index: int = 0) -> LatentAt
         q_up_proj=None if rank is None else _column(config, rank, queries),
         kv_down_proj=_whole(config, hidden, narrow + latent.qk_pos_emb_head_dim),
         kv_up_proj=_column(config, narrow, keys),
-        q_layernorm=norm_spec(config, rank) if has_norm and rank is not None else None,
-        kv_layernorm=norm_spec(config, narrow) if has_norm else None,
+        q_layernorm=(
+            replace(norm_spec(config, rank), eps=epsilon) if has_norm and rank is not None else None
+        ),
+        kv_layernorm=replace(norm_spec(config, narrow), eps=epsilon) if has_norm else None,
         indexer=indexer_spec(config) if config.is_sparse and chooser == index else None,
         chooser=None if chooser == index else chooser + 1,
     )

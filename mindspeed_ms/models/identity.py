@@ -155,6 +155,7 @@ def identity(config: AllConfig) -> dict[str, Any]:
         latent = model.mla_config
         del found["model_config.mla_config"]
         found |= {f"mla_config.{name}": getattr(latent, name) for name in field_names(type(latent))}
+        found["mla_config.norm_epsilon"] = latent.norm_epsilon or model.norm_epsilon
         if latent.rope_type == "rope" or latent.rotary_scaling_factor == 1.0:
             found = {key: value for key, value in found.items() if key not in _LATENT_YARN}
             found["mla_config.rope_type"] = "rope"

@@ -91,3 +91,11 @@ def test_what_cannot_be_held_is_refused_by_its_name(case, changes, message):
     config = {**family_cases.recorded(case)["config"], **changes}
     with pytest.raises(ValueError, match=message):
         family_of_type(config["model_type"]).config(config)
+
+
+def test_a_first_gemma_says_gelu_and_means_the_tanh_form():
+    config = family_cases.recorded("gemma")["config"]
+    family = family_of_type("gemma")
+    old = {**config, "hidden_act": "gelu", "hidden_activation": None}
+    assert family.config(old) == family.config(config)
+    assert family.config(old).model_config.hidden_act == "fast_gelu"

@@ -22,6 +22,8 @@ FIXED: dict[str, Any] = {
     **llama.FIXED,
     "model_config.multi_latent_attention": True,
     "model_config.qk_layernorm": True,
+    # The norms of the narrow vectors have this epsilon whatever the file says of the others.
+    f"{_LATENT}norm_epsilon": 1e-6,
     "moe_config.moe_router_dtype": "fp32",
 }
 
@@ -131,8 +133,6 @@ RULES: tuple[Rule, ...] = llama.rules(
         lambda factor: None if factor == 1.0 else float(factor),
         lambda factor: factor or 1.0,
     ),
-    # The norms of the narrow vectors have this epsilon whatever the file says.
-    Only("rms_norm_eps", (1e-6,), 1e-6),
     Only("attention_bias", (False,), False),
     Only("moe_layer_freq", (1,), 1),
     heads=EqualHeads(),

@@ -6,6 +6,8 @@ layer; and Gemma, its ancestor without these.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mindspeed_ms.models.families import llama
@@ -13,6 +15,7 @@ from mindspeed_ms.models.families.decoder import SANDWICH, Decoder
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.rules import (
     Activation,
+    Fields,
     Follows,
     Heads,
     Key,
@@ -67,6 +70,17 @@ def _gemma2(layers: int, hidden: int, inner: int, heads: int, groups: int) -> di
     }
 
 
+@dataclass(frozen=True, slots=True)
+class GemmaActivation(Activation):
+    """The first files say "gelu" and mean the tanh form, as ``transformers`` takes it."""
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The activation."""
+        if theirs.get(self.theirs) == "gelu":
+            theirs = {**theirs, self.theirs: TANH}
+        return Activation.read(self, theirs)
+
+
 GEMMA = Family(
     name="gemma",
     model_type="gemma",
@@ -75,7 +89,7 @@ GEMMA = Family(
     rules=llama.rules(
         *SHARED,
         Only("hidden_activation", (None, TANH)),
-        activation=Activation(default=TANH),
+        activation=GemmaActivation(default=TANH),
         heads=Heads(default_groups=16, default_width=256),
         is_tied=True,
     ),
