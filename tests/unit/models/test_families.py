@@ -77,7 +77,6 @@ REFUSED = {
     "scoring_func": ("deepseek_v3", {"scoring_func": "softmax"}),
     "rope_interleave": ("deepseek_v3", {"rope_interleave": False}),
     "attention_bias": ("deepseek_v3", {"attention_bias": True}),
-    "rms_norm_eps": ("deepseek_v3", {"rms_norm_eps": 1e-5}),
     "num_key_value_heads": ("deepseek_v3", {"num_key_value_heads": 4}),
 }
 
@@ -89,6 +88,13 @@ def test_a_key_that_cannot_be_held_is_named(message, case):
     theirs = next(iter(family.presets.values()))
     with pytest.raises(ValueError, match=message):
         family.config({**theirs, **change})
+
+
+def test_norms_of_narrow_vectors_keep_their_epsilon_whatever_the_others_have():
+    family = BY_MODEL_TYPE["deepseek_v3"]
+    theirs = next(iter(family.presets.values()))
+    model = family.config({**theirs, "rms_norm_eps": 1e-5}).model_config
+    assert (model.norm_epsilon, model.mla_config.norm_epsilon) == (1e-5, 1e-6)
 
 
 @pytest.mark.parametrize(("family", "name"), PRESETS, ids=IDS)
