@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.dtypes import dtype_bytes
@@ -25,11 +25,18 @@ class ActivationBytes:
     """The most that one layer's or the head's backward needs beside it."""
     in_flight: float
     """Forwards in flight at the peak, in micro-batches through the whole stage."""
+    evaluation: int = 0
+    """The most that a forward of an evaluation needs, which keeps nothing."""
+
+    @property
+    def is_evaluation_fuller(self) -> bool:
+        """Whether an evaluation needs more than training."""
+        return self.evaluation > self.kept + self.temporary
 
     @property
     def peak(self) -> int:
-        """Both together."""
-        return self.kept + self.temporary
+        """Of training and evaluations."""
+        return max(self.kept + self.temporary, self.evaluation)
 
 
 def rank_sizes(config: AllConfig) -> RankSizes:
@@ -114,6 +121,30 @@ def _temporary(config: AllConfig, stage: int) -> int:
     return most
 
 
+def _evaluation(config: AllConfig, stage: int) -> int:
+    """The most that a forward of an evaluation needs: one layer, or the logits.
+
+    Its micro-batch may be larger than that of training, and then is what fills the memory.
+    """
+    if not config.training_config.eval_iters and not config.training_config.full_validation:
+        return 0
+    model, spec = config.model_config, model_spec(config)
+    placement = layer_placement(model, config.parallel_config)
+    sizes = _evaluated(rank_sizes(config), config)
+    layers = [spec.layers[index] for index in placement.layers_of_stage(stage)]
+    most = [one.kept_bytes(sizes, NO_RECOMPUTE) for one in layers if one is not None]
+    if stage == placement.num_stages - 1:
+        most.append(sizes.tokens * spec.vocab_size // sizes.tensor * sizes.width)
+    return sizes.stream(model.hidden_size) + max(most, default=0)
+
+
+def _evaluated(sizes: RankSizes, config: AllConfig) -> RankSizes:
+    """Sizes of one micro-batch of an evaluation."""
+    trained, evaluated = config.dataset_config.batch_size, config.evaluation_micro_batch_size
+    tokens, rows = (count // trained * evaluated for count in (sizes.tokens, sizes.rows))
+    return replace(sizes, tokens=tokens, rows=rows)
+
+
 def stage_activations(config: AllConfig, stage: int, microbatches: int) -> ActivationBytes:
     """Activations of a rank of one stage, at the fullest moment of a step."""
     placement = layer_placement(config.model_config, config.parallel_config)
@@ -121,7 +152,12 @@ def stage_activations(config: AllConfig, stage: int, microbatches: int) -> Activ
     shape = representative_shape(config, microbatches)
     kept = most_in_flight(shape, stage, sizes)
     whole = sum(sizes)
-    return ActivationBytes(kept, _temporary(config, stage), kept / whole if whole else 0.0)
+    return ActivationBytes(
+        kept,
+        _temporary(config, stage),
+        kept / whole if whole else 0.0,
+        _evaluation(config, stage),
+    )
 
 
 def representative_shape(config: AllConfig, microbatches: int) -> Shape:

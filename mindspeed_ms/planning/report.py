@@ -111,6 +111,12 @@ def _memory(plan: Plan) -> list[str]:
             f"{_mib(state.gradients)} | {_mib(state.optimizer)} | {_mib(kept.kept)} "
             f"({kept.in_flight:.2f}) | {_mib(kept.temporary)} | {_mib(stage.bytes_at_peak)}"
         )
+    fullest = max(plan.stages, key=lambda stage: stage.bytes_at_peak)
+    if fullest.activations.is_evaluation_fuller:
+        lines.append(
+            f"  evaluations fill stage {fullest.stage}: {_mib(fullest.activations.evaluation)} MiB "
+            f"for {plan.config.evaluation_micro_batch_size} sequences (--eval-micro-batch-size)"
+        )
     limit = plan.device.memory_bytes
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines.append(

@@ -144,6 +144,28 @@ def test_long_steps_have_the_peak_of_their_beginning():
     assert stage_activations(config, 0, 400).in_flight > stage_activations(config, 1, 400).in_flight
 
 
+def test_an_evaluation_with_more_sequences_fills_the_memory():
+    # Measured: 16 sequences more in an evaluation's micro-batch let the process grow so much (MiB).
+    sizes = (
+        "--num-layers 2 --hidden-size 256 --num-attention-heads 4 --seq-length 256 --lr 1e-3 "
+        "--max-position-embeddings 256 --micro-batch-size 1 --global-batch-size 32 "
+        "--padded-vocab-size 32000 --train-iters 2 --eval-iters 1 --eval-interval 1"
+    )
+
+    def planned(words):
+        return config_of(f"{sizes} {words}", world=1)
+
+    assert not stage_activations(planned(""), 0, 32).is_evaluation_fuller
+    for kind, measured in (("", 523), ("--bf16", 271)):
+        peaks = [
+            stage_activations(planned(f"{kind} --eval-micro-batch-size {rows}"), 0, 32).peak / 2**20
+            for rows in (16, 32)
+        ]
+        assert peaks[1] - peaks[0] == pytest.approx(measured, rel=0.1)
+    none = stage_activations(planned("--eval-micro-batch-size 16 --eval-iters 0"), 0, 32)
+    assert none.peak == stage_activations(planned(""), 0, 32).peak
+
+
 # --- traffic and time
 
 
