@@ -65,6 +65,11 @@ class _TellingHook:
     def __call__(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            # The interpreter then ends itself by the signal, so that a shell's loop ends, too.
+            logger.debug("traceback of the interruption", exc_info=error)
+            say("interrupted from the keyboard (SIGINT); what was saved before is complete")
+            return
         frames = list(frames_of(trace))
         line = told_line(error, frames) if len(frames) > 1 else None  # not the script's own
         if line is None:

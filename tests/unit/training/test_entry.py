@@ -111,6 +111,9 @@ def test_scripts_end_in_one_line_notebooks_get_the_exception(monkeypatch, capsys
     assert capsys.readouterr().err == "error: use 8\n"
     assert hook_result("{}['x']") is None
     assert capsys.readouterr().err == "traceback\n"
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    said = "error: interrupted from the keyboard (SIGINT); what was saved before is complete\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("is_told", [True, False])
