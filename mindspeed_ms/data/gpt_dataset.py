@@ -269,7 +269,7 @@ class GPTDataset:
         logger.info(
             "built the %s index of %s: %d samples, %d document visits",
             self.index_split.name,
-            self.dataset_path,
+            self.dataset_path or "made-up data",
             len(indices.shuffle_index),
             len(indices.document_index),
         )
