@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 MODULES = {
+    "protobuf": ("google",),
     "aiobotocore": ("boto3",),  # by its extra, in a version that fits
     "pyyaml": ("yaml",),
     "pillow": ("PIL",),
