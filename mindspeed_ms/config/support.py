@@ -29,9 +29,6 @@ WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
             "the input gradient is always reduced while the weight gradient is computed"
         ),
         "parallel_config.communicator_config_path": "it tunes NCCL, which is not used",
-        "parallel_config.distributed_timeout_minutes": (
-            "a rank that ends is noticed at once, one that hangs is waited for"
-        ),
         "training_config.epochs": "training_iters or train_samples is the length of training",
         "training_config.eval_metric": _NO_METRIC,
         "training_config.best_metric_comparison": _NO_METRIC,

@@ -8,7 +8,7 @@ of ``--bf16``, ``--fp16`` or fp32, which is more precise.
 from __future__ import annotations
 
 from mindspeed_ms.training.flags.compact import compact
-from mindspeed_ms.training.flags.row import Flag, NoEffect
+from mindspeed_ms.training.flags.row import Flag, NoEffect, Refused
 
 _LOW_BITS = NoEffect(
     "8-bit and 4-bit arithmetic needs NVIDIA's libraries; the run computes in its 16- or 32-bit "
@@ -167,10 +167,8 @@ ROWS: tuple[Flag, ...] = (
 --create-all-gather-group
 --use-ring-exchange-p2p
 --pipeline-model-parallel-comm-backend str
---ddp-reduce-scatter-with-fp32-accumulation
 --gtp-remat-nccl-ub
 --gtp-expert-remat-nccl-ub
---gtp-remat-reduce-scatter-with-fp32-accumulation
 --flight-recorder-dump-path str
 --flight-recorder-include-stack-trace
 --flight-recorder-trace-buffer-size int=2000
@@ -373,6 +371,26 @@ ROWS: tuple[Flag, ...] = (
     ),
     *compact(
         "same result",
+        Refused(
+            "experts in every n-th layer only are stated by Megatron's flag",
+            "use a list, for every second layer --moe-layer-freq ([0]+[1])*12",
+            harmless=("1",),
+        ),
+        "--expert-interval int=1",
+    ),
+    *compact(
+        "communication",
+        NoEffect(
+            "on CPU sums of 16-bit values are always made in fp32 and rounded once; HCCL sums in "
+            "its own way"
+        ),
+        """
+--ddp-reduce-scatter-with-fp32-accumulation
+--gtp-remat-reduce-scatter-with-fp32-accumulation
+""",
+    ),
+    *compact(
+        "same result",
         NoEffect("heads, widths and sequences are cut evenly: a rest is refused by name"),
         "--unaligned-linear",
     ),
@@ -387,7 +405,6 @@ ROWS: tuple[Flag, ...] = (
 --moe-tp-extend-ep
 --moe-extended-tp
 --moe-dynamic-padding
---expert-interval int=1
 --skip-bias-add off >skip_bias_add
 --use-multiparameter-pipeline-model-parallel
 --share-mtp-embedding-and-output-weight
