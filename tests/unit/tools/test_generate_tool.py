@@ -96,11 +96,14 @@ def test_prompts_from_a_file_drawn_as_json(folder, tmp_path, capsys):
         (("--load", "nowhere"), "nowhere holds no checkpoint; name the folder of one"),
         (("--max-length", 2), "the prompt has 6 tokens, but max_length is 2"),
         (("--temperature", 0, "--do-sample"), "temperature is 0"),
-        (("--prompt-file", "/dev/null"), "there is no prompt"),
+        (("--prompt-file", "empty.txt"), "there is no prompt"),
+        (("--prompt-file", "/dev/null"), "/dev/null is a device, not a file"),
         (("--tensor-model-parallel-size", 2), "2"),
     ],
 )
-def test_mistakes_are_one_line(folder, capsys, arguments, words):
+def test_mistakes_are_one_line(folder, capsys, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").touch()
     prompt = () if "--prompt-file" in arguments else ("--prompt", PROMPT)
     try:
         status = _run("--load", folder, *prompt, *arguments)
