@@ -182,9 +182,10 @@ def convert(
     _check_complete(catalog, gpt_spec(config.model_config))
     if options.noop_layers:
         catalog, config = _with_noop_layers(catalog, config, options)
-    target = _Target(config, vocab_size, target_path, options, origin)
     spec = gpt_spec(config.model_config)
     dtype = options.dtype or _common_dtype(catalog, options)
+    described = _with_types(config, catalog, options)
+    target = _Target(described, vocab_size, target_path, options, origin)
     if adapters is None:
         source = Source(catalog, spec, rows, dtype)
     else:
@@ -412,13 +413,36 @@ def placement_of(config: AllConfig, options: ConvertOptions) -> LayerPlacement:
     return layer_placement(config.model_config, parallel)
 
 
-def _common_dtype(catalog: Catalog, options: ConvertOptions) -> str | None:
-    """One type for all weights where the target knows only one: embeddings may be wider here."""
-    found = {
+def _with_types(config: AllConfig, catalog: Catalog, options: ConvertOptions) -> AllConfig:
+    """The configuration with the type that weights are written in.
+
+    The hub's ``config.json`` says nothing that this project's configuration takes a type from, and
+    ``--dtype`` changes it: a model that is opened by the result has the type of its weights.
+    """
+    is_stated = "config" in catalog.common or "megatron_args" in catalog.common
+    if options.to not in ("mindspeed_ms", "mindspore") or (is_stated and options.dtype is None):
+        return config
+    found = _types_of_weights(catalog)
+    narrow = options.dtype or next((one for one in ("BF16", "F16") if one in found), "F32")
+    kind = {"BF16": "bfloat16", "F16": "float16"}.get(narrow, "float32")
+    sections = config.to_dict()
+    for name in ("params_dtype", "compute_dtype", "embedding_init_dtype"):
+        sections["model_config"][name] = kind
+    sections["model_config"]["residual_connection_dtype"] = None
+    return assemble(sections)
+
+
+def _types_of_weights(catalog: Catalog) -> set[str]:
+    return {
         tensor.dtype
         for name, tensor in catalog.tensors.items()
         if kind_of(name) == "" and tensor.dtype in dtypes.FLOATS
     }
+
+
+def _common_dtype(catalog: Catalog, options: ConvertOptions) -> str | None:
+    """One type for all weights where the target knows only one: embeddings may be wider here."""
+    found = _types_of_weights(catalog)
     if options.to not in ("megatron", "huggingface") or len(found) < 2:
         return None
     return next((dtype for dtype in ("BF16", "F16") if dtype in found), "F32")

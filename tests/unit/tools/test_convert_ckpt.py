@@ -262,6 +262,22 @@ def test_types_are_converted_on_the_way(tmp_path, own):
     np.testing.assert_array_equal(main_weights, exact)
 
 
+@pytest.mark.parametrize(("word", "kind"), [("bf16", "bfloat16"), ("fp16", "float16")])
+def test_a_hub_model_is_described_in_the_type_of_its_weights(tmp_path, own, word, kind):
+    source = own / "e_llama_dp2_distopt_save"
+    types = {"dtype": {"bf16": "BF16", "fp16": "F16"}[word], "with_optimizer": False}
+    convert(source, tmp_path / "hub", ConvertOptions(to="huggingface", **types))
+    convert(tmp_path / "hub", tmp_path / "again", ConvertOptions())
+    convert(source, tmp_path / "cast", ConvertOptions(**types))
+    convert(tmp_path / "cast", tmp_path / "wide", ConvertOptions(dtype="F32"))
+    for name, expected in (("again", kind), ("cast", kind), ("wide", "float32")):
+        model = config_of(opened(tmp_path / name).common).model_config
+        assert (model.params_dtype, model.compute_dtype) == (expected, expected), name
+    kept = config_of(opened(source).common).model_config
+    convert(source, tmp_path / "same", ConvertOptions())
+    assert config_of(opened(tmp_path / "same").common).model_config == kept
+
+
 def test_weights_of_mixed_types_lose_nothing(tmp_path, own):
     """Embeddings in fp32 beside layers in bf16: Megatron has one type, and exact main weights."""
     half = tmp_path / "half"
