@@ -113,7 +113,11 @@ def resolve_sizes(model_type: str, given: dict[str, Any]) -> None:
         model_type: of the model.
         given: keys of ``config.json``, and the rules ``expand_ratio``, ``multiple_of``,
             ``ffn_dim_multiplier``.
+
+    Raises:
+        ValueError: a size that cannot be computed with.
     """
+    _check_numbers(given)
     if model_type in KEYS:
         width = KEYS[model_type]["ffn_hidden_size"]
         hidden = key_of(model_type, "hidden_size", frozenset())
@@ -128,6 +132,26 @@ def resolve_sizes(model_type: str, given: dict[str, Any]) -> None:
         given["intermediate_size"] = llama_ffn_width(
             given["hidden_size"], multiple or 256, multiplier
         )
+
+
+_SIZES: Mapping[str, tuple[Any, str]] = {
+    "hidden_size": (int, "a whole number"),
+    "n_embd": (int, "a whole number"),
+    "multiple_of": (int, "a whole number"),
+    "expand_ratio": (int | float, "a number"),
+    "ffn_dim_multiplier": (int | float, "a number"),
+}
+"""What sizes are computed from -> its type, and how that is called."""
+
+
+def _check_numbers(given: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` where a size cannot be computed."""
+    for name, (kind, called) in _SIZES.items():
+        size = given.get(name)
+        if size is None and (name != "hidden_size" or name not in given):
+            continue
+        if isinstance(size, bool) or not isinstance(size, kind) or size <= 0:
+            raise ValueError(f"{name} is {size!r}, but must be {called} above 0; correct it")
 
 
 def activation(model_type: str, name: str, value: Any) -> Any:

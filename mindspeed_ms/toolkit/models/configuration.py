@@ -117,7 +117,7 @@ class PretrainedConfig:
         plain = {ALIASES.get(name, name): value for name, value in foreign.items()}
         for name, shown in zip(plain, foreign, strict=True):
             if name not in table:
-                known = {*self._known(), *ALIASES, *table}
+                known = {*self._known(), *ALIASES, *table} - {shown}
                 raise TypeError(unknown_argument(type(self).__name__, shown, known))
         mapped: Mapped = apply(plain, table, type(self).__name__)
         for section, fields in mapped.sections.items():

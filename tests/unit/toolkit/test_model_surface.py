@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from mindspeed_ms import AutoConfig, AutoModelForCausalLM
+from mindspeed_ms import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig
 from mindspeed_ms.toolkit.models.calls import CausalLMOutput
 
 FAMILIES = ("llama", "gpt2")
@@ -175,3 +175,26 @@ def test_words_of_loading(folder_of):
     without = opened.num_parameters(exclude_embeddings=True)
     table = opened.config.vocab_size * opened.config.hidden_size
     assert without == opened.num_parameters() - table
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"hidden_size": None},
+        {"hidden_size": [64]},
+        {"hidden_size": "64"},
+        {"hidden_size": 64.0},
+        {"hidden_size": 64, "multiple_of": 0},
+        {"hidden_size": 64, "ffn_dim_multiplier": "1.3"},
+    ],
+)
+def test_sizes_that_cannot_be_computed_with_are_named(given):
+    with pytest.raises(
+        ValueError, match=rf"{list(given)[-1]} is .*, but must be a .*number above 0"
+    ):
+        LlamaConfig(**given)
+
+
+def test_no_argument_is_suggested_in_its_own_place():
+    with pytest.raises(TypeError, match="takes no argument 'rope_theta'; it takes"):
+        GPT2Config(rope_theta=1e4)
