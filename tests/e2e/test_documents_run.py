@@ -24,6 +24,9 @@ NOT_HERE = {
     "mindspeed-ms parity --log megatron.log": "the reader's log: test_parity_log.py",
     "python -m mindspeed_ms.toolkit.serve": "goes on until it is stopped: test_server.py",
     "mpiexec -n 2 python -m mindspeed_ms.toolkit.serve": "the same: test_serve_layouts.py",
+    "python benchmarks/serve_load.py": "needs a server that runs: test_server_load.py",
+    "torchrun --nproc_per_node 2 tools/run_text": "goes on, too: test_serve_megatron.py",
+    "curl -X PUT": "needs a server that runs: test_serve_megatron.py",
 }
 """Beginning of a command -> why, or where, it is not run here."""
 QUICK = ("configuration.md",)
