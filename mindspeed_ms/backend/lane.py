@@ -42,14 +42,10 @@ class LaneWork:
         """Block until the result is in the output tensor."""
         if not self._is_over.is_set():
             here.call = self._name
-            clock = self._clock
-            clock.entered = time.monotonic()
+        with self._clock:
             self._is_over.wait()
-            clock.entered = 0.0
-        if self._error is not None:
-            if isinstance(self._error, self._clock.failures):
-                self._clock.on_failure(self._error)
-            raise self._error
+            if self._error is not None:
+                raise self._error
 
     def is_completed(self) -> bool:
         """Whether the result is there."""

@@ -84,9 +84,12 @@ def read_bytes(path: Path | str) -> bytes:
         OSError: there is none, or it cannot be read.
         ValueError: see ``require_regular``.
     """
-    size = require_regular(path)
     with open_regular(path) as file:
-        return file.read(size)  # not to the end: it may grow
+        return file.read(_size(file))  # not to the end: it may grow
+
+
+def _size(file: BufferedReader) -> int:
+    return os.fstat(file.fileno()).st_size
 
 
 def read_text(path: Path | str, limit: int = MAX_TEXT_BYTES) -> str:
@@ -96,11 +99,13 @@ def read_text(path: Path | str, limit: int = MAX_TEXT_BYTES) -> str:
         OSError: there is none, or it cannot be read.
         ValueError: it is no regular file, too large, or no text.
     """
-    size = require_regular(path)
-    if size > limit:
-        raise ValueError(f"{path} has {size} bytes, at most {limit} are read; it is damaged")
+    with open_regular(path) as file:
+        size = _size(file)
+        if size > limit:
+            raise ValueError(f"{path} has {size} bytes, at most {limit} are read; it is damaged")
+        data = file.read(size)  # not to the end: room is taken for what is asked
     try:
-        return read_bytes(path).decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file in UTF-8 ({error}); copy it again") from None
 

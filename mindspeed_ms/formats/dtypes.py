@@ -26,6 +26,8 @@ BLOCK = (128, 128)
 """Rows and columns copied at a time between matrices of which one lies transposed."""
 
 FLOATS = ("F16", "BF16", "F32", "F64")
+WORDS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+"""safetensors' name of a type of weights -> torch's and the configuration's."""
 
 
 def width(dtype: str) -> int:

@@ -37,7 +37,6 @@ from mindspeed_ms.models.families.registry import family_of_type
 from mindspeed_ms.plan.region import Span
 
 MAX_FILE_BYTES = 5 << 30
-_TORCH_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 Progress = Callable[[int], None]
 
@@ -199,7 +198,7 @@ def write(
         if len(groups) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             files.write_text(root / INDEX, json.dumps(index, indent=2))
-        dtype = _TORCH_TYPES[source.dtype(names.EMBEDDING)]
+        dtype = dtypes.WORDS[source.dtype(names.EMBEDDING)]
         written = with_dtype(described(family, config, rows, original), dtype, original)
         files.write_text(root / CONFIG, json.dumps(written, indent=2))
         files.replaces(written_before(root))

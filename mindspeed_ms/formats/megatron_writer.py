@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from mindspeed_ms.config.optimizer_config import SOAP_STATES, STATE_NAMES, STATES
-from mindspeed_ms.formats import names
+from mindspeed_ms.formats import dtypes, names
 from mindspeed_ms.formats.containers import storage
 from mindspeed_ms.formats.containers.torch_file import TorchDtype
-from mindspeed_ms.formats.containers.torch_writer import DTYPES, TensorSpec, write_file
+from mindspeed_ms.formats.containers.torch_writer import TensorSpec, write_file
 from mindspeed_ms.formats.megatron_optimizer import (
     OPTIMIZER_FILE,
     flat_starts,
@@ -279,9 +279,8 @@ class MegatronWriter:
         module = next((i for i, start in enumerate(_ORDER) if rest.startswith(start)), 99)
         output = _ORDER.index("self_attention.linear_proj")
         if self._target.naming == "legacy" and module in (output, output + 1):
-            module = (
-                2 * output + 1 - module
-            )  # the older model built the query before the output projection
+            # The older model built the query before the output projection.
+            module = 2 * output + 1 - module
         numbers = tuple(int(text) for text in re.findall(r"local_experts\.(\d+)", rest))
         norm_first = 0 if "layer_norm_" in rest else 1
         inner = 1 if "linear_fc2" in rest else 0
@@ -435,7 +434,7 @@ class MegatronWriter:
             shapes, self._args, self._target.data_parallel, is_bucketed, vocabulary
         )
         ordered = sorted(params, key=lambda param: starts[param.file_name])
-        dtype = TorchDtype(DTYPES[self._source.dtype(params[0].name)])
+        dtype = TorchDtype(dtypes.WORDS[self._source.dtype(params[0].name)])
         is_wide = dtype.name == "float32"
         kinds = {"param": "" if is_wide else "main", **{kind: kind for kind in STATES["adamw"]}}
         tensors: dict[str, Any] = {
@@ -471,7 +470,7 @@ class MegatronWriter:
             if not (isinstance(value, str) and value.startswith("<"))
         }
         chunks = placement.num_chunks
-        dtype = DTYPES.get(self._source.dtype(names.EMBEDDING), "float32")
+        dtype = dtypes.WORDS.get(self._source.dtype(names.EMBEDDING), "float32")
         stages = placement.num_stages
         known.update(
             {

@@ -422,9 +422,7 @@ def _with_types(config: AllConfig, catalog: Catalog, options: ConvertOptions) ->
     is_stated = "config" in catalog.common or "megatron_args" in catalog.common
     if options.to not in ("mindspeed_ms", "mindspore") or (is_stated and options.dtype is None):
         return config
-    found = _types_of_weights(catalog)
-    narrow = options.dtype or next((one for one in ("BF16", "F16") if one in found), "F32")
-    kind = {"BF16": "bfloat16", "F16": "float16"}.get(narrow, "float32")
+    kind = dtypes.WORDS[options.dtype or _narrowest(_types_of_weights(catalog))]
     sections = config.to_dict()
     for name in ("params_dtype", "compute_dtype", "embedding_init_dtype"):
         sections["model_config"][name] = kind
@@ -440,12 +438,16 @@ def _types_of_weights(catalog: Catalog) -> set[str]:
     }
 
 
+def _narrowest(types: set[str]) -> str:
+    return next((dtype for dtype in ("BF16", "F16") if dtype in types), "F32")
+
+
 def _common_dtype(catalog: Catalog, options: ConvertOptions) -> str | None:
     """One type for all weights where the target knows only one: embeddings may be wider here."""
     found = _types_of_weights(catalog)
     if options.to not in ("megatron", "huggingface") or len(found) < 2:
         return None
-    return next((dtype for dtype in ("BF16", "F16") if dtype in found), "F32")
+    return _narrowest(found)
 
 
 def _total_bytes(source: Source, options: ConvertOptions) -> int:

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_ms.backend import addresses, env, launcher
-from mindspeed_ms.backend.plain_parser import PlainParser
-from mindspeed_ms.backend.torchrun.options import LaunchError
+from mindspeed_ms.backend.torchrun.options import LaunchError, LaunchParser
 from mindspeed_ms.backend.torchrun.run import Part, master_address, run
 
 _REFUSED = {
@@ -37,15 +36,9 @@ _DEFAULTS = {"master_addr": "127.0.0.1", "worker_log_name": "worker", "tail_work
 _CLUSTER = "mindspore.parallel.cluster"
 
 
-class _Parser(PlainParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        """Raise instead of leaving, so that the caller prints one line."""
-        raise LaunchError(message)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The options of ``msrun``, and ``--max_restarts``."""
-    parser = _Parser(
+    parser = LaunchParser(
         prog="mindspeed-msrun",
         allow_abbrev=False,
         description="Start a script on several ranks in msrun's words; --join is always True.",

@@ -73,7 +73,9 @@ class Request:
         return self.nodes * self.ranks_per_node
 
 
-class _Parser(PlainParser):
+class LaunchParser(PlainParser):
+    """The parser of a launcher's command line."""
+
     def error(self, message: str) -> None:  # type: ignore[override]
         """Raise instead of leaving, so that the caller prints one line."""
         raise LaunchError(message)
@@ -86,7 +88,7 @@ def _both(name: str) -> list[str]:
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
     """The options of ``torchrun``, ``torch.distributed.launch`` and ``ft_launcher``."""
-    parser = _Parser(
+    parser = LaunchParser(
         prog=prog,
         allow_abbrev=False,
         description="Start a training script on several ranks with msrun, in torchrun's words.",

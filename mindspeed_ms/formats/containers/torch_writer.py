@@ -24,7 +24,6 @@ from mindspeed_ms.formats.containers.zip_writer import ZipWriter
 
 _STEM = "archive"
 
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 """Names of types in files -> in torch."""
 
 

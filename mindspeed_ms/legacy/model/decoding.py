@@ -141,10 +141,12 @@ class Decoder:
     def _find_memory(self, context: InferenceContext) -> None:
         """Addresses of the cache, and tables of rotation as long as it."""
         cache, stack = context.cache, self.stack
-        stores = [cache.memory_of(number, *self._like) for number in self.numbers]
-        if self._seen == (cache, cache.version):
-            return
-        for layer, (keys, values) in zip(self.layers, stores, strict=True):
+        if cache is self._seen[0]:
+            cache.grow()
+            if cache.version == self._seen[1]:
+                return
+        for layer, number in zip(self.layers, self.numbers, strict=True):
+            keys, values = cache.memory_of(number, *self._like)
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
         stack.room = cache.room
         if self.rotary is not None:

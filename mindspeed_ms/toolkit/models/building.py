@@ -84,6 +84,8 @@ def build(
     seed: int | None,
     weights: Found | None,
     adapters: Path | None = None,
+    *,
+    is_filled: bool = False,
 ) -> Built:
     """Build the part of a model that this rank holds.
 
@@ -94,6 +96,7 @@ def build(
         seed: of random weights.
         weights: the checkpoint to load; None for random weights.
         adapters: folder of PEFT's files, for a configuration with adapters.
+        is_filled: the caller puts all weights in; without a checkpoint none are drawn, either.
 
     Raises:
         ValueError: the layout does not fit, or the checkpoint does not.
@@ -111,7 +114,8 @@ def build(
             engine.validate(comm.get_world_size())
             set_parallel_context(engine.parallel_config)
             _seed(seed)
-        with nullcontext() if weights is None else counting_draws():
+        is_filled = is_filled or weights is not None
+        with counting_draws() if is_filled else nullcontext():
             chunks = build_model_chunks(_provider(engine), engine)
         for chunk in chunks:
             for name, param in chunk.parameters_and_names():

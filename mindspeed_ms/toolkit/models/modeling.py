@@ -312,11 +312,8 @@ class PreTrainedModel(ModelSurface, GenerationMixin, Cell):
             only_trainable: those that are trained, of a model on one rank.
             exclude_embeddings: without the tables of tokens and positions.
         """
-        sections: dict[str, Any] = {}
-        if self._chunks:  # its weights may lack layers for further tokens
-            present = self.engine_config.model_config.mtp_num_layers
-            sections = {"model_config": {"mtp_num_layers": present}}
-        spec = gpt_spec(self.config.all_config(sections).model_config)
+        config = self._as_built(self.config) if self._chunks else self.config
+        spec = gpt_spec(config.all_config().model_config)
         count = spec.num_parameters
         if only_trainable and self._chunks and parallel_state_is_single(self.engine_config):
             count = sum(int(np.prod(param.shape)) for param in self.trainable_params())

@@ -7,6 +7,7 @@ Source: the behaviour of ``transformers.PreTrainedModel``.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from mindspeed_ms.config.dtypes import parse_dtype
 from mindspeed_ms.formats import names
 from mindspeed_ms.formats.find import Found
 from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.toolkit.mapping.recompute import map_recompute
 from mindspeed_ms.toolkit.models import building
 from mindspeed_ms.toolkit.models.building import Layout
 from mindspeed_ms.toolkit.models.configuration import PretrainedConfig
@@ -29,11 +31,7 @@ from mindspeed_ms.toolkit.models.configuration import PretrainedConfig
 Self = TypeVar("Self", bound="ModelSurface")
 _TABLES = (names.EMBEDDING, names.HEAD)
 _HERE = ("cpu", "npu", "ascend")
-FULL_RECOMPUTE = {
-    "recompute_granularity": "full",
-    "recompute_method": "uniform",
-    "recompute_num_layers": 1,
-}
+_FULL = map_recompute({"recompute": True}).sections["model_config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,11 @@ class _Resized:
     old: int
     new: int
     by_mean: bool
+
+    @property
+    def draws(self) -> bool:
+        """Whether some rows are those of a new model."""
+        return self.new > self.old and not self.by_mean
 
     def table(self, before: Tensor, drawn: Tensor) -> Tensor:
         """[new, h] with the old rows, and new ones as they are drawn or of the old ones' mean."""
@@ -207,16 +210,27 @@ class ModelSurface:
         others = sorted(set(gradient_checkpointing_kwargs or {}) - {"use_reentrant"})
         if others:
             raise ValueError(f"gradient_checkpointing_kwargs has {others[0]!r}; leave it out")
-        self._set_recompute(FULL_RECOMPUTE)
+        self._set_recompute(_FULL)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep everything again."""
-        self._set_recompute(dict.fromkeys(FULL_RECOMPUTE))
+        self._set_recompute(dict.fromkeys(_FULL))
 
-    def _set_recompute(self, fields: dict[str, Any]) -> None:
+    def _set_recompute(self, fields: Mapping[str, Any]) -> None:
         config = copy.deepcopy(self.config)
         config.run.setdefault("model_config", {}).update(fields)
         self._rebuild(config, self._dtype)
+
+    def _as_built(self, config: PretrainedConfig) -> PretrainedConfig:
+        """The configuration with the layers for further tokens that are in memory.
+
+        Weights may lack those that their ``config.json`` counts.
+        """
+        present = self.engine_config.model_config.mtp_num_layers
+        if config.all_config().model_config.mtp_num_layers != present:
+            config = copy.deepcopy(config)
+            config.run.setdefault("model_config", {})["mtp_num_layers"] = present
+        return config
 
     # --- another model of the same weights --------------------------------------------------------
 
@@ -242,12 +256,9 @@ class ModelSurface:
                 "rows of tokens are added to a whole model; do it in one process, save_pretrained, "
                 "and open that with several ranks"
             )
-        # Weights may lack the layers for further tokens that their config.json counts.
-        present = self.engine_config.model_config.mtp_num_layers
-        if config.all_config().model_config.mtp_num_layers != present:
-            config = copy.deepcopy(config)
-            config.run.setdefault("model_config", {})["mtp_num_layers"] = present
-        built = building.build(config, self._layout, dtype, self._seed, None)
+        config = self._as_built(config)
+        draws = resized is not None and resized.draws
+        built = building.build(config, self._layout, dtype, self._seed, None, is_filled=not draws)
         for chunk in built.chunks:
             for name, param in chunk.parameters_and_names():
                 if resized is not None and name in _TABLES:

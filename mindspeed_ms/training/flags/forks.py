@@ -499,7 +499,7 @@ ROWS: tuple[Flag, ...] = (
     ),
     *compact(
         "forks: other layers",
-        NoEffect("only read with layers of sparse attention, which are refused"),
+        NoEffect("only read with --enable-dsa-indexer, or with layers of kinds that are refused"),
         """
 --index-topk int
 --index-n-heads int
