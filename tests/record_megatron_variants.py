@@ -71,8 +71,7 @@ def clip(model, _):
 
 CLIP = {"qk_clip": True, "qk_clip_threshold": 0.2, "qk_clip_alpha": 0.3, "after": clip}
 CLIP_FLAGS = "--swiglu --ffn-hidden-size 48 --qk-clip --qk-clip-threshold 0.2 --qk-clip-alpha 0.3"
-SPARSE = {
-    "experimental_attention_variant": "dsa",
+LATENT = {
     "multi_latent_attention": True,
     "num_query_groups": None,
     "q_lora_rank": 12,
@@ -83,17 +82,22 @@ SPARSE = {
     "qk_layernorm": True,
     "rope_type": "rope",
     "rotary_base": 10000,
+}
+LATENT_FLAGS = (
+    "--multi-latent-attention --q-lora-rank 12 --kv-lora-rank 8 --qk-head-dim 8 "
+    "--qk-pos-emb-head-dim 4 --v-head-dim 8 --qk-layernorm --rope-type rope"
+)
+SPARSE = LATENT | {
+    "experimental_attention_variant": "dsa",
     "dsa_indexer_n_heads": 16,
     "dsa_indexer_head_dim": 8,
     "dsa_indexer_topk": 12,
     "dsa_indexer_loss_coeff": 20.0,
 }
 SPARSE_FLAGS = (
-    "--position-embedding-type rope --swiglu --ffn-hidden-size 48 --multi-latent-attention "
-    "--q-lora-rank 12 --kv-lora-rank 8 --qk-head-dim 8 --qk-pos-emb-head-dim 4 --v-head-dim 8 "
-    "--qk-layernorm --rope-type rope --experimental-attention-variant dsa "
-    "--dsa-indexer-n-heads 16 --dsa-indexer-head-dim 8 --dsa-indexer-topk 12 "
-    "--dsa-indexer-loss-coeff 20"
+    f"--position-embedding-type rope --swiglu --ffn-hidden-size 48 {LATENT_FLAGS} "
+    "--experimental-attention-variant dsa --dsa-indexer-n-heads 16 --dsa-indexer-head-dim 8 "
+    "--dsa-indexer-topk 12 --dsa-indexer-loss-coeff 20"
 )
 BLOCKS = [
     {"attention": {"num_query_groups": 4}, "mlp": {"ffn_hidden_size": 40}},
@@ -143,22 +147,8 @@ CASES = {
         CLIP,
     ),
     "qk_clip_latent": (
-        f"--position-embedding-type rope {CLIP_FLAGS} --multi-latent-attention --q-lora-rank 12 "
-        "--kv-lora-rank 8 --qk-head-dim 8 --qk-pos-emb-head-dim 4 --v-head-dim 8 --qk-layernorm "
-        "--rope-type rope",
-        CLIP
-        | {
-            "multi_latent_attention": True,
-            "num_query_groups": None,
-            "q_lora_rank": 12,
-            "kv_lora_rank": 8,
-            "qk_head_dim": 8,
-            "qk_pos_emb_head_dim": 4,
-            "v_head_dim": 8,
-            "qk_layernorm": True,
-            "rope_type": "rope",
-            "rotary_base": 10000,
-        },
+        f"--position-embedding-type rope {CLIP_FLAGS} {LATENT_FLAGS}",
+        CLIP | LATENT,
     ),
     "gated_delta_net": (DELTA_FLAGS, DELTA),
     "qwen3_next": (

@@ -22,6 +22,14 @@ SIZES: Mapping[str, Any] = MappingProxyType(
     }
 )
 
+SCRIPT: Mapping[str, Any] = MappingProxyType(
+    {
+        **{name: size for name, size in SIZES.items() if name != "init_method_std"},
+        "position_embedding_type": "rope",
+    }
+)
+"""As scripts of the predecessor state it."""
+
 LLAMA: Mapping[str, Any] = MappingProxyType(
     {"hidden_act": "swiglu", "normalization": "RMSNorm", "position_embedding_type": "rope"}
 )

@@ -21,6 +21,21 @@ from mindspeed_ms.legacy.model import GPTModel
 pytestmark = pytest.mark.usefixtures("single_rank")
 
 GQA = {**LLAMA, **NO_BIAS, "group_query_attention": True, "num_query_groups": 2}
+LATENT = {
+    **LLAMA,
+    **NO_BIAS,
+    "multi_latent_attention": True,
+    "mla_config": LatentAttentionConfig(
+        kv_lora_rank=5, qk_head_dim=4, qk_pos_emb_head_dim=2, v_head_dim=3, q_lora_rank=4
+    ),
+}
+SPARSE = {
+    **LATENT,
+    "experimental_attention_variant": "dsa",
+    "dsa_indexer_n_heads": 3,
+    "dsa_indexer_head_dim": 5,
+    "dsa_indexer_topk": 3,
+}
 MODELS = {
     "gpt2": {"position_embedding_type": "absolute"},
     "llama": GQA,
@@ -29,38 +44,11 @@ MODELS = {
     "capped": {**GQA, "attn_logit_softcapping": 1.5, "softmax_type": "learnable"},
     "alibi": {"position_embedding_type": "alibi"},
     "two bases": {**GQA, "window_size": (3, 0), "rotary_base_local": 100.0},
-    "latent": {
-        **LLAMA,
-        **NO_BIAS,
-        "multi_latent_attention": True,
-        "mla_config": LatentAttentionConfig(
-            kv_lora_rank=5, qk_head_dim=4, qk_pos_emb_head_dim=2, v_head_dim=3, q_lora_rank=4
-        ),
-    },
-    "sparse": {
-        **LLAMA,
-        **NO_BIAS,
-        "multi_latent_attention": True,
-        "mla_config": LatentAttentionConfig(
-            kv_lora_rank=5, qk_head_dim=4, qk_pos_emb_head_dim=2, v_head_dim=3, q_lora_rank=4
-        ),
-        "experimental_attention_variant": "dsa",
-        "dsa_indexer_n_heads": 3,
-        "dsa_indexer_head_dim": 5,
-        "dsa_indexer_topk": 3,
-    },
+    "latent": LATENT,
+    "sparse": SPARSE,
     "shared choice": {
-        **LLAMA,
-        **NO_BIAS,
+        **SPARSE,
         "num_layers": 4,
-        "multi_latent_attention": True,
-        "mla_config": LatentAttentionConfig(
-            kv_lora_rank=5, qk_head_dim=4, qk_pos_emb_head_dim=2, v_head_dim=3, q_lora_rank=4
-        ),
-        "experimental_attention_variant": "dsa",
-        "dsa_indexer_n_heads": 3,
-        "dsa_indexer_head_dim": 5,
-        "dsa_indexer_topk": 3,
         "dsa_indexer_topk_freq": 2,
         "dsa_indexer_skip_topk_offset": 2,
     },

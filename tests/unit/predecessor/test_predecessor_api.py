@@ -8,6 +8,7 @@ import mindspore as ms
 import mindspore.dataset as ds
 import numpy as np
 import pytest
+import tiny_models
 from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore.common.api import _pynative_executor
 
@@ -49,16 +50,7 @@ from mindspeed_ms.training import TrainOneStepCell, get_loss_func, train
 from mindspeed_ms.training.grad_handler import GradAccumulator
 from mindspeed_ms.training.utils import set_weight_decay
 
-SIZES = {
-    "vocab_size": 32,
-    "num_layers": 2,
-    "num_attention_heads": 4,
-    "hidden_size": 16,
-    "ffn_hidden_size": 24,
-    "seq_length": 8,
-    "compute_dtype": "float32",
-    "position_embedding_type": "rope",
-}
+SIZES = dict(tiny_models.SCRIPT)
 
 NAMES = """
 core.config AllConfig DatasetConfig LoraConfig MoEConfig ModelParallelConfig OptimizerConfig

@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+import tiny_models
 from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore.common.api import _pynative_executor
 
@@ -29,17 +30,7 @@ from mindspeed_ms.legacy.model.moe.router import TopKRouter
 from mindspeed_ms.legacy.model.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from mindspeed_ms.training import TrainOneStepCell, get_loss_func
 
-SIZES = {
-    "vocab_size": 32,
-    "num_layers": 2,
-    "num_attention_heads": 4,
-    "hidden_size": 16,
-    "ffn_hidden_size": 24,
-    "seq_length": 8,
-    "compute_dtype": "float32",
-    "position_embedding_type": "rope",
-    "mask_func_type": "attn_mask_fill",
-}
+SIZES = {**tiny_models.SCRIPT, "mask_func_type": "attn_mask_fill"}
 MASK = np.triu(np.ones((1, 1, 8, 8)), 1).astype(np.uint8)
 
 
