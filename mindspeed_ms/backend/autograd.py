@@ -24,6 +24,7 @@ from mindspore import Parameter, Tensor
 from mindspore._c_expression import FunctionBase, run_backward
 from mindspore.common.api import _pynative_executor
 from mindspore.graph.api import saved_tensors_hooks
+from mindspore.nn import Cell
 
 from mindspeed_ms.backend import device
 
@@ -35,6 +36,7 @@ __all__ = [
     "enable",
     "enable_grad",
     "get_grad",
+    "has_hooks",
     "in_dynamic_graph",
     "is_backward_running",
     "inference_mode",
@@ -129,6 +131,17 @@ def _with_shared_tuple(forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward(ctx, *inputs)
 
     return shared
+
+
+def has_hooks(cell: Cell) -> bool:
+    """Whether functions wait for a call of the cell, or for its gradients."""
+    # A cell makes each of these as it is first asked for.
+    return bool(
+        cell._forward_pre_hook
+        or cell._forward_hook
+        or cell._backward_pre_hook
+        or cell._backward_hook
+    )
 
 
 class HookHandle(Protocol):

@@ -83,7 +83,7 @@ class _ColumnLinear(autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Parameter, bias: Tensor | None, plan: LinearPlan
     ) -> Tensor:
-        x = x.contiguous()
+        x = memory.contiguous(x)
         values = make_ready(weight, x.dtype)
         ctx.weight, ctx.plan = weight, plan
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -97,7 +97,7 @@ class _ColumnLinear(autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         plan, group = ctx.plan, ctx.plan.group
-        grad = grad.contiguous()
+        grad = memory.contiguous(grad)
         values = make_ready(ctx.weight, grad.dtype)
         parallel = group.size > 1
         total, gathering = x, None
@@ -135,7 +135,7 @@ class _RowLinear(autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Parameter, plan: LinearPlan) -> Tensor:
-        x = x.contiguous()
+        x = memory.contiguous(x)
         ctx.save_for_backward(x)
         ctx.weight, ctx.plan = weight, plan
         y = ops.linear_forward(x, make_ready(weight, x.dtype), None)
@@ -152,7 +152,7 @@ class _RowLinear(autograd.Function):
         (x,) = ctx.saved_tensors
         plan = ctx.plan
         values = make_ready(ctx.weight, grad.dtype)
-        grad = grad.contiguous()
+        grad = memory.contiguous(grad)
         if plan.sequence_parallel:
             grad = mappings.gathered_first_dim(grad, plan.group)
         dx = ops.linear_dgrad(grad, values)
@@ -170,7 +170,7 @@ class _AddBias(autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, ops.cast(ops.bias_grad(grad.contiguous()), ctx.bias_dtype)
+        return grad, ops.cast(ops.bias_grad(memory.contiguous(grad)), ctx.bias_dtype)
 
 
 class _VocabParallelLookup(autograd.Function):
@@ -196,7 +196,7 @@ class _VocabParallelLookup(autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, plan = ctx.weight, ctx.plan
-        grad = grad.contiguous()
+        grad = memory.contiguous(grad)
         if plan.sequence_parallel:
             grad = mappings.gathered_first_dim(grad, plan.group)
         if not autograd.requires_grad(weight):

@@ -388,6 +388,19 @@ def test_an_expert_without_tokens_gets_gradients_of_zero():
         assert [np.abs(grad).max() > 0 for grad in fc2] == used
 
 
+def test_hooks_of_sequential_experts_see_their_calls_and_change_no_number():
+    results = []
+    for watched in (False, True):
+        set_seed(1234)
+        layer, seen = build(), []
+        for expert in layer.experts.local_experts if watched else ():
+            expert.projection.register_forward_hook(lambda *call, seen=seen: seen.append(call))
+        results.append([*forward_backward(layer), *grads_of(layer)])
+        assert len(seen) == EXPERTS * watched
+    for alone, seen_one in zip(*results, strict=True):
+        np.testing.assert_array_equal(alone, seen_one)
+
+
 def test_only_the_named_layers_have_experts():
     model = GPTModel(config(num_layers=4, moe_layer_freq=(0, 1, 1, 0)))
     kinds = [isinstance(layer.mlp, MoELayer) for layer in model.language_model.encoder.layers]

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore.nn import Cell
 
@@ -29,7 +28,7 @@ from mindspeed_ms.core.tensor_parallel.layers import (
 from mindspeed_ms.core.tensor_parallel.random import skip_initialization
 from mindspeed_ms.core.tensor_parallel.utils import divide
 from mindspeed_ms.legacy.model.from_spec import parameter
-from mindspeed_ms.legacy.model.mlp import ParallelMLP, activation_between
+from mindspeed_ms.legacy.model.mlp import Activation, ParallelMLP, activation_between
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec
 from mindspeed_ms.models.gpt import moe_spec
 from mindspeed_ms.models.part import LinearSpec
@@ -141,6 +140,8 @@ class LocalExperts(Cell):
 class SequentialMLP(Cell):
     """Experts that compute one after the other, each a ``ParallelMLP``.
 
+    Experts of matrices alone are not called one by one, unless a hook waits for such a call.
+
     Args:
         num_local_experts: experts on this rank.
         config: model configuration.
@@ -188,7 +189,8 @@ class SequentialMLP(Cell):
         parts = [
             part for expert in self.local_experts for part in (expert.mapping, expert.projection)
         ]
-        # Neither biases, adapters nor partial sums: the products of all experts can be one.
+        # Neither biases, adapters nor partial sums: the products of all experts are one call,
+        # with the numbers of theirs.
         self.has_matrices_alone = self.tensor_ranks == 1 and all(
             type(part) in (ColumnParallelLinear, RowParallelLinear) and part.bias is None
             for part in parts
@@ -201,25 +203,31 @@ class SequentialMLP(Cell):
         return self._sum_of_experts(rows, counts)
 
     def _sum_of_experts(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
-        if self.has_matrices_alone and autograd.is_inference_mode_enabled():
-            return self._grouped(rows, counts)
+        experts = list(self.local_experts)
+        # On an NPU the flag of the user chooses between the kernels.
+        is_one_call = self.has_matrices_alone and ops.selected() != "ascend"
+        if is_one_call and not any(map(_is_watched, experts)):
+            mapping: ColumnParallelLinear = experts[0].mapping
+            plan = _GroupPlan(counts, mapping.plan.gradient_accumulation_fusion)
+            rows = rows if mapping.compute_dtype is None else ops.cast(rows, mapping.compute_dtype)
+            return _through_experts(
+                rows, plan, experts, experts[0].activation, experts[0].activates_again
+            )
         parts = _SplitRows.apply(rows, counts)
         if isinstance(parts, Tensor):
             parts = (parts,)
         outputs = []
-        for expert, part in zip(self.local_experts, parts, strict=True):
+        for expert, part in zip(experts, parts, strict=True):
             output, bias = expert(part)
             if bias is not None:
                 output = _AddShareOfBias.apply(output, bias, self.tensor_ranks)
             outputs.append(output)
         return _JoinRows.apply(counts, *outputs)
 
-    def _grouped(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """The same sums by two calls, where no gradient of them is asked for."""
-        experts, plan = list(self.local_experts), _GroupPlan(counts, fused=False)
-        inner = _GroupedLinear.apply(rows, plan, *(expert.mapping.weight for expert in experts))
-        inner = experts[0].activation(inner, None)
-        return _GroupedLinear.apply(inner, plan, *(one.projection.weight for one in experts))
+
+def _is_watched(expert: ParallelMLP) -> bool:
+    """Whether somebody wants to see the expert, or a matrix of it, being called."""
+    return any(map(autograd.has_hooks, (expert, expert.mapping, expert.projection)))
 
 
 def _checked_experts(
@@ -302,10 +310,14 @@ class _Matrix(Cell):
             self.adapters = Adapters(spec, LinearPlan(group=group), group, is_expert=True)
 
 
-def _product(x: Tensor, plan: _GroupPlan, matrices: Sequence[_Matrix]) -> Tensor:
+def _product(x: Tensor, plan: _GroupPlan, matrices: Sequence[Cell]) -> Tensor:
     """Rows times the matrices of their experts, adapters included."""
     weights = [matrix.weight for matrix in matrices]
-    adapters = [matrix.adapters for matrix in matrices if matrix.adapters is not None]
+    adapters = [
+        matrix.adapters
+        for matrix in matrices
+        if isinstance(matrix, _Matrix) and matrix.adapters is not None
+    ]
     if not adapters or not adapters[0].enabled:
         return _GroupedLinear.apply(x, plan, *weights)
     apart = replace(plan, fused=False)
@@ -321,6 +333,23 @@ def _product(x: Tensor, plan: _GroupPlan, matrices: Sequence[_Matrix]) -> Tensor
         [one.spread_up() for one in adapters],
     )
     return adapters[0].joined(_GroupedLinear.apply(mine, plan, *weights), added)
+
+
+def _through_experts(
+    rows: Tensor,
+    plan: _GroupPlan,
+    experts: Sequence[Cell],
+    activation: Activation,
+    activates_again: bool,
+) -> Tensor:
+    """Rows through both matrices of their experts, each with its ``mapping`` and ``projection``."""
+    inner = _product(rows, plan, [expert.mapping for expert in experts])  # [M, (2) f/q]
+    activated = activation(inner, None)
+    second = [expert.projection for expert in experts]
+    if not activates_again or not autograd.is_grad_enabled() or not any(plan.counts):
+        return _product(activated, plan, second)
+    with forgotten(activated, activation, inner, None):
+        return _product(activated, plan, second)
 
 
 class _ExpertMatrices(Cell):
@@ -365,13 +394,10 @@ class GroupedMLP(Cell):
 
     def construct(self, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
         """[M, h] -> [M, h]."""
-        experts, plan = list(self.local_experts), _GroupPlan(counts, self.fused)
-        first = [expert.mapping for expert in experts]
-        second = [expert.projection for expert in experts]
-        rows = ops.cast(rows, self.compute_dtype)
-        inner = _product(rows, plan, first)  # [M, (2) f/q]
-        activated = self.activation(inner, None)
-        if not self.activates_again or not autograd.is_grad_enabled() or not np.any(counts):
-            return _product(activated, plan, second)
-        with forgotten(activated, self.activation, inner, None):
-            return _product(activated, plan, second)
+        return _through_experts(
+            ops.cast(rows, self.compute_dtype),
+            _GroupPlan(counts, self.fused),
+            list(self.local_experts),
+            self.activation,
+            self.activates_again,
+        )
