@@ -31,7 +31,7 @@ def expanded(words):
     """A command line with its shell variables replaced."""
     result, name = [], ""
     for word in words:
-        name = word if word.startswith("--") else name
+        name = word.partition("=")[0] if word.startswith("--") else name
         row = BY_NAME[name]
         if word.startswith(("$", "<")) or "${" in word:
             if name in PLACEHOLDERS:

@@ -39,11 +39,18 @@ def build_pretraining_data_loader(
         settings: sizes and rank.
 
     Raises:
-        ValueError: no samples left, or sizes that do not fit.
+        ValueError: no samples left, sizes that do not fit, or numbered samples in place of a
+            loader.
     """
     if dataset is None:
         return None
     if settings.dataloader_type == "external":
-        return dataset  # type: ignore[return-value]  # the user's own loader
+        if not isinstance(dataset, Iterable):
+            raise ValueError(
+                f"--dataloader-type external takes loaders of batches from the datasets provider, "
+                f"which gave numbered samples ({type(dataset).__name__}); iterate over batches in "
+                "it, or use --dataloader-type single"
+            )
+        return dataset
     sampler = make_sampler(len(dataset), consumed_samples, settings)
     return PretrainingDataLoader(dataset, sampler, settings.num_workers)

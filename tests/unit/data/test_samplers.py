@@ -450,5 +450,7 @@ def test_cyclic_and_external_loaders():
         [9, 0, 8, 6, 2],
     ]
     external = LoaderSettings(micro_batch_size=5, dataloader_type="external")
-    dataset = Numbers(10)
-    assert build_pretraining_data_loader(dataset, 0, settings=external) is dataset
+    batches = iter([{"number": np.arange(5)}])
+    assert build_pretraining_data_loader(batches, 0, settings=external) is batches
+    with pytest.raises(ValueError, match=r"numbered samples \(Numbers\).*--dataloader-type single"):
+        build_pretraining_data_loader(Numbers(10), 0, settings=external)
