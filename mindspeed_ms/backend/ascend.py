@@ -15,7 +15,14 @@ from mindspore import Tensor
 from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import own_cluster
-from mindspeed_ms.backend.base import CompletedWork, Group, P2POp, ReduceOp, Work
+from mindspeed_ms.backend.base import (
+    CompletedWork,
+    Group,
+    P2POp,
+    ReduceOp,
+    SharedMemory,
+    Work,
+)
 from mindspeed_ms.backend.job_client import end_process
 
 _LOW_PRECISION = (mstype.bfloat16, mstype.float16)
@@ -158,6 +165,10 @@ class AscendComm:
         batch = [self._dist.P2POp(op.kind, op.tensor, op.peer, group=group._handle) for op in ops]
         tensors = tuple(op.tensor for op in ops)
         return [AscendWork(handle, tensors) for handle in self._dist.batch_isend_irecv(batch)]
+
+    def shared_memory(self, num_bytes: int, group: Group) -> SharedMemory | None:
+        """Devices have memory of their own."""
+        return None
 
     def barrier(self, group: Group) -> None:
         """``barrier``."""

@@ -14,6 +14,7 @@ another rank of the group.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -217,6 +218,16 @@ class P2POp:
         return self.op if isinstance(self.op, str) else self.op.__name__
 
 
+@dataclass(frozen=True, slots=True)
+class SharedMemory:
+    """Memory that all ranks of a group map, zeros at first; it stays until the job ends."""
+
+    bytes: np.ndarray
+    """uint8."""
+    clock: AbstractContextManager[object]
+    """Runs while this rank may wait for others there: one that never comes is noticed so."""
+
+
 class Comm(Protocol):
     """One way to communicate.
 
@@ -274,6 +285,9 @@ class Comm(Protocol):
 
     def batch_isend_irecv(self, ops: Sequence[P2POp], group: Group) -> list[Work]:
         """Start several transfers of one group at once; the order of the list does not matter."""
+
+    def shared_memory(self, num_bytes: int, group: Group) -> SharedMemory | None:
+        """Memory of the group, the same at every call; None on all ranks: they cannot share any."""
 
     def barrier(self, group: Group) -> None:
         """Return when every rank of the group has called it."""

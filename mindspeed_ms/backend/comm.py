@@ -23,7 +23,7 @@ from mindspore import Tensor
 from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import device, env, launch, launcher, own_cluster
-from mindspeed_ms.backend.base import Comm, Group, P2POp, ReduceOp, Work
+from mindspeed_ms.backend.base import Comm, Group, P2POp, ReduceOp, SharedMemory, Work
 from mindspeed_ms.backend.progress import here
 from mindspeed_ms.backend.recording import CommCall, RecordingComm, Take
 from mindspeed_ms.backend.single import SingleComm
@@ -33,6 +33,7 @@ __all__ = [
     "Group",
     "P2POp",
     "ReduceOp",
+    "SharedMemory",
     "Work",
     "abort",
     "all_gather_into_tensor",
@@ -58,6 +59,7 @@ __all__ = [
     "reduce",
     "reduce_scatter_tensor",
     "set_timeout",
+    "shared_memory",
     "start_recording",
     "started_by_script",
     "stop_recording",
@@ -338,6 +340,16 @@ def batch_isend_irecv(ops: Sequence[P2POp]) -> list[Work]:
         _enter(op.kind, group, op.tensor)
         _check_peer(op.kind, op.peer, group)
     return comm.batch_isend_irecv(ops, group)
+
+
+def shared_memory(num_bytes: int, group: Group | None = None) -> SharedMemory | None:
+    """Memory that all ranks of a group map, for what is too small for a collective.
+
+    The same at every call with these arguments. None, on all ranks, where they cannot share any: on
+    several hosts, on devices, in a group of one.
+    """
+    comm, group = _enter("shared_memory", group)
+    return comm.shared_memory(num_bytes, group)
 
 
 def barrier(group: Group | None = None) -> None:

@@ -28,7 +28,7 @@ from mindspore import Tensor
 from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import env, peer_memory
-from mindspeed_ms.backend.base import Group, P2POp, ReduceOp, Work
+from mindspeed_ms.backend.base import Group, P2POp, ReduceOp, SharedMemory, Work
 from mindspeed_ms.backend.lane import Lane
 from mindspeed_ms.backend.memory import flat_view
 from mindspeed_ms.backend.mpi_numbers import finisher, widen
@@ -391,6 +391,12 @@ class MpiComm:
             (self.isend if op.kind == "isend" else self.irecv)(op.tensor, op.peer, group, op.tag)
             for op in ops
         ]
+
+    def shared_memory(self, num_bytes: int, group: Group) -> SharedMemory | None:
+        """A file in memory that all ranks map, if they are on one host."""
+        with self.clock:
+            shared = self._peers.shared(num_bytes, group)
+        return None if shared is None else SharedMemory(shared, self.clock)
 
     def barrier(self, group: Group) -> None:
         """Barrier."""

@@ -112,6 +112,7 @@ class PeerMemory:
 
     def __init__(self, spun_seconds: float = SPUN_SECONDS) -> None:
         self._sites: dict[tuple[int, ...], _Site | None] = {}
+        self._shared: dict[tuple[tuple[int, ...], int], np.ndarray | None] = {}
         self._spun_seconds = spun_seconds
         library = ctypes.CDLL(None, use_errno=True)
         read = getattr(library, "process_vm_readv", None)  # Linux only
@@ -156,13 +157,12 @@ class PeerMemory:
         return site if agreed.all() else None
 
     def _new_file(self, ranks: int) -> int:
-        """Descriptor of a file in memory, which is gone with the last process that maps it."""
+        """Descriptor of a file for a site, -1 where the system refuses."""
         if self._call is None or not Meeting.is_possible():
             return -1
         head = _head_bytes(ranks)
         try:
-            file = os.memfd_create("mindspeed_ms", os.MFD_CLOEXEC)
-            os.ftruncate(file, head + _Window.num_bytes(ranks))
+            file = _file_in_memory(head + _Window.num_bytes(ranks))
             shared = _mapped(f"/proc/self/fd/{file}", head)
             if shared is None:
                 return -1
@@ -179,6 +179,21 @@ class PeerMemory:
         except OSError:
             return False
         return bool(seen[0] == expected)
+
+    def shared(self, num_bytes: int, group: Group) -> np.ndarray | None:
+        """Zeros that all ranks of a group map; None on all of them if they cannot."""
+        if not self.serves(group):
+            return None
+        key = (group.ranks, num_bytes)
+        if key not in self._shared:
+            file = _file_in_memory(num_bytes) if group.rank == 0 else -1
+            told = _told(group, [os.getpid(), file])
+            shared = _mapped(f"/proc/{told[0, 0]}/fd/{told[0, 1]}", num_bytes)
+            agreed = _told(group, [int(shared is not None)])  # all have opened the file
+            if file >= 0:
+                os.close(file)
+            self._shared[key] = shared if agreed.all() else None
+        return self._shared[key]
 
     # ---- collectives -----------------------------------------------------------------------------
 
@@ -318,6 +333,17 @@ class PeerMemory:
                 code = ctypes.get_errno()
                 raise OSError(code, f"cannot read the memory of process {pid}: {os.strerror(code)}")
             target, source, size = target + count, source + count, size - count
+
+
+def _file_in_memory(size: int) -> int:
+    """Descriptor of a file of zeros, which is gone with the last process that maps it.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    file = os.memfd_create("mindspeed_ms", os.MFD_CLOEXEC)
+    os.ftruncate(file, size)
+    return file
 
 
 def _head_bytes(ranks: int) -> int:

@@ -11,7 +11,14 @@ from typing import Any, NoReturn
 from mindspore import Tensor
 
 from mindspeed_ms.backend import device
-from mindspeed_ms.backend.base import CompletedWork, Group, P2POp, ReduceOp, Work
+from mindspeed_ms.backend.base import (
+    CompletedWork,
+    Group,
+    P2POp,
+    ReduceOp,
+    SharedMemory,
+    Work,
+)
 from mindspeed_ms.backend.memory import flat_view
 
 
@@ -90,6 +97,10 @@ class SingleComm:
     def batch_isend_irecv(self, ops: Sequence[P2POp], group: Group) -> list[Work]:
         """Only the empty batch is possible."""
         return []
+
+    def shared_memory(self, num_bytes: int, group: Group) -> SharedMemory | None:
+        """There is nobody to share it with."""
+        return None
 
     def barrier(self, group: Group) -> None:
         """Nobody to wait for."""

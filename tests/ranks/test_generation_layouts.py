@@ -32,6 +32,10 @@ MODELS = {
         | {"mla_config": {"kv_lora_rank": 8, "qk_head_dim": 8, "qk_pos_emb_head_dim": 4}}
     },
     "experts": {"model_config": GQA, "moe_config": EXPERTS},
+    "biased experts": {
+        "model_config": {**GQA, "mlp_has_bias": True, "out_proj_has_bias": True},
+        "moe_config": {**EXPERTS, "moe_grouped_gemm": False},
+    },
     "further": {"model_config": {**GQA, "mtp_num_layers": 2}, "moe_config": EXPERTS},
 }
 PROMPTS = ([3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5])
@@ -43,7 +47,7 @@ def _config(model, parallel) -> AllConfig:
     return assemble({**sections, "parallel_config": parallel, "training_config": {"seed": 7}})
 
 
-def _built(model, parallel):
+def built_model(model, parallel):
     """The model's chunks on this rank, and its configuration."""
     parallel_state.destroy_model_parallel()
     config = _config(model, parallel)
@@ -57,7 +61,7 @@ def _built(model, parallel):
 
 def drafted_worker(model, parallel):
     """Tokens with drafts, and how many were drafted and accepted."""
-    found = TextGenerator(*_built(model, parallel)).generate(
+    found = TextGenerator(*built_model(model, parallel)).generate(
         PROMPTS, max_new_tokens=10, use_mtp=True, return_dict_in_generate=True
     )
     parallel_state.destroy_model_parallel()
@@ -66,7 +70,7 @@ def drafted_worker(model, parallel):
 
 def tokens_worker(model, parallel, steps=6):
     """Greedy tokens and their logits, [steps, B] and [steps, B, v]."""
-    chunks, config = _built(model, parallel)
+    chunks, config = built_model(model, parallel)
     found = []
     with InferenceEngine(chunks, config.model_config) as engine:
         slots, logits = engine.add(PROMPTS)

@@ -79,12 +79,12 @@ class InferenceEngine:
         tensor = parallel_state.get_tensor_model_parallel_group()
         self._pipeline = parallel_state.get_pipeline_model_parallel_group()
         is_cut = config.parallel_config.sequence_parallel and tensor.size > 1
-        self._parts = tensor.size if is_cut else 1
+        self._tensor, self._parts = tensor, tensor.size if is_cut else 1
         self._decoder: Decoder | None = None
         self._may_decode = len(self.chunks) == 1 and self._pipeline.size == 1
         self._turns_at = turning_length(config)
         self._in_int8 = in_int8
-        if in_int8 and not (self._may_decode and _form(self.chunks[0])):
+        if in_int8 and not (self._may_decode and tensor.size == 1 and _form(self.chunks[0])):
             raise ValueError(
                 "weights as eight bits are for models on one rank that have a native form "
                 "(ops/cpu); leave decodes_in_int8 (--int8) out"
@@ -209,7 +209,7 @@ class InferenceEngine:
             model = self.chunks[0]
             form = _form(model)
             if form is not None and not hasattr(model, "decodes_alike"):
-                model.decodes_alike = self._agree(form)
+                model.decodes_alike = all(comm.all_gather_object(self._agree(form), self._tensor))
             self._may_decode = form is not None and model.decodes_alike
             self._decoder = _form(model, in_int8=True) if self._in_int8 else form
         is_prompt = self._in_int8 and context.counts.sum() > MOST_ROWS

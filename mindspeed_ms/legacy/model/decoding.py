@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's Cells as one native call for new tokens, where a single rank holds the model.
+"""A model's Cells as one native call for new tokens, where tensor parallel ranks hold the model.
 
-The native stack knows what most families are made of; see ``NativeParts``. A model with anything
-else goes on in its Cells; ``InferenceEngine`` compares both once per model, so that a part that
-this file does not know of cannot change a text.
+The ranks are on one host, and sum what they share out in memory that they share, too. The native
+stack knows what most families are made of; see ``NativeParts``. A model with anything else goes on
+in its Cells; ``InferenceEngine`` compares both once per model, so that a part that this file does
+not know of cannot change a text.
 
 Legend: n new tokens of a call, h hidden size, v vocabulary, d rotated channels.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 from mindspore import Tensor
@@ -18,7 +21,7 @@ from mindspore.nn import Cell
 from numpy.typing import NDArray
 
 from mindspeed_ms import ops
-from mindspeed_ms.backend import memory
+from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.config.attention_options import AttentionOptions
 from mindspeed_ms.config.layer_options import LayerOptions
@@ -32,9 +35,10 @@ from mindspeed_ms.legacy.model.native_parts import (
     widened,
 )
 from mindspeed_ms.ops.attention_call import Places
-from mindspeed_ms.ops.cpu import decode
+from mindspeed_ms.ops.cpu import decode, ranks
 from mindspeed_ms.ops.cpu.library import STORAGE
 from mindspeed_ms.ops.cpu.linear import FEW_ROWS
+from mindspeed_ms.ops.cpu.ranks import Ranks
 
 MOST_TOKENS = 512
 """New tokens of a native call: what lies between the layers has memory for so many."""
@@ -54,7 +58,8 @@ class Decoder:
         in_int8: keep copies of the weights of linear layers as eight bits, with a factor per row.
 
     Raises:
-        UnknownPartError: the model has a part that the stack does not have.
+        UnknownPartError: the model has a part that the stack does not have, or its ranks cannot
+            share memory, or are several and the weights are to be eight bits.
     """
 
     def __init__(
@@ -68,7 +73,10 @@ class Decoder:
         self.rotary = language_model.rotary_pos_emb
         self.embedding = language_model.embedding
         self.dtype = memory.dtype_of(config.compute_dtype)
-        self.parts = parts = NativeParts(self.dtype, in_int8)
+        self.group = self.embedding.word_embeddings.plan.group
+        if in_int8 and self.group.size > 1:
+            raise UnknownPartError("weights as eight bits of several ranks")
+        self.parts = parts = NativeParts(self.dtype, in_int8, self.group)
         self.numbers = [layer.attention.core_attention.layer_number for layer in layers]
         self.stack = parts.stack(layers, config)
         self.layers = (decode.Layer * len(layers))(*map(parts.layer, layers))
@@ -84,12 +92,34 @@ class Decoder:
         )
         self._seen: tuple[KVCache | None, int] = (None, 0)
         self._tables: tuple[Floats, ...] = ()
+        self._clock: AbstractContextManager[object] = nullcontext()
+        self.ranks: Ranks | None = None
+        if self.group.size > 1:  # last: all ranks have come to it, or none
+            self._share_memory()
+
+    def _share_memory(self) -> None:
+        """Make memory that the ranks sum in.
+
+        Raises:
+            UnknownPartError: they cannot share any.
+        """
+        group = self.group
+        self._shared = comm.shared_memory(ranks.num_bytes(group.size), group)
+        if self._shared is None:
+            raise UnknownPartError("ranks without shared memory")
+        self._clock = self._shared.clock
+        self.ranks = ranks.ranks_of(self._shared.bytes, group.rank, group.size)
+        self.stack.ranks = ctypes.addressof(self.ranks)
 
     def __call__(self, context: InferenceContext) -> Floats:
         """Logits of the places that the context wants, [S * B, v] or [B, v].
 
         The cache holds the keys of all new tokens then. What is padding stays out, and has zeros.
         """
+        with self._clock:
+            return self._logits(context)
+
+    def _logits(self, context: InferenceContext) -> Floats:
         steps, rows = context.shape
         self._find_memory(context)
         # The tokens of a row follow one another: [n] numbers of places, which are step * B + row.
@@ -105,6 +135,9 @@ class Decoder:
         logits = decode.decode_head(
             np.ascontiguousarray(wanted), self.norm, self.head, self.head_storage
         )
+        if self.ranks is not None:  # each has a part of the vocabulary
+            parts = ranks.gathered(self.ranks, logits)
+            logits = parts.swapaxes(0, 1).reshape(len(logits), -1)
         return _spread(logits, numbers, steps * rows) if context.wants_all else logits
 
     def _through_layers(self, context: InferenceContext, numbers: Places) -> Floats:
@@ -156,7 +189,14 @@ class Decoder:
 
     def _embedded(self, ids: NDArray[np.integer], places: Places) -> Floats:
         """Sums of tables' rows, [n, h]."""
-        x = _rows(self.embedding.word_embeddings.weight, ids)
+        table = self.embedding.word_embeddings
+        if self.ranks is None:
+            x = _rows(table.weight, ids)
+        else:
+            first, end = table.vocab_start_index, table.vocab_end_index
+            x = _rows(table.weight, np.clip(ids, first, end - 1) - first)
+            x[(ids < first) | (ids >= end)] = 0.0
+            ranks.sum_over(self.ranks, x)
         if self.embedding.position_embeddings is not None:
             x += _rows(self.embedding.position_embeddings.weight, places)
         return x
@@ -166,15 +206,14 @@ def decoder_of(model: Cell, in_int8: bool = False) -> Decoder | None:
     """The native form of a model; None if it has none.
 
     Args:
-        model: a ``GPTModel`` on a single rank.
+        model: a ``GPTModel`` with all of its layers; its tensor parallel ranks call alike.
         in_int8: see ``Decoder``.
     """
     if ops.selected() != "cpu" or not (model.pre_process and model.post_process):
         return None
     language_model = model.language_model
     layers = list(language_model.encoder.layers)
-    plan = model.parallel_lm_logits.plan
-    if not layers or plan.group.size > 1 or not _is_plain(model.config):
+    if not layers or not _is_plain(model.config):
         return None
     try:
         return Decoder(language_model, layers, model.head_weights(), model.config, in_int8)

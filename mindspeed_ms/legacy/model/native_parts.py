@@ -18,6 +18,7 @@ from mindspore.nn import Cell
 from numpy.typing import NDArray
 
 from mindspeed_ms.backend import memory
+from mindspeed_ms.backend.base import Group
 from mindspeed_ms.backend.numpy_types import bfloat16_to_float32
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.legacy.model.attention import CoreAttention, ParallelAttention
@@ -44,10 +45,11 @@ class NativeParts:
     Args:
         dtype: type of the matrices.
         in_int8: keep copies of the matrices as eight bits, with a factor per row.
+        group: tensor parallel ranks, whose outputs are summed after attention and after MLPs.
     """
 
-    def __init__(self, dtype: Type, in_int8: bool) -> None:
-        self.dtype, self.in_int8 = dtype, in_int8
+    def __init__(self, dtype: Type, in_int8: bool, group: Group) -> None:
+        self.dtype, self.in_int8, self.group = dtype, in_int8, group
         self._kept: list[Any] = []
 
     # --- sizes ------------------------------------------------------------------------------------
@@ -97,7 +99,7 @@ class NativeParts:
             attention_post_norm=self.norm(layer.attn_post_norm),
             mlp_norm=self.norm(layer.post_attention_norm),
             mlp_post_norm=self.norm(layer.ffn_post_norm),
-            attention_out=self._of(attention.out_proj),
+            attention_out=self._summed(attention.out_proj),
         )
         if type(attention) is ParallelAttention:
             result.qkv = self._of(attention.qkv_proj)
@@ -109,7 +111,7 @@ class NativeParts:
             raise UnknownPartError(type(attention).__name__)
         self._set_scores(result, attention.core_attention)
         if type(mlp) is ParallelMLP:
-            result.mlp_in, result.mlp_out = self._of(mlp.mapping), self._of(mlp.projection)
+            result.mlp_in, result.mlp_out = self._of(mlp.mapping), self._summed(mlp.projection)
         elif type(mlp) is MoELayer:
             result.mixture = self._address(self._mixture(mlp))
         else:
@@ -151,16 +153,17 @@ class NativeParts:
             len(experts) != layer.router.num_experts
             or layer.fc1_latent_proj is not None
             or layer.weighs_input
+            or layer.expert_tensor_group.ranks != self.group.ranks
         ):
             raise UnknownPartError("experts")
         result = self._router(layer.router)
         kind = decode.Linear * len(experts)
         inward = kind(*(self._of(expert.mapping) for expert in experts))
-        outward = kind(*(self._of(expert.projection) for expert in experts))
+        outward = kind(*(self._summed(expert.projection) for expert in experts))
         result.inward, result.outward = self._address(inward), self._address(outward)
         if layer.shared_experts is not None:
             result.shared_in = self._of(layer.shared_experts.mlp.mapping)
-            result.shared_out = self._of(layer.shared_experts.mlp.projection)
+            result.shared_out = self._summed(layer.shared_experts.mlp.projection)
             if layer.shared_experts.gate is not None:
                 result.shared_gate = self._of(layer.shared_experts.gate)
         return result
@@ -232,6 +235,11 @@ class NativeParts:
     def _of(self, cell: Cell) -> decode.Linear:
         """The matrix of a Cell, and its bias."""
         return self.linear(cell.weight, getattr(cell, "bias", None))
+
+    def _summed(self, cell: Cell) -> decode.Linear:
+        """The same of a Cell whose outputs are summed over the ranks: one of them adds the bias."""
+        bias = getattr(cell, "bias", None)
+        return self.linear(cell.weight, bias if self.group.rank == 0 else None)
 
     def _vector(self, values: Floats) -> int:
         """Address of an array that is kept."""

@@ -137,6 +137,7 @@ class Stack(ctypes.Structure):
         ("offsets", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
         ("sequences", ctypes.c_int64),
+        ("ranks", ctypes.c_void_p),
     )
 
 

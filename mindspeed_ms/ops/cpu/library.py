@@ -83,6 +83,8 @@ _SIGNATURES = {
     "attention_decode": "ippppp",
     "decode_layers": "ppnp",
     "decode_head": "ipnppp",
+    "sum_over_ranks": "ppn",
+    "gather_over_ranks": "ppnp",
     "attention_sinks_grad": "ipppppnnn",
     "ce_max": "ippnn",
     "ce_sum": "ippppp" + "nnn",

@@ -69,6 +69,7 @@ class MoELayer(Cell):
         if spec.latent_down is not None and spec.latent_up is not None:
             self.fc1_latent_proj = whole_linear(spec.latent_down, config)
             self.fc2_latent_proj = whole_linear(spec.latent_up, config)
+        self.expert_tensor_group = groups.expert_tensor
         self.weighs_input = config.moe_config.moe_apply_probs_on_input
         indices = local_experts(spec.num_experts, groups.expert)
         is_grouped = config.moe_config.moe_grouped_gemm and not spec.expert.mapping.has_bias

@@ -9,6 +9,7 @@
 
 #include "attention.h"
 #include "few_rows.h"
+#include "ranks.h"
 
 // Defined in attention_forward.cpp.
 EXPORT void attention_forward(int32_t storage, const void* q, const void* k, const void* v,
@@ -74,6 +75,7 @@ struct Stack {
     const int64_t *slots, *starts, *stops, *offsets;  // [rows]
     const int64_t* counts;  // [sequences], rows of each, which follow one another; null: 1
     int64_t sequences;
+    const Ranks* ranks;  // that share out heads and inner channels, null: none
 };
 
 // Memory that a function gives out; a copy gives out the same again.
@@ -281,9 +283,10 @@ void add(const float* from, int64_t count, float* to) {
     });
 }
 
-// x = (normed or x) + post_norm(output)
+// x = (normed or x) + post_norm(output, summed over the ranks)
 void add_residual(const Stack& n, const Norm& post, const float* normed, float* output, float* x) {
     const int64_t count = n.rows * n.hidden;
+    if (n.ranks) add_over_ranks(*n.ranks, output, count);
     if (post.weight) normalize(output, n.rows, n.hidden, post, output);
     if (n.adds_normed) std::memcpy(x, normed, static_cast<size_t>(count) * sizeof(float));
     add(output, count, x);
