@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast data is prepared: preprocessing, index building, random orders, reading.
 
-Example: python benchmarks/data.py --samples 100000000
+Example: python benchmarks/data.py --samples 100000000 --billions 10
 Prints one line per measurement; memory is the peak of the whole process so far. The share of memory
 speed (``limit.py``) is that of the bytes that are made: what is built is written once, at least.
 """
@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +28,12 @@ from mindspeed_ms.data.builder import build_train_valid_test_datasets
 from mindspeed_ms.data.gpt_dataset import GPTDataset
 from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig, TokenizerInfo
 from mindspeed_ms.data.gpt_indices import build_sample_index, build_shuffle_index
-from mindspeed_ms.data.indexed_dataset import IndexedDatasetBuilder, get_bin_path, get_idx_path
+from mindspeed_ms.data.indexed_dataset import (
+    DType,
+    IndexedDatasetBuilder,
+    get_bin_path,
+    get_idx_path,
+)
 from mindspeed_ms.data.loader import LoaderSettings, PretrainingDataLoader
 from mindspeed_ms.data.native import native_indices
 from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
@@ -35,6 +43,24 @@ from mindspeed_ms.data.tokenizers.corpus import Encoder, read_chunks
 from mindspeed_ms.data.tokenizers.tokenizer import Tokenizer
 
 TINY_MODEL = Path(__file__).parents[1] / "data" / "tiny" / "tok.model"
+DESCRIBED = """
+import resource, sys, time
+from mindspeed_ms.data.builder import build_train_valid_test_datasets
+from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig, TokenizerInfo
+prefix, length, folder = sys.argv[1:]
+config = GPTDatasetConfig(
+    random_seed=1, sequence_length=int(length), tokenizer=TokenizerInfo(vocab_size=500, eod=0),
+    blend=([prefix], None), split="1", path_to_cache=folder + "/cache",
+)
+started = time.perf_counter()
+dataset = build_train_valid_test_datasets(config, (1, None, None))[0]
+dataset[0]
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(seconds, len(dataset), peak)
+"""
+"""Seconds, samples and peak memory of opening a corpus that no run has opened."""
+
 WORDS = "the keeper opens the dome and counts meteors before midnight in the north".split()
 
 
@@ -80,6 +106,44 @@ def measure_indices(samples: int, sequence_length: int) -> None:
     report(built_line("sample index     ", count, built[0].nbytes, seconds))
     seconds = timed(lambda: built.append(build_shuffle_index(count, count, _random())))
     report(built_line("shuffle index    ", count, built[1].nbytes, seconds))
+
+
+def write_description(prefix: str, lengths: np.ndarray) -> None:
+    """Both files of a corpus of 16-bit tokens, that of the tokens without taking room."""
+    ends = np.cumsum(lengths, dtype=np.int64) * 2
+    with open(get_idx_path(prefix), "wb") as index:
+        head = DType.code_from_dtype(np.uint16), len(lengths), len(lengths) + 1
+        index.write(b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, *head))
+        for numbers in (lengths, ends - 2 * lengths, np.arange(len(lengths) + 1, dtype=np.int64)):
+            numbers.tofile(index)
+    with open(get_bin_path(prefix), "wb") as tokens:
+        tokens.truncate(int(ends[-1]))
+
+
+def measure_description(folder: Path, billions: float, sequence_length: int) -> None:
+    """The dataset of a corpus that is only described, to the first sample; a process of its own.
+
+    Documents have 1 to 2 * sequence_length tokens; the file of the tokens is empty and as long as
+    it must be. The memory is what the process takes beside what it takes for a tiny corpus.
+    """
+    peaks = []
+    for tokens in (1e5, billions * 1e9):
+        prefix = str(folder / f"described{tokens:.0f}")
+        rng = np.random.default_rng(4)
+        lengths = rng.integers(1, 2 * sequence_length, int(tokens / sequence_length), np.int32)
+        write_description(prefix, lengths)
+        command = [sys.executable, "-c", DESCRIBED, prefix, str(sequence_length), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds, samples, peak = map(float, done.stdout.split()[-3:])
+        peaks.append(peak)
+    sizes = [path.stat().st_size for path in folder.rglob("*.npy")]
+    size = sum(sizes) + os.path.getsize(get_idx_path(prefix))
+    sys.stdout.write(
+        f"described corpus  {billions:g} billion tokens in {len(lengths)} documents: "
+        f"{samples:.0f} samples in {seconds:.2f} s; {peaks[1] - peaks[0]:.2f} GiB of memory beside "
+        f"that of a tiny corpus, {size / 2**30:.2f} GiB of files\n"
+    )
+    sys.stdout.flush()
 
 
 def measure_blend(samples: int, corpora: int) -> None:
@@ -184,9 +248,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=10_000_000)
     parser.add_argument("--sequence-length", type=int, default=2048)
     parser.add_argument("--megabytes", type=float, default=8.0)
+    parser.add_argument("--billions", type=float, default=10.0, help="tokens that are described")
+    parser.add_argument("--only-description", action="store_true", help="measure nothing else")
     parser.add_argument("--step-ms", type=float, default=20.0)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
+        measure_description(Path(name), args.billions, args.sequence_length)
+        if args.only_description:
+            return
         measure_preprocessing(Path(name), args.megabytes)
         measure_reading(Path(name), 64, 2, args.step_ms)
         measure_reading(Path(name), 4096, 4, args.step_ms)

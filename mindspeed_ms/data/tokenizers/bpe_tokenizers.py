@@ -9,7 +9,7 @@ Source: Megatron-LM core 0.12 ``data/tokenizers/{tokenizer,gpt2_tokenization}.py
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,6 +110,8 @@ class _Backend(Protocol):
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
 
+    def encode_quickly(self, text: str) -> list[int]: ...
+
     def decode(self, ids: list[int]) -> str: ...
 
     def token_to_id(self, token: str) -> int | None: ...
@@ -167,6 +169,14 @@ class HuggingFaceTokenizer:
         """Token ids of a text, with the special tokens the tokenizer puts around it."""
         return self._backend.encode(text, add_special_tokens)
 
+    def tokenize_quickly(self, text: str) -> list[int]:
+        """What ``tokenize`` says, in half the time, for a process that will not fork any more.
+
+        The library does not keep where in the text a token lies, but may start threads, and
+        complains about each fork thereafter.
+        """
+        return self._backend.encode_quickly(text)
+
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens are spelled out."""
         return self._backend.decode([int(number) for number in ids])
@@ -183,11 +193,22 @@ class _OwnBackend:
         folder, self._assembly = load(path)
         self._generation, self._path = folder.generation, path
         self._tokenizer = self._assembly.backend
+        self._has_quick_call = hasattr(self._tokenizer, "encode_batch_fast")  # from 0.20 on
         self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return self._ids(
+            lambda: self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        )
+
+    def encode_quickly(self, text: str) -> list[int]:
+        if not self._has_quick_call:
+            return self.encode(text, True)
+        return self._ids(lambda: self._tokenizer.encode_batch_fast([text])[0])
+
+    def _ids(self, encoded: Callable[[], Any]) -> list[int]:
         try:
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            return encoded().ids
         except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
             raise ValueError(f"tokenizer {self._path} cannot encode: {error}") from error
 
@@ -227,6 +248,9 @@ class _TransformersBackend:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return self._tokenizer(text, add_special_tokens=add_special_tokens).input_ids
+
+    def encode_quickly(self, text: str) -> list[int]:
+        return self.encode(text, True)
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids)

@@ -139,6 +139,8 @@ class Encoder:
         partition_size: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
+        # Whoever encodes lines does so in its last process.
+        self._tokenize = getattr(tokenizer, "tokenize_quickly", tokenizer.tokenize)
         self._json_keys = json_keys
         self._splitter = splitter
         self._num_partitions = num_partitions
@@ -181,7 +183,7 @@ class Encoder:
                 texts = self._split("".join(texts))
             self._num_characters += sum(map(len, texts))
             try:
-                parts = [part for part in map(self._tokenizer.tokenize, texts) if part]
+                parts = [part for part in map(self._tokenize, texts) if part]
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ValueError(f"{where} cannot be encoded ({error})") from error
             if parts:

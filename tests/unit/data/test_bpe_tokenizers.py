@@ -201,6 +201,7 @@ def test_hugging_face_folder_is_read(folder):
     assert tokenizer.vocab_size == 300 or tokenizer.vocab_size > 260
     for text in TEXTS:
         assert tokenizer.detokenize(tokenizer.tokenize(text)) == text
+        assert tokenizer.tokenize_quickly(text) == tokenizer.tokenize(text)
     assert tokenizer.token_to_id("</s>") == 1
     assert HuggingFaceTokenizer(str(folder / "tokenizer.json")).eod == 1
     assert tokenizer.unique_identifiers["class"] == "_HuggingFaceTokenizer"
