@@ -35,7 +35,7 @@ Sizes that come with the package: {presets}.
 A `config.json` is read key by key. A key that changes what a model computes and cannot be held at
 its value is an error that names the key, the value, and what can be held. Examples: quantized
 weights (`quantization_config`), rotations stretched in other ways than {stretchings}, activations
-without a counterpart, OLMoE's `clip_qkv`, attention of DeepSeek with biases, Gemma's
+without a counterpart, OLMoE's `clip_qkv`, Gemma's
 bidirectional attention, gpt-oss with another `swiglu_alpha`. Keys that
 nothing here knows are kept on the way back, and the converter names them in a line.
 """

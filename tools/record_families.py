@@ -175,6 +175,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
         },
     ),
+    "deepseek_v3_halves": (
+        "DeepseekV3",
+        {
+            **{**LATENT, "n_group": 1, "topk_group": 1, "norm_topk_prob": False},
+            **{"rope_interleave": False, "attention_bias": True, "num_nextn_predict_layers": 0},
+        },
+    ),
     "deepseek_v32": (
         "DeepseekV32",
         {
@@ -300,6 +307,23 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
             **{**LATENT, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3},
             "rms_norm_eps": 1e-2,
         },
+    ),
+    "deepseek_v3_single": (
+        "DeepseekV3",
+        {
+            **{**LATENT, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 1},
+            **{"q_lora_rank": None, "rope_interleave": False},
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    "deepseek_v2_biases": (
+        "DeepseekV2",
+        {**LATENT, "topk_method": "greedy", "attention_bias": True, "norm_topk_prob": True},
+    ),
+    "mixtral_single": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 1}),
+    "qwen3_moe_single": (
+        "Qwen3Moe",
+        {**EXPERTS, **HEAD, "num_experts_per_tok": 1, "norm_topk_prob": True},
     ),
     "gpt_oss_plain": (
         "GptOss",

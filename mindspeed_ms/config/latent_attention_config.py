@@ -56,6 +56,12 @@ class LatentAttentionConfig(Section):
     norm_epsilon: Epsilon | None = None
     """Addend to the variance in the norms of the narrow vectors. None: that of the other norms."""
 
+    rotary_interleaved: bool = True
+    """Rotated channels are pairs of neighbours. False: the first half and the second."""
+
+    down_proj_has_bias: bool = False
+    """Bias on the matrices that make the narrow vectors."""
+
     @property
     def query_dim(self) -> int:
         """Channels of a query or key head."""

@@ -118,6 +118,11 @@ class MoEConfig(Section):
     """With moe_router_pre_softmax, divide the chosen experts' weights by their sum. False: only the
     other ways of weighing make them sum to 1."""
 
+    moe_router_weights: Literal["usual", "normalized", "scores"] = "usual"
+    """Weights of the chosen experts: divided by their sum (normalized), so that a single one has 1;
+    or their scores as they are (scores). usual: normalized with moe_router_norm_topk_prob or a
+    moe_router_score_function other than softmax, but the score of a single one."""
+
     moe_router_topk_scaling_factor: Positive | None = None
     """Factor on the chosen experts' weights. None: 1."""
 
@@ -173,6 +178,16 @@ class MoEConfig(Section):
     def is_moe(self) -> bool:
         """Whether the model has expert layers."""
         return self.num_experts > 1
+
+    @property
+    def normalizes_weights(self) -> bool:
+        """Whether the weights of the chosen experts are made to sum to 1."""
+        if self.moe_router_weights != "usual":
+            return self.moe_router_weights == "normalized"
+        if self.moe_router_score_function == "softmax" and not self.moe_router_pre_softmax:
+            return True
+        is_asked = self.moe_router_norm_topk_prob or self.moe_router_score_function != "softmax"
+        return is_asked and self.moe_router_topk > 1
 
     def balances_by(self, kind: str) -> bool:
         """Whether a type of load balancing is on."""
@@ -275,13 +290,22 @@ class MoEConfig(Section):
                 "moe_shared_expert_overlap does not go together with moe_latent_size; leave it out"
             )
         self._check_groups()
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        is_late = self.moe_router_score_function == "softmax" and not self.moe_router_pre_softmax
+        if is_late and self.moe_router_weights == "scores":
+            raise ValueError(
+                "moe_router_weights scores takes shares of all experts; set "
+                "moe_router_pre_softmax, or moe_router_score_function sigmoid"
+            )
         is_single = self.is_moe and self.moe_router_topk == 1 and not self.balances_by("sinkhorn")
-        if is_single and self.moe_router_score_function == "softmax":
-            if not self.moe_router_pre_softmax:
-                raise ValueError(
-                    "moe_router_topk 1 takes the softmax of one score, which is always 1; set "
-                    "moe_router_pre_softmax, or moe_router_score_function sigmoid"
-                )
+        if is_single and is_late and self.moe_router_weights == "usual":
+            raise ValueError(
+                "moe_router_topk 1 takes the softmax of one score, which is always 1; set "
+                "moe_router_pre_softmax, or moe_router_score_function sigmoid (or "
+                "moe_router_weights normalized, if 1 is meant)"
+            )
 
     def _check_groups(self) -> None:
         groups, taken = self.moe_router_num_groups, self.moe_router_group_topk

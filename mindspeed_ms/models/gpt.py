@@ -272,6 +272,10 @@ def latent_attention_spec(config: TransformerConfig, index: int = 0) -> LatentAt
     chooser = config.chooser_of(index, config.num_layers)
     has_norm = config.qk_layernorm
     epsilon = latent.norm_epsilon or config.norm_epsilon
+
+    def narrowed(outputs: int) -> LinearSpec:
+        return replace(_whole(config, hidden, outputs), has_bias=latent.down_proj_has_bias)
+
     return LatentAttentionSpec(
         num_heads=heads,
         qk_head_dim=latent.qk_head_dim,
@@ -280,9 +284,9 @@ def latent_attention_spec(config: TransformerConfig, index: int = 0) -> LatentAt
         core_attention=scores_spec(config, index),
         out_proj=_output_projection(config, heads * latent.v_head_dim),
         q_proj=_column(config, hidden, queries) if rank is None else None,
-        q_down_proj=None if rank is None else _whole(config, hidden, rank),
+        q_down_proj=None if rank is None else narrowed(rank),
         q_up_proj=None if rank is None else _column(config, rank, queries),
-        kv_down_proj=_whole(config, hidden, narrow + latent.qk_pos_emb_head_dim),
+        kv_down_proj=narrowed(narrow + latent.qk_pos_emb_head_dim),
         kv_up_proj=_column(config, narrow, keys),
         q_layernorm=(
             replace(norm_spec(config, rank), eps=epsilon) if has_norm and rank is not None else None

@@ -219,12 +219,14 @@ def _experts(config: AllConfig) -> dict[str, Any]:
     found["moe_config.moe_router_load_balancing_type"] = next(
         (kind for kind in BY_CHOICES if moe.balances_by(kind)), None
     )
-    if moe.moe_router_norm_topk_prob and moe.moe_router_score_function == "softmax":
+    if moe.normalizes_weights and moe.moe_router_score_function == "softmax":
         # Shares of all that are made to sum to 1 are shares of those that were chosen.
         has_groups = moe.moe_router_num_groups is not None
         found["moe_config.moe_router_pre_softmax"] = moe.moe_router_pre_softmax and has_groups
-    if not (moe.moe_router_norm_topk_prob and found["moe_config.moe_router_pre_softmax"]):
-        found["moe_config.moe_router_norm_topk_prob"] = False
+    elif moe.moe_router_score_function != "softmax":
+        del found["moe_config.moe_router_pre_softmax"]
+    del found["moe_config.moe_router_norm_topk_prob"]
+    found["moe_config.moe_router_weights"] = "normalized" if moe.normalizes_weights else "scores"
     if moe.moe_expert_capacity_factor is None:
         del found["moe_config.moe_token_drop_policy"]
         del found["moe_config.moe_pad_expert_input_to_capacity"]

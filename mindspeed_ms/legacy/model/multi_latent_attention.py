@@ -75,7 +75,10 @@ class YarnRotaryEmbedding(RotaryEmbedding):
         original_length: int,
         dtype: str | mstype.Type = "float32",
     ) -> None:
-        super().__init__(channels, rotary_interleaved=True, rotary_base=rotary_base, dtype=dtype)
+        interleaved = config.rotary_interleaved
+        super().__init__(
+            channels, rotary_interleaved=interleaved, rotary_base=rotary_base, dtype=dtype
+        )
 
         def channel_turning(turns: float) -> float:
             """The (real) pair of channels that turns so often over the original length."""
@@ -97,7 +100,7 @@ class YarnRotaryEmbedding(RotaryEmbedding):
 
 
 def latent_rotary(config: TransformerConfig) -> RotaryEmbedding:
-    """Rotary tables of multi-latent attention: neighbouring channels are rotated as pairs.
+    """Rotary tables of multi-latent attention, whose neighbouring channels usually are pairs.
 
     Megatron sorts even and odd channels apart before it rotates halves; queries and keys alike, so
     the scores are the same.
@@ -108,7 +111,7 @@ def latent_rotary(config: TransformerConfig) -> RotaryEmbedding:
         return RotaryEmbedding(
             latent.qk_pos_emb_head_dim,
             config.rotary_percent,
-            rotary_interleaved=True,
+            rotary_interleaved=latent.rotary_interleaved,
             rotary_base=config.rotary_base,
             dtype=dtype,
             stretching=config.rope_scaling,
@@ -294,8 +297,9 @@ class MultiLatentAttention(Cell):
             plain, rotated = ops.split_columns(
                 q_SBND, (latent.qk_head_dim, latent.qk_pos_emb_head_dim)
             )
-            q_SBND = ops.join_columns((plain, ops.rotary(rotated, cos, sin, True)))
-            turned_SB1R = ops.rotary(turned_SB1R, cos, sin, True)
+            pairs = latent.rotary_interleaved
+            q_SBND = ops.join_columns((plain, ops.rotary(rotated, cos, sin, pairs)))
+            turned_SB1R = ops.rotary(turned_SB1R, cos, sin, pairs)
         return q_SBND, ops.join_columns((k_SBND, turned_SB1R)), v_SBNV
 
     def _attend(

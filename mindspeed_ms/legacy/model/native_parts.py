@@ -177,14 +177,13 @@ class NativeParts:
         weight = in_fp32(router.weight)
         is_single, factor = function != "softmax", config.moe_router_topk_scaling_factor
         is_first = is_single or config.moe_router_pre_softmax
-        normalizes = is_single or (is_first and config.moe_router_norm_topk_prob)
         result = decode.Mixture(
             router=decode.Linear(self._vector(weight), None, None, *router.weight.shape[::-1]),
             experts=router.num_experts,
             choices=router.topk,
             scores=decode.SCORES[function],
             scores_first=is_first,
-            normalizes=normalizes and router.topk > 1,
+            normalizes=is_first and config.normalizes_weights,
             rounds=config.moe_router_dtype is None,
             factor=1.0 if factor is None else factor,
         )
@@ -261,7 +260,7 @@ def _sizes(attention: Cell) -> tuple[int, int, int, int, bool]:
     """Heads, groups, channels of a key and of a value, and whether neighbours turn as a pair."""
     if isinstance(attention, MultiLatentAttention):
         heads, latent = attention.num_heads_per_partition, attention.latent
-        return heads, heads, latent.query_dim, latent.v_head_dim, True
+        return heads, heads, latent.query_dim, latent.v_head_dim, latent.rotary_interleaved
     groups, dim = attention.num_groups_per_partition, attention.head_dim
     return groups * attention.queries_per_group, groups, dim, dim, attention.rotary_interleaved
 

@@ -8,13 +8,51 @@ from dataclasses import dataclass
 from typing import Any
 
 from mindspeed_ms.config import AllConfig
-from mindspeed_ms.models.families.rules import Fields, Key, Rule, opposite, value_of
+from mindspeed_ms.models.families.rules import Fields, Key, Rule, value_of
 
 NUM_EXPERTS = "moe_config.num_experts"
 
 BALANCE = Key("router_aux_loss_coef", "moe_config.moe_aux_loss_coeff", 0.001, float)
-NORMED = Key("norm_topk_prob", "moe_config.moe_router_pre_softmax", False, opposite, opposite)
-"""Weights of the chosen experts that are made to sum to 1 are a softmax over the chosen ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Normed:
+    """Whether the weights of the chosen experts are made to sum to 1.
+
+    Attributes:
+        theirs: the key; None: they always are.
+        default: of a file without the key.
+        has_single_scores: each expert's score is a sigmoid of its own. Else it is a share of all,
+            and shares that are made to sum to 1 are a softmax over the chosen experts.
+    """
+
+    theirs: str | None = "norm_topk_prob"
+    default: bool = False
+    has_single_scores: bool = False
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The key, if there is one."""
+        return frozenset() if self.theirs is None else frozenset({self.theirs})
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """What is taken from the scores; a single expert weighs 1 where the sum does."""
+        is_normed = self.theirs is None or bool(value_of(theirs, self.theirs, self.default))
+        fields: Fields = {}
+        if not self.has_single_scores:
+            fields["moe_config.moe_router_pre_softmax"] = not is_normed
+        elif not is_normed:
+            fields["moe_config.moe_router_weights"] = "scores"
+        if is_normed and theirs.get("num_experts_per_tok") == 1:
+            fields["moe_config.moe_router_weights"] = "normalized"
+        return fields
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """The switch."""
+        return {} if self.theirs is None else {self.theirs: config.moe_config.normalizes_weights}
+
+
+NORMED = Normed()
 
 
 def experts(number: str, width: str = "moe_intermediate_size") -> tuple[Rule, ...]:

@@ -23,11 +23,14 @@ SAME = [
     {"moe_use_upcycling": True, "moe_upcycling_granularity": 2},
     {"moe_router_norm_topk_prob": True},
     {"moe_router_norm_topk_prob": True, "moe_router_pre_softmax": True},
+    {"moe_router_weights": "normalized"},
+    {"moe_router_weights": "normalized", "moe_router_pre_softmax": True},
 ]
 OTHER = [
     {"moe_router_load_balancing_type": "quantile_balancing"},
     {"moe_router_load_balancing_type": "sinkhorn"},
     {"moe_router_pre_softmax": True},
+    {"moe_router_weights": "scores", "moe_router_pre_softmax": True},
     {"first_k_dense_replace": 1},
     {"moe_router_score_function": "sqrtsoftplus"},
 ]
@@ -45,3 +48,21 @@ def test_what_chooses_and_weighs_experts_is(moe):
 
 def test_first_dense_layers_may_be_spelled_as_a_list():
     assert identity_of(first_k_dense_replace=1) == identity_of(moe_layer_freq=[0, 1])
+
+
+SIGMOID = {"moe_router_score_function": "sigmoid"}
+
+
+@pytest.mark.parametrize(
+    ("topk", "weights", "usual"),
+    [(2, "normalized", True), (2, "scores", False), (1, "scores", True), (1, "normalized", False)],
+)
+def test_weights_of_sigmoids_are_known_by_what_they_are(topk, weights, usual):
+    plain = identity_of(**SIGMOID, moe_router_topk=topk)
+    given = identity_of(**SIGMOID, moe_router_topk=topk, moe_router_weights=weights)
+    assert (given == plain) is usual
+
+
+def test_scores_of_a_softmax_over_the_chosen_are_refused():
+    with pytest.raises(ValueError, match="moe_router_weights scores takes shares of all experts"):
+        identity_of(moe_router_weights="scores")

@@ -73,10 +73,7 @@ REFUSED = {
     "swiglu_alpha": ("gpt_oss", {"swiglu_alpha": 1.0}),
     "layer_types": ("gpt_oss", {"layer_types": ["chunked_attention"] * 24}),
     "topk_method": ("deepseek_v2", {"topk_method": "noaux_tc"}),
-    "norm_topk_prob": ("deepseek_v2", {"norm_topk_prob": True}),
     "scoring_func": ("deepseek_v3", {"scoring_func": "softmax"}),
-    "rope_interleave": ("deepseek_v3", {"rope_interleave": False}),
-    "attention_bias": ("deepseek_v3", {"attention_bias": True}),
     "num_key_value_heads": ("deepseek_v3", {"num_key_value_heads": 4}),
 }
 

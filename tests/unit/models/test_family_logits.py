@@ -80,11 +80,9 @@ def test_what_does_not_belong_to_a_pythia_is_left_and_a_copied_head_told(tmp_pat
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights False; only True is supported"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "True; only False is supported"),
         ("olmoe", {"clip_qkv": 0.3}, "clip_qkv 0.3; only None is supported"),
-        ("deepseek_v3", {"rope_interleave": False}, "rope_interleave False; only True is supp"),
-        ("deepseek_v3", {"norm_topk_prob": False}, "norm_topk_prob False; only True is supported"),
         ("deepseek_v32", {"layer_types": ["full_attention"] * 2}, "only indexed_attention is supp"),
         ("deepseek_v32", {"mlp_layer_types": ["dense", "other"]}, "dense or sparse for each of"),
-        ("deepseek_v2", {"attention_bias": True}, "attention_bias True; only False is supported"),
+        ("deepseek_v2", {"mlp_bias": True}, "mlp_bias True; only False is supported"),
     ],
 )
 def test_what_cannot_be_held_is_refused_by_its_name(case, changes, message):

@@ -246,10 +246,10 @@ class TopKRouter(Cell):
         by_quantiles = self.qb_beta is not None
         columns = self._by_quantiles(logits, is_training) if by_quantiles else self._best(scores)
         probs = ops.take_columns(scores, columns)
-        if is_single or (config.moe_router_pre_softmax and config.moe_router_norm_topk_prob):
-            probs = ops.normalized_rows(probs) if self.topk > 1 else probs
-        elif not config.moe_router_pre_softmax:
+        if not (is_single or config.moe_router_pre_softmax):
             probs = ops.router_scores(probs, "softmax")
+        elif config.normalizes_weights:
+            probs = ops.normalized_rows(probs)
         if config.moe_router_topk_scaling_factor is not None:
             probs = ops.scaled(probs, config.moe_router_topk_scaling_factor)
         return probs, memory.as_numpy(columns)

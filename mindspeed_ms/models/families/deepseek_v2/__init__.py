@@ -13,7 +13,7 @@ from mindspeed_ms.models.families.decoder import Decoder
 from mindspeed_ms.models.families.expert_rules import DenseFirst, Groups, Shared, experts
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.rope import Rope
-from mindspeed_ms.models.families.rules import Fields, Key, Only, Rule, value_of
+from mindspeed_ms.models.families.rules import Biases, Fields, Key, Only, Rule, value_of
 
 _LATENT = "model_config.mla_config."
 _BLOCK = "model_config.rope_scaling."
@@ -133,7 +133,7 @@ RULES: tuple[Rule, ...] = llama.rules(
         lambda factor: None if factor == 1.0 else float(factor),
         lambda factor: factor or 1.0,
     ),
-    Only("attention_bias", (False,), False),
+    Biases("attention_bias", (f"{_LATENT}down_proj_has_bias", "model_config.out_proj_has_bias")),
     Only("moe_layer_freq", (1,), 1),
     heads=EqualHeads(),
     rope=LatentRope(),
@@ -160,11 +160,10 @@ FAMILY = Family(
         *RULES,
         Groups(1, "group_limited_greedy"),
         Only("scoring_func", ("softmax",), "softmax"),
-        Only("norm_topk_prob", (False,), False),
         Only("mlp_bias", (False,), False),
     ),
     places=Decoder(),
-    neutral=NEUTRAL,
+    neutral=NEUTRAL | {"norm_topk_prob"},  # its class does not read it
     presets={
         "deepseek_v2_lite": {
             "model_type": "deepseek_v2",

@@ -10,10 +10,10 @@ from typing import Any
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.models.families.decoder import Decoder
 from mindspeed_ms.models.families.deepseek_v2 import FIXED, NEUTRAL, RULES
-from mindspeed_ms.models.families.expert_rules import Groups
+from mindspeed_ms.models.families.expert_rules import Groups, Normed
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place, Places
-from mindspeed_ms.models.families.rules import Fields, Only
+from mindspeed_ms.models.families.rules import Fields, Key, Only
 from mindspeed_ms.models.model import ModelSpec
 
 FURTHER = "num_nextn_predict_layers"
@@ -74,8 +74,8 @@ FAMILY = Family(
         Groups(2),
         Further(),
         Only("scoring_func", ("sigmoid",), "sigmoid"),
-        Only("norm_topk_prob", (True,), True),
-        Only("rope_interleave", (True,), True),
+        Normed(default=True, has_single_scores=True),
+        Key("rope_interleave", "model_config.mla_config.rotary_interleaved", True),
     ),
     places=places_of,
     absent=without_further,

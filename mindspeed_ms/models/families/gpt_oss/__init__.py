@@ -9,7 +9,7 @@ from typing import Any
 
 from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.decoder import Decoder
-from mindspeed_ms.models.families.expert_rules import BALANCE, experts
+from mindspeed_ms.models.families.expert_rules import BALANCE, Normed, experts
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place, Places
 from mindspeed_ms.models.families.rope import Rope
@@ -89,6 +89,7 @@ FAMILY = Family(
         ),
         Key("swiglu_limit", "model_config.activation_func_clamp_value", 7.0, float),
         Only("swiglu_alpha", (1.702,), 1.702),
+        Normed(None),
         BALANCE,
         PatternOfWindows(128, 2),
         activation=Only("hidden_act", ("silu",), "silu"),

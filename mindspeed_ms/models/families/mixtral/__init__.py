@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.decoder import Decoder
+from mindspeed_ms.models.families.expert_rules import Normed
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.rules import Heads, Key
 from mindspeed_ms.models.families.window import SlidingWindow
@@ -26,6 +27,7 @@ FAMILY = Family(
             lambda x: x or None,
             lambda x: x or 0.0,  # transformers refuses null
         ),
+        Normed(None),
         SlidingWindow(),
         heads=Heads(default_groups=8),
     ),
