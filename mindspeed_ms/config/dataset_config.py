@@ -202,6 +202,45 @@ class DatasetConfig(Section):
     """Train on conversations: the data paths are JSON-lines files with ``messages``. False: text.
     """
 
+    is_instruction_dataset: bool = False
+    """Train on the token files of MindSpeed-LLM's instruction handlers: the data paths are prefixes
+    of ``_packed_input_ids_document`` and its siblings, and labels of -100 are not learned. False:
+    text.
+    """
+
+    prompt_type: str | None = None
+    """With is_instruction_dataset: template the files were made with; one that ends turns by a
+    token of its own makes that the end of records. None: the tokenizer's.
+    """
+
+    prompt_type_path: str | None = None
+    """JSON file of templates, in MindSpeed-LLM's form. None: those of this package."""
+
+    neat_pack: bool = False
+    """With reset_attention_mask and is_instruction_dataset: the records of a row are those that
+    its attention mask numbers. False: a token ends them.
+    """
+
+    pad_to_multiple_of: Count = 8
+    """With is_instruction_dataset and variable_seq_lengths: rows are filled up to a multiple."""
+
+    padded_samples: bool = False
+    """With is_instruction_dataset: fill each pass up to whole batches with its first records.
+
+    False: a batch may hold records of two passes.
+    """
+
+    instruction_shuffle: bool = True
+    """With is_instruction_dataset: every pass has an order of its own. False: that of the files."""
+
+    full_shuffle_instruction_dataset: bool = False
+    """With is_instruction_dataset: shuffle all passes together. False: each by itself."""
+
+    cut_max_seqlen: bool = False
+    """With is_instruction_dataset: cut the ends of long records off. False: of their questions
+    and answers, in proportion.
+    """
+
     fim_data: bool = False
     """Rearrange parts of documents, so that the model learns to fill gaps. False: leave them."""
 
@@ -241,6 +280,11 @@ class DatasetConfig(Section):
             self._fill("split", DEFAULT_SPLIT)
 
     def _check(self) -> None:
+        if self.is_instruction_dataset and (self.sft or self.fim_data or self.mock_data):
+            raise ValueError(
+                "dataset_config gives is_instruction_dataset with sft, fim_data or mock_data; "
+                "data is of one kind, keep one"
+            )
         if self.sft and self.fim_data:
             raise ValueError(
                 "dataset_config gives sft and fim_data; conversations are not rearranged, keep one"

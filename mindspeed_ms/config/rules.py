@@ -264,6 +264,13 @@ def check_model_and_experts(
             f"{model.num_layers}; "
             f"give one 0 or 1 per layer"
         )
+    is_gathered = moe.moe_token_dispatcher_type == "allgather"
+    if parallel.variable_seq_lengths and is_gathered and parallel.expert_model_parallel_size > 1:
+        raise ValueError(
+            "variable_seq_lengths (--no-pad-to-seq-lengths) lets ranks have unequal numbers of "
+            "tokens, which the allgather dispatcher cannot join; use "
+            "moe_token_dispatcher_type alltoall"
+        )
     if parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
         raise ValueError(
             f"tensor_model_parallel_size ({parallel.tensor_model_parallel_size}) with experts "

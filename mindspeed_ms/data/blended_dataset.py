@@ -7,7 +7,7 @@ Source: Megatron-LM core 0.12 ``data/blended_dataset.py`` and ``helpers.cpp`` (b
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from mindspeed_ms.data.blending import build_blending_indices, build_exhaustive_
 from mindspeed_ms.data.gpt_dataset import GPTDataset
 from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig
 from mindspeed_ms.data.index_cache import IndexCache, describe, description_hash
+from mindspeed_ms.data.loader import collate
 from mindspeed_ms.data.utils import normalize
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,11 @@ class BlendedDataset:
         number = int(self.dataset_index[idx])
         item = self.datasets[number][int(self.dataset_sample_index[idx])]
         return {"dataset_id": np.asarray(self.dataset_index[idx]), **item}
+
+    def collate(self, samples: Sequence[Mapping[str, NDArray]]) -> dict[str, NDArray]:
+        """Stack samples, as their datasets do."""
+        stack = getattr(self.datasets[0], "collate", collate)
+        return stack(samples)
 
     def _load_or_build(self) -> tuple[NDArray, NDArray]:
         if not self.config.path_to_cache:

@@ -18,6 +18,7 @@ from mindspeed_ms.data.blended_dataset import BlendedDataset
 from mindspeed_ms.data.gpt_dataset import GPTDataset, MockGPTDataset
 from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig
 from mindspeed_ms.data.indexed_dataset import IndexedDataset
+from mindspeed_ms.data.instruction_dataset import InstructionFiles
 from mindspeed_ms.data.token_check import check_token_ids
 from mindspeed_ms.data.utils import Blend, Split, SplitRange, normalize, split_bounds
 
@@ -181,8 +182,9 @@ class _Builder:
         if kind is None:
             kind = MockGPTDataset if prefix is None else GPTDataset
         store = kind.build_low_level_dataset(prefix, self._config)
-        if self._is_checking and isinstance(store, IndexedDataset):
-            check_token_ids(store, self._config.tokenizer.vocab_size)
+        tokens = store.ids if isinstance(store, InstructionFiles) else store
+        if self._is_checking and isinstance(tokens, IndexedDataset):
+            check_token_ids(tokens, self._config.tokenizer.vocab_size)
         num_units = kind.numel_low_level_dataset(store)
         self._check_number_of_sequences(prefix, num_units)
         datasets: list[GPTDataset | None] = []

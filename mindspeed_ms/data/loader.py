@@ -194,7 +194,8 @@ class PretrainingDataLoader:
             ahead.close()
 
     def _read(self, numbers: list[int]) -> Batch:
-        return collate([self.dataset[number] for number in numbers])
+        stack = getattr(self.dataset, "collate", collate)  # samples of unequal lengths
+        return stack([self.dataset[number] for number in numbers])
 
     def _count(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:

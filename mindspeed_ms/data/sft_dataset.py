@@ -15,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig
+from mindspeed_ms.data.labelled import IGNORE_INDEX
 from mindspeed_ms.data.utils import Split
 from mindspeed_ms.files.regular_file import open_regular
-
-IGNORE_INDEX = -100
-"""Label of tokens that are not learned."""
 
 _BLOCK = 1 << 24
 

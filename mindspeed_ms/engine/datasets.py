@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,11 +19,13 @@ from mindspeed_ms.data.gpt_dataset_config import (
     TokenizerInfo,
     TokenizerLike,
 )
+from mindspeed_ms.data.instruction_dataset import InstructionDataset, InstructionDatasetConfig
 from mindspeed_ms.data.loader import Batch, LoaderSettings, SampleDataset
 from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader as _build_loader
 from mindspeed_ms.data.sft_dataset import SFTDataset
 from mindspeed_ms.data.token_rows import TokenRowsDataset, is_row_file
 from mindspeed_ms.data.tokenizers import Tokenizer, TokenizerSettings, build_tokenizer
+from mindspeed_ms.data.tokenizers.prompt_templates import end_of_turns, prompt_template
 from mindspeed_ms.data.utils import Blend, Split, get_blend_from_list
 from mindspeed_ms.engine.batch_counts import NumSamples, num_samples
 from mindspeed_ms.engine.current_config import get_all_config
@@ -131,6 +134,8 @@ def dataset_class(config: AllConfig, options: GPTDatasetConfig) -> DatasetClass:
     """
     if config.dataset_config.sft:
         return SFTDataset
+    if config.dataset_config.is_instruction_dataset:
+        return InstructionDataset
     if config.dataset_config.fim_data:
         return GPTFIMDataset
     if options.mock:
@@ -245,6 +250,8 @@ def gpt_dataset_config(config: AllConfig) -> GPTDatasetConfig:
     }
     if options["random_seed"] is None:
         options["random_seed"] = 1234
+    if dataset.is_instruction_dataset:
+        return InstructionDatasetConfig(**options, **_instruction_options(config, tokenizer))
     if not dataset.fim_data:
         return GPTDatasetConfig(**options)
     tokens = {
@@ -263,6 +270,36 @@ def gpt_dataset_config(config: AllConfig) -> GPTDatasetConfig:
         fim_fragment_rate=dataset.fim_fragment_rate,
         fim_no_prefix=dataset.fim_no_prefix,
     )
+
+
+def _instruction_options(config: AllConfig, tokenizer: TokenizerLike) -> dict[str, Any]:
+    """What instruction data has beyond other data."""
+    dataset, parallel = config.dataset_config, config.parallel_config
+    multiple = None
+    if parallel.variable_seq_lengths:
+        ranks = parallel.context_parallel_size
+        shares = 2 * ranks if ranks > 1 else 1
+        if parallel.sequence_parallel:
+            shares *= parallel.tensor_model_parallel_size
+        multiple = math.lcm(dataset.pad_to_multiple_of, shares)
+    batch = config.training_config.global_batch_size
+    if batch is None:
+        batch = dataset.batch_size * parallel_state.get_data_parallel_world_size()
+        batch *= dataset.micro_batch_num
+    has_documents = dataset.reset_attention_mask or dataset.reset_position_ids
+    template = None
+    if dataset.prompt_type is not None and has_documents and not dataset.neat_pack:
+        template = prompt_template(dataset.prompt_type, dataset.prompt_type_path)
+    return {
+        "shuffle": dataset.instruction_shuffle,
+        "full_shuffle": dataset.full_shuffle_instruction_dataset,
+        "pass_multiple": batch if dataset.padded_samples else 1,
+        "documents": has_documents,
+        "neat_pack": dataset.neat_pack,
+        "end": end_of_turns(template, tokenizer),
+        "plain_cut": dataset.cut_max_seqlen,
+        "length_multiple": multiple,
+    }
 
 
 def require_rows(config: AllConfig, tokenizer: TokenizerLike) -> None:

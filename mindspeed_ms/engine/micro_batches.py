@@ -47,7 +47,11 @@ def is_data_needed_on_rank(config: AllConfig) -> bool:
     """
     dataset = config.dataset_config
     is_hidden_by_data = config.parallel_config.attention_mask_type == "general"
-    has_documents = dataset.reset_attention_mask or dataset.sft
+    has_documents = (
+        dataset.reset_attention_mask
+        or dataset.sft
+        or (dataset.is_instruction_dataset and dataset.reset_position_ids)
+    )
     return is_first_or_last_pipeline_stage() or has_documents or is_hidden_by_data
 
 

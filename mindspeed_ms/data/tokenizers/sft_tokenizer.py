@@ -14,10 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_ms.data.labelled import IGNORE_INDEX
 from mindspeed_ms.data.tokenizers.bpe_tokenizers import HuggingFaceTokenizer
-
-IGNORE_INDEX = -100
-"""Target of tokens that are not learned."""
 
 DEFAULT_PROMPT_FORMAT = "nemotron-h-aligned"
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_ms.data.sft_dataset import IGNORE_INDEX
+from mindspeed_ms.data.labelled import IGNORE_INDEX, Sample, Shape, sample_of, with_documents
 from mindspeed_ms.data.tokenizers import chat_templates
-from mindspeed_ms.toolkit.data.samples import Sample, Shape, ids_of, require_fit, sample_of
+from mindspeed_ms.toolkit.data.samples import ids_of, require_fit
 from mindspeed_ms.toolkit.messages import say_once
 from mindspeed_ms.training.one_line import one_line
 
@@ -310,15 +310,9 @@ def packed(written: Iterable[tuple[Ids, Learned]], shape: Shape) -> list[Sample]
 def _joined(parts: Sequence[tuple[Ids, list[int]]], shape: Shape) -> Sample:
     tokens = [own for ids, _ in parts for own in ids]
     labels = [own for _, targets in parts for own in targets]
-    sample = sample_of(tokens, labels, shape)
     lengths = [len(ids) for ids, _ in parts]
     lengths.append(shape.seq_length - len(tokens))  # what is filled up is a document of its own
-    numbers = np.repeat(np.arange(len(lengths)), lengths)
-    positions = np.concatenate([np.arange(length) for length in lengths])
-    return sample | {
-        "position_ids": positions.astype(np.int64),
-        "document_ids": numbers.astype(np.int32),
-    }
+    return with_documents(sample_of(tokens, labels, shape), lengths)
 
 
 def stream(written: Iterable[tuple[Ids, Learned]], shape: Shape) -> list[Sample]:

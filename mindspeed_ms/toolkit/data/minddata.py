@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core import parallel_state
+from mindspeed_ms.data.labelled import Sample, Shape
 from mindspeed_ms.engine.micro_batches import ROWS
-from mindspeed_ms.toolkit.data.samples import Sample, Shape, sample_of_labels, sample_of_row
+from mindspeed_ms.toolkit.data.samples import sample_of_labels, sample_of_row
 from mindspeed_ms.toolkit.messages import say_once
 
 logger = logging.getLogger(__name__)

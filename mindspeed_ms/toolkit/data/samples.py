@@ -4,29 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_ms.data.labelled import IGNORE_INDEX, Sample, Shape, sample_of
 from mindspeed_ms.data.loader import SampleDataset
-from mindspeed_ms.data.sft_dataset import IGNORE_INDEX
-
-Sample = dict[str, NDArray]
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What samples of a run look like."""
-
-    seq_length: int
-    pad: int = 0
-    """Id where there is no token."""
-    eod: int | None = None
-    """Id that ends a document; None: unknown."""
-    documents: bool = False
-    """Tokens see their own document only."""
 
 
 def ids_of(given: object, name: str) -> NDArray:
@@ -49,36 +33,6 @@ def ids_of(given: object, name: str) -> NDArray:
     if array.ndim != 1 or not (array.dtype == bool or np.issubdtype(array.dtype, np.integer)):
         raise ValueError(f"{name} is {given!r:.60}; give a list of whole numbers")
     return array.astype(np.int64)
-
-
-def sample_of(
-    tokens: Sequence[int] | NDArray, labels: Sequence[int] | NDArray, shape: Shape
-) -> Sample:
-    """A sample of tokens and of the ids they are to predict.
-
-    Args:
-        tokens: at most s.
-        labels: of the same length; ``IGNORE_INDEX`` where nothing is learned.
-        shape: of the run's samples.
-    """
-    length, given = shape.seq_length, len(tokens)
-    row = np.full(length, shape.pad, np.int64)
-    row[:given] = tokens
-    learned = np.zeros(length, np.float32)
-    targets = np.zeros(length, np.int64)
-    labels = np.asarray(labels, np.int64)
-    is_learned = labels != IGNORE_INDEX
-    learned[:given] = is_learned
-    targets[:given] = np.where(is_learned, labels, 0)  # read by the loss, though without weight
-    sample: Sample = {
-        "tokens": row,
-        "labels": targets,
-        "loss_mask": learned,
-        "position_ids": np.arange(length, dtype=np.int64),
-    }
-    if shape.documents:
-        sample["document_ids"] = np.zeros(length, np.int32)
-    return sample
 
 
 def require_fit(length: int, shape: Shape) -> None:

@@ -38,7 +38,8 @@ _FOLDER = NoEffect("--tokenizer-type and --tokenizer-model say which tokenizer i
 _DATA = NoEffect("what --data-path names is read by what it is")
 _NO_LAYER = Refused("layers of this kind are not available", "use the flags of a plain GPT layer")
 _CHATS = Refused(
-    "data of MindSpeed-LLM's finetuning is not read", "use --sft with JSON lines of chats"
+    "texts of chats are not read in this way",
+    "use --sft with JSON lines of chats, or --is-instruction-dataset",
 )
 _TOKENS = Refused(
     "lengths of a run count samples or steps",
@@ -391,7 +392,6 @@ ROWS: tuple[Flag, ...] = (
         """
 --dataset str
 --max-padding-length int
---padded-samples
 """,
     ),
     *compact(
@@ -452,9 +452,6 @@ ROWS: tuple[Flag, ...] = (
         """
 --train-mode str=pretrain !pretrain
 --data-type str=gpt !gpt
---cut-max-seqlen
---pad-to-multiple-of int
---neat-pack
 """,
     ),
     *compact(

@@ -18,6 +18,7 @@ from mindspeed_ms.training.flags.row import (
     NoEffect,
     Refused,
     in_group,
+    off,
     on,
     value,
     values,
@@ -26,10 +27,15 @@ from mindspeed_ms.training.flags.row import (
 _SPECS = "mindspeed_llm.tasks.models.spec."
 _KERNELS = NoEffect("kernels are chosen at start, and these compute the same")
 _FOLDERS = NoEffect("--load opens a Hugging Face folder too, whose config.json says its family")
-_DATA = NoEffect("what --data-path names is read by what it is, and padded on the right")
-_CHATS = Refused(
-    "data of MindSpeed-LLM's finetuning is not read", "use --sft with JSON lines of chats"
+_DATA = NoEffect(
+    "mindspeed-ms preprocess takes it; in training --is-instruction-dataset says what is read, and "
+    "rows are padded on the right, which nothing before them sees"
 )
+_PAIRS = Refused(
+    "pairs of answers, rewards and reinforcement learning are not trained on",
+    "use --stage sft with --is-instruction-dataset",
+)
+_OTHER_STAGES = ("dpo", "simpo", "orm", "prm", "ray_ppo", "ray_online_dpo", "ray_grpo", "trl_ppo")
 
 
 def _root(asked: bool, width: int | None) -> Any:
@@ -57,6 +63,41 @@ def _interleaved(tokens: int | None) -> tuple[int, int] | None:
 def _every_other(tokens: int | None) -> Any:
     return None if tokens is None else 2
 
+
+_INSTRUCTIONS = in_group(
+    "instruction data",
+    [
+        on(
+            "--is-instruction-dataset",
+            Field("dataset_config.is_instruction_dataset", clears=("mock_data",)),
+            small=False,
+        ),
+        value(
+            "--stage",
+            str,
+            NoEffect("--is-instruction-dataset says what is trained on: sft is what it does"),
+            choices=("sft", *_OTHER_STAGES),
+            refuses=tuple((stage, _PAIRS) for stage in _OTHER_STAGES),
+        ),
+        value("--prompt-type", str, Field("dataset_config.prompt_type"), small=None),
+        value("--prompt-type-path", str, Field("dataset_config.prompt_type_path"), small=None),
+        on("--neat-pack", Field("dataset_config.neat_pack")),
+        on(
+            "--no-pad-to-seq-lengths",
+            Field("parallel_config.variable_seq_lengths", means=True, back=_untold),
+            help="Same as --variable-seq-lengths: rows of instruction data are filled up to a "
+            "multiple of --pad-to-multiple-of.",
+        ),
+        value("--pad-to-multiple-of", int, Field("dataset_config.pad_to_multiple_of"), 8),
+        on("--padded-samples", Field("dataset_config.padded_samples")),
+        off("--no-shuffle", "instruction_shuffle", Field("dataset_config.instruction_shuffle")),
+        on(
+            "--full-shuffle-instruction-dataset",
+            Field("dataset_config.full_shuffle_instruction_dataset"),
+        ),
+        on("--cut-max-seqlen", Field("dataset_config.cut_max_seqlen")),
+    ],
+)
 
 ROWS: tuple[Flag, ...] = (
     *in_group(
@@ -197,19 +238,19 @@ ROWS: tuple[Flag, ...] = (
         """
 --handler-name str
 --tokenizer-padding-side str=right
+--enable-thinking str
 """,
     ),
+    *_INSTRUCTIONS,
+    *compact("refused: data", _PAIRS, "--is-pairwise-dataset\n--dataset-additional-keys str*"),
+    *compact("data", NoEffect("numbers of samples are not printed"), "--return-document-ids"),
     *compact(
         "refused: data",
-        _CHATS,
-        """
---stage str
---is-instruction-dataset
---prompt-type str
---no-pad-to-seq-lengths
---no-shuffle
---keep-last-token
-""",
+        Refused(
+            "the last token of a record is not predicted again at its own place",
+            "leave it out",
+        ),
+        "--keep-last-token",
     ),
     *compact(
         "refused: checkpoints",

@@ -10,11 +10,6 @@ from mindspeed_ms.training.arguments import parse_args
 from mindspeed_ms.training.dry_run import resolve
 from mindspeed_ms.training.from_args import no_effect_report
 
-REFUSED = {
-    "tune_deepseek2_lite_16b_full_ptd": "use --sft with JSON lines of chats",
-}
-"""End of a name -> what its first line says."""
-
 
 def command(end, *more):
     """Arguments of the script whose name ends like this."""
@@ -28,14 +23,23 @@ def model(end):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("more", [[], ["--scale-down", "--world-size", "8"]])
-def test_a_script_plans_or_is_refused_by_name(name, more):
-    end = name.rpartition("/")[2]
-    args = command(end, *more)
+def test_a_script_plans(name, more):
+    args = command(name.rpartition("/")[2], *more)
     assert resolve(args).config.model_config.num_layers == args.num_layers
-    if end in REFUSED:
-        assert REFUSED[end] in args.refusals[0]
-    else:
-        assert args.refusals == []
+    assert args.refusals == []
+
+
+def test_a_script_of_instruction_data_reads_it():
+    config = resolve(command("tune_deepseek2_lite_16b_full_ptd")).config
+    assert config.dataset_config.is_instruction_dataset
+    assert config.dataset_config.prompt_type == "deepseek2-lite"
+    assert config.parallel_config.variable_seq_lengths
+
+
+@pytest.mark.parametrize("stage", ["dpo", "prm", "ray_ppo"])
+def test_other_stages_are_refused(stage):
+    args = parse_args(["--stage", stage, "--dry-run"])
+    assert "use --stage sft with --is-instruction-dataset" in args.refusals[0]
 
 
 def test_gemma_scales_its_embedding_and_looks_back_in_every_other_layer():
