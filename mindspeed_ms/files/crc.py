@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from mindspeed_ms.files.regular_file import open_regular
+from mindspeed_ms.files.regular_file import FETCHED_BYTES, fetch, open_regular
 
 try:
     from isal.isal_zlib import crc32 as _vectorised
@@ -27,7 +27,13 @@ def crc32_of_file(path: Path, num_bytes: int, offset: int = 0) -> int:
     value = 0
     with open_regular(path) as file:
         file.seek(offset)
-        while num_bytes and (count := file.readinto(room[: min(num_bytes, len(room))])):
+        done = 0
+        while done < num_bytes:
+            if done % FETCHED_BYTES == 0:
+                fetch(file.fileno(), offset + done, min(FETCHED_BYTES, num_bytes - done))
+            count = file.readinto(room[: min(num_bytes - done, len(room))])
+            if not count:
+                break
             value = crc32(room[:count], value)
-            num_bytes -= count
+            done += count
     return value

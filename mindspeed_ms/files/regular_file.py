@@ -18,6 +18,21 @@ MAX_TEXT_BYTES = 64 << 20
 """Of a description; indices of checkpoints may be larger and say so where they are read."""
 
 
+FETCHED_BYTES = 64 << 20
+"""Of a file that are asked for at a time."""
+
+_WORTH_ASKING = 1 << 20
+
+
+def fetch(handle: int, offset: int, num_bytes: int) -> None:
+    """Have the disk bring bytes of a file that will be read now, all at once.
+
+    Else it brings a tenth of a megabyte, waits until that is read, and brings the next.
+    """
+    if num_bytes >= _WORTH_ASKING and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(handle, offset, num_bytes, os.POSIX_FADV_WILLNEED)
+
+
 def real_path(path: Path | str) -> Path:
     """An absolute name without links; of links in a circle the name itself, which cannot be opened.
 

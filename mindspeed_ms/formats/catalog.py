@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_ms.files.checksum import Checksum, Verified
+from mindspeed_ms.files.regular_file import FETCHED_BYTES, fetch
 from mindspeed_ms.formats import dtypes
 from mindspeed_ms.plan.region import Block, Box, Region, Span, intersect
 
@@ -238,7 +239,9 @@ class TensorReader:
         position = piece.offset + first * dtypes.width(piece.dtype)
         done = 0
         while done < len(buffer):
-            count = os.preadv(handle, [buffer[done : done + (1 << 30)]], position + done)
+            block = buffer[done : done + FETCHED_BYTES]
+            fetch(handle, position + done, len(block))
+            count = os.preadv(handle, [block], position + done)
             if count == 0:
                 raise ValueError(
                     f"{piece.path} ends after {position + done} bytes, but a tensor reaches to "
