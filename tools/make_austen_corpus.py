@@ -24,6 +24,8 @@ import numpy as np
 from mindspeed_ms.data.indexed_dataset import IndexedDatasetBuilder
 from mindspeed_ms.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from mindspeed_ms.data.tokenizers.sentencepiece_training import train_sentencepiece
+from mindspeed_ms.files.regular_file import read_bytes
+from mindspeed_ms.files.whole import appears_whole, write_text
 from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 BOOKS = {
@@ -51,7 +53,7 @@ def _members(archive: bytes) -> Iterator[tuple[str, bytes]]:
 
 def _database(package: Path) -> bytes:
     """R's file of the novels out of the package."""
-    for name, content in _members(package.read_bytes()):
+    for name, content in _members(read_bytes(package)):
         if name.startswith("data.tar"):
             with tarfile.open(fileobj=io.BytesIO(content)) as files:
                 found = [member for member in files if member.name == DATABASE]
@@ -138,16 +140,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="directory; created when missing")
     arguments = parser.parse_args(argv)
     with user_errors():
-        (arguments.output / "text").mkdir(parents=True, exist_ok=True)
         for lines in novels(_database(arguments.package)):
             name = BOOKS.get(lines[0].upper())
             if name:
                 text = "\n".join(paragraphs(lines)) + "\n"
-                (arguments.output / "text" / f"{name}.txt").write_text(text, encoding="utf-8")
+                write_text(arguments.output / "text" / f"{name}.txt", text)
         model = arguments.output / "tok.model"
         if not model.is_file():
             texts = (arguments.output / "text" / f"{name}.txt" for name in BOOKS.values())
-            model.write_bytes(train_tokenizer("".join(path.read_text("utf-8") for path in texts)))
+            trained = train_tokenizer("".join(path.read_text("utf-8") for path in texts))
+            with appears_whole(model) as unfinished:
+                unfinished.write_bytes(trained)
         write_tokens(arguments.output)
 
 

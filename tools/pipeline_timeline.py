@@ -34,6 +34,7 @@ from mindspeed_ms.core.pipeline_parallel.timeline import (
     theoretical_bubble_ratio,
 )
 from mindspeed_ms.files.regular_file import read_json
+from mindspeed_ms.files.whole import appears_whole, write_text
 from mindspeed_ms.plan.layer_placement import LayerPlacement, layer_placement
 from mindspeed_ms.plan.schedule_plan import Forward, Pass, Shape
 from mindspeed_ms.toolkit.launch.command import Parser, user_errors
@@ -196,11 +197,12 @@ def write(timeline: Timeline, output: Path, is_double: bool = False) -> None:
         ValueError: an ending that stands for nothing.
     """
     if output.suffix == ".svg":
-        output.write_text(as_svg(timeline, is_double), encoding="utf-8")
+        write_text(output, as_svg(timeline, is_double))
     elif output.suffix == ".png":
-        as_image(timeline, is_double).save(output)
+        with appears_whole(output) as unfinished:
+            as_image(timeline, is_double).save(unfinished)
     elif output.suffix == ".json":
-        output.write_text(json.dumps(chrome_trace(timeline)), encoding="utf-8")
+        write_text(output, json.dumps(chrome_trace(timeline)))
     else:
         raise ValueError(f"--output is {output}; its name must end in .svg, .png or .json")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mindspeed_ms.config.beside import is_there
 from mindspeed_ms.files.shipped import CONFIGS, SHIPPED
+from mindspeed_ms.files.whole import appears_whole
 from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 _RELATIVE = re.compile(r"^(\s*[\w.-]+:\s+)(data/\S+)", re.MULTILINE)
@@ -91,9 +92,9 @@ def copy(name: str, target: Path | None, replaces: bool) -> Path:
         target = target / source.name
     if target.exists() and not replaces:
         raise ValueError(f"{target} exists; name another file, or overwrite it with --force")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text_of(source), encoding="utf-8")
-    shutil.copymode(source, target)
+    with appears_whole(target) as unfinished:
+        unfinished.write_text(text_of(source), encoding="utf-8")
+        shutil.copymode(source, unfinished)
     return target
 
 

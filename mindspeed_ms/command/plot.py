@@ -14,6 +14,8 @@ from pathlib import Path
 from mindspeed_ms.command.megatron_log import read_log
 from mindspeed_ms.data.tokenizers import optional_libraries
 from mindspeed_ms.engine.observe.record import read_record
+from mindspeed_ms.files.content import taken_apart
+from mindspeed_ms.files.whole import appears_whole
 from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 FILE_NAME = "curve.png"
@@ -45,10 +47,12 @@ def curves_of(path: Path) -> dict[str, Points]:
         rows = [entry for entry in entries if entry["kind"] == "step"]
     else:
         rows = [{"iteration": line.iteration, **line.values} for line in read_log(path)]
-    for row in rows:
-        for name, value in row.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                curves.setdefault(_NAMES.get(name, name), {})[row["iteration"]] = float(value)
+    with taken_apart(path, "the record or log of a run"):
+        for row in rows:
+            for name, value in row.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    points = curves.setdefault(_NAMES.get(name, name), {})
+                    points[int(row["iteration"])] = float(value)
     if not curves:
         raise ValueError(f"{path} holds no iteration; there is nothing to draw")
     return curves
@@ -78,7 +82,8 @@ def draw(runs: Sequence[Path], name: str, output: Path) -> None:
     axes.set(xlabel="iteration", ylabel=name)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(output, dpi=150)
+    with appears_whole(output) as unfinished:
+        figure.savefig(unfinished, dpi=150)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

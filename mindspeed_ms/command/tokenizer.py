@@ -17,9 +17,11 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from mindspeed_ms.data.tokenizers import (
     Tokenizer,
@@ -33,7 +35,7 @@ from mindspeed_ms.data.tokenizers.sentencepiece_training import (
     train_sentencepiece,
 )
 from mindspeed_ms.data.tokenizers.text_sources import Unit, find_inputs
-from mindspeed_ms.files.whole import appears_whole
+from mindspeed_ms.files.whole import appears_whole, write_text
 from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 END = "<|endoftext|>"
@@ -134,17 +136,32 @@ def train_bpe(texts: Iterator[str], vocab_size: int, output: Path) -> list[str]:
         raise ValueError(
             f"--vocab-size {vocab_size} is less than the bytes and {END}; give {_BYTES} or more"
         )
-    output.mkdir(parents=True, exist_ok=True)
     trained = library.ByteLevelBPETokenizer()
     trained.train_from_iterator(
         texts, vocab_size=vocab_size, special_tokens=[END], show_progress=False
     )
-    trained.save_model(str(output))
-    trained.save(str(output / "tokenizer.json"))
     stated = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "bos_token": END}
-    (output / "tokenizer_config.json").write_text(json.dumps(stated, indent=2) + "\n")
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".unfinished.") as folder:
+        _saved(trained, Path(folder), stated)
+        for path in sorted(Path(folder).iterdir()):
+            os.replace(path, output / path.name)
     files = ["--vocab-file", str(output / "vocab.json"), "--merge-file", str(output / "merges.txt")]
     return ["--tokenizer-type", "GPT2BPETokenizer", *files]
+
+
+def _saved(trained: Any, folder: Path, stated: Mapping[str, str]) -> None:
+    """Write the files of a BPE.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    try:
+        trained.save_model(str(folder))
+        trained.save(str(folder / "tokenizer.json"))
+    except Exception as error:  # noqa: BLE001  (the library raises nothing more special)
+        raise OSError(f"{folder.parent} cannot be written ({error}); make room") from None
+    write_text(folder / "tokenizer_config.json", json.dumps(stated, indent=2) + "\n")
 
 
 def opened(flags: Sequence[str]) -> Tokenizer:

@@ -572,7 +572,8 @@ class IndexedDatasetBuilder:
 
     def discard(self) -> None:
         """Remove the unfinished file; nothing happens after ``finalize``."""
-        self._file.close()
+        with suppress(OSError):  # on a full disk what waits cannot be written either
+            self._file.close()
         with suppress(FileNotFoundError):
             os.remove(self._temporary)
 

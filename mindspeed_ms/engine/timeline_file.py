@@ -19,6 +19,7 @@ from mindspeed_ms.core.pipeline_parallel.timeline import (
     predicted,
     shape_of,
 )
+from mindspeed_ms.files.whole import write_text
 
 MEASURED_ITERATION = 2
 """The first one also pays for what is done once, such as making buffers."""
@@ -53,8 +54,7 @@ def write_timeline(record: StepRecord, path: Path) -> None:
     """Write the timeline of the first pipeline (collective over every pipeline group)."""
     timeline = gathered(record)
     if timeline is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(chrome_trace(timeline)), encoding="utf-8")
+        write_text(path, json.dumps(chrome_trace(timeline)))
 
 
 def timeline_facts(timeline: Timeline, group_size: int | None) -> dict[str, Any]:

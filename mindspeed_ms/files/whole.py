@@ -10,6 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text whole or not at all; its folder is made.
+
+    Raises:
+        OSError: the folder or the file cannot be written.
+    """
+    with appears_whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def appears_whole(path: Path | str) -> Iterator[Path]:
     """Write under another name in the same folder, which becomes ``path`` when the block is over.

@@ -17,6 +17,7 @@ from mindspeed_ms.engine.datasets import require_rows, tokenizer_of
 from mindspeed_ms.engine.observe.record import FILE_NAME, read_record
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
 from mindspeed_ms.engine.start import check_schedule
+from mindspeed_ms.files.content import taken_apart
 from mindspeed_ms.planning.calibrate import Measured, calibrated
 from mindspeed_ms.planning.plan import make_plan
 from mindspeed_ms.planning.report import plan_lines
@@ -142,15 +143,15 @@ def measured_run(folder: str) -> Measured:
     if not starts:
         raise ValueError(f"--calibrate {folder}: its {FILE_NAME} has no start; give another run")
     start, *since = entries[starts[-1] :]  # what is older may be of another layout, and warms up
-    seconds = [entry["seconds"] for entry in since if entry["kind"] == "step"]
-    environment = start["environment"]
-    return Measured(
-        config=assemble(start["config"]),
-        world_size=start["world_size"],
-        seconds=seconds,
-        is_cpu=environment["device"] == "cpu",
-        cores=environment["cores"],
-    )
+    with taken_apart(Path(folder, FILE_NAME), "the record of a run"):
+        environment = start["environment"]
+        return Measured(
+            config=assemble(start["config"]),
+            world_size=int(start["world_size"]),
+            seconds=[float(entry["seconds"]) for entry in since if entry["kind"] == "step"],
+            is_cpu=environment["device"] == "cpu",
+            cores=int(environment["cores"]),
+        )
 
 
 def smallest_world(args: argparse.Namespace) -> int:

@@ -344,7 +344,12 @@ def build(name: str, vocabulary: Vocabulary, settings: Settings) -> Tokenizer:
     """
     library = optional_libraries.load("tokenizers", name)
     make = PIPELINES[name].build
-    assert make is not None, f"{name} has no steps of its own"
+    if make is None:
+        raise ValueError(
+            f"{name} has no steps of its own: it needs a tokenizer.json; name a folder that has "
+            "one, or the class that the vocabulary was made for as tokenizer_class in "
+            "tokenizer_config.json"
+        )
     has_scores = isinstance(vocabulary.entries, list)
     if has_scores != (name == "T5Tokenizer"):
         raise ValueError(

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
+from mindspeed_ms.files.content import taken_apart
 from mindspeed_ms.files.regular_file import read_bytes
 from mindspeed_ms.files.whole import appears_whole
 
@@ -88,8 +89,9 @@ def _csv_line(values: object) -> str:
 
 def _read_rows(path: Path, is_csv: bool) -> list[dict[str, str]]:
     """Rows of a file; a last line that a killed run has left incomplete is no row."""
-    text = read_bytes(path).decode("utf-8")
-    complete = text[: text.rfind("\n") + 1]
-    if is_csv:
-        return list(csv.DictReader(io.StringIO(complete)))
-    return [json.loads(line) for line in complete.splitlines()]
+    with taken_apart(path, "a table that a run has written"):
+        text = read_bytes(path).decode("utf-8")
+        complete = text[: text.rfind("\n") + 1]
+        if is_csv:
+            return list(csv.DictReader(io.StringIO(complete)))
+        return [dict(json.loads(line)) for line in complete.splitlines()]

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from mindspeed_ms.backend.comm import CommCall
+from mindspeed_ms.files.content import taken_apart
 from mindspeed_ms.files.regular_file import read_bytes
+from mindspeed_ms.files.whole import write_text
 
 LANES = ("iterations", "schedule", "operators", "communication", "cells", "data")
 TRACE_NAME, TABLE_NAME, RANK_NAME = "trace.json", "communication.json", "rank_{:05d}.json"
@@ -234,9 +236,8 @@ def summary_lines(traces: Sequence[RankTrace]) -> list[str]:
 
 def write_rank(folder: Path, trace: RankTrace) -> None:
     """Write what one rank recorded, to be merged later."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / RANK_NAME.format(trace.rank)
-    path.write_text(json.dumps(trace.plain()), encoding="utf-8")
+    write_text(path, json.dumps(trace.plain()))
 
 
 def read_ranks(folder: Path) -> list[RankTrace]:
@@ -248,7 +249,12 @@ def read_ranks(folder: Path) -> list[RankTrace]:
     files = sorted(folder.glob("rank_*.json"))
     if not files:
         raise ValueError(f"{folder} holds no rank_*.json; name the folder of --profile-save-path")
-    return [RankTrace.of_plain(json.loads(read_bytes(path))) for path in files]
+    return [_read_rank(path) for path in files]
+
+
+def _read_rank(path: Path) -> RankTrace:
+    with taken_apart(path, "what a rank recorded with --profile-offline-analyse"):
+        return RankTrace.of_plain(json.loads(read_bytes(path)))
 
 
 def write_merged(folder: Path, traces: Sequence[RankTrace], *, with_table: bool) -> Path:
@@ -257,10 +263,8 @@ def write_merged(folder: Path, traces: Sequence[RankTrace], *, with_table: bool)
     Returns:
         The trace's file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / TRACE_NAME
-    path.write_text(json.dumps(merged(traces)), encoding="utf-8")
+    write_text(path, json.dumps(merged(traces)))
     if with_table:
-        table = json.dumps(communication_table(traces), indent=1)
-        (folder / TABLE_NAME).write_text(table, encoding="utf-8")
+        write_text(folder / TABLE_NAME, json.dumps(communication_table(traces), indent=1))
     return path

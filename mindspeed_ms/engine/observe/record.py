@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+from mindspeed_ms.files.content import taken_apart
 from mindspeed_ms.files.regular_file import read_bytes
 
 FILE_NAME = "run_record.jsonl"
@@ -85,15 +86,13 @@ def read_record(folder: Path) -> list[Entry]:
     """
     path = folder / FILE_NAME
     entries: list[Entry] = []
-    text = read_bytes(path).decode("utf-8")
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
-        try:
+    data = read_bytes(path)
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        with taken_apart(f"{path}, line {number},", "an entry of a run's record"):
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            raise ValueError(f"{path}, line {number}: not an entry of a run's record") from None
-        if entry["kind"] == "start":
-            entries = list(_before(entries, entry["iteration"]))
-        entries.append(entry)
+            if str(entry["kind"]) == "start":
+                entries = list(_before(entries, int(entry["iteration"])))
+            entries.append(entry)
     return entries
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ms.engine.observe.record import Entry, read_record
+from mindspeed_ms.engine.observe.record import FILE_NAME, Entry, read_record
+from mindspeed_ms.files.content import taken_apart
 from mindspeed_ms.plan.rank_generator import RankGenerator
 
 MOST_POINTS = 4000
@@ -41,6 +42,11 @@ def tell(folder: Path) -> Story:
     starts = [entry for entry in entries if entry["kind"] == "start"]
     if not starts:
         raise ValueError(f"the record in {folder} has no start; it was not written by a run")
+    with taken_apart(folder / FILE_NAME, "the record of a run"):
+        return _told(folder, starts, entries)
+
+
+def _told(folder: Path, starts: Sequence[Entry], entries: Sequence[Entry]) -> Story:
     start, by_kind = starts[-1], _by_kind(entries)
     steps = by_kind.get("step", [])
     curves = dict(_curves(steps)) | dict(_evaluations(by_kind.get("validation", [])))

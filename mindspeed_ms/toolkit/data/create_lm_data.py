@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from mindspore.mindrecord import FileWriter
+from mindspore.mindrecord.common.exceptions import MindRecordException
 from numpy.typing import NDArray
 
 from mindspeed_ms.toolkit.data.conversations import Writer
@@ -56,8 +58,32 @@ def rows_of(files: Sequence[str], writer: Writer, seq_length: int) -> Iterator[N
 def write_records(
     rows: Iterator[NDArray[np.int32]], path: Path, seq_length: int, shards: int
 ) -> int:
-    """Write rows to MindRecord; return their number."""
+    """Write rows to MindRecord; return their number.
+
+    Nothing is touched before there is a row, and nothing half-written is left.
+
+    Raises:
+        ValueError: the files cannot be written.
+    """
+    first = next(rows, None)
+    if first is None:
+        return 0
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or path.is_symlink():
+        raise ValueError(f"--output_file {path} is a folder or a link; name a file")
+    try:
+        return _write_all(chain([first], rows), path, seq_length, shards)
+    except BaseException as error:
+        names = (path.name, *(f"{path.name}{number}" for number in range(shards)))
+        for name in (name for base in names for name in (base, f"{base}.db")):
+            path.with_name(name).unlink(missing_ok=True)
+        if isinstance(error, MindRecordException | RuntimeError):
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"--output_file {path} cannot be written ({reason})") from None
+        raise
+
+
+def _write_all(rows: Iterable[NDArray[np.int32]], path: Path, seq_length: int, shards: int) -> int:
     records = FileWriter(str(path), shard_num=shards, overwrite=True)
     records.add_schema({"input_ids": {"type": "int32", "shape": [seq_length + 1]}}, "rows")
     count, block = 0, []
@@ -69,8 +95,7 @@ def write_records(
             block = []
     if block:
         records.write_raw_data(block)
-    if count:
-        records.commit()
+    records.commit()
     return count
 
 

@@ -27,6 +27,7 @@ from mindspeed_ms.backend.rank_table import (
     Server,
     is_address,
 )
+from mindspeed_ms.files.whole import write_text
 from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 HCCN_CONF = Path("/etc/hccn.conf")
@@ -122,7 +123,7 @@ def file_name(table: RankTable) -> str:
 def write_table(table: RankTable, folder: Path) -> Path:
     """Write a table into a folder under its usual name; return the file's path."""
     path = folder / file_name(table)
-    path.write_text(json.dumps(table.to_document(), indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(table.to_document(), indent=2) + "\n")
     return path
 
 

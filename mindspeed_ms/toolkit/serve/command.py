@@ -103,7 +103,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     """
     keys = list(arguments.api_key)
     if arguments.api_key_file is not None:
-        keys += arguments.api_key_file.read_text(encoding="utf-8").split()
+        keys += read_text(arguments.api_key_file).split()
         if not keys:
             raise ValueError(f"{arguments.api_key_file} holds no key; write one per line")
     if "" in keys:

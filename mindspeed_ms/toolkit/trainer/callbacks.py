@@ -21,6 +21,7 @@ from typing import Any
 from mindspore.train import Callback, RunContext
 
 from mindspeed_ms.files.regular_file import read_json
+from mindspeed_ms.files.whole import write_text
 from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
 
 NEVER_CALLED = (
@@ -57,7 +58,7 @@ class TrainerState:
     def save_to_json(self, json_path: str | PathLike[str]) -> None:
         """Write it to a file."""
         text = json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
-        Path(json_path).write_text(f"{text}\n", encoding="utf-8")
+        write_text(Path(json_path), f"{text}\n")
 
     @classmethod
     def load_from_json(cls, json_path: str | PathLike[str]) -> TrainerState:

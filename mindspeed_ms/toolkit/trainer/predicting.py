@@ -9,6 +9,7 @@ from typing import Any
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.engine.output import print_rank_0
+from mindspeed_ms.files.whole import write_text
 from mindspeed_ms.toolkit import hub
 from mindspeed_ms.toolkit.generation.config import ALIASES, DEFAULTS
 from mindspeed_ms.toolkit.mapping.tree import Task
@@ -30,7 +31,7 @@ Texts = list[dict[str, list[str]]]
 def write_texts(found: Sequence[Mapping[str, list[str]]]) -> None:
     """Write a line for each text to the file of this folder, on the first rank."""
     if comm.get_rank() == 0:
-        Path(RESULT_FILE).write_text("".join(f"{one}\n" for one in found), encoding="utf-8")
+        write_text(RESULT_FILE, "".join(f"{one}\n" for one in found))
 
 
 def predict_task(task: Task) -> Texts:
