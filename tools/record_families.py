@@ -58,6 +58,10 @@ LATENT = {
     "first_k_dense_replace": 1,
     "routed_scaling_factor": 1.5,
 }
+GLM_EXPERTS = {
+    **{"head_dim": 8, "attention_bias": True, "n_routed_experts": 8, "n_shared_experts": 1},
+    **{"num_experts_per_tok": 2, "moe_intermediate_size": 12, "routed_scaling_factor": 1.5},
+}
 WINDOWS = {"sliding_window": 6}
 YARN = {
     "rope_type": "yarn",
@@ -195,6 +199,39 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
         },
     ),
+    "seed_oss": ("SeedOss", {**HEAD, "attention_dropout": 0.0, "residual_dropout": 0.0}),
+    "smollm3": (
+        "SmolLM3",
+        {
+            **WINDOWS,
+            "use_sliding_window": True,
+            "num_hidden_layers": 3,
+            "no_rope_layers": [1, 0, 1],
+        },
+    ),
+    "starcoder2": ("Starcoder2", WINDOWS),
+    "exaone4": (
+        "Exaone4",
+        {**HEAD, **WINDOWS, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "ministral": (
+        "Ministral",
+        {**HEAD, **WINDOWS, "layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "ernie4_5": ("Ernie4_5", {"head_dim": 12}),
+    "arcee": ("Arcee", {}),
+    "nemotron": ("Nemotron", {}),
+    "glm4_moe": ("Glm4Moe", GLM_EXPERTS),
+    "kimi_k2": (
+        "DeepseekV3",
+        {
+            **{**LATENT, "n_group": 1, "topk_group": 1, "num_nextn_predict_layers": 0},
+            "rope_parameters": {
+                **{**YARN, "beta_fast": 1.0, "beta_slow": 1.0},
+                **{"mscale": 1.0, "mscale_all_dim": 1.0},
+            },
+        },
+    ),
     "gpt_oss": (
         "GptOss",
         {
@@ -325,6 +362,75 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3Moe",
         {**EXPERTS, **HEAD, "num_experts_per_tok": 1, "norm_topk_prob": True},
     ),
+    "seed_oss_biases": (
+        "SeedOss",
+        {
+            **{"head_dim": 12, "attention_bias": False, "attention_out_bias": True},
+            **{"mlp_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"},
+        },
+    ),
+    "smollm3_plain": (
+        "SmolLM3",
+        {
+            **{"no_rope_layer_interval": 2, "num_hidden_layers": 4, "attention_bias": True},
+            **{"mlp_bias": True, "tie_word_embeddings": False},
+            "rope_parameters": {**YARN},
+        },
+    ),
+    "starcoder2_plain": (
+        "Starcoder2",
+        {
+            **{"use_bias": False, "tie_word_embeddings": False, "norm_epsilon": 1e-3},
+            **{"hidden_act": "gelu", "num_key_value_heads": 1},
+        },
+    ),
+    "exaone4_full": (
+        "Exaone4",
+        {
+            **{"sliding_window": None, "layer_types": ["full_attention"] * 2},
+            **{"tie_word_embeddings": True, "num_key_value_heads": 4},
+            "rope_parameters": {
+                **{"rope_type": "llama3", "rope_theta": 1e4, "factor": 16.0},
+                **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    "exaone4_pattern": (
+        "Exaone4",
+        {**WINDOWS, "sliding_window_pattern": 3, "num_hidden_layers": 4},
+    ),
+    "exaone4_unrotated": ("Exaone4", {**WINDOWS, "layer_types": ["full_attention"] * 2}),
+    "ministral_all": ("Ministral", {**HEAD, **WINDOWS, "tie_word_embeddings": True}),
+    "ernie4_5_biases": (
+        "Ernie4_5",
+        {"use_bias": True, "tie_word_embeddings": False, "rms_norm_eps": 1e-3},
+    ),
+    "arcee_biases": (
+        "Arcee",
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "hidden_act": "gelu",
+            "rope_parameters": {**YARN},
+        },
+    ),
+    "nemotron_biases": (
+        "Nemotron",
+        {
+            **{"attention_bias": True, "mlp_bias": True, "head_dim": 12, "norm_eps": 1e-3},
+            **{"tie_word_embeddings": True, "hidden_act": "silu"},
+            "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1.0},
+        },
+    ),
+    "glm4_moe_groups": (
+        "Glm4Moe",
+        {
+            **{**GLM_EXPERTS, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3},
+            **{"use_qk_norm": True, "attention_bias": False, "norm_topk_prob": False},
+            **{"n_shared_experts": 2, "num_nextn_predict_layers": 0, "first_k_dense_replace": 0},
+        },
+    ),
     "gpt_oss_plain": (
         "GptOss",
         {
@@ -340,6 +446,9 @@ UNKNOWN = {
     "GPTNeoX": {"num_key_value_heads"},
 }
 """Sizes that a configuration has no key for."""
+
+RENAMED = {"kimi_k2"}
+"""Cases of a model type that computes as another one does, whose class there is."""
 
 PROMPT, NEW = 20, 4
 
@@ -365,6 +474,8 @@ def record(case: str) -> None:
             folder, attn_implementation="eager", dtype=torch.float32
         ).eval()
         config = json.loads((Path(folder) / "config.json").read_text())
+    if case in RENAMED:
+        config["model_type"] = case
     ids = np.random.RandomState(7).randint(0, SIZES["vocab_size"], PROMPT).tolist()
     tokens = list(ids)
     with torch.no_grad():

@@ -31,6 +31,11 @@ SANDWICH: Mapping[str, str] = {
     "ffn_post_norm": "post_feedforward_layernorm",
 }
 """Norms on both sides of each block, as Gemma names them."""
+BEHIND: Mapping[str, str] = {
+    "attn_post_norm": "post_attention_layernorm",
+    "ffn_post_norm": "post_feedforward_layernorm",
+}
+"""Norms behind each block alone, as OLMo 2 names them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +69,9 @@ class Decoder:
         yield from places.norm("model.norm", "encoder.final_norm")
         yield from places.whole("lm_head.weight", "output_layer.weight")
         for number, layer in enumerate(spec.layers):
-            if layer is None or not isinstance(layer.attention, AttentionSpec):
-                continue
-            theirs, ours = f"model.layers.{number}.self_attn", f"encoder.layers.{number}.attention"
-            for word, own in zip(self.query_norms, ("q_layernorm", "k_layernorm"), strict=True):
-                yield from places.norm(f"{theirs}.{word}", f"{ours}.{own}")
+            if layer is not None:
+                theirs, ours = f"model.layers.{number}", f"encoder.layers.{number}"
+                yield from self.norms_of_heads(places, theirs, ours, layer)
 
     def layer(self, places: Places, theirs: str, ours: str, layer: LayerSpec) -> Iterator[Place]:
         """Every tensor of a layer."""
@@ -83,6 +86,14 @@ class Decoder:
         else:
             assert isinstance(layer.mlp, MLPSpec), "no family has other blocks"
             yield from _dense(*block, layer.mlp, self.dense)
+
+    def norms_of_heads(
+        self, places: Places, theirs: str, ours: str, layer: LayerSpec
+    ) -> Iterator[Place]:
+        """Norms of queries and keys of a layer, which are named behind all other tensors."""
+        if isinstance(layer.attention, AttentionSpec):
+            for word, own in zip(self.query_norms, ("q_layernorm", "k_layernorm"), strict=True):
+                yield from places.norm(f"{theirs}.self_attn.{word}", f"{ours}.attention.{own}")
 
     def _attention(
         self, places: Places, theirs: str, ours: str, layer: LayerSpec

@@ -127,13 +127,18 @@ class SparseSteps:
 
 @dataclass(frozen=True, slots=True)
 class DenseFirst:
-    """The first layers have no experts."""
+    """The first layers have no experts.
 
+    Attributes:
+        default: how many, in a file that does not say.
+    """
+
+    default: int = 0
     keys: frozenset[str] = frozenset({"first_k_dense_replace"})
 
     def read(self, theirs: Mapping[str, Any]) -> Fields:
         """The layers."""
-        first = value_of(theirs, "first_k_dense_replace", 0)
+        first = value_of(theirs, "first_k_dense_replace", self.default)
         number = value_of(theirs, "num_hidden_layers")
         return _frequency([layer >= first for layer in range(number)])
 
@@ -185,13 +190,18 @@ class ListedBlocks:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """So many experts of the usual width that every token passes; they are one here."""
+    """So many experts of the usual width that every token passes; they are one here.
 
+    Attributes:
+        default: how many, in a file that does not say.
+    """
+
+    default: int = 0
     keys: frozenset[str] = frozenset({"n_shared_experts"})
 
     def read(self, theirs: Mapping[str, Any]) -> Fields:
         """Their total width."""
-        number = theirs.get("n_shared_experts")
+        number = theirs.get("n_shared_experts", self.default)
         width = value_of(theirs, "moe_intermediate_size")
         return {
             "moe_config.moe_shared_expert_intermediate_size": number * width if number else None

@@ -62,6 +62,11 @@ TEXTS = Kind("a list of texts", _list_of(_is_text))
 LAYER_NUMBERS = Kind(
     "a list of numbers of layers", _list_of(lambda value: _is_whole(value, 0, MOST_LAYERS))
 )
+SWITCHES = Kind("a list of 0 and 1", _list_of(lambda value: value in (0, 1)))
+PATTERN = Kind(
+    "a whole number of at least 0, or a text of L and G",
+    lambda value: _is_whole(value, 0) or (_is_text(value) and set(value) <= {"L", "G"}),
+)
 FACTORS = Kind("a list of numbers", _list_of(_is_number))
 IDS = Kind("the id of a token, or a list of ids", _is_ids)
 BLOCK = Kind("a block of keys and values", lambda value: isinstance(value, Mapping))
@@ -80,19 +85,22 @@ KINDS = _table(
         "index_head_dim index_n_heads index_topk initial_context_length intermediate_size "
         "kv_lora_rank max_position_embeddings "
         "moe_intermediate_size n_ctx n_embd n_head n_inner n_positions n_routed_experts "
+        "no_rope_layer_interval "
         "num_attention_heads num_experts num_experts_per_tok num_heads num_key_value_heads "
         "num_local_experts original_max_position_embeddings q_lora_rank qk_head_dim "
         "qk_nope_head_dim qk_rope_head_dim v_head_dim vocab_size",
     ),
     counts=(
         COUNT,
-        "_sliding_window_pattern first_k_dense_replace max_window_layers moe_layer_freq n_group "
+        "first_k_dense_replace max_window_layers moe_layer_freq n_group "
         "n_shared_experts num_nextn_predict_layers shared_expert_intermediate_size sliding_window "
-        "sliding_window_pattern topk_group",
+        "topk_group",
     ),
+    patterns=(PATTERN, "_sliding_window_pattern sliding_window_pattern"),
     above_0=(
         ABOVE_0,
-        "embedding_multiplier layer_norm_eps layer_norm_epsilon logits_scaling "
+        "embedding_multiplier layer_norm_eps layer_norm_epsilon logits_scaling norm_eps "
+        "norm_epsilon "
         "query_pre_attn_scalar rms_norm_eps rope_local_base_freq rope_theta rotary_emb_base",
     ),
     numbers=(
@@ -103,19 +111,20 @@ KINDS = _table(
     ),
     shares=(
         SHARE,
-        "attention_dropout attn_pdrop embd_pdrop hidden_dropout partial_rotary_factor resid_pdrop "
-        "rotary_pct",
+        "attention_dropout attn_pdrop embd_pdrop embedding_dropout hidden_dropout "
+        "partial_rotary_factor resid_pdrop residual_dropout rotary_pct",
     ),
     switches=(
         SWITCH,
-        "add_cross_attention attention_bias mlp_bias norm_topk_prob output_router_logits qkv_bias "
-        "reorder_and_upcast_attn rope_interleave scale_attn_by_inverse_layer_idx "
-        "scale_attn_weights seq_aux tie_word_embeddings use_bidirectional_attention "
-        "use_parallel_residual use_sliding_window",
+        "add_cross_attention attention_bias attention_out_bias mlp_bias norm_topk_prob "
+        "output_router_logits qkv_bias reorder_and_upcast_attn rope_interleave "
+        "scale_attn_by_inverse_layer_idx scale_attn_weights seq_aux tie_word_embeddings "
+        "use_bias use_bidirectional_attention use_parallel_residual use_qk_norm use_sliding_window",
     ),
     texts=(TEXT, "activation_function hidden_act hidden_activation scoring_func topk_method"),
     lists=(TEXTS, "layer_types mlp_layer_types"),
     layer_numbers=(LAYER_NUMBERS, "mlp_only_layers"),
+    switch_lists=(SWITCHES, "no_rope_layers"),
     ids=(IDS, "bos_token_id eos_token_id pad_token_id"),
     blocks=(BLOCK, "rope_parameters rope_scaling quantization_config"),
 )

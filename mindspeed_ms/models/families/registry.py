@@ -7,21 +7,29 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from mindspeed_ms.config import AllConfig
+from mindspeed_ms.config.coercion import suggestion
 from mindspeed_ms.models.families import (
+    arcee,
     deepseek_v2,
     deepseek_v3,
     deepseek_v32,
+    ernie4_5,
+    exaone4,
     gemma2,
     gemma3,
     glm4,
+    glm4_moe,
     gpt2,
     gpt_neox,
     gpt_oss,
     gpt_pangu,
     granite,
+    kimi_k2,
     llama,
+    ministral,
     mistral,
     mixtral,
+    nemotron,
     olmo2,
     olmoe,
     phi3,
@@ -29,6 +37,9 @@ from mindspeed_ms.models.families import (
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    seed_oss,
+    smollm3,
+    starcoder2,
 )
 from mindspeed_ms.models.families.family import Family
 
@@ -56,6 +67,16 @@ FAMILIES: tuple[Family, ...] = (
     deepseek_v3.FAMILY,
     deepseek_v32.FAMILY,
     gpt_oss.FAMILY,
+    seed_oss.FAMILY,
+    smollm3.FAMILY,
+    starcoder2.FAMILY,
+    exaone4.FAMILY,
+    ministral.FAMILY,
+    ernie4_5.FAMILY,
+    arcee.FAMILY,
+    nemotron.FAMILY,
+    glm4_moe.FAMILY,
+    kimi_k2.FAMILY,
 )
 """In the order in which a model is tried to be written as one of them."""
 
@@ -73,7 +94,8 @@ def family_of_type(model_type: object) -> Family:
     family = BY_MODEL_TYPE.get(str(model_type))
     if family is None:
         raise ValueError(
-            f"model_type is {model_type!r}; models of type {', '.join(BY_MODEL_TYPE)} are supported"
+            f"model_type is {model_type!r}; models of type {', '.join(BY_MODEL_TYPE)} are "
+            f"supported{suggestion(str(model_type)[:100], BY_MODEL_TYPE)}"
         )
     return family
 

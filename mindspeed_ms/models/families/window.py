@@ -113,11 +113,11 @@ class PatternOfWindows:
 
     Attributes:
         width: of a file without the key.
-        every: n, where neither key nor list say it.
+        every: n, where neither key nor list say it; None: all layers have it.
     """
 
     width: int
-    every: int
+    every: int | None
 
     @property
     def keys(self) -> frozenset[str]:
@@ -126,13 +126,21 @@ class PatternOfWindows:
         return frozenset(names | {"_sliding_window_pattern"})
 
     def read(self, theirs: Mapping[str, Any]) -> Fields:
-        """The window and its layers."""
+        """The window and its layers.
+
+        Raises:
+            ValueError: a kind of layer that is not known, or a pattern of letters alone.
+        """
         number = value_of(theirs, "num_hidden_layers")
         every = theirs.get("sliding_window_pattern") or theirs.get("_sliding_window_pattern")
         every = every or self.every
         types = known_types(theirs)
+        if isinstance(every, str) and not types:
+            raise ValueError(
+                f"config.json has sliding_window_pattern {every!r} without layer_types; give those"
+            )
         layers = [kind == SLIDING for kind in types]
-        layers = layers or [(layer + 1) % every != 0 for layer in range(number)]
+        layers = layers or [not every or (layer + 1) % every != 0 for layer in range(number)]
         width = theirs.get("sliding_window", self.width)
         return _fields(width, layers) if width and any(layers) else {}
 

@@ -9,7 +9,7 @@ import pytest
 from family_document import families_document
 
 from mindspeed_ms.models import gpt_spec
-from mindspeed_ms.models.families.registry import BY_MODEL_TYPE, FAMILIES, family_of
+from mindspeed_ms.models.families.registry import BY_MODEL_TYPE, FAMILIES, family_of, family_of_type
 
 PRESETS = [(family, name) for family in FAMILIES for name in family.presets]
 IDS = [name for _, name in PRESETS]
@@ -52,6 +52,13 @@ def test_a_preset_is_held_by_its_family(family, name):
         ("olmoe", "olmoe_1b_7b", 6_919_161_856),
         ("deepseek_v2", "deepseek_v2_lite", 15_706_484_224),
         ("gpt_oss", "gpt_oss_20b", 20_914_757_184),
+        ("seed_oss", "seed_oss_36b", 36_151_104_512),
+        ("smollm3", "smollm3_3b", 3_075_098_624),
+        ("starcoder2", "starcoder2_3b", 3_030_371_328),
+        ("exaone4", "exaone4_32b", 32_003_216_384),
+        ("ministral", "ministral_8b", 8_019_808_256),
+        ("ernie4_5", "ernie4.5_0.3b", 360_748_032),
+        ("nemotron", "minitron_4b", 4_190_509_056),
     ],
 )
 def test_sizes_have_the_published_number_of_parameters(model_type, name, number):
@@ -87,6 +94,32 @@ def test_a_key_that_cannot_be_held_is_named(message, case):
         family.config({**theirs, **change})
 
 
+LISTS = {
+    "no_rope_layers of 1 entries for 36": ("smollm3", {"no_rope_layers": [1]}),
+    "layer_types of 2 entries for 36": ("smollm3", {"layer_types": ["full_attention"] * 2}),
+    "among its layer_types, but no sliding": (
+        "smollm3",
+        {"layer_types": ["sliding_attention"] * 36},
+    ),
+    "'LLLG' without layer_types": (
+        "exaone4",
+        {"layer_types": None, "sliding_window": 8, "sliding_window_pattern": "LLLG"},
+    ),
+    "must be a whole number of at least 0, or a text": ("exaone4", {"sliding_window_pattern": "x"}),
+    "must be a list of 0 and 1": ("smollm3", {"no_rope_layers": [2]}),
+}
+
+
+@pytest.mark.parametrize(("message", "case"), LISTS.items(), ids=LISTS)
+def test_lists_of_layers_that_say_too_little_are_refused(message, case):
+    test_a_key_that_cannot_be_held_is_named(message, case)
+
+
+def test_an_unknown_type_of_model_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match=r"'smolm3'; .*smollm3, .*did you mean 'smollm3'\?"):
+        family_of_type("smolm3")
+
+
 def test_norms_of_narrow_vectors_keep_their_epsilon_whatever_the_others_have():
     family = BY_MODEL_TYPE["deepseek_v3"]
     theirs = next(iter(family.presets.values()))
@@ -99,6 +132,7 @@ def test_tensors_cover_every_parameter_once(family, name):
     theirs = dict(family.presets[name])
     layers = next(key for key in ("num_hidden_layers", "n_layer", "num_layers") if key in theirs)
     theirs[layers] = 2
+    theirs |= {key: value[:2] for key, value in theirs.items() if isinstance(value, list)}
     spec = gpt_spec(family.config(theirs).model_config)
     covered = {parameter.name: 0 for parameter in spec.parameters()}
     seen = set()

@@ -112,6 +112,13 @@ class LatentRope:
         return {**written, "rope_scaling": scaling}
 
 
+SCALING = Key(
+    "routed_scaling_factor",
+    "moe_config.moe_router_topk_scaling_factor",
+    1.0,
+    lambda factor: None if factor == 1.0 else float(factor),
+    lambda factor: factor or 1.0,
+)
 RULES: tuple[Rule, ...] = llama.rules(
     *experts("n_routed_experts"),
     DenseFirst(),
@@ -126,13 +133,7 @@ RULES: tuple[Rule, ...] = llama.rules(
         )
     ),
     Key("q_lora_rank", f"{_LATENT}q_lora_rank", None),
-    Key(
-        "routed_scaling_factor",
-        "moe_config.moe_router_topk_scaling_factor",
-        1.0,
-        lambda factor: None if factor == 1.0 else float(factor),
-        lambda factor: factor or 1.0,
-    ),
+    SCALING,
     Biases("attention_bias", (f"{_LATENT}down_proj_has_bias", "model_config.out_proj_has_bias")),
     Only("moe_layer_freq", (1,), 1),
     heads=EqualHeads(),

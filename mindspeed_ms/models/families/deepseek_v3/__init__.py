@@ -51,7 +51,8 @@ def places_of(spec: ModelSpec) -> Iterator[Place]:
         yield from places.norm(f"{theirs}.enorm", f"{ours}.enorm")
         yield from places.norm(f"{theirs}.hnorm", f"{ours}.hnorm")
         yield from places.linear(f"{theirs}.eh_proj", f"{ours}.eh_proj")
-        yield from decoder.layer(places, theirs, f"{ours}.transformer_layer", further.layer)
+        for parts in (decoder.layer, decoder.norms_of_heads):
+            yield from parts(places, theirs, f"{ours}.transformer_layer", further.layer)
         yield from places.norm(f"{theirs}.shared_head.norm", f"{ours}.final_norm")
         for word, own in (
             ("embed_tokens", "embedding.word_embeddings"),

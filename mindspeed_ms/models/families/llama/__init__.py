@@ -33,12 +33,20 @@ ATTENTION_BIAS = Biases(
 )
 
 
+BIASES = (
+    *("model_config.qkv_has_bias", "model_config.out_proj_has_bias"),
+    "model_config.mlp_has_bias",
+)
+"""Fields of a switch for all biases."""
+
+
 def rules(
     *more: Rule,
     activation: Rule = Activation(),  # noqa: B008 - it is frozen
     heads: Rule = Heads(),  # noqa: B008 - it is frozen
     rope: Rule = Rope(),  # noqa: B008 - it is frozen
     epsilon: float = 1e-6,
+    epsilon_key: str = "rms_norm_eps",
     is_tied: bool = False,
 ) -> tuple[Rule, ...]:
     """Rules of a model like Llama.
@@ -49,6 +57,7 @@ def rules(
         heads: of attention.
         rope: of positions.
         epsilon: of norms, in a file that names none.
+        epsilon_key: its key.
         is_tied: whether the head uses the embedding, in a file that does not say.
     """
     return (
@@ -59,7 +68,7 @@ def rules(
         activation,
         Length(),
         rope,
-        Key("rms_norm_eps", "model_config.norm_epsilon", epsilon, float),
+        Key(epsilon_key, "model_config.norm_epsilon", epsilon, float),
         Key("initializer_range", "model_config.init_method_std", 0.02, float),
         Key("attention_dropout", "model_config.attention_dropout_rate", 0.0, float),
         tied_head(is_tied),

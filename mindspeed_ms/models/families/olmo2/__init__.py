@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from mindspeed_ms.models.families import llama
-from mindspeed_ms.models.families.decoder import Decoder
+from mindspeed_ms.models.families.decoder import BEHIND, Decoder
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.rope import Rope
 
@@ -43,12 +43,7 @@ FAMILY = Family(
         "model_config.use_sandwich_norm": True,
     },
     rules=llama.rules(llama.ATTENTION_BIAS, rope=Rope(500000.0), epsilon=1e-5),
-    places=Decoder(
-        norms={
-            "attn_post_norm": "post_attention_layernorm",
-            "ffn_post_norm": "post_feedforward_layernorm",
-        }
-    ),
+    places=Decoder(norms=BEHIND),
     presets={
         "olmo2_1b": _olmo2(16, 2048, 8192, 16),
         "olmo2_7b": _olmo2(32, 4096, 11008, 32),
