@@ -40,7 +40,9 @@ from mindspeed_ms.training.from_args import (
     place_over,
     values_of_sections,
 )
+from mindspeed_ms.training.placeholders import gathered
 from mindspeed_ms.training.yaml_styles.build import checked_sections, merge_sections
+from mindspeed_ms.training.yaml_styles.command_yaml import with_files_said
 from mindspeed_ms.training.yaml_styles.megatron_yaml import (
     flags_of,
     is_megatron_style,
@@ -77,10 +79,14 @@ def parse_args(
     """
     parser = build_parser(extra_args_provider) if extra_args_provider else table_parser()
     words = sys.argv[1:] if argv is None else argv
-    parsed, unknown = parser.parse_known_args(without_brackets(words))
+    try:
+        words = _readable(words)
+    except ValueError as error:
+        parser.error(str(error))
+    parsed, unknown = parser.parse_known_args(words)
     if unknown and not ignore_unknown_args:
         if isinstance(parser, CommandLineParser):
-            parser.unknown(unknown[0])
+            parser.unknown(unknown[0], words)
         parser.error(f"unknown flag {unknown[0]}")
     values = vars(parsed)
     values.setdefault("given_flags", [])
@@ -110,6 +116,24 @@ def parse_args(
         parser.error(str(error))
     mirror(values)
     return Namespace(**values)
+
+
+_PLANS = {"--dry-run", "--dry_run", "--scale-down", "--scale_down", "--fake-process-group"}
+
+
+def _readable(words: Sequence[str]) -> list[str]:
+    """Return a command line with what the shell or another launcher has left to do, done.
+
+    Raises:
+        ValueError: that needs a value which is not there.
+    """
+    is_plan = env.is_dry_run() or bool(_PLANS.intersection(words))
+    words, lines = gathered(with_files_said(words, is_plan))
+    if lines and not is_plan:
+        raise ValueError(f"{lines[0]}; give one, in quotes if it has blanks")
+    for line in lines:
+        logger.warning("%s: planned anyway, as files are not read", line)
+    return without_brackets(words)
 
 
 def _two_sources(values: dict[str, Any]) -> list[str]:

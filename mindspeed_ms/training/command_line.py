@@ -164,13 +164,20 @@ class CommandLineParser(PlainParser):
         say(message, f"{self.prog}: ")
         self.exit(USER_ERROR_STATUS)
 
-    def unknown(self, word: str) -> NoReturn:
-        """End because a word is no flag."""
+    def unknown(self, word: str, words: Sequence[str]) -> NoReturn:
+        """End because a word among others is no flag."""
         own = [
             name
             for name, action in self._option_string_actions.items()
             if not isinstance(action, _FlagAction)
         ]
+        before = dict(zip(words[1:], words, strict=False)).get(word, "")
+        if (
+            not word.startswith("-")
+            and before in BY_NAME
+            and BY_NAME[before].arity in ("on", "off")
+        ):
+            self.error(f"unexpected word {word[:100]!r}; {before} takes no value")
         self.error(unknown_flag_message(word, ROWS, own))
 
     def user_defaults(self) -> dict[str, Any]:

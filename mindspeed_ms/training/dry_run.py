@@ -42,9 +42,19 @@ TYPICAL_VOCABULARIES = MappingProxyType(
         "PretrainedFromHF": 128256,
         "TikTokenizer": 131072,
         "SFTTokenizer": 131072,
+        "LLama2Tokenizer": 32000,
+        **dict.fromkeys(("LLama3Tokenizer", "Llama3TokenizerFS"), 128256),
+        **dict.fromkeys(("Qwen2Tokenizer", "Qwen3Tokenizer", "Qwen2TokenizerFS"), 151643),
+        "QwenTokenizerFS": 151851,
+        "AquilaTokenizerFS": 100008,
+        "DeepSeekV2Tokenizer": 100002,
+        "DeepSeekV3Tokenizer": 128815,
     }
 )
 """Tokens of the usual vocabulary of a tokenizer type, for plans without its file."""
+
+_USUAL_TOKENS = 50257
+"""Of GPT-2, and of types that nobody here knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +204,8 @@ def _assume_vocabulary(args: argparse.Namespace) -> list[str]:
     try:
         tokens, notes = int(build_tokenizer(args).vocab_size), []
     except (ValueError, OSError, RuntimeError):
-        usual = args.vocab_size or TYPICAL_VOCABULARIES.get(kind or "GPT2BPETokenizer")
-        if usual is None:
-            return []
+        kind = kind or args.patch_tokenizer_type
+        usual = args.vocab_size or TYPICAL_VOCABULARIES.get(kind or "", _USUAL_TOKENS)
         tokens = int(usual)
         notes = [
             f"a vocabulary of {tokens} tokens, usual for {kind or 'a GPT'}, because its files "

@@ -19,6 +19,7 @@ from mindspeed_ms.config.transformer_config import (
     default_ffn_hidden_size,
 )
 from mindspeed_ms.training.flags.forks import FORK_RULES
+from mindspeed_ms.training.flags.more_forks import MORE_RULES
 from mindspeed_ms.training.flags.row import UNSET
 from mindspeed_ms.training.flags.vocabulary import rows_of
 from mindspeed_ms.training.flags.yarn import YARN_RULES
@@ -199,6 +200,8 @@ def _is_deepspeed(given: Arguments) -> bool:
 
 def _expert_capacity(stated: Any, given: Arguments) -> Any:
     if stated is UNSET and _is_deepspeed(given):
+        if given.disable_moe_token_dropping:
+            return None
         return given.moe_train_capacity_factor or 1.0
     return stated
 
@@ -224,6 +227,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "model_config.position_embedding_type": _position_embedding_type,
         **YARN_RULES,
         **FORK_RULES,
+        **MORE_RULES,
         "model_config.normalization": _normalization,
         "model_config.qkv_has_bias": _has_bias,
         "model_config.out_proj_has_bias": _has_bias,

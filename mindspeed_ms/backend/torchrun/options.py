@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import argparse
 import glob
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mindspeed_ms.backend import env
 from mindspeed_ms.backend.plain_parser import PlainParser
+from mindspeed_ms.backend.torchrun.unfilled import COUNTS, filled
 
 DEFAULT_PORT = 29500
 _IGNORED_VALUES = (
@@ -30,6 +33,8 @@ _IGNORED_VALUES = (
     "--fault-tol-cfg-path",
 )
 """Options with a value that changes nothing here; e.g. every rank has a log anyway."""
+DRY_RUNS = frozenset(("--dry-run", "--dry_run"))
+"""Arguments of a script that ask for a plan."""
 _SHORT = {"--redirects": "-r", "--tee": "-t"}
 _IGNORED_SWITCHES = (
     "--use-env",
@@ -66,6 +71,8 @@ class Request:
     """Local ranks whose output is shown; None: all."""
     ignored: tuple[str, ...] = ()
     """Given options that change nothing."""
+    is_counted: bool = True
+    """The number of ranks is known; in a plan it need not be."""
 
     @property
     def world_size(self) -> int:
@@ -127,20 +134,28 @@ def read(prog: str, words: Sequence[str], environment: Mapping[str, str]) -> Req
     Raises:
         LaunchError: an option that has no meaning here, or a value that is no number.
     """
+    clean, missing = filled(words, _takes_value)
+    if env.is_dry_run() or DRY_RUNS.intersection(words):
+        words = clean
+        for name in missing:
+            sys.stderr.write(f"{prog}: {name} has no value, and a plan does without\n")
+    elif missing:
+        raise LaunchError(f"{missing[0]} has no value; a variable of the script may be empty")
     own, rest = _without_fault_options(words)
     given = build_parser(prog).parse_args(own)
     if given.no_python:
         raise LaunchError("--no-python is refused: ranks are Python processes; name the script")
-    nodes = _number("--nnodes", given.nnodes or environment.get("PET_NNODES"), 1)
+    nodes = count("--nnodes", given.nnodes or environment.get("PET_NNODES"), 1)
     per_node = given.nproc_per_node or environment.get("PET_NPROC_PER_NODE") or "1"
     node_rank = given.node_rank or environment.get("PET_NODE_RANK")
     address, port = _endpoint(given, environment)
     restarts = given.max_restarts or environment.get("PET_MAX_RESTARTS")
+    ranks = _ranks_per_node(per_node, environment)
     shown = given.local_ranks_filter or environment.get("PET_LOCAL_RANKS_FILTER")
     return Request(
         nodes=nodes,
-        ranks_per_node=_ranks_per_node(per_node, environment),
-        node_rank=None if node_rank is None else _number("--node-rank", node_rank, 0, minimum=0),
+        ranks_per_node=ranks or 1,
+        node_rank=None if node_rank is None else count("--node-rank", node_rank, 0, minimum=0),
         master_addr="127.0.0.1" if nodes == 1 and given.standalone else address,
         master_port=port,
         script=given.script,
@@ -149,9 +164,10 @@ def read(prog: str, words: Sequence[str], environment: Mapping[str, str]) -> Req
         log_dir=given.log_dir or environment.get("PET_LOG_DIR") or "msrun_log",
         is_local=nodes == 1,
         picks_port=nodes == 1 and (given.standalone or port == 0),
-        max_restarts=_number("--max-restarts", restarts, 0, minimum=0),
+        max_restarts=count("--max-restarts", restarts, 0, minimum=0),
         shown=_list_of_ranks("--local-ranks-filter", shown),
         ignored=tuple(_ignored(given)) + tuple(rest),
+        is_counted=ranks is not None and not set(COUNTS) & set(missing),
     )
 
 
@@ -192,7 +208,12 @@ def _ignored(given: argparse.Namespace) -> list[str]:
     ]
 
 
-def _number(name: str, text: str | None, default: int, minimum: int = 1) -> int:
+def count(name: str, text: str | None, default: int, minimum: int = 1) -> int:
+    """Return the number an option states, or its default where nothing is stated.
+
+    Raises:
+        LaunchError: it is no number, or too small.
+    """
     if text is None or text == "":
         return default
     if ":" in text:
@@ -210,14 +231,17 @@ def _number(name: str, text: str | None, default: int, minimum: int = 1) -> int:
 def _list_of_ranks(name: str, text: str | None) -> tuple[int, ...] | None:
     if not text:
         return None
-    return tuple(_number(name, word.strip(), 0, minimum=0) for word in text.split(","))
+    return tuple(count(name, word.strip(), 0, minimum=0) for word in text.split(","))
 
 
-def _ranks_per_node(text: str, environment: Mapping[str, str]) -> int:
+def _ranks_per_node(text: str, environment: Mapping[str, str]) -> int | None:
+    """Ranks of this host; None if a plan is asked for and its devices are elsewhere."""
     if text not in ("auto", "gpu", "npu", "cpu"):
-        return _number("--nproc-per-node", text, 1)
+        return count("--nproc-per-node", text, 1)
     visible = environment.get("ASCEND_RT_VISIBLE_DEVICES")
     devices = len(visible.split(",")) if visible else len(glob.glob("/dev/davinci[0-9]*"))
+    if not devices and text != "cpu" and env.is_dry_run():
+        return None
     if text == "cpu" or (text == "auto" and not devices):
         return int(environment.get("SLURM_CPUS_ON_NODE") or 1)
     if not devices:
@@ -236,7 +260,7 @@ def _endpoint(given: argparse.Namespace, environment: Mapping[str, str]) -> tupl
     if endpoint:
         host, _, text = endpoint.rpartition(":") if ":" in endpoint else (endpoint, "", "")
         address, port = address or host.strip("[]"), port or text
-    number = _number("--master-port", port, DEFAULT_PORT, minimum=0)
+    number = count("--master-port", port, DEFAULT_PORT, minimum=0)
     if number and not 1024 <= number <= 65535:
         raise LaunchError(f"--master-port {number} must lie between 1024 and 65535; 29500 is usual")
     return address or "127.0.0.1", number

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -19,7 +20,7 @@ from mindspeed_ms.backend.job_client import report_gone
 from mindspeed_ms.backend.job_secret import VARIABLE as SECRET
 from mindspeed_ms.backend.job_secret import new_secret
 from mindspeed_ms.backend.torchrun import worker
-from mindspeed_ms.backend.torchrun.options import LaunchError, Request, read
+from mindspeed_ms.backend.torchrun.options import DRY_RUNS, LaunchError, Request, read
 from mindspeed_ms.backend.torchrun.processes import Command, Outcome, Processes, last_lines
 
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT")
@@ -27,6 +28,8 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _PATIENCE_SECONDS = 15.0
 _USER_ERROR = 2
 """How entry points end after a user's mistake, which another start does not mend."""
+_OTHER_MODELS = re.compile(r"bert|t5|_ict|biencoder|retro|mamba|hybrid|vlm|vision|multimodal|llava")
+"""In names of Megatron's scripts for models that are no GPT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class Part:
     shown: tuple[int, ...] | None = None
     prefixes: tuple[tuple[str, ...], ...] = ()
     """For each rank here, words before its command."""
+    is_counted: bool = True
+    """The number of ranks is known; a plan without it takes the fewest that its layout needs."""
 
 
 def part_of(request: Request) -> Part:
@@ -73,6 +78,7 @@ def part_of(request: Request) -> Part:
         log_dir=Path(request.log_dir),
         picks_port=request.picks_port,
         shown=request.shown,
+        is_counted=request.is_counted,
     )
 
 
@@ -107,6 +113,10 @@ def launch(request: Request) -> int:
         LaunchError: the request cannot be followed.
     """
     _check(request)
+    if not request.is_module and not Path(request.script).is_file():  # of a plan
+        sys.stderr.write(f"{request.script} is not here; planned as pretrain_gpt.py\n")
+        words = ("train", *request.script_args)  # does the same from any folder
+        request = replace(request, script="mindspeed_ms.command", script_args=words, is_module=True)
     for name in request.ignored:
         sys.stderr.write(f"torchrun: {name} changes nothing here\n")
     return run(part_of(request), request.max_restarts)
@@ -119,11 +129,14 @@ def run(part: Part, max_restarts: int, name: str = "torchrun") -> int:
         0, or the exit status of the rank that failed first.
     """
     words = set(part.words)
-    is_dry = bool({"--dry-run", "--dry_run"} & words)
+    is_dry = bool(DRY_RUNS & words)
     if env.is_dry_run():
         is_dry = True
-        env.put(env.DRY_RUN_RANKS, part.world_size)
-    elif is_dry and not {"--world-size", "--world_size"} & words:
+        if part.is_counted:
+            env.put(env.DRY_RUN_RANKS, part.world_size)
+        else:
+            env.remove(env.DRY_RUN_RANKS)
+    elif is_dry and part.is_counted and not {"--world-size", "--world_size"} & words:
         part = replace(part, words=(*part.words, "--world-size", str(part.world_size)))
     if is_dry or part.world_size == 1:
         return supervise(0 if is_dry else max_restarts, lambda count: _alone(part, count), name)
@@ -131,8 +144,16 @@ def run(part: Part, max_restarts: int, name: str = "torchrun") -> int:
 
 
 def _check(request: Request) -> None:
+    other = _OTHER_MODELS.search(Path(request.script).name)
     if not request.is_module and not Path(request.script).is_file():
-        raise LaunchError(f"there is no script {request.script}; check the path")
+        if other:
+            raise LaunchError(
+                f"{request.script} trains another kind of model; those here are GPTs, which "
+                "pretrain_gpt.py trains"
+            )
+        is_plan = env.is_dry_run() or bool(DRY_RUNS.intersection(request.script_args))
+        if not is_plan or not request.script.endswith(".py"):
+            raise LaunchError(f"there is no script {request.script}; check the path")
     if request.is_local or env.is_dry_run():
         return
     if request.node_rank is None:

@@ -301,7 +301,15 @@ _BUILDERS: dict[str, Callable[[TokenizerSettings], Tokenizer]] = {
     ),
 }
 
-_BUILDERS["PretrainedFromHF"] = _BUILDERS["HuggingFaceTokenizer"]  # MindSpeed's name of it
+_FOLDERS = (
+    "PretrainedFromHF",  # MindSpeed
+    *("DeepSeekV2Tokenizer", "DeepSeekV3Tokenizer", "LLama2Tokenizer", "LLama3Tokenizer"),  # Pai
+    *("Qwen2Tokenizer", "Qwen3Tokenizer", "MixtralTokenizer"),
+    *("HFTokenizerFS", "Llama3TokenizerFS", "Qwen2TokenizerFS", "QwenTokenizerFS"),  # FlagScale
+)
+"""Other projects' names of what a folder of transformers holds."""
+
+_BUILDERS.update(dict.fromkeys(_FOLDERS, _BUILDERS["HuggingFaceTokenizer"]))
 
 TOKENIZER_TYPES = tuple(_BUILDERS)
 """Values of ``--tokenizer-type``."""

@@ -15,6 +15,7 @@ from mindspeed_ms.training.flags import (
     forks,
     layout,
     model,
+    more_forks,
     optimizer,
     other_hardware,
     other_programs,
@@ -41,6 +42,7 @@ ROWS: tuple[Flag, ...] = (
     *other_programs.ROWS,
     *published_models.ROWS,
     *forks.ROWS,
+    *more_forks.ROWS,
     *refused.ROWS,
 )
 """Every flag, in the order of help."""

@@ -188,7 +188,7 @@ TOKENIZER = in_group(
             "--tokenizer-model",
             str,
             Field("dataset_config.tokenizer_model"),
-            aliases=("--tokenizer-name-or-path",),
+            aliases=("--tokenizer-name-or-path", "--tokenizer-path"),
             small=None,
             common=True,
         ),
@@ -281,6 +281,7 @@ ROWS: tuple[Flag, ...] = (
         _TOKENIZED,
         """
 --legacy-tokenizer
+--special-tokens-file str
 --tokenizer-hf-use-fast
 --tokenizer-hf-include-special-tokens
 --tokenizer-hf-no-include-special-tokens

@@ -73,6 +73,11 @@ def gates_with(name: str) -> Field:
     return Field(_ACTIVATION, means=name, sets={_GATED: asked_means(True)}, back=back)
 
 
+def rope_type(name: str) -> str:
+    """Read a kind of stretching; ``plm`` is MindSpeed-LLM's name for none."""
+    return "default" if name == "plm" else name
+
+
 ROWS: tuple[Flag, ...] = (
     *in_group(
         "layers",
@@ -160,7 +165,7 @@ ROWS: tuple[Flag, ...] = (
         [
             value(
                 "--rope-scaling-type",
-                str,
+                rope_type,
                 Field(f"{_STRETCHING}rope_type"),
                 "default",
                 choices=("default", "linear", "dynamic", "llama3", "yarn", "longrope"),

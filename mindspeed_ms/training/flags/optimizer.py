@@ -24,6 +24,19 @@ _MOMENT_TYPES = {**_WIDE_OR_HALF, "bf16": "bfloat16"}
 _NO_FP8 = Refused("moments in 8 bits are not available", "use bf16 or fp16")
 
 
+_ALGORITHMS = {
+    **{
+        name: name
+        for name in (
+            *("adam", "sgd", "lion", "muon", "dist_muon", "adaptive_muon", "adamw"),
+            *("AdamWeightDecay", "AdamW", "Adam", "mint.AdamW", "SpeedAdamW", "AdamWZeRO"),
+            *("SGD", "soap"),
+        )
+    },
+    "hybridadam": "adam",  # Pai-Megatron-Patch's name of Adam whose states are on the host
+}
+
+
 def _type_of(name: str, types: Mapping[str, str] = _MOMENT_TYPES) -> Field:
     """A field that holds the whole name of a type, which a flag may give as well."""
     whole = {one: one for one in types.values()}
@@ -86,26 +99,10 @@ REGULARIZATION = in_group(
         value(
             "--optimizer",
             str,
-            Field("optimizer_config.optimizer_type"),
+            Field("optimizer_config.optimizer_type", means=_ALGORITHMS),
             "adam",
             common=True,
-            choices=(
-                "adam",
-                "sgd",
-                "lion",
-                "muon",
-                "dist_muon",
-                "adaptive_muon",
-                "adamw",
-                "AdamWeightDecay",
-                "AdamW",
-                "Adam",
-                "mint.AdamW",
-                "SpeedAdamW",
-                "AdamWZeRO",
-                "SGD",
-                "soap",
-            ),
+            choices=tuple(_ALGORITHMS),
         ),
         value(
             "--optimizer-selection",

@@ -25,6 +25,10 @@ from mindspeed_ms.training.flags.row import (
 )
 
 _SPECS = "mindspeed_llm.tasks.models.spec."
+_FAMILIES = (
+    *("bailing", "deepseek", "gemma2", "minicpm", "minimax", "phi35_moe", "plm"),
+    *("qwen2_moe", "qwen3", "qwen3_next"),
+)
 _KERNELS = NoEffect("kernels are chosen at start, and these compute the same")
 _FOLDERS = NoEffect("--load opens a Hugging Face folder too, whose config.json says its family")
 _DATA = NoEffect(
@@ -109,10 +113,7 @@ ROWS: tuple[Flag, ...] = (
                 Refused(
                     "layer specifications are Python objects of Megatron",
                     "use the model flags",
-                    harmless=tuple(
-                        f"{_SPECS}{family}_spec layer_spec"
-                        for family in ("deepseek", "gemma2", "qwen3", "qwen3_next", "phi35_moe")
-                    ),
+                    harmless=tuple(f"{_SPECS}{family}_spec layer_spec" for family in _FAMILIES),
                 ),
                 "many",
             ),

@@ -154,7 +154,6 @@ SYNONYMS: Mapping[str, str] = MappingProxyType(
         "train-data": "--data-path or --train-data-path",
         "train-file": "--data-path or --train-data-path",
         "tokenizer": "--tokenizer-type and --tokenizer-model",
-        "tokenizer-path": "--tokenizer-model",
         "workers": "--num-workers",
         "dataloader-num-workers": "--num-workers",
         "output": "--save",
@@ -214,6 +213,8 @@ def unknown_flag_message(word: str, rows: Iterable[Flag], others: Iterable[str])
         others: further flags the parser knows: the user's own.
 
     """
+    if word.endswith((".yaml", ".yml")):
+        return f"unexpected word {word[:100]!r}; a configuration file is given with --yaml"
     if not word.startswith("-"):
         return f"unexpected word {word[:100]!r}; values follow the flag they belong to"
     name = word.partition("=")[0][:100]

@@ -30,18 +30,21 @@ RULES: Mapping[str, str] = MappingProxyType(
 )
 """Name that ``argparse`` tells of a function here -> what it reads."""
 
+_GROUPS = re.compile(r"[+-]?[0-9]{1,3}(_[0-9]{3})+")
 _WHOLE = re.compile(r"[-+]?[0-9]{1,19}")
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def whole(text: str) -> int:
-    """Read a whole number in plain decimal digits.
+    """Read a whole number in plain decimal digits, perhaps in groups of three: ``126_953_125``.
 
     Raises:
-        ValueError: anything else, also ``1_000`` and more than 64 bits.
+        ValueError: anything else, also ``10_00`` and more than 64 bits.
 
     """
     stripped = text.strip()
+    if _GROUPS.fullmatch(stripped):
+        stripped = stripped.replace("_", "")
     if not _WHOLE.fullmatch(stripped) or abs(int(stripped)) >= 2**63:
         raise ValueError(text)
     return int(stripped)

@@ -9,6 +9,7 @@ from mindspeed_ms.training.arguments import parse_args
 from mindspeed_ms.training.dry_run import dry_run, resolve
 from mindspeed_ms.training.from_args import no_effect_report
 
+SPECS = "mindspeed_llm.tasks.models.spec."
 SMALL = (
     *("--num-layers", "4", "--hidden-size", "64", "--num-attention-heads", "4"),
     *("--seq-length", "32", "--max-position-embeddings", "32", "--micro-batch-size", "1"),
@@ -58,6 +59,44 @@ def test_scripts_plan_as_they_are_and_small(more):
             1,
         ),
         ("--eval-iters -1", "training_config", "eval_iters", 0),
+        ("--optimizer hybridadam", "optimizer_config", "optimizer_type", "adam"),
+        ("--bf16 --o2-gradient", "training_config", "accumulate_allreduce_grads_in_fp32", False),
+        ("--bf16 --o2-optimizer", "optimizer_config", "exp_avg_dtype", "bfloat16"),
+        ("--bf16 --o2-optimizer", "optimizer_config", "exp_avg_sq_dtype", "bfloat16"),
+        ("--swiglu --multiple-of 48", "model_config", "ffn_hidden_size", 192),
+        (
+            "--swiglu --multiple-of 8 --hidden-dim-multiplier 1.3",
+            "model_config",
+            "ffn_hidden_size",
+            224,
+        ),
+        ("--swiglu --multiple-of 8 --ffn-hidden-size 80", "model_config", "ffn_hidden_size", 80),
+        (
+            f"--qk-layernorm --spec {SPECS}minimax_spec layer_spec",
+            "model_config",
+            "qk_layernorm_full",
+            True,
+        ),
+        (
+            f"--qk-layernorm --spec {SPECS}bailing_spec layer_spec",
+            "model_config",
+            "qk_layernorm_full",
+            False,
+        ),
+        (
+            f"--multi-latent-attention --rope-scaling-type plm --spec {SPECS}plm_spec layer_spec",
+            "model_config",
+            "qk_layernorm",
+            True,
+        ),
+        ("--tokenizer-path t", "dataset_config", "tokenizer_model", "t"),
+        ("--train-iters 1_000", "training_config", "training_iters", 1000),
+        (
+            "--num-experts 4 --moe-model-type deepspeed_moe --disable-moe-token-dropping",
+            "moe_config",
+            "moe_expert_capacity_factor",
+            None,
+        ),
         ("--swiglu --full-attention-interval 4", "model_config", "linear_attention_freq", 4),
         ("--swiglu --full-attention-interval 4", "model_config", "attention_output_gate", True),
         ("--num-experts 4 --moe-loss-coeff 0.5", "moe_config", "moe_aux_loss_coeff", 0.5),

@@ -56,7 +56,21 @@ def assert_refused(capsys, words):
 
 PARTS = 4
 BAD_NUMBERS = {
-    int: ("1_000", "0x10", "1e3", "inf", "nan", "１２", "", " ", "9" * 30, "9" * 5000),
+    int: (
+        "1_00",
+        "10_00_000",
+        "1__000",
+        "_100",
+        "0x10",
+        "1e3",
+        "inf",
+        "nan",
+        "１２",
+        "",
+        " ",
+        "9" * 30,
+        "9" * 5000,
+    ),
     float: ("inf", "-inf", "nan", "1e400", "1_000.0", "0x1p3", "", "१", "infinity"),
 }
 
@@ -86,7 +100,8 @@ def test_texts_on_a_command_line_are_not_empty_and_can_be_written_to_a_file(valu
 
 def test_lists_on_a_command_line_are_not_empty(capsys):
     for row in ROWS:
-        if row.arity == "many" and isinstance(row.state, Field):
+        is_file = row.small is None  # a plan does without
+        if row.arity == "many" and isinstance(row.state, Field) and not is_file:
             assert "is empty" in assert_refused(capsys, [row.names[0]])
 
 
