@@ -149,13 +149,13 @@ class LatentAttentionSpec:
 
     @property
     def cached_channels(self) -> int:
-        """Numbers that a token leaves in a key/value cache, over all ranks: N (D + V)."""
-        return self.num_heads * (self.query_dim + self.v_head_dim)
+        """Numbers that a token leaves in a key/value cache, shared out by ranks: none."""
+        return 0
 
     @property
     def cached_by_all(self) -> int:
-        """Numbers that every rank keeps of a token: the key of the indexer."""
-        return 0 if self.indexer is None else self.indexer.head_dim
+        """Numbers that every rank keeps of a token: rank + R, and the key of the indexer."""
+        return self.kv_down_proj.outputs + (0 if self.indexer is None else self.indexer.head_dim)
 
     @property
     def widening_operations(self) -> float:

@@ -13,7 +13,7 @@ def cache_bytes_per_token(config: AllConfig, stage: int) -> int:
     """Bytes that a token of a sequence leaves on a rank of a pipeline stage.
 
     Keys and values have the compute type; tensor parallel ranks share out their heads, and each
-    keeps all keys of an indexer.
+    keeps all narrow vectors of latent attention and all keys of an indexer.
 
     Args:
         config: the configuration.
@@ -24,6 +24,7 @@ def cache_bytes_per_token(config: AllConfig, stage: int) -> int:
     layers, channels, whole = spec.layers, 0, 0
     if spec.query is not None and stage == placement.num_stages - 1:
         channels = spec.query.layer.attention.cached_channels
+        whole = spec.query.layer.attention.cached_by_all
     for chunk in range(placement.num_chunks):
         for index in placement.layers_of(stage, chunk):
             layer = layers[index]

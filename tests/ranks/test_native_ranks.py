@@ -11,6 +11,7 @@ from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.inference.engine import InferenceEngine
 from mindspeed_ms.ops.cpu import ranks
+from mindspeed_ms.planning.cache import cache_bytes_per_token
 
 pytestmark = pytest.mark.ranks
 SIZES = (1, 5, ranks._BLOCK, 3 * ranks._BLOCK + 7)
@@ -85,6 +86,8 @@ def native_worker(model, parallel):
         for _ in range(4):
             logits = engine.step(slots, logits.argmax(-1))
             found.append(logits.copy())
+        tokens = engine.cache.num_slots * engine.cache.room
+        assert engine.cache.num_bytes == cache_bytes_per_token(config, 0) * tokens
     parallel_state.destroy_model_parallel()
     return np.array(found), engine._may_decode and engine._decoder is not None
 

@@ -106,7 +106,7 @@ class InferenceContext:
     def attend(  # noqa: PLR0913 - one argument per option of an attention
         self,
         layer: int,
-        heads: tuple[Tensor, Tensor, Tensor],
+        heads: tuple[Tensor, ...],
         *,
         causal: bool,
         scale: float,
@@ -119,7 +119,8 @@ class InferenceContext:
 
         Args:
             layer: number of the layer, from 1.
-            heads: queries [T, 1, N, D], keys [T, 1, G, D], values [T, 1, G, E].
+            heads: queries [T, 1, N, D], keys [T, 1, G, D], values [T, 1, G, E]; without values the
+                keys are both, kept once.
             causal: see ``ops.decode_attention``, as the others.
             scale: factor of the products.
             window: tokens around its own place that a query sees.
@@ -131,13 +132,13 @@ class InferenceContext:
             [T, 1, N * E].
         """
         layer += self.repetition
-        q, k, v = (self._by_row(part) for part in heads)
-        self.cache.append(layer, self.slots, k, v)
-        keys, values = self.cache.memory_of(layer, k, v)
+        q, *new = (self._by_row(part) for part in heads)
+        self.cache.append(layer, self.slots, *new)
+        stores = self.cache.memory_of(layer, *new)
         out = ops.decode_attention(
             q,
-            keys,
-            values,
+            stores[0],
+            stores[-1],
             self.ranges,
             scale=scale,
             causal=causal,
@@ -171,9 +172,7 @@ class InferenceContext:
             bool [B, 1, S, S'], True = hidden.
         """
         q, k, weights = (self._by_row(part) for part in index)
-        half = k.shape[-1] // 2  # in both memories of a layer, so that none is wasted
-        parts = ops.split_columns(k.expand_dims(2), (half, k.shape[-1] - half))
-        keys = ops.join_columns(self._kept(index_of(layer + self.repetition), *parts))
+        (keys,) = self._kept(index_of(layer + self.repetition), k.expand_dims(2))
         keys = keys.view((*keys.shape[:2], -1))
         scores = ops.index_scores(q, keys, weights, rectified)
         places, starts = np.arange(len(keys)), self.cache.lengths[self.slots]
@@ -185,21 +184,20 @@ class InferenceContext:
         return self.chosen[layer]
 
     def attend_chosen(
-        self, layer: int, heads: tuple[Tensor, Tensor, Tensor], hidden: Tensor, scale: float
+        self, layer: int, heads: tuple[Tensor, ...], hidden: Tensor, scale: float
     ) -> Tensor:
         """As ``attend``, to the keys that are not ``hidden``, bool [B, 1, S, S']."""
-        q, k, v = (self._by_row(part) for part in heads)
-        keys, values = self._kept(layer + self.repetition, k, v)
-        out = ops.attention(q, keys, values, scale=scale, causal=False, mask=hidden)
+        q, *new = (self._by_row(part) for part in heads)
+        kept = self._kept(layer + self.repetition, *new)
+        out = ops.attention(q, kept[0], kept[-1], scale=scale, causal=False, mask=hidden)
         return self._in_places(out, heads[0].shape[0])
 
-    def _kept(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write to the cache; all that the rows have, [S', B, G, D] and [S', B, G, E]."""
-        self.cache.append(layer, self.slots, keys, values)
+    def _kept(self, layer: int, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Write to the cache; all that the rows have, [S', B, G, D] for each part."""
+        self.cache.append(layer, self.slots, *parts)
         length = int((self.cache.lengths[self.slots] + self.shape[0]).max())
-        stores = self.cache.memory_of(layer, keys, values)
-        first, second = (rows_of(store, self.slots, length) for store in stores)
-        return first, second
+        stores = self.cache.memory_of(layer, *parts)
+        return tuple(rows_of(store, self.slots, length) for store in stores)
 
     def _by_row(self, part: Tensor) -> Tensor:
         """[T, 1, ...] -> [S, B, ...]."""

@@ -45,9 +45,11 @@ class KVCache:
         self.lengths: Places = np.zeros(max(num_slots, 1), np.int64)
         self._free = list(range(len(self.lengths)))[::-1]
         self._room = FEWEST_TOKENS
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._layers: dict[int, tuple[Tensor, ...]] = {}
         self.version = 0
         """Changes when memory is made or moved."""
+        self.derived: dict[int, tuple[Sequence[Tensor], ...]] = {}
+        """What layers made of their weights, which hold while there are keys of them."""
 
     @property
     def num_slots(self) -> int:
@@ -91,7 +93,7 @@ class KVCache:
         while self._room < length:
             self._room *= 2
 
-    def append(self, layer: int, slots: Places, keys: Tensor, values: Tensor) -> None:
+    def append(self, layer: int, slots: Places, *parts: Tensor) -> None:
         """Write the keys and values of new tokens behind those of their slots.
 
         ``lengths`` stay as they are, for the layers that follow; see ``advance``.
@@ -99,21 +101,19 @@ class KVCache:
         Args:
             layer: any number that names the layer.
             slots: [B].
-            keys: [S, B, G, D].
-            values: [S, B, G, E].
+            parts: keys [S, B, G, D], and values [S, B, G, E] unless the keys are both.
         """
-        steps = keys.shape[0]
-        for store, new in zip(self.memory_of(layer, keys, values), (keys, values), strict=True):
+        steps = parts[0].shape[0]
+        for store, new in zip(self.memory_of(layer, *parts), parts, strict=True):
             _write(store, slots, self.lengths[slots], memory.contiguous(new), steps)
 
     def note_tokens(self, slots: Places, ids: NDArray[np.int32]) -> None:
         """Keep ids [S, B] beside keys and values, for models whose keys must be computed again."""
-        kept = memory.from_numpy(ids[:, :, None, None])
-        self.append(TOKENS, slots, kept, kept)
+        self.append(TOKENS, slots, memory.from_numpy(ids[:, :, None, None]))
 
     def tokens(self, slot: int) -> NDArray[np.int32]:
         """The ids that ``note_tokens`` kept of a slot."""
-        store, _ = self.stores(TOKENS)
+        (store,) = self.stores(TOKENS)
         return memory.as_numpy(store)[slot, : self.lengths[slot], 0, 0].copy()
 
     def advance(self, slots: Places, counts: Places | int) -> None:
@@ -159,7 +159,7 @@ class KVCache:
         for layer, stores in list(self._layers.items()):
             self.memory_of(layer, *stores)
 
-    def stores(self, layer: int) -> tuple[Tensor, Tensor]:
+    def stores(self, layer: int) -> tuple[Tensor, ...]:
         """Memory of a layer that has written."""
         return self._layers[layer]
 
@@ -168,26 +168,25 @@ class KVCache:
         """Tokens each slot has memory for."""
         return self._room
 
-    def memory_of(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory of a layer, [slots, S', G, D] and [slots, S', G, E], grown to what is needed.
+    def memory_of(self, layer: int, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Memory of a layer, [slots, S', G, D] for each of its parts, grown to what is needed.
 
         Args:
             layer: any number that names the layer.
-            keys: a tensor [..., G, D] of the layer, for sizes and type.
-            values: the same of the values.
+            parts: a tensor [..., G, D] for each part, for sizes and type.
         """
         found = self._layers.get(layer)
         size = (self.num_slots, self._room)
         if found is not None and found[0].shape[:2] == size:
             return found
         grown = []
-        for index, like in enumerate((keys, values)):
+        for index, like in enumerate(parts):
             # Zeros: what no query sees is multiplied by a weight of zero, and must be finite.
             new = memory.zeros((*size, *like.shape[-2:]), like.dtype)
             if found is not None:
                 _copy_front(new, found[index])
             grown.append(new)
-        self._layers[layer] = (grown[0], grown[1])
+        self._layers[layer] = tuple(grown)
         self.version += 1
         return self._layers[layer]
 

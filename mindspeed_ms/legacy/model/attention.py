@@ -149,14 +149,14 @@ class CoreAttention(Cell):
         return checkpoint(core, q_SBND, k_SBGD, v_SBGD) if again else core(q_SBND, k_SBGD, v_SBGD)
 
     def attend_cached(
-        self, q: Tensor, k: Tensor, v: Tensor, inference_params: InferenceContext
+        self, heads: tuple[Tensor, ...], inference_params: InferenceContext
     ) -> Tensor:
         """Attention to the keys of a cache, and to these; see ``InferenceContext.attend``."""
         names = ("scale", "window", "softcap", "slopes")
         options: dict[str, Any] = {name: self.options[name] for name in names}
         return inference_params.attend(
             self.layer_number,
-            (q, k, v),
+            heads,
             causal=self.is_causal,
             sinks=self.softmax_offset,
             **options,
@@ -261,7 +261,7 @@ class ParallelAttention(Cell):
             q_SBND = ops.rotary(q_SBND, cos, sin, self.rotary_interleaved)
             k_SBGD = ops.rotary(k_SBGD, cos, sin, self.rotary_interleaved)
         if inference_params is not None:
-            context = self.core_attention.attend_cached(q_SBND, k_SBGD, v_SBGD, inference_params)
+            context = self.core_attention.attend_cached((q_SBND, k_SBGD, v_SBGD), inference_params)
             return self.out_proj(context if gate is None else ops.sigmoid_gated(context, gate))
         context = self.core_attention.attend(
             q_SBND, k_SBGD, v_SBGD, attention_mask, again=self.attends_again

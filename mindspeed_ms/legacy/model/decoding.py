@@ -86,10 +86,8 @@ class Decoder:
         self.head = parts.linear(head, None, head.dtype)
         self.head_storage = STORAGE[head.dtype]
         stack = self.stack
-        self._like = tuple(
-            memory.empty((1, 1, stack.groups, channels), self.dtype)
-            for channels in (stack.dim, stack.value_dim)
-        )
+        stores = 1 if self.layers[0].latent else 2  # narrow vectors are keys and values in one
+        self._like = (memory.empty((1, 1, stack.groups, stack.dim), self.dtype),) * stores
         self._seen: tuple[KVCache | None, int] = (None, 0)
         self._tables: tuple[Floats, ...] = ()
         self._clock: AbstractContextManager[object] = nullcontext()
@@ -179,8 +177,8 @@ class Decoder:
             if cache.version == self._seen[1]:
                 return
         for layer, number in zip(self.layers, self.numbers, strict=True):
-            keys, values = cache.memory_of(number, *self._like)
-            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+            stores = cache.memory_of(number, *self._like)
+            layer.keys, layer.values = stores[0].data_ptr(), stores[-1].data_ptr()
         stack.room = cache.room
         if self.rotary is not None:
             self._tables = tuple(_flat_tables(self.rotary.tables_for(np.arange(cache.room))))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -17,10 +18,13 @@ from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
+from mindspeed_ms.backend import memory
 from mindspeed_ms.backend.reshaping import reshaped
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.core.inference.context import InferenceContext
+from mindspeed_ms.core.inference.kv_cache import KVCache
+from mindspeed_ms.core.parameter import make_ready
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import checkpoint
 from mindspeed_ms.core.tensor_parallel import mappings
@@ -232,11 +236,17 @@ class MultiLatentAttention(Cell):
 
         def attend(narrow_q: Tensor, narrow_kv: Tensor, turned: Tensor, *index: Tensor) -> Tensor:
             heads = self._heads(narrow_q, narrow_kv, turned, rotary_pos_emb)
-            if inference_params is not None:
-                return self._attend_cached(heads, index, inference_params)
             return self._attend(*heads, attention_mask, index)
 
-        if self.projects_again:
+        if inference_params is not None:
+            if self.sequence_parallel:
+                narrow_kv = mappings.gather_from_sequence_parallel_region(
+                    narrow_kv, group=self.group
+                )
+            queries = self._queries(narrow_q, rotary_pos_emb)
+            latents = self._latents(narrow_kv, turned, rotary_pos_emb)
+            context = self._attend_cached(queries, latents, index, inference_params)
+        elif self.projects_again:
             context = checkpoint(attend, narrow_q, narrow_kv, turned, *index)
         else:
             context = attend(narrow_q, narrow_kv, turned, *index)
@@ -244,18 +254,71 @@ class MultiLatentAttention(Cell):
 
     def _attend_cached(
         self,
-        heads: tuple[Tensor, Tensor, Tensor],
+        queries: tuple[Tensor, Tensor],
+        latents: Tensor,
         index: tuple[Tensor, ...],
         inference_params: InferenceContext,
     ) -> Tensor:
-        core = self.core_attention
+        """Attention to narrow vectors, which alone a cache keeps, [T, 1, N * V].
+
+        What would make keys of them is applied to the queries, and what would make values, to the
+        result: q (W c) = (q W) c. The rotated channels at the end of a value are thrown away.
+
+        Source: DeepSeek-AI, 2024, DeepSeek-V2, section 2.1.2 and appendix C (absorbed matrices).
+        """
+        core, heads = self.core_attention, self.num_heads_per_partition
+        rank = self.latent.kv_lora_rank
+        keys, values = self._up_matrices(inference_params.cache, latents.dtype)
+        plain, rotated = queries
+        tokens = plain.shape[0]
+        by_head = memory.permuted(plain, (2, 0, 1, 3)).view((heads * tokens, plain.shape[-1]))
+        by_head = ops.grouped_linear_dgrad(by_head, keys, [tokens] * heads)
+        narrow = memory.permuted(by_head.view((heads, tokens, 1, rank)), (1, 2, 0, 3))
+        pair = (ops.join_columns((narrow, rotated)), latents)
         if self.indexer is not None:
             hidden = self.indexer.choose_cached(core, index, inference_params)
         elif self.chooser is not None:
             hidden = inference_params.chosen[self.chooser]
         else:
-            return core.attend_cached(*heads, inference_params)
-        return inference_params.attend_chosen(core.layer_number, heads, hidden, self.scale)
+            hidden = None
+        if hidden is None:
+            seen = core.attend_cached(pair, inference_params)
+        else:
+            seen = inference_params.attend_chosen(core.layer_number, pair, hidden, self.scale)
+        parts = seen.view((tokens, heads, latents.shape[-1]))
+        narrow, _ = ops.split_columns(parts, (rank, latents.shape[-1] - rank))
+        by_head = memory.permuted(narrow, (1, 0, 2)).view((heads * tokens, rank))
+        by_head = ops.grouped_linear_forward(by_head, values, [tokens] * heads)
+        wide = memory.permuted(by_head.view((heads, tokens, -1)), (1, 0, 2))
+        return wide.view((tokens, 1, -1))
+
+    def _up_matrices(
+        self, cache: KVCache, dtype: mstype.Type
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The matrices that make keys [D - R, rank] and values [V, rank], one of each per head."""
+        number, latent = self.core_attention.layer_number, self.latent
+        found = cache.derived.get(number)
+        if found is None:
+            parts, first = [], 0
+            matrix = self._up_matrix(dtype)
+            flat, rank = matrix.view((-1,)), latent.kv_lora_rank
+            for width in (latent.qk_head_dim, latent.v_head_dim) * self.num_heads_per_partition:
+                parts.append(memory.view_of(flat, first * rank, (width, rank)))
+                first += width
+            found = (parts[::2], parts[1::2])
+            if getattr(self.kv_up_proj.weight, "before_use", None) is None:
+                cache.derived[number] = found
+        return found[0], found[1]
+
+    def _up_matrix(self, dtype: mstype.Type) -> Tensor:
+        """[N (D - R + V), rank], with what adapters add."""
+        if not hasattr(self.kv_up_proj, "adapters"):
+            return ops.cast(make_ready(self.kv_up_proj.weight, dtype), dtype)
+        rank, ranks = self.latent.kv_lora_rank, self.group.size if self.sequence_parallel else 1
+        rows = -(-rank // ranks)  # of a matrix of ones, of which each rank gives its part
+        own = np.eye(rows * ranks, rank, dtype=np.float32)[self.group.rank % ranks * rows :][:rows]
+        columns, _ = self.kv_up_proj(ops.cast(memory.from_numpy(own[:, None].copy()), dtype))
+        return memory.permuted(columns.view((rows * ranks, -1))[:rank], (1, 0))
 
     def row_factors(
         self, tops: Numbers, limit: float, alpha: float
@@ -273,6 +336,35 @@ class MultiLatentAttention(Cell):
         up = self.q_proj if self.q_up_proj is None else self.q_up_proj
         assert up is not None, "queries have a projection of one kind"
         return [(up.weight, queries.reshape(-1)), (self.kv_up_proj.weight, keys.reshape(-1))]
+
+    def _queries(
+        self, narrow_q: Tensor, rotary_pos_emb: RotaryTables | None
+    ) -> tuple[Tensor, Tensor]:
+        """Channels that are not rotated [S, B, N, D - R], and those that are [S, B, N, R]."""
+        latent = self.latent
+        up = self.q_proj if self.q_up_proj is None else self.q_up_proj
+        assert up is not None, "queries have a projection of one kind"
+        mixed, _ = up(narrow_q)
+        shape = (*mixed.shape[:2], self.num_heads_per_partition, latent.query_dim)
+        plain, rotated = ops.split_columns(
+            reshaped(mixed, shape), (latent.qk_head_dim, latent.qk_pos_emb_head_dim)
+        )
+        return plain, self._turned(rotated, rotary_pos_emb)
+
+    def _latents(
+        self, narrow_kv: Tensor, turned: Tensor, rotary_pos_emb: RotaryTables | None
+    ) -> Tensor:
+        """What a cache keeps of each token, [S, B, 1, rank + R]."""
+        place = (*turned.shape[:2], 1, -1)
+        narrow, own = reshaped(narrow_kv, place), reshaped(turned, place)
+        return ops.join_columns((narrow, self._turned(own, rotary_pos_emb)))
+
+    def _turned(self, x: Tensor, rotary_pos_emb: RotaryTables | None) -> Tensor:
+        """Channels [S, B, N, R], rotated if there are tables."""
+        if rotary_pos_emb is None:
+            return x
+        cos, sin, *_ = rotary_pos_emb
+        return ops.rotary(x, cos, sin, self.latent.rotary_interleaved)
 
     def _heads(
         self,

@@ -65,13 +65,12 @@ class NativeParts:
         sizes = {_sizes(layer.attention) for layer in layers}
         if len(sizes) > 1:
             raise UnknownPartError("layers of several sizes")
-        heads, groups, dim, value_dim, interleaved = sizes.pop()
+        heads, groups, dim, interleaved = sizes.pop()
         return decode.Stack(
             hidden=config.hidden_size,
             heads=heads,
             groups=groups,
             dim=dim,
-            value_dim=value_dim,
             storage=STORAGE[self.dtype],
             activation=decode.ACTIVATIONS[config.hidden_act],
             interleaved=interleaved,
@@ -144,7 +143,10 @@ class NativeParts:
         )
         result.q_norm = self.norm(attention.q_layernorm)
         result.kv_norm = self.norm(attention.kv_layernorm)
+        if result.kv_up.bias:
+            raise UnknownPartError("keys with a bias")
         result.rank, result.plain = sizes.kv_lora_rank, sizes.qk_head_dim
+        result.value_dim = sizes.v_head_dim
         return result
 
     def _mixture(self, layer: MoELayer) -> decode.Mixture:
@@ -256,13 +258,14 @@ def _sees_all(attention: MultiLatentAttention) -> bool:
     return attention.indexer is None and attention.chooser is None
 
 
-def _sizes(attention: Cell) -> tuple[int, int, int, int, bool]:
-    """Heads, groups, channels of a key and of a value, and whether neighbours turn as a pair."""
+def _sizes(attention: Cell) -> tuple[int, int, int, bool]:
+    """Heads, groups, channels that a token keeps, and whether neighbours turn as a pair."""
     if isinstance(attention, MultiLatentAttention):
-        heads, latent = attention.num_heads_per_partition, attention.latent
-        return heads, heads, latent.query_dim, latent.v_head_dim, latent.rotary_interleaved
+        latent = attention.latent
+        width = latent.kv_lora_rank + latent.qk_pos_emb_head_dim
+        return attention.num_heads_per_partition, 1, width, latent.rotary_interleaved
     groups, dim = attention.num_groups_per_partition, attention.head_dim
-    return groups * attention.queries_per_group, groups, dim, dim, attention.rotary_interleaved
+    return groups * attention.queries_per_group, groups, dim, attention.rotary_interleaved
 
 
 def in_fp32(values: Tensor) -> Floats:

@@ -58,6 +58,7 @@ class Latent(ctypes.Structure):
         ("kv_norm", Norm),
         ("rank", ctypes.c_int64),
         ("plain", ctypes.c_int64),
+        ("value_dim", ctypes.c_int64),
     )
 
 
@@ -124,7 +125,6 @@ class Stack(ctypes.Structure):
         ("heads", ctypes.c_int64),
         ("groups", ctypes.c_int64),
         ("dim", ctypes.c_int64),
-        ("value_dim", ctypes.c_int64),
         ("rotated", ctypes.c_int64),
         ("room", ctypes.c_int64),
         ("storage", ctypes.c_int32),

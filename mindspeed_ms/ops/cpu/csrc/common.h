@@ -59,7 +59,7 @@ inline void parallel_ranges(int64_t items, int64_t elements_per_item, Body body)
 // The contents are undefined after another request of the same thread and slot.
 float* scratch(int slot, int64_t floats);
 
-enum ScratchSlot : int { kSharedPanels, kOwnPanels, kTile, kPartial, kAttention, kStack, kSlots };
+enum ScratchSlot : int { kSharedPanels, kOwnPanels, kTile, kPartial, kAttention, kStack, kWidened, kSlots };
 
 // Rows are summed in a fixed number of pieces, so the result does not depend on the thread count.
 constexpr int64_t kMaxPieces = 32;
