@@ -13,6 +13,11 @@ DATA = Path(__file__).parent / "data" / "families"
 CASES = sorted(path.stem for path in DATA.glob("*.json"))
 UNUSUAL = sorted(f"unusual/{path.stem}" for path in DATA.glob("unusual/*.json"))
 """Rare settings, on one rank only."""
+ALIKE = {
+    *("arcee", "dots1", "ernie4_5", "exaone4", "helium", "kimi_k2", "ministral", "nemotron"),
+    *("olmo3", "seed_oss", "smollm3", "starcoder2"),
+}
+"""Families whose layers are made of what other families have."""
 LAYOUTS = {
     "tp2": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "pp2": {"pipeline_model_parallel_size": 2, "allow_uneven_stages": True},

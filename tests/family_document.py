@@ -21,7 +21,8 @@ tiny random model that `transformers` computed (`tools/record_families.py`).
 - **trains**: three steps on two ranks in each of these layouts have the losses and gradient norms
   of one rank, within 2e-5 of their value (the same file).
 
-Cases that are not the first of their family run in layouts with `pytest -m slow` only.
+Cases that are not the first of their family, or whose layers are made of what other families have,
+run in layouts with `pytest -m slow` only.
 
 | model_type | class | case | import | export | tp2 | pp2 | ep2 | trains |
 |---|---|---|---|---|---|---|---|---|

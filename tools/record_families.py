@@ -62,6 +62,15 @@ GLM_EXPERTS = {
     **{"head_dim": 8, "attention_bias": True, "n_routed_experts": 8, "n_shared_experts": 1},
     **{"num_experts_per_tok": 2, "moe_intermediate_size": 12, "routed_scaling_factor": 1.5},
 }
+GLM = {
+    **HEAD,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "routed_scaling_factor": 1.5,
+    "first_k_dense_replace": 1,
+}
 WINDOWS = {"sliding_window": 6}
 YARN = {
     "rope_type": "yarn",
@@ -243,6 +252,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**YARN, "truncate": False, "beta_fast": 32.0, "beta_slow": 1.0},
         },
     ),
+    "dots1": (
+        "Dots1",
+        {**GLM, **WINDOWS, "max_window_layers": 1, "norm_topk_prob": True, "attention_bias": True},
+    ),
+    "olmo3": (
+        "Olmo3",
+        {
+            **WINDOWS,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {**YARN, "beta_fast": 32.0, "beta_slow": 1.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    ),
+    "helium": ("Helium", HEAD),
+    "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}),
 }
 UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_tied_odd": (
@@ -431,6 +457,30 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
             **{"n_shared_experts": 2, "num_nextn_predict_layers": 0, "first_k_dense_replace": 0},
         },
     ),
+    "dots1_scores": (
+        "Dots1",
+        {**GLM, "sliding_window": None, "n_shared_experts": 2, "tie_word_embeddings": True},
+    ),
+    "olmo3_pattern": ("Olmo3", {**WINDOWS, "num_hidden_layers": 4, "attention_bias": True}),
+    "helium_biases": (
+        "Helium",
+        {**HEAD, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "bloom_late": (
+        "Bloom",
+        {
+            **{"n_layer": 2, "n_head": 6, "hidden_size": 24, "tie_word_embeddings": False},
+            **{"apply_residual_connection_post_layernorm": True, "vocab_size": 51},
+        },
+    ),
+    "smollm3_lists": (
+        "SmolLM3",
+        {
+            **{**WINDOWS, "use_sliding_window": True, "no_rope_layers": [0, 1]},
+            **{"layer_types": ["full_attention", "sliding_attention"], "attention_bias": True},
+            **{"mlp_bias": True, "tie_word_embeddings": False},
+        },
+    ),
     "gpt_oss_plain": (
         "GptOss",
         {
@@ -444,6 +494,8 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
 UNKNOWN = {
     "GPT2": SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"},
     "GPTNeoX": {"num_key_value_heads"},
+    "Bloom": SIZES.keys()
+    - {"vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id"},
 }
 """Sizes that a configuration has no key for."""
 
@@ -497,6 +549,22 @@ def record(case: str) -> None:
     (target / f"{case}.json").write_text(json.dumps(content) + "\n")
 
 
+def record_defaults() -> None:
+    """Write what each class of configurations takes for a key that a file leaves out."""
+    types = {json.loads(path.read_text())["config"]["model_type"] for path in TARGET.glob("*.json")}
+    defaults = {}
+    for model_type in sorted(types):
+        values = transformers.CONFIG_MAPPING[model_type]().to_dict()
+        defaults[model_type] = {
+            key: value
+            for key, value in values.items()
+            if key not in ("id2label", "label2id", "transformers_version")
+        }
+    text = json.dumps(defaults, separators=(",", ":"), default=str)
+    (TARGET.parent / "family_defaults.json").write_text(text + "\n")
+
+
 if __name__ == "__main__":
     for wanted in sys.argv[1:] or [*CASES, *UNUSUAL]:
         record(wanted)
+    record_defaults()

@@ -11,10 +11,9 @@ pytestmark = pytest.mark.ranks
 FIRST = {
     family_cases.recorded(case)["config"]["model_type"]: case for case in family_cases.CASES[::-1]
 }
+USUAL = {case for kind, case in FIRST.items() if kind not in family_cases.ALIKE}
 CASES = [
-    pytest.param(
-        case, name, marks=() if case in FIRST.values() else pytest.mark.slow, id=f"{case}-{name}"
-    )
+    pytest.param(case, name, marks=() if case in USUAL else pytest.mark.slow, id=f"{case}-{name}")
     for case in family_cases.CASES
     for name in family_cases.layouts_of(case)
 ]

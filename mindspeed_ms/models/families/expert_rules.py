@@ -221,10 +221,12 @@ class Groups:
     Attributes:
         scores: best experts of a group whose scores are those of the group.
         method: value of ``topk_method`` that groups need; None: groups are always used.
+        usual: groups, and those taken, in a file that does not say.
     """
 
     scores: int
     method: str | None = None
+    usual: tuple[int | None, int | None] = (None, None)
 
     @property
     def keys(self) -> frozenset[str]:
@@ -241,7 +243,10 @@ class Groups:
         known = ("noaux_tc", None) if self.method is None else (self.method, "greedy", None)
         if method not in known:
             raise ValueError(f"config.json has topk_method {method!r}; {known[:-1]} are supported")
-        groups, taken = theirs.get("n_group"), theirs.get("topk_group")
+        groups, taken = (
+            theirs.get(key, usual)
+            for key, usual in zip(("n_group", "topk_group"), self.usual, strict=True)
+        )
         is_used = self.method is None or method == self.method
         if not is_used or not groups or not taken or groups == taken:
             return {}

@@ -85,7 +85,7 @@ KINDS = _table(
         "index_head_dim index_n_heads index_topk initial_context_length intermediate_size "
         "kv_lora_rank max_position_embeddings "
         "moe_intermediate_size n_ctx n_embd n_head n_inner n_positions n_routed_experts "
-        "no_rope_layer_interval "
+        "n_embed no_rope_layer_interval seq_length "
         "num_attention_heads num_experts num_experts_per_tok num_heads num_key_value_heads "
         "num_local_experts original_max_position_embeddings q_lora_rank qk_head_dim "
         "qk_nope_head_dim qk_rope_head_dim v_head_dim vocab_size",
@@ -116,7 +116,8 @@ KINDS = _table(
     ),
     switches=(
         SWITCH,
-        "add_cross_attention attention_bias attention_out_bias mlp_bias norm_topk_prob "
+        "add_cross_attention apply_residual_connection_post_layernorm attention_bias "
+        "attention_out_bias mlp_bias norm_topk_prob "
         "output_router_logits qkv_bias reorder_and_upcast_attn rope_interleave "
         "scale_attn_by_inverse_layer_idx scale_attn_weights seq_aux tie_word_embeddings "
         "use_bias use_bidirectional_attention use_parallel_residual use_qk_norm use_sliding_window",

@@ -10,9 +10,11 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.coercion import suggestion
 from mindspeed_ms.models.families import (
     arcee,
+    bloom,
     deepseek_v2,
     deepseek_v3,
     deepseek_v32,
+    dots1,
     ernie4_5,
     exaone4,
     gemma2,
@@ -24,6 +26,7 @@ from mindspeed_ms.models.families import (
     gpt_oss,
     gpt_pangu,
     granite,
+    helium,
     kimi_k2,
     llama,
     ministral,
@@ -31,6 +34,7 @@ from mindspeed_ms.models.families import (
     mixtral,
     nemotron,
     olmo2,
+    olmo3,
     olmoe,
     phi3,
     qwen2,
@@ -77,6 +81,10 @@ FAMILIES: tuple[Family, ...] = (
     nemotron.FAMILY,
     glm4_moe.FAMILY,
     kimi_k2.FAMILY,
+    dots1.FAMILY,
+    olmo3.FAMILY,
+    helium.FAMILY,
+    bloom.FAMILY,
 )
 """In the order in which a model is tried to be written as one of them."""
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mindspeed_ms.config import AllConfig, TransformerConfig
@@ -108,12 +108,14 @@ class Rope:
             all of them.
         base_key: of the base, at the top.
         share_key: of the share, at the top.
+        usual: what stretches in a file that says nothing of it.
     """
 
     default_base: float = 10000.0
     share: float | None = None
     base_key: str = "rope_theta"
     share_key: str = "partial_rotary_factor"
+    usual: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def keys(self) -> frozenset[str]:
@@ -137,7 +139,9 @@ class Rope:
             raise ValueError(
                 f"config.json has {self.share_key} {share}; models of this type rotate all channels"
             )
-        return fields | _as_fields(stretching(theirs, theirs.get("rope_scaling") or nested))
+        return fields | _as_fields(
+            stretching(theirs, theirs.get("rope_scaling") or nested or self.usual)
+        )
 
     def write(self, config: AllConfig) -> dict[str, Any]:
         """Spelled as in ``transformers`` 4, which version 5 reads too."""
@@ -146,8 +150,8 @@ class Rope:
         if self.share is not None:
             written[self.share_key] = model.rotary_percent
         scaling = scaling_of(model)
-        if scaling is not None:
-            written["rope_scaling"] = scaling
+        if scaling is not None or self.usual:
+            written["rope_scaling"] = scaling or {"rope_type": "default"}
         return written
 
 

@@ -108,6 +108,35 @@ class LateSlidingWindows:
 
 
 @dataclass(frozen=True, slots=True)
+class LateWindows:
+    """``sliding_window`` of the layers from ``max_window_layers`` on, or of those in a list.
+
+    Attributes:
+        width: of a file without the key.
+        first: layer from which a file without the key has windows.
+    """
+
+    width: int
+    first: int
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """All three."""
+        return frozenset({"sliding_window", "max_window_layers", "layer_types"})
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The window and its layers."""
+        width = theirs.get("sliding_window", self.width)
+        switched = {"sliding_window": width, "use_sliding_window": width is not None}
+        return LateSlidingWindows(self.width, self.first).read({**theirs, **switched})
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """No window, or its layers."""
+        written = LateSlidingWindows(self.width, self.first).write(config)
+        return written if written.pop("use_sliding_window") else {"sliding_window": None}
+
+
+@dataclass(frozen=True, slots=True)
 class PatternOfWindows:
     """``sliding_window`` of the layers that ``layer_types`` names; else all but every n-th.
 

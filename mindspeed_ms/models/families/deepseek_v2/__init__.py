@@ -112,17 +112,23 @@ class LatentRope:
         return {**written, "rope_scaling": scaling}
 
 
-SCALING = Key(
-    "routed_scaling_factor",
-    "moe_config.moe_router_topk_scaling_factor",
-    1.0,
-    lambda factor: None if factor == 1.0 else float(factor),
-    lambda factor: factor or 1.0,
-)
-RULES: tuple[Rule, ...] = llama.rules(
+def scaling(default: float) -> Key:
+    """The factor of the experts' weights.
+
+    Args:
+        default: what a file without the key means.
+    """
+    return Key(
+        "routed_scaling_factor",
+        "moe_config.moe_router_topk_scaling_factor",
+        default,
+        lambda factor: None if factor == 1.0 else float(factor),
+        lambda factor: factor or 1.0,
+    )
+
+
+COMMON: tuple[Rule, ...] = llama.rules(
     *experts("n_routed_experts"),
-    DenseFirst(),
-    Shared(),
     *(
         Key(key, f"{_LATENT}{name}")
         for key, name in (
@@ -132,8 +138,7 @@ RULES: tuple[Rule, ...] = llama.rules(
             ("v_head_dim", "v_head_dim"),
         )
     ),
-    Key("q_lora_rank", f"{_LATENT}q_lora_rank", None),
-    SCALING,
+    Key("q_lora_rank", f"{_LATENT}q_lora_rank", 1536, is_nullable=True),
     Biases("attention_bias", (f"{_LATENT}down_proj_has_bias", "model_config.out_proj_has_bias")),
     Only("moe_layer_freq", (1,), 1),
     heads=EqualHeads(),
@@ -158,7 +163,10 @@ FAMILY = Family(
     architecture="DeepseekV2ForCausalLM",
     fixed={**FIXED, "moe_config.moe_router_pre_softmax": True},
     rules=(
-        *RULES,
+        *COMMON,
+        DenseFirst(),
+        Shared(2),
+        scaling(1.0),
         Groups(1, "group_limited_greedy"),
         Only("scoring_func", ("softmax",), "softmax"),
         Only("mlp_bias", (False,), False),

@@ -9,13 +9,19 @@ from typing import Any
 
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.models.families.decoder import Decoder
-from mindspeed_ms.models.families.deepseek_v2 import FIXED, NEUTRAL, RULES
-from mindspeed_ms.models.families.expert_rules import Groups, Normed
+from mindspeed_ms.models.families.deepseek_v2 import COMMON, FIXED, NEUTRAL, scaling
+from mindspeed_ms.models.families.expert_rules import DenseFirst, Groups, Normed, Shared
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place, Places
 from mindspeed_ms.models.families.rules import Fields, Key, Only
 from mindspeed_ms.models.model import ModelSpec
 
+SIGMOID: Mapping[str, Any] = {
+    "moe_config.moe_router_dtype": "fp32",
+    "moe_config.moe_router_score_function": "sigmoid",
+    "moe_config.moe_router_enable_expert_bias": True,
+}
+"""Routers: a sigmoid of each logit, and a bias that balances."""
 FURTHER = "num_nextn_predict_layers"
 
 
@@ -65,14 +71,13 @@ FAMILY = Family(
     name="deepseek_v3",
     model_type="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",
-    fixed={
-        **FIXED,
-        "moe_config.moe_router_score_function": "sigmoid",
-        "moe_config.moe_router_enable_expert_bias": True,
-    },
+    fixed={**FIXED, **SIGMOID},
     rules=(
-        *RULES,
-        Groups(2),
+        *COMMON,
+        DenseFirst(3),
+        Shared(1),
+        scaling(2.5),
+        Groups(2, usual=(8, 4)),
         Further(),
         Only("scoring_func", ("sigmoid",), "sigmoid"),
         Normed(default=True, has_single_scores=True),

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from mindspeed_ms.models.families import llama
-from mindspeed_ms.models.families.deepseek_v2 import SCALING
-from mindspeed_ms.models.families.deepseek_v3 import Further, places_of, without_further
+from mindspeed_ms.models.families.deepseek_v2 import scaling
+from mindspeed_ms.models.families.deepseek_v3 import SIGMOID, Further, places_of, without_further
 from mindspeed_ms.models.families.expert_rules import DenseFirst, Groups, Normed, Shared, experts
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.rope import Rope
@@ -51,9 +51,7 @@ FAMILY = Family(
     architecture="Glm4MoeForCausalLM",
     fixed={
         **llama.FIXED,
-        "moe_config.moe_router_dtype": "fp32",
-        "moe_config.moe_router_score_function": "sigmoid",
-        "moe_config.moe_router_enable_expert_bias": True,
+        **SIGMOID,
     },
     rules=llama.rules(
         *experts("n_routed_experts"),
@@ -62,7 +60,7 @@ FAMILY = Family(
         Groups(2),
         Further(),
         Normed(default=True, has_single_scores=True),
-        SCALING,
+        scaling(1.0),
         Biases("attention_bias", ("model_config.qkv_has_bias",)),
         Key("use_qk_norm", "model_config.qk_layernorm", False),
         heads=Heads(default_groups=8),

@@ -37,6 +37,16 @@ class _Decoder(Decoder):
                 yield from places.stacked(down, f"{own}.projection.{end}", place)
 
 
+_YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+}
+
+
 def _gpt_oss(layers: int, num_experts: int) -> dict[str, Any]:
     return {
         "model_type": "gpt_oss",
@@ -54,14 +64,7 @@ def _gpt_oss(layers: int, num_experts: int) -> dict[str, Any]:
         "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-5,
         "rope_theta": 150000.0,
-        "rope_scaling": {
-            "rope_type": "yarn",
-            "factor": 32.0,
-            "original_max_position_embeddings": 4096,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "truncate": False,
-        },
+        "rope_scaling": _YARN,
         "eos_token_id": 200002,
         "pad_token_id": 199999,
     }
@@ -94,7 +97,7 @@ FAMILY = Family(
         PatternOfWindows(128, 2),
         activation=Only("hidden_act", ("silu",), "silu"),
         heads=Heads(default_groups=8, default_width=64),
-        rope=Rope(150000.0),
+        rope=Rope(150000.0, usual=_YARN),
         epsilon=1e-5,
     ),
     places=_Decoder(),

@@ -48,6 +48,8 @@ def rules(
     epsilon: float = 1e-6,
     epsilon_key: str = "rms_norm_eps",
     is_tied: bool = False,
+    dropout: float = 0.0,
+    std: float = 0.02,
 ) -> tuple[Rule, ...]:
     """Rules of a model like Llama.
 
@@ -59,6 +61,8 @@ def rules(
         epsilon: of norms, in a file that names none.
         epsilon_key: its key.
         is_tied: whether the head uses the embedding, in a file that does not say.
+        dropout: of the weights of attention, in a file that names none.
+        std: of initial weights, in a file that names none.
     """
     return (
         Key("num_hidden_layers", "model_config.num_layers"),
@@ -69,8 +73,8 @@ def rules(
         Length(),
         rope,
         Key(epsilon_key, "model_config.norm_epsilon", epsilon, float),
-        Key("initializer_range", "model_config.init_method_std", 0.02, float),
-        Key("attention_dropout", "model_config.attention_dropout_rate", 0.0, float),
+        Key("initializer_range", "model_config.init_method_std", std, float),
+        Key("attention_dropout", "model_config.attention_dropout_rate", dropout, float),
         tied_head(is_tied),
         *more,
     )

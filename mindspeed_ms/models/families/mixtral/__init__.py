@@ -7,6 +7,7 @@ from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.decoder import Decoder
 from mindspeed_ms.models.families.expert_rules import Normed
 from mindspeed_ms.models.families.family import Family
+from mindspeed_ms.models.families.rope import Rope
 from mindspeed_ms.models.families.rules import Heads, Key
 from mindspeed_ms.models.families.window import SlidingWindow
 
@@ -30,6 +31,8 @@ FAMILY = Family(
         Normed(None),
         SlidingWindow(),
         heads=Heads(default_groups=8),
+        rope=Rope(1000000.0),
+        epsilon=1e-5,
     ),
     places=Decoder(block="block_sparse_moe", expert=("w1", "w3", "w2")),
     neutral=frozenset({"output_router_logits"}),

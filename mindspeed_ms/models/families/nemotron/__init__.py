@@ -26,6 +26,7 @@ FAMILY = Family(
         activation=Activation(default="relu2", is_gated=False),
         rope=Rope(share=0.5),
         epsilon=1e-5,
+        std=0.0134,
         epsilon_key="norm_eps",
     ),
     places=Decoder(dense=("up_proj", "down_proj")),

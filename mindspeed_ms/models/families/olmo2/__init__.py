@@ -8,7 +8,6 @@ from typing import Any
 from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.decoder import BEHIND, Decoder
 from mindspeed_ms.models.families.family import Family
-from mindspeed_ms.models.families.rope import Rope
 
 WHOLE_NORMS: dict[str, Any] = {
     "model_config.qk_layernorm": True,
@@ -42,7 +41,7 @@ FAMILY = Family(
         "model_config.use_pre_norm": False,
         "model_config.use_sandwich_norm": True,
     },
-    rules=llama.rules(llama.ATTENTION_BIAS, rope=Rope(500000.0), epsilon=1e-5),
+    rules=llama.rules(llama.ATTENTION_BIAS, epsilon=1e-5),
     places=Decoder(norms=BEHIND),
     presets={
         "olmo2_1b": _olmo2(16, 2048, 8192, 16),

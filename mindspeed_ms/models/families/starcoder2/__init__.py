@@ -42,6 +42,7 @@ FAMILY = Family(
         activation=Activation(default="gelu_pytorch_tanh", is_gated=False),
         heads=Heads(default_groups=2),
         epsilon=1e-5,
+        std=0.018042,
         epsilon_key="norm_epsilon",
         is_tied=True,
     ),
