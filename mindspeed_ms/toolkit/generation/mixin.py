@@ -26,6 +26,7 @@ from mindspeed_ms.toolkit.generation.config import GenerationConfig, check_toget
 from mindspeed_ms.toolkit.generation.drafted import sample_drafted
 from mindspeed_ms.toolkit.generation.inputs import Prompts, prompts_of
 from mindspeed_ms.toolkit.generation.output import GenerateOutput, transition_scores
+from mindspeed_ms.toolkit.generation.room import require_room
 from mindspeed_ms.toolkit.generation.rules import (
     AllowedTokens,
     Stopping,
@@ -36,6 +37,7 @@ from mindspeed_ms.toolkit.generation.sample import Task, sample
 from mindspeed_ms.toolkit.generation.streamers import BaseStreamer
 
 Search = Callable[[Task], GenerateOutput]
+FIX = "lower max_new_tokens (or max_length), or the number of sequences"
 
 
 class GenerationMixin:
@@ -134,10 +136,10 @@ class GenerationMixin:
         pad, ends = config.pad_token_id, config.end_tokens
         prompts = prompts_of(input_ids, attention_mask, pad, ends, config.bos_token_id)
         self._set_lengths(config, prompts, is_default_length)
+        require_room(self.engine_config, len(prompts.ids) * _copies(config), config.max_length, FIX)
         if streamer is not None and config.num_beams > 1:
             raise ValueError("a streamer shows tokens as they are chosen, which beams do not know")
-        copies = config.num_beams if config.num_beams > 1 else config.num_return_sequences
-        length = prompts.ids.shape[1]
+        copies, length = _copies(config), prompts.ids.shape[1]
         build = partial(processors_of, config, prompt_length=length, own=own)
         processors = build(padding=prompts.padding.repeat(copies), allowed=prefix_allowed_tokens_fn)
         with self.active(), self.inference_engine(len(prompts.ids) * copies) as engine:
@@ -225,6 +227,11 @@ class GenerationMixin:
         self._num_generations = number + 1
         text = f"{DEFAULT_SEED if base is None else base}:{number}"
         return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _copies(config: GenerationConfig) -> int:
+    """Sequences that go on from a prompt."""
+    return config.num_beams if config.num_beams > 1 else config.num_return_sequences
 
 
 def _search(config: GenerationConfig) -> Search:

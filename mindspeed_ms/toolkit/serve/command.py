@@ -27,10 +27,12 @@ from typing import Any
 
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.core.inference.engine import InferenceEngine, position_limit, refuse_layout
+from mindspeed_ms.core.inference.kv_cache import FEWEST_TOKENS
 from mindspeed_ms.files.regular_file import read_text, real_path
 from mindspeed_ms.toolkit.generation.beam import beam_search
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
 from mindspeed_ms.toolkit.generation.mixin import GenerationMixin
+from mindspeed_ms.toolkit.generation.room import require_room
 from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.toolkit.models import layout_flags
 from mindspeed_ms.toolkit.models.auto import AutoModelForCausalLM
@@ -59,6 +61,8 @@ class Settings:
     max_rows: int = 16
     max_queue: int = 256
     max_length: int | None = None
+    needs_length: bool = False
+    """A model with fewer positions than ``max_length`` is refused, else it has what it has."""
     max_step_tokens: int = 2048
     max_body: int = 8 * 2**20
     max_tokens_to_oom: int | None = None
@@ -118,6 +122,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         max_rows=arguments.max_batch_size,
         max_queue=max(arguments.max_queue, 0),
         max_length=arguments.max_model_len,
+        needs_length=True,
         max_step_tokens=arguments.max_batched_tokens,
         max_body=arguments.max_body_bytes,
         chat_template=None if template is None else read_text(template),
@@ -156,6 +161,8 @@ def serve(settings: Settings, tokenizer_flags: argparse.Namespace) -> None:
     rows = settings.max_rows
     if settings.max_cache_bytes is not None:
         rows = rows_within(settings.max_cache_bytes, settings, model)
+    fix = "lower --max-batch-size (or the requests at a time)"
+    require_room(model.engine_config, rows, FEWEST_TOKENS, fix)
     with model.active(), model.inference_engine(rows) as engine:
         served = _served(settings, model, engine, tokenizers[0])
         batch = ContinuousBatch(
@@ -174,9 +181,18 @@ def serve(settings: Settings, tokenizer_flags: argparse.Namespace) -> None:
 
 
 def longest(settings: Settings, model: GenerationMixin) -> int:
-    """Tokens that a prompt and its answer may have."""
+    """Tokens that a prompt and its answer may have.
+
+    Raises:
+        ValueError: more are asked for than the model has positions.
+    """
     config = model.engine_config.model_config
     natural = position_limit(config) or config.max_position_embeddings or config.seq_length
+    if settings.needs_length and (settings.max_length or 0) > natural:
+        raise ValueError(
+            f"--max-model-len is {settings.max_length}, but the model has {natural} positions; "
+            "lower it, or leave it out"
+        )
     return min(settings.max_length or natural, natural)
 
 

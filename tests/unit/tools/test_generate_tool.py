@@ -95,6 +95,9 @@ def test_prompts_from_a_file_drawn_as_json(folder, tmp_path, capsys):
     [
         (("--load", "nowhere"), "nowhere holds no checkpoint; name the folder of one"),
         (("--max-length", 2), "the prompt has 6 tokens, but max_length is 2"),
+        (("--max-new-tokens", 2147483648), "up to 2147483654 tokens need a cache of "),
+        (("--max-length", 1 << 45), "up to 35184372088832 tokens need a cache of "),
+        (("--num-beams", 1 << 33), "lower max_new_tokens (or max_length), or the number of seq"),
         (("--temperature", 0, "--do-sample"), "temperature is 0"),
         (("--prompt-file", "empty.txt"), "there is no prompt"),
         (("--prompt-file", "/dev/null"), "/dev/null is a device, not a file"),
