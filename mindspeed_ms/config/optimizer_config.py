@@ -262,10 +262,10 @@ class OptimizerConfig(Section):
     lr_wsd_decay_style: WsdDecayStyle = "linear"
     """Shape of the last part of WSD. Megatron flags set it to exponential."""
 
-    lr_wsd_decay_iters: Count | None = None
-    """Steps of the last part of WSD. None: not WSD."""
+    lr_wsd_decay_iters: Natural | None = None
+    """Steps of the last part of WSD, 0: another run has it. None: not WSD."""
 
-    lr_wsd_decay_samples: Count | None = None
+    lr_wsd_decay_samples: Natural | None = None
     """Sequences of the last part of WSD, with train_samples. None: not WSD."""
 
     decoupled_lr: Positive | None = None
@@ -398,8 +398,8 @@ class OptimizerConfig(Section):
                 f"lr_warmup_fraction ({self.lr_warmup_fraction}) excludes lr_warmup_iters and "
                 "lr_warmup_samples; keep one"
             )
-        wsd_length = self.lr_wsd_decay_iters or self.lr_wsd_decay_samples
-        if self.lr_decay_style == "WSD" and wsd_length is None:
+        wsd_lengths = {self.lr_wsd_decay_iters, self.lr_wsd_decay_samples}
+        if self.lr_decay_style == "WSD" and wsd_lengths == {None}:
             raise ValueError(
                 "lr_decay_style WSD needs the length of its last part; give lr_wsd_decay_iters or "
                 "lr_wsd_decay_samples"

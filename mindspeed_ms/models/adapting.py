@@ -124,7 +124,7 @@ _WORDS: dict[str, dict[str, str]] = {
     "up": {"llama": "up_proj", _MIXTRAL: "w3", "mindformers": "w3"},
     "gate_up": {
         **{_FUSED: "gate_up_proj", _PHI3: "gate_up_proj", _GLM4: "gate_up_proj"},
-        **{_OWN: "mapping", _MEGATRON: "linear_fc1"},
+        **{_OWN: "mapping", _MEGATRON: "linear_fc1", _NEOX: "dense_h_to_4h"},
     },
     "mapping": {
         **{"llama": "up_proj", _NEOX: "dense_h_to_4h", _GPT2: "c_fc"},

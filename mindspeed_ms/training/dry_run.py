@@ -205,6 +205,11 @@ def _assume_vocabulary(args: argparse.Namespace) -> list[str]:
         tokens, notes = int(build_tokenizer(args).vocab_size), []
     except (ValueError, OSError, RuntimeError):
         kind = kind or args.patch_tokenizer_type
+        if kind and kind.startswith("BertWordPiece"):
+            raise ValueError(
+                f"--tokenizer-type {kind} is BERT's, and models here are GPTs; use another, as "
+                "HuggingFaceTokenizer"
+            ) from None
         usual = args.vocab_size or TYPICAL_VOCABULARIES.get(kind or "", _USUAL_TOKENS)
         tokens = int(usual)
         notes = [

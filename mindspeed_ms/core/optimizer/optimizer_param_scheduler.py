@@ -160,7 +160,7 @@ class ParamSchedule:
         return 0.5 * (math.cos(math.pi * ratio) + 1.0)
 
     def _wsd_share(self, num_steps: int) -> float:
-        length = self.wsd_decay_steps or 1
+        length = self.wsd_decay_steps or 0  # 0: the last part is another run's
         start = self.lr_decay_steps - length
         if num_steps <= start:
             return 1.0

@@ -12,7 +12,13 @@ ROWS: tuple[Flag, ...] = tuple(
         "low-rank adapters",
         [
             on("--use-lora", Field(f"{_LORA}use_lora")),
-            value("--lora-r", int, Field(f"{_LORA}lora_rank"), 8, aliases=("--lora-rank",)),
+            value(
+                "--lora-r",
+                int,
+                Field(f"{_LORA}lora_rank"),
+                8,
+                aliases=("--lora-rank", "--lora-dim"),
+            ),
             value("--lora-alpha", float, Field(f"{_LORA}lora_alpha"), 32.0),
             value("--lora-dropout", float, Field(f"{_LORA}lora_dropout"), 0.0),
             values("--lora-target-modules", str, Field(f"{_LORA}target_modules"), "some"),

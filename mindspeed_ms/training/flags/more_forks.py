@@ -13,10 +13,12 @@ from typing import Any
 from mindspeed_ms.training.flags.compact import compact
 from mindspeed_ms.training.flags.row import (
     UNSET,
+    EntryPoint,
     Field,
     Flag,
     NoEffect,
     Refused,
+    asked_means,
     given_means,
     in_group,
     on,
@@ -30,10 +32,6 @@ _HETERO = NoEffect("only read with --enable-hetero, which is refused")
 def _untold(*_: Any) -> Any:
     """Read back, the field speaks through the flag of its own name."""
     return UNSET
-
-
-def _half(asked: bool) -> Any:
-    return "bfloat16" if asked else UNSET
 
 
 def _is_spec(family: str, given: Any) -> bool:
@@ -62,6 +60,11 @@ def gated_width(hidden_size: int, multiple: int, factor: float | None) -> int:
     return -(-width // multiple) * multiple
 
 
+def _has_adapters(stated: Any, given: Any) -> Any:
+    """MindSpeed-LLM has no switch: naming layers asks for adapters."""
+    return True if given.lora_target_modules and not given.yaml else stated
+
+
 def _width(stated: Any, given: Any) -> Any:
     if stated is UNSET and given.multiple_of and given.swiglu and given.hidden_size:
         return gated_width(given.hidden_size, given.multiple_of, given.hidden_dim_multiplier)
@@ -73,6 +76,7 @@ MORE_RULES: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
         "model_config.qk_layernorm_full": _whole_vectors,
         "model_config.qk_layernorm": _latents,
         "model_config.ffn_hidden_size": _width,
+        "lora_config.use_lora": _has_adapters,
     }
 )
 """Field -> its rule, which gets what flags state about it, and all arguments."""
@@ -99,10 +103,10 @@ _NAMES = in_group(
             "--o2-optimizer",
             Field(
                 "optimizer_config.exp_avg_dtype",
-                means=_half,
+                means=asked_means("bfloat16"),
                 sets={
-                    "optimizer_config.exp_avg_sq_dtype": given_means("bfloat16"),
-                    "optimizer_config.use_precision_aware_optimizer": given_means(constant=True),
+                    "optimizer_config.exp_avg_sq_dtype": asked_means("bfloat16"),
+                    "optimizer_config.use_precision_aware_optimizer": asked_means(constant=True),
                 },
                 back=_untold,
             ),
@@ -116,6 +120,32 @@ _NAMES = in_group(
             help="Same as --grad-reduce-in-bf16.",
         ),
         on(
+            "--qk-layernorm-hidden-dim",
+            Field("model_config.qk_layernorm_full"),
+            help="With --qk-layernorm: normalize the queries of all heads as one vector.",
+        ),
+        value(
+            "--peft-type",
+            str,
+            Field("lora_config.use_lora", means=given_means(constant=True), back=_untold),
+            choices=("lora",),
+            help="lora: same as --use-lora.",
+        ),
+        value(
+            "--lora-load",
+            str,
+            EntryPoint("Folder of adapters that go on; --load then names the frozen weights."),
+            small=None,
+        ),
+        value(
+            "--rotary-position-embeddings-theta",
+            float,
+            Field("model_config.rotary_base"),
+            10000,
+            dest="rotary_base",
+            help="Same as --rotary-base.",
+        ),
+        on(
             "--disable-moe-token-dropping",
             Field("moe_config.moe_expert_capacity_factor", by_rule=True),
             help="With --moe-model-type deepspeed_moe: experts take every token.",
@@ -123,8 +153,208 @@ _NAMES = in_group(
     ],
 )
 
+_FLAGSCALE = (
+    *compact(
+        "forks: engine",
+        NoEffect("kernels are chosen at start, and these compute the same"),
+        """
+--te-fl-prefer str=vendor
+--te-fl-per-op str
+--te-fl-allow-vendors str
+--te-fl-deny-vendors str
+--enable-flag-gems
+--flag-gems-log-path str
+--flag-gems-unused str*
+--use-partial-reduce-for-shared-embedding
+--use-unpad
+--triangle-attn
+--qknorm-impl str
+--use-packed-seq-params
+--ds-sequence-parallel-fpdt
+--ds-sequence-parallel-fpdt-chunk-size int=65536
+--ds-sequence-parallel-fpdt-offloading
+""",
+    ),
+    *compact(
+        "forks: engine",
+        NoEffect("micro-batches pass in the order of 1F1B or interleaved, with the same result"),
+        "--use-dualpipev",
+    ),
+    *compact(
+        "forks: engine",
+        NoEffect("--recompute-granularity says what every stage recomputes in every micro-batch"),
+        """
+--recompute-granularity-per-stage-micro-batch str*
+--recompute-method-per-stage-micro-batch str*
+--recompute-num-layers-per-stage-micro-batch str*
+--recompute-granularity-per-stage int*
+--recompute-method-per-stage int*
+--recompute-num-layers-per-stage int*
+""",
+    ),
+    *compact(
+        "forks: engine",
+        NoEffect("--dry-run and --suggest search for layouts here"),
+        "--auto-tune",
+    ),
+    *compact(
+        "forks: checkpoints",
+        NoEffect("checkpoints are written every --save-interval iterations"),
+        """
+--rampup-save-interval int
+--save-when-num-microbatches-change
+""",
+    ),
+    *compact(
+        "forks: adapters",
+        NoEffect(
+            "adapters begin as those of peft: one factor by Kaiming's rule, the other at zero"
+        ),
+        """
+--lora-in-init-method str=xavier
+--lora-out-init-method str=zero
+""",
+    ),
+    *compact(
+        "refused: forks, adapters",
+        Refused("dropout comes before an adapter", "use --lora-dropout alone"),
+        "--lora-dropout-position str=pre !pre",
+    ),
+    *compact(
+        "refused: forks, training",
+        Refused("steps are named one by one", "use --iterations-to-skip"),
+        """
+--skip-samples-range int+
+--skip-iters-range int+
+--auto-skip-spiky-loss
+""",
+    ),
+    *compact(
+        "forks: engine",
+        NoEffect("only read with --auto-skip-spiky-loss, which is refused"),
+        "--spiky-loss-threshold float=0.2",
+    ),
+    *compact(
+        "forks: engine",
+        NoEffect("only read with a schedule of Stable LM 2, which --lr-decay-style has not"),
+        """
+--lr-decay-stablelm2-cosine-samples int=0
+--lr-decay-stablelm2-cosine-max-lr float
+--lr-decay-stablelm2-cosine-period-samples int=0
+--lr-decay-stablelm2-rsqrt-samples int=0
+--lr-decay-stablelm2-decay-samples int=0
+--lr-decay-stablelm2-alpha float=1.0
+--lr-decay-stablelm2-beta float=0.0
+""",
+    ),
+    *compact(
+        "refused: forks, data",
+        Refused(
+            "further validation sets have a flag of Megatron's", "use --multiple-validation-sets"
+        ),
+        """
+--extra-valid-data-path str*
+--extra-eval-interval int
+""",
+    ),
+    *compact(
+        "refused: forks, layers",
+        Refused("norms start at one", "leave it out"),
+        "--norm-init-weight float=1.0 !1.0",
+    ),
+    *compact(
+        "refused: forks, layers",
+        Refused("heads are turned in halves, or interleaved", "use --rotary-interleaved"),
+        "--rotary-interleaved-patch",
+    ),
+    *compact(
+        "refused: forks, layers",
+        Refused("this activation function is not available", "use --swiglu or --squared-relu"),
+        "--xielu",
+    ),
+    *compact(
+        "refused: forks, training",
+        Refused("updates of Muon are scaled by --muon-scale-mode", "use it"),
+        "--muon-matched-adamw-rms float",
+    ),
+    *compact(
+        "refused: forks, data",
+        Refused("every token of a text counts in the loss", "train without it"),
+        "--goldfish-loss",
+    ),
+    *compact(
+        "refused: forks, data",
+        Refused("chats come from JSON lines", "use --sft"),
+        """
+--ap-sft
+--apply-sft-dataset-separated-loss-mask-if-existed
+--finetune-dataset-type str
+""",
+    ),
+    *compact(
+        "forks: engine",
+        NoEffect("only read with --goldfish-loss, --ap-sft or --xielu, which are refused"),
+        """
+--goldfish-k int=50
+--goldfish-h int=50
+--ap-sft-mask-special-tokens
+--ap-sft-pack-samples
+--ap-sft-packing-strategy str
+--ap-sft-truncate-right
+--weight-decay-on-xielu-alphas
+""",
+    ),
+    *compact(
+        "forks: engine",
+        NoEffect("only read with --optimizer ademamix, which is not available"),
+        """
+--ademamix-alpha float
+--ademamix-beta3 float
+--ademamix-beta3-warmup int
+--ademamix-alpha-warmup int
+""",
+    ),
+    *compact(
+        "refused: forks, layers",
+        Refused("memories of n-grams are not available", "use the flags of a plain GPT layer"),
+        "--use-engram",
+    ),
+    *compact(
+        "refused: data",
+        Refused("made-up sequences all have --seq-length", "use --mock-data alone"),
+        """
+--use-varlen-dataset
+--varlen-mock-dataset-config-json str
+""",
+    ),
+    *compact(
+        "refused: parallel layout",
+        Refused("ranks are not laid out in this way", "use --context-parallel-size alone"),
+        """
+--dynamic-context-parallel
+--min-dynamic-context-parallel-size int=1 !1
+--sequence-packing-scheduler str
+""",
+    ),
+    *compact(
+        "refused: other models",
+        Refused("models of images and text are not available", "train a GPT"),
+        """
+--vision-model-type str
+--language-model-type str
+--allow-missing-vision-projection-checkpoint
+--freeze-LM
+--freeze-ViT
+--prompt-path str
+--dataset-config str
+""",
+    ),
+)
+"""Those of FlagScale, of Apertus' Megatron-LM, and of newer Megatron-LM's examples."""
+
 ROWS: tuple[Flag, ...] = (
     *_NAMES,
+    *_FLAGSCALE,
     *compact(
         "forks: engine",
         NoEffect("chunks of a pipeline send while others compute, as the schedule has it"),
@@ -200,7 +430,7 @@ ROWS: tuple[Flag, ...] = (
 --hetero-process-meshes int+
 --hetero-use-cpu-communication
 --hetero-inter-mesh-embedding-layer-impl str
---standalone-embedding-stage-hetero
+--expert-tensor-parallel-size-per-process-mesh int*
 """,
     ),
 )

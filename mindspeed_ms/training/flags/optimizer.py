@@ -102,7 +102,8 @@ REGULARIZATION = in_group(
             Field("optimizer_config.optimizer_type", means=_ALGORITHMS),
             "adam",
             common=True,
-            choices=tuple(_ALGORITHMS),
+            choices=(*_ALGORITHMS, "ademamix"),
+            refuses=(("ademamix", Refused("this update is not available", "use adam or muon")),),
         ),
         value(
             "--optimizer-selection",

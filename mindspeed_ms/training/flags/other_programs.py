@@ -8,7 +8,7 @@ ignores most of them.
 from __future__ import annotations
 
 from mindspeed_ms.training.flags.compact import compact
-from mindspeed_ms.training.flags.row import Flag, NoEffect
+from mindspeed_ms.training.flags.row import Flag, NoEffect, Refused
 
 _SERVER = NoEffect("only tools/run_text_generation_server.py reads it, not training")
 _CUDA_GRAPHS = NoEffect("text is generated without CUDA graphs")
@@ -177,12 +177,20 @@ ROWS: tuple[Flag, ...] = (
 """,
     ),
     *compact(
+        "refused: other models",
+        Refused("models are GPTs, not BERT or T5", "train a GPT, without it"),
+        """
+--bert-load str
+--bert-no-binary-head off >bert_binary_head
+--decoder-seq-length int
+--decoder-num-layers int
+""",
+    ),
+    *compact(
         "other models",
         _OTHER_MODELS,
         """
 --bert-embedder-type str=megatron
---bert-load str
---bert-no-binary-head off >bert_binary_head
 --output-bert-embeddings
 --biencoder-projection-dim int=0
 --biencoder-shared-query-context-model
@@ -201,7 +209,6 @@ ROWS: tuple[Flag, ...] = (
 --use-one-sent-docs
 --mask-prob float=0.15
 --short-seq-prob float=0.1
---decoder-seq-length int
 --relative-attention-max-distance int=128
 --relative-attention-num-buckets int=32
 --mrope-section int+
@@ -230,7 +237,6 @@ ROWS: tuple[Flag, ...] = (
 --vision-backbone-type str=vit
 --vision-pretraining-type str=classify
 --vision-pretraining
---decoder-num-layers int
 --retro-attention-gate float=1
 --retro-cyclic-train-iters int
 --retro-encoder-attention-dropout float=0.1

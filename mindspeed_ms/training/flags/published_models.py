@@ -17,6 +17,7 @@ from mindspeed_ms.training.flags.row import (
     Flag,
     NoEffect,
     Refused,
+    asked_means,
     in_group,
     off,
     on,
@@ -88,7 +89,7 @@ _INSTRUCTIONS = in_group(
         on("--neat-pack", Field("dataset_config.neat_pack")),
         on(
             "--no-pad-to-seq-lengths",
-            Field("parallel_config.variable_seq_lengths", means=True, back=_untold),
+            Field("parallel_config.variable_seq_lengths", means=asked_means(True), back=_untold),
             help="Same as --variable-seq-lengths: rows of instruction data are filled up to a "
             "multiple of --pad-to-multiple-of.",
         ),

@@ -227,7 +227,7 @@ class Flag:
     def refusal(self, given: Any) -> Refused | None:
         """Return why a given value is refused, None when it passes."""
         if isinstance(self.state, Refused):
-            text = " ".join(given) if isinstance(given, list) else str(given)
+            text = " ".join(map(str, given)) if isinstance(given, list) else str(given)
             return None if text in self.state.harmless else self.state
         items = given if isinstance(given, list) else [given]
         return next((why for bad, why in self.refuses if bad in items), None)

@@ -42,6 +42,11 @@ def test_wsd_exponential_reproduces_the_golden_point():
     assert schedule.lr_at(100) == pytest.approx(0.0, abs=1e-18)
 
 
+def test_wsd_without_a_last_part_stays_up():
+    schedule = replace(COSINE, lr_decay_style="WSD", wsd_decay_steps=0)
+    assert [schedule.lr_at(step) for step in (10, 99, 100, 101)] == [1e-3, 1e-3, 1e-3, 1e-4]
+
+
 @pytest.mark.parametrize(
     ("style", "at_90"),
     [("linear", 0.5), ("cosine", 0.5), ("minus_sqrt", 1 - 0.5**0.5)],

@@ -90,6 +90,30 @@ def test_scripts_plan_as_they_are_and_small(more):
             True,
         ),
         ("--tokenizer-path t", "dataset_config", "tokenizer_model", "t"),
+        ("--lora-r 4 --lora-target-modules linear_qkv", "lora_config", "use_lora", True),
+        ("--lora-target-modules query_key_value --lora-dim 3", "lora_config", "lora_rank", 3),
+        ("--peft-type lora", "lora_config", "use_lora", True),
+        ("--lora-r 4", "lora_config", "use_lora", False),
+        (
+            "--lora-target-modules linear_qkv --load base --lora-load adapters",
+            "lora_config",
+            "base_model_name_or_path",
+            "base",
+        ),
+        (
+            "--lora-target-modules linear_qkv --load base --lora-load adapters",
+            "training_config",
+            "load_checkpoint",
+            "adapters",
+        ),
+        ("--qk-layernorm --qk-layernorm-hidden-dim", "model_config", "qk_layernorm_full", True),
+        ("--rotary-position-embeddings-theta 5000", "model_config", "rotary_base", 5000),
+        (
+            "--lr-decay-style WSD --lr-wsd-decay-iters 0",
+            "optimizer_config",
+            "lr_wsd_decay_iters",
+            0,
+        ),
         ("--train-iters 1_000", "training_config", "training_iters", 1000),
         (
             "--num-experts 4 --moe-model-type deepspeed_moe --disable-moe-token-dropping",
@@ -158,8 +182,19 @@ def test_what_is_refused_by_name_is_told_before_what_follows_from_it():
         ("--mlp-type residual", "plain GPT layer"),
         ("--skip-train-iteration-range 5-9", "--iterations-to-skip"),
         ("--pp-partition-method parameters", "--num-layer-list"),
+        ("--bert-no-binary-head", "models are GPTs, not BERT or T5"),
+        ("--decoder-seq-length 128", "models are GPTs, not BERT or T5"),
+        ("--vision-model-type clip", "train a GPT"),
+        ("--optimizer ademamix", "use adam or muon"),
+        ("--enable-hetero", "use hosts of one kind"),
+        ("--skip-iters-range 5 9", "--iterations-to-skip"),
     ],
 )
 def test_what_forks_have_alone_is_refused_with_a_way_out(words, line):
     (refusal,) = parse_args([*SMALL, *words.split()]).refusals
     assert line in refusal
+
+
+def test_a_tokenizer_of_bert_is_refused_in_a_plan_as_in_a_run():
+    with pytest.raises(ValueError, match="BertWordPieceCase is BERT's, and models here are GPTs"):
+        resolve(parse_args([*SMALL, "--tokenizer-type", "BertWordPieceCase"]))
