@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar
 
 from mindspeed_ms.config.attention_options import Switch
@@ -12,6 +13,18 @@ from mindspeed_ms.config.block_options import BlockOptions
 from mindspeed_ms.config.kinds import Count, NonNegative, Positive
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.config.rope_scaling_config import RopeScalingConfig
+
+NAMES_OF_MINDFORMERS: Mapping[str, str] = MappingProxyType(
+    {
+        "num_heads": "num_attention_heads",
+        "use_gqa": "group_query_attention",
+        "mlp_has_gate": "gated_linear_unit",
+        "param_init_dtype": "params_dtype",
+        "param_init_type": "params_dtype",
+        "post_norm": "use_final_norm",
+    }
+)
+"""Options of a model under the names that MindFormers' experimental cells gave them first."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,15 @@ class ModelParallelConfig(Section):
 
     NAME: ClassVar[str] = "parallel_config"
     ALIASES: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"nccl_communicator_config_path": "communicator_config_path"}
+        {
+            "nccl_communicator_config_path": "communicator_config_path",
+            "tensor_parallel": "tensor_model_parallel_size",
+            "pipeline_stage": "pipeline_model_parallel_size",
+            "context_parallel": "context_parallel_size",
+            "expert_parallel": "expert_model_parallel_size",
+            "use_sequence_parallel": "sequence_parallel",
+            "use_seq_parallel": "sequence_parallel",
+        }
     )
 
     # --- sizes

@@ -22,7 +22,7 @@ from mindspeed_ms.config.kinds import (
     Share,
 )
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
-from mindspeed_ms.config.layer_options import LayerOptions
+from mindspeed_ms.config.layer_options import NAMES_OF_MINDFORMERS, LayerOptions
 from mindspeed_ms.config.lora_config import LoraConfig
 from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
 from mindspeed_ms.config.moe_config import MoEConfig
@@ -68,6 +68,7 @@ class TransformerConfig(LayerOptions):
             "embedding_dtype": "embedding_init_dtype",
             "use_fused_swiglu": "apply_swiglu_fusion",
             "layernorm_epsilon": "norm_epsilon",
+            **NAMES_OF_MINDFORMERS,
             "apply_layernorm_1p": "layernorm_zero_centered_gamma",
             "apply_residual_connection_post_layernorm": "apply_residual_connection_post_norm",
         }

@@ -23,7 +23,7 @@ from mindspeed_ms.backend.base import Group
 from mindspeed_ms.models.parameter import ParamSpec
 from mindspeed_ms.plan.region import Region, Stack
 
-InitMethod: TypeAlias = Callable[[Sequence[int]], np.ndarray] | Initializer | str
+InitMethod: TypeAlias = Callable[[Sequence[int]], np.ndarray] | Initializer | str | float
 """Full (unsharded) shape -> fp32 values; MindSpore initializers and their names work too."""
 
 
@@ -173,7 +173,9 @@ def make_ready(parameter: Tensor, dtype: mstype.Type | None = None) -> Tensor:
 
 
 def initial_values(init_method: InitMethod, shape: Sequence[int]) -> np.ndarray:
-    """Unsharded fp32 values for a shape."""
+    """Unsharded fp32 values for a shape; a number fills it."""
+    if isinstance(init_method, (int, float)):
+        return np.full(tuple(shape), init_method, np.float32)
     if isinstance(init_method, (Initializer, str)):
         return initializer(init_method, tuple(shape), mstype.float32).init_data().asnumpy()
     return init_method(tuple(shape))

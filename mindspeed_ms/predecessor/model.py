@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore.common import dtype as mstype
-from mindspore.nn import Cell, CellList
+from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.config import (
@@ -28,6 +28,7 @@ from mindspeed_ms.legacy.model.moe.router import Routing
 from mindspeed_ms.legacy.model.moe.token_dispatcher import AlltoAllTokenDispatcher, Dispatched
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.predecessor.data_parallel import DistributedDataParallel
+from mindspeed_ms.predecessor.stages import ModelChunks, mark_shared_weights
 
 
 def get_act_func(name: str) -> Callable[..., Tensor]:
@@ -74,6 +75,8 @@ def _get_num_layers(
     """
     if is_decoder_stage:
         raise ValueError("is_decoder_stage is True; only decoder-only models exist here")
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:  # whatever its file says
+        return StageLayers(config.num_layers, 0)
     placement = layer_placement(config, config.parallel_config)
     layers = placement.layers_of(
         parallel_state.get_pipeline_model_parallel_rank(),
@@ -82,16 +85,25 @@ def _get_num_layers(
     return StageLayers(len(layers), layers[0] if layers else 0)
 
 
-def get_attention_mask(tokens: Tensor | int, dtype: Any = None) -> Tensor:
-    """A causal mask [1, 1, S, S]: not 0 where a key is later than its query.
+def get_attention_mask(input_mask: Tensor, data_layout: str = "BSH") -> Tensor:
+    """Which keys a query may look at: itself and earlier ones, where both are tokens.
 
     Args:
-        tokens: ids [b, S], or S.
-        dtype: of the mask, bool for None.
+        input_mask: 1 for a token and 0 for padding, [b, S], or [S, b] with ``SBH``.
+        data_layout: ``BSH`` or ``SBH``.
+
+    Returns:
+        [b, S, S] of the type of ``input_mask``: 1 where a key may be looked at.
+
+    Raises:
+        ValueError: another layout.
     """
-    length = tokens if isinstance(tokens, int) else tokens.shape[-1]
-    hidden = np.triu(np.ones((1, 1, length, length), np.bool_), k=1)
-    return Tensor(hidden) if dtype is None else Tensor(hidden).astype(dtype)
+    if data_layout not in ("BSH", "SBH"):
+        raise ValueError(f"data_layout is {data_layout!r}; give BSH or SBH")
+    batch, length = tuple(input_mask.shape)[:: 1 if data_layout == "BSH" else -1]
+    tokens = input_mask.asnumpy().reshape(batch, length, 1)
+    lower = np.tril(np.ones((length, length), tokens.dtype))
+    return Tensor(tokens * tokens.swapaxes(1, 2) * lower).astype(input_mask.dtype)
 
 
 # --- loss and gradients ---------------------------------------------------------------------------
@@ -184,8 +196,8 @@ def set_weight_decay(
 
 def get_model(
     model_provider_func: Callable[..., Cell], training_config: TrainingConfig | AllConfig
-) -> Cell:
-    """The model of this rank's stage; a list of chunks with virtual stages.
+) -> ModelChunks:
+    """The model of this rank's stage as a list of its chunks, mostly one.
 
     Args:
         model_provider_func: (pre_process, post_process) -> model that returns its loss.
@@ -193,7 +205,7 @@ def get_model(
             tells the number of chunks.
 
     Returns:
-        The model, or a ``CellList`` of several chunks.
+        A list of cells, and a cell itself: with one chunk it is called, and has its members.
     """
     training = (
         training_config.training_config
@@ -213,8 +225,9 @@ def get_model(
             post_process=parallel_state.is_pipeline_last_stage(),
         )
         chunk.set_train(True)
+        mark_shared_weights(chunk)
         chunks.append(wrapped(chunk, training, parallel, is_first=index == 0))
-    return chunks[0] if count == 1 else CellList(chunks)
+    return ModelChunks(chunks)
 
 
 def wrapped(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from mindspore import Parameter, Tensor
-from mindspore.nn import Cell
+from mindspore.nn import Cell, CellList
 
 from mindspeed_ms.backend import memory
 from mindspeed_ms.config import ModelParallelConfig, OptimizerConfig, TrainingConfig
@@ -348,7 +348,7 @@ def chunks_of(network: Any) -> list[Cell]:
     """The model chunks of a network: itself, or the elements of a list."""
     if network is None:
         return []
-    is_list = isinstance(network, (list, tuple)) or type(network).__name__ == "CellList"
+    is_list = isinstance(network, (list, tuple, CellList))
     return list(network) if is_list else [network]
 
 

@@ -34,6 +34,7 @@ from mindspeed_ms.predecessor.optimizer import (
     number,
 )
 from mindspeed_ms.predecessor.reducer import ParallelTrainingReducer
+from mindspeed_ms.predecessor.stages import ScriptStage, fill_shared_weights, mark_shared_weights
 
 Outcome = tuple[Tensor, bool, float, float, float | None]
 """(loss, whether gradients were finite, loss scale, learning rate, norm of the gradients)."""
@@ -80,11 +81,15 @@ class TrainOneStepCell(Cell):
         self.chunks = _Chunks(chunks_of(network_with_loss))
         for chunk in self.chunks:
             chunk.set_train(True)
+            mark_shared_weights(chunk)
+        self._stages = _Chunks([ScriptStage(chunk) for chunk in self.chunks])
         self._flat = isinstance(optimizer, MixedPrecisionOptimizer)
         self.grad_scaler = (
             optimizer.grad_scaler if self._flat else get_grad_scaler(self.training_config)
         )
         self._plain = None if self._flat else _PlainStep(self.chunks, optimizer, self)
+        if fill_shared_weights(list(self.chunks)) and self._flat:
+            optimizer.reload_main_params()
 
     @property
     def optimizer(self) -> Any:
@@ -133,7 +138,7 @@ class TrainOneStepCell(Cell):
         self, inputs: tuple[Any, ...], named: Mapping[str, Any], scale: float
     ) -> Tensor:
         group = parallel_state.get_pipeline_model_parallel_group()
-        count, chunks = self.micro_batch_num, list(self.chunks)
+        count, chunks = self.micro_batch_num, list(self._stages)
         work = StageWork(
             forward_step=_forward_step,
             data_iterators=[micro_batches(inputs, named, count) for _ in chunks],
@@ -164,10 +169,10 @@ class _Tools:
 class _Chunks:
     """The model chunks, which the cell has already under another name."""
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
+    def __init__(self, cells: Sequence[Any]) -> None:
         self.cells = tuple(cells)
 
-    def __iter__(self) -> Iterator[Cell]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.cells)
 
     def trainable(self) -> list[Parameter]:

@@ -11,7 +11,6 @@ from mindspeed_ms import ops as package_ops
 from mindspeed_ms.backend import comm
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import (
-    DatasetConfig,
     ModelParallelConfig,
     MoEConfig,
     OptimizerConfig,
@@ -40,9 +39,8 @@ from mindspeed_ms.core.tensor_parallel.random import (
     get_rng_tracker,
     set_rng_seed,
 )
-from mindspeed_ms.legacy.model.module import Module
 from mindspeed_ms.legacy.model.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
-from mindspeed_ms.training import ParallelTrainingReducer, TrainOneStepCell, get_model
+from mindspeed_ms.training import ParallelTrainingReducer, TrainOneStepCell
 from mindspeed_ms.training.training import train
 
 
@@ -186,93 +184,6 @@ def test_gradients_are_averaged_or_summed(dist_run, optimizer, reduction):
         assert found == pytest.approx(norm, rel=1e-5)
         for param, grad, ours in zip(params, expected, weights, strict=True):
             np.testing.assert_allclose(ours, param.asnumpy() - 0.05 * grad, rtol=1e-4, atol=1e-6)
-
-
-# --- pipelines
-
-
-class Stage(Module):
-    """Some of eight layers, an embedding and a tied head of the script's own."""
-
-    def __init__(self, config, layers, pre_process, post_process):
-        super().__init__(config, share_embeddings_and_output_weights=False)
-        self.pre_process, self.post_process = pre_process, post_process
-        self.layers = nn.CellList()
-        for index in layers:
-            values = np.random.default_rng(index).normal(size=(8, 8)).astype(np.float32) * 0.3
-            self.layers.append(nn.Dense(8, 8, weight_init=Tensor(values), has_bias=False))
-        self.received = None
-
-    def set_input_tensor(self, tensor):
-        self.received = tensor
-
-    def construct(self, x, target):
-        hidden = x if self.pre_process else self.received
-        for layer in self.layers:
-            hidden = ops.tanh(layer(hidden)) + hidden
-        if not self.post_process:
-            return hidden
-        return (hidden - target).square().mean()
-
-
-def pipeline_worker(stages, virtual, layer_list, layout):
-    chunked = {"virtual_pipeline_model_parallel_size": virtual} if virtual else {}
-    begin(pipeline_model_parallel_size=stages, **chunked)
-    parallel = ModelParallelConfig(
-        pipeline_model_parallel_size=stages, num_layer_list=layer_list, **chunked
-    )
-    training = TrainingConfig(
-        parallel, DatasetConfig(batch_size=2, micro_batch_num=4, data_layout=layout), epochs=2
-    )
-    config = TransformerConfig(
-        vocab_size=8,
-        num_layers=8,
-        num_attention_heads=1,
-        hidden_size=8,
-        seq_length=4,
-        parallel_config=parallel,
-        training_config=training,
-        compute_dtype="float32",
-    )
-    from mindspeed_ms.legacy.model.transformer import _get_num_layers  # noqa: PLC0415
-
-    def provider(pre_process=True, post_process=True):
-        count, first = _get_num_layers(config, None)
-        assert count == _get_num_layers(config, None)
-        return Stage(config, range(first, first + count), pre_process, post_process)
-
-    network = get_model(provider, training)
-    optimizer = nn.Adam(network.trainable_params(), learning_rate=1e-2)
-    step = TrainOneStepCell(network, optimizer, None, training, config)
-    rng = np.random.default_rng(1)
-    data = [
-        {
-            "x": Tensor(rng.normal(size=(8, 4, 8)).astype(np.float32)),
-            "target": Tensor(rng.normal(size=(8, 4, 8)).astype(np.float32)),
-        }
-    ]
-    return train(step, data, training)
-
-
-@pytest.mark.parametrize(
-    ("stages", "virtual", "layer_list"),
-    [(4, None, [2, 3, 1, 2]), (2, 2, [[1, 2], [3, 2]])],
-)
-def test_pipelines_of_a_scripts_own_stages(dist_run, stages, virtual, layer_list):
-    (alone,) = dist_run(
-        pipeline_worker, ranks=1, stages=1, virtual=None, layer_list=None, layout="BSH"
-    )
-    results = dist_run(
-        pipeline_worker,
-        ranks=stages,
-        stages=stages,
-        virtual=virtual,
-        layer_list=layer_list,
-        layout="BSH",
-    )
-    assert len(alone) == 2 and alone[1] < alone[0]
-    np.testing.assert_allclose(results[-1], alone, rtol=1e-5)
-    assert results[0] == [0.0, 0.0]
 
 
 # --- reducer

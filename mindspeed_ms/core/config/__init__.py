@@ -13,6 +13,7 @@ from mindspeed_ms.config.transformer_config import (
 )
 from mindspeed_ms.core.config.predecessor import (
     DatasetConfig,
+    GeneralConfig,
     ModelParallelConfig,
     MoEConfig,
     OptimizerConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "AllConfig",
     "DatasetConfig",
     "FlashAttentionConfig",
+    "GeneralConfig",
     "LoraConfig",
     "ModelParallelConfig",
     "MoEConfig",

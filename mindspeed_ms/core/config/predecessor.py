@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the predecessor's constructors and files leave open, filled with a line.
 
-Its sections take any key and need no sequence length; those here do. This is the only place that
-knows the difference.
+Its sections take any key, also later by assignment, and need no sequence length; those here are
+frozen. This is the only place that knows the difference.
 """
 
 from __future__ import annotations
@@ -11,14 +11,26 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 from mindspeed_ms import config
 from mindspeed_ms.config import AllConfig
-from mindspeed_ms.config.section import Section, rename_keys, section_fields
+from mindspeed_ms.config.build import Sections, fill_types
+from mindspeed_ms.config.coercion import suggestion
+from mindspeed_ms.config.section import (
+    Section,
+    coerce_field,
+    field_default,
+    field_names,
+    rename_keys,
+    section_fields,
+)
+from mindspeed_ms.core import run_state
 from mindspeed_ms.training.yaml_styles.build import build_selected, clean_sections, merge_sections
-from mindspeed_ms.training.yaml_styles.legacy_keys import modernize
-from mindspeed_ms.training.yaml_styles.yaml_files import load_sections
+from mindspeed_ms.training.yaml_styles.guide_style import is_guide_style, join_kernel_choices
+from mindspeed_ms.training.yaml_styles.legacy_keys import is_inert, modernize
+from mindspeed_ms.training.yaml_styles.yaml_files import find_yaml, load_sections, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -34,60 +46,167 @@ def _assume_length(model: dict[str, Any]) -> None:
         logger.warning("seq_length is not given; %s is taken", model["seq_length"])
 
 
-class TransformerConfig(config.TransformerConfig):
+class GeneralConfig(SimpleNamespace):
+    """A configuration of the user's own: attributes of any names.
+
+    Args:
+        kwargs: the attributes.
+    """
+
+
+class _Open:
+    """A section whose fields may be assigned, and that keeps what it does not know.
+
+    A value is checked when it is assigned, and what follows from it is derived anew. Sections that
+    link to this one see it, since the link is the object.
+    """
+
+    __slots__ = ("_given",)
+    _given: dict[str, Any]
+
+    def _take(self, fields: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
+        """Remember what was given and attach what is no field."""
+        object.__setattr__(self, "_given", dict(fields))
+        for name, value in extras.items():
+            if not hasattr(type(self), name):
+                object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Give a field, under any of its names, another value; keep an attribute of another name.
+
+        A rule between fields that this value alone breaks is told in a line, since others may be
+        assigned next; :func:`settled` insists on it.
+
+        Raises:
+            ValueError: the field does not take the value, or it belongs to another section.
+        """
+        if name == "_given" or name in _section(self).LINKS:
+            object.__setattr__(self, name, value)
+            return
+        fields, extras = _today(_section(self), {name: value})
+        plain = _plain(self)
+        values = {
+            key: field_default(plain, key) if one is None else coerce_field(plain, key, one)
+            for key, one in fields.items()
+        }
+        self._take({**self._given, **fields}, extras)
+        if not values:
+            return
+        try:
+            settled(self)
+        except ValueError as error:
+            for key, one in values.items():
+                object.__setattr__(self, key, one)
+            logger.warning("%s (after %s.%s = %r)", error, plain.NAME, name, value)
+
+
+def _section(open_section: Any) -> Section:
+    """The object under its other class."""
+    return cast("Section", open_section)
+
+
+def _plain(open_section: Any) -> type[Section]:
+    """The frozen class that a section of the predecessor is made of."""
+    return config.SECTION_CLASSES[open_section.NAME]
+
+
+def settled(section: Any) -> Any:
+    """A section after assignments: the same object, whose derived values follow the given ones.
+
+    Raises:
+        ValueError: the first rule that its values break.
+    """
+    if not isinstance(section, _Open):
+        return section
+    cls = _plain(section)
+    links = {name: getattr(section, name) for name in cls.LINKS}
+    given = {name: value for name, value in section._given.items() if value is not None}
+    fresh = cls(**{**given, **links})
+    for item in section_fields(cls):
+        object.__setattr__(section, item.name, getattr(fresh, item.name))
+    return section
+
+
+def _today(section: Section, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of a section under today's names, and those that are no fields, told in a line.
+
+    A given None is kept: it forgets what was given before.
+
+    Raises:
+        ValueError: a key that is nearly a field's, or one of another section.
+    """
+    name, cls = section.NAME, _plain(section)
+    own = {*field_names(cls), *cls.ALIASES}
+    empty = {cls.ALIASES.get(key, key): None for key, one in given.items() if one is None}
+    sections = modernize({name: {key: one for key, one in given.items() if one is not None}})
+    current = sections.pop(name)
+    for other, values in sections.items():
+        for key in values:
+            raise ValueError(f"{key} belongs to {other}; give it there")
+    extras = {key: one for key, one in given.items() if is_inert(name, key) and key not in own}
+    for key in [key for key in current if key not in own and not suggestion(key, own)]:
+        extras[key] = current.pop(key)
+        logger.warning("%s.%s is no option; it is kept as an attribute, read by nothing", name, key)
+    for key in [key for key in empty if key not in own]:
+        extras[key] = empty.pop(key)
+    return {**empty, **rename_keys(cls, current)}, extras
+
+
+def _open(section: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a section's frozen class, from those of the predecessor's."""
+    cls = _plain(section)
+    places = [item.name for item in section_fields(cls) if not item.kw_only]
+    if len(args) > len(places):
+        raise TypeError(f"{cls.__name__} takes {len(places)} arguments by position at most")
+    given = {**dict(zip(places, args, strict=False)), **kwargs}
+    links = {name: given.pop(name) for name in cls.LINKS if name in given}
+    fields, extras = _today(section, given)
+    fields = {name: value for name, value in fields.items() if value is not None}
+    if cls is config.TransformerConfig:
+        _assume_length(fields)
+    section._take(fields, extras)
+    return {**fields, **{name: link for name, link in links.items() if link is not None}}
+
+
+class TransformerConfig(_Open, config.TransformerConfig):
     """``model_config`` with the predecessor's freedoms.
 
     Args:
         args: the sizes, then the sections it links to, in the order of the fields.
-        kwargs: fields, also by older names; keys that select nothing here are told in a line.
+        kwargs: fields, also by older names; keys that select nothing here are told in a line and
+            kept as attributes.
 
     Raises:
-        ValueError: an unknown key, a wrong value, or a key of another section.
+        ValueError: a misspelt key, a wrong value, or a key of another section.
 
     """
 
+    says_layout = True
+    """False: its file does not name the layout, so that in a run of ``pretrain`` the sequence is
+    first, as in the guide.
+    """
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        places = [
-            item.name for item in section_fields(config.TransformerConfig) if not item.kw_only
-        ]
-        given = {**dict(zip(places, args, strict=False)), **kwargs}
-        links = {name: given.pop(name) for name in self.LINKS if given.get(name) is not None}
-        sections = modernize({self.NAME: given})
-        model = sections.pop(self.NAME)
-        for section, values in sections.items():
-            for key in values:
-                raise ValueError(f"{key} belongs to {section}; give it there")
-        _assume_length(model)
-        super().__init__(**rename_keys(config.TransformerConfig, model), **links)
+        super().__init__(**_open(self, args, kwargs))
+
+    @property
+    def _follows_scripts(self) -> bool:
+        return self.says_layout or run_state.current().find(AllConfig) is None
 
     @property
     def batch_first(self) -> bool:
         """What ``data_layout`` says."""
-        return self.data_layout == "BSH"
+        return self.data_layout == "BSH" and self._follows_scripts
 
     @property
-    def adds_masks(self) -> bool:
+    def adds_masks(self) -> bool | None:
         """What ``mask_func_type`` says; the fused kernel hides."""
+        if not self._follows_scripts:
+            return None
         return self.mask_func_type == "attn_mask_add" and not self.use_flash_attention
 
 
-def _today(section: Section, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a section under today's names; those that select nothing are told in a line.
-
-    Raises:
-        ValueError: an unknown key, or one of another section.
-    """
-    links = {name: given[name] for name in section.LINKS if name in given}
-    plain = {name: value for name, value in given.items() if name not in links}
-    sections = modernize({section.NAME: plain})
-    own = sections.pop(section.NAME)
-    for other, values in sections.items():
-        for key in values:
-            raise ValueError(f"{key} belongs to {other}; give it there")
-    return {**rename_keys(type(section), own), **links}
-
-
-class ModelParallelConfig(config.ModelParallelConfig):
+class ModelParallelConfig(_Open, config.ModelParallelConfig):
     """``parallel_config``, also with the predecessor's keys.
 
     Args:
@@ -95,10 +214,10 @@ class ModelParallelConfig(config.ModelParallelConfig):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**_today(self, kwargs))
+        super().__init__(**_open(self, (), kwargs))
 
 
-class DatasetConfig(config.DatasetConfig):
+class DatasetConfig(_Open, config.DatasetConfig):
     """``dataset_config``, also with the predecessor's keys.
 
     Args:
@@ -106,10 +225,10 @@ class DatasetConfig(config.DatasetConfig):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**_today(self, kwargs))
+        super().__init__(**_open(self, (), kwargs))
 
 
-class TrainingConfig(config.TrainingConfig):
+class TrainingConfig(_Open, config.TrainingConfig):
     """``training_config``, also with the predecessor's keys.
 
     Args:
@@ -120,12 +239,19 @@ class TrainingConfig(config.TrainingConfig):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         clip = kwargs.pop("grad_clip_kwargs", None)
-        super().__init__(*args, **_today(self, kwargs))
+        super().__init__(**_open(self, args, kwargs))
         if clip is not None:
-            object.__setattr__(self, "grad_clip_kwargs", clip)
+            self.grad_clip_kwargs = clip
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """As of every section; ``grad_clip_kwargs`` is kept here."""
+        if name == "grad_clip_kwargs":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
 
-class OptimizerConfig(config.OptimizerConfig):
+class OptimizerConfig(_Open, config.OptimizerConfig):
     """``optimizer_config``, also with the predecessor's keys.
 
     Args:
@@ -134,10 +260,10 @@ class OptimizerConfig(config.OptimizerConfig):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **_today(self, kwargs))
+        super().__init__(**_open(self, args, kwargs))
 
 
-class MoEConfig(config.MoEConfig):
+class MoEConfig(_Open, config.MoEConfig):
     """``moe_config``, also with the predecessor's keys.
 
     Args:
@@ -145,7 +271,17 @@ class MoEConfig(config.MoEConfig):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**_today(self, kwargs))
+        super().__init__(**_open(self, (), kwargs))
+
+
+OPEN_CLASSES: Mapping[str, type[Section]] = {
+    cls.NAME: cls
+    for cls in (
+        *(ModelParallelConfig, DatasetConfig, MoEConfig),
+        *(TrainingConfig, TransformerConfig, OptimizerConfig),
+    )
+}
+"""Section name -> its class with the predecessor's freedoms."""
 
 
 def init_configs_from_yaml(
@@ -155,9 +291,8 @@ def init_configs_from_yaml(
 ) -> AllConfig | Section | list[Section]:
     """Build the configuration from YAML files; a model without a sequence length gets one.
 
-    Of a key that is written twice the last value counts, with a line. The model's section is of the
-    predecessor's class where that is asked for, or where the file says ``data_layout``: then a
-    script's own cells follow it.
+    Of a key that is written twice the last value counts, with a line. The sections are of the
+    predecessor's classes: fields may be assigned, and keys without an effect are attributes.
 
     Args:
         file_path: name or names.
@@ -177,24 +312,64 @@ def init_configs_from_yaml(
     if "model_config" in sections:
         _assume_length(sections["model_config"])
     built = build_selected(sections, config_classes)
+    freed = _Freed(sections, _written(file_path))
     if isinstance(built, list):
-        return [_of_class(one, cls) for one, cls in zip(built, config_classes or (), strict=True)]
-    if isinstance(built, AllConfig):
-        says_layout = "data_layout" in sections.get("dataset_config", {})
-        model = _of_class(built.model_config, TransformerConfig)
-        return replace(built, model_config=model) if says_layout else built
-    return _of_class(built, (config_classes or (type(built),))[0])
+        return [freed.of(one) for one in built]
+    if not isinstance(built, AllConfig):
+        return freed.of(built)
+    whole = replace(built, **{name: freed.of(getattr(built, name)) for name in OPEN_CLASSES})
+    if config_classes is None and "data_layout" not in sections.get("dataset_config", {}):
+        object.__setattr__(whole.model_config, "says_layout", False)
+    return whole
 
 
 def _tell_repeated(key: str) -> None:
     logger.warning("%s is written twice; the last value counts", key)
 
 
-def _of_class(section: AnySection, cls: type[Section]) -> AnySection:
-    """A model's section with the predecessor's views, if they are asked for."""
-    if cls is not TransformerConfig or isinstance(section, TransformerConfig):
-        return section
-    made = object.__new__(TransformerConfig)
-    for name, value in vars(section).items():
-        object.__setattr__(made, name, value)
-    return cast("AnySection", made)
+def _written(file_path: str | Path | Sequence[str | Path]) -> Sections:
+    """The keys of the files as they stand there; none of the guide's own style."""
+    found: Sections = {}
+    for name in [file_path] if isinstance(file_path, str | Path) else file_path:
+        document = read_yaml(find_yaml(name), lambda _key: None)
+        if is_guide_style(document):
+            continue
+        for section, values in document.items():
+            if isinstance(values, Mapping):
+                found.setdefault(section, {}).update(values)
+    return found
+
+
+class _Freed:
+    """Sections of a file under the predecessor's classes, each once.
+
+    Args:
+        sections: what was given for each, under today's names.
+        written: what the files say.
+    """
+
+    def __init__(self, sections: Sections, written: Sections) -> None:
+        self._given = merge_sections([sections])
+        join_kernel_choices(self._given)
+        fill_types(self._given)
+        self._written = written
+        self._made: dict[int, tuple[Section, Section]] = {}
+
+    def of(self, section: AnySection) -> AnySection:
+        """The open twin of a section, linked to the twins of those that it links to."""
+        if id(section) not in self._made:
+            self._made[id(section)] = (section, self._twin(section))
+        return cast("AnySection", self._made[id(section)][1])
+
+    def _twin(self, section: Section) -> Section:
+        cls = OPEN_CLASSES.get(section.NAME)
+        if cls is None:
+            return section
+        made: Any = object.__new__(cls)
+        for name, value in vars(section).items():
+            free = self.of(value) if name in cls.LINKS and value is not None else value
+            object.__setattr__(made, name, free)
+        written = self._written.get(section.NAME, {})
+        extras = {key: one for key, one in written.items() if not hasattr(made, str(key))}
+        made._take(self._given.get(section.NAME, {}), extras)
+        return cast("Section", made)

@@ -42,6 +42,8 @@ class Module(Cell):
         if config is not None:
             self.config = config
         self.share_embeddings_and_output_weights = share_embeddings_and_output_weights
+        self.shared_weight_name_list: list[str] = []
+        """Names of the parameters that another stage holds a copy of; a script may add its own."""
         self.pre_process = parallel_state.is_pipeline_first_stage()
         self.post_process = parallel_state.is_pipeline_last_stage()
 
@@ -88,12 +90,9 @@ class Module(Cell):
             self.language_model.output_layer = column_linear(copy, config, ProcessGroups.current())
         table = self.shared_embedding_or_output_weight()
         table.shard = replace(shard_of(table), is_tied=True, shared=self.post_process)
+        if self.post_process:
+            self.shared_weight_name_list.append(table.name)
         comm.all_reduce(table, group=group)
-
-    @property
-    def shared_weight_name_list(self) -> list[str]:
-        """Names of the parameters that another stage holds a copy of."""
-        return [name for name, param in named_parameters(self) if shard_of(param).shared]
 
     def sharded_state_dict(self) -> dict[str, dict[str, object]]:
         """Full shape and partition of every parameter, by name."""

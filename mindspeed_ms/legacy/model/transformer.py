@@ -448,9 +448,14 @@ class ParallelTransformer(Cell):
 
     def sequence_length(self, hidden_states: Tensor | None) -> int:
         """Tokens per sequence of what enters the layers: the argument or the stage's input."""
-        entering = hidden_states if self.pre_process else self._stage_input.tensor
+        entering = self._entering(hidden_states)
         assert entering is not None, "a stage gets activations before it is asked for tables"
         return entering.shape[0] * self._sequence_parts
+
+    def _entering(self, hidden_states: Tensor | None) -> Tensor | None:
+        """The stage's input, or the argument: the only source of a stack that stands alone."""
+        received = None if self.pre_process else self._stage_input.tensor
+        return hidden_states if received is None else received
 
     def construct(
         self,
@@ -460,8 +465,7 @@ class ParallelTransformer(Cell):
         inference_params: InferenceContext | None = None,
     ) -> Tensor:
         """[s(/p), b, h] -> [s(/p), b, h]."""
-        if not self.pre_process:
-            hidden_states = self._stage_input.tensor
+        hidden_states = self._entering(hidden_states)
         if self.batch_first:
             hidden_states = exchanged(hidden_states)
         layers, own = dict(self.layers.name_cells()), dict[int, Tensor]()

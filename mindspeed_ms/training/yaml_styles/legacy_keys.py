@@ -112,6 +112,8 @@ INERT_ANYWHERE: Mapping[str, Inert] = MappingProxyType(
         "dataset_size": Inert(None, "the data tells its size"),
         "seq_length": Inert(None, "model_config.seq_length counts"),
         "loss_func_type": Inert(None, "the loss is the vocabulary-parallel cross entropy"),
+        "data_parallel": Inert(None, "the number of ranks tells it"),
+        "model_parallel": Inert(None, "use parallel_config.tensor_model_parallel_size"),
         "use_dist_ckpt": Inert(None, "checkpoints are re-sharded on load"),
         "dist_ckpt_format": Inert(None, "use training_config.ckpt_format"),
     }
@@ -267,6 +269,11 @@ def _fold(sections: Sections) -> None:
                     f"unknown key {key!r} in {section}.{block_name}; known keys: {', '.join(keys)}"
                 )
             _put(sections[section], keys[key], value, f"{section}.{block_name}.{key}")
+
+
+def is_inert(section: str, key: str) -> bool:
+    """Whether a key of a section selects nothing here."""
+    return key in INERT_ANYWHERE or key in INERT_KEYS.get(section, {})
 
 
 def _drop_inert(sections: Sections) -> None:

@@ -34,19 +34,21 @@ from mindspeed_ms.core.optimizer import (
 )
 from mindspeed_ms.core.optimizer.zero.adamw_zero import AdamW
 from mindspeed_ms.core.tensor_parallel import (
+    ColumnParallelLinear,
     LinearWithFrozenWeight,
     LinearWithGradAccumulationAndAsyncCommunication,
 )
 from mindspeed_ms.legacy.model import (
     CoreAttention,
     ParallelAttention,
+    ParallelTransformer,
     ParallelTransformerLayer,
     get_attention_mask,
 )
 from mindspeed_ms.legacy.model.activation import get_act_func
 from mindspeed_ms.legacy.model.language_model import get_language_model
 from mindspeed_ms.legacy.model.transformer import _get_num_layers
-from mindspeed_ms.training import TrainOneStepCell, get_loss_func, train
+from mindspeed_ms.training import TrainOneStepCell, get_loss_func, get_model, train
 from mindspeed_ms.training.grad_handler import GradAccumulator
 from mindspeed_ms.training.utils import set_weight_decay
 
@@ -177,12 +179,45 @@ def language_model(layout):
     return model
 
 
+def test_the_attention_mask_says_what_may_be_looked_at():
+    tokens = Tensor(np.array([[1, 1, 1], [1, 1, 0]], np.float32))
+    mask = get_attention_mask(tokens)
+    assert mask.shape == (2, 3, 3) and mask.dtype == ms.float32
+    np.testing.assert_array_equal(mask[0].asnumpy(), np.tril(np.ones((3, 3))))
+    np.testing.assert_array_equal(mask[1].asnumpy(), [[1, 0, 0], [1, 1, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(
+        get_attention_mask(tokens.swapaxes(0, 1), "SBH").asnumpy(), mask.asnumpy()
+    )
+    with pytest.raises(ValueError, match="give BSH or SBH"):
+        get_attention_mask(tokens, "BHS")
+
+
+def test_a_stack_that_stands_alone_takes_its_argument():
+    config = TransformerConfig(8, 2, 2, 16, 32, seq_length=4, compute_dtype="float32")
+    stack = ParallelTransformer(config=config, model_type=None, post_norm=False)
+    x = Tensor(np.random.default_rng(0).normal(size=(3, 4, 16)).astype(np.float32))
+    assert stack(x, None).shape == (3, 4, 16)
+
+
+def test_a_number_fills_a_weight():
+    config = ModelParallelConfig()
+    layer = ColumnParallelLinear(4, 3, config=config, init_method=0.5, bias_init="zeros")
+    np.testing.assert_array_equal(layer.weight.asnumpy(), np.full((3, 4), 0.5))
+
+
+def test_the_model_is_a_list_that_can_be_called():
+    training = TrainingConfig(ModelParallelConfig(), wrap_with_ddp=True)
+    model = get_model(lambda **_: nn.Dense(4, 2), training)
+    assert isinstance(model, nn.CellList) and len(model) == 1 and model[0].buffers
+    assert [param.name for param in model.trainable_params()] == ["weight", "bias"]
+    assert model(Tensor(np.ones((3, 4), np.float32))).shape == (3, 2)
+
+
 def test_the_language_model_returns_the_layout():
     first, last = language_model("BSH"), language_model("SBH")
     ms.load_param_into_net(first, last.parameters_dict())
     ids = Tensor(np.arange(16, dtype=np.int32).reshape(2, 8))
-    mask = get_attention_mask(ids)
-    assert mask.shape == (1, 1, 8, 8) and get_attention_mask(8).asnumpy()[0, 0, 0].tolist()[1]
+    mask = Tensor(np.triu(np.ones((1, 1, 8, 8), np.bool_), k=1))
     out, expected = first(ids, None, mask), last(ids, None, mask)
     assert out.shape == (2, 8, 16) and expected.shape == (8, 2, 16)
     np.testing.assert_array_equal(out.asnumpy().swapaxes(0, 1), expected.asnumpy())
