@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mindspeed_ms.data.tokenizers import optional_libraries
 from mindspeed_ms.formats import compare
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.find import find_checkpoint
@@ -98,7 +99,12 @@ def add_convert_flags(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="compare logits of both sides on a few tokens; needs MindSpore",
     )
-    add("--push-to-hub", metavar="OWNER/NAME", help="Hugging Face: upload the folder")
+    add(
+        "--push-to-hub",
+        type=telling(hub_upload.repository),
+        metavar="OWNER/NAME",
+        help="Hugging Face: upload the folder",
+    )
     add_source_flags(parser)
 
 
@@ -169,6 +175,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
     """Convert; print what was done."""
     if arguments.push_to_hub and arguments.to != "huggingface":
         raise ValueError(f"--push-to-hub uploads Hugging Face models, not --to {arguments.to}")
+    if arguments.push_to_hub:
+        optional_libraries.load("huggingface_hub", "--push-to-hub", "hub")  # before the work
     report = engine.convert(
         arguments.source, arguments.target, options_of(arguments), progress_bar()
     )

@@ -36,7 +36,8 @@ def parse_dtype(value: object) -> DType:
     """
     found = _SPELLINGS.get(str(value).strip().lower().rpartition(".")[2])
     if found is None:
-        raise ValueError(f"{value!r} is not a data type; use float32, bfloat16 or float16")
+        given = " ".join(f"{value!r:.100}".split())
+        raise ValueError(f"{given} is not a data type; use float32, bfloat16 or float16")
     return found
 
 

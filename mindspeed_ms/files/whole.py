@@ -31,8 +31,11 @@ def appears_whole(path: Path | str) -> Iterator[Path]:
 
     Raises:
         OSError: the folder or the file cannot be written.
+        ValueError: the path has no name.
     """
     path = Path(path)
+    if not path.name:
+        raise ValueError(f"{path} is no name of a file; give one")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}{path.suffix}")
     try:

@@ -105,11 +105,20 @@ def check_options(options: Mapping[str, Any], where: str) -> None:
         ValueError: there is one.
     """
     for name, values in NEUTRAL.items():
-        if name in options and options[name] not in values:
+        if name in options and not any(_is(options[name], one) for one in values):
+            given = " ".join(f"{options[name]!r:.100}".split())
             raise ValueError(
-                f"{where}: {name} is {options[name]!r}; adapters are of the kind LORA, with "
+                f"{where}: {name} is {given}; adapters are of the kind LORA, with "
                 f"{name} {values[0]!r}: train or save them so"
             )
+
+
+def _is(given: object, value: object) -> bool:
+    """Whether they are equal; arrays compare element by element and are equal to nothing."""
+    if given is None or value is None:
+        return given is value
+    is_plain = isinstance(given, str | int | float | list | tuple | dict | set)
+    return is_plain and given == value
 
 
 def section_of(options: Mapping[str, Any]) -> dict[str, Any]:

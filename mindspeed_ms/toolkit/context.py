@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from mindspeed_ms.backend import comm, launch, rank_table, script_context
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
+from mindspeed_ms.toolkit.given import mapping, shown, switch
 from mindspeed_ms.toolkit.mapping import tree
 from mindspeed_ms.toolkit.mapping.parallel import CONTEXT as PARALLEL
 from mindspeed_ms.toolkit.mapping.parallel import ParallelMode, World, check_context
@@ -28,6 +29,11 @@ class _Given:
     """Names of positional arguments."""
 
     def __init__(self, *positional: Any, **given: Any) -> None:
+        if len(positional) > len(self.FIRST):
+            most = ", ".join(self.FIRST) or "none"
+            raise TypeError(
+                f"{type(self).__name__} has {len(positional)} values without a name; {most} may be"
+            )
         given = {**dict(zip(self.FIRST, positional, strict=False)), **given}
         for name in given:
             if name not in self.TABLE:
@@ -108,6 +114,7 @@ def init_context(
 
     Parallelism: called by every rank; collective.
     """
+    use_parallel = switch("use_parallel", use_parallel)
     device = dict(_values(context_config, ContextConfig))
     parallel = dict(_values(parallel_config, ParallelContextConfig))
     told = launch.told_by_launcher()
@@ -147,7 +154,7 @@ def _values(config: Any, kind: type[_Given]) -> Mapping[str, Any]:
     if config is None:
         return {}
     if isinstance(config, Mapping):
-        return kind(**config).given
+        return kind(**mapping("the configuration", config)).given
     if not isinstance(config, kind):
-        raise TypeError(f"{config!r} is no {kind.__name__}")
+        raise TypeError(f"{shown(config)} is no {kind.__name__}")
     return config.given

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,47 @@ def callables(name: str, given: Any) -> list[Callable[..., Any]]:
     """
     if given is None:
         return []
-    is_list = isinstance(given, Iterable) and not isinstance(given, str)
-    if is_list and all(map(callable, items := list(given))):
-        return items
+    if isinstance(given, list | tuple) and all(map(callable, given)):
+        return list(given)
     raise TypeError(f"{name} is {shown(given)}, but must be a list of functions")
+
+
+def mapping(name: str, given: Any) -> Mapping[str, Any]:
+    """Values by name.
+
+    Raises:
+        TypeError: it is something else, or a name is no text.
+    """
+    if isinstance(given, Mapping) and all(isinstance(key, str) for key in given):
+        return given
+    raise TypeError(f"{name} is {shown(given)}, but must be values by name, as in a dict")
+
+
+def switch(name: str, given: Any) -> bool:
+    """True or False.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(given, bool | np.bool_):
+        return bool(given)
+    raise TypeError(f"{name} is {shown(given)}, but must be True or False")
+
+
+def rows(name: str, given: Any, kinds: type | UnionType = object) -> list[Any]:
+    """A list, or a tuple.
+
+    Args:
+        name: for the message.
+        given: the value.
+        kinds: of what is in it.
+
+    Raises:
+        TypeError: it is something else, or holds something else.
+    """
+    if isinstance(given, list | tuple) and all(isinstance(one, kinds) for one in given):
+        return list(given)
+    raise TypeError(f"{name} is {shown(given)}, but must be a list of the right kind")
 
 
 def with_methods(name: str, given: Any, *methods: str) -> Any:

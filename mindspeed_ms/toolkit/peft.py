@@ -18,7 +18,7 @@ from mindspeed_ms.formats import peft
 from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.models.adapter import is_adapter_name
 from mindspeed_ms.toolkit import hub
-from mindspeed_ms.toolkit.given import with_methods
+from mindspeed_ms.toolkit.given import shown, with_methods
 from mindspeed_ms.toolkit.messages import unknown_argument
 from mindspeed_ms.toolkit.models.modeling import PreTrainedModel
 
@@ -67,9 +67,9 @@ class LoraConfig:
     def __init__(self, **options: Any) -> None:
         self.neftune_noise_alpha = options.pop("neftune_noise_alpha", None)
         for name in _TYPES:
-            kind = options.pop(name, None) or "lora"
-            if str(getattr(kind, "value", kind)).lower() != "lora":
-                raise ValueError(f"{name} is {kind!r}; only 'lora' is done here")
+            kind = options.pop(name, None)
+            if kind is not None and str(getattr(kind, "value", kind)).lower() not in ("lora", ""):
+                raise ValueError(f"{name} is {shown(kind)}; only 'lora' is done here")
         self.options: dict[str, Any] = dict(_USUAL)
         for name, value in options.items():
             if name not in (*_NAMES, *peft.NEUTRAL, *_KEPT, *_KEPT_TOO):
@@ -113,7 +113,18 @@ def get_pet_model(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel
     Raises:
         ValueError: its weights are in memory alone; or a target fits none of its layers.
     """
-    return model.with_adapters(with_methods("config", config, "section").section())
+    return _model(model).with_adapters(with_methods("config", config, "section").section())
+
+
+def _model(given: Any) -> PreTrainedModel:
+    """What shall have adapters.
+
+    Raises:
+        TypeError: it is no model.
+    """
+    if isinstance(given, PreTrainedModel):
+        return given
+    raise TypeError(f"model is {shown(given)}; give one of AutoModelForCausalLM.from_pretrained")
 
 
 class PeftModel:
@@ -127,7 +138,7 @@ class PeftModel:
             ValueError: the folder's options are not done here, or its tensors do not fit.
         """
         section = LoraConfig.from_pretrained(folder).section()
-        return model.with_adapters(section, Path(folder))
+        return _model(model).with_adapters(section, Path(folder))
 
 
 def merge_adapter(model: PreTrainedModel) -> None:
@@ -135,14 +146,14 @@ def merge_adapter(model: PreTrainedModel) -> None:
 
     Parallelism: collective over the model's ranks.
     """
-    for chunk in model.build():
+    for chunk in _model(model).build():
         with model.active():
             merge(chunk)
 
 
 def unmerge_adapter(model: PreTrainedModel) -> None:
     """Give the weights back the bits they had, and use the adapters again."""
-    for chunk in model.build():
+    for chunk in _model(model).build():
         with model.active():
             unmerge(chunk)
 
@@ -153,7 +164,8 @@ def save_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Path
     Raises:
         ValueError: the model has none, or several ranks share it.
     """
-    engine = model.engine_config
+    folder = Path(hub.checked_name(folder))
+    engine = _model(model).engine_config
     lora = engine.lora_config
     if not lora.use_lora:
         raise ValueError("the model has no adapters; make them with get_pet_model")
@@ -172,4 +184,4 @@ def save_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Path
     base = lora.base_model_name_or_path or model.name_or_path or None
     named = dataclasses.replace(lora, base_model_name_or_path=base)
     spec = gpt_spec(engine.model_config)
-    return peft.write(Path(folder), arrays, spec, model.config.family, named)
+    return peft.write(folder, arrays, spec, model.config.family, named)

@@ -16,6 +16,7 @@ from mindspeed_ms.data.tokenizers.byte_level import read_json
 from mindspeed_ms.data.tokenizers.tokenizer_folder import WANTED
 from mindspeed_ms.files.whole import appears_whole
 from mindspeed_ms.toolkit import hub, messages, registry
+from mindspeed_ms.toolkit.given import shown, whole
 from mindspeed_ms.toolkit.tokenization import lengths
 from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
 from mindspeed_ms.toolkit.tokenization.base import PreTrainedTokenizerFast
@@ -49,11 +50,10 @@ class TextProcessor:
     ) -> None:
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise TypeError(
-                f"tokenizer is {tokenizer!r:.60}; give a tokenizer, or use "
+                f"tokenizer is {shown(tokenizer)}; give a tokenizer, or use "
                 f"{type(self).__name__}.from_pretrained(name_or_folder)"
             )
-        if max_length < 1:
-            raise ValueError(f"max_length ({max_length}) must be at least 1 token")
+        max_length = whole("max_length", max_length, 1)
         if return_tensors is not None and return_tensors not in TENSOR_TYPES:
             raise ValueError(
                 f"return_tensors is {return_tensors!r}; use 'ms' (MindSpore), 'np' (NumPy) or None"

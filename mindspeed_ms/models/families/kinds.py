@@ -168,6 +168,6 @@ def _check(values: Mapping[str, Any], kinds: Mapping[str, Kind], prefix: str) ->
 
 
 def _text(key: str, value: object, kind: Kind) -> str:
-    shown = repr(value)
+    shown = " ".join(repr(value).split())
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     return f"config.json has {key} {shown}, but it must be {kind.text}; correct it"

@@ -14,7 +14,8 @@ from typing import Any
 
 from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.formats.containers import storage
-from mindspeed_ms.toolkit.given import shown
+from mindspeed_ms.toolkit import hub
+from mindspeed_ms.toolkit.given import mapping, shown
 from mindspeed_ms.toolkit.messages import unknown_argument
 
 FILE = "generation_config.json"
@@ -204,7 +205,7 @@ class GenerationConfig:
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> GenerationConfig:
         """From options by name."""
-        return cls(**options)
+        return cls(**mapping("options", options))
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> GenerationConfig:
@@ -214,7 +215,7 @@ class GenerationConfig:
             OSError: there is no such file.
             ValueError: it is not JSON.
         """
-        path = Path(folder)
+        path = Path(hub.checked_name(folder))
         path = path / FILE if path.is_dir() else path
         if not path.is_file():
             raise OSError(f"{folder} has no {FILE}; nothing is downloaded: give a local folder")
@@ -222,7 +223,7 @@ class GenerationConfig:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``generation_config.json`` into a folder, which is made if it is not there."""
-        path = Path(folder) / FILE
+        path = Path(hub.checked_name(folder)) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_text(path, json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
         return path
@@ -361,7 +362,7 @@ def _check(name: str, value: Any) -> None:
     if name in _COUNTS:
         least = _COUNTS[name]
         if not _is_number(value) or int(value) != value or not least <= value < 1 << 63:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number from {least} up")
+            raise ValueError(f"{name} is {shown(value)}; it must be a whole number from {least} up")
     elif not _fits(name, value):
         raise ValueError(f"{name} is {shown(value)}; it must be {_SHAPES[name][1]}")
 

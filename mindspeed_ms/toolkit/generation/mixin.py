@@ -39,6 +39,8 @@ from mindspeed_ms.toolkit.generation.streamers import BaseStreamer
 Search = Callable[[Task], GenerateOutput]
 FIX = "lower max_new_tokens (or max_length), or the number of sequences"
 
+_MOST_SLOTS = 1 << 20
+
 
 class GenerationMixin:
     """Adds ``generate`` to a class with ``build``, ``engine_config``, ``active``.
@@ -71,6 +73,9 @@ class GenerationMixin:
         Args:
             num_slots: sequences that are expected at a time.
         """
+        given.whole("num_slots", num_slots, 1)
+        if num_slots > _MOST_SLOTS:
+            raise ValueError(f"num_slots is {num_slots}, but at most {_MOST_SLOTS} are kept")
         config = self.engine_config
         return InferenceEngine(
             self.build(),
@@ -131,7 +136,7 @@ class GenerationMixin:
             input_ids = options.pop("inputs") if input_ids is None else input_ids
         own = given.callables("logits_processor", logits_processor)
         stops = given.callables("stopping_criteria", stopping_criteria)
-        _check_hooks(streamer, prefix_allowed_tokens_fn)
+        _check_hooks(streamer, prefix_allowed_tokens_fn, search)
         config, is_default_length = self._options(generation_config, options)
         pad, ends = config.pad_token_id, config.end_tokens
         prompts = prompts_of(input_ids, attention_mask, pad, ends, config.bos_token_id)
@@ -241,9 +246,10 @@ def _search(config: GenerationConfig) -> Search:
     return sample_drafted if config.use_mtp else sample
 
 
-def _check_hooks(streamer: Any, allowed: Any) -> None:
+def _check_hooks(streamer: Any, allowed: Any, search: Any) -> None:
     given.with_methods("streamer", streamer, "put", "end")
     given.with_methods("prefix_allowed_tokens_fn", allowed, "__call__")
+    given.with_methods("search", search, "__call__")
 
 
 def _of_row(allowed: AllowedTokens | None, row: int) -> AllowedTokens | None:

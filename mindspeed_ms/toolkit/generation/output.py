@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mindspeed_ms.backend import memory
 from mindspeed_ms.core.inference.logits_processors import log_softmax
+from mindspeed_ms.toolkit.given import shown
 from mindspeed_ms.toolkit.named_members import NamedMembers
 
 
@@ -58,21 +59,43 @@ def transition_scores(
         beam_indices: [n, new tokens]; None: row i of a step is sequence i.
         normalize_logits: take logarithms of probabilities first.
 
+    Raises:
+        ValueError: arrays of other shapes.
+
     Source: ``transformers`` ``compute_transition_scores``.
     """
-    tokens = _array(sequences)
-    steps = np.stack([_array(step) for step in scores])  # [new, b, v]
+    tokens = _array("sequences", sequences, 2)
+    if not isinstance(scores, list | tuple) or not scores:
+        raise ValueError(f"scores are {shown(scores)}; give those of every step, as generate does")
+    each = [_array("scores of a step", step, 2) for step in scores]
+    if any(step.shape != each[0].shape for step in each):
+        raise ValueError("scores of steps have several shapes; give those of one call of generate")
+    steps = np.stack(each)  # [new, b, v]
     if normalize_logits:
         steps = log_softmax(steps)
     if beam_indices is None:
         rows = np.broadcast_to(np.arange(len(tokens))[:, None], (len(tokens), len(steps)))
     else:
-        rows = _array(beam_indices)
+        rows = _array("beam_indices", beam_indices, 2).astype(np.int64)
     count = rows.shape[1]
+    fits = len(rows) == len(tokens) and count <= min(tokens.shape[1], len(steps))
+    if not fits or rows.max(initial=0) >= steps.shape[1]:
+        raise ValueError(
+            f"sequences {list(tokens.shape)}, scores of {len(steps)} steps {list(each[0].shape)} "
+            f"and rows {list(rows.shape)} do not go together; give those of one call of generate"
+        )
     new = tokens[:, tokens.shape[1] - count :]
+    if new.size and not 0 <= new.min() <= new.max() < steps.shape[2]:
+        raise ValueError(f"sequences hold ids that scores of {steps.shape[2]} tokens do not have")
     found = steps[np.arange(count), np.maximum(rows, 0), new]
     return np.where(rows < 0, np.float32(0.0), found)
 
 
-def _array(values: Any) -> NDArray:
-    return memory.as_numpy(values) if isinstance(values, Tensor) else np.asarray(values)
+def _array(name: str, values: Any, axes: int) -> NDArray:
+    try:
+        found = memory.as_numpy(values) if isinstance(values, Tensor) else np.asarray(values)
+    except ValueError:  # rows of several lengths
+        found = np.empty(0, object)
+    if found.dtype.kind not in "iufb" or found.ndim != axes:
+        raise ValueError(f"{name}: {shown(values)} is no array of numbers with {axes} axes")
+    return found.astype(np.int64) if found.dtype.kind in "iub" else found

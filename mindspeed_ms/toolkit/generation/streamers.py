@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mindspeed_ms.toolkit.given import shown
+
 WHOLE_WORDS = (
     (0x3400, 0x4DBF),
     (0x4E00, 0x9FFF),
@@ -52,9 +54,14 @@ class TextStreamer:
         """Take tokens, and write what has become sure.
 
         Raises:
-            ValueError: several prompts.
+            ValueError: several prompts, or no ids.
         """
-        tokens = np.atleast_2d(np.asarray(value))
+        try:
+            tokens = np.atleast_2d(np.asarray(value))
+        except ValueError:  # rows of several lengths
+            tokens = np.empty((0, 0), object)
+        if tokens.dtype.kind not in "iu" or tokens.ndim != 2:
+            raise ValueError(f"{shown(value)} is no row of ids; a streamer shows tokens of a text")
         if tokens.shape[0] > 1:
             raise ValueError(f"a text streamer shows one text, but gets {tokens.shape[0]} prompts")
         is_prompt, self._is_prompt = self._is_prompt, False
@@ -78,7 +85,7 @@ class TextStreamer:
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Write a text; subclasses do with it what they want."""
-        sys.stdout.write(text + ("\n" if stream_end else ""))
+        sys.stdout.write(f"{text}\n" if stream_end is True else str(text))
         sys.stdout.flush()
 
     def _decoded(self) -> str:

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from mindspeed_ms.toolkit import hub
+from mindspeed_ms.toolkit.given import shown
 from mindspeed_ms.toolkit.models import modeling
 from mindspeed_ms.toolkit.models.auto_config import AutoConfig
 from mindspeed_ms.toolkit.models.configuration import PretrainedConfig
@@ -26,8 +27,8 @@ def model_class(config: object) -> Any:
             return registered
     if not isinstance(config, PretrainedConfig):
         raise TypeError(
-            f"{config!r} is no configuration of a model; use AutoConfig.from_pretrained(...), or "
-            "a class such as GPT2Config"
+            f"{shown(config)} is no configuration of a model; use AutoConfig.from_pretrained(...), "
+            "or a class such as GPT2Config"
         )
     for cls in PreTrainedModel.__subclasses__():
         if cls.Config is type(config) and cls.__module__ == modeling.__name__:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mindspeed_ms.toolkit import hub
+from mindspeed_ms.toolkit.given import mapping
 from mindspeed_ms.toolkit.models.configuration import (
     PretrainedConfig,
     config_class,
@@ -63,7 +64,8 @@ class AutoConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PretrainedConfig:
         """From a ``config.json``."""
-        return config_class(values.get("model_type")).from_dict(values)
+        kind = mapping("values", values).get("model_type")
+        return config_class(kind).from_dict(values)
 
     @classmethod
     def show_support_list(cls) -> list[str]:

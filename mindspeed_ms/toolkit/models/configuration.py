@@ -25,6 +25,7 @@ from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.models.families.family import NEUTRAL, Family
 from mindspeed_ms.models.families.registry import family_of_type
 from mindspeed_ms.toolkit import hub
+from mindspeed_ms.toolkit.given import mapping, shown
 from mindspeed_ms.toolkit.mapping.model import ALIASES
 from mindspeed_ms.toolkit.mapping.rows import Mapped, apply
 from mindspeed_ms.toolkit.messages import say_once, unknown_argument
@@ -115,10 +116,10 @@ class PretrainedConfig:
         """Keys that say how the model is run."""
         table = config_names.run_table(self.model_type)
         plain = {ALIASES.get(name, name): value for name, value in foreign.items()}
-        for name, shown in zip(plain, foreign, strict=True):
+        for name, stated in zip(plain, foreign, strict=True):
             if name not in table:
-                known = {*self._known(), *ALIASES, *table} - {shown}
-                raise TypeError(unknown_argument(type(self).__name__, shown, known))
+                known = {*self._known(), *ALIASES, *table} - {stated}
+                raise TypeError(unknown_argument(type(self).__name__, stated, known))
         mapped: Mapped = apply(plain, table, type(self).__name__)
         for section, fields in mapped.sections.items():
             self.run.setdefault(section, {}).update(fields)
@@ -208,7 +209,7 @@ class PretrainedConfig:
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Set several values."""
-        for name, value in values.items():
+        for name, value in mapping("values", values).items():
             setattr(self, name, value)
 
     def changed(self: Self, changes: Mapping[str, Any]) -> Self:
@@ -219,7 +220,7 @@ class PretrainedConfig:
             ValueError: a value that cannot be held.
         """
         known = self._known() | self.values.keys()
-        changes = hub.without_remote(changes)
+        changes = hub.without_remote(mapping("changes", changes))
         own = {name: value for name, value in changes.items() if self._key(name) in known}
         self._take_run({name: value for name, value in changes.items() if name not in own})
         for name, value in own.items():
@@ -252,9 +253,10 @@ class PretrainedConfig:
         kind = self.dtype if dtype is None else parse_dtype(dtype)
         types = {"params_dtype": kind, "compute_dtype": kind, "embedding_init_dtype": kind}
         merged: Sections = {"model_config": dict(types)}
-        for source in (self._sections(), self.run, sections or {}):
+        own = {} if sections is None else mapping("sections", sections)
+        for source in (self._sections(), self.run, own):
             for section, fields in source.items():
-                merged.setdefault(section, {}).update(fields)
+                merged.setdefault(section, {}).update(mapping(section, fields))
         rows = merged["model_config"]["vocab_size"]
         ranks = merged.get("parallel_config", {}).get("tensor_model_parallel_size") or 1
         merged["model_config"]["vocab_size"] = padded_vocab_size(rows, 1, ranks)
@@ -279,7 +281,7 @@ class PretrainedConfig:
         Raises:
             ValueError: a value that cannot be held here, or another kind of model.
         """
-        kind = values.get("model_type", cls.model_type)
+        kind = mapping("values", values).get("model_type", cls.model_type)
         if kind != cls.model_type:
             raise ValueError(
                 f"{name_or_path or 'the configuration'} is of model_type {kind!r}, but "
@@ -322,7 +324,7 @@ class PretrainedConfig:
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
         """Write ``config.json`` into a folder; return its path."""
-        folder = Path(save_directory)
+        folder = Path(hub.checked_name(save_directory))
         folder.mkdir(parents=True, exist_ok=True)
         storage.write_text(folder / CONFIG, json.dumps(self.to_dict(), indent=2) + "\n")
         return folder / CONFIG
@@ -369,6 +371,8 @@ def config_class(model_type: object) -> type[PretrainedConfig]:
     Raises:
         ValueError: an unknown model type.
     """
+    if model_type is not None and not isinstance(model_type, str):
+        raise TypeError(f"model_type is {shown(model_type)}, but must be a text, as llama")
     for cls in PretrainedConfig.__subclasses__():
         if cls.model_type == model_type:
             return cls

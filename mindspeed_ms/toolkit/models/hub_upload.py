@@ -4,9 +4,33 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from mindspeed_ms.data.tokenizers import optional_libraries
+from mindspeed_ms.toolkit.given import shown
+from mindspeed_ms.toolkit.hub import checked_name
+
+_REPOSITORY = re.compile(r"(?:[\w.-]+/)?[\w.-]{1,96}", re.ASCII)
+
+
+def repository(name: object) -> str:
+    """The name of a repository, as the hub allows them.
+
+    Raises:
+        ValueError: the hub would refuse it.
+
+    >>> repository("owner/name-7b")
+    'owner/name-7b'
+    """
+    text = name if isinstance(name, str) else ""
+    is_fine = _REPOSITORY.fullmatch(text) and not re.search(r"--|\.\.|\.git$", text)
+    if not is_fine or any(part[0] in "-." or part[-1] in "-." for part in text.split("/")):
+        raise ValueError(
+            f"{shown(name)} is no name of a repository; write OWNER/NAME of letters, digits, - _ "
+            "and ., none of - . at an end or twice"
+        )
+    return text
 
 
 def push_to_hub(
@@ -35,18 +59,19 @@ def push_to_hub(
 
     Raises:
         ImportError: ``huggingface_hub`` is not installed.
-        ValueError: a folder without a model.
+        ValueError: a folder without a model, or a name that the hub does not allow.
         OSError: the hub cannot be reached, or refuses.
     """
-    path = Path(folder)
+    repository(repo_id)
+    path = Path(checked_name(folder))
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} has no config.json; write a model there first")
     library = optional_libraries.load("huggingface_hub", "push_to_hub", "hub")
     api = library.HfApi(endpoint=endpoint, token=token)
     try:
-        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        made = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         commit = api.upload_folder(
-            repo_id=repository,
+            repo_id=made,
             folder_path=path,
             commit_message=commit_message,
             revision=revision,

@@ -35,11 +35,13 @@ from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.toolkit import hub
 from mindspeed_ms.toolkit.generation.config import GenerationConfig, of_file
 from mindspeed_ms.toolkit.generation.mixin import GenerationMixin
+from mindspeed_ms.toolkit.given import shown, switch
 from mindspeed_ms.toolkit.models import batches, building, calls, configuration, stages
 from mindspeed_ms.toolkit.models.building import Layout
 from mindspeed_ms.toolkit.models.calls import CausalLMOutput
 from mindspeed_ms.toolkit.models.configuration import PretrainedConfig
 from mindspeed_ms.toolkit.models.hub_upload import push_to_hub as upload
+from mindspeed_ms.toolkit.models.hub_upload import repository
 from mindspeed_ms.toolkit.models.locate import find_weights
 from mindspeed_ms.toolkit.models.presets import CLASS_DEFAULTS
 from mindspeed_ms.toolkit.models.saving import save_model
@@ -88,7 +90,7 @@ class PreTrainedModel(ModelSurface, GenerationMixin, Cell):
         if not isinstance(config, PretrainedConfig):
             raise TypeError(
                 f"{type(self).__name__} takes a configuration such as {self.Config.__name__}(...), "
-                f"not {config!r}; from_pretrained takes names and folders"
+                f"not {shown(config)}; from_pretrained takes names and folders"
             )
         self.config = config
         self.generation_config = of_model(config)
@@ -203,6 +205,7 @@ class PreTrainedModel(ModelSurface, GenerationMixin, Cell):
             repo_id: ``owner/name``.
             options: of ``hub_upload.push_to_hub``.
         """
+        repository(repo_id)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return upload(folder, repo_id, **options)
@@ -314,6 +317,8 @@ class PreTrainedModel(ModelSurface, GenerationMixin, Cell):
         """
         config = self._as_built(self.config) if self._chunks else self.config
         spec = gpt_spec(config.all_config().model_config)
+        only_trainable = switch("only_trainable", only_trainable)
+        exclude_embeddings = switch("exclude_embeddings", exclude_embeddings)
         count = spec.num_parameters
         if only_trainable and self._chunks and parallel_state_is_single(self.engine_config):
             count = sum(int(np.prod(param.shape)) for param in self.trainable_params())
@@ -330,6 +335,7 @@ class PreTrainedModel(ModelSurface, GenerationMixin, Cell):
 
     def set_train(self, mode: bool = True) -> PreTrainedModel:
         """Switch dropout, and the loss from rows of tokens, on or off."""
+        mode = switch("mode", mode)
         if mode:
             self.build()
         super().set_train(mode)
@@ -387,6 +393,8 @@ class PreTrainedModel(ModelSurface, GenerationMixin, Cell):
         """
         if options.get("inputs_embeds") is not None:
             raise ValueError("inputs_embeds is given, but a model here reads ids; give input_ids")
+        if input_ids is None and options.get("tokens") is None:
+            raise ValueError("there are no input_ids; give ids [b, s]")
         if "tokens" in options or input_ids is None:
             return self.network(
                 options.pop("tokens", None), position_ids, attention_mask, labels=labels, **options

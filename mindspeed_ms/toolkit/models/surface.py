@@ -23,6 +23,7 @@ from mindspeed_ms.config.dtypes import parse_dtype
 from mindspeed_ms.formats import names
 from mindspeed_ms.formats.find import Found
 from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.toolkit.given import mapping, shown, whole
 from mindspeed_ms.toolkit.mapping.recompute import map_recompute
 from mindspeed_ms.toolkit.models import building
 from mindspeed_ms.toolkit.models.building import Layout
@@ -30,7 +31,8 @@ from mindspeed_ms.toolkit.models.configuration import PretrainedConfig
 
 Self = TypeVar("Self", bound="ModelSurface")
 _TABLES = (names.EMBEDDING, names.HEAD)
-_HERE = ("cpu", "npu", "ascend")
+_HERE = {"cpu": ("cpu",), "ascend": ("npu", "ascend")}
+"""Device of the process -> how it may be called."""
 _FULL = map_recompute({"recompute": True}).sections["model_config"]
 
 
@@ -128,8 +130,9 @@ class ModelSurface:
         old = self.config.vocab_size
         rows = old if new_num_tokens is None else new_num_tokens
         if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
-            raise ValueError(f"new_num_tokens is {rows!r}, but must be a whole number above 0")
-        if pad_to_multiple_of:
+            raise ValueError(f"new_num_tokens is {shown(rows)}, but must be a whole number above 0")
+        if pad_to_multiple_of is not None:
+            whole("pad_to_multiple_of", pad_to_multiple_of, 1)
             rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
         if rows != old:
             config = copy.deepcopy(self.config)
@@ -160,15 +163,17 @@ class ModelSurface:
         Raises:
             ValueError: another device, or no type of weights.
         """
+        here = _HERE[device.platform()]
         for word in where:
-            if isinstance(word, str) and word.lower().partition(":")[0] in _HERE:
+            if isinstance(word, str) and word.lower().partition(":")[0] in here:
                 continue
             try:
                 dtype = parse_dtype(word)
             except ValueError:
                 raise ValueError(
-                    f"a model cannot be moved to {word!r}: the device of the process is chosen at "
-                    "its start, by init_context or MINDSPEED_MS_DEVICE_TARGET; to takes a type"
+                    f"a model cannot be moved to {shown(word)}: the device of the process, "
+                    f"{here[0]} here, is chosen at its start, by init_context or "
+                    "MINDSPEED_MS_DEVICE_TARGET; to takes a type"
                 ) from None
         return self if dtype is None else self._cast(parse_dtype(dtype))
 
@@ -207,7 +212,9 @@ class ModelSurface:
         Raises:
             ValueError: other words than that.
         """
-        others = sorted(set(gradient_checkpointing_kwargs or {}) - {"use_reentrant"})
+        words = gradient_checkpointing_kwargs
+        words = {} if words is None else mapping("gradient_checkpointing_kwargs", words)
+        others = sorted(set(words) - {"use_reentrant"})
         if others:
             raise ValueError(f"gradient_checkpointing_kwargs has {others[0]!r}; leave it out")
         self._set_recompute(_FULL)

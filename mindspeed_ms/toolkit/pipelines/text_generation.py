@@ -103,8 +103,11 @@ class TextGenerationPipeline(_Pipeline):
 
         Parallelism: all ranks of the model call it with the same texts, and get the same.
         """
-        texts = [inputs] if isinstance(inputs, str) or not isinstance(inputs, Iterable) else inputs
-        texts = list(texts)
+        texts: list[Any]
+        try:
+            texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        except TypeError:
+            texts = [inputs]
         for text in texts:
             if not isinstance(text, str):
                 raise TypeError(f"a prompt is {given.shown(text)}; give a text, or a list of texts")

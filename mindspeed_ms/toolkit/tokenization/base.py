@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,9 +21,7 @@ from mindspeed_ms.toolkit.tokenization import arguments, lengths
 from mindspeed_ms.toolkit.tokenization.batch_encoding import BatchEncoding, as_lists
 from mindspeed_ms.toolkit.tokenization.chat import ChatTemplates
 from mindspeed_ms.toolkit.tokenization.saving import Saving
-
-Text = str | Sequence[Any]
-"""A text, a list of texts, or (``is_split_into_words``) words and lists of words."""
+from mindspeed_ms.toolkit.tokenization.texts import Text, batch_of, half_character
 
 Ids = int | Sequence[Any] | Any
 """An id, a list of ids, a list of lists, an array or a tensor."""
@@ -78,7 +75,9 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
         source: Any = copy.deepcopy(tokenizer_object)
         if source is None:
             paths = (tokenizer_file, vocab_file, merges_file)
-            json_file, vocab, merges = (None if path is None else Path(path) for path in paths)
+            json_file, vocab, merges = (
+                None if path is None else Path(hub.checked_name(path)) for path in paths
+            )
             source = Source(tokenizer_json=json_file, vocab=vocab, merges=merges)
         self._set_up(assemble(self.pipeline_name, source, settings))
 
@@ -233,6 +232,7 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
 
     def convert_ids_to_tokens(self, ids: Ids, skip_special_tokens: bool = False) -> Any:
         """Token of an id, or tokens of several; None where no token has the id."""
+        skip_special_tokens = given.switch("skip_special_tokens", skip_special_tokens)
         ids = as_lists(ids)
         if not isinstance(ids, list):
             return self.backend_tokenizer.id_to_token(given.token_id(ids))
@@ -242,12 +242,13 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Text of tokens."""
+        tokens = given.rows("tokens", tokens, str)
         decoder = self.backend_tokenizer.decoder
-        return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
+        return " ".join(tokens) if decoder is None else decoder.decode(tokens)
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Special tokens put around a text, or around a pair of texts."""
-        return self.backend_tokenizer.num_special_tokens_to_add(pair)
+        return self.backend_tokenizer.num_special_tokens_to_add(given.switch("pair", pair))
 
     # ---- texts to ids ----
 
@@ -320,7 +321,7 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
         )
 
         def encode(text: Any, pair: Text | None) -> BatchEncoding:
-            rows, is_batch = _batch(text, pair, is_split_into_words)
+            rows, is_batch = batch_of(text, pair, is_split_into_words)
             encodings = self._encodings(rows, add_special_tokens, is_split_into_words)
             keep = is_batch or return_tensors is not None or return_overflowing_tokens
             return _collected(encodings, names, return_overflowing_tokens, keep, return_tensors)
@@ -339,11 +340,15 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
         backend = self.backend_tokenizer
         filling = self._filling(side) if found.pads else None
         lengths.set_on(backend, found, stride, self.truncation_side, filling)
-        backend.encode_special_tokens = self.split_special_tokens if split is None else split
+        whole = self.split_special_tokens if split is None else split
+        backend.encode_special_tokens = given.switch("split_special_tokens", whole)
 
     def _entries(self, **wanted: bool | None) -> list[str]:
         """Names in a call's result; what is None goes by ``model_input_names``."""
         usual = self.model_input_names
+        for name, is_wanted in wanted.items():
+            if is_wanted is not None:
+                given.switch(f"return_{name}", is_wanted)
         return [
             "input_ids",
             *(
@@ -363,7 +368,7 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise ValueError(
-                _half_character(rows)
+                half_character(rows)
                 or f"the texts cannot be encoded as asked ({optional_libraries.one_line(error)}); "
                 "change truncation, max_length or stride"
             ) from error
@@ -395,7 +400,7 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
 
     def batch_encode_plus(self, batch_text_or_text_pairs: Sequence[Any], **options: Any) -> Any:
         """Older name of a call with several texts or (text, text) pairs."""
-        pairs = list(batch_text_or_text_pairs)
+        pairs = given.rows("batch_text_or_text_pairs", batch_text_or_text_pairs)
         if pairs and isinstance(pairs[0], tuple):
             return self([pair[0] for pair in pairs], [pair[1] for pair in pairs], **options)
         return self(pairs, **options)
@@ -432,13 +437,17 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
         Raises:
             ValueError: no ``input_ids``, or padding without a pad token.
         """
-        if isinstance(encoded_inputs, Sequence):
+        if not isinstance(encoded_inputs, Mapping):
+            encoded_inputs = given.rows("encoded_inputs", encoded_inputs, Mapping)
             names = encoded_inputs[0].keys() if encoded_inputs else ()
+            if any(row.keys() != names for row in encoded_inputs):
+                raise ValueError("encoded_inputs have other names in other rows; encode them alike")
             encoded_inputs = {name: [row[name] for row in encoded_inputs] for name in names}
         rows = {name: as_lists(value) for name, value in encoded_inputs.items()}
         if "input_ids" not in rows:
             raise ValueError(
-                f"nothing to pad: there are {', '.join(rows) or 'no'} entries, but no input_ids"
+                f"nothing to pad: there are {', '.join(map(str, rows)) or 'no'} entries, but no "
+                "input_ids"
             )
         is_batch = bool(rows["input_ids"]) and isinstance(rows["input_ids"][0], list)
         if not is_batch:
@@ -479,6 +488,7 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
             clean_up_tokenization_spaces: take away spaces before punctuation, where tokens are
                 words (BPE knows its spaces). None: as the tokenizer is set.
         """
+        skip_special_tokens = given.switch("skip_special_tokens", skip_special_tokens)
         ids = as_lists(token_ids)
         if isinstance(ids, Mapping) and "input_ids" in ids:
             ids = ids["input_ids"]
@@ -517,47 +527,6 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
             f"{self.padding_side!r}, truncation_side={self.truncation_side!r}, special_tokens="
             f"{self.special_tokens_map})"
         )
-
-
-def _batch(text: Text, pair: Text | None, is_split: bool) -> tuple[list[Any], bool]:
-    """What the library encodes, and whether it is a batch."""
-    for name, value in (("text", text), ("text_pair", pair)):
-        _check_text(name, value)
-    if is_split:
-        is_batch = (
-            isinstance(text, list | tuple) and bool(text) and isinstance(text[0], list | tuple)
-        )
-    else:
-        is_batch = isinstance(text, list | tuple)
-    if not is_batch:
-        return [(text, pair) if pair else text], False
-    if pair is None:
-        return list(text), True
-    if isinstance(pair, str) or len(pair) != len(text):
-        given = "a single text" if isinstance(pair, str) else f"{len(pair)} texts"
-        raise ValueError(f"text_pair is {given}; a batch of {len(text)} needs as many second texts")
-    return list(zip(text, pair, strict=True)), True
-
-
-def _check_text(name: str, value: Any) -> None:
-    first = value
-    while isinstance(first, list | tuple) and first:
-        first = first[0]
-    if value is not None and not isinstance(first, str | list | tuple):
-        raise ValueError(
-            f"{name} holds {type(first).__name__} {first!r:.40}; give a str, a list of str, or "
-            "lists of words with is_split_into_words=True"
-        )
-
-
-def _half_character(rows: Any) -> str:
-    """What is wrong with texts that are no Unicode; empty when they are."""
-    if not isinstance(rows, str):
-        return next(filter(None, map(_half_character, rows)), "")
-    found = re.search("[\ud800-\udfff]", rows)
-    if found is None:
-        return ""
-    return f"a text is no Unicode: {found[0]!r} at {found.start()} is half a character; replace it"
 
 
 _READERS = {

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mindspeed_ms.toolkit.given import shown
+
 Encoding = Any
 """A ``tokenizers.Encoding``."""
 
@@ -105,9 +107,10 @@ class BatchEncoding(UserDict):
         """
         if tensor_type is None:
             return self
-        if tensor_type not in TENSOR_TYPES:
+        if not isinstance(tensor_type, str) or tensor_type not in TENSOR_TYPES:
             raise ValueError(
-                f"return_tensors is {tensor_type!r}; use 'ms' (MindSpore), 'np' (NumPy) or None"
+                f"return_tensors is {shown(tensor_type)}; use 'ms' (MindSpore), 'np' (NumPy) or "
+                "None"
             )
         for name, value in self.data.items():
             self.data[name] = as_tensor(name, value, tensor_type)
@@ -118,6 +121,8 @@ class BatchEncoding(UserDict):
             raise ValueError(
                 "these ids were not made from a text, so their tokens have no place in one"
             )
+        if not -len(self._encodings) <= number < len(self._encodings):
+            raise ValueError(f"there is no text {number} here, but {len(self._encodings)} texts")
         return self._encodings[number]
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from mindspeed_ms.data.tokenizers.pipelines import GENERIC, PIPELINES
 from mindspeed_ms.files.whole import appears_whole
 from mindspeed_ms.toolkit import hub
+from mindspeed_ms.toolkit.given import shown
 from mindspeed_ms.toolkit.tokenization.special_tokens import SpecialTokens
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -46,7 +47,7 @@ class Saving(SpecialTokens):
         if folder.is_file():
             raise ValueError(f"{folder} is a file; give a folder to save the tokenizer in")
         folder.mkdir(parents=True, exist_ok=True)
-        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        prefix = _prefix(filename_prefix)
         config = folder / f"{prefix}{CONFIG_FILE}"
         text = json.dumps(self._config(), indent=2, sort_keys=True, ensure_ascii=False)
         files = {config: text + "\n", folder / f"{prefix}{TOKENIZER_FILE}": self._tokenizer_json()}
@@ -60,9 +61,10 @@ class Saving(SpecialTokens):
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
     ) -> tuple[str, ...]:
         """Write the model's vocabulary in its own form (``vocab.json`` and ``merges.txt``, ...)."""
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        model = self._assembly.backend.model
-        return tuple(model.save(os.fspath(save_directory), filename_prefix))
+        folder = Path(hub.checked_name(save_directory))
+        _prefix(filename_prefix)
+        folder.mkdir(parents=True, exist_ok=True)
+        return tuple(self._assembly.backend.model.save(str(folder), filename_prefix))
 
     def _tokenizer_json(self) -> str:
         """The backend as it was read: truncation and padding of the last call stay out."""
@@ -132,3 +134,19 @@ def _as_json(value: Any) -> Any:
     if type(value).__name__ == "AddedToken":
         return value.__getstate__() | {"__type": "AddedToken"}
     return value
+
+
+def _prefix(given: str | None) -> str:
+    """What stands before the names of files.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it is more than part of a name.
+    """
+    if given is None or given == "":
+        return ""
+    if not isinstance(given, str):
+        raise TypeError(f"filename_prefix is {shown(given)}, but must be a text")
+    if os.sep in hub.checked_name(given):
+        raise ValueError(f"filename_prefix {given!r} is a path; give part of a file's name")
+    return f"{given}-"

@@ -10,6 +10,7 @@ from mindspeed_ms.config.section import suggestion
 from mindspeed_ms.data.tokenizers import optional_libraries
 from mindspeed_ms.data.tokenizers.assembly import Assembly, Token
 from mindspeed_ms.data.tokenizers.tokenizer_folder import EXTRA, OLD_EXTRA, SPECIAL_NAMES
+from mindspeed_ms.toolkit.given import mapping, rows, switch
 
 
 def _name_of(attribute: str) -> tuple[str, bool]:
@@ -93,9 +94,14 @@ class SpecialTokens:
         Returns:
             Number of tokens added. The model's embedding needs as many more rows.
         """
-        if not new_tokens:
+        if new_tokens is None:
             return 0
         tokens = list(new_tokens) if isinstance(new_tokens, list | tuple) else [new_tokens]
+        added_token = optional_libraries.load("tokenizers", "a tokenizer").AddedToken
+        tokens = [token for token in rows("new_tokens", tokens, str | added_token) if token != ""]
+        if not tokens:
+            return 0
+        special_tokens = switch("special_tokens", special_tokens)
         backend = self._assembly.backend
         return backend.add_special_tokens(tokens) if special_tokens else backend.add_tokens(tokens)
 
@@ -125,7 +131,7 @@ class SpecialTokens:
             return token
 
         tokens: list[Token] = []
-        for given, value in special_tokens_dict.items():
+        for given, value in mapping("special_tokens_dict", special_tokens_dict).items():
             name = EXTRA if given == OLD_EXTRA else given
             if name == EXTRA:
                 if not isinstance(value, list | tuple):

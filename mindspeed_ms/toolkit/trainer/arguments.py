@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_ms.config.coercion import UnfitError, coerce, wrong_value
+from mindspeed_ms.toolkit.given import shown
 from mindspeed_ms.toolkit.mapping.arguments import ROWS, Arguments, Inert, Refused, map_arguments
 from mindspeed_ms.toolkit.messages import unknown_argument
 
@@ -164,7 +165,10 @@ def _coerced(name: str, value: Any) -> Any:
         value = os.fspath(value)
     elif isinstance(value, np.generic):
         value = value.item()
-    if value in ("", [], ()) and name != "output_dir":  # transformers: none of them
+    elif isinstance(value, np.ndarray):
+        raise ValueError(f"{name} is {shown(value)}, but no argument is an array; give its values")
+    is_empty = isinstance(value, str | list | tuple) and not value
+    if is_empty and name != "output_dir":  # transformers: none of them
         return _DEFAULTS[name]
     try:
         found = coerce(value, _HINTS[name])

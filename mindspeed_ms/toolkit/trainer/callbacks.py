@@ -22,6 +22,7 @@ from mindspore.train import Callback, RunContext
 
 from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.files.whole import write_text
+from mindspeed_ms.toolkit import hub
 from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
 
 NEVER_CALLED = (
@@ -58,7 +59,7 @@ class TrainerState:
     def save_to_json(self, json_path: str | PathLike[str]) -> None:
         """Write it to a file."""
         text = json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
-        write_text(Path(json_path), f"{text}\n")
+        write_text(Path(hub.checked_name(json_path)), f"{text}\n")
 
     @classmethod
     def load_from_json(cls, json_path: str | PathLike[str]) -> TrainerState:
@@ -67,7 +68,7 @@ class TrainerState:
         Raises:
             ValueError: it holds no JSON object.
         """
-        values = read_json(Path(json_path))
+        values = read_json(Path(hub.checked_name(json_path)))
         known = {item.name for item in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 

@@ -17,7 +17,7 @@ from mindspeed_ms.core import run_state
 from mindspeed_ms.core.peft.merge import adapted_layers
 from mindspeed_ms.engine.run import Run
 from mindspeed_ms.legacy.model import GPTModel
-from mindspeed_ms.toolkit import registry
+from mindspeed_ms.toolkit import hub, registry
 from mindspeed_ms.toolkit.mapping import model as models
 from mindspeed_ms.toolkit.mapping.tree import canonical
 from mindspeed_ms.toolkit.models.auto import model_class
@@ -147,13 +147,15 @@ def source_of(model: Any, model_name: str | None) -> ModelSource:
     """
     if model is None:
         model = model_name
+    if model_name is not None:
+        model_name = hub.checked_name(model_name)
     if isinstance(model, PreTrainedModel):
         return ModelSource(
             model.config.all_config, model, name=str(model_name or ""), is_given=True
         )
     if isinstance(model, Cell):
         return _own(model)
-    if not model:
+    if model is None or isinstance(model, str | dict) and not model:
         raise ValueError("Trainer needs a model; give model='gpt2', a folder, a config or a model")
     if isinstance(model, AllConfig):
         return _configured(_of_engine(model), describe=_over(model.to_dict()))

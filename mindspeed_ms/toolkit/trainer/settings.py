@@ -17,6 +17,7 @@ from mindspeed_ms.formats.find import find_checkpoint
 from mindspeed_ms.toolkit import context
 from mindspeed_ms.toolkit.data.conversations import Writer
 from mindspeed_ms.toolkit.data.sources import Source
+from mindspeed_ms.toolkit.given import shown
 from mindspeed_ms.toolkit.hub import checked_name
 from mindspeed_ms.toolkit.mapping import parallel
 from mindspeed_ms.toolkit.mapping.parallel import ParallelMode, World
@@ -64,11 +65,11 @@ class TrainerSettings:
         chat_template: str | None = None,
         **others: Any,
     ) -> None:
-        if task not in TASKS:
+        if not isinstance(task, str) or task not in TASKS:
             near = suggestion(task, TASKS) if isinstance(task, str) else ""
-            raise ValueError(f"task {task!r} is not available{near}; use text_generation")
-        if pet_method not in PET_METHODS:
-            raise ValueError(f"pet_method {pet_method!r}: use '' or 'lora'")
+            raise ValueError(f"task {shown(task)} is not available{near}; use text_generation")
+        if not isinstance(pet_method, str) or pet_method not in PET_METHODS:
+            raise ValueError(f"pet_method {shown(pet_method)}: use '' or 'lora'")
         tokenizer = others.pop("processing_class", None) or tokenizer
         more = others.pop("eval_callbacks", None)
         refuse(others)
