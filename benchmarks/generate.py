@@ -2,14 +2,15 @@
 """CPU time of a prompt and of a generated token, in turns with ``transformers`` and ``llama.cpp``.
 
     python benchmarks/generate.py FOLDER --batch 1 8 [--dtype bfloat16] [--int8]
-        [--other PYTHON] [--llama-cpp PYTHON]
+        [--ranks N] [--other PYTHON] [--llama-cpp PYTHON]
 
 measures the model in a folder of Hugging Face. PYTHON is an interpreter with torch and
 transformers, or with llama-cpp-python and gguf, for which the same weights are written as a GGUF
 file (Llama's form, batch 1). All go on greedily from the same random prompts on one thread, each in
 a process of its own; a figure is the least of several turns, since others may use the machine. With
 every figure stands the share of memory speed at which the weights of a step are read
-(``limit.py``).
+(``limit.py``). ``--ranks`` adds as many tensor parallel ranks of one thread each, whose seconds by
+the clock count.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from limit import limits
 
-from mindspeed_ms.backend import memory
+from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.toolkit.models.auto import AutoModelForCausalLM
 from mindspeed_ms.toolkit.models.modeling import PreTrainedModel
 
@@ -131,31 +133,35 @@ out.write_header_to_file(); out.write_kv_data_to_file(); out.write_tensors_to_fi
 """
 
 
-def own_turn(folder: str, dtype: str, sizes: Sequence[int], in_int8: bool) -> str:
-    """This side's figures and the bytes of the weights that a step reads, in this process.
+def own_turn(folder: str, dtype: str, sizes: Sequence[int], in_int8: bool, ranks: int) -> str:
+    """This side's figures, the bytes of the weights that a step reads, and figures by the clock.
 
     Args:
         folder: the model.
         dtype: of weights and computation.
         sizes: rows, tokens of a prompt, steps.
         in_int8: with weights as eight bits.
+        ranks: tensor parallel ranks, of which this process is one.
     """
     batch, length, steps = sizes
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    layout: dict[str, Any] = {"tensor_model_parallel_size": ranks} if ranks > 1 else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **layout)
     model.decodes_in_int8 = in_int8
     ids = np.random.default_rng(0).integers(8, model.config.vocab_size, (batch, length))
 
-    def seconds(count: int) -> float:
+    def seconds(count: int) -> np.ndarray:
+        """Of processor time, and by the clock."""
         taken = []
         for _ in range(3):
-            start = time.process_time()
+            start = time.process_time(), time.perf_counter()
             model.generate(ids, max_new_tokens=count, min_new_tokens=count, pad_token_id=0)
-            taken.append(time.process_time() - start)
-        return min(taken)
+            taken.append((time.process_time() - start[0], time.perf_counter() - start[1]))
+        return np.min(taken, axis=0)
 
     seconds(2)
     first, second = seconds(1), seconds(2)  # neither the prompt nor what prepares the steps counts
-    return f"{first} {(seconds(steps + 2) - second) / steps} {step_bytes(model, in_int8)}"
+    step = (seconds(steps + 2) - second) / steps
+    return f"{first[0]} {step[0]} {step_bytes(model, in_int8)} {first[1]} {step[1]}"
 
 
 def step_bytes(model: PreTrainedModel, in_int8: bool) -> int:
@@ -197,14 +203,20 @@ def measure(sides: dict[str, Callable[[], list[float]]], turns: int) -> dict[str
 
 def report(found: dict[str, list[float]], batch: int, length: int) -> str:
     """Lines about one batch size."""
-    prompt, step, num_bytes = found["here"]
+    prompt, step, num_bytes, *by_clock = found["here"]
     share = limits(1).share_of_memory(num_bytes / step)
     lines = [
         f"batch {batch}: prompt of {length} {prompt * 1e3:.2f} ms, step {step * 1e3:.3f} ms "
         f"({num_bytes / step / 1e9:.1f} GB/s of weights, {share})"
     ]
-    for name, (their_prompt, their_step, *_) in found.items():
-        if name != "here":
+    for name, (their_prompt, their_step, *more) in found.items():
+        if name.endswith("ranks"):
+            lines.append(
+                f"  {name}, by the clock: prompt {more[1] * 1e3:.2f} ms, step {more[2] * 1e3:.3f} "
+                f"ms; one rank {by_clock[0] * 1e3:.2f} and {by_clock[1] * 1e3:.3f}; processor time "
+                f"of a step, each rank {their_step * 1e3:.3f} ms"
+            )
+        elif name != "here":
             lines.append(
                 f"  {name}: prompt {their_prompt * 1e3:.2f} ms, step {their_step * 1e3:.3f} ms; "
                 f"here / there {prompt / their_prompt:.2f} and {step / their_step:.2f}"
@@ -222,16 +234,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--int8", action="store_true", help="weights of steps as eight bits, here")
+    parser.add_argument("--ranks", type=int, default=1, help="also as many tensor parallel ranks")
     parser.add_argument("--other", help="interpreter with torch and transformers")
     parser.add_argument("--llama-cpp", help="interpreter with llama-cpp-python, gguf, safetensors")
     parser.add_argument("--own", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     sizes = (arguments.length, arguments.steps)
     if arguments.own:
+        own_sizes = (arguments.batch[0], *sizes)
         text = own_turn(
-            arguments.folder, arguments.dtype, (arguments.batch[0], *sizes), arguments.int8
+            arguments.folder, arguments.dtype, own_sizes, arguments.int8, arguments.ranks
         )
-        sys.stdout.write(text + "\n")
+        if comm.get_rank() == 0:
+            sys.stdout.write(text + "\n")
         return 0
     kind = f"{arguments.dtype}{', int8 here' if arguments.int8 else ''}"
     sys.stdout.write(f"{limits(1).processor}; {kind}; CPU time, least of {arguments.turns}\n")
@@ -251,6 +266,9 @@ def _sides(
     own = [sys.executable, __file__, folder, "--own", "--batch", str(batch), "--dtype", dtype]
     own += ["--length", numbers[2], "--steps", numbers[3], *(["--int8"] * arguments.int8)]
     commands = {"here": own}
+    if arguments.ranks > 1:
+        ranks = str(arguments.ranks)
+        commands[f"{ranks} ranks"] = ["mpiexec", "-n", ranks, *own, "--ranks", ranks]
     if arguments.other:
         commands["transformers"] = [arguments.other, "-c", OTHER, folder, *numbers]
     if arguments.llama_cpp and batch == 1:

@@ -19,19 +19,33 @@ struct Linear {
     int64_t in, out;
 };
 
+// Rows of the weight are too short for the processor to look ahead by itself, and several are read at
+// once; so what is fetched is memory in its order, this far ahead.
+constexpr int64_t kFetchedBytes = 16384;
+
+enum class Fetch {
+    kNone,
+    kOnce,   // past the caches that are for what is read again
+    kAgain,  // more rows of x will read it
+};
+
 // Count rows of y, for Outputs rows of the weight.
-template <int Count, int Outputs, bool Fetches, class T>
+template <int Count, int Outputs, Fetch Kind, class T>
 inline void dot_rows(const float* x, const T* weight, const Linear& linear, int64_t first,
                      float* y) {
+    constexpr int64_t step_bytes = Outputs * kWidth * sizeof(T), line = 64;
     const int64_t in = linear.in;
+    const char* ahead = reinterpret_cast<const char*>(weight) + kFetchedBytes;
     vf sums[Count][Outputs] = {};
     vector_loop(in, [&](int64_t i, int64_t lanes) {
         vf w[Outputs];
 #pragma GCC unroll 4
-        for (int o = 0; o < Outputs; ++o) {
-            w[o] = load(weight + o * in + i, lanes);
-            // The block that follows: rows are too short for the processor to look ahead by itself.
-            if (Fetches) __builtin_prefetch(weight + (Outputs + o) * in + i);
+        for (int o = 0; o < Outputs; ++o) w[o] = load(weight + o * in + i, lanes);
+        if constexpr (Kind != Fetch::kNone) {
+            const char* at = ahead + i * Outputs * static_cast<int64_t>(sizeof(T));
+#pragma GCC unroll 4
+            for (int64_t b = 0; b < step_bytes; b += line)
+                __builtin_prefetch(at + b, 0, Kind == Fetch::kOnce ? 0 : 3);
         }
 #pragma GCC unroll 8
         for (int row = 0; row < Count; ++row) {
@@ -52,31 +66,41 @@ template <int Outputs, class T>
 void all_rows(const float* x, int64_t rows, const Linear& linear, int64_t first, float* y) {
     const T* weight = static_cast<const T*>(linear.weight) + first * linear.in;
     int64_t row = 0;
-    const auto step = [&](auto count, auto fetches) {
-        dot_rows<count(), Outputs, fetches()>(x + row * linear.in, weight, linear, first,
-                                              y + row * linear.out);
+    const auto step = [&](auto count, auto kind) {
+        dot_rows<count(), Outputs, kind()>(x + row * linear.in, weight, linear, first,
+                                           y + row * linear.out);
         row += count();
     };
     constexpr std::integral_constant<int, 4> four{};
     constexpr std::integral_constant<int, 1> one{};
-    rows >= 4 ? step(four, std::true_type{}) : step(one, std::true_type{});
-    while (row + 4 <= rows) step(four, std::false_type{});
-    while (row < rows) step(one, std::false_type{});
+    constexpr std::integral_constant<Fetch, Fetch::kNone> none{};
+    rows >= 4 ? step(four, std::integral_constant<Fetch, Fetch::kAgain>{})
+              : step(one, std::integral_constant<Fetch, Fetch::kOnce>{});
+    while (row + 4 <= rows) step(four, none);
+    while (row < rows) step(one, none);
 }
 
-// y [rows, out] = x [rows, in] weight^T * scales + bias, for a weight of a type
-template <class T>
-void multiply_stored(const float* x, int64_t rows, const Linear& linear, float* y) {
-    parallel_ranges(ceil_div(linear.out, 4), 4 * linear.in, [=](int64_t begin, int64_t end) {
+// y [rows, out] = x [rows, in] weight^T * scales + bias, for a weight of a type; so many outputs at once
+template <int Outputs, class T>
+void multiply_blocks(const float* x, int64_t rows, const Linear& linear, float* y) {
+    const int64_t blocks = ceil_div(linear.out, Outputs);
+    parallel_ranges(blocks, Outputs * linear.in, [=](int64_t begin, int64_t end) {
         for (int64_t block = begin; block < end; ++block) {
-            const int64_t first = block * 4;
-            if (first + 4 <= linear.out) {
-                all_rows<4, T>(x, rows, linear, first, y);
+            const int64_t first = block * Outputs;
+            if (first + Outputs <= linear.out) {
+                all_rows<Outputs, T>(x, rows, linear, first, y);
                 continue;
             }
             for (int64_t o = first; o < linear.out; ++o) all_rows<1, T>(x, rows, linear, o, y);
         }
     });
+}
+
+// Several rows share what is loaded; one is read for itself, for which fewer streams are faster.
+template <class T>
+void multiply_stored(const float* x, int64_t rows, const Linear& linear, float* y) {
+    rows >= 4 ? multiply_blocks<4, T>(x, rows, linear, y)
+              : multiply_blocks<2, T>(x, rows, linear, y);
 }
 
 constexpr int64_t kFewRows = 16;
