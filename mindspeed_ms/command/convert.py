@@ -182,7 +182,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     )
     notes = list(report.notes)
     if arguments.to == "huggingface":
-        notes += export.complete(report.folder, report.config)
+        notes += export.complete(report.folder, report.config, report.has_origin)
     say(f"{report.num_tensors} weights, {report.num_bytes / 1e6:.1f} MB -> {report.folder}")
     for note in notes:
         say(f"  {note}")

@@ -173,13 +173,19 @@ class RunCheckpoints:
         setup.observer.after_save(state)
 
     def _keep_origin(self, config: AllConfig) -> None:
-        """Keep what stands beside the hub's model that the run began with, for the way back."""
-        loaded = config.training_config.load_checkpoint
-        if self._has_origin or comm.get_rank() != 0 or not loaded:
+        """Keep what stands beside the hub's model that the run began with, and its tokenizer.
+
+        They are needed on the way to the hub, when the folders they come from may be gone.
+        """
+        if self._has_origin or comm.get_rank() != 0:
             return
-        origin = companions.origin_of(Path(loaded))
+        loaded, root = config.training_config.load_checkpoint, self._saver.settings.root
+        origin = companions.origin_of(Path(loaded)) if loaded else None
         if origin is not None:
-            companions.keep(origin, self._saver.settings.root)
+            companions.keep(origin, root)
+        tokenizer = config.dataset_config.tokenizer_model
+        if tokenizer is not None and companions.has_tokenizer(Path(tokenizer)):
+            companions.keep_tokenizer(Path(tokenizer), root)
         self._has_origin = True
 
     def _complete(self, wait: bool) -> None:

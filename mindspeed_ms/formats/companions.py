@@ -79,6 +79,17 @@ def origin_of(checkpoint: Path) -> Path | None:
     return None
 
 
+def tokenizer_of(checkpoint: Path) -> Path | None:
+    """The folder with the files of the tokenizer that a checkpoint was trained with, if kept.
+
+    Args:
+        checkpoint: see ``origin_of``.
+    """
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    places = (folder / FOLDER, folder.parent / FOLDER)
+    return next((place for place in places if has_tokenizer(place)), None)
+
+
 def origin_config(checkpoint: Path) -> dict[str, Any] | None:
     """``config.json`` of the model that a checkpoint comes from."""
     origin = origin_of(checkpoint)
@@ -100,18 +111,21 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def carry(origin: Path, target: Path) -> list[str]:
+def carry(
+    origin: Path, target: Path, patterns: tuple[str, ...] = (*TOKENIZER, *OTHERS)
+) -> list[str]:
     """Copy what goes with the weights; a file that is there already stays.
 
     Args:
-        origin: folder from ``origin_of``.
+        origin: folder from ``origin_of``, or ``tokenizer_of``.
         target: folder of a hub's model.
+        patterns: of the files to copy.
 
     Returns:
         Names of the files that were copied.
     """
     carried = []
-    for name in of_folder(origin):
+    for name in of_folder(origin, patterns):
         place = target / name
         if place.exists():
             continue
@@ -139,6 +153,18 @@ def keep(origin: Path, root: Path, config: Mapping[str, Any] | None = None) -> N
         carry(origin, target)
     values = _read(origin / CONFIG) if config is None else config
     storage.write_text(target / CONFIG, json.dumps(values, indent=2) + "\n")
+
+
+def keep_tokenizer(tokenizer: Path, root: Path) -> None:
+    """Keep the files of a tokenizer beside checkpoints; the hub's model that is there has its own.
+
+    Args:
+        tokenizer: its folder.
+        root: folder of the run, or of the model.
+    """
+    target = root / FOLDER
+    if not has_tokenizer(target) and real_path(target) != real_path(tokenizer):
+        carry(tokenizer, target, TOKENIZER)
 
 
 def complete_card(folder: Path, text: str) -> None:

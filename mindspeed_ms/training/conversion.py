@@ -37,6 +37,9 @@ from mindspeed_ms.training.checkpoint_config import config_of, is_origin, megatr
 
 TARGETS = ("mindspeed_ms", "megatron", "huggingface", "mindspore", "peft")
 
+TOKENIZER_FIELDS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")
+"""Fields of ``dataset_config`` and arguments of Megatron that name a tokenizer."""
+
 
 @dataclass(kw_only=True, slots=True)
 class ConvertOptions:
@@ -91,6 +94,8 @@ class ConvertReport:
     num_bytes: int
     notes: tuple[str, ...]
     config: AllConfig
+    has_origin: bool = False
+    """The model comes from the hub, whose files are known."""
 
 
 def open_source(path: Path, options: ConvertOptions) -> tuple[Catalog, AllConfig]:
@@ -204,8 +209,10 @@ def convert(
     left = source.not_taken()
     if left:
         raise ValueError(f"{folder} lacks {'; '.join(left[:4])} of {catalog.source}; do not use it")
-    notes = [*catalog.notes, *_notes(catalog, source, target), *_carry(catalog, target)]
-    return ConvertReport(folder, len(source.weights), done, tuple(notes), config)
+    carried = _carry(catalog, target, companions.tokenizer_of(source_path))
+    notes = [*catalog.notes, *_notes(catalog, source, target), *carried]
+    told = _with_tokenizer(config, catalog)
+    return ConvertReport(folder, len(source.weights), done, tuple(notes), told, origin is not None)
 
 
 def _adapters(path: Path, options: ConvertOptions) -> adapter_conversion.FoundAdapters | None:
@@ -261,7 +268,21 @@ def _origin(path: Path, catalog: Catalog, config: AllConfig) -> _Origin | None:
     return _Origin(folder, found) if found and is_origin(found, config) else None
 
 
-def _carry(catalog: Catalog, target: _Target) -> list[str]:
+def _with_tokenizer(config: AllConfig, catalog: Catalog) -> AllConfig:
+    """The configuration with the tokenizer that Megatron's arguments name."""
+    arguments = catalog.common.get("megatron_args") or {}
+    named = {name: arguments[name] for name in TOKENIZER_FIELDS if arguments.get(name)}
+    if config.dataset_config.tokenizer_type or "tokenizer_type" not in named:
+        return config
+    sections = config.to_dict()
+    sections["dataset_config"] |= named
+    try:
+        return assemble(sections)
+    except ValueError:  # a kind that is not known here
+        return config
+
+
+def _carry(catalog: Catalog, target: _Target, tokenizer: Path | None) -> list[str]:
     """Take what stands beside the weights along; what was done, in words."""
     origin, path = target.origin, target.path
     is_hub = target.options.to == "huggingface"
@@ -271,6 +292,10 @@ def _carry(catalog: Catalog, target: _Target) -> list[str]:
         carried = companions.carry(folder, path)
     elif folder is not None and origin is not None:
         companions.keep(folder, path, origin.config)
+    if tokenizer is not None and is_hub and not companions.has_tokenizer(path):
+        carried += companions.carry(tokenizer, path, companions.TOKENIZER)
+    elif tokenizer is not None and not is_hub:
+        companions.keep_tokenizer(tokenizer, path)
     if is_hub:
         written = huggingface.read_config(path)
         count = gpt_spec(target.config.model_config).num_parameters
@@ -389,6 +414,8 @@ def _known_arguments(catalog: Catalog) -> dict[str, Any]:
         arguments["adam_beta1"], arguments["adam_beta2"] = optimizer["betas"]
         arguments["adam_eps"] = optimizer.get("eps")
         arguments["lr"] = optimizer.get("learning_rate")
+    data = config.get("dataset_config") or {}
+    arguments |= {name: data[name] for name in TOKENIZER_FIELDS if data.get(name)}
     seed = (config.get("training_config") or {}).get("seed")
     if seed is not None:
         arguments["seed"] = seed

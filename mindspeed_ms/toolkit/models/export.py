@@ -28,12 +28,13 @@ _MODEL_TYPES = (
 )
 
 
-def complete(folder: Path, config: AllConfig) -> list[str]:
+def complete(folder: Path, config: AllConfig, has_origin: bool = False) -> list[str]:
     """Add what is missing to a model's folder, from the tokenizer that the run was configured with.
 
     Args:
         folder: with ``config.json``.
         config: what is known of the model and its run.
+        has_origin: the model comes from the hub; ``config.json`` says of the ids what it means to.
 
     Returns:
         What was added, and what could not be, in words.
@@ -45,6 +46,9 @@ def complete(folder: Path, config: AllConfig) -> list[str]:
         notes.append(note)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+    elif not has_origin:
+        tokenizer, note = _opened(folder, str(folder))
+        notes += [] if tokenizer is not None else [note]
     values = read_config(folder)
     if tokenizer is not None:
         missing = {key: getattr(tokenizer, key) for key in IDS if values.get(key) is None}
@@ -63,6 +67,14 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     storage.write_text(path, json.dumps(values, indent=2) + "\n")
 
 
+def _opened(place: str | Path, name: str) -> tuple[PreTrainedTokenizerFast | None, str]:
+    """A tokenizer in a folder or file, and a line about it."""
+    try:
+        return AutoTokenizer.from_pretrained(place), f"tokenizer: {name}"
+    except (OSError, ValueError) as error:
+        return None, f"tokenizer left out: {error}"
+
+
 def _tokenizer_of(dataset: DatasetConfig) -> tuple[PreTrainedTokenizerFast | None, str]:
     """The tokenizer of a run, and a line about it."""
     kind = dataset.tokenizer_type
@@ -70,12 +82,10 @@ def _tokenizer_of(dataset: DatasetConfig) -> tuple[PreTrainedTokenizerFast | Non
         if kind == "GPT2BPETokenizer" and dataset.vocab_file and dataset.merge_file:
             made = GPT2Tokenizer(dataset.vocab_file, dataset.merge_file)
             return made, f"tokenizer: {dataset.vocab_file}, {dataset.merge_file}"
-        if kind in _MODEL_TYPES and dataset.tokenizer_model:
-            return AutoTokenizer.from_pretrained(dataset.tokenizer_model), (
-                f"tokenizer: {dataset.tokenizer_model}"
-            )
     except (OSError, ValueError) as error:
         return None, f"tokenizer left out: {error}"
+    if kind in _MODEL_TYPES and dataset.tokenizer_model:
+        return _opened(dataset.tokenizer_model, dataset.tokenizer_model)
     named = (
         f"of type {kind}, which the hub has no form for" if kind else "the checkpoint names none"
     )
