@@ -5,6 +5,9 @@ Example: mindspeed-ms preprocess --input corpus.jsonl --output-prefix corpus
 --tokenizer-type SentencePieceTokenizer --tokenizer-model tok.model --append-eod --workers 2
 writes corpus_text_document.bin and corpus_text_document.idx.
 
+With --handler-name AlpacaStyleInstructionHandler --prompt-type qwen, records of questions and
+answers become the files that training with --is-instruction-dataset reads.
+
 The input may also be plain text, folders, parquet, or a saved Hugging Face dataset. The files equal
 those of Megatron's tool byte by byte, also with partitions; files of a glob or a folder are read in
 the order of their names. A sample is decoded again, to see whether the tokenizer loses text.
@@ -15,11 +18,14 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
+from typing import Any, TypeVar
 
+from mindspeed_ms.command import instruction_files
 from mindspeed_ms.data.indexed_dataset import (
     DType,
     IndexedDatasetBuilder,
@@ -29,7 +35,6 @@ from mindspeed_ms.data.indexed_dataset import (
 from mindspeed_ms.data.tokenizers import Tokenizer, build_tokenizer
 from mindspeed_ms.data.tokenizers.corpus import (
     Chunk,
-    EncodedChunk,
     Encoder,
     Progress,
     count_documents,
@@ -42,6 +47,9 @@ from mindspeed_ms.data.tokenizers.text_sources import find_inputs
 from mindspeed_ms.data.tokenizers.tokenizer_flags import add_tokenizer_flags
 from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
+Given = TypeVar("Given")
+Encoded = TypeVar("Encoded")
+
 SAMPLED_FILES, SAMPLED_DOCUMENTS = 8, 16
 """What the tokenizer is tried on before it is used."""
 
@@ -52,22 +60,22 @@ def _logger() -> logging.Logger:
 
 
 class _Worker:
-    """Holder of the encoder of this worker process."""
+    """Holder of what this worker process does."""
 
     def __init__(self) -> None:
-        self.encoder: Encoder | None = None
+        self.encode: Callable[[Any], Any] | None = None
 
 
 _worker = _Worker()
 
 
-def _start_worker(encoder: Encoder) -> None:
-    _worker.encoder = encoder
+def _start_worker(encode: Callable[[Any], Any]) -> None:
+    _worker.encode = encode
 
 
-def _encode_in_worker(chunk: Chunk) -> EncodedChunk:
-    assert _worker.encoder is not None, "the pool calls _start_worker first"
-    return _worker.encoder.encode_chunk(chunk)
+def _encode_in_worker(chunk: Any) -> Any:
+    assert _worker.encode is not None, "the pool calls _start_worker first"
+    return _worker.encode(chunk)
 
 
 @dataclass(slots=True)
@@ -109,16 +117,18 @@ def make_encoder(args: argparse.Namespace, tokenizer: Tokenizer, paths: Sequence
     )
 
 
-def encode(encoder: Encoder, chunks: Iterable[Chunk], workers: int) -> Iterator[EncodedChunk]:
+def encode(
+    one: Callable[[Given], Encoded], chunks: Iterable[Given], workers: int
+) -> Iterator[Encoded]:
     """Encode chunks in their order, in this process or in several.
 
     Raises:
         ValueError: a line cannot be encoded.
     """
     if workers == 1:
-        yield from map(encoder.encode_chunk, chunks)
+        yield from map(one, chunks)
         return
-    with multiprocessing.Pool(workers, _start_worker, (encoder,)) as pool:
+    with multiprocessing.Pool(workers, _start_worker, (one,)) as pool:
         try:
             yield from pool.imap(_encode_in_worker, chunks)
         except ValueError as error:  # the worker's place in the code is of no use here
@@ -144,7 +154,7 @@ def write(
             for partition, (key, prefix) in product(range(args.partitions), enumerate(prefixes))
         }
         chunks = sample.noted(read_chunks(paths, keys=args.json_keys, unit=args.documents))
-        for chunk in encode(encoder, chunks, args.workers):
+        for chunk in encode(encoder.encode_chunk, chunks, args.workers):
             for place, documents in chunk.documents.items():
                 builders[place].add_documents(*documents)
             progress.add(chunk)
@@ -166,6 +176,22 @@ def write(
                     args.json_keys[key],
                 )
     return progress
+
+
+def _instructions(args: argparse.Namespace) -> None:
+    """Write instruction data.
+
+    Raises:
+        ValueError: flags, a tokenizer or records that cannot be used.
+    """
+    tokenizer, paths = build_tokenizer(args), find_inputs(args.input)
+    encoder = instruction_files.InstructionEncoder(args, tokenizer)
+    unread: Counter[str] = Counter()
+    records = instruction_files.placed_records(paths, encoder.reader, unread)
+    written = chain.from_iterable(encode(encoder, records, args.workers))
+    outcome = instruction_files.write_instructions(args, encoder, tokenizer, written)
+    outcome.unread = unread
+    outcome.tell(_logger(), args)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -198,8 +224,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="partitions are stretches of the input; else every n-th line",
     )
     add("--log-interval", type=int, default=1000, help="documents between progress lines")
+    instruction_files.add_flags(parser)
     add_tokenizer_flags(parser)
     args = parser.parse_args(argv)
+    instruction_files.check_flags(parser, args)
     for name in ("workers", "log_interval", "partitions"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
@@ -214,6 +242,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Preprocess; bad input ends with one line and status 2."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.handler_name in instruction_files.INSTRUCTION_HANDLERS:
+        with user_errors():
+            _instructions(args)
+        return 0
     loss = None
     with user_errors():
         tokenizer = build_tokenizer(args)

@@ -173,6 +173,48 @@ def json_lines(
         yield b"".join(_line(row) for row in rows), int(share * size)
 
 
+def records_of(path: str) -> Iterator[dict[str, Any]]:
+    """Records of a file: rows of a table, or JSON objects, one a line or all in one list.
+
+    Raises:
+        ValueError: the file is damaged, or holds anything else; names the record.
+        RuntimeError: the library that reads it is not installed.
+    """
+    kind = ENDINGS.get(_ending(path), "lines")
+    if kind in ("parquet", "arrow"):
+        for rows, _ in _tables(path, kind, None):
+            yield from rows
+        return
+    found: Iterator[Any]
+    try:
+        with _opened(path) as stream:
+            first = stream.read(_BLOCK).lstrip()
+        if first.startswith(b"["):
+            with _opened(path) as stream:
+                found = iter(json.loads(stream.read().decode("utf-8-sig")))
+        else:
+            found = _objects_of_lines(path)
+        for number, record in enumerate(found, 1):
+            if not isinstance(record, dict):
+                raise ValueError(f"record {number} is a {type(record).__name__}, not an object")
+            yield record
+    except (ValueError, EOFError, zlib.error, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no JSON in UTF-8, with an object for each record ({error})"
+        ) from None
+
+
+def _objects_of_lines(path: str) -> Iterator[Any]:
+    with _opened(path) as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+
+
 def _line(document: dict[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False).encode() + b"\n"
 
@@ -238,9 +280,9 @@ def _pieces(path: str) -> Iterator[tuple[str, float]]:
 
 
 def _tables(
-    path: str, kind: Kind, keys: Sequence[str]
+    path: str, kind: Kind, keys: Sequence[str] | None
 ) -> Iterator[tuple[list[dict[str, Any]], float]]:
-    """Rows of a table, in groups, and the share of the file that is read."""
+    """Rows of a table, in groups, and the share of the file that is read; None: all columns."""
     arrow = optional_libraries.load("pyarrow", f"{path} is a table, and reading it", "text")
     try:
         if kind == "parquet":
@@ -265,7 +307,9 @@ def _tables(
         raise ValueError(f"{path} is damaged or no such table ({error}); copy it again") from None
 
 
-def _known(path: str, keys: Sequence[str], columns: Sequence[str]) -> list[str]:
+def _known(path: str, keys: Sequence[str] | None, columns: Sequence[str]) -> list[str]:
+    if keys is None:
+        return list(columns)
     missing = [key for key in keys if key not in columns]
     if missing:
         raise ValueError(

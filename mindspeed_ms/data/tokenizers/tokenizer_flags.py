@@ -13,7 +13,10 @@ def add_tokenizer_flags(parser: argparse._ActionsContainer, is_required: bool = 
     default, add = TokenizerSettings(tokenizer_type=""), parser.add_argument
     types = ", ".join(TOKENIZER_TYPES)
     add("--tokenizer-type", required=is_required, help=f"one of {types}")
-    add("--tokenizer-model", help="SentencePiece model, tiktoken file or Hugging Face folder")
+    add(
+        *("--tokenizer-model", "--tokenizer-name-or-path"),
+        help="SentencePiece model, tiktoken file or Hugging Face folder",
+    )
     add("--vocab-file", help="vocab.json of GPT2BPETokenizer")
     add("--merge-file", help="merges.txt of GPT2BPETokenizer")
     add("--vocab-size", type=int, help="number of ids of NullTokenizer or TikTokenizer")
@@ -43,7 +46,7 @@ def add_tokenizer_flags(parser: argparse._ActionsContainer, is_required: bool = 
     add("--null-tokenizer-eod-id", type=int, help="end of documents of NullTokenizer")
     add("--null-tokenizer-pad-id", type=int, default=-1, help="padding of NullTokenizer")
     add(
-        "--tokenizer-hf-no-use-fast",
+        *("--tokenizer-hf-no-use-fast", "--tokenizer-not-use-fast"),
         dest="tokenizer_use_fast",
         action="store_false",
         help="take the slow implementation of a Hugging Face tokenizer",
