@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from mindspeed_ms.files.checksum import Checksum, Verified
 from mindspeed_ms.files.regular_file import FETCHED_BYTES, fetch
 from mindspeed_ms.formats import dtypes
+from mindspeed_ms.formats.quantized import BlockScales
 from mindspeed_ms.plan.region import Block, Box, Region, Span, intersect
 
 CHUNK_BYTES = 1 << 20
@@ -46,10 +47,16 @@ class StoredPiece:
     """Of the bytes around the piece, if the file carries one."""
     held: np.ndarray | None = field(default=None, compare=False)
     """The numbers, where the file holds them in an order that a span cannot name."""
+    scales: BlockScales | None = field(default=None, compare=False)
+    """Factors of the numbers, where the file holds these in eight bits."""
+    decode: Callable[[], np.ndarray] | None = field(default=None, compare=False)
+    """Reads all numbers in fp32, where the file holds them in fewer than eight bits."""
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the piece."""
+        if self.decode is not None:
+            return 0  # its parts are checked where they are found
         return (self.span.stop - self.span.start) * dtypes.width(self.dtype)
 
 
@@ -180,15 +187,18 @@ class TensorReader:
                 start, size = shared
                 place = _memory_of(target, out)[_slices(_within(target, start), size)]
                 box = (_within(source, start), size)
-                if piece.is_transposed:
+                if piece.is_transposed or piece.decode is not None:
                     whole = self._transposed(piece) if whole is None else whole
-                    dtypes.copy(place, dtypes.convert(whole[_slices(*box)], piece.dtype, dtype))
+                    kind = piece.dtype if piece.decode is None else "F32"
+                    dtypes.copy(place, dtypes.convert(whole[_slices(*box)], kind, dtype))
                 else:
                     self._read_box(piece, source, box, place, dtype)
                 copied += math.prod(size)
         return copied
 
     def _transposed(self, piece: StoredPiece) -> np.ndarray:
+        if piece.decode is not None:
+            return piece.decode()
         rows, columns = piece.span.region.shape
         stored = np.empty((columns, rows), dtypes.NUMPY[piece.dtype])
         self._fill(piece, stored, 0)
@@ -218,9 +228,12 @@ class TensorReader:
         for first in range(0, size[0], step):
             rows = min(step, size[0] - first)
             chunk = self._room(rows * row, piece.dtype).reshape(rows, *shape[1:])
-            self._fill(piece, chunk, source.flat + lead + (start[0] + first) * row)
+            position, kind = source.flat + lead + (start[0] + first) * row, piece.dtype
+            self._fill(piece, chunk, position)
+            if piece.scales is not None:
+                chunk, kind = piece.scales.decoded(chunk, position), "F32"
             part = chunk[(slice(None), *_slices(start[1:], size[1:]))]
-            place[first : first + rows] = dtypes.convert(part, piece.dtype, dtype)
+            place[first : first + rows] = dtypes.convert(part, kind, dtype)
 
     def _room(self, count: int, dtype: str) -> np.ndarray:
         """Memory for some numbers, used again: fresh memory costs as much as reading."""

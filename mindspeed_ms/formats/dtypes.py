@@ -19,8 +19,9 @@ NUMPY = {
     "F64": np.dtype("<f8"),
     "I64": np.dtype("<i8"),
     "U64": np.dtype("<u8"),
+    "F8_E4M3": np.dtype(np.uint8),
 }
-"""safetensors' name -> NumPy type of the same layout; bfloat16 is its 16 raw bits."""
+"""safetensors' name -> NumPy type of the same layout; bfloat16 and fp8 are their raw bits."""
 
 BLOCK = (128, 128)
 """Rows and columns copied at a time between matrices of which one lies transposed."""

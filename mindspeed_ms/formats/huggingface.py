@@ -30,6 +30,7 @@ from mindspeed_ms.formats.huggingface_files import (
     shard_name,
     written_before,
 )
+from mindspeed_ms.formats.huggingface_packed import Packed
 from mindspeed_ms.formats.source import Source
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place
@@ -58,6 +59,7 @@ def read_catalog(folder: Path) -> Catalog:
     files = find_tensors(folder)
     stored = {key.removeprefix(family.prefix): place for key, place in files.places.items()}
     try:
+        packed = Packed.of(theirs, stored)
         absent = family.absent(theirs, stored)
         config = family.config({k: v for k, v in theirs.items() if k not in absent})
     except ValueError as error:
@@ -65,9 +67,14 @@ def read_catalog(folder: Path) -> Catalog:
     places = list(family.places_of(config, theirs["vocab_size"]))
     catalog = Catalog({}, {}, f"Hugging Face model {folder}", files.notes)
     copies = {place.theirs for place in places if place.is_copy}
-    _check_names(catalog, {place.theirs for place in places} - copies, set(stored) - copies)
+    catalog.notes += packed.notes
+    present = packed.names_of(stored)
+    _check_names(catalog, {place.theirs for place in places} - copies, present - copies)
     for place in places:
         if place.is_copy:
+            continue
+        if packed.holds(place.theirs):
+            packed.add(catalog, place)
             continue
         file, found = stored[place.theirs]
         _add(catalog, place, file, found, files.seals.get(file))
@@ -214,7 +221,8 @@ def described(
         return written
     before = family.config_json(family.config(original), original["vocab_size"])
     changed = {key: value for key, value in written.items() if before.get(key) != value}
-    return {**original, **changed}
+    plain = {key: value for key, value in original.items() if key != "quantization_config"}
+    return {**plain, **changed}
 
 
 def with_dtype(

@@ -36,6 +36,7 @@ NEUTRAL = frozenset(
         "output_hidden_states",
         "pad_token_id",
         "problem_type",
+        "quantization_config",
         "return_dict",
         "torch_dtype",
         "transformers_version",
@@ -85,12 +86,6 @@ class Family:
             ValueError: a key is missing, or has a value that cannot be held here.
         """
         check_kinds(theirs)
-        if theirs.get("quantization_config"):
-            kind = theirs["quantization_config"].get("quant_method")
-            raise ValueError(
-                f"config.json has quantization_config ({kind}); only weights that are not "
-                "quantized can be read"
-            )
         vocab_size = value_of(theirs, "vocab_size")
         fields: Fields = {"model_config.vocab_size": vocab_size, **self.fixed}
         for rule in self.rules:
