@@ -106,6 +106,11 @@ class TrainingConfig(Watching, Teaching):
     exit_signal: Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"] = "SIGTERM"
     """The signal that exit_signal_handler waits for."""
 
+    kill_switch_path: str | None = None
+    """Save and stop when there is a file of this name; a run that finds it at its start trains
+    nothing. None: no file stops a run.
+    """
+
     iterations_to_skip: tuple[Count, ...] | None = None
     """Iterations, counted from 1, whose samples are read but not trained on. None: none."""
 

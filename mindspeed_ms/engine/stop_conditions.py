@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class StopConditions:
-    """Signal, duration and interval at which all ranks leave in the same iteration.
+    """Signal, duration, file and interval at which all ranks leave in the same iteration.
 
     With ``exit_signal_handler`` the signal no longer ends the process: the run finishes its
     iteration and saves. A second one ends it at once.
@@ -52,6 +53,17 @@ class StopConditions:
         finally:
             signal.signal(awaited, previous)
 
+    def switched_off(self) -> str | None:
+        """The line of a run that its file ends; None to go on.
+
+        Parallelism: collective over the world if there can be a file: ranks look at it at
+        different moments.
+        """
+        path = self._training.kill_switch_path
+        if path is None or not any(comm.all_gather_object(os.path.exists(path))):
+            return None
+        return f"exiting program, as {path} is there"
+
     def reason(self, iteration: int) -> str | None:
         """What ends the run now, as Megatron's line; None to go on.
 
@@ -59,6 +71,9 @@ class StopConditions:
         differ between ranks, and a signal may reach only some of them.
         """
         training = self._training
+        switch = self.switched_off()
+        if switch is not None:
+            return switch
         limit = training.exit_duration_in_mins
         if training.exit_signal_handler or limit is not None:
             minutes = (time.time() - self._started) / 60.0

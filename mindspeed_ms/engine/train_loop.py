@@ -100,7 +100,11 @@ def train(
     """
     training, state, observer = setup.config.training_config, setup.state, setup.observer
     log = IntervalLog(setup)
-    stop, reason = StopConditions(training, setup.started), None
+    stop = StopConditions(training, setup.started)
+    reason = stop.switched_off()
+    if reason is not None:
+        print_rank_last(reason)
+        return reason
     last = setup.train_iters if until is None else min(until, setup.train_iters)
     with stop.watched(), observer.bar(state, last):
         while state.iteration < last and reason is None:

@@ -21,6 +21,7 @@ from mindspeed_ms.config.transformer_config import (
 from mindspeed_ms.training.flags.forks import FORK_RULES
 from mindspeed_ms.training.flags.more_forks import MORE_RULES
 from mindspeed_ms.training.flags.row import UNSET
+from mindspeed_ms.training.flags.token_lengths import TOKEN_RULES
 from mindspeed_ms.training.flags.vocabulary import rows_of
 from mindspeed_ms.training.flags.yarn import YARN_RULES
 
@@ -227,6 +228,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "model_config.position_embedding_type": _position_embedding_type,
         **YARN_RULES,
         **FORK_RULES,
+        **TOKEN_RULES,
         **MORE_RULES,
         "model_config.normalization": _normalization,
         "model_config.qkv_has_bias": _has_bias,

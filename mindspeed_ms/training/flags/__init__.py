@@ -23,6 +23,7 @@ from mindspeed_ms.training.flags import (
     refused,
     run,
     sparse_attention,
+    token_lengths,
 )
 from mindspeed_ms.training.flags.row import EntryPoint, Field, Flag, NoEffect, Refused
 
@@ -43,6 +44,7 @@ ROWS: tuple[Flag, ...] = (
     *published_models.ROWS,
     *forks.ROWS,
     *more_forks.ROWS,
+    *token_lengths.ROWS,
     *refused.ROWS,
 )
 """Every flag, in the order of help."""

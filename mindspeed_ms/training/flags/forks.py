@@ -41,10 +41,6 @@ _CHATS = Refused(
     "texts of chats are not read in this way",
     "use --sft with JSON lines of chats, or --is-instruction-dataset",
 )
-_TOKENS = Refused(
-    "lengths of a run count samples or steps",
-    "give tokens over --seq-length to --train-samples, --lr-decay-samples and --lr-warmup-samples",
-)
 _CURRICULUM = Refused(
     "sequences keep their length and all their tokens", "train with --seq-length alone"
 )
@@ -405,25 +401,11 @@ ROWS: tuple[Flag, ...] = (
     ),
     *compact(
         "refused: forks, training",
-        _TOKENS,
-        """
---train-tokens int
---lr-decay-tokens int
---lr-warmup-tokens int
-""",
-    ),
-    *compact(
-        "refused: forks, training",
         _CURRICULUM,
         """
 --curriculum-learning-legacy
 --random-ltd
 """,
-    ),
-    *compact(
-        "refused: forks, training",
-        Refused("no file stops a run", "send a signal, with --exit-signal-handler"),
-        "--kill-switch-path str",
     ),
     *compact(
         "refused: forks, training",

@@ -177,7 +177,6 @@ def test_what_is_refused_by_name_is_told_before_what_follows_from_it():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("--lr-decay-tokens 1000", "--lr-decay-samples"),
         ("--train-mode finetune", "--sft"),
         ("--mlp-type residual", "plain GPT layer"),
         ("--skip-train-iteration-range 5-9", "--iterations-to-skip"),
