@@ -37,8 +37,10 @@ A `config.json` is read key by key. A key that changes what a model computes and
 its value is an error that names the key, the value, and what can be held. Examples: rotations
 stretched in other ways than {stretchings}, activations
 without a counterpart, OLMoE's `clip_qkv`, Gemma's bidirectional attention, gpt-oss with another
-`swiglu_alpha`. Keys that nothing here knows are kept on the way back, and the converter names them
-in a line.
+`swiglu_alpha`, Falcon's `alibi`, norms of single heads (`qk_layernorm` of StableLM, `use_qk_norm`
+of Cohere). Tensor parallel ranks share out heads of keys and values, so a model with one (Falcon
+7B) is not split. Keys that nothing here knows are kept on the way back, and the converter names
+them in a line.
 
 ## Quantized weights
 

@@ -76,6 +76,9 @@ class LayerOptions(BlockOptions):
     """Normalize embeddings (LayerNorm, whatever normalization says), as Bloom does. False: do not.
     """
 
+    embed_layernorm_epsilon: Positive = 1e-5
+    """Added to the variance in embed_layernorm."""
+
     embedding_multiplier: Positive = 1.0
     """Factor of the embedding's output."""
 
@@ -128,6 +131,13 @@ class LayerOptions(BlockOptions):
     """Attention and feed-forward block both read what enters the layer, and both are added to it.
     False: one after the other."""
 
+    shares_input_norm: bool = False
+    """With use_parallel_residual, both blocks read what one norm returned, as in Phi and Falcon.
+    False: each has a norm of its own."""
+
+    norm_has_bias: bool = True
+    """A LayerNorm adds a bias. False: it only multiplies, as Cohere's."""
+
     use_pre_norm: bool = True
     """Normalize before attention and before the feed-forward block. False needs use_sandwich_norm,
     which normalizes after them."""
@@ -162,6 +172,7 @@ class LayerOptions(BlockOptions):
             self._check_linear_attention(num_layers, ranks)
         pairs = {
             "qk_clip": ("use_lora",),
+            "shares_input_norm": ("apply_residual_connection_post_norm",),
             "embed_layernorm": ("a table of positions", "mtp_num_layers"),
             "qk_l2_norm": ("qk_layernorm", "multi_latent_attention"),
             "attention_output_gate": ("use_query_layer", "multi_latent_attention", "use_lora"),
@@ -216,6 +227,11 @@ class LayerOptions(BlockOptions):
             raise ValueError(
                 "use_pre_norm False leaves blocks without a norm; set use_sandwich_norm: True, "
                 "which normalizes behind them"
+            )
+        if self.shares_input_norm and not (self.use_parallel_residual and self.use_pre_norm):
+            raise ValueError(
+                "shares_input_norm is about blocks side by side with a norm before them; set "
+                "use_parallel_residual: True and leave use_pre_norm, or leave this out"
             )
         if self.qk_layernorm_full and (latent or not qk_layernorm):
             raise ValueError(

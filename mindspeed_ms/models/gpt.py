@@ -81,7 +81,12 @@ def embedding_spec(config: TransformerConfig, num_tokentypes: int = 0) -> Embedd
         ),
         position=whole(positions) if config.has_learned_positions else None,
         tokentype=whole(num_tokentypes) if num_tokentypes else None,
-        norm=replace(norm_spec(config), kind="LayerNorm", zero_centered=False, eps=1e-5)
+        norm=replace(
+            norm_spec(config),
+            kind="LayerNorm",
+            zero_centered=False,
+            eps=config.embed_layernorm_epsilon,
+        )
         if config.embed_layernorm
         else None,
     )
@@ -99,6 +104,7 @@ def layer_spec(config: TransformerConfig, index: int) -> LayerSpec:
     shape = block_shape(config, index)
     attends, feeds = shape.attention != "none", shape.mlp != "none"
     before, behind = config.use_pre_norm, config.use_sandwich_norm
+    own = before and not config.shares_input_norm
 
     def norm(is_there: bool, scale: float = 1.0) -> NormSpec | None:
         return replace(norm_spec(config), scale=scale) if is_there else None
@@ -106,10 +112,11 @@ def layer_spec(config: TransformerConfig, index: int) -> LayerSpec:
     return LayerSpec(
         input_norm=norm(before and attends),
         attention=_any_attention(config, index),
-        post_attention_norm=norm(before and feeds),
+        post_attention_norm=norm(own and feeds),
         mlp=_any_mlp(config, index),
         attn_post_norm=norm(behind and attends, config.attn_post_norm_scale),
         ffn_post_norm=norm(behind and feeds, config.ffn_post_norm_scale),
+        is_parallel=config.use_parallel_residual,
     )
 
 
@@ -195,6 +202,7 @@ def norm_spec(config: TransformerConfig, dim: int | None = None) -> NormSpec:
         eps=config.norm_epsilon,
         dtype=config.params_dtype,
         zero_centered=config.layernorm_zero_centered_gamma,
+        only_multiplies=not config.norm_has_bias,
     )
 
 

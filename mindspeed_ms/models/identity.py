@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mindspeed_ms.config import AllConfig, TransformerConfig
@@ -115,7 +116,6 @@ def identity(config: AllConfig) -> dict[str, Any]:
             model.mtp_use_repeated_layer and (model.mtp_num_layers or 1) > 1
         ),
     }
-    has_rotation = model.position_embedding_type == "rope" or model.multi_latent_attention
     for name in (
         "rotary_seq_len_interpolation_factor",
         "use_rope_scaling",
@@ -123,10 +123,8 @@ def identity(config: AllConfig) -> dict[str, Any]:
     ):
         del found[f"model_config.{name}"]
     found["model_config.rope_scaling"] = _stretching(model)
-    for name in _ROTARY if not has_rotation else ():
+    for name in _unread(model):
         del found[f"model_config.{name}"]
-    if not model.use_sandwich_norm:
-        del found["model_config.attn_post_norm_scale"], found["model_config.ffn_post_norm_scale"]
     if model.has_learned_positions:
         found["model_config.max_position_embeddings"] = model.max_position_embeddings
     found |= {
@@ -166,6 +164,18 @@ def identity(config: AllConfig) -> dict[str, Any]:
     if moe.is_moe:
         found |= _experts(config)
     return found
+
+
+def _unread(model: TransformerConfig) -> Iterator[str]:
+    """Options that only models with another option read."""
+    if not (model.position_embedding_type == "rope" or model.multi_latent_attention):
+        yield from _ROTARY
+    if not model.embed_layernorm:
+        yield "embed_layernorm_epsilon"
+    if model.is_rms_norm:
+        yield "norm_has_bias"
+    if not model.use_sandwich_norm:
+        yield from ("attn_post_norm_scale", "ffn_post_norm_scale")
 
 
 def _stretching(model: TransformerConfig) -> tuple[tuple[str, object], ...]:

@@ -43,6 +43,9 @@ class LayerSpec:
     """Normalises what attention adds to the residual stream."""
     ffn_post_norm: NormSpec | None = None
     """Normalises what the feed-forward block adds to it."""
+    is_parallel: bool = False
+    """Whether both blocks read what enters the layer; without a norm of its own before it, the
+    feed-forward block reads what the first norm returned."""
 
     def children(self) -> Iterator[Child]:
         """In the order of construction."""

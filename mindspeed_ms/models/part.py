@@ -128,14 +128,18 @@ class NormSpec:
     partial: Partial = "sequence"
     """``always`` for a norm of the heads of each rank."""
 
+    only_multiplies: bool = False
+    """A layer norm adds nothing."""
+
     @property
     def has_bias(self) -> bool:
         """Whether something is added behind the factor."""
-        return self.kind == "LayerNorm"
+        return self.kind == "LayerNorm" and not self.only_multiplies
 
     def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
         """Factor and, in a layer norm, what is added."""
-        names = ("gamma", "beta") if self.has_bias else ("weight",)
+        names = ("gamma", "beta") if self.kind == "LayerNorm" else ("weight",)
+        names = names if self.has_bias else names[:1]
         values = (self.scale - self.zero_centered, 0.0)
         for name, megatron_name, value in zip(names, ("weight", "bias"), values, strict=False):
             yield ParamSpec(

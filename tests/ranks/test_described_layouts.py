@@ -34,6 +34,14 @@ FAMILIES = {
         "qk_layernorm": True,
         "qk_layernorm_full": True,
     },
+    "side by side behind one norm that only multiplies": {
+        "num_layers": 4,
+        "position_embedding_type": "rope",
+        "normalization": "LayerNorm",
+        "norm_has_bias": False,
+        "use_parallel_residual": True,
+        "shares_input_norm": True,
+    },
     "experts": {
         "num_layers": 4,
         "position_embedding_type": "rope",

@@ -6,12 +6,15 @@ The result has the type of the weights: an fp32 residual stream enters the layer
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from mindspore import Tensor
 from mindspore.common import dtype as mstype
 from mindspore.nn import Cell
 
 from mindspeed_ms import ops
+from mindspeed_ms.backend import memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.parameter import InitMethod, ShardSpec, create_parameter
 from mindspeed_ms.models.gpt import norm_spec
@@ -26,6 +29,7 @@ class LayerNorm(Cell):
         eps: added to the variance.
         scale: initial value of gamma.
         zero_centered: keep gamma - 1 as the parameter.
+        only_multiplies: there is no beta.
         sequence_parallel: inputs hold a part of the sequence, so gradients are partial sums.
         params_dtype: type of gamma and beta.
     """
@@ -37,6 +41,7 @@ class LayerNorm(Cell):
         *,
         scale: float = 1.0,
         zero_centered: bool = False,
+        only_multiplies: bool = False,
         sequence_parallel: bool = False,
         params_dtype: str | mstype.Type = "float32",
     ) -> None:
@@ -46,14 +51,17 @@ class LayerNorm(Cell):
         self.gamma = create_parameter(
             (dim,), _constant(scale - zero_centered), dtype=params_dtype, name="gamma", shard=shard
         )
-        self.beta = create_parameter(
-            (dim,), _constant(0.0), dtype=params_dtype, name="beta", shard=shard
-        )
+        self.beta = None
+        if not only_multiplies:
+            self.beta = create_parameter(
+                (dim,), _constant(0.0), dtype=params_dtype, name="beta", shard=shard
+            )
 
     def construct(self, x: Tensor) -> Tensor:
         """[..., h] -> [..., h]."""
         gamma = self.gamma + 1 if self.zero_centered else self.gamma
-        gamma, beta = ops.cast(gamma, x.dtype), ops.cast(self.beta, x.dtype)
+        beta = memory.zeros(self.gamma.shape, x.dtype) if self.beta is None else self.beta
+        gamma, beta = ops.cast(gamma, x.dtype), ops.cast(beta, x.dtype)
         return ops.cast(ops.layer_norm(x, gamma, beta, self.eps), self.gamma.dtype)
 
 
@@ -100,7 +108,8 @@ class RMSNorm(Cell):
 
 def norm_from_spec(spec: NormSpec, config: TransformerConfig) -> LayerNorm | RMSNorm:
     """The normalisation of a description."""
-    kind = LayerNorm if spec.kind == "LayerNorm" else RMSNorm
+    is_layer_norm = spec.kind == "LayerNorm"
+    kind = partial(LayerNorm, only_multiplies=spec.only_multiplies) if is_layer_norm else RMSNorm
     return kind(
         spec.dim,
         spec.eps,

@@ -139,7 +139,7 @@ class ParallelTransformerLayer(Cell):
         self.context = context_parallel(config.parallel_config)
         self.recompute = recompute.modules
         self.residual_multiplier = config.residual_multiplier
-        self.is_parallel = config.use_parallel_residual
+        self.is_parallel = spec.is_parallel
         self.input_norm = spec.input_norm and norm_from_spec(spec.input_norm, config)
         self.attention = _attention(
             spec.attention, config, layer_number, self_attn_mask_type, groups, recompute
@@ -147,6 +147,7 @@ class ParallelTransformerLayer(Cell):
         self.post_attention_norm = spec.post_attention_norm and norm_from_spec(
             spec.post_attention_norm, config
         )
+        self.shares_norm = config.shares_input_norm
         self.mlp = _feed_forward(spec.mlp, config, layer_number, groups, recompute)
         self.feeds_forward_again = spec.feeds_forward_again(recompute)
         self.attn_post_norm = self.ffn_post_norm = None
@@ -181,6 +182,9 @@ class ParallelTransformerLayer(Cell):
             feed_forward = partial(self.mlp.construct, drops_tokens=False)
         if self.batch_first:
             hidden_states = exchanged(hidden_states)
+        if self.shares_norm:
+            x = self._side_by_side(hidden_states, self.input_norm, attention, feed_forward)
+            return exchanged(x) if self.batch_first else x
         if self.is_parallel:
             hidden_states, entered = ops.branch(hidden_states)
         x = hidden_states
@@ -192,6 +196,22 @@ class ParallelTransformerLayer(Cell):
         elif self.mlp is not None:
             x = self._residual(x, *block)
         return exchanged(x) if self.batch_first else x
+
+    def _side_by_side(
+        self,
+        x: Tensor,
+        norm: Cell,
+        attention: Callable[[Tensor], Output],
+        feed: Callable[[Tensor], Output],
+    ) -> Tensor:
+        """Both blocks read what one norm returned."""
+        x, residual = ops.branch(x)
+        normed = norm(x)
+        with self._norm_again(norm, normed, x):
+            first, second = ops.branch(normed)
+            attended, fed = attention(first), feed(second)
+        residual = self._add(*attended, residual, self.attn_post_norm)
+        return self._add(*fed, residual, self.ffn_post_norm)
 
     def _residual(
         self,

@@ -85,7 +85,7 @@ KINDS = _table(
         "index_head_dim index_n_heads index_topk initial_context_length intermediate_size "
         "kv_lora_rank max_position_embeddings "
         "moe_intermediate_size n_ctx n_embd n_head n_inner n_positions n_routed_experts "
-        "n_embed no_rope_layer_interval seq_length "
+        "n_embed no_rope_layer_interval num_kv_heads num_ln_in_parallel_attn seq_length "
         "num_attention_heads num_experts num_experts_per_tok num_heads num_key_value_heads "
         "num_local_experts original_max_position_embeddings q_lora_rank qk_head_dim "
         "qk_nope_head_dim qk_rope_head_dim v_head_dim vocab_size",
@@ -99,9 +99,9 @@ KINDS = _table(
     patterns=(PATTERN, "_sliding_window_pattern sliding_window_pattern"),
     above_0=(
         ABOVE_0,
-        "embedding_multiplier layer_norm_eps layer_norm_epsilon logits_scaling norm_eps "
-        "norm_epsilon "
-        "query_pre_attn_scalar rms_norm_eps rope_local_base_freq rope_theta rotary_emb_base",
+        "embedding_multiplier layer_norm_eps layer_norm_epsilon logit_scale logits_scaling "
+        "norm_eps norm_epsilon query_pre_attn_scalar rms_norm_eps "
+        "rope_local_base_freq rope_theta rotary_emb_base",
     ),
     numbers=(
         NUMBER,
@@ -116,13 +116,17 @@ KINDS = _table(
     ),
     switches=(
         SWITCH,
-        "add_cross_attention apply_residual_connection_post_layernorm attention_bias "
+        "add_cross_attention alibi apply_residual_connection_post_layernorm bias multi_query "
+        "new_decoder_architecture parallel_attn qk_layernorm use_qkv_bias attention_bias "
         "attention_out_bias mlp_bias norm_topk_prob "
         "output_router_logits qkv_bias reorder_and_upcast_attn rope_interleave "
         "scale_attn_by_inverse_layer_idx scale_attn_weights seq_aux tie_word_embeddings "
         "use_bias use_bidirectional_attention use_parallel_residual use_qk_norm use_sliding_window",
     ),
-    texts=(TEXT, "activation_function hidden_act hidden_activation scoring_func topk_method"),
+    texts=(
+        TEXT,
+        "activation activation_function hidden_act hidden_activation scoring_func topk_method",
+    ),
     lists=(TEXTS, "layer_types mlp_layer_types"),
     layer_numbers=(LAYER_NUMBERS, "mlp_only_layers"),
     switch_lists=(SWITCHES, "no_rope_layers"),

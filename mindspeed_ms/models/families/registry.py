@@ -11,12 +11,14 @@ from mindspeed_ms.config.coercion import suggestion
 from mindspeed_ms.models.families import (
     arcee,
     bloom,
+    cohere,
     deepseek_v2,
     deepseek_v3,
     deepseek_v32,
     dots1,
     ernie4_5,
     exaone4,
+    falcon,
     gemma2,
     gemma3,
     glm4,
@@ -43,6 +45,7 @@ from mindspeed_ms.models.families import (
     qwen3_moe,
     seed_oss,
     smollm3,
+    stablelm,
     starcoder2,
 )
 from mindspeed_ms.models.families.family import Family
@@ -85,6 +88,10 @@ FAMILIES: tuple[Family, ...] = (
     olmo3.FAMILY,
     helium.FAMILY,
     bloom.FAMILY,
+    stablelm.FAMILY,
+    falcon.FAMILY,
+    cohere.COHERE,
+    cohere.FAMILY,
 )
 """In the order in which a model is tried to be written as one of them."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mindspeed_ms.config import AllConfig, TransformerConfig
-from mindspeed_ms.models.families.rules import Fields
+from mindspeed_ms.models.families.rules import Fields, value_of
 
 _BLOCK = "model_config.rope_scaling"
 _NAMES = {"su": "longrope"}
@@ -74,8 +74,8 @@ def stretching(theirs: Mapping[str, Any], scaling: Mapping[str, Any]) -> dict[st
         for key in known
         if key in scaling
     }
-    longest = theirs["max_position_embeddings"]
     if "original_max_position_embeddings" in known:
+        longest = value_of(theirs, "max_position_embeddings")
         own = fields.get("original_max_position_embeddings")
         own = own or theirs.get("original_max_position_embeddings") or longest
         fields["original_max_position_embeddings"] = own

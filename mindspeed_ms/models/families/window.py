@@ -183,6 +183,57 @@ class PatternOfWindows:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class RotatedWindows:
+    """Windows of the layers that ``layer_types`` names; where there is a width, these rotate.
+
+    Attributes:
+        rotates_without: all layers rotate where there is no width. Else none does.
+        width: of a file without the key.
+        every: every n-th layer has no window in a file that does not say.
+    """
+
+    rotates_without: bool
+    width: int = 4096
+    every: int = 4
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Those of windows in some layers."""
+        return self._windows.keys
+
+    @property
+    def _windows(self) -> PatternOfWindows:
+        return PatternOfWindows(self.width, self.every)
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """Which layers have a window; the others do not rotate, if there is a width.
+
+        Raises:
+            ValueError: a pattern of letters alone, or windows without a width.
+        """
+        number = value_of(theirs, "num_hidden_layers")
+        width = theirs.get("sliding_window", self.width)
+        if width is None and SLIDING in known_types(theirs):
+            raise ValueError(
+                f"config.json has {SLIDING} among its layer_types, but no sliding_window; give one"
+            )
+        fields = {} if width is None else self._windows.read(theirs)
+        has_any = "model_config.window_size" in fields or (width is None and self.rotates_without)
+        windows = fields.get("model_config.window_attn_skip_freq", [int(has_any)] * number)
+        if not all(windows):
+            fields["model_config.no_rope_freq"] = tuple(1 - has for has in windows)
+        return fields
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """The windows; the round trip shows whether the others are those that do not rotate."""
+        model = config.model_config
+        written = self._windows.write(config)
+        if not any(map(model.rotates, range(model.num_layers))):
+            written["sliding_window"] = written["sliding_window"] or self.width
+        return written
+
+
 def known_types(theirs: Mapping[str, Any]) -> list[str]:
     """The ``layer_types``, empty if there are none.
 

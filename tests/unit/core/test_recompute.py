@@ -94,11 +94,26 @@ def gradients(model, dropout_seed=3, microbatches=3):
     return [float(loss) for loss in losses], totals
 
 
+ONE_NORM = {
+    **{"normalization": "LayerNorm", "norm_has_bias": False},
+    **{"use_parallel_residual": True, "shares_input_norm": True},
+}
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.2], ids=["plain", "dropout"])
 @pytest.mark.parametrize("form", FORMS)
 def test_losses_and_gradients_are_bit_identical(form, rate):
     """With dropout this also shows that masks are repeated with several micro-batches in flight."""
-    rates = {"hidden_dropout_rate": rate, "attention_dropout_rate": rate}
+    compare_with_all_kept(form, rate)
+
+
+@pytest.mark.parametrize("form", ["modules", "mlp"])
+def test_a_norm_that_two_blocks_read_is_computed_again(form):
+    compare_with_all_kept(form, 0.2, **ONE_NORM)
+
+
+def compare_with_all_kept(form, rate, **model):
+    rates = {"hidden_dropout_rate": rate, "attention_dropout_rate": rate, **model}
     plain_losses, plain = gradients(build(**rates).set_train(True))
     losses, again = gradients(build(**rates, **FORMS[form]).set_train(True))
     assert losses == plain_losses

@@ -123,6 +123,15 @@ VARIANTS = {
         "embedding_multiplier": 3.0,
         "residual_multiplier": 0.5,
     },
+    "side by side behind one norm that only multiplies": {
+        "position_embedding_type": "rope",
+        "normalization": "LayerNorm",
+        "norm_has_bias": False,
+        "use_parallel_residual": True,
+        "shares_input_norm": True,
+        "embed_layernorm": True,
+        "embed_layernorm_epsilon": 1e-3,
+    },
     "gates beside queries, heads of one length": {
         "position_embedding_type": "rope",
         "group_query_attention": True,

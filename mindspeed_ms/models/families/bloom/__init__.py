@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place, Places
-from mindspeed_ms.models.families.rules import Fields, Key, Length, Only, tied_head, value_of
+from mindspeed_ms.models.families.rules import Fields, Key, Length, tied_head, value_of
+from mindspeed_ms.models.layer import LayerSpec
 from mindspeed_ms.models.model import ModelSpec
 
 _NAMES = (
@@ -19,6 +20,7 @@ _NAMES = (
     ("mlp.dense_h_to_4h", "mlp.mapping"),
     ("mlp.dense_4h_to_h", "mlp.projection"),
 )
+NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +68,31 @@ class Sizes:
         return {keys[0]: value for keys, value in zip(self.spellings, values, strict=True)}
 
 
-def _places(spec: ModelSpec) -> Iterator[Place]:
-    """Query, key and value of a head lie together, here as there."""
-    places = Places(spec)
-    yield from places.whole("word_embeddings.weight", "embedding.word_embeddings.weight")
-    yield from places.norm("word_embeddings_layernorm", "embedding.norm")
-    for number in range(len(spec.layers)):
-        theirs, ours = f"h.{number}", f"encoder.layers.{number}"
-        yield from places.norm(f"{theirs}.input_layernorm", f"{ours}.input_norm")
-        yield from places.norm(f"{theirs}.post_attention_layernorm", f"{ours}.post_attention_norm")
-        for word, own in _NAMES:
-            yield from places.linear(f"{theirs}.{word}", f"{ours}.{own}")
-    yield from places.norm("ln_f", "encoder.final_norm")
-    yield from places.whole("lm_head.weight", "output_layer.weight")
+def places_with(
+    norms: Callable[[LayerSpec], tuple[str, str]],
+) -> Callable[[ModelSpec], Iterator[Place]]:
+    """Every tensor of a model that is named like BLOOM; groups of heads lie together, as here.
+
+    Args:
+        norms: names of the norms of a layer, before attention and before the block behind it.
+    """
+
+    def places_of(spec: ModelSpec) -> Iterator[Place]:
+        places = Places(spec)
+        yield from places.whole("word_embeddings.weight", "embedding.word_embeddings.weight")
+        yield from places.norm("word_embeddings_layernorm", "embedding.norm")
+        for number, layer in enumerate(spec.layers):
+            if layer is None:
+                continue
+            theirs, ours = f"h.{number}", f"encoder.layers.{number}"
+            for name, own in zip(norms(layer), ("input_norm", "post_attention_norm"), strict=True):
+                yield from places.norm(f"{theirs}.{name}", f"{ours}.{own}")
+            for word, own in _NAMES:
+                yield from places.linear(f"{theirs}.{word}", f"{ours}.{own}")
+        yield from places.norm("ln_f", "encoder.final_norm")
+        yield from places.whole("lm_head.weight", "output_layer.weight")
+
+    return places_of
 
 
 def _bloom(layers: int, hidden: int, heads: int) -> dict[str, Any]:
@@ -110,7 +124,8 @@ FAMILY = Family(
     rules=(
         Sizes(),
         Length("seq_length", 2048),
-        Only("layer_norm_epsilon", (1e-5,), 1e-5),  # that of the embedding's norm here
+        Key("layer_norm_epsilon", "model_config.norm_epsilon", 1e-5, float),
+        Key("layer_norm_epsilon", "model_config.embed_layernorm_epsilon", 1e-5, float),
         Key("initializer_range", "model_config.init_method_std", 0.02, float),
         Key("attention_dropout", "model_config.attention_dropout_rate", 0.0, float),
         Key("hidden_dropout", "model_config.hidden_dropout_rate", 0.0, float),
@@ -121,7 +136,7 @@ FAMILY = Family(
         ),
         tied_head(True),
     ),
-    places=_places,
+    places=places_with(lambda layer: NORMS),
     prefix="transformer.",
     neutral=frozenset({"attention_softmax_in_fp32", "masked_softmax_fusion", "n_inner"})
     | {"offset_alibi", "pretraining_tp", "skip_bias_add", "skip_bias_add_qkv", "slow_but_exact"}

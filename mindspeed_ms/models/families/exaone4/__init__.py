@@ -5,54 +5,13 @@ most layers, and rotates in these alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from mindspeed_ms.config import AllConfig
 from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.decoder import BEHIND, Decoder
 from mindspeed_ms.models.families.family import Family
-from mindspeed_ms.models.families.rules import Fields, Heads, value_of
-from mindspeed_ms.models.families.window import FULL, SLIDING, PatternOfWindows, known_types
-
-_WINDOW, _EVERY = 4096, 4
-
-
-@dataclass(frozen=True, slots=True)
-class RotatedWindows:
-    """Windows of the layers that ``layer_types`` names; where there is a width, these rotate."""
-
-    keys: frozenset[str] = frozenset({"sliding_window", "sliding_window_pattern", "layer_types"})
-
-    def read(self, theirs: Mapping[str, Any]) -> Fields:
-        """Which layers have a window; the others do not rotate, unless there are none.
-
-        Raises:
-            ValueError: a pattern of letters alone, or windows without a width.
-        """
-        width, types = theirs.get("sliding_window", _WINDOW), known_types(theirs)
-        if width is None:
-            if SLIDING in types:
-                raise ValueError(
-                    f"config.json has {SLIDING} among its layer_types, but no sliding_window; give "
-                    "one"
-                )
-            return {}
-        fields = PatternOfWindows(_WINDOW, _EVERY).read(theirs)
-        has_any, listed = "model_config.window_size" in fields, "model_config.window_attn_skip_freq"
-        windows = fields.get(listed, [int(has_any)] * value_of(theirs, "num_hidden_layers"))
-        if not all(windows):
-            fields["model_config.no_rope_freq"] = tuple(1 - has for has in windows)
-        return fields
-
-    def write(self, config: AllConfig) -> dict[str, Any]:
-        """The windows; the round trip shows whether the others are those that do not rotate."""
-        model = config.model_config
-        written = PatternOfWindows(_WINDOW, _EVERY).write(config)
-        if not any(map(model.rotates, range(model.num_layers))):
-            written["sliding_window"] = written["sliding_window"] or _WINDOW
-        return written
+from mindspeed_ms.models.families.rules import Heads
+from mindspeed_ms.models.families.window import FULL, SLIDING, RotatedWindows
 
 
 def _exaone4(layers: int, hidden: int, inner: int, heads: int, width: int) -> dict[str, Any]:
@@ -66,7 +25,7 @@ def _exaone4(layers: int, hidden: int, inner: int, heads: int, width: int) -> di
         "num_attention_heads": heads,
         "num_key_value_heads": 8,
         "head_dim": width,
-        "sliding_window": _WINDOW if is_large else None,
+        "sliding_window": 4096 if is_large else None,
         "layer_types": [SLIDING, SLIDING, SLIDING, FULL] * 16 if is_large else [FULL] * layers,
         "max_position_embeddings": 131072 if is_large else 65536,
         "rms_norm_eps": 1e-5,
@@ -94,7 +53,9 @@ FAMILY = Family(
         "model_config.use_pre_norm": False,
         "model_config.use_sandwich_norm": True,
     },
-    rules=llama.rules(RotatedWindows(), heads=Heads(default_groups=32), epsilon=1e-5),
+    rules=llama.rules(
+        RotatedWindows(rotates_without=True), heads=Heads(default_groups=32), epsilon=1e-5
+    ),
     places=Decoder(norms=BEHIND),
     presets={
         "exaone4_1.2b": _exaone4(30, 2048, 4096, 32, 64),
