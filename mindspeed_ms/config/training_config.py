@@ -214,6 +214,11 @@ class TrainingConfig(Watching, Teaching):
     save_interval: Count | None = None
     """Training steps between checkpoints. None: only at the end."""
 
+    non_persistent_save_interval: Count | None = None
+    """Training steps between checkpoints that the next one replaces, beside those of save_interval,
+    which stay. None: there are none.
+    """
+
     save_retain_interval: Count | None = None
     """Keep checkpoints whose iteration this divides, beside the newest.
 

@@ -79,12 +79,15 @@ def make_saver(config: AllConfig) -> CheckpointSaver | None:
     training = config.training_config
     if not training.save_checkpoints:
         return None
+    retained = training.save_retain_interval
+    if retained is None and training.non_persistent_save_interval is not None:
+        retained = training.save_interval
     saver = CheckpointSaver(
         SaveSettings(
             root=Path(training.output_dir),
             container="ckpt" if training.ckpt_format == "ckpt" else "safetensors",
             keep=training.keep_checkpoint_max or None,
-            retain_interval=training.save_retain_interval,
+            retain_interval=retained,
             crc_check=training.crc_check,
             is_async=training.async_save,
         )

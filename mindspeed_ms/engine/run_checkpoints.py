@@ -93,7 +93,8 @@ class RunCheckpoints:
             RunFailure: a checkpoint could not be written, if that ends the run.
         """
         training, iteration = setup.config.training_config, setup.state.iteration
-        is_due = training.save_interval and iteration % training.save_interval == 0
+        intervals = (training.save_interval, training.non_persistent_save_interval)
+        is_due = any(steps and iteration % steps == 0 for steps in intervals)
         try:
             self._complete(wait=False)
             if must_save or is_due:

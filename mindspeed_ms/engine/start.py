@@ -110,6 +110,8 @@ def report_layout(all_config: AllConfig) -> None:
     if not training.skip_train:
         every = training.save_interval
         when = f"every {every} iterations and at the end" if every else "at the end"
+        if training.non_persistent_save_interval:
+            when += f", replaced every {training.non_persistent_save_interval} between"
         kept = training.save_checkpoints and training.output_dir
         print_rank_0(
             f"checkpoints: in {training.output_dir}, {when}" if kept else "checkpoints: none"

@@ -9,6 +9,7 @@ from mindspeed_ms.training.flags.row import (
     Field,
     Flag,
     NoEffect,
+    Refused,
     asked_means,
     given_means,
     in_group,
@@ -19,6 +20,10 @@ from mindspeed_ms.training.flags.row import (
 )
 
 _SHARDED = NoEffect("checkpoints are written per rank and re-sharded on load")
+_TEMPORARY = NoEffect(
+    "those of --non-persistent-save-interval lie in --save beside the others, so that --load finds "
+    "the newest, and go when a later one is complete"
+)
 _WHEN_SAVED = NoEffect("checkpoints follow --save-interval only")
 
 CHECKPOINTS = in_group(
@@ -51,6 +56,27 @@ CHECKPOINTS = in_group(
             Field(
                 "training_config.save_retain_interval",
                 sets={"training_config.keep_checkpoint_max": given_means(1)},
+            ),
+        ),
+        value(
+            "--non-persistent-save-interval",
+            int,
+            Field(
+                "training_config.non_persistent_save_interval",
+                sets={"training_config.keep_checkpoint_max": given_means(1)},
+            ),
+            small=None,
+        ),
+        value(
+            "--non-persistent-ckpt-type",
+            str,
+            _TEMPORARY,
+            choices=("global", "local", "in_memory"),
+            refuses=(
+                (
+                    "in_memory",
+                    Refused("a checkpoint is a folder of files", "use global, as in Megatron"),
+                ),
             ),
         ),
         value("--keep-checkpoint-max", int, Field("training_config.keep_checkpoint_max"), 0),
@@ -197,13 +223,17 @@ ROWS: tuple[Flag, ...] = (
     ),
     *compact(
         "checkpointing",
-        _WHEN_SAVED,
+        _TEMPORARY,
         """
---non-persistent-ckpt-type str
 --non-persistent-global-ckpt-dir str
 --non-persistent-local-ckpt-algo str=fully_parallel
 --non-persistent-local-ckpt-dir str
---non-persistent-save-interval int
+""",
+    ),
+    *compact(
+        "checkpointing",
+        _WHEN_SAVED,
+        """
 --replication
 --replication-factor int=2
 --replication-jump int
