@@ -38,6 +38,13 @@ _TASKS = {
     "mpirun": ("-n", "-np", "--np", "--n", "-c", "-ntasks"),
     "numactl": (),
 }
+_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+_FIRST = {
+    "srun": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
+    "mpirun": _MPI,
+    "mpiexec": _MPI,
+}
+"""Variables that tell a task that it is the first."""
 
 
 def split(program: str, words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -92,11 +99,13 @@ def main(program: str, words: Sequence[str]) -> int:
     tasks = num_tasks(program, options)
     if program != "numactl":
         env.put(env.DRY_RUN_RANKS, tasks)
+    for name in _FIRST.get(program, ()):
+        env.put(name, 0)
     if program == "srun":
-        first = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-        for name, number in (*((name, 0) for name in first), ("SLURM_NTASKS", tasks)):
-            env.put(name, number)
+        env.put("SLURM_NTASKS", tasks)
         env.set_default("SLURM_JOB_ID", 1)
+    elif program in ("mpirun", "mpiexec"):
+        env.put("OMPI_COMM_WORLD_SIZE", tasks)
     os.execvp(command[0], command)
 
 

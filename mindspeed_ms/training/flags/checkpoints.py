@@ -15,6 +15,7 @@ from mindspeed_ms.training.flags.row import (
     in_group,
     off,
     on,
+    or_never,
     toggle,
     value,
 )
@@ -45,7 +46,7 @@ CHECKPOINTS = in_group(
         value(
             "--save-interval",
             int,
-            Field("training_config.save_interval"),
+            or_never("training_config.save_interval"),
             aliases=("--persistent-save-interval",),
             small=None,
             common=True,

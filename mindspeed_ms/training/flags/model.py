@@ -200,13 +200,14 @@ LAYERS = in_group(
             choices=("LayerNorm", "RMSNorm", "FusedRMSNorm", *_NORMS),
             common=True,
         ),
-        on(
+        toggle(
             "--use-fused-rmsnorm",
             Field(
                 "model_config.normalization",
                 by_rule=True,
                 back=lambda kind, _: kind == "FusedRMSNorm",
             ),
+            False,
             help="Ask for the fused kernel of RMSNorm.",
         ),
         value(

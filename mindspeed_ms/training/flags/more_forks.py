@@ -145,6 +145,21 @@ _NAMES = in_group(
             dest="rotary_base",
             help="Same as --rotary-base.",
         ),
+        value(
+            "--profile-dir",
+            str,
+            Field("training_config.profile_save_path"),
+            dest="profile_save_path",
+            help="Same as --profile-save-path.",
+        ),
+        value(
+            "--topk",
+            int,
+            Field("moe_config.moe_router_topk"),
+            2,
+            dest="moe_router_topk",
+            help="Same as --moe-router-topk.",
+        ),
         on(
             "--disable-moe-token-dropping",
             Field("moe_config.moe_expert_capacity_factor", by_rule=True),
@@ -352,9 +367,103 @@ _FLAGSCALE = (
 )
 """Those of FlagScale, of Apertus' Megatron-LM, and of newer Megatron-LM's examples."""
 
+_DEVICES = (
+    *compact(
+        "forks: launching",
+        NoEffect("a rank's number and its host come from the launcher's environment"),
+        """
+--rank int=0
+--dist-url str
+""",
+    ),
+    *compact(
+        "forks: engine",
+        NoEffect("kernels are chosen at start, and these compute the same"),
+        """
+--use-torch-compile str
+--use-fused-sdpa str
+--use-fused-sdpa-with-recompute str
+--cache-fp8-weight str
+--cache-fp8-weight-fwd str
+--enable-expert-tensor-parallelism
+""",
+    ),
+    *compact(
+        "refused: forks, experts",
+        Refused(
+            "experts take as many tokens as come, or a number by a factor",
+            "use --moe-expert-capacity-factor",
+        ),
+        "--moe-num-capacity-bins int=0 !0",
+    ),
+    *compact(
+        "forks: engine",
+        NoEffect("only read with --moe-num-capacity-bins, which is refused"),
+        """
+--moe-capacity-bins-exp-base float=1.5
+--moe-capacity-bins-alignment int=64
+--moe-capacity-bins-optimize-interval int=300
+--moe-capacity-bins-optimize-max-group int=4
+--moe-capacity-bins-max-overhead-factor float=0.0
+""",
+    ),
+    *compact(
+        "forks: profiling",
+        NoEffect("profiles are those of MindSpore: --profile writes them"),
+        "--use-hip-profiler",
+    ),
+    *compact(
+        "forks: tracking",
+        NoEffect("--log-throughput logs how much a device computes; --wandb-project tracks a run"),
+        """
+--use-wandb
+--log-mfu
+--theoretical-device-tflops float
+--log-ai-core-utilization
+--ai-core-utilization-sampling-interval float
+""",
+    ),
+    *compact(
+        "forks: checkpoints",
+        NoEffect("--verify-integrity checks a checkpoint as it is read"),
+        "--verify-checkpoint",
+    ),
+    *compact(
+        "refused: forks, checkpoints",
+        Refused("steps of checkpoints have numbers", "use --ckpt-step"),
+        "--load-tag str",
+    ),
+    *compact(
+        "forks: engine",
+        NoEffect("only read with --optimizer dion, which is not available"),
+        """
+--dion-momentum float
+--dion-rank-fraction float
+--dion-scalar-optimizer str
+--dion-beta1 float
+--dion-beta2 float
+""",
+    ),
+    *compact(
+        "refused: forks, parallel layout",
+        Refused("parameters are sharded over all data-parallel ranks", "use --use-megatron-fsdp"),
+        "--fully-shard-model-parallel-size int=1 !1",
+    ),
+    *compact(
+        "refused: forks, training",
+        Refused("the losses of further tokens keep their weight", "use --mtp-loss-scaling-factor"),
+        """
+--mtp-loss-scaling-factor-decay float
+--mtp-loss-scaling-factor-decay-start int
+""",
+    ),
+)
+"""Those of Megatron for Gaudi and DCU, of ScienceLLM, and of an engram's and Dion's forks."""
+
 ROWS: tuple[Flag, ...] = (
     *_NAMES,
     *_FLAGSCALE,
+    *_DEVICES,
     *compact(
         "forks: engine",
         NoEffect("chunks of a pipeline send while others compute, as the schedule has it"),

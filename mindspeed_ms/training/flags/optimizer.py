@@ -33,8 +33,12 @@ _ALGORITHMS = {
             *("SGD", "soap"),
         )
     },
+    "fusedadamw": "adam",  # Megatron-DeepSpeed's name on Gaudi
     "hybridadam": "adam",  # Pai-Megatron-Patch's name of Adam whose states are on the host
 }
+_ELSEWHERE = ("ademamix", "dion")
+"""Algorithms that forks have alone."""
+_NO_UPDATE = Refused("this update is not available", "use adam or muon")
 
 
 def _type_of(name: str, types: Mapping[str, str] = _MOMENT_TYPES) -> Field:
@@ -102,8 +106,8 @@ REGULARIZATION = in_group(
             Field("optimizer_config.optimizer_type", means=_ALGORITHMS),
             "adam",
             common=True,
-            choices=(*_ALGORITHMS, "ademamix"),
-            refuses=(("ademamix", Refused("this update is not available", "use adam or muon")),),
+            choices=(*_ALGORITHMS, *_ELSEWHERE),
+            refuses=tuple((name, _NO_UPDATE) for name in _ELSEWHERE),
         ),
         value(
             "--optimizer-selection",

@@ -253,6 +253,11 @@ def given_means(constant: Any) -> Callable[[Any], Any]:
     return lambda given: UNSET if given is None else constant
 
 
+def or_never(path: str) -> Field:
+    """A field that counts steps or minutes, and whose flag takes 0 as never, as Megatron's does."""
+    return Field(path, means=lambda count: count or UNSET, back=lambda count, _: count)
+
+
 def asked_means(constant: Any) -> Callable[[Any], Any]:
     """Return a function for ``Field.sets``: a constant when the flag asks for something."""
     return lambda given: constant if given else UNSET

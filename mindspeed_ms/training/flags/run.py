@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mindspeed_ms.training.flags import profiling
 from mindspeed_ms.training.flags.compact import compact
 from mindspeed_ms.training.flags.row import (
     UNSET,
@@ -12,14 +13,15 @@ from mindspeed_ms.training.flags.row import (
     Field,
     Flag,
     NoEffect,
+    Refused,
     in_group,
     off,
     on,
-    toggle,
+    or_never,
     value,
     values,
 )
-from mindspeed_ms.training.flags.value_types import bool_or_word, count, positive, ranks
+from mindspeed_ms.training.flags.value_types import count, positive, ranks
 
 
 def _none_is_zero(batches: int) -> int:
@@ -189,11 +191,16 @@ LENGTH = in_group(
             excludes=("--lr-decay-iters", "--lr-warmup-iters"),
             common=True,
         ),
-        value("--exit-interval", int, Field("training_config.exit_interval"), small=None),
+        value(
+            "--exit-interval",
+            int,
+            or_never("training_config.exit_interval"),
+            small=None,
+        ),
         value(
             "--exit-duration-in-mins",
             int,
-            Field("training_config.exit_duration_in_mins"),
+            or_never("training_config.exit_duration_in_mins"),
             small=None,
         ),
         on("--exit-signal-handler", Field("training_config.exit_signal_handler")),
@@ -272,7 +279,16 @@ RECOMPUTATION = in_group(
             "--recompute-granularity",
             str,
             Field(_GRANULARITY, also=(_MODULES,)),
-            choices=("full", "selective"),
+            choices=("full", "selective", "mlp"),
+            refuses=(
+                (
+                    "mlp",
+                    Refused(
+                        "parts of a layer are named by a flag of their own",
+                        "use --recompute-granularity selective --recompute-modules mlp",
+                    ),
+                ),
+            ),
             common=True,
         ),
         on(
@@ -505,70 +521,6 @@ LOGGING = in_group(
     ],
 )
 
-
-_GUIDE_PROFILE_SWITCHES = (
-    "with_stack",
-    "memory",
-    "communication",
-    "parallel_strategy",
-    "l2_cache",
-    "hbm_ddr",
-    "pcie",
-    "data_process",
-    "data_simplification",
-    "offline_analyse",
-)
-
-
-def _dashed(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-PROFILE = in_group(
-    "profiling",
-    [
-        toggle("--profile", Field("training_config.profile"), False),
-        value("--profile-step-start", int, Field("training_config.profile_step_start"), 10),
-        value("--profile-step-end", int, Field("training_config.profile_step_end"), 12),
-        value("--profile-save-path", str, Field("training_config.profile_save_path")),
-        value(
-            "--profile-level",
-            str,
-            Field("training_config.profile_level"),
-            choices=("level0", "level1", "level2"),
-        ),
-        value("--profile-framework", bool_or_word, Field("training_config.profile_framework")),
-        value("--profile-aicore-metrics", int, Field("training_config.profile_aicore_metrics")),
-        toggle("--profile-op-time", Field("training_config.profile_op_time")),
-        value(
-            "--profile-dynamic-profiler-config-path",
-            str,
-            Field("training_config.profile_dynamic_profiler_config_path"),
-        ),
-        *(
-            toggle(_dashed(f"profile_{name}"), Field(f"training_config.profile_{name}"))
-            for name in _GUIDE_PROFILE_SWITCHES
-        ),
-        toggle(
-            "--profile-with-memory",
-            Field("training_config.profile_memory"),
-            dest="profile_memory",
-        ),
-        values(
-            "--profile-ranks",
-            int,
-            Field(
-                "training_config.profile_ranks",
-                # Arguments that Megatron has saved hold them as text; none means all.
-                means=lambda ranks: tuple(int(rank) for rank in ranks) or UNSET,
-                back=lambda ranks, _read: None if ranks is None else list(ranks),
-            ),
-            arity="some",
-        ),
-        on("--use-pytorch-profiler", NoEffect("MindSpore's profiler is the only one")),
-    ],
-)
-
 FIRST: tuple[Flag, ...] = (*CONFIGURATION, *PLANNING)
 """Those that help begins with."""
 
@@ -577,7 +529,7 @@ ROWS: tuple[Flag, ...] = (
     *RECOMPUTATION,
     *VALIDATION,
     *LOGGING,
-    *PROFILE,
+    *profiling.ROWS,
     *compact(
         "training",
         NoEffect("see --manual-gc"),

@@ -29,6 +29,8 @@ _FILE_FLAGS = ("--yaml", "--yaml-cfg", "--yaml_cfg")
 _FLAGS_KEY = "MODEL_ARGS"
 _BLOCKS = ("system", "model", "data")
 _VARIABLE = re.compile(r"\$\{([^${}:]+)(?::-?([^{}]*))?\}")
+_ESCAPED = re.compile(r"\\+(?=[|()*\s])")
+"""Backslashes for a shell that reads such a value once or twice more."""
 _UNSET = re.compile(r"\$\{[^{}]*\}")
 
 Lookup = Callable[[str], Any]
@@ -77,7 +79,7 @@ def _said(path: Path) -> list[tuple[str, Any]] | None:
         return None
     flags = document.get(_FLAGS_KEY)
     if isinstance(flags, Mapping):
-        return [(f"{key}", _filled(value, env.get)) for key, value in _leaves(flags)]
+        return [(f"{key}", _plain(_filled(value, env.get))) for key, value in _leaves(flags)]
     if set(document) & set(SECTION_CLASSES):
         return None
     if "defaults" in document and "experiment" in document:
@@ -93,6 +95,15 @@ def _said(path: Path) -> list[tuple[str, Any]] | None:
         (f"--{key.replace('_', '-')}", _filled(value, lambda name: _at(document, name)))
         for key, value in said
     ]
+
+
+def _plain(value: Any) -> Any:
+    r"""Return a value as a shell would pass it on.
+
+    >>> _plain(r"Et*3\\\\|\\\\(tt\\\\|\\\\)*6mL")
+    'Et*3|(tt|)*6mL'
+    """
+    return _ESCAPED.sub("", value) if isinstance(value, str) else value
 
 
 def _with_defaults(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:

@@ -151,6 +151,19 @@ srun -lu --cpus-per-task 8 --wait 60 bash -c "numactl --membind=0-3 $CMD" | tee 
     assert "given the words 'your ckpt path': planned anyway" in said
 
 
+def test_a_script_that_asks_mpirun_for_its_rank_is_planned(tmp_path):
+    script = """
+cat > node.sh <<'EOF'
+python pretrain_gpt.py --rank $OMPI_COMM_WORLD_RANK --world-size $OMPI_COMM_WORLD_SIZE \\
+  --dist-url tcp://${1}:34566 --num-layers 4 --hidden-size 64 --num-attention-heads 4 \\
+  --seq-length 32 --max-position-embeddings 32 --micro-batch-size 1 --global-batch-size 16 \\
+  --lr 1e-3 --train-iters 5 --vocab-size 100 --tensor-model-parallel-size 2
+EOF
+mpirun -np 16 --allow-run-as-root --bind-to none bash node.sh host
+"""
+    assert "16 ranks" in planned(script, tmp_path)
+
+
 def test_a_script_of_deepspeed_is_planned(tmp_path):
     script = f'run="deepspeed --num_nodes 4 --num_gpus 8 pretrain_gpt.py {MODEL} --deepspeed \\\n"'
     said = planned(script + '\nrun="$run |& tee log.txt"\neval $run\n', tmp_path)

@@ -97,6 +97,13 @@ def test_flags_as_keys_mean_what_they_mean_on_a_command_line(tmp_path, monkeypat
         assert args.data_path == ["0.5", "/d/a", "0.5", "/d/b"] and args.swiglu
 
 
+def test_a_value_written_for_a_shell_loses_its_backslashes(tmp_path):
+    layout = r"  --pipeline-model-parallel-layout: Et\\\\|\\\\(tt\\\\|\\\\)*1tL"
+    (tmp_path / "zoo.yaml").write_text(ZOO.replace("METRICS", f"{layout}\nMETRICS"))
+    args = parse_args(["--yaml", str(tmp_path / "zoo.yaml"), "--dry-run"])
+    assert args.pipeline_model_parallel_layout == "Et|(tt|)*1tL"
+
+
 def test_a_variable_without_a_value_is_named_and_a_plan_does_without(tmp_path, monkeypatch, capsys):
     files(tmp_path)
     monkeypatch.delenv("TP", raising=False)

@@ -123,6 +123,18 @@ def test_scripts_plan_as_they_are_and_small(more):
         ),
         ("--swiglu --full-attention-interval 4", "model_config", "linear_attention_freq", 4),
         ("--swiglu --full-attention-interval 4", "model_config", "attention_output_gate", True),
+        ("--num-experts 4 --topk 3 --moe-num-capacity-bins 0", "moe_config", "moe_router_topk", 3),
+        ("--save-interval 0", "training_config", "save_interval", None),
+        ("--exit-interval 0", "training_config", "exit_interval", None),
+        ("--exit-duration-in-mins 0", "training_config", "exit_duration_in_mins", None),
+        ("--profile-dir there", "training_config", "profile_save_path", "there"),
+        (
+            "--normalization rmsnorm --use-fused-rmsnorm 0",
+            "model_config",
+            "normalization",
+            "RMSNorm",
+        ),
+        ("--optimizer fusedadamw", "optimizer_config", "optimizer_type", "adam"),
         ("--num-experts 4 --moe-loss-coeff 0.5", "moe_config", "moe_aux_loss_coeff", 0.5),
         ("--num-experts 4 --topk-softmax-in-fp32", "moe_config", "moe_router_dtype", "fp32"),
         ("--num-experts 4 --moe-router-num-groups 2", "moe_config", "moe_router_num_groups", None),
@@ -187,6 +199,12 @@ def test_what_is_refused_by_name_is_told_before_what_follows_from_it():
         ("--optimizer ademamix", "use adam or muon"),
         ("--enable-hetero", "use hosts of one kind"),
         ("--skip-iters-range 5 9", "--iterations-to-skip"),
+        ("--optimizer dion", "use adam or muon"),
+        ("--moe-num-capacity-bins 10", "--moe-expert-capacity-factor"),
+        ("--fully-shard-model-parallel-size 2", "--use-megatron-fsdp"),
+        ("--mtp-loss-scaling-factor-decay 0.15", "use --mtp-loss-scaling-factor"),
+        ("--recompute-granularity mlp", "selective --recompute-modules mlp"),
+        ("--load-tag best", "--ckpt-step"),
     ],
 )
 def test_what_forks_have_alone_is_refused_with_a_way_out(words, line):
@@ -197,3 +215,8 @@ def test_what_forks_have_alone_is_refused_with_a_way_out(words, line):
 def test_a_tokenizer_of_bert_is_refused_in_a_plan_as_in_a_run():
     with pytest.raises(ValueError, match="BertWordPieceCase is BERT's, and models here are GPTs"):
         resolve(parse_args([*SMALL, "--tokenizer-type", "BertWordPieceCase"]))
+
+
+def test_a_small_run_profiles_no_rank_it_has_not():
+    words = ["--profile", "--profile-ranks", "0", "7", "--scale-down", "--world-size", "2"]
+    assert not config(*words).training_config.profile_ranks
