@@ -204,6 +204,11 @@ class TrainingConfig(Watching, Teaching):
     tensorboard_dir: str | None = None
     """Folder for TensorBoard files. None: none are written."""
 
+    config_logger_dir: str | None = None
+    """Folder in which the first rank writes the whole configuration at start, as config.json. None:
+    it is not written.
+    """
+
     # --- checkpoints
     output_dir: str = "./output"
     """Folder of checkpoints and logs."""

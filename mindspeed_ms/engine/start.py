@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, device
 from mindspeed_ms.config import AllConfig, unsupported_reason
@@ -15,6 +18,7 @@ from mindspeed_ms.engine.observe import extras
 from mindspeed_ms.engine.output import print_rank_0, set_up_output
 from mindspeed_ms.engine.parallel_setup import set_parallel_context, set_seed
 from mindspeed_ms.engine.report.page import missing_packages
+from mindspeed_ms.files.whole import write_text
 
 
 def check_configuration(all_config: AllConfig) -> None:
@@ -107,6 +111,8 @@ def report_layout(all_config: AllConfig) -> None:
     for line in ops.report().splitlines():
         print_rank_0(line)
     training = all_config.training_config
+    if training.config_logger_dir is not None and comm.get_rank() == 0:
+        write_configuration(all_config, Path(training.config_logger_dir))
     if not training.skip_train:
         every = training.save_interval
         when = f"every {every} iterations and at the end" if every else "at the end"
@@ -119,3 +125,19 @@ def report_layout(all_config: AllConfig) -> None:
     missing = extras.missing_tensorboard(all_config)
     if missing is not None:
         print_rank_0(missing)
+
+
+def write_configuration(all_config: AllConfig, folder: Path) -> None:
+    """Write all settings to ``config.json`` of a folder.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(all_config.to_dict(), indent=2, ensure_ascii=False)
+        write_text(folder / "config.json", text + "\n")
+    except OSError as error:
+        raise ValueError(
+            f"--config-logger-dir {folder} cannot be written ({error}); choose another folder"
+        ) from None

@@ -435,8 +435,8 @@ ROWS: tuple[Flag, ...] = (
     *compact(
         "mixture of experts",
         NoEffect(
-            "buffers have the size of the rows that arrive, so no rank has a limit; "
-            "--moe-expert-capacity-factor drops tokens"
+            "it drops no token in Megatron either, where a step beyond it is done again without; "
+            "buffers have the size of the rows that arrive"
         ),
         "--moe-expert-rank-capacity-factor float",
     ),

@@ -8,7 +8,7 @@ ignores most of them.
 from __future__ import annotations
 
 from mindspeed_ms.training.flags.compact import compact
-from mindspeed_ms.training.flags.row import Flag, NoEffect, Refused
+from mindspeed_ms.training.flags.row import Field, Flag, NoEffect, Refused, in_group, value
 
 _SERVER = NoEffect("only tools/run_text_generation_server.py reads it, not training")
 _CUDA_GRAPHS = NoEffect("text is generated without CUDA graphs")
@@ -397,15 +397,32 @@ ROWS: tuple[Flag, ...] = (
 --fault-injector-seed int
 """,
     ),
+    *in_group(
+        "diagnostics",
+        [
+            value(
+                "--config-logger-dir",
+                str,
+                Field("training_config.config_logger_dir"),
+                small=None,
+            )
+        ],
+    ),
+    *compact(
+        "diagnostics",
+        NoEffect(
+            "what other processes hold on a device is not asked for; the memory lines and "
+            "--log-memory-to-tensorboard say what this one holds"
+        ),
+        "--log-device-memory-used",
+    ),
     *compact(
         "diagnostics",
         _DIAGNOSTICS,
         """
---config-logger-dir str
 --dump-param-to-param-group-map str
 --gpu-sniff-test-interval int
 --train-sync-interval int
---log-device-memory-used
 --log-energy
 --moe-enable-routing-replay
 --moe-routing-trace-capture-hidden-states

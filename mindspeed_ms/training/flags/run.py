@@ -252,7 +252,10 @@ LENGTH = in_group(
         value(
             "--rerun-mode",
             str,
-            NoEffect("a step is not run twice to classify a fault"),
+            NoEffect(
+                "a step is not run twice to classify a fault; its numbers are the same, and "
+                "--check-for-nan-in-loss-and-grad ends a run that has bad ones"
+            ),
             "disabled",
             choices=("disabled", "validate_results", "report_stats"),
         ),
