@@ -28,6 +28,20 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_norm_epsilon": 1e-3,
         },
     ),
+    "gpt2_scales": (
+        "GPT2",
+        {
+            **{"n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 64},
+            **{"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+        },
+    ),
+    "gpt2_without_root": (
+        "GPT2",
+        {
+            **{"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64},
+            **{"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False},
+        },
+    ),
     "mixtral_jitter": (
         "Mixtral",
         {"num_local_experts": 3, "router_jitter_noise": 0.1, "head_dim": 12},

@@ -88,6 +88,9 @@ class AttentionOptions(Section):
     """Factor of queries times keys. None: 1 / sqrt(query_pre_attn_scalar), times what
     multi_latent_attention adds for longer sequences."""
 
+    scale_by_inverse_layer: bool = False
+    """Divide the scale of scores by the number of the layer, from 1. False: do not."""
+
     query_pre_attn_scalar: Positive | None = None
     """See softmax_scale. None: the width of a head of queries."""
 

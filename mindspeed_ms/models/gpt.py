@@ -212,7 +212,7 @@ def scores_spec(config: TransformerConfig, index: int = 0) -> ScoresSpec:
     storage = FLOAT16 if config.scales_by_layer else config.softmax_storage
     return ScoresSpec(
         num_heads=config.num_attention_heads,
-        scale=softmax_scale(config),
+        scale=softmax_scale(config) / (index + 1 if config.scale_by_inverse_layer else 1),
         window=config.attention_window(index),
         is_band=config.is_band,
         softcap=config.attn_logit_softcapping,

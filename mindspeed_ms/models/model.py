@@ -183,6 +183,12 @@ class ModelSpec:
         return sum(self._sizes(lambda spec: spec.is_trained))
 
     @property
+    def num_next_token_parameters(self) -> int:
+        """Those without the layers for further tokens, which answers do not need."""
+        further = (spec for part in self.own_further for spec in part.parameters())
+        return self.num_parameters - sum(spec.size for spec in further if spec.is_trained)
+
+    @property
     def num_adapter_parameters(self) -> int:
         """Elements of the adapters of the whole model."""
         return sum(self._sizes(lambda spec: spec.is_adapter))

@@ -269,8 +269,12 @@ class PretrainedConfig:
         return self.family.sections({**self.values, "model_type": self.model_type})
 
     def num_parameters(self) -> int:
-        """Trained elements of the whole model, exactly; nothing is built."""
-        return gpt_spec(self.all_config().model_config).num_parameters
+        """Trained elements of the whole model, exactly; nothing is built.
+
+        Layers for further tokens are left out, as in ``transformers``: DeepSeek V3 has 671.0 B, and
+        11.5 B more in such a layer, which training and its plans count.
+        """
+        return gpt_spec(self.all_config().model_config).num_next_token_parameters
 
     # --- files ------------------------------------------------------------------------------------
 

@@ -311,6 +311,8 @@ class PreTrainedModel(ModelSurface, GenerationMixin, Cell):
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Elements of the whole model on all ranks, exactly; nothing is built for it.
 
+        Layers for further tokens are left out; see the configuration's ``num_parameters``.
+
         Args:
             only_trainable: those that are trained, of a model on one rank.
             exclude_embeddings: without the tables of tokens and positions.
@@ -319,7 +321,7 @@ class PreTrainedModel(ModelSurface, GenerationMixin, Cell):
         spec = gpt_spec(config.all_config().model_config)
         only_trainable = switch("only_trainable", only_trainable)
         exclude_embeddings = switch("exclude_embeddings", exclude_embeddings)
-        count = spec.num_parameters
+        count = spec.num_next_token_parameters
         if only_trainable and self._chunks and parallel_state_is_single(self.engine_config):
             count = sum(int(np.prod(param.shape)) for param in self.trainable_params())
         if not exclude_embeddings:

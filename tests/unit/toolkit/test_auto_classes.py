@@ -21,6 +21,7 @@ from mindspeed_ms import (
     LlamaForCausalLM,
 )
 from mindspeed_ms.backend import autograd
+from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.training import pretrain
 
 TINY = {
@@ -344,6 +345,12 @@ def test_both_vocabularies_of_names():
     assert (theirs.hidden_size, theirs.num_attention_heads, theirs.seq_length) == (32, 4, 64)
     assert GPT2Config(embedding_size=32, num_heads=4).n_embd == 32
     assert LlamaConfig(batch_size=1).num_parameters() == 6_738_415_616
+
+
+def test_layers_for_further_tokens_are_not_counted_as_transformers_does_not():
+    config = AutoConfig.from_pretrained("deepseek_v3")
+    assert config.num_parameters() == 671_026_404_352  # of its class in transformers 5.24
+    assert gpt_spec(config.all_config().model_config).num_parameters == 682_636_472_320
     llama = LlamaConfig(hidden_size=512, num_layers=2, num_heads=8, n_kv_heads=2, theta=5e5)
     assert (llama.intermediate_size, llama.num_key_value_heads) == (1536, 2)
     assert llama.to_dict()["rope_theta"] == 5e5

@@ -20,6 +20,7 @@ from mindspeed_ms.models.families.rules import (
     tied_head,
     value_of,
 )
+from mindspeed_ms.models.gpt import softmax_scale
 from mindspeed_ms.models.model import ModelSpec
 
 TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
@@ -46,6 +47,24 @@ class Inner:
     def write(self, config: AllConfig) -> dict[str, Any]:
         """The width."""
         return {self.theirs: config.model_config.ffn_hidden_size}
+
+
+@dataclass(frozen=True, slots=True)
+class RootScale:
+    """Whether scores are divided by the root of a head's width."""
+
+    keys: frozenset[str] = frozenset({"scale_attn_weights"})
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The scale, if it is none."""
+        is_on = bool(value_of(theirs, "scale_attn_weights", True))
+        return {} if is_on else {"model_config.softmax_scale": 1.0}
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """Off where the scale is 1; the round trip shows whether another one is the root."""
+        model = config.model_config
+        is_off = softmax_scale(model) == 1.0 and model.kv_channels != 1
+        return {"scale_attn_weights": not is_off}
 
 
 def _activation(name: str) -> str:
@@ -126,8 +145,8 @@ FAMILY = Family(
         Key("attn_pdrop", "model_config.attention_dropout_rate", 0.1, float),
         Key("resid_pdrop", "model_config.hidden_dropout_rate", 0.1, float),
         tied_head(True),
-        Only("scale_attn_weights", (True,), True),
-        Only("scale_attn_by_inverse_layer_idx", (False,), False),
+        RootScale(),
+        Key("scale_attn_by_inverse_layer_idx", "model_config.scale_by_inverse_layer", False),
         Only("add_cross_attention", (False,), False),
     ),
     places=_places,
