@@ -42,6 +42,9 @@ of Cohere). Tensor parallel ranks share out heads of keys and values, so a model
 7B) is not split. Keys that nothing here knows are kept on the way back, and the converter names
 them in a line.
 
+A `model_type` without a family is refused with the list of those there are, and the nearest name.
+Phi 1 and 2 (`phi`) are such: their heads have biases, which no head here has.
+
 ## Quantized weights
 
 Matrices in fp8 with a factor for each block (`quant_method` fp8 with `weight_block_size`, as
