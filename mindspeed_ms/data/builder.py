@@ -20,7 +20,14 @@ from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig
 from mindspeed_ms.data.indexed_dataset import IndexedDataset
 from mindspeed_ms.data.instruction_dataset import InstructionFiles
 from mindspeed_ms.data.token_check import check_token_ids
-from mindspeed_ms.data.utils import Blend, Split, SplitRange, normalize, split_bounds
+from mindspeed_ms.data.utils import (
+    Blend,
+    Split,
+    SplitRange,
+    normalize,
+    part_of_corpus,
+    split_bounds,
+)
 
 AnyGPTDataset = GPTDataset | BlendedDataset
 Sizes = tuple[int | None, int | None, int | None]
@@ -181,7 +188,10 @@ class _Builder:
         kind = self._cls
         if kind is None:
             kind = MockGPTDataset if prefix is None else GPTDataset
-        store = kind.build_low_level_dataset(prefix, self._config)
+        path, part = (prefix, None) if prefix is None else part_of_corpus(prefix)
+        if part is not None:
+            matrix = [None if span is None else part for span in matrix]
+        store = kind.build_low_level_dataset(path, self._config)
         tokens = store.ids if isinstance(store, InstructionFiles) else store
         if self._is_checking and isinstance(tokens, IndexedDataset):
             check_token_ids(tokens, self._config.tokenizer.vocab_size)

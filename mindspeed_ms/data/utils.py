@@ -121,3 +121,18 @@ def split_bounds(split_range: SplitRange, num_units: int) -> tuple[int, int]:
     """
     low, high = split_range
     return int(round(low * float(num_units))), int(round(high * float(num_units)))
+
+
+_PART = re.compile(r"(.+)@(\d*\.?\d+):(\d*\.?\d+)")
+
+
+def part_of_corpus(prefix: str) -> tuple[str, SplitRange | None]:
+    """The path of a corpus of which a part is read, and the part; None for all of it.
+
+    >>> part_of_corpus("wiki@0.9:1")
+    ('wiki', (0.9, 1.0))
+    >>> part_of_corpus("wiki")
+    ('wiki', None)
+    """
+    found = _PART.fullmatch(prefix)
+    return (prefix, None) if found is None else (found[1], (float(found[2]), float(found[3])))

@@ -24,6 +24,7 @@ from mindspeed_ms.training.flags import (
     run,
     sparse_attention,
     token_lengths,
+    weighted_splits,
 )
 from mindspeed_ms.training.flags.row import EntryPoint, Field, Flag, NoEffect, Refused
 
@@ -45,6 +46,7 @@ ROWS: tuple[Flag, ...] = (
     *forks.ROWS,
     *more_forks.ROWS,
     *token_lengths.ROWS,
+    *weighted_splits.ROWS,
     *refused.ROWS,
 )
 """Every flag, in the order of help."""

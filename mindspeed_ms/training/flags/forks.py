@@ -419,17 +419,6 @@ ROWS: tuple[Flag, ...] = (
     ),
     *compact(
         "refused: forks, data",
-        Refused("splits have lists of their own", "use --train-data-path, --valid-data-path"),
-        """
---train-weighted-split-paths str+
---valid-weighted-split-paths str+
---test-weighted-split-paths str+
---train-weighted-split-paths-path str
---valid-weighted-split-paths-path str
-""",
-    ),
-    *compact(
-        "refused: forks, data",
         _CHATS,
         """
 --train-mode str=pretrain !pretrain
