@@ -143,6 +143,7 @@ ACTIVATIONS = {
         lambda z: 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
     ),
     "silu": biased(lambda z: z * sigmoid(z)),
+    "relu": biased(lambda z: np.maximum(z, 0)),
     "squared_relu": biased(lambda z: np.maximum(z, 0) ** 2),
     "swiglu": biased(split_swiglu),
 }

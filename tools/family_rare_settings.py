@@ -28,6 +28,16 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_norm_epsilon": 1e-3,
         },
     ),
+    "gpt2_relu": (
+        "GPT2",
+        {
+            **{"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64},
+            "activation_function": "relu",
+        },
+    ),
+    "llama_relu": ("Llama", {"hidden_act": "relu", "mlp_bias": True}),
+    "mixtral_relu": ("Mixtral", {"num_local_experts": 4, "hidden_act": "relu"}),
+    "nemotron_relu": ("Nemotron", {**HEAD, "hidden_act": "relu"}),
     "gpt2_scales": (
         "GPT2",
         {

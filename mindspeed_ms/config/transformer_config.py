@@ -197,7 +197,7 @@ class TransformerConfig(LayerOptions):
 
     # --- feed-forward
     hidden_act: Literal[
-        "gelu", "fast_gelu", "quick_gelu", "swiglu", "fused_swiglu", "silu", "squared_relu"
+        "gelu", "fast_gelu", "quick_gelu", "swiglu", "fused_swiglu", "silu", "relu", "squared_relu"
     ] = "gelu"
     """Activation: gelu is the erf form, fast_gelu the tanh form, quick_gelu x × sigmoid(1.702 x),
     swiglu gates silu(first half) × second half.

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from mindspore import Tensor
 
 from mindspeed_ms.ops import checks
 from mindspeed_ms.ops.selection import chosen
 
-__all__ = ["Gate", "gated", "quick_gelu", "scaled", "sigmoid_gated", "softcapped", "swiglu"]
+__all__ = ["Gate", "gated", "quick_gelu", "relu", "scaled", "sigmoid_gated", "softcapped", "swiglu"]
 
-Gate: TypeAlias = Literal["gelu", "fast_gelu", "silu", "quick_gelu"]
+Gate: TypeAlias = Literal["gelu", "fast_gelu", "silu", "quick_gelu", "relu"]
 """What is done to the gate: gelu in its erf form, in its tanh form, silu, or z * sigmoid(1.702 z).
 """
 
@@ -26,6 +26,14 @@ def quick_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None:
         checks.bias("quick_gelu", x.shape[-1], x.dtype, bias.shape, bias.dtype)
     return chosen.kernels.quick_gelu(x, bias)
+
+
+def relu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``max(z, 0)`` with ``z = x + bias``. Shapes: x and result [..., H]; bias [H]."""
+    checks.floating("relu", x.dtype)
+    if bias is not None:
+        checks.bias("relu", x.shape[-1], x.dtype, bias.shape, bias.dtype)
+    return chosen.kernels.relu(x, bias)
 
 
 def gated(
@@ -57,10 +65,8 @@ def gated(
         raise ValueError(
             f"gated: last dimension {x.shape[-1]} is odd; it holds gate and up halves of one size"
         )
-    if activation not in ("gelu", "fast_gelu", "silu", "quick_gelu"):
-        raise ValueError(
-            f"gated: activation {activation!r}; use gelu, fast_gelu, silu or quick_gelu"
-        )
+    if activation not in get_args(Gate):
+        raise ValueError(f"gated: activation {activation!r}; use {', '.join(get_args(Gate))}")
     return chosen.kernels.gated(x, bias, activation, limit, offset)
 
 

@@ -62,6 +62,7 @@ def _pointwise():
         for activation, launches in (
             ("swiglu", ("Swiglu", "SwigluGrad")),
             ("silu", ("SiLU", "SiLUGrad")),
+            ("relu", ("ReLU", "ReluGrad")),
             ("squared_relu", ("ReLU", "ReluGrad", "Square")),
         ):
             differentiable(

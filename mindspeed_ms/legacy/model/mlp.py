@@ -41,6 +41,7 @@ def get_activation(name: str) -> Activation:
         "swiglu": ops.swiglu,
         "fused_swiglu": ops.swiglu,
         "silu": ops.silu,
+        "relu": ops.relu,
         "squared_relu": ops.squared_relu,
     }
     if name not in activations:

@@ -248,6 +248,7 @@ _ACTIVATIONS: Mapping[str, str] = {
     "gelu_pytorch_tanh": "fast_gelu",
     "gelu_fast": "fast_gelu",
     "quick_gelu": "quick_gelu",
+    "relu": "relu",
     "relu2": "squared_relu",
 }
 """Their name -> ours."""

@@ -73,6 +73,7 @@ from mindspeed_ms.ops.ascend.pointwise import (
     gelu,
     layer_norm,
     quick_gelu,
+    relu,
     rms_norm,
     rotary,
     scaled,

@@ -46,6 +46,11 @@ def silu(x: Tensor, bias: Tensor | None) -> Tensor:
     return mint.nn.functional.silu(_biased(x, bias))
 
 
+def relu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """See ``ops.relu``; the sum with the bias is rounded to the storage type."""
+    return mint.nn.functional.relu(_biased(x, bias))
+
+
 def squared_relu(x: Tensor, bias: Tensor | None) -> Tensor:
     """See ``ops.squared_relu``."""
     return mint.square(mint.nn.functional.relu(_biased(x, bias)))
@@ -71,6 +76,8 @@ def gated(
         gate = mint.nn.functional.silu(gate)
     elif activation == "quick_gelu":
         gate = _quick_gelu(gate)
+    elif activation == "relu":
+        gate = mint.nn.functional.relu(gate)
     else:
         form = "tanh" if activation == "fast_gelu" else "none"
         gate = mint.nn.functional.gelu(gate, approximate=form)

@@ -9,6 +9,7 @@ from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.ops.cpu.library import STORAGE, native
+from mindspeed_ms.ops.portable import activations as portable
 
 Context = Any
 
@@ -131,6 +132,8 @@ def gated(
     x: Tensor, bias: Tensor | None, activation: str, limit: float | None, offset: float
 ) -> Tensor:
     """See ``ops.gated``."""
+    if activation not in _GATES:
+        return portable.gated(x, bias, activation, limit, offset)
     return _Gated.apply(x, bias, _GATES[activation], limit or 0.0, offset)
 
 

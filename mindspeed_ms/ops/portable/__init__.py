@@ -14,6 +14,7 @@ from mindspeed_ms.ops.portable.activations import (
     gated,
     gelu,
     quick_gelu,
+    relu,
     scaled,
     sigmoid_gated,
     silu,

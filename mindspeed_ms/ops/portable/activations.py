@@ -60,6 +60,14 @@ def _silu_slope(z: Array) -> Array:
     return s * (1.0 + z * (1.0 - s))
 
 
+def _relu(z: Array) -> Array:
+    return np.maximum(z, 0)
+
+
+def _relu_slope(z: Array) -> Array:
+    return (z > 0).astype(z.dtype)
+
+
 def _squared_relu(z: Array) -> Array:
     return np.square(np.maximum(z, 0))
 
@@ -81,6 +89,7 @@ _POINTWISE = {
     "gelu_none": (_gelu_erf, _gelu_erf_slope),
     "gelu_tanh": (_gelu_tanh, _gelu_tanh_slope),
     "silu": (_silu, _silu_slope),
+    "relu": (_relu, _relu_slope),
     "squared_relu": (_squared_relu, _squared_relu_slope),
     "quick_gelu": (_quick_gelu, _quick_gelu_slope),
 }
@@ -89,6 +98,7 @@ _GATES = {
     "fast_gelu": _POINTWISE["gelu_tanh"],
     "silu": _POINTWISE["silu"],
     "quick_gelu": _POINTWISE["quick_gelu"],
+    "relu": _POINTWISE["relu"],
 }
 
 
@@ -140,6 +150,11 @@ def gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
 def silu(x: Tensor, bias: Tensor | None) -> Tensor:
     """See ``ops.silu``."""
     return _Pointwise.apply(x, bias, "silu")
+
+
+def relu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """See ``ops.relu``."""
+    return _Pointwise.apply(x, bias, "relu")
 
 
 def squared_relu(x: Tensor, bias: Tensor | None) -> Tensor:

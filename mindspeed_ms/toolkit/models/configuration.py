@@ -272,7 +272,7 @@ class PretrainedConfig:
         """Trained elements of the whole model, exactly; nothing is built.
 
         Layers for further tokens are left out, as in ``transformers``: DeepSeek V3 has 671.0 B, and
-        11.5 B more in such a layer, which training and its plans count.
+        11.6 B more in such a layer, which training and its plans count.
         """
         return gpt_spec(self.all_config().model_config).num_next_token_parameters
 

@@ -76,7 +76,7 @@ def test_what_does_not_belong_to_a_pythia_is_left_and_a_copied_head_told(tmp_pat
     ("case", "changes", "message"),
     [
         ("gemma3_text", {"attn_logit_softcapping": 5.0}, "softcapping 5.0; only None is supported"),
-        ("llama", {"hidden_act": "relu2"}, "'relu2'; silu, swish, gelu, .*, quick_gelu are supp"),
+        ("llama", {"hidden_act": "relu2"}, "'relu2'; silu, swish, gelu, .*, relu are supp"),
         ("gpt2", {"add_cross_attention": True}, "cross_attention True; only False is supported"),
         ("olmoe", {"clip_qkv": 0.3}, "clip_qkv 0.3; only None is supported"),
         ("deepseek_v32", {"layer_types": ["full_attention"] * 2}, "only indexed_attention is supp"),

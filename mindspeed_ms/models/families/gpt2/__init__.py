@@ -70,10 +70,11 @@ class RootScale:
 def _activation(name: str) -> str:
     if name in TANH:
         return "fast_gelu"
-    if name == "gelu":
-        return "gelu"
+    if name in ("gelu", "relu"):
+        return name
     raise ValueError(
-        f"config.json has activation_function {name!r}; gelu and {', '.join(TANH)} are supported"
+        f"config.json has activation_function {name!r}; gelu, relu and {', '.join(TANH)} are "
+        "supported"
     )
 
 
@@ -88,7 +89,7 @@ def activation_rule(default: str) -> Key:
         "model_config.hidden_act",
         default,
         _activation,
-        lambda act: "gelu_new" if act == "fast_gelu" else "gelu",
+        lambda act: {"fast_gelu": "gelu_new", "relu": "relu"}.get(act, "gelu"),
     )
 
 
