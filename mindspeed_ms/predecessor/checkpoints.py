@@ -21,7 +21,7 @@ from mindspore.nn import Cell
 
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.files.whole import appears_whole
-from mindspeed_ms.predecessor.optimizer import MixedPrecisionOptimizer, chunks_of
+from mindspeed_ms.predecessor.optimizer import MixedPrecisionOptimizer, acting, chunks_of
 
 _PLACE = "epoch_num", "step_num"
 _STATE, _SCHEDULE = "optimizer_state.", "opt_param_scheduler_json"
@@ -214,6 +214,7 @@ def _training_of(config: Any) -> Any:
 
 def _state_of(optimizer: Any) -> dict[str, np.ndarray]:
     """The state of ours, or the moments of MindSpore's, under a prefix."""
+    optimizer = acting(optimizer)
     if optimizer is None:
         return {}
     if isinstance(optimizer, MixedPrecisionOptimizer):
@@ -236,6 +237,7 @@ def _own_state(optimizer: Cell) -> dict[str, Parameter]:
 
 
 def _restore(optimizer: Any, training: Any, entries: Mapping[str, Parameter]) -> None:
+    optimizer = acting(optimizer)
     is_ours = isinstance(optimizer, MixedPrecisionOptimizer)
     if is_ours:
         optimizer.reload_main_params()

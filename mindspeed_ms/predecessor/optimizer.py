@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore.nn import Cell, CellList
 
-from mindspeed_ms.backend import memory
+from mindspeed_ms.backend import device, memory
 from mindspeed_ms.config import ModelParallelConfig, OptimizerConfig, TrainingConfig
 from mindspeed_ms.core.distributed.bucket import add_
 from mindspeed_ms.core.distributed.distributed_data_parallel_config import (
@@ -331,6 +331,28 @@ def _make(
         sharded = training.use_distributed_optimizer
         kind = DistributedOptimizer if sharded else Float16OptimizerWithFloat16Params
     return kind(list(params), config, scaler)
+
+
+def acting(optimizer: Any, training: TrainingConfig | None = None) -> Any:
+    """What carries out the steps of an optimizer: itself, or what stands in for one of mint.
+
+    The kernels of ``mindspore.mint.optim`` exist on Ascend only. On CPU the engine's rule works on
+    its groups instead, whose rates and decays stay the ones that count.
+
+    Args:
+        optimizer: of the script.
+        training: loss scale, clipping and reduction of a stand-in; None makes none.
+    """
+    if device.is_ascend() or not type(optimizer).__module__.startswith("mindspore.mint."):
+        return optimizer
+    made = getattr(optimizer, "stand_in", None)
+    if made is None and training is not None:
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        flatten(None, params, None, training.loss_reduction == "sum")
+        config = OptimizerConfig(clip_grad=clip_limit(training))
+        made = MixedPrecisionOptimizer(optimizer, config, get_grad_scaler(training))
+        object.__setattr__(optimizer, "stand_in", made)
+    return optimizer if made is None else made
 
 
 def clip_limit(config: TrainingConfig) -> float:

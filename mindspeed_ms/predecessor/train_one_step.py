@@ -29,6 +29,7 @@ from mindspeed_ms.core.pipeline_parallel.p2p_communication import StageLink, Tra
 from mindspeed_ms.plan.schedule_plan import Shape
 from mindspeed_ms.predecessor.optimizer import (
     MixedPrecisionOptimizer,
+    acting,
     chunks_of,
     clip_limit,
     number,
@@ -76,12 +77,13 @@ class TrainOneStepCell(Cell):
         self.model_config = model_config
         dataset = self.training_config.dataset_config or DatasetConfig()
         self.micro_batch_num = dataset.micro_batch_num
-        # In a tuple, so that the optimizer's own parameters stay its own.
-        self._tools = _Tools(optimizer, opt_param_scheduler)
         self.chunks = _Chunks(chunks_of(network_with_loss))
         for chunk in self.chunks:
             chunk.set_train(True)
-            mark_shared_weights(chunk)
+            mark_shared_weights(chunk)  # before there are buffers
+        # In a tuple, so that the optimizer's own parameters stay its own.
+        optimizer = acting(optimizer, self.training_config)
+        self._tools = _Tools(optimizer, opt_param_scheduler)
         self._stages = _Chunks([ScriptStage(chunk) for chunk in self.chunks])
         self._flat = isinstance(optimizer, MixedPrecisionOptimizer)
         self.grad_scaler = (
