@@ -91,7 +91,9 @@ class Module(Cell):
         table = self.shared_embedding_or_output_weight()
         table.shard = replace(shard_of(table), is_tied=True, shared=self.post_process)
         if self.post_process:
-            self.shared_weight_name_list.append(table.name)
+            self.shared_weight_name_list += [
+                name for name, param in named_parameters(self) if param is table
+            ]
         comm.all_reduce(table, group=group)
 
     def sharded_state_dict(self) -> dict[str, dict[str, object]]:
