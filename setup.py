@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import os
 import platform
+import runpy
 import shutil
 from pathlib import Path
 
@@ -106,9 +107,14 @@ class BuildKernels(build_ext):
         self.parallel = self.parallel or os.cpu_count()
 
     def build_extension(self, extension: Extension) -> None:
-        """Compile one instruction-set level."""
+        """Compile one instruction-set level; again if what is there is of other sources."""
         own = copy.copy(self)
         own.build_temp = f"{self.build_temp}/{extension.name}"
+        native = runpy.run_path("mindspeed_ms/files/native_library.py")
+        digest = native["sources_digest"](Path(extension.sources[0]).parent)
+        extension.define_macros = [("BUILT_FROM", f'"{digest}"')]
+        built = Path(self.get_ext_fullpath(extension.name))
+        own.force = self.force or not built.exists() or digest.encode() not in built.read_bytes()
         build_ext.build_extension(own, extension)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_ms.files.native_library import open_library
+
 logger = logging.getLogger(__name__)
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
@@ -23,11 +25,11 @@ class NativeIndices:
         path: the shared object.
 
     Raises:
-        OSError: it cannot be loaded on this machine.
+        OSError: it cannot be loaded on this machine, or was built from other sources.
     """
 
     def __init__(self, path: Path) -> None:
-        library = ctypes.CDLL(str(path))
+        library = open_library(path)
         self._blend = library.blending_indices
         self._blend.argtypes = [_POINTER] * 4 + [_LONG] * 2
         self._blend.restype = None

@@ -12,6 +12,9 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+// Digest of the sources, which the loader compares: see files/native_library.py.
+EXPORT const char* built_from() { return BUILT_FROM; }
+
 namespace {
 
 // The loop over corpora is unrolled for small blends and written without branches: which corpus

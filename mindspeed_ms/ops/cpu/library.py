@@ -18,6 +18,7 @@ from typing import Any
 import mindspore as ms
 
 from mindspeed_ms.backend import device, env
+from mindspeed_ms.files.native_library import open_library
 from mindspeed_ms.ops.cpu import products
 
 _LEVELS: dict[str, frozenset[str]] = {
@@ -159,7 +160,7 @@ class Library:
         self.level = level
         self.path = path
         self.products = products.OWN
-        loaded = ctypes.CDLL(str(path))
+        loaded = open_library(path)
         for name, kinds in _SIGNATURES.items():
             function = getattr(loaded, name)
             function.argtypes = [_KINDS[kind] for kind in kinds]

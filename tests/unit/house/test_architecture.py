@@ -24,7 +24,7 @@ BELOW = {
     "planning": ("plan", "config", "models"),
     "formats": ("files", "plan", "config", "models"),
     "backend": (),
-    "ops": ("backend",),
+    "ops": ("files", "backend"),
     "data": ("files", "plan", "config", "backend"),
     "core": ("files", "plan", "config", "models", "formats", "backend", "ops"),
     "legacy": ("files", "plan", "config", "models", "formats", "backend", "ops", "core"),

@@ -5,6 +5,9 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define INLINE __attribute__((always_inline)) inline
 
+// Digest of the sources, which the loader compares: see files/native_library.py.
+EXPORT const char* built_from() { return BUILT_FROM; }
+
 namespace {
 
 // Sums of bits and of index * bits over a stretch so short that the products fit into Wide.

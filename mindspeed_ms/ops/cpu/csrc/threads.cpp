@@ -57,6 +57,9 @@ float* scratch(int slot, int64_t floats) {
 
 }  // namespace kernels
 
+// Digest of the sources, which the loader compares: see files/native_library.py.
+EXPORT const char* built_from() { return BUILT_FROM; }
+
 EXPORT void set_threads(int32_t count) { kernels::g_threads = count < 1 ? 1 : count; }
 EXPORT int32_t get_threads() { return kernels::g_threads; }
 
