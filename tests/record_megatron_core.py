@@ -112,6 +112,19 @@ CASES = {
         "--moe-aux-loss-coeff 1e-1 --moe-shared-expert-intermediate-size 40",
         EXPERTS | AUX | {"moe_latent_size": 16, "moe_shared_expert_intermediate_size": 40},
     ),
+    "bias_within_capacity": (
+        f"{ROPE} {MOE} --num-experts 4 --moe-router-load-balancing-type none "
+        "--moe-router-score-function sigmoid --moe-router-enable-expert-bias "
+        "--moe-router-bias-update-rate 1e-1 --moe-expert-capacity-factor 1.1",
+        EXPERTS
+        | {
+            "num_moe_experts": 4,  # with eight, tokens of equal scores meet at the limit
+            "moe_router_score_function": "sigmoid",
+            "moe_router_enable_expert_bias": True,
+            "moe_router_bias_update_rate": 1e-1,
+            "moe_expert_capacity_factor": 1.1,
+        },
+    ),
     "llama4": (
         f"{ROPE} {MOE} --moe-router-topk 1 --moe-router-score-function sigmoid "
         "--moe-router-load-balancing-type none --moe-apply-probs-on-input --qk-l2-norm "

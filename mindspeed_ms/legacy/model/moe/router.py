@@ -202,12 +202,14 @@ class TopKRouter(Cell):
             probs, experts = self.routing(logits, is_training)
             if is_training:
                 probs = self._with_balance_losses(probs, judged, experts, batch_size)
-        if is_training and self.expert_bias is not None:
-            load = self.expert_bias.expert_load
-            load.tokens += np.bincount(experts.reshape(-1), minlength=self.num_experts)
-        return (
+        routing = (
             self._within_capacity(probs, experts) if drops_tokens else Routing(probs, experts, None)
         )
+        if is_training and self.expert_bias is not None and routing.capacity is None:
+            # Rows of padding count as load, in Megatron too: with them all experts are alike.
+            kept = routing.experts[routing.experts >= 0]
+            self.expert_bias.expert_load.tokens += np.bincount(kept, minlength=self.num_experts)
+        return routing
 
     def _jittered(self, x: Tensor) -> Tensor:
         """Each element times a random factor near 1, in training."""
