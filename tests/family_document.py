@@ -38,9 +38,9 @@ its value is an error that names the key, the value, and what can be held. Examp
 stretched in other ways than {stretchings}, activations
 without a counterpart, OLMoE's `clip_qkv`, Gemma's bidirectional attention, gpt-oss with another
 `swiglu_alpha`, Falcon's `alibi`, norms of single heads (`qk_layernorm` of StableLM, `use_qk_norm`
-of Cohere). Tensor parallel ranks share out heads of keys and values, so a model with one (Falcon
-7B) is not split. Keys that nothing here knows are kept on the way back, and the converter names
-them in a line.
+of Cohere). Keys that nothing here knows are kept on the way back, and the converter names them in
+a line. Tensor parallel ranks share out heads of keys and values; of fewer heads than ranks (Falcon
+7B has one) several ranks have the same.
 
 A `model_type` without a family is refused with the list of those there are, and the nearest name.
 Phi 1 and 2 (`phi`) are such: their heads have biases, which no head here has.

@@ -77,11 +77,11 @@ class BlockOptions(SparseAttentionOptions):
             )
         for index, shape in enumerate(shapes):
             groups = shape.num_query_groups
-            if groups is not None and (heads % groups or groups % ranks):
+            if groups is not None and (heads % groups or (groups % ranks and ranks % groups)):
                 raise ValueError(
                     f"block {index} of block_configs has {groups} groups of {heads} heads on "
-                    f"{ranks} tensor parallel ranks; groups must divide the heads, and the ranks "
-                    "the groups"
+                    f"{ranks} tensor parallel ranks; groups must divide the heads, and be a "
+                    "multiple or divisor of the ranks"
                 )
 
 

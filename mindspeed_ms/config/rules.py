@@ -38,14 +38,7 @@ def check_model_and_layout(model: TransformerConfig, parallel: ModelParallelConf
         value = getattr(model, name)
         _require_divisible(name, value, axis, ranks, f"use {nearest_multiples(value, ranks)}")
     if model.group_query_attention:
-        groups = model.num_query_groups
-        _require_divisible(
-            "num_query_groups",
-            groups,
-            axis,
-            ranks,
-            f"lower {axis} or use {nearest_multiples(groups, ranks)} groups",
-        )
+        _check_query_groups(model, ranks)
     if parallel.sequence_parallel:
         _require_divisible(
             "seq_length",
@@ -56,6 +49,22 @@ def check_model_and_layout(model: TransformerConfig, parallel: ModelParallelConf
         )
     _check_context_parallel(model, parallel)
     _check_bands(model, parallel)
+
+
+def _check_query_groups(model: TransformerConfig, ranks: int) -> None:
+    """Check that ranks share out the key/value groups, or groups the ranks."""
+    groups = model.num_query_groups
+    if groups % ranks and ranks % groups:
+        raise ValueError(
+            f"num_query_groups ({groups}) must be a multiple or divisor of "
+            f"tensor_model_parallel_size ({ranks}); change one of them"
+        )
+    for name in ("qk_clip", "qk_layernorm_full"):
+        if groups < ranks and getattr(model, name):
+            raise ValueError(
+                f"{name} needs whole key/value groups on a tensor-parallel rank, but there are "
+                f"{groups} (num_query_groups) for {ranks} ranks; lower tensor_model_parallel_size"
+            )
 
 
 def _check_context_parallel(model: TransformerConfig, parallel: ModelParallelConfig) -> None:
@@ -94,7 +103,7 @@ def _check_context_parallel(model: TransformerConfig, parallel: ModelParallelCon
         degree,
         "lower it, or use megatron_cp_algo, which exchanges chunks instead of heads",
     )
-    groups = model.num_query_groups // ranks if model.group_query_attention else heads
+    groups = max(1, model.num_kv_groups // ranks)
     if groups % degree and degree % groups:
         raise ValueError(
             f"num_query_groups per tensor-parallel rank ({groups}) must divide the ranks of the "
@@ -279,7 +288,18 @@ def check_model_and_experts(
 
 
 def check_model_and_optimizer(model: TransformerConfig, optimizer: OptimizerConfig) -> None:
-    """Check that copies of weights that share their memory are of bf16 weights."""
+    """Check that copies of weights share the memory of bf16 ones, and matrices are whole."""
+    groups, ranks = model.num_kv_groups, model.parallel_config.tensor_model_parallel_size
+    if (
+        optimizer.algorithm in ("muon", "adaptive_muon")
+        and optimizer.muon_split_qkv
+        and groups < ranks
+    ):
+        raise ValueError(
+            "muon takes queries, keys and values of a group apart, but tensor-parallel ranks "
+            f"({ranks}) cut the {groups} groups (num_query_groups) into pieces; use "
+            "--muon-no-split-qkv or lower tensor_model_parallel_size"
+        )
     if optimizer.reuse_fp32_param and model.params_dtype != BFLOAT16:
         raise ValueError(
             "reuse_fp32_param lets bf16 weights be the upper half of their fp32 copies, but "

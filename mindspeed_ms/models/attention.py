@@ -66,15 +66,9 @@ class AttentionSpec:
         gates = (queries,) if self.has_gate else ()
         return queries, *gates, self.head_dim, self.head_dim
 
-    @property
-    def cached_channels(self) -> int:
-        """Numbers that a token leaves in a key/value cache, over all ranks: 2 G D."""
-        return 2 * self.num_groups * self.head_dim
-
-    @property
-    def cached_by_all(self) -> int:
-        """Numbers that every rank keeps of a token: none, the heads are shared out."""
-        return 0
+    def cached_numbers(self, ranks: int) -> int:
+        """Numbers that a token leaves in the key/value cache of a rank: 2 G D / t, at least 2 D."""
+        return 2 * max(1, self.num_groups // ranks) * self.head_dim
 
     def operations(self, seq_length: int) -> tuple[float, float]:
         """Of a token's forward: (projections, scores and weighted values)."""
@@ -147,14 +141,8 @@ class LatentAttentionSpec:
         """Those of the parts."""
         return parameters_of(self.children(), experts)
 
-    @property
-    def cached_channels(self) -> int:
-        """Numbers that a token leaves in a key/value cache, shared out by ranks: none."""
-        return 0
-
-    @property
-    def cached_by_all(self) -> int:
-        """Numbers that every rank keeps of a token: rank + R, and the key of the indexer."""
+    def cached_numbers(self, ranks: int) -> int:
+        """Numbers that a token leaves in a cache, on every rank: rank + R, the indexer's key."""
         return self.kv_down_proj.outputs + (0 if self.indexer is None else self.indexer.head_dim)
 
     @property

@@ -88,14 +88,8 @@ class GatedDeltaSpec:
         """Those of the parts."""
         return parameters_of(self.children(), experts)
 
-    @property
-    def cached_channels(self) -> int:
+    def cached_numbers(self, ranks: int) -> int:
         """A state does not grow with the tokens."""
-        return 0
-
-    @property
-    def cached_by_all(self) -> int:
-        """Nor here."""
         return 0
 
     def operations(self, seq_length: int) -> tuple[float, float]:

@@ -42,14 +42,8 @@ class AttentionInsteadSpec(_Instead):
         """Of a token's forward: (projection, none)."""
         return 0.0 if self.linear is None else self.linear.operations, 0.0
 
-    @property
-    def cached_channels(self) -> int:
+    def cached_numbers(self, ranks: int) -> int:
         """Nothing is kept of earlier tokens."""
-        return 0
-
-    @property
-    def cached_by_all(self) -> int:
-        """Nor here."""
         return 0
 
 

@@ -12,8 +12,8 @@ from mindspeed_ms.planning.parameters import model_spec
 def cache_bytes_per_token(config: AllConfig, stage: int) -> int:
     """Bytes that a token of a sequence leaves on a rank of a pipeline stage.
 
-    Keys and values have the compute type; tensor parallel ranks share out their heads, and each
-    keeps all narrow vectors of latent attention and all keys of an indexer.
+    Keys and values have the compute type; tensor parallel ranks share out their heads (at least one
+    on each), and each keeps all narrow vectors of latent attention and all keys of an indexer.
 
     Args:
         config: the configuration.
@@ -21,15 +21,12 @@ def cache_bytes_per_token(config: AllConfig, stage: int) -> int:
     """
     placement = layer_placement(config.model_config, config.parallel_config)
     spec = model_spec(config)
-    layers, channels, whole = spec.layers, 0, 0
+    ranks, numbers = config.parallel_config.tensor_model_parallel_size, 0
     if spec.query is not None and stage == placement.num_stages - 1:
-        channels = spec.query.layer.attention.cached_channels
-        whole = spec.query.layer.attention.cached_by_all
+        numbers = spec.query.layer.attention.cached_numbers(ranks)
     for chunk in range(placement.num_chunks):
         for index in placement.layers_of(stage, chunk):
-            layer = layers[index]
+            layer = spec.layers[index]
             if layer is not None:
-                channels += layer.attention.cached_channels
-                whole += layer.attention.cached_by_all
-    ranks = config.parallel_config.tensor_model_parallel_size
-    return (channels // ranks + whole) * dtype_bytes(config.model_config.compute_dtype)
+                numbers += layer.attention.cached_numbers(ranks)
+    return numbers * dtype_bytes(config.model_config.compute_dtype)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.dtypes import dtype_bytes
 from mindspeed_ms.config.model_parallel_config import ModelParallelConfig
+from mindspeed_ms.models.attention import AttentionSpec
 from mindspeed_ms.models.feed_forward import MoESpec
 from mindspeed_ms.models.layer import LayerSpec
 from mindspeed_ms.plan.layer_placement import layer_placement
@@ -77,7 +78,8 @@ def tensor_units(
 ) -> float:
     """Tensor-parallel traffic of one layer and micro-batch, in gathers of the residual stream.
 
-    A block of experts gathers and scatters the copies of its tokens over the ranks of an expert
+    Ranks that share a key/value group gather what all of them project, and sum up its gradient. A
+    block of experts gathers and scatters the copies of its tokens over the ranks of an expert
     instead; only its shared expert works as a dense block does.
 
     Args:
@@ -86,14 +88,16 @@ def tensor_units(
         repeats: backward gathers the inputs of both blocks again.
         is_recomputed: the whole forward is done again.
     """
+    ranks = parallel.tensor_model_parallel_size
     times = 1.5 if is_recomputed else 1.0
-    mlp = layer.mlp
+    attention, mlp = layer.attention, layer.mlp
     blocks, copied = layer.num_blocks, 0.0
+    if isinstance(attention, AttentionSpec) and attention.num_groups < ranks:
+        copied = 2.0 * attention.qkv_proj.outputs / attention.qkv_proj.inputs
     if isinstance(mlp, MoESpec):
         blocks = 1 if mlp.shared is None else 2
-        ranks = parallel.tensor_model_parallel_size
         gathered = (parallel.expert_tensor_parallel_size or ranks) - 1
-        copied = 4.0 * mlp.topk * gathered / (ranks * share(ranks))
+        copied += 4.0 * mlp.topk * gathered / (ranks * share(ranks))
     return times * (4 * blocks + copied) + (blocks if repeats else 0)
 
 

@@ -27,6 +27,7 @@ from mindspeed_ms.training.flags import BY_NAME, ROWS, Field
 from mindspeed_ms.training.flags.datasets import PATHS
 from mindspeed_ms.training.flags.experts import noise_on_scores
 from mindspeed_ms.training.flags.layout import ZERO_FILES
+from mindspeed_ms.training.flags.more_forks import place_adapters
 from mindspeed_ms.training.from_args import (
     YamlSource,
     attributes_of,
@@ -100,7 +101,7 @@ def parse_args(
     given = {BY_NAME[name].dest for name in values["given_flags"]}
     if values["dry_run"]:  # a variable may have asked for it, which files do not undo
         given |= {"dry_run", "world_size"}
-    _place_adapters(values)
+    place_adapters(values)
     try:
         refusals = values.setdefault("refusals", [])
         refusals += contradictions(values, given) + _two_sources(values)
@@ -135,13 +136,6 @@ def _readable(words: Sequence[str]) -> list[str]:
     for line in lines:
         logger.warning("%s: planned anyway, as files are not read", line)
     return without_brackets(words)
-
-
-def _place_adapters(values: dict[str, Any]) -> None:
-    """Load adapters over the weights that --load names, as MindSpeed-LLM does."""
-    if values["lora_load"] and not values["scale_down"]:
-        values["base_model_name_or_path"] = values["load"]
-        values["load"] = values["lora_load"]
 
 
 def _two_sources(values: dict[str, Any]) -> list[str]:

@@ -124,9 +124,8 @@ def _shrink_layers(args: argparse.Namespace) -> None:
     for name in ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers"):
         if getattr(args, name) is not None:
             setattr(args, name, layers // stages if stages > 1 else None)
-    for name in ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split"):
-        if getattr(args, name):
-            layers = _counted_layers(args, stages, chunks)
+    if args.account_for_embedding_in_pipeline_split or args.account_for_loss_in_pipeline_split:
+        layers = _counted_layers(args, stages, chunks)
     for name in _kinds_of_layers(args):
         setattr(args, name, [layer % 2 for layer in range(layers)])
     if args.recompute_num_layers:

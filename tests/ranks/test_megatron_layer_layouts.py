@@ -24,6 +24,8 @@ DENSE = {
     "tp2-sp-cp2": (4, f"{SP} {CP}"),
 }
 ULYSSES = {"ulysses2": (2, f"{CP} --context-parallel-algo ulysses_cp_algo")}
+SHARED_KEYS = {"tp4": (4, f"{TP[:-1]}4"), "tp4-sp": (4, f"{TP[:-1]}4 --sequence-parallel")}
+"""Two ranks for each of two key/value groups."""
 EXPERTS = {
     "ep2": (2, EP),
     "tp2-sp-ep2": (2, f"{SP} {EP} --expert-tensor-parallel-size 1"),
@@ -57,9 +59,11 @@ SHARDED = {
     "dp2-zero3": (2, "--zero-level z3"),
     "dp2-ulysses2": (4, f"--use-distributed-optimizer {ULYSSES['ulysses2'][1]}"),
 }
+LAYOUTS = {**DENSE, **ULYSSES, **SHARDED, **SHARED_KEYS, **EXPERTS}
 QUICK = [
     ("qk_clip", "dp2-zero"),
     ("attention_output_gate_norms", "tp2-sp"),
+    ("attention_output_gate_norms", "tp4-sp"),
     ("gated_delta_net", "tp2-sp-cp2"),
     ("sparse_attention", "tp2-sp-cp2"),
     ("heterogeneous_layers", "tp2-sp"),
@@ -76,6 +80,12 @@ SLOW = [
         for layout in (*DENSE, *SHARDED, "ulysses2")
     ),
     *((name, layout) for name in ("gpt_oss", "llama4", "latent_experts") for layout in EXPERTS),
+    *(
+        (name, layout)
+        for name in ("attention_output_gate_norms", "learnable_sinks", "window_skip")
+        for layout in SHARED_KEYS
+    ),
+    ("gpt_oss", "tp4-sp"),
     *(("gated_delta_net", layout) for layout in (*DENSE, "ulysses2")),
     *(("sparse_attention", layout) for layout in (*DENSE, *SHARDED, "ulysses2")),
     *(("heterogeneous_layers", layout) for layout in (*DENSE, *SHARDED)),
@@ -86,13 +96,13 @@ SLOW = [
 
 @pytest.mark.parametrize(("name", "layout"), QUICK)
 def test_ranks_repeat_a_run_of_megatron_core(dist_run, tmp_path, name, layout):
-    check(dist_run, tmp_path, name, {**DENSE, **ULYSSES, **SHARDED, **EXPERTS}[layout], FEW)
+    check(dist_run, tmp_path, name, LAYOUTS[layout], FEW)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layout"), SLOW)
 def test_ranks_repeat_forty_iterations_of_megatron_core(dist_run, tmp_path, name, layout):
-    check(dist_run, tmp_path, name, {**DENSE, **ULYSSES, **SHARDED, **EXPERTS}[layout], 40)
+    check(dist_run, tmp_path, name, LAYOUTS[layout], 40)
 
 
 ROUTERS = {
@@ -125,7 +135,7 @@ def test_routers_give_the_same_in_every_layout(dist_run, tmp_path, name, layout)
         f"{RECORDED['common']} --position-embedding-type rope --swiglu --ffn-hidden-size 48 "
         f"--num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 24 {ROUTERS[name]}"
     )
-    ranks, words = {**DENSE, **ULYSSES, **SHARDED, **EXPERTS}[layout]
+    ranks, words = LAYOUTS[layout]
     whole = run(dist_run, 1, flags, tmp_path)
     cut = run(dist_run, ranks, f"{flags} {words}", tmp_path)
     for (loss, norm, losses), (expected, its_norm, its_losses) in zip(cut, whole, strict=True):
@@ -157,7 +167,7 @@ KINDS = {
 )
 def test_layers_give_the_same_in_every_layout(dist_run, tmp_path, kind, layout):
     flags = f"{RECORDED['common']} --swiglu {KINDS[kind]}"
-    ranks, words = {**DENSE, **SHARDED}[layout]
+    ranks, words = LAYOUTS[layout]
     whole = run(dist_run, 1, flags, tmp_path)
     cut = run(dist_run, ranks, f"{flags} {words}", tmp_path)
     for (loss, norm, losses), (expected, its_norm, its_losses) in zip(cut, whole, strict=True):

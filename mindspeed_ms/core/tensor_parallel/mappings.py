@@ -10,6 +10,7 @@ p ranks in the group. ``group`` defaults to the tensor parallel group.
 | reduce from | all-reduce | identity |
 | scatter to | keep own part of the last dim | all-gather last dim |
 | gather from | all-gather last dim | keep own part of the last dim |
+| columns from | all-gather last dim, keep some columns | reduce-scatter last dim, zeros elsewhere |
 | scatter to sequence | keep own part of dim 0 | all-gather dim 0 |
 | gather from sequence | all-gather dim 0 | reduce-scatter dim 0 (or keep own part) |
 | reduce-scatter to sequence | reduce-scatter dim 0 | all-gather dim 0 |
@@ -25,6 +26,9 @@ from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.tensor_parallel.utils import divide
+
+Runs = tuple[tuple[int, int], ...]
+"""(first, end) of neighbouring columns."""
 
 
 def all_reduced(tensor: Tensor, group: Group) -> Tensor:
@@ -80,6 +84,15 @@ def gathered_last_dim(tensor: Tensor, group: Group) -> Tensor:
     return ops.cat([parts[rank] for rank in range(group.size)], axis=-1)
 
 
+def reduce_scattered_last_dim(tensor: Tensor, group: Group) -> Tensor:
+    """Own part along the last dim of the sum over the group."""
+    if group.size == 1:
+        return tensor
+    width = divide(tensor.shape[-1], group.size, "last dimension of a tensor parallel tensor")
+    parts = tensor.reshape((*tensor.shape[:-1], group.size, width)).moveaxis(-2, 0)
+    return reduce_scattered_first_dim(parts, group).reshape((*tensor.shape[:-1], width))
+
+
 class _CopyToRegion(autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: Group) -> Tensor:
@@ -121,6 +134,25 @@ class _GatherFromRegion(autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return split_last_dim(grad, ctx.group), None
+
+
+class _ColumnsFromRegion(autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, runs: Runs, group: Group) -> Tensor:
+        ctx.group, ctx.runs = group, runs
+        whole = gathered_last_dim(tensor, group)
+        ctx.width = whole.shape[-1]
+        return ops.cat([whole[..., first:end] for first, end in runs], axis=-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        parts, at, taken = [], 0, 0
+        for first, end in (*ctx.runs, (ctx.width, ctx.width)):
+            parts.append(memory.zeros((*grad.shape[:-1], first - at), grad.dtype))
+            parts.append(grad[..., taken : taken + end - first])
+            at, taken = end, taken + end - first
+        whole = ops.cat([part for part in parts if part.shape[-1]], axis=-1)
+        return reduce_scattered_last_dim(whole, ctx.group), None, None
 
 
 class _ScatterToSequence(autograd.Function):
@@ -186,6 +218,19 @@ def gather_from_tensor_model_parallel_region(tensor: Tensor, group: Group | None
     """[..., h/p] -> [..., h]."""
     group = _group(group)
     return tensor if group.size == 1 else _GatherFromRegion.apply(tensor, group)
+
+
+def columns_from_tensor_parallel_region(
+    tensor: Tensor, runs: Runs, group: Group | None = None
+) -> Tensor:
+    """[..., h/p] -> some of the h columns of all ranks, which may overlap with other ranks'.
+
+    Args:
+        tensor: this rank's columns.
+        runs: (first, end) of those that are taken, ascending.
+        group: default the tensor parallel group.
+    """
+    return _ColumnsFromRegion.apply(tensor, runs, _group(group))
 
 
 def scatter_to_sequence_parallel_region(tensor: Tensor, group: Group | None = None) -> Tensor:

@@ -172,6 +172,8 @@ class ParallelAttention(Cell):
     """Self-attention with the heads split over the tensor parallel group.
 
     The rows of ``qkv_proj`` are grouped per key/value group: [R queries, key, value], D rows each.
+    With fewer groups than ranks each holds an even part of these rows as well; it gathers what
+    they give, takes the key and value of its group, and its own queries.
 
     Args:
         config: model configuration.
@@ -215,10 +217,13 @@ class ParallelAttention(Cell):
         weight.shard = replace(weight.shard, row_blocks=spec.row_blocks)
         self.attends_again = CORE_ATTENTION in recompute.modules
         self.head_dim = spec.head_dim
+        self.sharers = max(1, groups.tensor.size // spec.num_groups)  # ranks of a group
         self.num_groups_per_partition = divide(
-            spec.num_groups, groups.tensor.size, "num_query_groups"
+            spec.num_groups * self.sharers, groups.tensor.size, "num_query_groups"
         )
-        self.queries_per_group = divide(spec.num_heads, spec.num_groups, "num_attention_heads")
+        self.queries_per_group = divide(
+            spec.num_heads, spec.num_groups * self.sharers, "num_attention_heads"
+        )
         self.rotary_interleaved = config.rotary_interleaved
         self.rotates, self.tables = spec.rotates, slice(2, 4) if spec.rotates_locally else slice(2)
         self.has_gate, self.length_eps = spec.has_gate, spec.length_eps
@@ -295,6 +300,8 @@ class ParallelAttention(Cell):
     def _split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """(q [S, B, N, D], k, v [S, B, G, D], gate [S, B, N * D] or None) of [S, B, ...]."""
         groups, queries = self.num_groups_per_partition, self.queries_per_group
+        if self.sharers > 1:
+            mixed = self._of_own_heads(mixed)
         if not self.has_gate:
             return *ops.split_qkv(mixed, groups, queries, self.head_dim), None
         both, k_SBGD, v_SBGD = ops.split_qkv(mixed, groups, 2 * queries, self.head_dim)
@@ -303,6 +310,20 @@ class ParallelAttention(Cell):
         parts = ops.split_columns(both.reshape((length, batch, groups, 2 * width)), (width, width))
         shape = (length, batch, groups * queries, self.head_dim)
         return parts[0].reshape(shape), k_SBGD, v_SBGD, parts[1].reshape((length, batch, -1))
+
+    def _of_own_heads(self, mixed: Tensor) -> Tensor:
+        """This rank's columns of all ranks': its queries, its gates, the key and value it shares.
+
+        The gradient of a shared key is the sum of what the queries of all its ranks have for it.
+        """
+        number, sharer = divmod(self.group.rank, self.sharers)
+        own, kinds = self.queries_per_group * self.head_dim, 2 if self.has_gate else 1
+        shared = 2 * self.head_dim  # columns of a key and a value
+        first = number * (kinds * self.sharers * own + shared)
+        starts = [first + (kind * self.sharers + sharer) * own for kind in range(kinds)]
+        end = first + kinds * self.sharers * own
+        runs = (*((start, start + own) for start in starts), (end, end + shared))
+        return mappings.columns_from_tensor_parallel_region(mixed, runs, self.group)
 
     def _normalized(self, heads: Tensor, norm: Cell) -> Tensor:
         """Queries or keys [S, B, heads, D], each head normalized, or all of the model together."""

@@ -264,6 +264,8 @@ def _sizes(attention: Cell) -> tuple[int, int, int, bool]:
         latent = attention.latent
         width = latent.kv_lora_rank + latent.qk_pos_emb_head_dim
         return attention.num_heads_per_partition, 1, width, latent.rotary_interleaved
+    if attention.sharers > 1:
+        raise UnknownPartError("ranks that share keys and values")
     groups, dim = attention.num_groups_per_partition, attention.head_dim
     return groups * attention.queries_per_group, groups, dim, attention.rotary_interleaved
 

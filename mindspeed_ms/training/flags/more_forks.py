@@ -48,6 +48,13 @@ def _latents(stated: Any, given: Any) -> Any:
     return True if _is_spec("plm", given) else stated
 
 
+def place_adapters(values: dict[str, Any]) -> None:
+    """Load adapters over the weights that --load names, as MindSpeed-LLM does."""
+    if values["lora_load"] and not values["scale_down"]:
+        values["base_model_name_or_path"] = values["load"]
+        values["load"] = values["lora_load"]
+
+
 def gated_width(hidden_size: int, multiple: int, factor: float | None) -> int:
     """Return the width of a gated feed-forward block as FlagScale rounds it.
 

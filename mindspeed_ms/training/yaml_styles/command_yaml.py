@@ -117,7 +117,7 @@ def _with_defaults(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _folders(folder: str) -> list[tuple[str, str]]:
     """Folders of an experiment that the launcher names itself."""
-    names = {"save": "checkpoints", "load": "checkpoints", "tensorboard_dir": "tensorboard"}
+    names = {"save": "checkpoints", "load": "checkpoints", "tensorboard-dir": "tensorboard"}
     return [(flag, f"{folder}/{name}") for flag, name in names.items()]
 
 

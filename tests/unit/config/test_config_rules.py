@@ -145,9 +145,29 @@ WRONG_PAIRS = [
     ({"ffn_hidden_size": 99}, {"parallel_config": TP2}, "ffn_hidden_size .* use 98 or 100"),
     ({"vocab_size": 511}, {"parallel_config": TP2}, "vocab_size .511. must be divisible"),
     (
+        {
+            "group_query_attention": True,
+            "num_query_groups": 2,
+            "num_attention_heads": 6,
+            "hidden_size": 24,
+            "ffn_hidden_size": 96,
+            "vocab_size": 513,
+        },
+        {"parallel_config": {"tensor_model_parallel_size": 3}},
+        "num_query_groups .2. must be a multiple or divisor of tensor_model_parallel_size .3.",
+    ),
+    *(
+        (
+            {"group_query_attention": True, "num_query_groups": 1, **option},
+            {"parallel_config": TP2},
+            "needs whole key/value groups .* 1 .num_query_groups. for 2 ranks",
+        )
+        for option in ({"qk_clip": True}, {"qk_layernorm": True, "qk_layernorm_full": True})
+    ),
+    (
         {"group_query_attention": True, "num_query_groups": 1},
-        {"parallel_config": TP2},
-        "num_query_groups .1. must be divisible",
+        {"parallel_config": TP2, "optimizer_config": {"optimizer_type": "muon"}},
+        "cut the 1 groups .num_query_groups. into pieces; use --muon-no-split-qkv",
     ),
     (
         {"seq_length": 63},

@@ -44,8 +44,9 @@ FLAGS = [
     (f"{TP} 4 --ffn-hidden-size 130", "ffn_hidden_size (130) must be divisible by tensor"),
     (f"{TP} 4 --padded-vocab-size 510", "vocab_size (510) must be divisible by tensor"),
     (
-        f"{TP} 4 --group-query-attention --num-query-groups 2",
-        "num_query_groups (2) must be divisible by tensor_model_parallel_size (4); lower",
+        f"{TP} 2 --num-attention-heads 6 --hidden-size 48 --group-query-attention "
+        "--num-query-groups 3",
+        "num_query_groups (3) must be a multiple or divisor of tensor_model_parallel_size (2)",
     ),
     (
         "--group-query-attention --num-query-groups 3",
