@@ -22,11 +22,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mindspeed_ms.data.tokenizers import optional_libraries
+from mindspeed_ms.data.tokenizers import optional_libraries, template_limits
 from mindspeed_ms.data.tokenizers.tool_schemas import schema_of
 
 Message = Mapping[str, Any]
 Conversation = Sequence[Message]
+
+_OF_TEMPLATES = (
+    *(ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError),
+    ValueError,
+)
+"""What the expressions of a template may raise."""
 
 _SAFE_JINJA = (3, 1, 6)
 """Older versions let a template out of its sandbox."""
@@ -101,15 +107,17 @@ def render(
     token = _MARKS.set(marks if with_spans else None)
     errors = optional_libraries.load("jinja2", "a chat template").TemplateError
     try:
-        text = compiled.render(
-            messages=messages,
-            tools=None if tools is None else [_plain(_schema(tool)) for tool in tools],
-            documents=None if documents is None else [_document(one) for one in documents],
-            add_generation_prompt=add_generation_prompt,
-            **{name: _plain(value) for name, value in variables.items()},
-        )
-    except (errors, TypeError, ZeroDivisionError, KeyError, IndexError) as error:
-        raise ValueError(f"the chat template does not take this conversation: {error}") from error
+        with template_limits.counted():
+            text = compiled.render(
+                messages=messages,
+                tools=None if tools is None else [_plain(_schema(tool)) for tool in tools],
+                documents=None if documents is None else [_document(one) for one in documents],
+                add_generation_prompt=add_generation_prompt,
+                **{name: _plain(value) for name, value in variables.items()},
+            )
+    except (errors, *_OF_TEMPLATES) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())
+        raise ValueError(f"the chat template does not take this conversation: {reason}") from error
     finally:
         _MARKS.reset(token)
     if continue_final_message:
@@ -163,19 +171,20 @@ def _compiled(template: str) -> Any:
         raise ValueError(
             f"the chat template has an error in line {error.lineno}: {error.message}"
         ) from error
+    except (RecursionError, MemoryError):
+        raise ValueError("the chat template is nested too deeply; correct it") from None
 
 
 @functools.cache
 def _environment() -> Any:
     """Jinja as chat templates expect it."""
-    sandbox = optional_libraries.load("jinja2.sandbox", "a chat template")
     extensions = optional_libraries.load("jinja2.ext", "a chat template")
-    environment = sandbox.ImmutableSandboxedEnvironment(
+    environment = template_limits.sandbox_class()(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_generation_extension(), extensions.loopcontrols],
     )
-    environment.filters["tojson"] = _tojson
+    environment.filters["tojson"] = template_limits.limited(_tojson)
     environment.globals.update(
         raise_exception=_raise_exception,
         strftime_now=lambda text: datetime.datetime.now().strftime(text),
