@@ -38,6 +38,8 @@ class Limits:
 
     max_body: int = 8 * 2**20
     """Bytes of a request."""
+    body_seconds: float = 60.0
+    """In which they arrive."""
     api_keys: tuple[str, ...] = ()
     """Any of them is right; none: all are."""
 
@@ -169,17 +171,16 @@ class App:
         """The body of a request.
 
         Raises:
-            ApiError: it is too long, or no JSON.
+            ApiError: it is too long, does not arrive, or is no JSON.
         """
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > self.limits.max_body:
-                raise ApiError(
-                    413,
-                    f"the request's body is longer than {self.limits.max_body} bytes",
-                    code="request_too_large",
-                )
+        try:
+            body = await asyncio.wait_for(self._body(request), self.limits.body_seconds)
+        except asyncio.TimeoutError:
+            raise ApiError(
+                408,
+                f"the request's body did not arrive within {self.limits.body_seconds:g} s",
+                code="request_timeout",
+            ) from None
         try:
             found = json.loads(body)
             if (
@@ -192,6 +193,26 @@ class App:
                 400,
                 "We could not parse the JSON body of your request. The API expects a JSON object.",
             ) from None
+
+    async def _body(self, request: Request) -> bytes:
+        """What was sent, or refused as soon as its length is known.
+
+        Raises:
+            ApiError: it is too long.
+        """
+        body, declared = bytearray(), request.headers.get("content-length", "")
+        length = int(declared) if declared.isdecimal() else 0
+        parts = request.stream()
+        while max(length, len(body)) <= self.limits.max_body:
+            part = await anext(parts, None)
+            if part is None:
+                return bytes(body)
+            body += part
+        raise ApiError(
+            413,
+            f"the request's body is longer than {self.limits.max_body} bytes",
+            code="request_too_large",
+        )
 
     async def _not_found(self, request: Request, error: Exception) -> Response:
         text = f"Invalid URL ({request.method} {request.url.path})"

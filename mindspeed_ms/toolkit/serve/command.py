@@ -65,6 +65,7 @@ class Settings:
     """A model with fewer positions than ``max_length`` is refused, else it has what it has."""
     max_step_tokens: int = 2048
     max_body: int = 8 * 2**20
+    body_seconds: float = 60.0
     max_tokens_to_oom: int | None = None
     chat_template: str | None = None
     loading: Mapping[str, Any]
@@ -91,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--max-model-len", type=positive, help="tokens of a prompt and its answer")
     add("--max-batched-tokens", type=positive, default=2048, help="of prompts that join at a time")
     add("--max-body-bytes", type=positive, default=8 * 2**20, help="of a request")
+    add("--max-body-seconds", type=positive, default=60, help="in which a request's body arrives")
     add("--chat-template", type=Path, help="file with a Jinja template for chats")
     add("--access-log", action="store_true", help="a line per request on standard error")
     layout_flags.add_flags(parser)
@@ -125,6 +127,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         needs_length=True,
         max_step_tokens=arguments.max_batched_tokens,
         max_body=arguments.max_body_bytes,
+        body_seconds=arguments.max_body_seconds,
         chat_template=None if template is None else read_text(template),
         loading=layout_flags.loading_options(arguments),
         access_log=arguments.access_log,
@@ -277,7 +280,11 @@ def _listen(settings: Settings, served: Served, batch: ContinuousBatch) -> None:
     uvicorn: Any = importlib.import_module("uvicorn")
     app: Any = importlib.import_module("mindspeed_ms.toolkit.serve.app")
     desk = Desk(served.max_open, Metrics())
-    limits = app.Limits(max_body=settings.max_body, api_keys=settings.api_keys)
+    limits = app.Limits(
+        max_body=settings.max_body,
+        body_seconds=settings.body_seconds,
+        api_keys=settings.api_keys,
+    )
     config = uvicorn.Config(
         app.App(served, desk, limits).starlette(),
         log_level="info" if settings.access_log else "warning",
