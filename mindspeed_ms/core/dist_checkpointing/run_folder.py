@@ -74,6 +74,26 @@ class RunFolder:
         _HELD[real_path(self._root)] = self
         return notes
 
+    def keep(self) -> str | None:
+        """Take the folder again if somebody removed it; called by the first rank before a save.
+
+        Returns:
+            What is to be said of it.
+
+        Raises:
+            ValueError: another run saves to it now.
+            OSError: it cannot be made.
+        """
+        if not self._lock.is_lost():
+            return None
+        self._lock.release()
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
+        return (
+            f"{self._root} was removed or replaced while this run saved to it; it is made again, "
+            "and earlier checkpoints may be gone"
+        )
+
     def _try_together(self) -> str:
         """Every rank writes a file of its own, where the first one has written."""
         try:

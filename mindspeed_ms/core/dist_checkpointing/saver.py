@@ -257,9 +257,12 @@ class CheckpointSaver:
         answer: tuple[str, str | None] = ("", None)
         if comm.get_rank() == 0:
             try:
+                if lost := self._folder.keep():
+                    logger.warning("%s", lost)
+                    self._earlier = None
                 folder.mkdir(parents=True, exist_ok=True)
                 answer = (storage.next_generation(folder), None)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 answer = ("", str(error))
         if comm.get_world_size() > 1:
             answer = comm.broadcast_object(answer, 0)

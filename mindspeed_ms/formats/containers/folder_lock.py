@@ -60,6 +60,15 @@ class FolderLock:
                 if self._handle is None:
                     os.close(handle)
 
+    def is_lost(self) -> bool:
+        """Whether it is held, but its file or folder was removed or replaced meanwhile."""
+        if self._handle is None:
+            return False
+        try:
+            return not os.path.samestat(os.fstat(self._handle), os.stat(self._path))
+        except FileNotFoundError:
+            return True
+
     def _lock(self, handle: int) -> bool:
         """Whether the file is locked; it is not if it was replaced meanwhile.
 
@@ -93,12 +102,14 @@ class FolderLock:
         )
 
     def release(self) -> None:
-        """Give the lock up; nothing happens if it is not held."""
+        """Give the lock up; a file that is another's by now stays."""
+        is_lost = self.is_lost()
         handle, self._handle = self._handle, None
         if handle is None:
             return
         try:
-            self._path.unlink(missing_ok=True)
+            if not is_lost:
+                self._path.unlink(missing_ok=True)
         except OSError:
             os.ftruncate(handle, 0)
         finally:

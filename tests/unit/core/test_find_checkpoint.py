@@ -3,6 +3,7 @@
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 
@@ -172,6 +173,45 @@ def test_the_lock_of_a_dead_process_is_taken_over_with_a_line(tmp_path):
     assert "took over the lock" in note and "which has ended without giving it up" in note
     folder.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_removed_meanwhile_is_made_again_with_a_line(tmp_path):
+    root = tmp_path / "run"
+    folder = RunFolder(root)
+    folder.open()
+    assert folder.keep() is None
+    shutil.rmtree(root)
+    assert "was removed or replaced while this run saved to it" in folder.keep()
+    assert folder.keep() is None
+    with pytest.raises(ValueError, match="in use by another run"):
+        FolderLock(root).acquire()
+    folder.close()
+
+
+def test_a_removed_folder_that_another_run_has_taken_stays_its(tmp_path):
+    root = tmp_path / "run"
+    folder, other = RunFolder(root), FolderLock(root)
+    folder.open()
+    shutil.rmtree(root)
+    root.mkdir()
+    other.acquire()
+    with pytest.raises(ValueError, match="in use by another run"):
+        folder.keep()
+    folder.close()
+    assert not other.is_lost()
+    other.release()
+
+
+def test_a_save_into_a_removed_folder_says_so(tmp_path, caplog):
+    saver = CheckpointSaver(SaveSettings(root=tmp_path / "run", container="safetensors"))
+    saver.open()
+    shutil.rmtree(tmp_path / "run")
+    saver.save(
+        killer.tensors(1), Snapshot(iteration=1, common={"iteration": 1}, rank_state={}, config="")
+    )
+    assert "earlier checkpoints may be gone" in caplog.text
+    assert find_checkpoint(tmp_path / "run").iteration == 1
+    saver.abandon()
 
 
 @pytest.mark.parametrize(
