@@ -256,7 +256,7 @@ INVALID = {
     "approximate": (lambda: ops.gelu(ref.tensor(X), approximate="erf"), "'none' or 'tanh'"),
     "swiglu": (lambda: ops.swiglu(ref.tensor(X[:, :3])), "odd"),
     "gated": (lambda: ops.gated(ref.tensor(X[:, :3]), None, "silu"), "odd"),
-    "gate": (lambda: ops.gated(ref.tensor(X), None, "relu"), "use gelu"),
+    "gate": (lambda: ops.gated(ref.tensor(X), None, "sine"), "use gelu"),
     "probability": (lambda: ops.dropout(ref.tensor(X), 1.0, None), r"\[0, 1\)"),
     "generator": (lambda: ops.dropout(ref.tensor(X), 0.5, None), "without a generator"),
     "residual": (
