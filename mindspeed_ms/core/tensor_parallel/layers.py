@@ -83,7 +83,7 @@ class _ColumnLinear(autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Parameter, bias: Tensor | None, plan: LinearPlan
     ) -> Tensor:
-        x = memory.contiguous(x)
+        x = x if x.is_contiguous() else memory.contiguous(x)
         values = make_ready(weight, x.dtype)
         ctx.weight, ctx.plan = weight, plan
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -135,7 +135,7 @@ class _RowLinear(autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Parameter, plan: LinearPlan) -> Tensor:
-        x = memory.contiguous(x)
+        x = x if x.is_contiguous() else memory.contiguous(x)
         ctx.save_for_backward(x)
         ctx.weight, ctx.plan = weight, plan
         y = ops.linear_forward(x, make_ready(weight, x.dtype), None)

@@ -257,6 +257,7 @@ def test_a_file_that_says_the_layout_means_it(tmp_path, layout):
     sizes = "".join(f"  {k}: {v}\n" for k, v in SIZES.items())
     line = f"dataset_config:\n  data_layout: {layout}\n" if layout else ""
     path = write(tmp_path, f"model_config:\n{sizes}{line}")
+    set_all_config(None)  # whatever ran before in this process
     alone = init_configs_from_yaml(path)
     assert alone.model_config.batch_first is (layout != "SBH")  # a script's own cells
     set_all_config(alone)
