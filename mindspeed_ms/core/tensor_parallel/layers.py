@@ -97,7 +97,7 @@ class _ColumnLinear(autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         plan, group = ctx.plan, ctx.plan.group
-        grad = memory.contiguous(grad)
+        grad = grad if grad.is_contiguous() else memory.contiguous(grad)
         values = make_ready(ctx.weight, grad.dtype)
         parallel = group.size > 1
         total, gathering = x, None
@@ -152,7 +152,7 @@ class _RowLinear(autograd.Function):
         (x,) = ctx.saved_tensors
         plan = ctx.plan
         values = make_ready(ctx.weight, grad.dtype)
-        grad = memory.contiguous(grad)
+        grad = grad if grad.is_contiguous() else memory.contiguous(grad)
         if plan.sequence_parallel:
             grad = mappings.gathered_first_dim(grad, plan.group)
         dx = ops.linear_dgrad(grad, values)
@@ -196,7 +196,7 @@ class _VocabParallelLookup(autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, plan = ctx.weight, ctx.plan
-        grad = memory.contiguous(grad)
+        grad = grad if grad.is_contiguous() else memory.contiguous(grad)
         if plan.sequence_parallel:
             grad = mappings.gathered_first_dim(grad, plan.group)
         if not autograd.requires_grad(weight):
