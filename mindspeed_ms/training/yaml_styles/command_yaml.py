@@ -82,7 +82,7 @@ def _said(path: Path) -> list[tuple[str, Any]] | None:
         return [(f"{key}", _plain(_filled(value, env.get))) for key, value in _leaves(flags)]
     if set(document) & set(SECTION_CLASSES):
         return None
-    if "defaults" in document and "experiment" in document:
+    if isinstance(document.get("defaults"), list) and "experiment" in document:
         document = _with_defaults(path, document)
     blocks = document.get("train", document)
     if not isinstance(blocks, Mapping) or sum(name in blocks for name in _BLOCKS) < 2:

@@ -132,6 +132,7 @@ def test_blocks_of_arguments_are_flags_and_an_experiment_names_them(tmp_path):
         ("MODEL_ARGS:\n  --num-layer: 3\n", "unknown flag --num-layer"),
         ("MODEL_ARGS:\n  --num-layers: many\n", "invalid int value: 'many'"),
         ("model: {num_layerz: 3}\nsystem: {bf16: true}\n", "unknown flag --num-layerz"),
+        ("defaults: 3\nexperiment: {exp_dir: x}\n", "unknown key 'defaults'"),
         ("trainer: {devices: 8}\nmodel: {micro_batch_size: 4}\n", "unknown key 'trainer'"),
     ],
 )
