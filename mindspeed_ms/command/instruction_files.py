@@ -160,6 +160,8 @@ class Reader:
         for message in chat.messages:
             if not isinstance(message["content"], str):
                 raise UnusableError(f"its message {message['content']!r:.40} is no text")
+        if not isinstance(chat.system, str):
+            raise UnusableError(f"its system {chat.system!r:.40} is no text")
         return chat
 
     def unread(self, record: Mapping[str, Any]) -> list[str]:
@@ -171,15 +173,22 @@ class Reader:
         key = self.columns.get(name)
         return None if key is None else record.get(key)
 
+    def _list(self, record: Mapping[str, Any], name: str) -> list[Any]:
+        """The list of a column, empty if it is left out."""
+        found = self._get(record, name) or []
+        if not isinstance(found, list):
+            raise UnusableError(f"its {self.columns[name]!r} is no list")
+        return found
+
     def _alpaca(self, record: Mapping[str, Any]) -> Chat:
         messages = []
-        for pair in self._get(record, "history") or ():
-            if len(pair) != 2:
+        for pair in self._list(record, "history"):
+            if not isinstance(pair, list) or len(pair) != 2:
                 raise UnusableError("its history holds no pairs of question and answer")
             messages += [_said("user", pair[0]), _said("assistant", pair[1])]
         asked = [self._get(record, name) for name in ("prompt", "query")]
         answers = self._get(record, "response")
-        answers = [answers] if isinstance(answers, str) else list(answers or ())
+        answers = [answers] if isinstance(answers, str) else self._list(record, "response")
         if len(answers) != 1:
             raise UnusableError(f"it has {len(answers)} answers under {self.columns['response']!r}")
         question = "\n".join(str(part) for part in asked if part)
@@ -188,10 +197,9 @@ class Reader:
 
     def _chat_of_turns(self, record: Mapping[str, Any]) -> Chat:
         tags, system = self.tags, self._get(record, "system") or ""
-        found = list(self._get(record, "messages") or ())
-        if not all(isinstance(one, Mapping) for one in found):
-            raise UnusableError("its messages are no objects")
-        role, content = tags["role_tag"], tags["content_tag"]
+        found, role, content = self._list(record, "messages"), tags["role_tag"], tags["content_tag"]
+        if not all(isinstance(one, Mapping) and isinstance(one.get(role), str) for one in found):
+            raise UnusableError(f"its messages are no objects with a text under {role!r}")
         if found and found[0].get(role) == tags["system_tag"]:
             system, found = found[0].get(content) or "", found[1:]
         if self._get(record, "tools"):

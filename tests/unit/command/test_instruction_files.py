@@ -2,12 +2,13 @@
 """Questions and answers become the files that instruction data is trained on."""
 
 import json
+import random
 
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from mindspeed_ms.command.instruction_files import knapsacks
+from mindspeed_ms.command.instruction_files import Reader, knapsacks
 from mindspeed_ms.command.preprocess import main
 from mindspeed_ms.data.indexed_dataset import IndexedDataset
 from mindspeed_ms.data.instruction_dataset import KEYS, prefix_of
@@ -267,3 +268,30 @@ def test_records_that_cannot_be_used_are_counted(tmp_path, folder, caplog):
     assert len(written(tmp_path, folder, talks, *flags)) == 2
     assert "1 records are left out; the first" in caplog.text
     assert "record 3: it has 1 messages" in caplog.text
+
+
+ODD = [None, 0, 5, True, "", "ab", [], ["a"], ["a", "b"], [["a", 1]], [3], {}, {"a": 1}, [{}]]
+ODD += [[{"from": value, "value": "x"}] for value in (None, [], {}, "human", "gpt", "system")]
+ODD += [[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]]
+ODD += [[{"from": "human", "value": 3}, {"from": "gpt", "value": None}]]
+
+
+@pytest.mark.parametrize(
+    "handler", ["AlpacaStyleInstructionHandler", "SharegptStyleInstructionHandler"]
+)
+def test_records_of_any_values_are_read_or_named(handler):
+    reader = Reader(handler)
+    names = [name for name in reader.columns.values() if isinstance(name, str)]
+    draw = random.Random(3)
+    read = 0
+    for _ in range(4000):
+        record = {name: draw.choice(ODD) for name in names}
+        try:
+            chat = reader.chat(record)
+        except ValueError as error:
+            assert str(error).startswith("it") or str(error).startswith("message"), error
+        else:
+            texts = [chat.system, *(one["content"] for one in chat.messages)]
+            assert all(isinstance(one, str) for one in texts)
+            read += 1
+    assert 0 < read < 4000
