@@ -246,11 +246,19 @@ def _template(name: str, given: Mapping[str, Any]) -> PromptTemplate:
             )
         return found
 
+    def texts(key: str) -> tuple[str, ...]:
+        found = given.get(key) or ()
+        found = (found,) if isinstance(found, str) else found
+        if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
+            raise ValueError(f"template {name} has {key} {found!r:.60}; it is a list of texts")
+        return tuple(found)
+
     efficient = bool(given.get("efficient_eos"))
     user = slots("user") or (_CONTENT,)
-    system = given.get("default_system") or ""
     kind = given.get("template_class") or ""
-    thoughts = given.get("thought_words") or ("<think>\n", "\n</think>\n\n")
+    thoughts = texts("thought_words") or ("<think>\n", "\n</think>\n\n")
+    if len(thoughts) != 2:
+        raise ValueError(f"template {name} has {len(thoughts)} thought_words; give two")
     template = PromptTemplate(
         name=name,
         user=user,
@@ -259,9 +267,9 @@ def _template(name: str, given: Mapping[str, Any]) -> PromptTemplate:
         observation=slots("observation") or user,
         separator=slots("separator") or (),
         prefix=slots("prefix") or (),
-        default_system="".join(system),
-        stop_words=tuple(given.get("stop_words") or ()),
-        thought_words=(str(thoughts[0]), str(thoughts[1])),
+        default_system="".join(texts("default_system")),
+        stop_words=texts("stop_words"),
+        thought_words=(thoughts[0], thoughts[1]),
         efficient_eos=efficient,
         replace_eos=bool(given.get("replace_eos")),
         system_in_user=name.startswith("llama2") or kind == "Llama2Template",
@@ -276,7 +284,7 @@ def _are_pieces(found: object) -> bool:
     return isinstance(found, list | tuple) and all(
         isinstance(one, str)
         or (isinstance(one, dict) and isinstance(one.get("token"), str))
-        or (isinstance(one, list) and set(one) <= {"bos_token", "eos_token"})
+        or (isinstance(one, list) and all(part in ("bos_token", "eos_token") for part in one))
         for one in found
     )
 

@@ -150,6 +150,23 @@ def test_a_file_of_templates_is_read(tmp_path, tokenizer):
         prompt_template("yours", str(path))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stop_words": 1}, "has stop_words 1; it is a list of texts"),
+        ({"default_system": [None]}, "has default_system .None.; it is a list of texts"),
+        ({"thought_words": ["<a>"]}, "has 1 thought_words; give two"),
+        ({"format_user": [[[]]]}, "has format_user .*; slots are texts"),
+        ({"replace_eos": True}, "has replace_eos without stop_words"),
+    ],
+)
+def test_a_template_of_wrong_values_is_refused(tmp_path, given, message):
+    path = tmp_path / "templates.json"
+    path.write_text(json.dumps([{"name": "mine", **given}]))
+    with pytest.raises(ValueError, match=f"template mine {message}"):
+        prompt_template("mine", str(path))
+
+
 def written(tmp_path, folder, records, *flags):
     source = tmp_path / "records.json"
     source.write_text(json.dumps(records))
