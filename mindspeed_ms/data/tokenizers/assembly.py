@@ -183,7 +183,9 @@ def _from_tokenizer_json(
             complete = library.Tokenizer.from_str(
                 json.dumps(content | {"model": empty, "added_tokens": []})
             )
-    except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
+    except BaseException as error:
+        if not optional_libraries.is_fault(error):
+            raise
         raise ValueError(
             f"{path} is not a tokenizer file ({optional_libraries.one_line(error)}); copy it again"
         ) from error
@@ -226,7 +228,9 @@ def _from_vocab_json(
     library = optional_libraries.load("tokenizers", class_name)
     try:
         entries, pairs = library.models.BPE.read_file(str(vocab), str(merges))
-    except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
+    except BaseException as error:
+        if not optional_libraries.is_fault(error):
+            raise
         raise ValueError(
             f"{vocab} and {merges} are not a vocabulary and its merges "
             f"({optional_libraries.one_line(error)}); give both files of one tokenizer"

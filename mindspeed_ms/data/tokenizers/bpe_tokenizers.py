@@ -57,7 +57,9 @@ class GPT2BPETokenizer:
         words = optional_libraries.load("regex", "GPT2BPETokenizer")
         try:
             self._model = library.models.BPE(self.vocab, merges, unk_token=self.inv_vocab.get(0))
-        except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
+        except BaseException as error:
+            if not optional_libraries.is_fault(error):
+                raise
             raise ValueError(
                 f"{vocab_file} and {merge_file} do not belong together ({error}); give both files "
                 "of one tokenizer"
@@ -209,7 +211,9 @@ class _OwnBackend:
     def _ids(self, encoded: Callable[[], Any]) -> list[int]:
         try:
             return encoded().ids
-        except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
+        except BaseException as error:
+            if not optional_libraries.is_fault(error):
+                raise
             raise ValueError(f"tokenizer {self._path} cannot encode: {error}") from error
 
     def decode(self, ids: list[int]) -> str:

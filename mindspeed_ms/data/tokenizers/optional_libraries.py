@@ -30,6 +30,11 @@ def load_if_installed(library: str) -> ModuleType | None:
     return importlib.import_module(library)
 
 
+def is_fault(error: BaseException) -> bool:
+    """Whether a library raised it: a plain Exception, or a panic of Rust, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def one_line(error: BaseException) -> str:
     """A library's error, which may fill a page, as one short line."""
     text = " ".join(str(error).split()) or type(error).__name__

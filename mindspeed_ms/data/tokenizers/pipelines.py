@@ -359,7 +359,9 @@ def build(name: str, vocabulary: Vocabulary, settings: Settings) -> Tokenizer:
         )
     try:
         return make(library, vocabulary, settings)
-    except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
+    except BaseException as error:
+        if not optional_libraries.is_fault(error):
+            raise
         reason = optional_libraries.one_line(error)
         raise ValueError(
             f"the vocabulary does not make a {name} ({reason}); give all files of one tokenizer, "

@@ -364,8 +364,7 @@ class PreTrainedTokenizerFast(ChatTemplates, Saving):
                 rows, add_special_tokens=add_special_tokens, is_pretokenized=is_split
             )
         except BaseException as error:
-            # The library raises plain Exception, and a panic of Rust where a stride is too long.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            if not optional_libraries.is_fault(error):
                 raise
             raise ValueError(
                 half_character(rows)

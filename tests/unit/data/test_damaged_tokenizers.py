@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from mindspeed_ms import AutoTokenizer
 from mindspeed_ms.data.tokenizers import build_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -93,3 +94,17 @@ def test_what_is_altered_is_one_line_or_a_tokenizer(tmp_path, class_name):
                 refused += 1
         put(name, content)
     assert refused > 10
+
+
+@pytest.mark.parametrize("class_name", ["PreTrainedTokenizerFast", "GPT2Tokenizer"])
+def test_a_panic_of_the_library_is_one_line(tmp_path, class_name):
+    """A prefix longer than the pieces makes it index behind their ends."""
+    files = contents(class_name)
+    files["tokenizer.json"]["model"]["continuing_subword_prefix"] = "é#"
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    if class_name == "GPT2Tokenizer":
+        assert AutoTokenizer.from_pretrained(str(tmp_path))("a cat")["input_ids"]  # has its own
+    else:
+        with pytest.raises(ValueError, match="is not a tokenizer file .*; copy it again"):
+            AutoTokenizer.from_pretrained(str(tmp_path))
