@@ -25,7 +25,14 @@ from numpy.typing import NDArray
 
 from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig
 from mindspeed_ms.data.indexed_dataset import IndexedDataset
-from mindspeed_ms.data.labelled import IGNORE_INDEX, Sample, Shape, sample_of, with_documents
+from mindspeed_ms.data.labelled import (
+    IGNORE_INDEX,
+    Sample,
+    Shape,
+    dense_mask,
+    sample_of,
+    with_documents,
+)
 from mindspeed_ms.data.utils import Split
 
 KEYS = ("input_ids", "attention_mask", "labels")
@@ -213,7 +220,7 @@ class InstructionDataset:
         if self.config.documents:
             sample = with_documents(sample, self._document_lengths(record, ids, length))
         if self.config.create_attention_mask:
-            sample["attention_mask"] = _dense_mask(sample)
+            sample["attention_mask"] = dense_mask(length, sample.get("document_ids"))
         return sample
 
     def collate(self, samples: Sequence[Mapping[str, NDArray]]) -> dict[str, NDArray]:
@@ -301,13 +308,3 @@ def _shares(asked: int, answered: int, room: int) -> tuple[int, int]:
         most = int(room * (answered / (asked + answered)))
     of_answer = min(most, answered)
     return min(max(room - of_answer, 0), asked), of_answer
-
-
-def _dense_mask(sample: Sample) -> NDArray[np.bool_]:
-    """[1, s, s], True = masked."""
-    length = len(sample["tokens"])
-    mask = np.triu(np.ones((length, length), np.bool_), 1)
-    documents = sample.get("document_ids")
-    if documents is not None:
-        mask |= documents != documents[:, None]
-    return mask[None]

@@ -61,6 +61,19 @@ def sample_of(
     return sample
 
 
+def dense_mask(length: int, documents: NDArray | None = None) -> NDArray[np.bool_]:
+    """What tokens do not see, [1, s, s], True = masked: later ones, and other documents'.
+
+    Args:
+        length: s.
+        documents: number of each token's document, [s]; None: all are of one.
+    """
+    mask = np.triu(np.ones((length, length), np.bool_), 1)
+    if documents is not None:
+        mask |= documents != documents[:, None]
+    return mask[None]
+
+
 def with_documents(sample: Sample, lengths: Sequence[int] | NDArray) -> Sample:
     """A sample whose tokens see their own document only, with positions from 0 in each.
 

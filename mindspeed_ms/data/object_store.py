@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mindspeed_ms.files.regular_file import read_json
-from mindspeed_ms.files.whole import appears_whole
+from mindspeed_ms.files.whole import appears_whole, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -162,8 +162,7 @@ def local_copy(url: str, folder: str | None) -> str:
     if path.is_file() and path.stat().st_size == remote.size and _noted(note) == wanted:
         return str(path)
     remote.copy_to(path)
-    with appears_whole(note) as unfinished:
-        unfinished.write_text(json.dumps(wanted), encoding="utf-8")
+    write_text(note, json.dumps(wanted))
     logger.info("copied %s (%d bytes) to %s", url, remote.size, path)
     return str(path)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig
-from mindspeed_ms.data.labelled import IGNORE_INDEX
+from mindspeed_ms.data.labelled import IGNORE_INDEX, dense_mask
 from mindspeed_ms.data.utils import Split
 from mindspeed_ms.files.regular_file import open_regular
 
@@ -192,8 +192,7 @@ class SFTDataset:
             "cu_seqlens": cu_seqlens,
         }
         if self.config.create_attention_mask:
-            mask = np.triu(np.ones((length, length), np.bool_), 1)
-            item["attention_mask"] = (mask | (conversation != conversation[:, None]))[None]
+            item["attention_mask"] = dense_mask(length, conversation)
         return item
 
     def _pack(

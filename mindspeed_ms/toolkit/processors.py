@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from mindspeed_ms.data.tokenizers.byte_level import read_json
 from mindspeed_ms.data.tokenizers.tokenizer_folder import WANTED
-from mindspeed_ms.files.whole import appears_whole
+from mindspeed_ms.files.whole import write_text
 from mindspeed_ms.toolkit import hub, messages, registry
 from mindspeed_ms.toolkit.given import shown, whole
 from mindspeed_ms.toolkit.tokenization import lengths
@@ -125,8 +125,7 @@ class TextProcessor:
         config = {name: getattr(self, name) for name in SETTINGS}
         path = Path(save_directory) / CONFIG_FILE
         text = json.dumps({"processor_class": type(self).__name__, **config}, indent=2)
-        with appears_whole(path) as unfinished:
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        write_text(path, text + "\n")
         return *files, str(path)
 
 

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from mindspeed_ms.files.content import taken_apart
 from mindspeed_ms.files.regular_file import read_bytes
-from mindspeed_ms.files.whole import appears_whole
+from mindspeed_ms.files.whole import write_text
 
 _FLUSH_SECONDS = 1.0
 Row = dict[str, float | int | bool | None]
@@ -66,8 +66,7 @@ class LogFile:
             lines += [_csv_line(row.get(name) for name in self._columns) for row in rows]
         else:
             lines = [json.dumps(row) + "\n" for row in rows]
-        with appears_whole(self._path) as unfinished:
-            unfinished.write_text("".join(lines), encoding="utf-8")
+        write_text(self._path, "".join(lines))
 
     def flush(self) -> None:
         """Hand all rows to the system, unless that was done just now."""

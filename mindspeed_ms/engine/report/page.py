@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_ms.engine.report.story import Story, differing_settings, tell
-from mindspeed_ms.files.whole import appears_whole
+from mindspeed_ms.files.whole import write_text
 
 FILE_NAME = "report.html"
 TEMPLATE = Path(__file__).parent / "page.html"
@@ -43,8 +43,7 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     if problem is not None:
         raise ValueError(problem)
     text = page([tell(folder) for folder in folders])
-    with appears_whole(output) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    write_text(output, text)
 
 
 def page(stories: Sequence[Story]) -> str:

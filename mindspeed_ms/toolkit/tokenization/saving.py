@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mindspeed_ms.data.tokenizers.pipelines import GENERIC, PIPELINES
-from mindspeed_ms.files.whole import appears_whole
+from mindspeed_ms.files.whole import write_text
 from mindspeed_ms.toolkit import hub
 from mindspeed_ms.toolkit.given import shown
 from mindspeed_ms.toolkit.tokenization.special_tokens import SpecialTokens
@@ -53,8 +53,7 @@ class Saving(SpecialTokens):
         files = {config: text + "\n", folder / f"{prefix}{TOKENIZER_FILE}": self._tokenizer_json()}
         files |= self._template_files(folder, prefix)
         for path, content in files.items():
-            with appears_whole(path) as unfinished:
-                unfinished.write_text(content, encoding="utf-8")
+            write_text(path, content)
         return tuple(map(str, files))
 
     def save_vocabulary(
