@@ -83,6 +83,7 @@ class _ColumnLinear(autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Parameter, bias: Tensor | None, plan: LinearPlan
     ) -> Tensor:
+        # Asked here, as below: nearly all lie as they should, and a call more is plumbing.
         x = x if x.is_contiguous() else memory.contiguous(x)
         values = make_ready(weight, x.dtype)
         ctx.weight, ctx.plan = weight, plan

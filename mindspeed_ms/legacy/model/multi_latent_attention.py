@@ -375,23 +375,13 @@ class MultiLatentAttention(Cell):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys [S, B, N, D], values [S, B, N, V]."""
         latent, heads = self.latent, self.num_heads_per_partition
-        up = self.q_proj if self.q_up_proj is None else self.q_up_proj
-        assert up is not None, "queries have a projection of one kind"
-        mixed, _ = up(narrow_q)
-        sequence, batch = mixed.shape[:2]
-        q_SBND = reshaped(mixed, (sequence, batch, heads, latent.query_dim))
+        q_SBND = ops.join_columns(self._queries(narrow_q, rotary_pos_emb))
         mixed, _ = self.kv_up_proj(narrow_kv)
+        sequence, batch = mixed.shape[:2]
         kv_SBNE = reshaped(mixed, (sequence, batch, heads, latent.qk_head_dim + latent.v_head_dim))
         k_SBND, v_SBNV = ops.split_columns(kv_SBNE, (latent.qk_head_dim, latent.v_head_dim))
         turned_SB1R = reshaped(turned, (sequence, batch, 1, latent.qk_pos_emb_head_dim))
-        if rotary_pos_emb is not None:
-            cos, sin = rotary_pos_emb
-            plain, rotated = ops.split_columns(
-                q_SBND, (latent.qk_head_dim, latent.qk_pos_emb_head_dim)
-            )
-            pairs = latent.rotary_interleaved
-            q_SBND = ops.join_columns((plain, ops.rotary(rotated, cos, sin, pairs)))
-            turned_SB1R = ops.rotary(turned_SB1R, cos, sin, pairs)
+        turned_SB1R = self._turned(turned_SB1R, rotary_pos_emb)
         return q_SBND, ops.join_columns((k_SBND, turned_SB1R)), v_SBNV
 
     def _attend(
