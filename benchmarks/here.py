@@ -29,7 +29,7 @@ def main() -> None:
     model = FLAGS
     if flags[:1] == ["--model"]:
         model, flags = MODELS[flags[1]], flags[2:]
-    initialize_megatron(argv=[*model, *flags, "--train-iters", "1000000"])
+    initialize_megatron(argv=[*model, *flags, "--train-iters", "2000"])
     turn = Turn(int(port), comm.get_rank())
     config = get_all_config()
     operations = flops_per_step(

@@ -47,20 +47,39 @@ class Turn:
 
     def answer(self, **figures: float) -> None:
         """Tell that a step is done."""
-        self._say({**figures, "peak_mib": peak_mib(), "cpu_seconds": time.process_time()})
+        self._say(
+            {
+                **figures,
+                "peak_mib": peak_mib(),
+                "file_mib": file_mib(),
+                "cpu_seconds": time.process_time(),
+            }
+        )
 
     def _say(self, figures: dict[str, float]) -> None:
         self._line.write(json.dumps(figures) + "\n")
         self._line.flush()
 
 
+def _status_mib(field: str) -> float | None:
+    """A size of this process as Linux tells it; None where the system has no such file."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    found = re.search(rf"^{field}:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+    return int(found.group(1)) / 1024 if found else None
+
+
+def file_mib() -> float:
+    """Pages of libraries and other mapped files, which all ranks of a host have in common."""
+    return _status_mib("RssFile") or 0.0
+
+
 def peak_mib() -> float:
     """Largest resident set of this process so far."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        if found:
-            return int(found.group(1)) / 1024
+    peak = _status_mib("VmHWM")
+    if peak is not None:
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -161,6 +180,10 @@ class Side:
     def peak_mib(self) -> float:
         """Largest resident set, of the rank that had the largest."""
         return max(answer["peak_mib"] for answer in self.answers[-1])
+
+    def private_mib(self) -> float:
+        """The same without the pages of mapped files."""
+        return max(answer["peak_mib"] - answer["file_mib"] for answer in self.answers[-1])
 
     def close(self) -> None:
         """End the processes."""

@@ -170,6 +170,7 @@ def compare(name: str, args: argparse.Namespace, extra: Sequence[str]) -> dict[s
         "peak_mib_here": round(here.peak_mib(), 1),
         "peak_mib_megatron": round(other.peak_mib(), 1),
         "memory_ratio": round(here.peak_mib() / other.peak_mib(), 3),
+        "private_memory_ratio": round(here.private_mib() / other.private_mib(), 3),
         "fastest_ms_here": round(min(here.seconds) * 1e3, 1),
         "fastest_ms_megatron": round(min(other.seconds) * 1e3, 1),
         "cpu_ms_here": round(here.cpu_seconds() * 1e3, 1),

@@ -405,28 +405,30 @@ def ce_loss(
 def ce_backward(
     logits: Tensor,
     target: Tensor,
-    row_max: Tensor,
-    sum_exp: Tensor,
+    sums: tuple[Tensor, Tensor],
     dloss: Tensor,
     vocab_start: int,
     smoothing: float = 0.0,
     vocab_size: int | None = None,
+    spends_logits: bool = False,
 ) -> Tensor:
     """Gradient of the logits: ``(softmax - wanted) * dloss``.
 
     ``wanted = (1 - smoothing) * onehot(target) + smoothing / vocab_size``: smoothing is the weight
     of the uniform distribution over all ``vocab_size`` entries (default: V). Megatron's factor
-    K / (K - 1) on the user's label smoothing is the caller's.
+    K / (K - 1) on the user's label smoothing is the caller's. With ``spends_logits`` the result may
+    take the place of the logits, which nobody reads afterwards.
 
-    Shapes: logits and result [..., V]; target, row_max, sum_exp (global) and dloss [...].
+    Shapes: logits and result [..., V]; target, dloss and both of sums, row_max and sum_exp over
+    all ranks, [...].
     """
     checks.floating("ce_backward", logits.dtype)
     checks.integers("ce_backward", target.dtype)
-    for rows in (target, row_max, sum_exp, dloss):
+    for rows in (target, *sums, dloss):
         checks.leading_shape("ce_backward", logits.shape, rows.shape)
     total = logits.shape[-1] if vocab_size is None else vocab_size
     return chosen.kernels.ce_backward(
-        logits, target, row_max, sum_exp, dloss, vocab_start, smoothing, total
+        logits, target, sums, dloss, vocab_start, smoothing, total, spends_logits
     )
 
 

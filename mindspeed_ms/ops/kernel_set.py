@@ -131,12 +131,12 @@ class KernelSet(Protocol):
         self,
         logits: Tensor,
         target: Tensor,
-        row_max: Tensor,
-        sum_exp: Tensor,
+        sums: tuple[Tensor, Tensor],
         dloss: Tensor,
         vocab_start: int,
         smoothing: float,
         vocab_size: int,
+        spends_logits: bool,
     ) -> Tensor: ...
     def ce_loss(
         self,

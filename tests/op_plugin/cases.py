@@ -422,7 +422,7 @@ def _loss():
                 logit_sum = kernels.ce_sum_logits(logits) if smoothing else None
                 loss = kernels.ce_loss(top, total, predicted, logit_sum, smoothing, 14)
                 grad = kernels.ce_backward(
-                    logits, target, top, total, ref.tensor(dloss), 3, smoothing, 14
+                    logits, target, (top, total), ref.tensor(dloss), 3, smoothing, 14, False
                 )
                 results = {"top": top, "total": total, "predicted": predicted, "loss": loss}
                 return kept(**results, logit_sum=logit_sum, grad=grad)

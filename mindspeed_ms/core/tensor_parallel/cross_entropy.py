@@ -28,7 +28,12 @@ class _VocabParallelCrossEntropy(autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, label_smoothing: float, group: Group
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        label_smoothing: float,
+        group: Group,
+        spends_logits: bool,
     ) -> Tensor:
         logits = memory.contiguous(logits)
         vocab_size = logits.shape[-1] * group.size
@@ -46,22 +51,23 @@ class _VocabParallelCrossEntropy(autograd.Function):
         loss = ops.ce_loss(row_max, sum_exp, predicted, sum_logits, smoothing, vocab_size)
         ctx.save_for_backward(logits, target, row_max, sum_exp)
         ctx.vocab_start, ctx.smoothing, ctx.vocab_size = vocab_start, smoothing, vocab_size
+        ctx.spends_logits = spends_logits
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, row_max, sum_exp = ctx.saved_tensors
+        logits, target, *sums = ctx.saved_tensors
         dlogits = ops.ce_backward(
             logits,
             target,
-            row_max,
-            sum_exp,
+            tuple(sums),
             memory.contiguous(grad),
             ctx.vocab_start,
             smoothing=ctx.smoothing,
             vocab_size=ctx.vocab_size,
+            spends_logits=ctx.spends_logits,
         )
-        return dlogits, None, None, None
+        return dlogits, None, None, None, None
 
 
 def vocab_parallel_cross_entropy(
@@ -69,6 +75,7 @@ def vocab_parallel_cross_entropy(
     target: Tensor,
     label_smoothing: float = 0.0,
     tp_group: Group | None = None,
+    spends_logits: bool = False,
 ) -> Tensor:
     """Loss per token, not reduced.
 
@@ -79,6 +86,9 @@ def vocab_parallel_cross_entropy(
         label_smoothing: weight taken from the target and spread over all v tokens. The spread
             covers the whole vocabulary for every group size, so all layouts agree.
         tp_group: group the vocabulary is split over, default the tensor parallel group.
+        spends_logits: the gradient may take the place of the logits: nobody else keeps them, so
+            that they need their memory once. Wrong where another loss or an operation behind
+            them reads them in its backward.
 
     Returns:
         fp32 tensor [...].
@@ -97,13 +107,15 @@ def vocab_parallel_cross_entropy(
         raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
     group = tp_group or parallel_state.get_tensor_model_parallel_group()
     require_range(target, vocab_parallel_logits.shape[-1] * group.size, "label", IGNORED_LABEL)
-    return _VocabParallelCrossEntropy.apply(vocab_parallel_logits, target, label_smoothing, group)
+    return _VocabParallelCrossEntropy.apply(
+        vocab_parallel_logits, target, label_smoothing, group, spends_logits
+    )
 
 
 class VocabParallelCrossEntropy(Cell):
     """Per-token cross entropy of vocabulary-parallel logits; see the function.
 
-    Call with ``(vocab_parallel_logits, target, label_smoothing=0.0)``.
+    Call with ``(vocab_parallel_logits, target, label_smoothing=0.0, spends_logits=False)``.
     """
 
     def __init__(self, *, tp_group: Group | None = None) -> None:
@@ -111,11 +123,15 @@ class VocabParallelCrossEntropy(Cell):
         self.tp_group = tp_group
 
     def construct(
-        self, vocab_parallel_logits: Tensor, target: Tensor, label_smoothing: float = 0.0
+        self,
+        vocab_parallel_logits: Tensor,
+        target: Tensor,
+        label_smoothing: float = 0.0,
+        spends_logits: bool = False,
     ) -> Tensor:
         """Loss [...] for logits [..., v/p]."""
         if target.dtype not in (ms.int32, ms.int64):
             raise ValueError(f"targets have type {target.dtype}; token ids must be int32 or int64")
         return vocab_parallel_cross_entropy(
-            vocab_parallel_logits, target, label_smoothing, self.tp_group
+            vocab_parallel_logits, target, label_smoothing, self.tp_group, spends_logits
         )

@@ -126,7 +126,11 @@ class GPTModel(Module):
             self.parallel_lm_logits = ParallelLMLogits(
                 config, bias=False, compute_dtype=config.compute_dtype
             )
-            self.loss = LossWithMask(VocabParallelCrossEntropy())
+            self.loss = LossWithMask(
+                VocabParallelCrossEntropy(),
+                # The slope of a cap is computed from the logits that came out of it.
+                owns_logits=config.final_logit_softcapping is None,
+            )
         if self.share_embeddings_and_output_weights or config.mtp_num_layers is not None:
             self.initialize_word_embeddings()
         if config.lora_config.use_lora:

@@ -24,18 +24,22 @@ class LossWithMask(Cell):
 
     Args:
         loss_func: cell ``(logits, label) -> loss`` with the shape of the labels.
+        owns_logits: nobody reads the logits after this loss, neither in forward nor in backward:
+            their gradient may take their place (``vocab_parallel_cross_entropy``).
     """
 
-    def __init__(self, loss_func: Cell, *args: object, **kwargs: object) -> None:
+    def __init__(
+        self, loss_func: Cell, *args: object, owns_logits: bool = False, **kwargs: object
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.loss_func = loss_func
+        self.loss_func, self.owns_logits = loss_func, owns_logits
         self.context_group = parallel_state.get_context_parallel_group()
 
     def construct(self, logits: Tensor, label: Tensor, loss_mask: Tensor) -> Tensor:
         """Logits [x, y, v], labels and mask [x, y] in the same order -> scalar fp32."""
         teaching = distillation.current()
         if not (teaching.is_on and self.training and autograd.is_grad_enabled()):
-            losses = self._of_labels(logits, label)
+            losses = self._of_labels(logits, label, self.owns_logits)
         elif teaching.live is not None:
             return self._of_teacher(teaching.live, logits, label, loss_mask)
         else:
@@ -82,10 +86,11 @@ class LossWithMask(Cell):
         alpha = teaching.loads.alpha
         return taught if alpha == 1.0 else losses * (1.0 - alpha) + taught * alpha
 
-    def _of_labels(self, logits: Tensor, label: Tensor) -> Tensor:
+    def _of_labels(self, logits: Tensor, label: Tensor, owns_logits: bool = False) -> Tensor:
         options = loss_options.current()
-        if not options.label_smoothing:
-            return self.loss_func(logits, label)
-        group = parallel_state.get_tensor_model_parallel_group()
-        smoothing = options.smoothing_of(logits.shape[-1] * group.size)
-        return self.loss_func(logits, label, smoothing)
+        smoothing: tuple[float, ...] = ()
+        if options.label_smoothing:
+            group = parallel_state.get_tensor_model_parallel_group()
+            smoothing = (options.smoothing_of(logits.shape[-1] * group.size),)
+        spending = {"spends_logits": True} if owns_logits else {}
+        return self.loss_func(logits, label, *smoothing, **spending)

@@ -67,18 +67,18 @@ def masked_mean(values: Tensor, weights: Tensor, scale: float) -> Tensor:
 def ce_backward(
     logits: Tensor,
     target: Tensor,
-    row_max: Tensor,
-    sum_exp: Tensor,
+    sums: tuple[Tensor, Tensor],
     dloss: Tensor,
     vocab_start: int,
     smoothing: float,
     vocab_size: int,
+    spends_logits: bool,  # noqa: ARG001 - stock operators make a new tensor
 ) -> Tensor:
     """See ``ops.ce_backward``."""
     with autograd.no_grad():
         columns = (*target.shape, 1)
         local, here = _local(target.astype(ms.int64), vocab_start, logits.shape[-1])
-        probs = mint.div(_shifted_exp(logits, row_max), sum_exp.reshape(columns))
+        probs = mint.div(_shifted_exp(logits, sums[0]), sums[1].reshape(columns))
         wanted = mint.mul(here.astype(ms.float32), 1.0 - smoothing).reshape(columns)
         numbers = Tensor(np.arange(logits.shape[-1]))
         onehot = mint.mul(mint.eq(numbers, local.reshape(columns)).astype(ms.float32), wanted)

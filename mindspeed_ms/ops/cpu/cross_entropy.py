@@ -74,17 +74,17 @@ def ce_sum_logits(logits: Tensor) -> Tensor:
 def ce_backward(
     logits: Tensor,
     target: Tensor,
-    row_max: Tensor,
-    sum_exp: Tensor,
+    sums: tuple[Tensor, Tensor],
     dloss: Tensor,
     vocab_start: int,
     smoothing: float,
     vocab_size: int,
+    spends_logits: bool,
 ) -> Tensor:
     """See ``ops.ce_backward``."""
     logits, target = logits.contiguous(), int64_of(target)
-    row_max, sum_exp, dloss = _float32_of(row_max), _float32_of(sum_exp), _float32_of(dloss)
-    grad = memory.empty(logits.shape, logits.dtype)
+    row_max, sum_exp, dloss = (_float32_of(one) for one in (*sums, dloss))
+    grad = logits if spends_logits else memory.empty(logits.shape, logits.dtype)
     native.ce_backward(
         STORAGE[logits.dtype],
         logits.data_ptr(),

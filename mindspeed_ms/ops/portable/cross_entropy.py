@@ -81,17 +81,17 @@ def masked_mean(values: Tensor, weights: Tensor, scale: float) -> Tensor:
 def ce_backward(
     logits: Tensor,
     target: Tensor,
-    row_max: Tensor,
-    sum_exp: Tensor,
+    sums: tuple[Tensor, Tensor],
     dloss: Tensor,
     vocab_start: int,
     smoothing: float,
     vocab_size: int,
+    spends_logits: bool,  # noqa: ARG001 - stock operators make a new tensor
 ) -> Tensor:
     """See ``ops.ce_backward``."""
     values = wide(logits)
     local, here = _local_target(target, vocab_start, values.shape[-1])
-    grad = np.exp(values - wide(row_max)[..., None]) / wide(sum_exp)[..., None]
+    grad = np.exp(values - wide(sums[0])[..., None]) / wide(sums[1])[..., None]
     grad -= np.float32(smoothing / vocab_size)
     picked = np.take_along_axis(grad, local[..., None], axis=-1)
     wanted = here[..., None] * np.float32(1.0 - smoothing)

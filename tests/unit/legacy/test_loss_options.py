@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mindspeed_ms.backend import comm
+from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.core import loss_options, parallel_state
 from mindspeed_ms.core.tensor_parallel import VocabParallelCrossEntropy
 from mindspeed_ms.legacy.model.loss import LossWithMask
@@ -46,3 +46,17 @@ def test_a_loss_is_formed_as_the_run_says(options, sums, smoothing):
     found = LossWithMask(VocabParallelCrossEntropy())(Tensor(logits), Tensor(labels), Tensor(mask))
     expected = (losses(logits, labels, smoothing) * mask).sum() / (1.0 if sums else mask.sum())
     assert float(found.asnumpy()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_logits_that_the_loss_owns_give_their_memory_to_the_gradient(options, smoothing):
+    options.label_smoothing = smoothing
+    arrays, found = batch(), {}
+    for owns in (False, True):
+        logits = autograd.requires_grad_(memory.from_numpy(arrays[0].copy()))
+        autograd.enable()
+        loss = LossWithMask(VocabParallelCrossEntropy(), owns_logits=owns)
+        autograd.backward(loss(logits, Tensor(arrays[1]), Tensor(arrays[2])))
+        found[owns] = autograd.get_grad(logits)
+        assert np.array_equal(memory.as_numpy(logits), arrays[0]) is not owns
+    assert np.array_equal(memory.as_numpy(found[True]), memory.as_numpy(found[False]))

@@ -36,18 +36,21 @@ struct Backward {
     float smoothing, uniform;  // uniform = smoothing / total vocabulary
 };
 
+// grad may be logits: the target's is read before the row is written.
 template <class T>
 void backward_row(const T* logits, int64_t target, float top, float sum, float dloss, T* grad,
                   const Backward& given) {
     const vf shift = splat(top), scale = splat(1.0f / sum), factor = splat(dloss);
     const vf uniform = splat(given.uniform);
+    const int64_t local = target - given.vocab_start;
+    const bool here = local >= 0 && local < given.vocab;
+    const vf wanted = here ? load(logits + local, 1) : vf{};
     vector_loop(given.vocab, [&](int64_t i, int64_t count) {
         const vf probability = vexp(load(logits + i, count) - shift) * scale;
         store(grad + i, (probability - uniform) * factor, count);
     });
-    const int64_t local = target - given.vocab_start;
-    if (local >= 0 && local < given.vocab) {
-        const vf probability = vexp(load(logits + local, 1) - shift) * scale;
+    if (here) {
+        const vf probability = vexp(wanted - shift) * scale;
         store(grad + local, (probability - uniform - (1.0f - given.smoothing)) * factor, 1);
     }
 }
