@@ -45,6 +45,12 @@ a line. Tensor parallel ranks share out heads of keys and values; of fewer heads
 A `model_type` without a family is refused with the list of those there are, and the nearest name.
 Phi 1 and 2 (`phi`) are such: their heads have biases, which no head here has.
 
+## Files of weights
+
+`model.safetensors`, or shards with an index; in folders without them `pytorch_model.bin` and its
+shards, read part by part without torch, with their checksums, nothing in them executed. Files that
+a torch before 1.6 wrote are refused. What is written is safetensors.
+
 ## Quantized weights
 
 Matrices in fp8 with a factor for each block (`quant_method` fp8 with `weight_block_size`, as

@@ -35,6 +35,33 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any]]] = {
             "activation_function": "relu",
         },
     ),
+    "gpt2_silu": (
+        "GPT2",
+        {
+            **{"n_embd": 32, "n_head": 4, "n_layer": 1, "n_positions": 64},
+            "activation_function": "silu",
+        },
+    ),
+    "deepseek_v2_linear": (
+        "DeepseekV2",
+        {
+            **{**LATENT, "topk_method": "greedy"},
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+        },
+    ),
+    "llama_longrope_above": (
+        "Llama",
+        {
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [1.0, 2.0, 3.5, 4.0],
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
     "llama_relu": ("Llama", {"hidden_act": "relu", "mlp_bias": True}),
     "mixtral_relu": ("Mixtral", {"num_local_experts": 4, "hidden_act": "relu"}),
     "nemotron_relu": ("Nemotron", {**HEAD, "hidden_act": "relu"}),

@@ -58,6 +58,7 @@ def read_catalog(folder: Path) -> Catalog:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
     files = find_tensors(folder)
     stored = {key.removeprefix(family.prefix): place for key, place in files.places.items()}
+    seals = {key.removeprefix(family.prefix): seal for key, seal in files.seals.items()}
     try:
         packed = Packed.of(theirs, stored)
         absent = family.absent(theirs, stored)
@@ -77,7 +78,7 @@ def read_catalog(folder: Path) -> Catalog:
             packed.add(catalog, place)
             continue
         file, found = stored[place.theirs]
-        _add(catalog, place, file, found, files.seals.get(file))
+        _add(catalog, place, file, found, seals.get(place.theirs))
     model = config.model_config
     catalog.common.update(
         {
@@ -268,20 +269,23 @@ def _reading(
     source: Source, places: Sequence[Place], progress: Progress
 ) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
+        first = places[0]
         if len(places) == 1:
-            return _read(source, places[0], progress)
-        first = _read(source, places[0], progress)
-        result = np.empty((len(places), *first.shape), first.dtype)
-        result[0] = first
-        for number, place in enumerate(places[1:], start=1):
-            result[number] = _read(source, place, progress)  # whose memory is used again
+            return _read(source, first, progress)
+        dtype = dtypes.NUMPY[source.dtype(first.name)]
+        result = np.empty((len(places), *first.shape), dtype)
+        room = np.empty(first.region.size, dtype)  # the tensor before is still being written
+        for number, place in enumerate(places):
+            result[number] = _read(source, place, progress, room)
         return result
 
     return read
 
 
-def _read(source: Source, place: Place, progress: Progress) -> np.ndarray:
-    array = source.read(place.name, "", Span.all_of(place.region))
+def _read(
+    source: Source, place: Place, progress: Progress, room: np.ndarray | None = None
+) -> np.ndarray:
+    array = source.read(place.name, "", Span.all_of(place.region), room)
     progress(array.nbytes)
     if place.is_transposed:
         result = np.empty(place.shape, array.dtype)

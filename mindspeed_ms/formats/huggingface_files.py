@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,14 @@ from typing import Any
 from mindspeed_ms.files.checksum import Checksum
 from mindspeed_ms.files.regular_file import is_regular, read_json, real_path
 from mindspeed_ms.formats.containers import safetensors_file as safetensors
+from mindspeed_ms.formats.containers.torch_file import TensorRef, TorchFile
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TORCH_SINGLE = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+"""Names before safetensors; what is written has the newer ones."""
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 _OTHER_FORMS = ("pytorch_model*.bin", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 _SHOWN = 4
@@ -32,8 +36,8 @@ class ModelFiles:
 
     places: dict[str, tuple[Path, safetensors.Place]]
     """Key of a tensor -> its file, and where it lies there."""
-    seals: dict[Path, Checksum]
-    """Checksums of the files that carry one."""
+    seals: dict[str, Checksum]
+    """Key of a tensor -> checksum of bytes around it, where the file carries one."""
     notes: list[str] = field(default_factory=list)
     """What was left aside, a line each."""
 
@@ -44,7 +48,7 @@ def is_model(path: Path) -> bool:
         return path.suffix == ".safetensors" and is_regular(path.parent / CONFIG)
     if not is_regular(path / CONFIG):
         return False
-    patterns = (INDEX, "*.safetensors", *_OTHER_FORMS)
+    patterns = (INDEX, TORCH_INDEX, "*.safetensors", *_OTHER_FORMS)
     return any(any(path.glob(pattern)) for pattern in patterns)
 
 
@@ -88,77 +92,112 @@ def find_tensors(folder: Path) -> ModelFiles:
         ValueError: a file or a tensor that is named is not there, or a file is damaged.
         OSError: a file cannot be read.
     """
-    names, weight_map = _named(folder)
+    names, weight_map, index = _named(folder)
     notes = []
     unnamed = sorted(item.name for item in folder.glob("*.safetensors") if item.name not in names)
     if unnamed:
-        source = INDEX if weight_map is not None else "the model"
+        source = index if weight_map is not None else "the model"
         notes.append(f"{folder}: {_listed(unnamed)} not read, {source} does not name it")
     places: dict[str, tuple[Path, safetensors.Place]] = {}
     left = []
     seals = {}
     for name in names:
         path = _path(folder, name)
-        header, metadata = safetensors.read_header(path)
-        seal = safetensors.seal_of(path, header, metadata)
-        if seal is not None:
-            seals[path] = seal
-        for key, place in header.items():
+        read = _read_torch if name.endswith(".bin") else _read_safetensors
+        for key, place, seal in read(path):
             if weight_map is not None and weight_map.get(key) != name:
                 left.append(f"{key} of {name}")
-            elif key in places:
+                continue
+            if key in places:
                 raise ValueError(
                     f"{key} lies in {places[key][0].name} and in {name} of {folder}, which has no "
                     f"{INDEX} to decide; remove one of the files"
                 )
-            else:
-                places[key] = (path, place)
+            places[key] = (path, place)
+            if seal is not None:
+                seals[key] = seal
     gone = sorted((weight_map or {}).keys() - places.keys())
     if gone:
         assert weight_map is not None, "only an index names tensors"
         raise ValueError(
-            f"{folder / INDEX} says that {gone[0]} lies in {weight_map[gone[0]]}, but it does not"
+            f"{folder / index} says that {gone[0]} lies in {weight_map[gone[0]]}, but it does not"
             f"{f' (and {len(gone) - 1} more)' if gone[1:] else ''}; copy both again"
         )
     if left:
-        notes.append(f"{folder}: {_listed(left)} not read, {INDEX} names another place or none")
+        notes.append(f"{folder}: {_listed(left)} not read, {index} names another place or none")
     return ModelFiles(places, seals, notes)
 
 
-def _named(folder: Path) -> tuple[list[str], dict[str, str] | None]:
-    """The files that make up the model, and the index if there is one.
+Held = Iterator[tuple[str, safetensors.Place, Checksum | None]]
+"""Key of a tensor, where it lies in its file, and the checksum of bytes around it."""
+
+
+def _read_safetensors(path: Path) -> Held:
+    """What a file holds."""
+    header, metadata = safetensors.read_header(path)
+    seal = safetensors.seal_of(path, header, metadata)
+    for key, place in header.items():
+        yield key, place, seal
+
+
+def _read_torch(path: Path) -> Held:
+    """What a file of ``torch.save`` holds.
+
+    Raises:
+        ValueError: it is no state dict of a model.
+    """
+    file = TorchFile(path)
+    if not isinstance(file.content, Mapping) or not file.content:
+        raise ValueError(f"{path} holds no state dict; name the folder of a Hugging Face model")
+    for key, tensor in file.content.items():
+        if not isinstance(key, str) or not isinstance(tensor, TensorRef):
+            raise ValueError(f"{path}: {str(key)[:80]} is no tensor; save the state dict alone")
+        piece = file.whole(tensor)
+        if piece.is_transposed and 1 not in tensor.shape:
+            raise ValueError(
+                f"{path}: {key} lies column by column; save the model with contiguous tensors"
+            )
+        yield key, safetensors.Place(piece.dtype, tensor.shape, piece.offset), piece.checksum
+
+
+def _named(folder: Path) -> tuple[list[str], dict[str, str] | None, str]:
+    """The files that make up the model, what the index says if there is one, and its name.
 
     Raises:
         _MissingError: one is not there.
         ValueError: the index is damaged, or nothing says which file is the model.
     """
-    weight_map = None
-    if os.path.lexists(folder / INDEX):  # a link to nowhere is no missing index
-        weight_map = _read_index(folder / INDEX)
+    weight_map, index = None, INDEX
+    has_new = is_regular(folder / SINGLE) or any(folder.glob("*.safetensors"))
+    if not has_new and not os.path.lexists(folder / INDEX):
+        index = TORCH_INDEX
+    if os.path.lexists(folder / index):  # a link to nowhere is no missing index
+        weight_map = _read_index(folder / index)
         names = sorted(set(weight_map.values()))
     elif is_regular(folder / SINGLE):
         names = [SINGLE]
+    elif index == TORCH_INDEX and is_regular(folder / TORCH_SINGLE):
+        names = [TORCH_SINGLE]
     else:
         names = _without_index(folder)
     gone = [name for name in names if not is_regular(_path(folder, name))]
     if gone:
-        named = INDEX if weight_map is not None else "its neighbours' names"
+        named = index if weight_map is not None else "its neighbours' names"
         raise _MissingError(
             f"{folder / gone[0]}{f' and {len(gone) - 1} more' if gone[1:] else ''}, which {named} "
             "asks for; copy or download it again"
         )
-    return names, weight_map
+    return names, weight_map, index
 
 
 def _read_index(path: Path) -> dict[str, str]:
+    end = ".safetensors" if path.name == INDEX else ".bin"
     weight_map = read_json(path).get("weight_map")
     is_sound = isinstance(weight_map, Mapping) and all(
-        isinstance(name, str) and name.endswith(".safetensors") for name in weight_map.values()
+        isinstance(name, str) and name.endswith(end) for name in weight_map.values()
     )
     if not is_sound or not weight_map:
-        raise ValueError(
-            f"{path} has no weight_map of tensors to .safetensors files; copy it again"
-        )
+        raise ValueError(f"{path} has no weight_map of tensors to {end} files; copy it again")
     return dict(weight_map)
 
 

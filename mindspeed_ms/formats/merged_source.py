@@ -35,10 +35,12 @@ class MergedSource(Source):
         super().__init__(catalog, spec, rows, dtype)
         self._deltas = deltas
 
-    def read(self, name: str, kind: str = "", span: Span | None = None) -> np.ndarray:
-        """A tensor, or the region of a complete span of it, flat."""
+    def read(
+        self, name: str, kind: str = "", span: Span | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """A tensor, or the region of a complete span of it, flat; a merged one in fresh memory."""
         if kind not in ("", "main") or name not in self._deltas:
-            return super().read(name, kind, span)
+            return super().read(name, kind, span, out)
         merged = self._deltas.merged(name, self.reader.read(self._stored(name, kind), "F32"))
         span = span or Span.all_of(Region.whole(merged.shape))
         if not kind:

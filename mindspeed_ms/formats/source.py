@@ -81,10 +81,13 @@ class Source:
             return stored  # too fine for 16 bits, and never converted by Megatron either
         return self._dtype if self._dtype and stored in dtypes.FLOATS else stored
 
-    def read(self, name: str, kind: str = "", span: Span | None = None) -> np.ndarray:
+    def read(
+        self, name: str, kind: str = "", span: Span | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """A tensor, or a span of it, flat; fp32 weights come from the weights if need be.
 
-        The array lies in memory that the call after the next one uses again.
+        The array lies in ``out``, or in memory that the call after the next one uses again. While
+        one tensor is written the next is read: whoever makes one of several calls gives ``out``.
         """
         stored = self._stored(name, kind)
         span = span or Span.all_of(Region.whole(self.shape(name, kind)))
@@ -93,9 +96,10 @@ class Source:
         dtype = self.dtype(name, kind)
         if stored.shape != self.shape(name, kind):
             is_weight = kind in ("", "main")
-            room = self._room(span, dtype) if span.is_complete else None
+            room = self._room(span, dtype) if span.is_complete and out is None else out
             return read_repadded(self.reader, stored, span, dtype, is_weight, room)
-        return self.reader.read_span(stored, span, dtype, self._room(span, dtype))
+        room = self._room(span, dtype) if out is None else out
+        return self.reader.read_span(stored, span, dtype, room)
 
     def _room(self, span: Span, dtype: str) -> np.ndarray:
         """One of two buffers in turn: fresh memory costs as much as reading into it."""

@@ -85,10 +85,15 @@ class OneOf:
         """The field.
 
         Raises:
-            ValueError: no spelling is there.
+            ValueError: no spelling is there, or there is a single expert.
         """
         given = next((key for key in self.spellings if theirs.get(key) is not None), None)
-        return {self.ours: value_of(theirs, given or self.spellings[0])}
+        number = value_of(theirs, given or self.spellings[0])
+        if number == 1:
+            raise ValueError(
+                f"config.json has {given} 1; a router here chooses among 2 experts or more"
+            )
+        return {self.ours: number}
 
     def write(self, config: AllConfig) -> dict[str, Any]:
         """The first spelling."""

@@ -76,8 +76,9 @@ def stretching(theirs: Mapping[str, Any], scaling: Mapping[str, Any]) -> dict[st
     }
     if "original_max_position_embeddings" in known:
         longest = value_of(theirs, "max_position_embeddings")
-        own = fields.get("original_max_position_embeddings")
-        own = own or theirs.get("original_max_position_embeddings") or longest
+        # The key at the top wins, as in ``transformers`` 5.
+        own = theirs.get("original_max_position_embeddings")
+        own = own or scaling.get("original_max_position_embeddings") or longest
         fields["original_max_position_embeddings"] = own
         if fields.get("factor") is None:
             fields["factor"] = longest / own

@@ -253,8 +253,6 @@ _ACTIVATIONS: Mapping[str, str] = {
 }
 """Their name -> ours."""
 
-_WRITTEN = {"fast_gelu": "gelu_pytorch_tanh", "squared_relu": "relu2"}
-
 
 @dataclass(frozen=True, slots=True)
 class Activation:
@@ -264,11 +262,13 @@ class Activation:
         theirs: the key.
         default: what a file without the key means.
         is_gated: blocks are gated.
+        tanh: which of its names gelu's approximation is written by.
     """
 
     theirs: str = "hidden_act"
     default: str = "silu"
     is_gated: bool = True
+    tanh: str = "gelu_pytorch_tanh"
 
     @property
     def keys(self) -> frozenset[str]:
@@ -300,7 +300,7 @@ class Activation:
     def write(self, config: AllConfig) -> dict[str, Any]:
         """The name there."""
         name = activation_of(config.model_config)
-        return {self.theirs: _WRITTEN.get(name, name)}
+        return {self.theirs: {"fast_gelu": self.tanh, "squared_relu": "relu2"}.get(name, name)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,8 +72,10 @@ class LiveSource(Source):
         super().__init__(Catalog(stored, {}, "the model in memory"), spec)
         self._live = {item.name: item for item in tensors}
 
-    def read(self, name: str, kind: str = "", span: Span | None = None) -> np.ndarray:
-        """A tensor, or the region of a complete span of it, flat."""
+    def read(
+        self, name: str, kind: str = "", span: Span | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """A tensor, or the region of a complete span of it, flat, in fresh memory."""
         item = self._live[name]
         array = memory.flat_view(item.tensor).reshape(item.shape)
         region = Region.whole(self.shape(name)) if span is None else span.region

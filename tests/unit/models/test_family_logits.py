@@ -79,6 +79,7 @@ def test_what_does_not_belong_to_a_pythia_is_left_and_a_copied_head_told(tmp_pat
         ("llama", {"hidden_act": "relu2"}, "'relu2'; silu, swish, gelu, .*, relu are supp"),
         ("gpt2", {"add_cross_attention": True}, "cross_attention True; only False is supported"),
         ("olmoe", {"clip_qkv": 0.3}, "clip_qkv 0.3; only None is supported"),
+        ("olmoe", {"num_experts": 1}, "num_experts 1; a router here chooses among 2 experts"),
         ("deepseek_v32", {"layer_types": ["full_attention"] * 2}, "only indexed_attention is supp"),
         ("deepseek_v32", {"mlp_layer_types": ["dense", "other"]}, "dense or sparse for each of"),
         ("deepseek_v2", {"mlp_bias": True}, "mlp_bias True; only False is supported"),

@@ -72,6 +72,9 @@ class LatentRope:
             ValueError: positions are stretched in a way that is not known.
         """
         fields = self.plain.read(theirs)
+        divisor = fields.pop("model_config.rotary_seq_len_interpolation_factor", None)
+        if divisor is not None:  # Megatron's field is not for this kind of attention
+            fields |= {f"{_BLOCK}rope_type": "linear", f"{_BLOCK}factor": divisor}
         block = {key.removeprefix(_BLOCK): value for key, value in fields.items() if _BLOCK in key}
         growths = block.get("mscale", 0.0), block.get("mscale_all_dim", 0.0)
         is_megatrons = (

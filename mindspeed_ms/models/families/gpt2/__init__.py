@@ -12,6 +12,7 @@ from mindspeed_ms.models.attention import AttentionSpec
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.place import Place, Places, query_rows
 from mindspeed_ms.models.families.rules import (
+    Activation,
     Fields,
     Heads,
     Key,
@@ -22,9 +23,6 @@ from mindspeed_ms.models.families.rules import (
 )
 from mindspeed_ms.models.gpt import softmax_scale
 from mindspeed_ms.models.model import ModelSpec
-
-TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
-"""Spellings of the approximation of gelu."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +65,13 @@ class RootScale:
         return {"scale_attn_weights": not is_off}
 
 
-def _activation(name: str) -> str:
-    if name in TANH:
-        return "fast_gelu"
-    if name in ("gelu", "relu"):
-        return name
-    raise ValueError(
-        f"config.json has activation_function {name!r}; gelu, relu and {', '.join(TANH)} are "
-        "supported"
-    )
-
-
-def activation_rule(default: str) -> Key:
+def activation_rule(default: str) -> Activation:
     """The activation.
 
     Args:
         default: what a file without the key means.
     """
-    return Key(
-        "activation_function",
-        "model_config.hidden_act",
-        default,
-        _activation,
-        lambda act: {"fast_gelu": "gelu_new", "relu": "relu"}.get(act, "gelu"),
-    )
+    return Activation("activation_function", default, is_gated=False, tanh="gelu_new")
 
 
 def _places(spec: ModelSpec) -> Iterator[Place]:
