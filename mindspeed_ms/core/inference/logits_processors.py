@@ -126,7 +126,7 @@ def sequence_bias(biases: Mapping[tuple[int, ...], float]) -> LogitsProcessor:
 def no_bad_words(words: Sequence[Sequence[int]], eos: Sequence[int] = ()) -> LogitsProcessor:
     """Rule out tokens that would complete one of some sequences; an end token alone is none."""
     kept = [tuple(word) for word in words if list(word) not in [[token] for token in eos]]
-    return sequence_bias(dict.fromkeys(kept, -math.inf))
+    return sequence_bias(dict.fromkeys(kept, -math.inf)) if kept else lambda ids, scores: scores
 
 
 def min_length(length: int, eos: Sequence[int]) -> LogitsProcessor:

@@ -93,7 +93,8 @@ class BeamSearch:
         scores[:, 0] = 0.0  # the beams of a prompt are equal at first: one of them counts
         rows, logprobs = np.full(shape, -1, np.int64), np.zeros(shape, np.float32)
         self.running = Beams(ids, scores, rows, logprobs)
-        self.ended = replace(self.running, scores=np.full_like(scores, WORST))
+        # A little worse than any sequence, so that the places of none are the last of equals.
+        self.ended = replace(self.running, scores=np.full_like(scores, 1.001 * WORST))
         self.is_ended = np.zeros((self.batch, self.beams), bool)
         self.may_improve = np.ones((self.batch, 1), bool)
         copied = [row.tolist() for row in task.prompts.rows]

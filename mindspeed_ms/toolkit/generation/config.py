@@ -7,7 +7,7 @@ import copy
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,19 @@ class GenerationConfig:
             if own[name] is None:
                 own[name] = value
         return result
+
+    def set_nothing(self, names: Iterable[str]) -> None:
+        """Give options the value without effect, as the caller's None does: ``top_k`` all tokens.
+
+        ``max_length`` stays, since a text has one.
+
+        Args:
+            names: of options, or of something else, which is left out.
+        """
+        for given in names:
+            name = ALIASES.get(given, given)
+            if name in DEFAULTS and name != "max_length":
+                self.__dict__[name] = 0 if name == "top_k" else DEFAULTS[name]
 
     def to_dict(self) -> dict[str, Any]:
         """The options that are set, and what else stands in the file they come from."""

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor
 from mindspore.nn import Cell
 from numpy.typing import NDArray
@@ -85,6 +86,7 @@ class GenerationMixin:
             in_int8=self.decodes_in_int8,
         )
 
+    @np.errstate(over="ignore", invalid="ignore")  # scores may leave fp32, and be inf or nan then
     def generate(  # noqa: PLR0913 - the public signature of transformers
         self,
         input_ids: Any = None,
@@ -102,9 +104,10 @@ class GenerationMixin:
         """Go on with prompts.
 
         Options that are given here come before those of ``generation_config``, of the model, and
-        the defaults of ``transformers``; see ``GenerationConfig``. Their meaning is that of
-        ``transformers`` 5, token for token for greedy choices and beams. Drawn tokens depend on the
-        seed and on each prompt, not on the layout, the place in the batch, or other prompts.
+        the defaults of ``transformers``; see ``GenerationConfig``. One that is None here has no
+        effect, whatever the model says. Their meaning is that of ``transformers`` 5, token for
+        token for greedy choices and beams. Drawn tokens depend on the seed and on each prompt, not
+        on the layout, the place in the batch, or other prompts.
 
         Args:
             input_ids: [b, s] or [s]; a tensor, an array or lists.
@@ -176,6 +179,7 @@ class GenerationMixin:
         given.update(**options)
         own = _as_config(self.generation_config)
         config = given.filled(own)
+        config.set_nothing(name for name, value in options.items() if value is None)
         check_together(config)
         return config, given.max_length is None and own.max_length is None
 
@@ -192,7 +196,7 @@ class GenerationMixin:
     def _set_lengths(
         self, config: GenerationConfig, prompts: Prompts, is_default_length: bool
     ) -> None:
-        """Give ``max_length`` its final value.
+        """Give ``max_length`` and ``min_length`` their final values.
 
         Args:
             config: all options; changed.
@@ -211,6 +215,8 @@ class GenerationMixin:
             config.max_length += length
             if most is not None and length < most:
                 config.max_length = min(config.max_length, most)
+        if config.min_new_tokens is not None:
+            config.min_length = config.min_new_tokens + length
         if length >= config.max_length:
             raise ValueError(
                 f"the prompt has {length} tokens, but max_length is {config.max_length}; raise it, "

@@ -66,8 +66,6 @@ def _about_tokens(
         found.append(scores_of.no_bad_words(config.bad_words_ids, ends))
     if ends and config.min_length:
         found.append(scores_of.min_length(config.min_length, ends))
-    if ends and config.min_new_tokens:
-        found.append(scores_of.min_length(prompt_length + config.min_new_tokens, ends))
     return found
 
 

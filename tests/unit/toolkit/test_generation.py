@@ -272,3 +272,42 @@ def test_options_come_from_the_call_then_the_object_then_the_model(models, monke
         config.top_kk = 3
     with pytest.raises(OSError, match="nothing is downloaded"):
         GenerationConfig.from_pretrained(tmp_path / "none")
+
+
+def test_none_of_the_call_undoes_what_the_model_says(models, monkeypatch):
+    model = models("llama")
+    plain = _ids(model.generate(record.PROMPTS, max_new_tokens=12))
+    own = {"eos_token_id": 33, "pad_token_id": 5, "repetition_penalty": 1.6, "max_new_tokens": 3}
+    monkeypatch.setattr(model, "generation_config", own)
+    nothing = dict.fromkeys(own)
+    assert _ids(model.generate(record.PROMPTS, **{**nothing, "max_new_tokens": 12})) == plain
+    assert len(_ids(model.generate(record.PROMPTS, **nothing))[0]) == 6 + 20
+    drawn = {"do_sample": True, "return_dict_in_generate": True, "output_scores": True}
+    narrow = model.generate(record.PROMPTS, **drawn, max_new_tokens=1).scores[0]
+    wide = model.generate(record.PROMPTS, **drawn, max_new_tokens=1, top_k=None).scores[0]
+    counts = [int(np.isfinite(memory.as_numpy(scores)).sum()) for scores in (narrow, wide)]
+    assert counts == [2 * 50, 2 * 96]
+
+
+def test_min_new_tokens_comes_before_min_length(models):
+    ends = list(range(7, 60))
+    options = {"eos_token_id": ends, "pad_token_id": 0, "max_new_tokens": 16}
+    model = models("llama")
+    wanted = _ids(model.generate(record.PROMPTS, min_new_tokens=2, **options))
+    both = model.generate(record.PROMPTS, min_new_tokens=2, min_length=20, **options)
+    assert _ids(both) == wanted
+    assert len(_ids(model.generate(record.PROMPTS, min_length=20, **options))[0]) >= 20
+
+
+def test_an_end_token_alone_is_no_bad_word(models):
+    wanted = _ids(models("llama").generate(record.PROMPTS, **record.PLAIN))
+    options = {**record.PLAIN, "bad_words_ids": [[record.END]]}
+    assert _ids(models("llama").generate(record.PROMPTS, **options)) == wanted
+
+
+def test_places_of_no_sequence_are_the_last_of_equal_beams(models):
+    options = {"num_beams": 3, "num_return_sequences": 3, "eos_token_id": 7, "pad_token_id": 3}
+    found = models("llama").generate(
+        record.PROMPTS, max_new_tokens=1, forced_eos_token_id=7, **options
+    )
+    assert [row[6:] for row in _ids(found)] == [[7]] * 6
