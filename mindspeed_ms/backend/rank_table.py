@@ -122,20 +122,22 @@ def parse(document: object, where: str = "rank table") -> RankTable:
     fields = _mapping(document, where)
     listed = fields.get("server_list")
     if not isinstance(listed, list) or not listed:
-        raise ValueError(f"{where}: server_list is {listed!r}; it must list at least one server")
+        raise ValueError(
+            f"{where}: server_list is {listed!r:.60}; it must list at least one server"
+        )
     servers = tuple(
         _server(item, f"{where}: server_list[{index}]") for index, item in enumerate(listed)
     )
     count = fields.get("server_count", len(servers))
     if str(count) != str(len(servers)):
         raise ValueError(
-            f"{where}: server_count is {count}, but server_list has {len(servers)} servers; "
+            f"{where}: server_count is {count!s:.60}, but server_list has {len(servers)} servers; "
             "correct one of them"
         )
     status = str(fields.get("status", "completed"))
     if status != "completed":
         raise ValueError(
-            f"{where}: status is {status!r}; only a completed table can be used, make it anew"
+            f"{where}: status is {status!r:.60}; only a completed table can be used, make it anew"
         )
     table = RankTable(servers, str(fields.get("version", "1.0")), status)
     _check(table, where)
@@ -163,7 +165,7 @@ def _server(item: object, where: str) -> Server:
     if not isinstance(name, str) or not is_address(name):
         raise ValueError(f"{where}: server_id is {name!r:.60}; it must be the server's address")
     if not isinstance(listed, list) or not listed:
-        raise ValueError(f"{where}: device is {listed!r}; it must list at least one device")
+        raise ValueError(f"{where}: device is {listed!r:.60}; it must list at least one device")
     devices = []
     for index, entry in enumerate(listed):
         place = f"{where}.device[{index}]"
@@ -171,11 +173,18 @@ def _server(item: object, where: str) -> Server:
         devices.append(
             Device(
                 device_id=_number(values, "device_id", place),
-                device_ip=str(values.get("device_ip", RESERVED)),
+                device_ip=_address(values, "device_ip", place),
                 rank_id=_number(values, "rank_id", place),
             )
         )
-    return Server(name, tuple(devices), str(fields.get("host_nic_ip", RESERVED)))
+    return Server(name, tuple(devices), _address(fields, "host_nic_ip", where))
+
+
+def _address(values: Mapping[str, Any], key: str, where: str) -> str:
+    value = values.get(key, RESERVED)
+    if not isinstance(value, str) or not is_address(value):
+        raise ValueError(f"{where}: {key} is {value!r:.60}; it must be an address, or {RESERVED}")
+    return value
 
 
 def _mapping(value: object, where: str) -> Mapping[str, Any]:
@@ -186,8 +195,8 @@ def _mapping(value: object, where: str) -> Mapping[str, Any]:
 
 def _number(values: Mapping[str, Any], key: str, where: str) -> int:
     value = values.get(key)
-    if isinstance(value, bool) or not str(value).isdecimal():
-        raise ValueError(f"{where}: {key} is {value!r}; it must be a whole number from 0")
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)):
+        raise ValueError(f"{where}: {key} is {value!r:.60}; it must be a whole number from 0")
     return int(str(value))
 
 

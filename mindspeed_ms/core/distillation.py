@@ -13,7 +13,11 @@ this project's own.
 from __future__ import annotations
 
 import json
+import math
 import re
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,8 @@ from mindspeed_ms.backend.base import Group, ReduceOp
 from mindspeed_ms.backend.numpy_types import bfloat16_to_float32
 from mindspeed_ms.core import parallel_state, run_state
 from mindspeed_ms.core.teacher import Teacher
-from mindspeed_ms.files.regular_file import require_regular
+from mindspeed_ms.files.content import taken_apart
+from mindspeed_ms.files.regular_file import json_object, require_regular
 from mindspeed_ms.files.whole import appears_whole
 from mindspeed_ms.ops.portable.arrays import bfloat16_bits, tensor_of, wide
 
@@ -221,13 +226,8 @@ class Distillation:
     def _open(self, path: Path) -> dict[str, np.ndarray]:
         assert self.loads is not None, "asked of a student"
         if path not in self._files:
-            try:
-                require_regular(path)
-                with np.load(path) as file:
-                    content = {name: file[name] for name in file.files}
-                    meta = json.loads(str(content.pop("meta")))
-            except (OSError, KeyError, ValueError, EOFError) as error:
-                raise ValueError(f"{path} cannot be read as saved logits: {error}") from None
+            with taken_apart(path, "logits that a teacher saved"):
+                content, meta = _arrays_of(path)
             if meta["identity"] != self.loads.identity:
                 raise ValueError(
                     f"{path} was saved with other data ({meta['identity']}) than this run reads "
@@ -235,8 +235,60 @@ class Distillation:
                     "logits_load_ignore_errors"
                 )
             content["values"] = _read_values(content["values"], meta["dtype"])
+            if not np.isfinite(content["values"]).all():
+                raise ValueError(f"{path} holds logits that are no numbers; save them anew")
             self._files[path] = content
         return self._files[path]
+
+
+def _arrays_of(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """What a file holds, and what it says of itself.
+
+    Raises:
+        ValueError: there is no file, it is damaged, or its arrays are not those that a teacher
+            saves.
+    """
+    try:
+        require_regular(path)
+        with zipfile.ZipFile(path) as archive:
+            content = {name: _array_of(archive, f"{name}.npy") for name in (*_AXES, "meta")}
+    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); save the logits anew") from None
+    told = str(content.pop("meta"))
+    meta = json_object(told, str(path))
+    if meta["dtype"] not in _TYPES:
+        raise ValueError(f"dtype is {meta['dtype']!r:.40}")
+    sizes: dict[str, int] = {}
+    for name, axes in _AXES.items():
+        array, kinds = content[name], _TYPES[meta["dtype"]] if name == "values" else "iu"
+        if array.ndim != len(axes) or array.dtype.kind not in kinds:
+            raise ValueError(f"{name} is an array of {array.dtype} {list(array.shape)}")
+        for axis, size in zip(axes, array.shape, strict=True):
+            if sizes.setdefault(axis, size) != size:
+                raise ValueError(f"{name} has {size} along {axis}, others {sizes[axis]}")
+    return content, meta
+
+
+_AXES = {"samples": "b", "places": "s", "values": "sbK", "tokens": "sbK"}
+_TYPES = {"bf16": "u", "fp16": "f", "fp32": "f"}
+_LARGEST = 1 << 36
+"""Bytes of an array that a file may claim to hold; what it does not hold is not taken for it."""
+
+
+def _array_of(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of a file, whose header is compared with what is there before room is taken."""
+    known = archive.getinfo(name)
+    if known.file_size > _LARGEST:
+        raise ValueError(f"{name} claims {known.file_size} bytes")
+    with archive.open(name) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"{name} is an array of version {version}")
+        shape, order, dtype = np.lib.format.read_array_header_1_0(stream)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize > known.file_size:
+            raise ValueError(f"{name} is no array of {dtype} {list(shape)}")
+        data = stream.read()  # to its end, where its checksum is compared
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if order else "C")
 
 
 def current() -> Distillation:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig
 from mindspeed_ms.data.labelled import IGNORE_INDEX, dense_mask
 from mindspeed_ms.data.utils import Split
+from mindspeed_ms.files.content import is_text
 from mindspeed_ms.files.regular_file import open_regular
 
 _BLOCK = 1 << 24
@@ -71,7 +72,7 @@ class SFTLowLevelDataset:
             line = stream.read(last - first)
         try:
             messages = json.loads(line.decode("utf-8"))["messages"]
-            is_valid = all(isinstance(message[key], str) for message in messages for key in _KEYS)
+            is_valid = all(is_text(message[key]) for message in messages for key in _KEYS)
         except (ValueError, TypeError, KeyError, RecursionError):
             is_valid = False
         if not is_valid or not messages:

@@ -11,14 +11,15 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 from mindspore.mindrecord import FileReader
 from numpy.typing import NDArray
 
+from mindspeed_ms.data import mindrecord_file
 from mindspeed_ms.data.gpt_dataset_config import GPTDatasetConfig
 from mindspeed_ms.data.index_cache import map_array
 from mindspeed_ms.data.masks import get_ltor_masks_and_position_ids
@@ -30,6 +31,7 @@ from mindspeed_ms.files.whole import appears_whole
 logger = logging.getLogger(__name__)
 
 COLUMN = "input_ids"
+_INT32 = np.iinfo(np.int32)
 _ROW_FILE = re.compile(r"\.(npy|mindrecord\d*)$")
 
 
@@ -177,7 +179,10 @@ def open_mindrecord(path: str, cache_directory: str) -> NDArray:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} not found; give the path of a MindRecord file")
-    stamp = f"{os.path.abspath(path)} {os.path.getsize(path)} {os.stat(path).st_mtime_ns}"
+    stamp = os.path.abspath(path)
+    for file in (path, f"{path}.db"):
+        found = os.stat(file) if os.path.exists(file) else None
+        stamp += f" {found.st_size} {found.st_mtime_ns}" if found else " none"
     name = hashlib.md5(stamp.encode(), usedforsecurity=False).hexdigest()
     target = Path(cache_directory) / f"{name}-TokenRows.npy"
     if not target.is_file():
@@ -187,17 +192,13 @@ def open_mindrecord(path: str, cache_directory: str) -> NDArray:
 
 
 def _copy_rows(path: str, target: Path) -> None:
-    try:
+    mindrecord_file.check(path, COLUMN)
+    with _refused(path):
         reader = FileReader([path], columns=[COLUMN])  # a path alone means all shards of its set
-    except Exception as error:  # noqa: BLE001  (MindRecord raises RuntimeError, MRMOpenError, ...)
-        raise ValueError(
-            f"{path} is not a MindRecord file with a column {COLUMN!r} ({type(error).__name__}); "
-            "give another file"
-        ) from error
     with closing(reader), appears_whole(target) as unfinished:
         count, first = reader.len(), None
         out: np.memmap | None = None
-        for number, record in enumerate(reader.get_next()):
+        for number, record in enumerate(_records(path, reader)):
             row = np.asarray(record[COLUMN]).reshape(-1)
             if out is None:
                 first = len(row)
@@ -207,10 +208,35 @@ def _copy_rows(path: str, target: Path) -> None:
                     f"row {number} of {path} has {len(row)} tokens, row 0 has {first}; rows must "
                     "be of equal length"
                 )
+            if row.size and not _INT32.min <= row.min() <= row.max() <= _INT32.max:
+                raise ValueError(f"row {number} of {path} holds numbers that are no token ids")
             out[number] = row
         if out is None:
             raise ValueError(f"{path} holds no row; give another file")
         out.flush()
+
+
+@contextmanager
+def _refused(path: str) -> Iterator[None]:
+    """What MindSpore says of a file is one line."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  (MindRecord raises RuntimeError, MRMOpenError, ...)
+        reason = " ".join(str(error).split())[:100]
+        raise ValueError(
+            f"{path} is not a MindRecord file with a column {COLUMN!r} ({type(error).__name__}: "
+            f"{reason}); give another file"
+        ) from error
+
+
+def _records(path: str, reader: FileReader) -> Iterator[Mapping[str, NDArray]]:
+    rows = iter(reader.get_next())
+    while True:
+        with _refused(path):
+            row = next(rows, None)
+        if row is None:
+            return
+        yield row
 
 
 def _map(path: Path) -> NDArray:

@@ -13,6 +13,21 @@ _DAMAGE = (
 )
 
 
+def is_text(value: object) -> bool:
+    r"""Whether a value is a text that can be written; JSON may spell half a character.
+
+    >>> is_text("é"), is_text("\ud800"), is_text(5)
+    (True, False, False)
+    """
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @contextmanager
 def taken_apart(path: Path | str, what: str) -> Iterator[None]:
     """In the block a file's content is looked through; what is missing or of another kind is named.

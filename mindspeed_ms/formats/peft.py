@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,15 @@ def read_options(folder: Path) -> dict[str, Any]:
 
 
 def check_options(options: Mapping[str, Any], where: str) -> None:
-    """Refuse options of PEFT that are not done here, by name.
+    """Refuse options of PEFT that are not done here, and values of no use, by name.
 
     Raises:
         ValueError: there is one.
     """
+    for name, (fits, rule) in _KINDS.items():
+        if options.get(name) is not None and not fits(options[name]):
+            shown = " ".join(f"{options[name]!r:.100}".split())
+            raise ValueError(f"{where}: {name} is {shown}; it must be {rule}")
     for name, values in NEUTRAL.items():
         if name in options and not any(_is(options[name], one) for one in values):
             given = " ".join(f"{options[name]!r:.100}".split())
@@ -111,6 +116,40 @@ def check_options(options: Mapping[str, Any], where: str) -> None:
                 f"{where}: {name} is {given}; adapters are of the kind LORA, with "
                 f"{name} {values[0]!r}: train or save them so"
             )
+
+
+def _are_texts(given: object) -> bool:
+    rows = list | tuple | set
+    return isinstance(given, str) or (
+        isinstance(given, rows) and all(isinstance(one, str) for one in given)
+    )
+
+
+def _are_layers(given: object) -> bool:
+    numbers = given if isinstance(given, list | tuple) else [given]
+    return all(isinstance(one, int | np.integer) and not isinstance(one, bool) for one in numbers)
+
+
+def _is_switch(given: object) -> bool:
+    return isinstance(given, bool | np.bool_)
+
+
+_NAMES = (_are_texts, "a name, or a list of names")
+_BY_NAME = (lambda given: isinstance(given, Mapping), "values by name")
+_SWITCH = (_is_switch, "true or false")
+_KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "target_modules": _NAMES,
+    "target_parameters": _NAMES,
+    "exclude_modules": _NAMES,
+    "layers_to_transform": (_are_layers, "the number of a layer, or a list of numbers"),
+    "rank_pattern": _BY_NAME,
+    "alpha_pattern": _BY_NAME,
+    "use_rslora": _SWITCH,
+    "use_dora": _SWITCH,
+    "fan_in_fan_out": _SWITCH,
+    "base_model_name_or_path": (lambda given: isinstance(given, str | PathLike), "a path"),
+}
+"""Option -> what its values can be, besides None."""
 
 
 def _is(given: object, value: object) -> bool:
@@ -240,7 +279,7 @@ def read_catalog(folder: Path, spec: ModelSpec, families: Iterable[Family]) -> C
                 raise ValueError(f"{path} holds no {ROOT}{key}; it is incomplete")
             unused -= {key, f"{key}.weight"}
             shape = spec.by_name[name].shape
-            if math.prod(found.shape) != math.prod(shape):
+            if _without_ones(found.shape) != _without_ones(shape):
                 raise ValueError(
                     f"{path}: {key} has shape {list(found.shape)}, the model and {CONFIG} say "
                     f"{list(shape)}"
@@ -256,6 +295,11 @@ def read_catalog(folder: Path, spec: ModelSpec, families: Iterable[Family]) -> C
             "ask for"
         )
     return catalog
+
+
+def _without_ones(shape: Sequence[int]) -> list[int]:
+    """Axes that number something; magnitudes come with one that does not."""
+    return [size for size in shape if size != 1]
 
 
 def _family_of(keys: Collection[str], spec: ModelSpec, families: Iterable[Family]) -> Family:
@@ -294,6 +338,12 @@ def _add_fused_experts(
                 key=lambda name: int(name.split(".")[-2]),
             )
             place = stored[key]
+            along = 0 if part == DOWN else -1
+            if len(place.shape) != 2 or not linears or place.shape[along] % len(linears):
+                raise ValueError(
+                    f"{path}: {key} has shape {list(place.shape)}, the model has {len(linears)} "
+                    "such experts in the layer with adapters"
+                )
             piece = StoredPiece(
                 Span.all_of(Region.whole(place.shape)), place.dtype, path, place.offset
             )

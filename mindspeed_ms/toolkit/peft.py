@@ -113,7 +113,10 @@ def get_pet_model(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel
     Raises:
         ValueError: its weights are in memory alone; or a target fits none of its layers.
     """
-    return _model(model).with_adapters(with_methods("config", config, "section").section())
+    adapted = _model(model)
+    if config is None:
+        raise TypeError("config is None; give a LoraConfig")
+    return adapted.with_adapters(with_methods("config", config, "section").section())
 
 
 def _model(given: Any) -> PreTrainedModel:

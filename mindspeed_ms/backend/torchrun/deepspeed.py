@@ -8,6 +8,7 @@ DeepSpeed's ``--no_ssh``. A plan needs one host.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from mindspeed_ms.backend.torchrun.options import LaunchError, LaunchParser, Req
 from mindspeed_ms.backend.torchrun.run import launch
 
 _HOSTS = Path("/job/hostfile")
+_HOST_LINE = re.compile(r"(\S+) slots=0*([1-9][0-9]{0,3})")
+_MOST_SLOTS = 9999
 _IGNORED = (
     *("--launcher", "--launcher_args", "--autotuning", "--elastic_training", "--bind_core_list"),
     *("--enable_each_rank_log", "--min_elastic_nodes", "--max_elastic_nodes", "--ssh_port"),
@@ -91,16 +94,32 @@ def requested(words: Sequence[str], environment: Mapping[str, str]) -> Request:
 def _hosts(path: str | None) -> dict[str, int]:
     """Host -> ranks, as a host file says; a file that is not there means this host alone."""
     file = Path(path) if path else _HOSTS
-    if not file.is_file():
+    if not os.path.lexists(file):
+        if path:
+            sys.stderr.write(f"deepspeed: there is no host file {path}; this host alone is used\n")
         return {}
-    hosts = {}
-    for line in file.read_text().splitlines():
-        name, _, rest = line.partition("#")[0].strip().partition(" ")
-        slots = rest.strip().removeprefix("slots=")
-        if name and not slots.isdigit():
-            raise LaunchError(f"{file}: {line.strip()!r} is not of the form host slots=8; mend it")
-        if name:
-            hosts[name] = int(slots)
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise LaunchError(f"the host file {file} is no regular file; name the text file")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaunchError(f"the host file {file} cannot be read: {error}") from None
+    hosts: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        match = _HOST_LINE.fullmatch(" ".join(words))
+        if match is None:
+            raise LaunchError(
+                f"line {number} of {file} is {line.strip()!r:.80}, not of the form host slots=8 "
+                f"with 1 to {_MOST_SLOTS} ranks; mend it"
+            )
+        if match[1] in hosts:
+            raise LaunchError(f"{file} names host {match[1]} twice; keep one of the lines")
+        hosts[match[1]] = int(match[2])
+    if not hosts:
+        raise LaunchError(f"{file} names no host; write a line such as host slots=8 for each")
     return hosts
 
 
@@ -108,11 +127,21 @@ def _chosen(hosts: dict[str, int], include: str | None, exclude: str | None) -> 
     """Apply ``--include`` or ``--exclude``: ``host``, or ``host:0,1``, joined by ``@``."""
     if include and exclude:
         raise LaunchError("--include and --exclude exclude each other; keep one of them")
-    asked = {}
-    for part in (include or exclude or "").split("@"):
-        name, _, ranks = part.partition(":")
-        if name:
-            asked[name] = len(ranks.split(",")) if ranks else hosts.get(name, 0)
+    flag, text = ("--include", include) if include else ("--exclude", exclude or "")
+    asked: dict[str, int] = {}
+    for part in filter(None, (text or "").split("@")):
+        name, colon, ranks = part.partition(":")
+        numbers = ranks.split(",") if colon else []
+        if not name or not all(one.isascii() and one.isdecimal() for one in numbers):
+            raise LaunchError(f"{flag} {part!r:.80} is not of the form host or host:0,1; mend it")
+        if hosts and name not in hosts:
+            raise LaunchError(f"{flag} names host {name!r:.80}, which is not in the host file")
+        beyond = [one for one in numbers if hosts and int(one[:9]) >= hosts[name]]
+        if beyond:
+            raise LaunchError(
+                f"{flag} names rank {beyond[0]:.9} of {name}, which has {hosts[name]} slots"
+            )
+        asked[name] = len(set(numbers)) if colon else hosts.get(name, 0)
     if include:
         return asked if all(asked.values()) else {}
     kept = {name: slots - asked.get(name, 0) for name, slots in hosts.items()}

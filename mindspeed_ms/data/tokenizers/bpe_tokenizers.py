@@ -8,7 +8,9 @@ Source: Megatron-LM core 0.12 ``data/tokenizers/{tokenizer,gpt2_tokenization}.py
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +19,8 @@ from mindspeed_ms.data.tokenizers import optional_libraries
 from mindspeed_ms.data.tokenizers.assembly import load
 from mindspeed_ms.data.tokenizers.byte_level import read_json, symbols_of_bytes
 from mindspeed_ms.files.regular_file import read_text
+
+logger = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -53,6 +57,7 @@ class GPT2BPETokenizer:
                 "vocab.json, or one made like it"
             )
         merges = _read_merges(merge_file)
+        _require_whole(vocab_file, self.vocab, merge_file, merges)
         library = optional_libraries.load("tokenizers", "GPT2BPETokenizer")
         words = optional_libraries.load("regex", "GPT2BPETokenizer")
         try:
@@ -292,6 +297,25 @@ def _read_vocab(path: str) -> dict[str, int]:
             f"{len(vocab) - 1}; give GPT-2's vocab.json"
         )
     return vocab
+
+
+def _require_whole(
+    vocab_file: str, vocab: dict[str, int], merge_file: str, merges: list[tuple[str, str]]
+) -> None:
+    """Name tokens that nothing makes: a file of merges that was cut is a sound one of fewer."""
+    made = {first + second for first, second in merges}
+    own = (token for token in vocab if len(token) > 1 and not re.fullmatch(r"<.*>", token))
+    never = [token for token in own if token not in made]
+    if never and not merges:
+        raise ValueError(f"{merge_file} holds no merge, {vocab_file} needs some; copy it again")
+    if never:
+        logger.warning(
+            "WARNING: no merge of %s makes %d of the tokens of %s (%r ...); was it cut?",
+            merge_file,
+            len(never),
+            vocab_file,
+            never[0],
+        )
 
 
 def _read_merges(path: str) -> list[tuple[str, str]]:

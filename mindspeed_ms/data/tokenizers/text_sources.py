@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mindspeed_ms.data.tokenizers import optional_libraries
-from mindspeed_ms.files.regular_file import open_regular, read_json
+from mindspeed_ms.files.content import taken_apart
+from mindspeed_ms.files.regular_file import open_regular, read_json, require_regular
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ PIECE = 1 << 14
 one item of a shuffled set, of which nothing could be kept for validation."""
 
 _BLOCK = 1 << 20
+_ROWS = 1024
+"""Of a table that are read at a time."""
 
 _NOTES = ("dataset_dict.json", "state.json", "dataset_info.json")
 """Files of a saved dataset that hold no text."""
@@ -69,7 +72,7 @@ def find_inputs(patterns: str | Sequence[str]) -> list[str]:
             if not os.path.isdir(path):
                 found.append(path)
                 continue
-            files = _files_of(Path(path), passed_over, ())
+            files = _files_of(Path(path), passed_over, {os.path.realpath(path)})
             if not files:
                 raise FileNotFoundError(f"{path} holds no file that ends in {', '.join(ENDINGS)}")
             found += files
@@ -82,6 +85,8 @@ class _PassedOver:
     """What of folders is not read."""
 
     hidden: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
+    """Links to folders that are read already."""
     endings: Counter[str] = field(default_factory=Counter)
     """Ending -> files."""
 
@@ -90,6 +95,8 @@ class _PassedOver:
         parts = []
         if self.hidden:
             parts.append(f"{len(self.hidden)} hidden ({self.hidden[0]})")
+        if self.again:
+            parts.append(f"{len(self.again)} links to folders read already ({self.again[0]})")
         if self.endings:
             kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(self.endings.items()))
             parts.append(f"{self.endings.total()} that hold no text by their ending ({kinds})")
@@ -97,26 +104,43 @@ class _PassedOver:
             logger.warning("files and folders left out of the input: %s", "; ".join(parts))
 
 
-def _files_of(folder: Path, passed_over: _PassedOver, above: tuple[str, ...]) -> list[str]:
-    """Texts of a folder and those in it; ``above``: the folders it is in, as a link may be one."""
+def _files_of(folder: Path, passed_over: _PassedOver, seen: set[str]) -> list[str]:
+    """Texts of a folder and those in it; ``seen``: folders that were met, as links may lead back.
+
+    Of those a link leads to again only the first is read: links between folders give ways without
+    number.
+    """
     if (folder / "state.json").is_file():  # datasets.Dataset.save_to_disk
-        stated = read_json(folder / "state.json").get("_data_files") or []
-        return [str(folder / item["filename"]) for item in stated]
+        return _files_of_saved(folder)
     found: list[str] = []
-    within = (*above, os.path.realpath(folder))
     for path in sorted(folder.iterdir()):
         if path.name in _NOTES:
             continue
         if path.name.startswith("."):
             passed_over.hidden.append(str(path))
         elif path.is_dir():
-            if os.path.realpath(path) not in within:
-                found += _files_of(path, passed_over, within)
+            real = os.path.realpath(path)
+            if real not in seen:
+                seen.add(real)
+                found += _files_of(path, passed_over, seen)
+            elif path.is_symlink():
+                passed_over.again.append(str(path))
         elif _ending(path.name) in ENDINGS:
             found.append(str(path))
         else:
             passed_over.endings[_ending(path.name) or "without"] += 1
     return found
+
+
+def _files_of_saved(folder: Path) -> list[str]:
+    """Files of a dataset that was saved, by its own list."""
+    state = folder / "state.json"
+    with taken_apart(state, "the list of a saved dataset's files"):
+        names = [item["filename"] for item in read_json(state).get("_data_files") or []]
+        strange = [name for name in names if Path(name).name != name]
+        if strange:
+            raise ValueError(f"{state} names {strange[0]!r:.80}, which is no file of its folder")
+        return [str(folder / name) for name in names]
 
 
 def _ending(name: str) -> str:
@@ -167,10 +191,10 @@ def json_lines(
         for pieces, share in _text_documents(path, unit):
             value = pieces[0] if len(pieces) == 1 else pieces
             document = dict.fromkeys(keys, "") | {keys[0]: value}
-            yield _line(document), int(share * size)
+            yield _line(document, path), int(share * size)
         return
     for rows, share in _tables(path, kind, keys):
-        yield b"".join(_line(row) for row in rows), int(share * size)
+        yield b"".join(_line(row, path) for row in rows), int(share * size)
 
 
 def records_of(path: str) -> Iterator[dict[str, Any]]:
@@ -215,8 +239,11 @@ def _objects_of_lines(path: str) -> Iterator[Any]:
                 raise ValueError(f"line {number}: {error}") from None
 
 
-def _line(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False).encode() + b"\n"
+def _line(document: dict[str, Any], path: str) -> bytes:
+    try:
+        return json.dumps(document, ensure_ascii=False).encode() + b"\n"
+    except TypeError as error:
+        raise ValueError(f"{path} has a column that holds no texts ({error})") from None
 
 
 def _text_documents(path: str, unit: Unit) -> Iterator[tuple[list[str], float]]:
@@ -284,27 +311,51 @@ def _tables(
 ) -> Iterator[tuple[list[dict[str, Any]], float]]:
     """Rows of a table, in groups, and the share of the file that is read; None: all columns."""
     arrow = optional_libraries.load("pyarrow", f"{path} is a table, and reading it", "text")
+    size = max(1, require_regular(path))
+    faults = (arrow.ArrowException, OSError, UnicodeError, OverflowError, MemoryError)
     try:
-        if kind == "parquet":
-            file = optional_libraries.load("pyarrow.parquet", path, "text").ParquetFile(path)
-            batches: Any = file.iter_batches(columns=_known(path, keys, file.schema_arrow.names))
-            count = max(1, file.metadata.num_rows)
-        else:
-            file = optional_libraries.load("pyarrow.ipc", path, "text")
-            with open_regular(path) as probe:
-                is_file = probe.read(6) == b"ARROW1"
-            source = arrow.memory_map(path)
-            reader = file.open_file(source) if is_file else file.open_stream(source)
-            chosen = _known(path, keys, reader.schema.names)
-            table = reader.read_all().select(chosen)
-            batches, count = table.to_batches(max_chunksize=1024), max(1, table.num_rows)
-        done = 0
-        for batch in batches:
-            rows = batch.to_pylist()
-            done += len(rows)
-            yield rows, done / count
-    except arrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is damaged or no such table ({error}); copy it again") from None
+        with arrow.OSFile(path) as stream:
+            for batch in _batches(path, kind, keys, stream):
+                yield _rows(path, batch), min(1.0, stream.tell() / size)
+    except faults as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is damaged or no such table ({reason}); copy it again") from None
+
+
+def _batches(path: str, kind: Kind, keys: Sequence[str] | None, stream: Any) -> Iterator[Any]:
+    """Rows of a table's file as the library reads them, the asked columns alone."""
+    if kind == "parquet":
+        table = optional_libraries.load("pyarrow.parquet", path, "text").ParquetFile(stream)
+        columns = _known(path, keys, table.schema_arrow.names)
+        yield from table.iter_batches(batch_size=_ROWS, columns=columns)
+        return
+    library = optional_libraries.load("pyarrow.ipc", path, "text")
+    is_file = stream.read(6) == b"ARROW1"
+    stream.seek(0)
+    if is_file:
+        reader = library.open_file(stream)
+        batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+    else:
+        reader = batches = library.open_stream(stream)
+    chosen = _known(path, keys, reader.schema.names)
+    for batch in batches:
+        picked = batch.select(chosen)
+        for start in range(0, picked.num_rows, _ROWS):
+            yield picked.slice(start, _ROWS)
+
+
+def _rows(path: str, batch: Any) -> list[dict[str, Any]]:
+    """Rows of a batch, whose inner places are looked at first: wrong ones end an interpreter.
+
+    Raises:
+        ValueError: they are wrong, or a value is none that Python has.
+    """
+    batch.validate(full=True)
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} holds a value that cannot be read: {reason}") from None
 
 
 def _known(path: str, keys: Sequence[str] | None, columns: Sequence[str]) -> list[str]:

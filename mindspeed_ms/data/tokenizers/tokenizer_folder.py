@@ -10,6 +10,7 @@ Source: ``transformers`` 5.24 (which file wins; results are compared with it).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 from mindspeed_ms.config.section import suggestion
 from mindspeed_ms.data.tokenizers import optional_libraries
-from mindspeed_ms.data.tokenizers.byte_level import read_json
+from mindspeed_ms.data.tokenizers.byte_level import MAX_BYTES, read_json
 from mindspeed_ms.data.tokenizers.pipelines import GENERIC, PIPELINES
 from mindspeed_ms.files.regular_file import read_text
 
@@ -155,7 +156,7 @@ class _Files:
         is_byte_level = (
             declared == "LlamaTokenizer"
             and self.tokenizer_json is not None
-            and '"ByteLevel"' in self.tokenizer_json.read_text(encoding="utf-8")
+            and '"ByteLevel"' in read_text(self.tokenizer_json, MAX_BYTES)
         )
         model_type = model_type or self.model.get("model_type")
         return class_for(self.declared, model_type, is_byte_level) or self._class_of_names()
@@ -172,7 +173,7 @@ class _Files:
 def _files(path: Path, reads_beside: bool = False) -> _Files:
     is_file = path.is_file()
     file = path if is_file else path / "tokenizer.json"
-    tokenizer_json = file if file.is_file() and file.suffix == ".json" else None
+    tokenizer_json = file if os.path.lexists(file) and file.suffix == ".json" else None
     if is_file and not reads_beside:
         return _Files(path, None, {}, {}, tokenizer_json)
     folder = path.parent if is_file else path
@@ -257,7 +258,7 @@ def open_folder(
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
-    return read_json(folder / name) if (folder / name).is_file() else {}
+    return read_json(folder / name) if os.path.lexists(folder / name) else {}
 
 
 def _source(path: Path, name: str, tokenizer_json: Path | None) -> Source:
@@ -287,7 +288,7 @@ def _chat_templates(folder: Path, in_config: Any) -> str | dict[str, str] | None
     """Templates of the folder; files of their own go before ``tokenizer_config.json``."""
     found: dict[str, str] = {}
     main = folder / "chat_template.jinja"
-    if main.is_file():
+    if os.path.lexists(main):
         found["default"] = read_text(main)
     for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         found[file.stem] = read_text(file)

@@ -183,7 +183,7 @@ def cut_events(folder: Path, iteration: int, consumed_samples: int) -> int:
                     dropped += 1
                 else:
                     kept.append(record)
-        except (damage, ValueError) as error:  # curves are worth no end of a run
+        except (damage, ValueError, OSError) as error:  # curves are worth no end of a run
             logger.warning("WARNING: event file %s stays as it is: %s", file, error)
             continue
         if dropped:

@@ -22,6 +22,9 @@ Ids = list[int]
 Learned = list[bool]
 """For each id, whether the model is to predict it."""
 
+_NO_INPUT = ("input", None)
+"""What a record of an instruction may be without."""
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{% if message['role'] == 'assistant' %}"
@@ -123,17 +126,21 @@ class Writer:
         return asked + said, [not self.answers_only] * len(asked) + [True] * len(said)
 
     def _instruction(self, record: Mapping[str, Any]) -> tuple[Ids, Learned]:
-        asked, given = str(record["instruction"]), str(record.get("input") or "")
+        for name in ("instruction", "input", "output"):
+            if not isinstance(record.get(name), str) and (name, record.get(name)) != _NO_INPUT:
+                raise ValueError(f"{name} is {record.get(name)!r:.60}; it must be a text")
+        asked, said = record["instruction"], record["output"]
+        given = record.get("input") or ""
         if self.chat_template is not None or self.tokenizer.chat_template is not None:
             question = f"{asked}\n{given}" if given else asked
             turns = [
                 {"role": "user", "content": question},
-                {"role": "assistant", "content": str(record["output"])},
+                {"role": "assistant", "content": said},
             ]
             return self._conversation(turns)
         parts = [f"### Instruction:\n{asked}\n\n"]
         parts += [f"### Input:\n{given}\n\n"] if given else []
-        return self._answer("".join([*parts, "### Response:\n"]), str(record["output"]))
+        return self._answer("".join([*parts, "### Response:\n"]), said)
 
     def _template(self) -> str:
         if self.chat_template is None and self.tokenizer.chat_template is None:

@@ -99,7 +99,10 @@ class Source:
         require_local(name, key)
         found = find_data(usable(name), key)
         if found[0].endswith(TEXT_FILES):
-            return cls(key=key, records=list(read_texts(found, key)))
+            records = list(read_texts(found, key))
+            if not records:
+                raise ValueError(f"{key}: {found[0]} holds no record; give one with text")
+            return cls(key=key, records=records)
         if is_row_file(found[0]):
             return cls(row_files=found)
         return cls(token_files=found)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+_MOST = 1 << 63
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?|)B?\s*", re.IGNORECASE)
 
 
@@ -19,7 +20,7 @@ def file_size(value: int | str) -> int:
     (5000000000, 1048576, 17)
     """
     match = _SIZE.fullmatch(str(value))
-    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
-    if size < 1:
-        raise ValueError(f"{value!r} is not the size of a file; write 5GB, 500MB or bytes")
-    return size
+    size = float(match[1]) * _UNITS[match[2].upper()] if match else 0.0
+    if not 1 <= size < _MOST:
+        raise ValueError(f"{value!r:.60} is not the size of a file; write 5GB, 500MB or bytes")
+    return int(size)

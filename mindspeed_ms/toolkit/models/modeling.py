@@ -35,7 +35,7 @@ from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.toolkit import hub
 from mindspeed_ms.toolkit.generation.config import GenerationConfig, of_file
 from mindspeed_ms.toolkit.generation.mixin import GenerationMixin
-from mindspeed_ms.toolkit.given import shown, switch
+from mindspeed_ms.toolkit.given import mapping, shown, switch
 from mindspeed_ms.toolkit.models import batches, building, calls, configuration, stages
 from mindspeed_ms.toolkit.models.building import Layout
 from mindspeed_ms.toolkit.models.calls import CausalLMOutput
@@ -258,7 +258,7 @@ class PreTrainedModel(ModelSurface, GenerationMixin, Cell):
                 "weights; save_pretrained it, and adapt what from_pretrained opens"
             )
         config = copy.deepcopy(self.config)
-        config.run.setdefault("lora_config", {}).update(section)
+        config.run.setdefault("lora_config", {}).update(mapping("section", section))
         adapted = type(self)(config, dtype=self._dtype, seed=self._seed)
         adapted._layout, adapted._weights = self._layout, self._weights
         adapted.name_or_path, adapted._adapters = self.name_or_path, adapters

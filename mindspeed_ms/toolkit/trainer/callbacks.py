@@ -66,11 +66,42 @@ class TrainerState:
         """Read it from a file; keys of other versions are left out.
 
         Raises:
-            ValueError: it holds no JSON object.
+            ValueError: it holds no JSON object, or values of other kinds than a trainer writes.
         """
-        values = read_json(Path(hub.checked_name(json_path)))
-        known = {item.name for item in dataclasses.fields(cls)}
+        path = Path(hub.checked_name(json_path))
+        values, known = read_json(path), {item.name for item in dataclasses.fields(cls)}
+        for name in known & values.keys():
+            if not _fits(name, values[name], getattr(cls, name, 0)):
+                raise ValueError(
+                    f"{path}: {name} is {values[name]!r:.60}, which no trainer writes; correct it, "
+                    "or move the file away to go on without the history of the run"
+                )
         return cls(**{name: value for name, value in values.items() if name in known})
+
+
+_FREE = ("best_metric", "best_global_step", "best_model_checkpoint", "epoch", "train_batch_size")
+"""What may be None."""
+_MOST = 1e300
+
+
+def _fits(name: str, value: Any, usual: Any) -> bool:
+    """Whether a value of a state's file is of the kind that its field has."""
+    if name == "log_history":
+        return isinstance(value, list) and all(
+            isinstance(one, dict) and _is_number(one.get("step")) for one in value
+        )
+    if name in _FREE and value is None:
+        return True
+    if name == "best_model_checkpoint":
+        return isinstance(value, str)
+    if isinstance(usual, bool):
+        return isinstance(value, bool)
+    return _is_number(value) or (name == "best_metric" and isinstance(value, float))
+
+
+def _is_number(value: Any) -> bool:
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_one and abs(value) < _MOST  # false of what is no number
 
 
 @dataclass

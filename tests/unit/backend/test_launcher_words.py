@@ -84,7 +84,7 @@ def test_the_words_of_deepspeed(monkeypatch, tmp_path, words, nodes, ranks):
         ("--num_gpus two", "--nproc-per-node is 'two'"),
         ("-i a -e b", "exclude each other"),
         ("--no_python", "ranks are Python processes"),
-        ("-H {hosts}", "is not of the form host slots=8"),
+        ("-H {hosts}", "not of the form host slots=8"),
     ],
 )
 def test_what_deepspeed_alone_can_do_is_told(monkeypatch, tmp_path, words, line):

@@ -395,7 +395,7 @@ def test_bad_mindrecords_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="give the path of a MindRecord file"):
         read(tmp_path / "none.mindrecord")
     (tmp_path / "text.mindrecord").write_text("hello")
-    with pytest.raises(ValueError, match="is not a MindRecord file with a column 'input_ids'"):
+    with pytest.raises(ValueError, match="or not a MindRecord file with a column 'input_ids'"):
         read(tmp_path / "text.mindrecord")
     write_mindrecord(tmp_path / "uneven.mindrecord", [[1, 2], [3]])
     with pytest.raises(ValueError, match="row 1 of .* has 1 tokens, row 0 has 2"):
