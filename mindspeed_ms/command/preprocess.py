@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain, product
-from typing import Any, TypeVar
 
 from mindspeed_ms.command import instruction_files
+from mindspeed_ms.command.workers import in_order
 from mindspeed_ms.data.indexed_dataset import (
     DType,
     IndexedDatasetBuilder,
@@ -47,9 +46,6 @@ from mindspeed_ms.data.tokenizers.text_sources import find_inputs
 from mindspeed_ms.data.tokenizers.tokenizer_flags import add_tokenizer_flags
 from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
-Given = TypeVar("Given")
-Encoded = TypeVar("Encoded")
-
 SAMPLED_FILES, SAMPLED_DOCUMENTS = 8, 16
 """What the tokenizer is tried on before it is used."""
 
@@ -57,25 +53,6 @@ SAMPLED_FILES, SAMPLED_DOCUMENTS = 8, 16
 def _logger() -> logging.Logger:
     """Of this tool."""
     return logging.getLogger("preprocess_data")
-
-
-class _Worker:
-    """Holder of what this worker process does."""
-
-    def __init__(self) -> None:
-        self.encode: Callable[[Any], Any] | None = None
-
-
-_worker = _Worker()
-
-
-def _start_worker(encode: Callable[[Any], Any]) -> None:
-    _worker.encode = encode
-
-
-def _encode_in_worker(chunk: Any) -> Any:
-    assert _worker.encode is not None, "the pool calls _start_worker first"
-    return _worker.encode(chunk)
 
 
 @dataclass(slots=True)
@@ -117,24 +94,6 @@ def make_encoder(args: argparse.Namespace, tokenizer: Tokenizer, paths: Sequence
     )
 
 
-def encode(
-    one: Callable[[Given], Encoded], chunks: Iterable[Given], workers: int
-) -> Iterator[Encoded]:
-    """Encode chunks in their order, in this process or in several.
-
-    Raises:
-        ValueError: a line cannot be encoded.
-    """
-    if workers == 1:
-        yield from map(one, chunks)
-        return
-    with multiprocessing.Pool(workers, _start_worker, (one,)) as pool:
-        try:
-            yield from pool.imap(_encode_in_worker, chunks)
-        except ValueError as error:  # the worker's place in the code is of no use here
-            raise ValueError(str(error)) from None
-
-
 def write(
     args: argparse.Namespace, tokenizer: Tokenizer, paths: Sequence[str], sample: Sample
 ) -> Progress:
@@ -154,7 +113,7 @@ def write(
             for partition, (key, prefix) in product(range(args.partitions), enumerate(prefixes))
         }
         chunks = sample.noted(read_chunks(paths, keys=args.json_keys, unit=args.documents))
-        for chunk in encode(encoder.encode_chunk, chunks, args.workers):
+        for chunk in in_order(encoder.encode_chunk, chunks, args.workers):
             for place, documents in chunk.documents.items():
                 builders[place].add_documents(*documents)
             progress.add(chunk)
@@ -188,7 +147,7 @@ def _instructions(args: argparse.Namespace) -> None:
     encoder = instruction_files.InstructionEncoder(args, tokenizer)
     unread: Counter[str] = Counter()
     records = instruction_files.placed_records(paths, encoder.reader, unread)
-    written = chain.from_iterable(encode(encoder, records, args.workers))
+    written = chain.from_iterable(in_order(encoder, records, args.workers))
     outcome = instruction_files.write_instructions(args, encoder, tokenizer, written)
     outcome.unread = unread
     outcome.tell(_logger(), args)

@@ -17,7 +17,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -35,7 +34,7 @@ from mindspeed_ms.data.tokenizers.sentencepiece_training import (
     train_sentencepiece,
 )
 from mindspeed_ms.data.tokenizers.text_sources import Unit, find_inputs
-from mindspeed_ms.files.whole import appears_whole, write_text
+from mindspeed_ms.files.whole import appears_whole, unfinished_folder, write_text
 from mindspeed_ms.toolkit.launch.command import Parser, user_errors
 
 END = "<|endoftext|>"
@@ -141,10 +140,12 @@ def train_bpe(texts: Iterator[str], vocab_size: int, output: Path) -> list[str]:
         texts, vocab_size=vocab_size, special_tokens=[END], show_progress=False
     )
     stated = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "bos_token": END}
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".unfinished.") as folder:
-        _saved(trained, Path(folder), stated)
-        for path in sorted(Path(folder).iterdir()):
+    with unfinished_folder(output, "tokenizer") as folder:
+        _saved(trained, folder, stated)
+        made = sorted(folder.iterdir())
+        for path in made:  # whoever is killed in between leaves no mixture of two tokenizers
+            (output / path.name).unlink(missing_ok=True)
+        for path in made:
             os.replace(path, output / path.name)
     files = ["--vocab-file", str(output / "vocab.json"), "--merge-file", str(output / "merges.txt")]
     return ["--tokenizer-type", "GPT2BPETokenizer", *files]

@@ -22,7 +22,6 @@ import logging
 import os
 import shutil
 import struct
-import uuid
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -38,7 +37,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from mindspeed_ms.data.object_store import RemoteFile, is_remote, local_copy
 from mindspeed_ms.files.crc import crc32_of_file
 from mindspeed_ms.files.regular_file import open_regular
-from mindspeed_ms.files.whole import appears_whole
+from mindspeed_ms.files.whole import appears_whole, forget, unfinished_name
 
 logger = logging.getLogger(__name__)
 
@@ -421,10 +420,11 @@ class IndexedDatasetBuilder:
     Used as a context manager it removes its unfinished files when an error leaves the block.
 
     Args:
-        bin_path: final path of the .bin file.
+        bin_path: final path of the .bin file; its folder is made.
         dtype: type of a token, see ``DType.optimal_dtype``.
 
     Raises:
+        OSError: no file can be made there.
         ValueError: the format has no code for this type.
     """
 
@@ -432,8 +432,12 @@ class IndexedDatasetBuilder:
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._code = DType.code_from_dtype(dtype)
         self._bin_path = str(bin_path)
-        self._temporary = f"{self._bin_path}.{uuid.uuid4().hex}.tmp"
-        self._file = open(self._temporary, "xb")  # noqa: SIM115  (finalize or discard closes it)
+        self._temporary = unfinished_name(Path(bin_path))
+        try:
+            self._file = open(self._temporary, "xb")  # noqa: SIM115  (finalize or discard closes)
+        except OSError as error:
+            error.filename = self._bin_path  # the name that was asked for is what is told
+            raise
         self._lengths = array("i")  # four and eight bytes per entry: corpora have 1e9 of them
         self._boundaries = array("q", [0])
 
@@ -576,6 +580,7 @@ class IndexedDatasetBuilder:
             self._file.close()
         with suppress(FileNotFoundError):
             os.remove(self._temporary)
+        forget(self._temporary)
 
     def _as_tokens(self, tokens: ArrayLike) -> NDArray:
         ids = np.asarray(tokens)

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from mindspeed_ms.files.whole import unfinished_folder
 from mindspeed_ms.formats.catalog import StoredTensor, TensorReader
 from mindspeed_ms.formats.containers import safetensors_file as safetensors
 from mindspeed_ms.formats.containers.torch_file import TensorRef, TorchFile
@@ -102,9 +102,8 @@ def convert_weight(torch_path: Path, mindspore_path: Path, config: Mapping[str, 
         ValueError: tensors are missing, left over or of another shape than ``config`` says.
     """
     tensors = read_tensors(torch_path)
-    mindspore_path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=mindspore_path.parent, prefix=".convert_") as folder:
-        between, after = Path(folder, "model"), Path(folder, "ckpt")
+    with unfinished_folder(mindspore_path.parent, mindspore_path.name) as folder:
+        between, after = folder / "model", folder / "ckpt"
         between.mkdir()
         (between / "config.json").write_text(json.dumps(config), encoding="utf-8")
         with TensorReader() as reader:

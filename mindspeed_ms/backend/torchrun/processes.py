@@ -8,7 +8,6 @@ so their exit statuses are known, and they learn from the kernel that the launch
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -22,8 +21,8 @@ from pathlib import Path
 from typing import TextIO
 
 from mindspeed_ms.backend.job_client import VERDICT_VARIABLE
+from mindspeed_ms.backend.parent import tie_to
 
-_PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.05
 _SHOW_SECONDS = 0.2
 _GRACE_SECONDS = 8.0
@@ -106,7 +105,7 @@ class Processes:
             stdout=output,
             stderr=None if output is None else subprocess.STDOUT,
             start_new_session=command.log is not None,
-            preexec_fn=_tie_to(me) if command.dies_with_launcher else None,
+            preexec_fn=tie_to(me) if command.dies_with_launcher else None,
         )
         if output is not None:
             output.close()
@@ -241,17 +240,3 @@ def last_lines(log: Path | None) -> str:
         return ""
     lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
     return "".join(f"  {line}\n" for line in lines)
-
-
-def _tie_to(launcher: int) -> Callable[[], None] | None:
-    """What a child does before it becomes a rank: ask for SIGTERM when the launcher dies."""
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "prctl"):  # not Linux
-        return None
-
-    def tie() -> None:
-        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != launcher:
-            os._exit(1)
-
-    return tie

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mindspeed_ms.files.alive import is_alive
+
 NAME = "run.lock"
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -142,12 +144,4 @@ def _words(record: dict[str, Any]) -> str:
 
 
 def _is_alive(pid: Any) -> bool:
-    if type(pid) is not int or pid < 1:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    return type(pid) is int and pid > 0 and is_alive(pid)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 from mindspeed_ms.backend.plain_parser import PlainParser
+from mindspeed_ms.files.whole import remove_unfinished
+from mindspeed_ms.toolkit.launch import ended
 from mindspeed_ms.training import reader
 from mindspeed_ms.training.one_line import one_line
 from mindspeed_ms.training.told import TOLD, frames_of, told_line
@@ -58,7 +60,7 @@ def telling(read: Callable[[str], Value]) -> Callable[[str], Value]:
 
 @contextmanager
 def user_errors(name: str | None = None) -> Iterator[None]:
-    """Turn errors about input into one line on standard error.
+    """Turn errors about input, and signals that end, into one line on standard error.
 
     Unlike ``training.entry.user_errors`` this starts no MindSpore; which errors are the user's is
     the same.
@@ -66,7 +68,12 @@ def user_errors(name: str | None = None) -> Iterator[None]:
     Args:
         name: of the program; None: as it was called.
     """
-    with reader.may_leave():
+    program = name or os.path.basename(sys.argv[0])
+
+    def say(line: str) -> None:
+        sys.stderr.write(f"{one_line(f'{program}: error: {line}')}\n")
+
+    with reader.may_leave(), ended.by_signals(say, remove_unfinished):
         try:
             yield
         except TOLD as error:
@@ -77,6 +84,5 @@ def user_errors(name: str | None = None) -> Iterator[None]:
             line = told_line(error, frames, is_reading=True, program=own)
             if line is None:
                 raise
-            program = name or os.path.basename(sys.argv[0])
-            sys.stderr.write(f"{one_line(f'{program}: error: {line}')}\n")
+            say(line)
             raise SystemExit(USER_ERROR_STATUS) from None

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +19,7 @@ from mindspeed_ms.config.build import assemble
 from mindspeed_ms.core.dist_checkpointing.live_state import LiveTensor, parameters_of
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
 from mindspeed_ms.core.peft.merge import adapted_layers
+from mindspeed_ms.files.whole import unfinished_folder
 from mindspeed_ms.formats import companions, dtypes, huggingface
 from mindspeed_ms.formats.catalog import Catalog, StoredTensor
 from mindspeed_ms.formats.containers import storage
@@ -186,20 +185,19 @@ def _through_own_format(
         ValueError: the format cannot hold the model.
     """
     is_first = comm.get_rank() == 0
-    between = tempfile.mkdtemp(dir=folder, prefix=".save_") if is_first else ""
-    if comm.get_world_size() > 1:
-        between = comm.broadcast_object(between, 0)
-    problem = ""
-    try:
-        _write_own(model, Path(between, "own"))
-        if is_first:
-            _convert(model, Path(between), folder, options, save_name)
-    except (ValueError, OSError) as error:
-        problem = str(error)
-    if comm.get_world_size() > 1:
-        problem = comm.broadcast_object(problem, 0)
-    if is_first:
-        shutil.rmtree(between, ignore_errors=True)
+    made = unfinished_folder(folder, "save") if is_first else nullcontext(folder)
+    with made as between:  # the first rank's
+        if comm.get_world_size() > 1:
+            between = comm.broadcast_object(between, 0)
+        problem = ""
+        try:
+            _write_own(model, between / "own")
+            if is_first:
+                _convert(model, between, folder, options, save_name)
+        except (ValueError, OSError) as error:
+            problem = str(error)
+        if comm.get_world_size() > 1:
+            problem = comm.broadcast_object(problem, 0)
     if problem:
         raise ValueError(problem)
 

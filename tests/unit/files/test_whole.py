@@ -1,9 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file appears whole, or nothing is left of the attempt."""
 
+import os
+import subprocess
+
 import pytest
 
-from mindspeed_ms.files.whole import appears_whole
+from mindspeed_ms.files.alive import is_alive
+from mindspeed_ms.files.whole import (
+    appears_whole,
+    remove_unfinished,
+    unfinished_folder,
+    unfinished_name,
+    write_text,
+)
 
 
 def test_it_takes_its_name_at_the_end(tmp_path):
@@ -30,3 +40,43 @@ def test_the_name_that_was_asked_for_is_told(tmp_path):
     with pytest.raises(OSError) as told, appears_whole(path) as unfinished:
         unfinished.read_text()
     assert told.value.filename == str(path)
+
+
+def dead_process():
+    """Number of a process that has ended."""
+    return subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout.strip()
+
+
+def test_what_a_killed_process_has_left_goes_with_the_next_write(tmp_path):
+    path = tmp_path / "a.txt"
+    living = unfinished_name(path)
+    dead = living.with_name(living.name.replace(f".{os.getpid()}.", f".{dead_process()}."))
+    foreign = tmp_path / f".a.txt.00000000.{dead_process()}.0123.txt"
+    other = dead.with_name(dead.name.replace(".a.txt.", ".b.txt."))
+    for one in (living, dead, foreign, other):
+        one.write_text("half")
+    write_text(path, "whole")
+    assert sorted(tmp_path.iterdir()) == sorted([living, foreign, other, path])
+    with unfinished_folder(tmp_path, "folder") as folder:
+        left = folder.with_name(folder.name.replace(f".{os.getpid()}.", f".{dead_process()}."))
+        (left / "deeper").mkdir(parents=True)
+    with unfinished_folder(tmp_path, "folder") as again:
+        assert again.is_dir() and not left.exists() and not folder.exists()
+
+
+def test_what_is_unfinished_can_be_removed_from_anywhere(tmp_path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(FileNotFoundError), appears_whole(path) as unfinished:
+        unfinished.write_text("half")
+        remove_unfinished()
+        assert not unfinished.exists()
+    with unfinished_folder(tmp_path, "folder") as folder:
+        remove_unfinished()
+        assert not folder.exists()
+
+
+def test_a_process_that_only_waits_to_be_noticed_is_not_alive():
+    process = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not is_alive(process.pid) and is_alive(os.getpid())
+    process.wait()
