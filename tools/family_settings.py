@@ -209,6 +209,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe": ("Glm4Moe", GLM_EXPERTS),
     "stablelm": ("StableLm", {"rope_parameters": PARTIAL}),
     "stablelm_parallel": ("StableLm", {"use_parallel_residual": True, "use_qkv_bias": True}),
+    "stablelm_norms": (
+        "StableLm",
+        {"qk_layernorm": True, "num_key_value_heads": 2, "rope_parameters": PARTIAL},
+    ),
+    "cohere_norms": ("Cohere", {"use_qk_norm": True, "logit_scale": 0.7}),
+    "olmoe_clipped": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 0.4}),
     "falcon": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "cohere": ("Cohere", {"logit_scale": 0.7}),
     "cohere2": (
@@ -255,5 +261,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "helium": ("Helium", HEAD),
+    "internlm2": ("Llama", {"rms_norm_eps": 1e-5}),
+    "phi": ("Phi", {"rope_parameters": PARTIAL}),
+    "opt": ("OPT", {"ffn_dim": 24, "word_embed_proj_dim": 32}),
     "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}),
 }

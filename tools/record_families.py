@@ -36,13 +36,52 @@ UNKNOWN = {
     "Falcon": {"intermediate_size", "num_key_value_heads"},
     "GPT2": SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"},
     "GPTNeoX": {"num_key_value_heads"},
+    "OPT": {"intermediate_size", "num_key_value_heads"},
     "Bloom": SIZES.keys()
     - {"vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id"},
 }
 """Sizes that a configuration has no key for."""
 
-RENAMED = {"kimi_k2"}
+RENAMED = {"kimi_k2", "internlm2"}
 """Cases of a model type that computes as another one does, whose class there is."""
+
+Tensors = dict[str, np.ndarray]
+
+_INTERNLM2 = {
+    "embed_tokens": "tok_embeddings",
+    "lm_head": "output",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+}
+
+
+def internlm2_of(llama: Tensors, head_dim: int) -> tuple[Tensors, Tensors]:
+    """Tensors under InternLM 2's names, and those of the Llama that computes the same.
+
+    A matrix ``wqkv`` holds the queries, the key and the value of each group of heads.
+    """
+    theirs: Tensors = {}
+    same: Tensors = {}
+    for key, array in llama.items():
+        if "q_proj" in key:
+            name = key.replace("self_attn.q_proj", "attention.wqkv")
+            group = llama[key.replace("q_proj", "k_proj")].shape[0] // head_dim
+            rows = array.shape[0] + 2 * group * head_dim
+            theirs[name] = values(name, (rows, *array.shape[1:]))
+            parts = theirs[name].reshape(group, -1, head_dim, *array.shape[1:])
+            for word, part in zip("qkv", np.split(parts, [-2, -1], axis=1), strict=True):
+                same[key.replace("q_proj", f"{word}_proj")] = part.reshape(-1, *array.shape[1:])
+        elif "k_proj" not in key and "v_proj" not in key:
+            name = key
+            for word, own in _INTERNLM2.items():
+                name = name.replace(word, own)
+            theirs[name] = same[key] = values(name, array.shape)
+    return theirs, {key: np.ascontiguousarray(array) for key, array in same.items()}
+
 
 PROMPT, NEW = 20, 4
 
@@ -61,8 +100,11 @@ def record(case: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model_of(name, changes).save_pretrained(folder)
         path = Path(folder) / "model.safetensors"
-        shapes = {key: tuple(tensor.shape) for key, tensor in load_file(path).items()}
-        tensors = {key: values(key, shape) for key, shape in shapes.items()}
+        tensors = {key: values(key, array.shape) for key, array in load_file(path).items()}
+        theirs = tensors
+        if case == "internlm2":
+            theirs, tensors = internlm2_of(tensors, SIZES["hidden_size"] // 4)
+        shapes = {key: array.shape for key, array in theirs.items()}
         save_file(tensors, path, metadata={"format": "pt"})
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, attn_implementation="eager", dtype=torch.float32
@@ -70,6 +112,11 @@ def record(case: str) -> None:
         config = json.loads((Path(folder) / "config.json").read_text())
     if case in RENAMED:
         config["model_type"] = case
+    if case == "internlm2":
+        config["bias"] = config.pop("attention_bias")
+        config["architectures"] = ["InternLM2ForCausalLM"]
+        for key in ("mlp_bias", "head_dim"):
+            del config[key]
     ids = np.random.RandomState(7).randint(0, SIZES["vocab_size"], PROMPT).tolist()
     tokens = list(ids)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from mindspeed_ms.config.attention_options import Switch
 from mindspeed_ms.config.block_options import BlockOptions
-from mindspeed_ms.config.kinds import Count, NonNegative, Positive
+from mindspeed_ms.config.kinds import Count, Natural, NonNegative, Positive
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.config.rope_scaling_config import RopeScalingConfig
 
@@ -146,6 +146,20 @@ class LayerOptions(BlockOptions):
     """With qk_layernorm, normalize the queries of all heads as one vector, and the keys. False: per
     head."""
 
+    qk_layernorm_per_head: bool = False
+    """With qk_layernorm, each head has factors of its own, and nothing is added, as in Command R+
+    and StableLM 2 12B. False: all heads have the same."""
+
+    clip_qkv: Positive | None = None
+    """Queries, keys and values lie between this and its negative, as in OLMo and MPT. None: no
+    limits."""
+
+    head_has_bias: bool = False
+    """A head with a matrix of its own adds a bias, as Phi's. False: it does not."""
+
+    position_embedding_offset: Natural = 0
+    """Rows in front of the table of positions that stand for none: OPT has 2."""
+
     @property
     def has_linear_layers(self) -> bool:
         """Whether there are layers with linear attention."""
@@ -175,6 +189,8 @@ class LayerOptions(BlockOptions):
             "shares_input_norm": ("apply_residual_connection_post_norm",),
             "embed_layernorm": ("a table of positions", "mtp_num_layers"),
             "qk_l2_norm": ("qk_layernorm", "multi_latent_attention"),
+            "clip_qkv": ("multi_latent_attention", "experimental_attention_variant"),
+            "head_has_bias": ("a head that is the table of embeddings",),
             "attention_output_gate": ("use_query_layer", "multi_latent_attention", "use_lora"),
             "experimental_attention_variant": ("use_query_layer", "use_lora"),
             "heterogeneous_layers_config_encoded_json": (
@@ -233,10 +249,16 @@ class LayerOptions(BlockOptions):
                 "shares_input_norm is about blocks side by side with a norm before them; set "
                 "use_parallel_residual: True and leave use_pre_norm, or leave this out"
             )
-        if self.qk_layernorm_full and (latent or not qk_layernorm):
+        for name in ("qk_layernorm_full", "qk_layernorm_per_head"):
+            if getattr(self, name) and (latent or not qk_layernorm):
+                raise ValueError(
+                    f"{name} says how qk_layernorm normalizes queries and keys of heads; set "
+                    "qk_layernorm: True without multi_latent_attention, or leave it out"
+                )
+        if self.qk_layernorm_full and self.qk_layernorm_per_head:
             raise ValueError(
-                "qk_layernorm_full says how qk_layernorm normalizes queries and keys of heads; set "
-                "qk_layernorm: True without multi_latent_attention, or leave it out"
+                "qk_layernorm_full and qk_layernorm_per_head are two ways to normalize queries and "
+                "keys; leave one out"
             )
 
     @property

@@ -32,10 +32,7 @@ GATED_ACTIVATIONS = frozenset({"swiglu", "fused_swiglu"})
 
 
 def default_ffn_hidden_size(hidden_size: int, is_swiglu: bool) -> int:
-    """Return the ffn width used when none is given.
-
-    That is 4·h, or 8/3·h rounded down to a multiple of 64 for swiglu.
-    """
+    """The ffn width when none is given: 4·h, with swiglu 8/3·h rounded down to a multiple of 64."""
     if is_swiglu:
         return int((4 * hidden_size * 2 / 3) / 64) * 64
     return 4 * hidden_size
@@ -427,6 +424,7 @@ class TransformerConfig(LayerOptions):
         present = {name: bool(getattr(self, name)) for name in names} | {
             "use_lora": self.lora_config.use_lora,
             "a table of positions": self.has_learned_positions,
+            "a head that is the table of embeddings": not self.untie_embeddings_and_output_weights,
             "num_experts": self.moe_config.is_moe,
         }
         ranks = self.parallel_config.tensor_model_parallel_size

@@ -112,7 +112,7 @@ class HuggingFaceFormat:
 
 FORMAT = HuggingFaceFormat()
 
-_HEAD = re.compile(r"^(lm_head|embed_out)\.weight$")
+_HEAD = re.compile(r"^(lm_head|embed_out|output)\.weight$")
 _FOLLOWS = re.compile(
     rf"\.((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq)$|{_HEAD.pattern}"
 )

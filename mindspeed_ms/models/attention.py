@@ -36,6 +36,8 @@ class AttentionSpec:
     k_layernorm: NormSpec | None = None
     normalizes_all_heads: bool = False
     """Whether these norms take the heads together."""
+    limit: float | None = None
+    """Queries, keys and values lie between this and its negative."""
     length_eps: float | None = None
     """Added to the mean square of each head of queries and keys, by whose root they are divided;
     None: they are not."""
@@ -86,6 +88,10 @@ class AttentionSpec:
         if self.normalizes_all_heads:  # the norms keep the heads of all ranks
             every = (self.num_heads + self.num_groups) * self.head_dim
             kept += sizes.tokens * sizes.width * every
+        if self.q_layernorm is not None and self.q_layernorm.heads > 1:  # twice in fp32
+            kept += sizes.tokens * 2 * 4 * (heads + groups) * self.head_dim
+        if self.limit is not None:  # before it
+            kept += sizes.tokens * sizes.width * (heads + 2 * groups) * self.head_dim
         return kept if CORE_ATTENTION in recompute.modules else kept + 4 * sizes.tokens * heads
 
 

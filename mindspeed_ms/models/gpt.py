@@ -70,7 +70,8 @@ def embedding_spec(config: TransformerConfig, num_tokentypes: int = 0) -> Embedd
         init = table_init(config, is_drawn_twice=True)
         return TableSpec(rows=rows, width=config.hidden_size, init=init, dtype=config.params_dtype)
 
-    positions = config.max_position_embeddings or config.seq_length
+    offset = config.position_embedding_offset
+    positions = whole((config.max_position_embeddings or config.seq_length) + offset)
     return EmbeddingSpec(
         word=TableSpec(
             rows=config.vocab_size,
@@ -79,7 +80,7 @@ def embedding_spec(config: TransformerConfig, num_tokentypes: int = 0) -> Embedd
             dtype=config.embedding_init_dtype,
             is_vocabulary=True,
         ),
-        position=whole(positions) if config.has_learned_positions else None,
+        position=replace(positions, offset=offset) if config.has_learned_positions else None,
         tokentype=whole(num_tokentypes) if num_tokentypes else None,
         norm=replace(
             norm_spec(config),
@@ -96,7 +97,7 @@ def head_spec(config: TransformerConfig) -> LinearSpec:
     """A head with a matrix of its own."""
     matrix = _column(config, config.hidden_size, config.vocab_size)
     init = table_init(config) if config.use_mup else matrix.init
-    return replace(matrix, is_vocabulary=True, init=init)
+    return replace(matrix, is_vocabulary=True, init=init, has_bias=config.head_has_bias)
 
 
 def layer_spec(config: TransformerConfig, index: int) -> LayerSpec:
@@ -251,6 +252,9 @@ def attention_spec(config: TransformerConfig, index: int = 0) -> AttentionSpec:
     if config.qk_layernorm_full:  # every rank normalizes all heads, and keeps its own
         query_norm = replace(norm_spec(config, heads * channels), partial="never")
         key_norm = replace(norm_spec(config, groups * channels), partial="never")
+    elif config.qk_layernorm_per_head:
+        own = replace(norm_spec(config, channels), only_multiplies=True, partial="never")
+        query_norm, key_norm = replace(own, heads=heads), replace(own, heads=groups)
     elif config.qk_layernorm:
         query_norm = key_norm = replace(norm_spec(config, channels), partial="always")
     rows = heads * (2 if config.attention_output_gate else 1) + 2 * groups
@@ -264,6 +268,7 @@ def attention_spec(config: TransformerConfig, index: int = 0) -> AttentionSpec:
         q_layernorm=query_norm,
         k_layernorm=key_norm,
         normalizes_all_heads=config.qk_layernorm_full,
+        limit=config.clip_qkv,
         length_eps=config.norm_epsilon if config.qk_l2_norm else None,
         has_gate=config.attention_output_gate,
         rotates=config.rotates(index),

@@ -106,6 +106,7 @@ class LinearSpec:
                 partition_dim=0 if self.split == "column" else -1,
                 partition_stride=self.stride if self.split == "column" else 1,
                 partial_gradient="never" if self.split == "column" else "sequence",
+                is_vocabulary=self.is_vocabulary,
             )
         for adapter in self.adapters:
             yield from adapter.parameters(self.inputs, self.split, self.dtype)
@@ -131,6 +132,9 @@ class NormSpec:
     only_multiplies: bool = False
     """A layer norm adds nothing."""
 
+    heads: int = 1
+    """Heads of ``dim`` channels that have factors of their own, one behind the other."""
+
     @property
     def has_bias(self) -> bool:
         """Whether something is added behind the factor."""
@@ -145,7 +149,7 @@ class NormSpec:
             yield ParamSpec(
                 name=name,
                 megatron_name=megatron_name,
-                shape=(self.dim,),
+                shape=(self.heads * self.dim,),
                 dtype=self.dtype,
                 init=Init(value=value),
                 partial_gradient=self.partial,
@@ -161,6 +165,8 @@ class TableSpec:
     init: Init
     dtype: DType
     is_vocabulary: bool = False
+    offset: int = 0
+    """Rows in front of the first that is looked up."""
 
     def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
         """The table."""

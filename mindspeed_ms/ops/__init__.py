@@ -57,6 +57,7 @@ from mindspeed_ms.ops.experts import (
 )
 from mindspeed_ms.ops.gated import (
     Gate,
+    clipped,
     gated,
     quick_gelu,
     relu,
@@ -94,6 +95,7 @@ __all__ = [
     "ce_max",
     "ce_sum",
     "ce_sum_logits",
+    "clipped",
     "combine_rows",
     "copy_cast_",
     "count_zeros",

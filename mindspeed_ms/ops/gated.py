@@ -10,7 +10,10 @@ from mindspore import Tensor
 from mindspeed_ms.ops import checks
 from mindspeed_ms.ops.selection import chosen
 
-__all__ = ["Gate", "gated", "quick_gelu", "relu", "scaled", "sigmoid_gated", "softcapped", "swiglu"]
+__all__ = [
+    *("Gate", "clipped", "gated", "quick_gelu", "relu", "scaled", "sigmoid_gated", "softcapped"),
+    "swiglu",
+]
 
 Gate: TypeAlias = Literal["gelu", "fast_gelu", "silu", "quick_gelu", "relu"]
 """What is done to the gate: gelu in its erf form, in its tanh form, silu, or z * sigmoid(1.702 z).
@@ -84,6 +87,15 @@ def scaled(x: Tensor, factor: float) -> Tensor:
     """Every element times a number. Shapes: x and result of any shape."""
     checks.floating("scaled", x.dtype)
     return chosen.kernels.scaled(x, factor)
+
+
+def clipped(x: Tensor, limit: float) -> Tensor:
+    """``min(max(x, -limit), limit)``. Shapes: x and result of any shape.
+
+    What lies beyond the limit has no gradient.
+    """
+    checks.floating("clipped", x.dtype)
+    return chosen.kernels.clipped(x, limit)
 
 
 def softcapped(x: Tensor, cap: float) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 
 FAMILIES = {
     "learned queries": {"num_layers": 3, "use_query_layer": True},
-    "gpt2": {"num_layers": 4},
+    "gpt2": {"num_layers": 4, "position_embedding_offset": 2},
     "llama": {
         "num_layers": 5,
         "position_embedding_type": "rope",
@@ -41,6 +41,11 @@ FAMILIES = {
         "norm_has_bias": False,
         "use_parallel_residual": True,
         "shares_input_norm": True,
+        "qk_layernorm": True,
+        "qk_layernorm_per_head": True,
+        "clip_qkv": 0.5,
+        "untie_embeddings_and_output_weights": True,
+        "head_has_bias": True,
     },
     "experts": {
         "num_layers": 4,

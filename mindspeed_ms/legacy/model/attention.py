@@ -227,11 +227,17 @@ class ParallelAttention(Cell):
         self.rotary_interleaved = config.rotary_interleaved
         self.rotates, self.tables = spec.rotates, slice(2, 4) if spec.rotates_locally else slice(2)
         self.has_gate, self.length_eps = spec.has_gate, spec.length_eps
+        self.limit = spec.limit
         self.q_layernorm = self.k_layernorm = None
         self.normalizes_all_heads, self.group = spec.normalizes_all_heads, groups.tensor
         if spec.q_layernorm is not None and spec.k_layernorm is not None:
-            self.q_layernorm = norm_from_spec(spec.q_layernorm, config)
-            self.k_layernorm = norm_from_spec(spec.k_layernorm, config)
+            if spec.q_layernorm.heads > 1 and self.sharers > 1:
+                raise ValueError(
+                    f"qk_layernorm_per_head needs a head of keys for each of {groups.tensor.size} "
+                    f"tensor parallel ranks, the model has {spec.num_groups}; use fewer ranks"
+                )
+            self.q_layernorm = norm_from_spec(spec.q_layernorm, config, groups.tensor)
+            self.k_layernorm = norm_from_spec(spec.k_layernorm, config, groups.tensor)
 
     def construct(
         self,
@@ -257,6 +263,9 @@ class ParallelAttention(Cell):
         if self.q_layernorm is not None and self.k_layernorm is not None:
             q_SBND = ops.cast(self._normalized(q_SBND, self.q_layernorm), v_SBGD.dtype)
             k_SBGD = ops.cast(self._normalized(k_SBGD, self.k_layernorm), v_SBGD.dtype)
+        if self.limit is not None:
+            parts = (q_SBND, k_SBGD, v_SBGD)
+            q_SBND, k_SBGD, v_SBGD = (ops.clipped(part, self.limit) for part in parts)
         if self.length_eps is not None:
             ones = memory.full((self.head_dim,), 1.0, q_SBND.dtype)
             q_SBND = ops.rms_norm(q_SBND, ones, self.length_eps)

@@ -37,7 +37,7 @@ from mindspeed_ms.legacy.model.unserved import refuse_unserved
 from mindspeed_ms.models import gpt_spec
 
 
-def post_language_model_processing(
+def post_language_model_processing(  # noqa: PLR0913 - the predecessor's public signature
     parallel_lm_logits: ParallelLMLogits,
     loss_fn: Cell,
     lm_output: Tensor,
@@ -46,13 +46,16 @@ def post_language_model_processing(
     parallel_output: bool,
     fp16_lm_cross_entropy: bool,
     loss_mask: Tensor | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Head and loss: hidden states [s, b, h] -> scalar loss, or logits [b, s, v] without labels.
+
+    ``bias``: of the head, [v/p], if it has one.
 
     Raises:
         ValueError: fp16_lm_cross_entropy with logits of another type.
     """
-    output = parallel_lm_logits(lm_output, logit_weights, parallel_output)
+    output = parallel_lm_logits(lm_output, logit_weights, parallel_output, bias)
     if labels is None:
         return memory.contiguous(output.swapaxes(0, 1))
     if fp16_lm_cross_entropy and output.dtype != mstype.float16:
@@ -124,7 +127,7 @@ class GPTModel(Module):
         self.language_model.batch_first = False
         if post_process:
             self.parallel_lm_logits = ParallelLMLogits(
-                config, bias=False, compute_dtype=config.compute_dtype
+                config, bias=config.head_has_bias, compute_dtype=config.compute_dtype
             )
             self.loss = LossWithMask(
                 VocabParallelCrossEntropy(),
@@ -192,6 +195,7 @@ class GPTModel(Module):
                 self.parallel_output,
                 self.fp16_lm_cross_entropy,
                 loss_mask,
+                self.head_bias(),
             )
 
         loss = head(lm_output, labels, loss_mask)
@@ -219,6 +223,10 @@ class GPTModel(Module):
         if self.share_embeddings_and_output_weights:
             return self.shared_embedding_or_output_weight()
         return self.language_model.output_layer.weight
+
+    def head_bias(self) -> Parameter | None:
+        """What the head adds."""
+        return self.language_model.output_layer.bias if self.config.head_has_bias else None
 
     def decoder(self, in_int8: bool = False) -> Decoder | None:
         """The model as one native call per token; None where it has no such form.
@@ -248,7 +256,7 @@ class GPTModel(Module):
     def _logits_of(self, hidden: Tensor) -> Tensor:
         """[n, 1, h], the same on all tensor parallel ranks, -> [n, 1, v]."""
         return self.parallel_lm_logits(
-            hidden, self.head_weights(), parallel_output=False, is_whole=True
+            hidden, self.head_weights(), False, self.head_bias(), is_whole=True
         )
 
     def draft(

@@ -344,7 +344,8 @@ class TransformerLanguageModel(Cell):
 def sized(spec: EmbeddingSpec, hidden: int, vocabulary: int, positions: int) -> EmbeddingSpec:
     """The tables with sizes of the caller's own."""
     word = replace(spec.word, width=hidden, rows=vocabulary)
-    position = spec.position and replace(spec.position, width=hidden, rows=positions)
+    rows = positions + (spec.position.offset if spec.position else 0)
+    position = spec.position and replace(spec.position, width=hidden, rows=rows)
     return replace(spec, word=word, position=position)
 
 

@@ -15,8 +15,10 @@ from mindspore.nn import Cell
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import memory
+from mindspeed_ms.backend.base import Group
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.parameter import InitMethod, ShardSpec, create_parameter
+from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.models.gpt import norm_spec
 from mindspeed_ms.models.part import NormSpec
 
@@ -106,8 +108,48 @@ class RMSNorm(Cell):
         return ops.cast(normed, self.weight.dtype)
 
 
-def norm_from_spec(spec: NormSpec, config: TransformerConfig) -> LayerNorm | RMSNorm:
-    """The normalisation of a description."""
+class NormOfHeads(Cell):
+    """A norm of heads, each with factors of its own; computed in fp32.
+
+    Args:
+        spec: of the heads of all ranks.
+        group: ranks that share out the heads. All hold the factors of all heads.
+    """
+
+    def __init__(self, spec: NormSpec, group: Group | None) -> None:
+        super().__init__()
+        self.spec, self.group = spec, group
+        name = "gamma" if spec.kind == "LayerNorm" else "weight"
+        weight = create_parameter(
+            (spec.heads * spec.dim,),
+            _constant(spec.scale - spec.zero_centered),
+            dtype=spec.dtype,
+            name=name,
+            shard=ShardSpec(),
+        )
+        setattr(self, name, weight)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """[..., heads of this rank, D] -> the same in fp32."""
+        weight = self.gamma if self.spec.kind == "LayerNorm" else self.weight
+        wide = ops.cast(weight.reshape((1, -1)), mstype.float32)
+        own = mappings.scatter_to_tensor_model_parallel_region(wide, self.group)
+        x = ops.cast(x, mstype.float32)
+        ones = memory.full((self.spec.dim,), 1.0, x.dtype)
+        if self.spec.kind == "LayerNorm":
+            normed = ops.layer_norm(x, ones, memory.zeros(ones.shape, x.dtype), self.spec.eps)
+        else:
+            normed = ops.rms_norm(x, ones, self.spec.eps)
+        factors = own.reshape((-1, self.spec.dim))
+        return normed * (factors + 1 if self.spec.zero_centered else factors)
+
+
+def norm_from_spec(
+    spec: NormSpec, config: TransformerConfig, group: Group | None = None
+) -> LayerNorm | RMSNorm | NormOfHeads:
+    """The normalisation of a description; see ``NormOfHeads`` for the group."""
+    if spec.heads > 1:
+        return NormOfHeads(spec, group)
     is_layer_norm = spec.kind == "LayerNorm"
     kind = partial(LayerNorm, only_multiplies=spec.only_multiplies) if is_layer_norm else RMSNorm
     return kind(
@@ -121,7 +163,7 @@ def norm_from_spec(spec: NormSpec, config: TransformerConfig) -> LayerNorm | RMS
     )
 
 
-def get_norm(config: TransformerConfig) -> LayerNorm | RMSNorm:
+def get_norm(config: TransformerConfig) -> LayerNorm | RMSNorm | NormOfHeads:
     """The normalisation of hidden states that a model configuration asks for.
 
     ``FusedRMSNorm`` is the same layer: which kernel computes it is chosen by ``ops``.

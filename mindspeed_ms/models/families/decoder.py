@@ -48,6 +48,8 @@ class Decoder:
     norms: Mapping[str, str] = field(default_factory=lambda: NORMS)
     """Norm here -> theirs."""
     query_norms: tuple[str, str] = ("q_norm", "k_norm")
+    query_words: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Matrices of queries, keys, values and output."""
     mixed: str | None = None
     """Name of one matrix with all queries, then all keys, then all values."""
     block: str = "mlp"
@@ -57,20 +59,26 @@ class Decoder:
     router: str = "gate"
     shared: str = "shared_experts"
     shared_gate: str = "shared_expert_gate"
+    root: str = "model"
+    final: str = "norm"
+    """The last norm."""
 
     def __call__(self, spec: ModelSpec) -> Iterator[Place]:
         """Every tensor of a model."""
         places = Places(spec)
-        yield from places.whole("model.embed_tokens.weight", "embedding.word_embeddings.weight")
+        root = self.root
+        yield from places.whole(f"{root}.embed_tokens.weight", "embedding.word_embeddings.weight")
+        positions = "embedding.position_embeddings.weight"
+        yield from places.whole(f"{root}.embed_positions.weight", positions)
         for number, layer in enumerate(spec.layers):
             if layer is not None:
-                theirs, ours = f"model.layers.{number}", f"encoder.layers.{number}"
+                theirs, ours = f"{root}.layers.{number}", f"encoder.layers.{number}"
                 yield from self.layer(places, theirs, ours, layer)
-        yield from places.norm("model.norm", "encoder.final_norm")
-        yield from places.whole("lm_head.weight", "output_layer.weight")
+        yield from places.norm(f"{root}.{self.final}", "encoder.final_norm")
+        yield from places.linear("lm_head", "output_layer")
         for number, layer in enumerate(spec.layers):
             if layer is not None:
-                theirs, ours = f"model.layers.{number}", f"encoder.layers.{number}"
+                theirs, ours = f"{root}.layers.{number}", f"encoder.layers.{number}"
                 yield from self.norms_of_heads(places, theirs, ours, layer)
 
     def layer(self, places: Places, theirs: str, ours: str, layer: LayerSpec) -> Iterator[Place]:
@@ -80,7 +88,7 @@ class Decoder:
         yield from self._attention(places, f"{theirs}.self_attn", f"{ours}.attention", layer)
         for own, name in others:
             yield from places.norm(f"{theirs}.{name}", f"{ours}.{own}")
-        block = (places, f"{theirs}.{self.block}", f"{ours}.mlp")
+        block = (places, f"{theirs}.{self.block}" if self.block else theirs, f"{ours}.mlp")
         if isinstance(layer.mlp, MoESpec):
             yield from self._experts(*block, layer.mlp)
         else:
@@ -105,11 +113,10 @@ class Decoder:
         assert isinstance(attention, AttentionSpec), "no family has linear attention"
         yield from places.whole(f"{theirs}.sinks", f"{ours}.core_attention.softmax_offset")
         if self.mixed is None:
-            words = ("q_proj", "k_proj", "v_proj", "o_proj")
-            yield from separate_attention(places, theirs, ours, layer, words)
+            yield from separate_attention(places, theirs, ours, layer, self.query_words)
             return
         yield from places.linear(f"{theirs}.{self.mixed}", f"{ours}.qkv_proj", all_rows(attention))
-        yield from places.linear(f"{theirs}.o_proj", f"{ours}.out_proj")
+        yield from places.linear(f"{theirs}.{self.query_words[-1]}", f"{ours}.out_proj")
 
     def _experts(self, places: Places, theirs: str, ours: str, block: MoESpec) -> Iterator[Place]:
         router = f"{theirs}.{self.router}"

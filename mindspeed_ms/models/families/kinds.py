@@ -81,14 +81,14 @@ KINDS = _table(
     layers=(LAYERS, "n_layer num_hidden_layers num_layers"),
     sizes=(
         SIZE,
-        "decoder_sparse_step experts_per_token ffn_hidden_size head_dim hidden_size "
+        "decoder_sparse_step experts_per_token ffn_dim ffn_hidden_size head_dim hidden_size "
         "index_head_dim index_n_heads index_topk initial_context_length intermediate_size "
         "kv_lora_rank max_position_embeddings "
         "moe_intermediate_size n_ctx n_embd n_head n_inner n_positions n_routed_experts "
         "n_embed no_rope_layer_interval num_kv_heads num_ln_in_parallel_attn seq_length "
         "num_attention_heads num_experts num_experts_per_tok num_heads num_key_value_heads "
         "num_local_experts original_max_position_embeddings q_lora_rank qk_head_dim "
-        "qk_nope_head_dim qk_rope_head_dim v_head_dim vocab_size",
+        "qk_nope_head_dim qk_rope_head_dim v_head_dim vocab_size word_embed_proj_dim",
     ),
     counts=(
         COUNT,
@@ -99,19 +99,19 @@ KINDS = _table(
     patterns=(PATTERN, "_sliding_window_pattern sliding_window_pattern"),
     above_0=(
         ABOVE_0,
-        "embedding_multiplier layer_norm_eps layer_norm_epsilon logit_scale logits_scaling "
-        "norm_eps norm_epsilon query_pre_attn_scalar rms_norm_eps "
+        "clip_qkv embedding_multiplier layer_norm_eps layer_norm_epsilon logit_scale "
+        "logits_scaling norm_eps norm_epsilon query_pre_attn_scalar rms_norm_eps "
         "rope_local_base_freq rope_theta rotary_emb_base",
     ),
     numbers=(
         NUMBER,
-        "attention_multiplier attn_logit_softcapping aux_loss_alpha clip_qkv "
+        "init_std attention_multiplier attn_logit_softcapping aux_loss_alpha "
         "final_logit_softcapping initializer_range residual_multiplier router_aux_loss_coef "
         "router_jitter_noise routed_scaling_factor swiglu_alpha swiglu_limit",
     ),
     shares=(
         SHARE,
-        "attention_dropout attn_pdrop embd_pdrop embedding_dropout hidden_dropout "
+        "attention_dropout attn_pdrop dropout embd_pdrop embedding_dropout hidden_dropout "
         "partial_rotary_factor resid_pdrop residual_dropout rotary_pct",
     ),
     switches=(
@@ -121,6 +121,7 @@ KINDS = _table(
         "attention_out_bias mlp_bias norm_topk_prob "
         "output_router_logits qkv_bias reorder_and_upcast_attn rope_interleave "
         "scale_attn_by_inverse_layer_idx scale_attn_weights seq_aux tie_word_embeddings "
+        "do_layer_norm_before enable_bias layer_norm_elementwise_affine "
         "use_bias use_bidirectional_attention use_parallel_residual use_qk_norm use_sliding_window",
     ),
     texts=(

@@ -33,13 +33,15 @@ class Place:
     """Theirs is stored [inputs, outputs]."""
     is_copy: bool = False
     """Another tensor of theirs holds the same; it is written, and not needed to read."""
+    view: tuple[int, ...] | None = None
+    """Its shape there, if that is another one."""
     part: tuple[int, int] | None = None
     """(index, number) where theirs stacks several such tensors along a dimension in front."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of their tensor, or of one of those that it stacks."""
-        shape = self.region.shape
+        shape = self.view or self.region.shape
         return shape[::-1] if self.is_transposed else shape
 
     @property
@@ -85,6 +87,11 @@ class Places:
         if transposed is None:
             transposed = self.is_transposed
         yield Place(theirs, parameter.name, region, transposed and is_matrix)
+
+    def heads(self, theirs: str, ours: str, count: int) -> Iterator[Place]:
+        """A vector here whose parts, one a head, are rows of a matrix of theirs."""
+        for place in self._place(theirs, ours, None, None):
+            yield replace(place, view=(count, place.region.size // count))
 
     def copy(self, theirs: str, ours: str) -> Iterator[Place]:
         """A further tensor that holds a parameter which has a place already."""

@@ -29,6 +29,7 @@ from mindspeed_ms.models.families import (
     gpt_pangu,
     granite,
     helium,
+    internlm2,
     kimi_k2,
     llama,
     ministral,
@@ -38,6 +39,8 @@ from mindspeed_ms.models.families import (
     olmo2,
     olmo3,
     olmoe,
+    opt,
+    phi,
     phi3,
     qwen2,
     qwen2_moe,
@@ -92,6 +95,9 @@ FAMILIES: tuple[Family, ...] = (
     falcon.FAMILY,
     cohere.COHERE,
     cohere.FAMILY,
+    phi.FAMILY,
+    opt.FAMILY,
+    internlm2.FAMILY,
 )
 """In the order in which a model is tried to be written as one of them."""
 

@@ -361,6 +361,11 @@ class ScoreScale:
         return {self.theirs: int(value) if value == int(value) else value}
 
 
+def norms_of_heads(key: str) -> Biases:
+    """A switch for norms of queries and keys whose heads have factors of their own."""
+    return Biases(key, ("model_config.qk_layernorm", "model_config.qk_layernorm_per_head"))
+
+
 def tied_head(default: bool) -> Key:
     """Whether the head is the table of embeddings, by ``tie_word_embeddings``."""
     path = "model_config.untie_embeddings_and_output_weights"

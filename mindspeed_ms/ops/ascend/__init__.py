@@ -69,6 +69,7 @@ from mindspeed_ms.ops.ascend.loss import (
 from mindspeed_ms.ops.ascend.pointwise import (
     branch,
     cast,
+    clipped,
     gated,
     gelu,
     layer_norm,

@@ -94,6 +94,11 @@ def scaled(x: Tensor, factor: float) -> Tensor:
     return mint.mul(x, factor)
 
 
+def clipped(x: Tensor, limit: float) -> Tensor:
+    """See ``ops.clipped``."""
+    return mint.clamp(x, -limit, limit)
+
+
 def softcapped(x: Tensor, cap: float) -> Tensor:
     """See ``ops.softcapped``."""
     return mint.mul(mint.tanh(mint.div(x, cap)), cap)

@@ -71,7 +71,7 @@ from mindspeed_ms.ops.cpu.linear import (
 from mindspeed_ms.ops.cpu.norms import layer_norm, rms_norm
 from mindspeed_ms.ops.cpu.qkv import split_qkv
 from mindspeed_ms.ops.cpu.rotary import rotary
-from mindspeed_ms.ops.portable.activations import relu, sigmoid_gated
+from mindspeed_ms.ops.portable.activations import clipped, relu, sigmoid_gated
 from mindspeed_ms.ops.portable.columns import join_columns, split_columns
 from mindspeed_ms.ops.portable.cross_entropy import (
     ce_loss,

@@ -11,6 +11,7 @@ computes on the host: slow, and right, which is what an oracle is for.
 from __future__ import annotations
 
 from mindspeed_ms.ops.portable.activations import (
+    clipped,
     gated,
     gelu,
     quick_gelu,

@@ -240,6 +240,27 @@ def scaled(x: Tensor, factor: float) -> Tensor:
     return _Scaled.apply(x, factor)
 
 
+class _Clipped(autograd.Function):
+    """``y = clip(x, -limit, limit)``; ``dx = dy`` where ``|x| <= limit``, else 0."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.limit = np.float32(limit)
+        return tensor_of(np.clip(wide(x), -ctx.limit, ctx.limit), x.dtype)
+
+    @staticmethod
+    def backward(ctx: Context, dy: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        is_within = np.abs(wide(x)) <= ctx.limit
+        return tensor_of(np.where(is_within, wide(dy), np.float32(0.0)), dy.dtype), None
+
+
+def clipped(x: Tensor, limit: float) -> Tensor:
+    """See ``ops.clipped``."""
+    return _Clipped.apply(x, limit)
+
+
 class _Softcapped(autograd.Function):
     """``y = cap tanh(x / cap)``; ``dx = dy (1 - tanh(x / cap)^2)``."""
 

@@ -97,6 +97,7 @@ def gradients(model, dropout_seed=3, microbatches=3):
 ONE_NORM = {
     **{"normalization": "LayerNorm", "norm_has_bias": False},
     **{"use_parallel_residual": True, "shares_input_norm": True},
+    **{"qk_layernorm": True, "qk_layernorm_per_head": True, "clip_qkv": 1.0},
 }
 
 

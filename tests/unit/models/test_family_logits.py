@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mindspeed_ms import AutoModelForCausalLM
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.models.families.registry import FAMILIES, family_of_type
 from mindspeed_ms.training.checkpoint_config import spec_of
@@ -78,10 +79,13 @@ def test_what_does_not_belong_to_a_pythia_is_left_and_a_copied_head_told(tmp_pat
         ("gemma3_text", {"attn_logit_softcapping": 5.0}, "softcapping 5.0; only None is supported"),
         ("llama", {"hidden_act": "relu2"}, "'relu2'; silu, swish, gelu, .*, relu are supp"),
         ("gpt2", {"add_cross_attention": True}, "cross_attention True; only False is supported"),
-        ("olmoe", {"clip_qkv": 0.3}, "clip_qkv 0.3; only None is supported"),
+        ("olmoe", {"clip_qkv": 0}, "clip_qkv 0, but it must be a finite number above 0"),
         ("olmoe", {"num_experts": 1}, "num_experts 1; a router here chooses among 2 experts"),
         ("deepseek_v32", {"layer_types": ["full_attention"] * 2}, "only indexed_attention is supp"),
         ("deepseek_v32", {"mlp_layer_types": ["dense", "other"]}, "dense or sparse for each of"),
+        ("opt", {"do_layer_norm_before": False}, "norm_before False; only True is supported"),
+        ("opt", {"word_embed_proj_dim": 16}, "dim 16 and hidden_size 32; only equal ones"),
+        ("phi", {"tie_word_embeddings": True}, "head_has_bias and a head that is the table"),
         ("deepseek_v2", {"mlp_bias": True}, "mlp_bias True; only False is supported"),
     ],
 )
@@ -89,6 +93,17 @@ def test_what_cannot_be_held_is_refused_by_its_name(case, changes, message):
     config = {**family_cases.recorded(case)["config"], **changes}
     with pytest.raises(ValueError, match=message):
         family_of_type(config["model_type"]).config(config)
+
+
+@pytest.mark.parametrize(
+    "case", ["phi", "opt", "internlm2", "stablelm_norms", "cohere_norms", "olmoe_clipped"]
+)
+def test_tokens_with_a_cache_are_those_of_transformers(case, tmp_path):
+    told = family_cases.write_folder(case, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(str(tmp_path))
+    options = {"max_new_tokens": len(told["greedy"]), "do_sample": False, "eos_token_id": []}
+    tokens = np.array(model.generate([told["prompt"]], **options))[0]
+    assert tokens[len(told["prompt"]) :].tolist() == told["greedy"]
 
 
 def test_a_first_gemma_says_gelu_and_means_the_tanh_form():

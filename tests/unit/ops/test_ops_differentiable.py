@@ -273,6 +273,7 @@ STRIDED = {
     "swiglu": (ops.swiglu, [(4, 3, 6), (6,)]),
     "gated": (lambda *a: ops.gated(*a, "gelu", limit=1.0), [(4, 3, 6), (6,)]),
     "scaled": (lambda x: ops.scaled(x, 0.5), [(4, 3, 6)]),
+    "clipped": (lambda x: ops.clipped(x, 0.5), [(4, 3, 6)]),
     "softcapped": (lambda x: ops.softcapped(x, 0.5), [(4, 3, 6)]),
     "sigmoid_gated": (ops.sigmoid_gated, [(4, 3, 6), (4, 3, 6)]),
     "softmax": (ops.softmax, [(4, 3, 6)]),
@@ -409,10 +410,12 @@ def test_a_limit_stops_the_gradient():
 
 @DTYPES
 @pytest.mark.parametrize("strided", [False, True])
-def test_scaled_and_softcapped_match_float64(dtype, strided):
+def test_scaled_clipped_and_softcapped_match_float64(dtype, strided):
     x = np.random.RandomState(4).randn(3, 5, 7) * 3
     check(lambda t: ops.scaled(t, 0.25), lambda t: t * 0.25, [x], dtype, strided)
     cap = lambda t: 2.0 * np.tanh(t / 2.0)  # noqa: E731 - a formula
+    clip = lambda t: np.clip(t, -2.0, 2.0)  # noqa: E731 - a formula
+    check(lambda t: ops.clipped(t, 2.0), clip, [x], dtype, strided)
     check(lambda t: ops.softcapped(t, 2.0), cap, [x], dtype, strided)
 
 

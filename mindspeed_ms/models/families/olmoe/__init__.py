@@ -8,7 +8,7 @@ from mindspeed_ms.models.families.decoder import Decoder
 from mindspeed_ms.models.families.expert_rules import NORMED, experts
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.olmo2 import WHOLE_NORMS
-from mindspeed_ms.models.families.rules import Key, Only
+from mindspeed_ms.models.families.rules import Key
 
 FAMILY = Family(
     name="olmoe",
@@ -20,7 +20,7 @@ FAMILY = Family(
         NORMED,
         Key("router_aux_loss_coef", "moe_config.moe_aux_loss_coeff", 0.01, float),
         llama.ATTENTION_BIAS,
-        Only("clip_qkv", (None,)),
+        Key("clip_qkv", "model_config.clip_qkv", None),
         epsilon=1e-5,
     ),
     places=Decoder(),

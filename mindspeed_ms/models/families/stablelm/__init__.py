@@ -3,11 +3,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mindspeed_ms.models.attention import AttentionSpec
 from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.decoder import Decoder
 from mindspeed_ms.models.families.family import Family
+from mindspeed_ms.models.families.place import Place, Places
 from mindspeed_ms.models.families.rope import Rope
-from mindspeed_ms.models.families.rules import Biases, Heads, Key, Only
+from mindspeed_ms.models.families.rules import Biases, Heads, Key, norms_of_heads
+from mindspeed_ms.models.layer import LayerSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Decoder(Decoder):
+    """Each head's norm is a tensor."""
+
+    def norms_of_heads(
+        self, places: Places, theirs: str, ours: str, layer: LayerSpec
+    ) -> Iterator[Place]:
+        """Norms of queries and keys of a layer."""
+        attention = layer.attention
+        assert isinstance(attention, AttentionSpec), "heads have one width"
+        counts, width = (attention.num_heads, attention.num_groups), attention.head_dim
+        for word, count in zip("qk", counts, strict=True):
+            own = f"{ours}.attention.{word}_layernorm.gamma"
+            for head in range(count):
+                name = f"{theirs}.self_attn.{word}_layernorm.norms.{head}.weight"
+                yield from places.rows(name, own, [(head * width, width)])
+
 
 FAMILY = Family(
     name="stablelm",
@@ -20,14 +45,14 @@ FAMILY = Family(
             "use_parallel_residual",
             ("model_config.use_parallel_residual", "model_config.shares_input_norm"),
         ),
-        Only("qk_layernorm", (False,), False),
+        norms_of_heads("qk_layernorm"),
         Key("hidden_dropout", "model_config.hidden_dropout_rate", 0.0, float),
         heads=Heads(width=None, default_groups=32),
         rope=Rope(share=0.25),
         epsilon=1e-5,
         epsilon_key="layer_norm_eps",
     ),
-    places=Decoder(),
+    places=_Decoder(),
     presets={
         "stablelm2_1.6b": {
             "model_type": "stablelm",
