@@ -7,11 +7,12 @@
 
 The model is a Llama of 31.6 million parameters on made-up tokens; flags are added to its own, so
 any size or layout can be measured. One line of JSON is printed by the first rank: tokens per
-second over all ranks (median over the measured iterations), and per rank the peak resident memory
-and the seconds from process start to the first step. Then a few more iterations run with a clock
-in front of every call of the native library; ``parts`` says where their time went on the first
-rank (see ``step_parts.py``): ``gemm_share`` is that of the linear products, ``rest_share`` what is
-neither those nor the products of attention. ``--png`` draws them.
+second over all ranks (median over the measured iterations), and per rank the peak resident memory,
+what of it came after the start (``run_mib``) beside what the planner says of that, and the seconds
+from process start to the first step. Then a few more iterations run with a clock in front of every
+call of the native library; ``parts`` says where their time went on the first rank (see
+``step_parts.py``): ``gemm_share`` is that of the linear products, ``rest_share`` what is neither
+those nor the products of attention. ``--png`` draws them.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ from reference_model import FLAGS
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, device
 from mindspeed_ms.command.train import model_provider
+from mindspeed_ms.core import parallel_state
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.train_loop import StepReport
 from mindspeed_ms.ops.cpu import library, timing
 from mindspeed_ms.planning.flops import flops_per_step
+from mindspeed_ms.planning.plan import make_plan
 from mindspeed_ms.training import initialize_megatron, pretrain
 
 FIRST_MEASURED, LAST_MEASURED, TAKEN_APART = 5, 15, 5
@@ -84,7 +87,7 @@ def measure(flags: list[str], iterations: int, taken_apart: int) -> dict[str, An
     started = psutil.Process().create_time()
     train_iters = ["--train-iters", str(iterations + taken_apart)]
     initialize_megatron(argv=[*FLAGS, *train_iters, *flags])
-    meter = Meter(iterations)
+    meter, before = Meter(iterations), device.memory_stats()["current"]
 
     pretrain(None, model_provider, all_config=get_all_config(), on_step=meter.on_step)
     config, world = get_all_config(), comm.get_world_size()
@@ -94,7 +97,10 @@ def measure(flags: list[str], iterations: int, taken_apart: int) -> dict[str, An
         step.seconds for step in steps[FIRST_MEASURED - 1 : iterations] or steps
     )
     ends = meter.processor[FIRST_MEASURED - 2 : iterations]
-    own = {"peak_rss_mib": device.memory_stats()["peak"] / 2**20}
+    peak, plan = device.memory_stats()["peak"], make_plan(config, world)
+    stage = plan.stages[parallel_state.get_pipeline_model_parallel_rank()]
+    own = {"peak_rss_mib": peak / 2**20, "run_mib": (peak - before) / 2**20}
+    own["planned_mib"] = stage.bytes_at_peak / 2**20
     own["processor_seconds"] = statistics.median(b - a for a, b in pairwise(ends))
     own["startup_seconds"] = meter.first_step - started
     speed = flops_per_step(model, config.global_batch_size(world)) / median
@@ -110,7 +116,10 @@ def measure(flags: list[str], iterations: int, taken_apart: int) -> dict[str, An
             sum(rank["processor_seconds"] for rank in ranks) * 1e3, 1
         ),
         "share_of_limit": share_of_limit(speed, library.num_threads() * world, dtype),
-        "peak_rss_mib": [round(rank["peak_rss_mib"], 1) for rank in ranks],
+        **{
+            name: [round(rank[name], 1) for rank in ranks]
+            for name in ("peak_rss_mib", "run_mib", "planned_mib")
+        },
         "startup_seconds": [round(rank["startup_seconds"], 2) for rank in ranks],
         "ranks": world,
         "kernels": ops.report().splitlines()[0],
