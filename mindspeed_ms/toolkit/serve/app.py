@@ -29,6 +29,9 @@ OPEN_PATHS = ("/", "/health")
 _LEFT = 499
 """Status of an answer that nobody reads, as nginx has it."""
 
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+"""Of errors by status."""
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -146,8 +149,7 @@ class App:
                 self._check_key(request)
                 response = await handler(request)
             except ApiError as error:
-                headers = {"Retry-After": "1"} if error.status == 503 else None
-                response = JSONResponse(error.body, error.status, headers)
+                response = JSONResponse(error.body, error.status, _HEADERS.get(error.status))
             except ClientDisconnect:
                 response = Response(status_code=_LEFT)
             path = request.scope["route"].path
@@ -220,7 +222,8 @@ class App:
 
     async def _not_allowed(self, request: Request, error: Exception) -> Response:
         text = f"Not allowed to {request.method} on {request.url.path}"
-        return JSONResponse(ApiError(405, text, code="method_not_allowed").body, 405)
+        allowed = getattr(error, "headers", None)  # 405 must say what may be done
+        return JSONResponse(ApiError(405, text, code="method_not_allowed").body, 405, allowed)
 
     async def _broken(self, request: Request, error: Exception) -> Response:
         return JSONResponse(ApiError(500, INTERNAL, kind="server_error").body, 500)
