@@ -417,8 +417,16 @@ def _read_parquet(folder: Path) -> object:
     return [list(records_of(str(folder / name))) for name in ("d.parquet", "d.arrow")]
 
 
+def small_writer(path: Path) -> FileWriter:
+    """Writes files of the smallest pages there are."""
+    writer = FileWriter(str(path), 1)
+    writer.set_header_size(1 << 14)
+    writer.set_page_size(1 << 15)
+    return writer
+
+
 def _make_mindrecord(folder: Path) -> None:
-    writer = FileWriter(str(folder / "d.mindrecord"), 1)
+    writer = small_writer(folder / "d.mindrecord")
     writer.add_schema({"input_ids": {"type": "int32", "shape": [-1]}}, "rows")
     rows = np.arange(36, dtype=np.int32).reshape(4, 9)
     writer.write_raw_data([{"input_ids": row} for row in rows])

@@ -311,9 +311,17 @@ def _check_exclusions(args: Namespace) -> None:
 
 
 def _check_saving(args: Namespace) -> None:
-    if getattr(args, "save", None) is not None and not getattr(args, "save_interval", None):
+    if getattr(args, "save", None) is None:
+        return
+    interval = getattr(args, "save_interval", None)
+    if interval is None:
         raise ValueError(
             "--save needs --save-interval; give the number of iterations between checkpoints"
+        )
+    if interval < 1:
+        raise ValueError(
+            f"--save-interval is {interval}, but with --save must be at least 1: the number of "
+            "iterations between checkpoints; raise it, or leave --save out"
         )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_ms.backend import addresses, env, launcher
+from mindspeed_ms.backend.torchrun.modules import require_module
 from mindspeed_ms.backend.torchrun.options import LaunchError, LaunchParser
 from mindspeed_ms.backend.torchrun.run import Part, master_address, run
 
@@ -108,7 +109,9 @@ def _script(script: str, arguments: Sequence[str]) -> tuple[str, ...]:
     words = tuple(arguments) if script in ("python", "python3") else (script, *arguments)
     if not words:
         raise LaunchError(f"{script} needs a script; name it")
-    if words[0] != "-m" and not Path(words[0]).is_file():
+    if words[0] == "-m":
+        require_module(words[1] if len(words) > 1 else "")
+    elif not Path(words[0]).is_file():
         raise LaunchError(f"there is no script {words[0]}; check the path")
     return words
 

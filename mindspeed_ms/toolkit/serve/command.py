@@ -41,6 +41,7 @@ from mindspeed_ms.toolkit.serve.batch import Beams, ContinuousBatch, Request
 from mindspeed_ms.toolkit.serve.loop import Desk, run
 from mindspeed_ms.toolkit.serve.metrics import Metrics
 from mindspeed_ms.toolkit.serve.openai_forms import Served
+from mindspeed_ms.toolkit.serve.patience import patient, room_for_connections
 from mindspeed_ms.toolkit.tokenization import of_checkpoint
 from mindspeed_ms.training.entry import user_errors
 
@@ -66,6 +67,7 @@ class Settings:
     max_step_tokens: int = 2048
     max_body: int = 8 * 2**20
     body_seconds: float = 60.0
+    header_seconds: float = 20.0
     max_tokens_to_oom: int | None = None
     chat_template: str | None = None
     loading: Mapping[str, Any]
@@ -92,6 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--max-model-len", type=positive, help="tokens of a prompt and its answer")
     add("--max-batched-tokens", type=positive, default=2048, help="of prompts that join at a time")
     add("--max-body-bytes", type=positive, default=8 * 2**20, help="of a request")
+    add("--max-header-seconds", type=positive, default=20, help="in which its headers arrive")
     add("--max-body-seconds", type=positive, default=60, help="in which a request's body arrives")
     add("--chat-template", type=Path, help="file with a Jinja template for chats")
     add("--access-log", action="store_true", help="a line per request on standard error")
@@ -128,6 +131,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         max_step_tokens=arguments.max_batched_tokens,
         max_body=arguments.max_body_bytes,
         body_seconds=arguments.max_body_seconds,
+        header_seconds=arguments.max_header_seconds,
         chat_template=None if template is None else read_text(template),
         loading=layout_flags.loading_options(arguments),
         access_log=arguments.access_log,
@@ -285,8 +289,10 @@ def _listen(settings: Settings, served: Served, batch: ContinuousBatch) -> None:
         body_seconds=settings.body_seconds,
         api_keys=settings.api_keys,
     )
+    protocols: Any = importlib.import_module("uvicorn.protocols.http.auto")
     config = uvicorn.Config(
         app.App(served, desk, limits).starlette(),
+        http=patient(protocols.AutoHTTPProtocol, settings.header_seconds, room_for_connections()),
         log_level="info" if settings.access_log else "warning",
         access_log=settings.access_log,
         lifespan="off",

@@ -70,7 +70,7 @@ def test_mindrecord_files_end_no_process(tmp_path, count, first_seed):
 
 def test_mindrecord_files_of_other_numbers_are_refused(tmp_path):
     def written(name, kind, rows):
-        writer = kinds.FileWriter(str(tmp_path / name), 1)
+        writer = kinds.small_writer(tmp_path / name)
         writer.add_schema({"input_ids": {"type": kind, "shape": [-1]}}, "rows")
         writer.write_raw_data([{"input_ids": row} for row in rows])
         writer.commit()

@@ -168,6 +168,7 @@ FLAGS = [
     ("--num-layers", "argument --num-layers/--num_layers: expected one argument"),
     ("--rampup-batch-size 1 2", "expected 3 arguments"),
     ("--save x", "--save needs --save-interval; give the number of iterations"),
+    ("--save x --save-interval 0", "--save-interval is 0, but with --save must be at least 1"),
     ("--context-parallel-size 4 --context-parallel-algo hybrid_cp_algo", "needs ulysses_degree"),
     # wrong types and values
     ("--num-layers four", "invalid int value: 'four'"),

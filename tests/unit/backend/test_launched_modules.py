@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A module that is not there is one line of the launcher, not one of every rank."""
+
+import sys
+
+import pytest
+
+from mindspeed_ms.backend.torchrun import deepspeed, msrun, run
+from mindspeed_ms.backend.torchrun.modules import require_module
+from mindspeed_ms.backend.torchrun.options import LaunchError
+
+WRONG = [
+    ("no.such.module", "there is no module no.such.module; check the name, and PYTHONPATH"),
+    ("json.nothing", "there is no module json.nothing"),
+    ("json.tool.inner", "there is no module json.tool.inner"),
+    ("json", "json is a package without a __main__; name a module of it"),
+    ("a-b", "'a-b' is not the name of a module"),
+    ("", "'' is not the name of a module"),
+    ("pkg..x", "'pkg..x' is not the name of a module"),
+    ("__main__.x", "there is no module __main__.x"),
+]
+
+
+@pytest.mark.parametrize(("name", "line"), WRONG)
+def test_modules_that_cannot_be_run_are_named(name, line):
+    with pytest.raises(LaunchError, match=line):
+        require_module(name)
+
+
+@pytest.mark.parametrize("main", [run.main, deepspeed.main])
+def test_launchers_say_it_before_ranks_start(monkeypatch, capsys, main):
+    words = ["--nproc-per-node", "2"] if main is run.main else ["--num_gpus", "2"]
+    words += ["--module", "no.such", "x"]
+    assert (main(words=words) if main is run.main else main(words)) == 2
+    assert "error: there is no module no.such; check the name" in capsys.readouterr().err
+
+
+def test_msrun_says_it_too(capsys):
+    words = ["--worker_num", "2", "--local_worker_num", "2", "python", "-m"]
+    for name, line in ((["no.such"], "there is no module no.such"), ([], "'' is not the name")):
+        assert msrun.main([*words, *name]) == 2
+        assert line in capsys.readouterr().err
+
+
+def test_nothing_is_imported_and_the_current_folder_counts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "__init__.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "packed" / "start.py").write_text("")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "__main__.py").write_text("")
+    before = list(sys.path)
+    for name in ("packed.start", "plain", "json.tool"):
+        require_module(name)
+    assert sys.path == before and "packed" not in sys.modules
