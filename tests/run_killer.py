@@ -98,7 +98,7 @@ class Run:
         """Start, and end it at a random moment."""
         victim = draw.choice(self.victims())
         names = draw.choice(SIGNALS).split()
-        moment = draw.uniform(0.1, 1.0) * self.seconds
+        moment = draw.uniform(0.1, 0.8) * self.seconds
         job = self.start(save)
         deadline = time.monotonic() + moment
         while time.monotonic() < deadline and job.process.poll() is None:
@@ -112,12 +112,13 @@ class Run:
         told = f"{self.launcher} {victim} {' '.join(names)} after {moment:.2f} s"
         status = job.wait(SECONDS)
         job.seconds_until_gone(SECONDS)
-        text = job.text()
+        text, logs = job.text(), job.logs()
         left = job.end()
         job.console.unlink()
         told = f"{told}: status {status}\n{text[-3000:]}"
         assert status is not None and not left, f"{left} stayed: {told}"
-        assert "Traceback" not in text, told
+        words = logs if self.launcher == "msrun" else text  # its own are MindSpore's
+        assert "Traceback" not in words, told
         is_through = self.iterations in self.losses(text)
         has_saved = "--exit-signal-handler" in self.more and "KILL" not in names
         assert status != 0 or is_through or has_saved, told

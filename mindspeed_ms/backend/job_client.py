@@ -78,16 +78,22 @@ def end_process(message: str, status: int = 1) -> NoReturn:
 
 
 def note_verdict(rank: int | None, reason: str) -> None:
-    """Leave for the launcher which rank failed first; the first note stays."""
+    """Leave for the launcher which rank failed first; the first line counts."""
     path = env.get(VERDICT_VARIABLE)
-    if path:
-        with contextlib.suppress(OSError), open(path, "x", encoding="utf-8") as file:
-            file.write(f"{-1 if rank is None else rank} {reason}\n")
+    if path and not has_verdict():
+        line = f"{-1 if rank is None else rank} {' '.join(reason.split())}\n"
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_WRONLY | os.O_APPEND)  # gone with its launcher, it stays so
+            with os.fdopen(handle, "wb", buffering=0) as file:
+                file.write(line.encode())  # in one piece: several may write at once
 
 
 def has_verdict() -> bool:
     """Whether a process of this host has left such a note."""
-    return os.path.exists(env.get(VERDICT_VARIABLE) or "")
+    try:
+        return os.path.getsize(env.get(VERDICT_VARIABLE) or "") > 0
+    except OSError:
+        return False
 
 
 def remove_mapped_segments() -> None:

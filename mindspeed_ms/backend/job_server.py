@@ -24,12 +24,13 @@ The scheduler process of ``msrun`` runs it, rank 0 under ``mpiexec``, and the pa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -71,6 +72,36 @@ def remove_shared_memory(space_name: str) -> None:
         digest = (digest ^ byte) * 0x01000193 & 0xFFFFFFFF
     for leftover in SHARED_MEMORY.glob(f"mpich_shm_{digest:x}_*"):
         leftover.unlink(missing_ok=True)
+
+
+def remove_abandoned_memory(older_than: float = 600.0) -> None:
+    """Delete MPICH's segments of this user that no process has mapped any more.
+
+    ``mpiexec`` that is killed while MPI starts takes all its ranks along, so nobody else can. Jobs
+    of containers that share the memory, but not the processes, need a name only while they start.
+
+    Args:
+        older_than: seconds since a segment was made; younger ones may be about to be mapped.
+    """
+    young, me = time.time() - older_than, os.getuid()
+    with contextlib.suppress(OSError):
+        old = [
+            segment
+            for segment in SHARED_MEMORY.glob("mpich_shm_*")
+            if segment.stat().st_uid == me and segment.stat().st_mtime < young
+        ]
+        if not old:
+            return
+        mapped = "".join(_maps_of_all())
+        for segment in old:
+            if segment.name not in mapped:
+                segment.unlink(missing_ok=True)
+
+
+def _maps_of_all() -> Iterator[str]:
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            yield maps.read_text(encoding="utf-8", errors="replace")
 
 
 class JobServer:

@@ -58,7 +58,7 @@ from mindspeed_ms.backend.job_client import (
     remove_mapped_segments,
     report_gone,
 )
-from mindspeed_ms.backend.job_server import JobServer
+from mindspeed_ms.backend.job_server import JobServer, remove_abandoned_memory
 from mindspeed_ms.backend.progress import here
 from mindspeed_ms.backend.single import SingleComm
 
@@ -292,6 +292,7 @@ def _join_mpiexec() -> _Session:
     if local_size == size:
         addresses.confine_mpi(is_one_host=True)
     cpu_mpi.prepare_waiting()
+    remove_abandoned_memory()
     has_started = threading.Event()
     watch = threading.Thread(target=_watch_start, args=(local_size, has_started), daemon=True)
     watch.start()

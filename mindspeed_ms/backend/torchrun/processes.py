@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 from mindspeed_ms.backend.job_client import VERDICT_VARIABLE
 from mindspeed_ms.backend.parent import tie_to
@@ -60,6 +60,41 @@ def shell_status(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
+class Verdict:
+    """What scheduler and ranks note for the launcher: who failed first, and why.
+
+    A file without a name, where the system has that: it goes with the launcher, however that ends.
+
+    Attributes:
+        path: where processes of this host write to; see ``job_client.note_verdict``.
+    """
+
+    def __init__(self) -> None:
+        if hasattr(os, "memfd_create"):
+            self._file: IO[bytes] = os.fdopen(os.memfd_create("verdict"), "rb")
+            self.path = Path(f"/proc/{os.getpid()}/fd/{self._file.fileno()}")
+        else:
+            self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115  (closed by close)
+            self.path = Path(self._file.name)
+
+    def is_known(self) -> bool:
+        """Whether anybody has noted anything."""
+        return os.fstat(self._file.fileno()).st_size > 0
+
+    def read(self) -> tuple[int, str]:
+        """(rank that failed first or -1, why)."""
+        self._file.seek(0)
+        number, _, reason = self._file.readline().decode(errors="replace").partition(" ")
+        try:
+            return int(number), reason.strip()
+        except ValueError:
+            return -1, ""
+
+    def close(self) -> None:
+        """Nothing is noted any more."""
+        self._file.close()
+
+
 class Processes:
     """Starts the processes of one attempt, and waits for them.
 
@@ -86,8 +121,7 @@ class Processes:
         self._ended: dict[int, int] = {}
         """Position -> status, in the order in which they ended."""
         self._reader: LogReader | None = None
-        self._folder = tempfile.TemporaryDirectory()
-        self._verdict = Path(self._folder.name) / "verdict"
+        self._verdict = Verdict()
         self._scheduler_command = scheduler
         self._scheduler = None if scheduler is None else self._start(scheduler)
         self._ranks = [self._start(command) for command in ranks]
@@ -101,7 +135,7 @@ class Processes:
         output = None if command.log is None else command.log.open("wb")
         process = subprocess.Popen(
             command.words,
-            env={**command.variables, VERDICT_VARIABLE: str(self._verdict)},
+            env={**command.variables, VERDICT_VARIABLE: str(self._verdict.path)},
             stdout=output,
             stderr=None if output is None else subprocess.STDOUT,
             start_new_session=command.log is not None,
@@ -143,9 +177,9 @@ class Processes:
             failed = [position for position, code in self._ended.items() if code]
             if (failed or self._scheduler_failed()) and deadline is None:
                 deadline = time.monotonic() + _GRACE_SECONDS
-                if failed and self._on_failure is not None and not self._verdict.exists():
+                if failed and self._on_failure is not None and not self._verdict.is_known():
                     status = shell_status(self._ended[failed[0]])
-                    first = (failed[0], status, self._verdict.exists)
+                    first = (failed[0], status, self._verdict.is_known)
                     self._told = threading.Thread(target=self._on_failure, args=first, daemon=True)
                     self._told.start()
             if deadline is not None and time.monotonic() > deadline:
@@ -158,7 +192,7 @@ class Processes:
             self._told.join()
         if self._reader is not None:
             self._reader.close()
-        self._folder.cleanup()
+        self._verdict.close()
         return outcome
 
     def _scheduler_failed(self) -> bool:
@@ -178,7 +212,7 @@ class Processes:
         failed = {position: code for position, code in self._ended.items() if code}
         if not failed:
             return Outcome(0)
-        number, reason = self._read_verdict()
+        number, reason = self._verdict.read()
         first = next(iter(failed))
         if self._numbers is not None and number in self._numbers:
             at = self._numbers.index(number)
@@ -190,14 +224,6 @@ class Processes:
         if not is_blamed:
             return Outcome(status, reason, command.log)
         return Outcome(status, f"{command.title} failed with status {status}", command.log)
-
-    def _read_verdict(self) -> tuple[int, str]:
-        """(rank that failed first or -1, why), as scheduler or ranks have noted it."""
-        try:
-            number, _, reason = self._verdict.read_text(encoding="utf-8").partition(" ")
-            return int(number), reason.strip()
-        except (OSError, ValueError):
-            return -1, ""
 
 
 class LogReader:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
 import socket
 import threading
@@ -384,6 +386,18 @@ def test_leftover_shared_memory_is_found_by_the_job_name(tmp_path, monkeypatch):
     monkeypatch.setattr(job_server, "SHARED_MEMORY", folder)
     job_server.remove_shared_memory("c6fdc8e54b8d4020")
     assert [path.name for path in folder.iterdir()] == ["mpich_shm_91b68c14_0"]
+
+
+def test_memory_that_nobody_uses_goes_when_it_is_old(tmp_path, monkeypatch):
+    monkeypatch.setattr(job_server, "SHARED_MEMORY", tmp_path)
+    for name in ("mpich_shm_1_0", "mpich_shm_2_0", "mpich_shm_3_0", "other_1"):
+        (tmp_path / name).write_bytes(bytes(4096))
+        os.utime(tmp_path / name, (1e9, 1e9))
+    (tmp_path / "mpich_shm_3_0").touch()
+    with (tmp_path / "mpich_shm_2_0").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=1):
+        job_server.remove_abandoned_memory()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["mpich_shm_2_0", "mpich_shm_3_0", "other_1"]
 
 
 # ---- the client
