@@ -21,7 +21,7 @@ from jobs import REPOSITORY, Job, abandoned_memory, launch_words
 DATA = REPOSITORY / "data" / "tiny"
 YAML = REPOSITORY / "configs" / "tiny_gpt.yaml"
 LINE = re.compile(r"iteration +(\d+)/ +\d+ \|.* lm loss: (\S+) \|.* grad norm: (\S+) \|")
-SECONDS = 20.0
+SECONDS = 40.0
 """For the end of all after a signal, on a busy machine."""
 KINDS = {
     "plain": (),

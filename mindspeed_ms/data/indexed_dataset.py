@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from mindspeed_ms.data.object_store import RemoteFile, is_remote, local_copy
 from mindspeed_ms.files.crc import crc32_of_file
 from mindspeed_ms.files.regular_file import open_regular
-from mindspeed_ms.files.whole import appears_whole, forget, unfinished_name
+from mindspeed_ms.files.whole import appears_whole, forget, name_it, unfinished_name
 
 logger = logging.getLogger(__name__)
 
@@ -436,7 +436,7 @@ class IndexedDatasetBuilder:
         try:
             self._file = open(self._temporary, "xb")  # noqa: SIM115  (finalize or discard closes)
         except OSError as error:
-            error.filename = self._bin_path  # the name that was asked for is what is told
+            name_it(error, self._bin_path, self._temporary)
             raise
         self._lengths = array("i")  # four and eight bytes per entry: corpora have 1e9 of them
         self._boundaries = array("q", [0])
@@ -450,6 +450,8 @@ class IndexedDatasetBuilder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, OSError):
+            name_it(error, self._bin_path)
         self.discard()
 
     def add_item(self, tokens: ArrayLike) -> None:

@@ -7,6 +7,7 @@ nothing; whoever next writes a file of that name on the same machine does so.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import platform
@@ -18,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mindspeed_ms.files.alive import is_alive
+
+_ON_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 _given: set[Path] = set()
 """Names of what this process has not finished yet."""
@@ -52,12 +55,24 @@ def appears_whole(path: Path | str) -> Iterator[Path]:
         yield unfinished
         os.replace(unfinished, path)
     except OSError as error:
-        if error.filename == str(unfinished):  # the name that was asked for is what is told
-            error.filename = str(path)
+        name_it(error, path, unfinished)
         raise
     finally:
         unfinished.unlink(missing_ok=True)
         forget(unfinished)
+
+
+def name_it(error: OSError, path: Path | str, unfinished: Path | None = None) -> None:
+    """Let an error of writing say which file; the system does not, where the disk is full.
+
+    Args:
+        error: it is changed.
+        path: the name that was asked for.
+        unfinished: another one, that ``path`` stands for.
+    """
+    is_about_writing = error.filename is None and error.errno in _ON_WRITING
+    if is_about_writing or (unfinished is not None and error.filename == str(unfinished)):
+        error.filename = str(path)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def main() -> None:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         os.environ[STATUS] = str(code & 255)
         raise
+    except KeyboardInterrupt:
+        if sys.excepthook is not sys.__excepthook__:  # it says what an interrupted run is told
+            raise
+        # Modules may be half loaded: MindSpore's then abort the interpreter on its way out.
+        sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_ms.files.crc import crc32
+from mindspeed_ms.files.whole import name_it
 
 AHEAD_BYTES = 8 << 20
 """Written at a time; then the disk is told to begin with it."""
@@ -131,7 +132,11 @@ class NewFile:
 
     def _append(self, view: memoryview) -> None:
         while view:
-            count = os.write(self._handle, view[:AHEAD_BYTES])
+            try:
+                count = os.write(self._handle, view[:AHEAD_BYTES])
+            except OSError as error:
+                name_it(error, self._path)
+                raise
             self.num_bytes += count
             view = view[count:]
             if self.num_bytes - self._given >= 2 * AHEAD_BYTES:
@@ -163,7 +168,8 @@ class NewFile:
             if self._expected > self.num_bytes:
                 os.ftruncate(self._handle, self.num_bytes)  # gives back what was reserved
             os.fsync(self._handle)
-        except OSError:
+        except OSError as error:
+            name_it(error, self._path)
             self.abandon()
             raise
         os.close(self._handle)

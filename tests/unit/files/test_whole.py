@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file appears whole, or nothing is left of the attempt."""
 
+import errno
 import os
 import subprocess
 
+import numpy as np
 import pytest
 
+from mindspeed_ms.data.indexed_dataset import IndexedDatasetBuilder
 from mindspeed_ms.files.alive import is_alive
 from mindspeed_ms.files.whole import (
     appears_whole,
@@ -14,6 +17,7 @@ from mindspeed_ms.files.whole import (
     unfinished_name,
     write_text,
 )
+from mindspeed_ms.formats.containers.new_file import NewFile
 
 
 def test_it_takes_its_name_at_the_end(tmp_path):
@@ -80,3 +84,29 @@ def test_a_process_that_only_waits_to_be_noticed_is_not_alive():
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert not is_alive(process.pid) and is_alive(os.getpid())
     process.wait()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_full_disk_names_the_file(tmp_path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(OSError) as told, appears_whole(path) as unfinished:
+        unfinished.symlink_to("/dev/full")
+        unfinished.write_text("all of it")
+    assert told.value.filename == str(path) and told.value.errno == errno.ENOSPC
+    with pytest.raises(OSError) as told, IndexedDatasetBuilder(path) as builder:
+        builder._file.close()
+        builder._file = open("/dev/full", "wb")  # noqa: SIM115  (the builder closes it)
+        for _ in range(1000):
+            builder.add_document(np.arange(1000), [1000])
+    assert told.value.filename == str(path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_full_disk_names_the_file_of_a_checkpoint(tmp_path):
+    file = NewFile(tmp_path / "a")
+    os.dup2(os.open("/dev/full", os.O_WRONLY), file._handle)
+    with pytest.raises(OSError) as told:
+        file.write(b"all of it")
+    file.abandon()
+    assert told.value.filename == str(tmp_path / "a")
