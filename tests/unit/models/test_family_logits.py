@@ -83,6 +83,21 @@ def test_what_does_not_belong_to_a_pythia_is_left_and_a_copied_head_told(tmp_pat
         ("olmoe", {"num_experts": 1}, "num_experts 1; a router here chooses among 2 experts"),
         ("deepseek_v32", {"layer_types": ["full_attention"] * 2}, "only indexed_attention is supp"),
         ("deepseek_v32", {"mlp_layer_types": ["dense", "other"]}, "dense or sparse for each of"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "for layers of two kinds; give one block for full_attention",
+        ),
+        (
+            "gemma3_text",
+            {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "models of this type name the kind by rope_type",
+        ),
+        (
+            "olmo3",
+            {"rope_parameters": None, "rope_theta": 10000.0},
+            "rope_theta 10000.0, by which layers with a window rotate in some versions",
+        ),
         ("opt", {"do_layer_norm_before": False}, "norm_before False; only True is supported"),
         ("opt", {"word_embed_proj_dim": 16}, "dim 16 and hidden_size 32; only equal ones"),
         ("phi", {"tie_word_embeddings": True}, "head_has_bias and a head that is the table"),

@@ -38,13 +38,26 @@ class TwoRopes:
         """Both bases, and what stretches the first.
 
         Raises:
-            ValueError: rotations in a window are stretched, too.
+            ValueError: rotations in a window are stretched, too; or a spelling of other models,
+                which ``transformers`` passes over.
         """
         nested = theirs.get("rope_parameters") or {}
         local: Mapping[str, Any] = {}
         if SLIDING in nested or FULL in nested:
             local = nested.get(SLIDING) or {}
-            theirs = {**theirs, "rope_parameters": nested.get(FULL) or {}}
+        elif nested:
+            raise ValueError(
+                f"config.json has rope_parameters {dict(nested)} for layers of two kinds; give one "
+                f"block for {FULL} and one for {SLIDING}"
+            )
+        scaling = theirs.get("rope_scaling") or {}
+        if "rope_type" not in scaling and scaling:
+            raise ValueError(
+                f"config.json stretches rotations by {dict(scaling)}; models of this type name the "
+                "kind by rope_type"
+            )
+        theirs = {**theirs, "rope_parameters": nested.get(FULL) or {}}
+        theirs.pop("original_max_position_embeddings", None)  # it is not for blocks of layers
         if local.get("rope_type", "default") != "default":
             raise ValueError(
                 f"config.json stretches rotations of layers with a window by {dict(local)}; only "

@@ -13,9 +13,9 @@ from mindspeed_ms.models.families.decoder import BEHIND, Decoder
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.gemma3 import TwoRopes
 from mindspeed_ms.models.families.olmo2 import FAMILY as OLMO2
-from mindspeed_ms.models.families.rope import Rope
+from mindspeed_ms.models.families.rope import Rope, scaling_of
 from mindspeed_ms.models.families.rules import Fields
-from mindspeed_ms.models.families.window import PatternOfWindows
+from mindspeed_ms.models.families.window import FULL, SLIDING, PatternOfWindows
 
 _BASE = 500000.0
 
@@ -30,13 +30,33 @@ class SharedBase:
         return Rope().keys
 
     def read(self, theirs: Mapping[str, Any]) -> Fields:
-        """Bases, and what stretches where there is no window."""
-        base = float(theirs.get("rope_theta") or _BASE)
-        return TwoRopes(Rope(_BASE), base, PatternOfWindows(4096, 4)).read(theirs)
+        """Bases, and what stretches where there is no window.
+
+        Raises:
+            ValueError: another base, of which ``transformers`` 4 and 5 make two different models.
+        """
+        base, windows = float(theirs.get("rope_theta") or _BASE), PatternOfWindows(4096, 4)
+        nested = theirs.get("rope_parameters") or {}
+        if base != _BASE and not nested and windows.read(theirs):
+            raise ValueError(
+                f"config.json has rope_theta {base}, by which layers with a window rotate in some "
+                "versions of transformers only; give rope_parameters for each kind of layer"
+            )
+        return TwoRopes(Rope(_BASE), base, windows).read(theirs)
 
     def write(self, config: AllConfig) -> dict[str, Any]:
-        """Spelled as in ``transformers`` 4; the round trip shows whether one base is enough."""
-        return Rope().write(config)
+        """Spelled as in ``transformers`` 4 where version 5 understands the same, else as in 5."""
+        model = config.model_config
+        local = model.rotary_base_local or model.rotary_base
+        if model.rotary_base == local == _BASE:
+            return Rope().write(config)
+        whole = {"rope_type": "default", **(scaling_of(model) or {})}
+        return {
+            "rope_parameters": {
+                FULL: {**whole, "rope_theta": model.rotary_base},
+                SLIDING: {"rope_type": "default", "rope_theta": local},
+            }
+        }
 
 
 def _olmo3(layers: int, hidden: int, inner: int, heads: int, groups: int) -> dict[str, Any]:
