@@ -136,7 +136,9 @@ class Room:
 def _public() -> dict[str, object]:
     found = {}
     for name in mindspeed_ms.toolkit.EXPORTS:
-        found[name] = one = getattr(mindspeed_ms, name)
+        one = getattr(mindspeed_ms, name)
+        if callable(one):  # a script's log is none
+            found[name] = one
         if inspect.isclass(one):
             for inner, method in inspect.getmembers(one, inspect.ismethod):
                 if not inner.startswith("_"):

@@ -15,7 +15,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import context
 
-from mindspeed_ms.backend import device, env
+from mindspeed_ms.backend import device, env, launch
 
 TARGET_VARIABLE = device.TARGET_VARIABLE
 GRAPH_MODE_LINE = "graph mode is not used: mindspeed_ms runs MindSpore's dynamic graph"
@@ -52,6 +52,10 @@ def apply(asked: Mapping[str, Any]) -> list[str]:
             ms.runtime.set_memory(max_size=str(memory))
         else:
             lines.append(f"max_device_memory {memory} has no effect on CPU, which has no pool")
+    told = launch.told_by_launcher()
+    if told is not None and told[1] > 1 and (number := wishes.pop("device_id", None)):
+        # MindSpore refuses another device than the one that the ranks have met on.
+        lines.append(f"device_id {number}: each rank has the device that its launcher gives it")
     _set_context(mode=ms.PYNATIVE_MODE, **wishes)
     return lines
 

@@ -14,7 +14,7 @@ from mindspeed_ms.engine.output import print_rank_0, set_up_output
 from mindspeed_ms.toolkit.given import mapping, shown, switch
 from mindspeed_ms.toolkit.mapping import tree
 from mindspeed_ms.toolkit.mapping.parallel import CONTEXT as PARALLEL
-from mindspeed_ms.toolkit.mapping.parallel import ParallelMode, World, check_context
+from mindspeed_ms.toolkit.mapping.parallel import ParallelMode, World, check_context, read_sizes
 from mindspeed_ms.toolkit.mapping.rows import Table, apply
 from mindspeed_ms.toolkit.messages import unknown_argument
 
@@ -128,8 +128,6 @@ def init_context(
     parallel.setdefault("parallel_mode", ParallelMode.DATA_PARALLEL.value)
     lines = check_context(parallel, World(size, rank_table.num_servers()))
     notes = apply(device, tree.CONTEXT, "context").notes()
-    if size > 1:
-        device.pop("device_id", None)  # each rank has its own, as its launcher says
     lines += script_context.apply({name: device.get(name) for name in _DEVICE})
     comm.init_process_group()
     set_up_output()
@@ -158,3 +156,34 @@ def _values(config: Any, kind: type[_Given]) -> Mapping[str, Any]:
     if not isinstance(config, kind):
         raise TypeError(f"{shown(config)} is no {kind.__name__}")
     return config.given
+
+
+def build_context(config: Mapping[str, Any]) -> tuple[int, int]:
+    """``init_context`` as a file says: its keys ``use_parallel``, ``context`` and ``parallel``.
+
+    Args:
+        config: ``MindFormerConfig``, or a mapping of the same keys.
+
+    Returns:
+        This rank, and how many there are.
+
+    Raises:
+        RuntimeError: the device is not there.
+        TypeError: a key that does not exist; names the near one.
+        ValueError: settings that contradict each other or the number of ranks.
+
+    Parallelism: called by every rank; collective.
+    """
+    given = mapping("config", config)
+    use_parallel = bool(given.get("use_parallel"))
+    parallel = dict(given.get("parallel") or {}) if use_parallel else {}
+    return init_context(use_parallel, given.get("context"), parallel)
+
+
+def build_parallel_config(config: Mapping[str, Any]) -> None:
+    """Check a file's ``parallel_config``; it stays a mapping, which models and trainers take.
+
+    Raises:
+        ValueError: an unknown key, or a size that none can be.
+    """
+    read_sizes(mapping("config", config).get("parallel_config") or {})

@@ -64,7 +64,7 @@ def provide(name: str) -> Provided:
     if env.stated_rank() == 0:
         sys.stderr.write(f"{name}: provided by mindspeed_ms {mindspeed_ms.__version__} ({PATH})\n")
     version = f"{mindspeed_ms.__version__}+mindspeed_ms"
-    return Provided(version, _getter(name), lambda: sorted(aliases.names_of(name)), _own(name))
+    return Provided(version, getter(name), lambda: sorted(aliases.names_of(name)), _own(name))
 
 
 def _is_override() -> bool:
@@ -97,7 +97,7 @@ def _own(name: str) -> list[str]:
     return [str(one) for one in folders if one.is_dir() and not (one / "__init__.py").exists()]
 
 
-def _getter(module: str) -> Callable[[str], object]:
+def getter(module: str) -> Callable[[str], object]:
     """The ``__getattr__`` of a module. ``from x import y`` shows the text of its ImportError."""
 
     def get(name: str) -> object:
@@ -119,6 +119,8 @@ def _getter(module: str) -> Callable[[str], object]:
 
 def _message(asked: str, name: str, provided: Sequence[str]) -> str:
     listed = ", ".join(provided) or "nothing yet"
+    if name in aliases.INSTEAD:
+        return f"{asked} is not provided by mindspeed_ms; {aliases.INSTEAD[name]}"
     return (
         f"{asked} is not provided by mindspeed_ms{suggestion(name, provided)}; available: {listed}"
     )
@@ -157,7 +159,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 class _Loader(importlib.abc.Loader):
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         module = ModuleType(spec.name, f"Names of mindspeed_ms, under {spec.name}.")
-        module.__getattr__ = _getter(spec.name)  # type: ignore[method-assign]
+        module.__getattr__ = getter(spec.name)  # type: ignore[method-assign]
         module.__dir__ = lambda: sorted(aliases.names_of(spec.name))  # type: ignore[method-assign]
         return module
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from mindspeed_ms.toolkit import hub
@@ -68,9 +69,16 @@ class AutoModelForCausalLM:
 
     @classmethod
     def from_config(cls, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
-        """A model with random weights."""
+        """A model with random weights.
+
+        Args:
+            config: a configuration; what ``AutoConfig`` reads, a file or its blocks, too.
+            options: of the model.
+        """
         if isinstance(config, str | os.PathLike):
             config = AutoConfig.from_pretrained(config)
+        elif isinstance(config, Mapping):
+            config = AutoConfig.from_dict(config)
         return model_class(config)(config, **options)
 
     @classmethod

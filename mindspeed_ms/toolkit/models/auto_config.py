@@ -9,6 +9,8 @@ from typing import Any
 
 from mindspeed_ms.toolkit import hub
 from mindspeed_ms.toolkit.given import mapping
+from mindspeed_ms.toolkit.mapping import model as models
+from mindspeed_ms.toolkit.mapping.tree import canonical
 from mindspeed_ms.toolkit.models.configuration import (
     PretrainedConfig,
     config_class,
@@ -17,6 +19,8 @@ from mindspeed_ms.toolkit.models.configuration import (
 )
 from mindspeed_ms.toolkit.models.locate import locate
 from mindspeed_ms.toolkit.models.presets import presets
+
+_MODEL_TYPES = {"GPT2Config": "gpt2", "LlamaConfig": "llama", "PanguAlphaConfig": "gpt_pangu"}
 
 
 class AutoConfig:
@@ -63,11 +67,27 @@ class AutoConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PretrainedConfig:
-        """From a ``config.json``."""
+        """From a ``config.json``, or a file's blocks or ``model_config`` block of MindFormers."""
         kind = mapping("values", values).get("model_type")
+        if kind is None and isinstance(values.get("model"), Mapping):
+            return of_block(values["model"].get("model_config") or {})
+        if kind is None and "type" in values:
+            return of_block(values)
         return config_class(kind).from_dict(values)
 
     @classmethod
     def show_support_list(cls) -> list[str]:
         """Print, and return, the names of all sizes."""
         return show("models", list(presets()))
+
+
+def of_block(block: Mapping[str, Any]) -> PretrainedConfig:
+    """A ``model_config`` block of MindFormers; without types, those of ``transformers`` hold.
+
+    Raises:
+        ValueError: a type that does not exist.
+    """
+    given = dict(canonical({"model": {"model_config": dict(block)}})["model"]["model_config"])
+    kind = given.pop("type", None)
+    models.family_of(kind)
+    return AutoConfig.for_model(_MODEL_TYPES[str(kind)], **given)

@@ -23,6 +23,7 @@ from mindspore.train import Callback, RunContext
 from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.files.whole import write_text
 from mindspeed_ms.toolkit import hub
+from mindspeed_ms.toolkit.given import shown
 from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
 
 NEVER_CALLED = (
@@ -314,7 +315,7 @@ class CallbackHandler:
             callback = MindSporeCallbacks([callback])
         if not any(hasattr(callback, name) for name in vars(TrainerCallback) if name[:3] == "on_"):
             raise TypeError(
-                f"{callback!r} is no callback; give a TrainerCallback, or a mindspore.Callback"
+                f"{shown(callback)} is no callback; give a TrainerCallback, or a mindspore.Callback"
             )
         self.callbacks.append(callback)
 

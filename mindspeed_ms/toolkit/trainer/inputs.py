@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from mindspeed_ms.toolkit.given import mapping
 from mindspeed_ms.toolkit.messages import unknown_argument
 from mindspeed_ms.toolkit.peft import LoraConfig
 from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
@@ -35,7 +36,7 @@ def arguments(given: Any) -> TrainingArguments:
     if given is None:
         return TrainingArguments()
     if isinstance(given, Mapping):
-        return TrainingArguments(**given)
+        return TrainingArguments(**mapping("args", given))
     if isinstance(given, TrainingArguments):
         return given
     if hasattr(given, "to_dict"):

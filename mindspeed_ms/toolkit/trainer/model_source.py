@@ -18,10 +18,8 @@ from mindspeed_ms.core.peft.merge import adapted_layers
 from mindspeed_ms.engine.run import Run
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.toolkit import hub, registry
-from mindspeed_ms.toolkit.mapping import model as models
-from mindspeed_ms.toolkit.mapping.tree import canonical
 from mindspeed_ms.toolkit.models.auto import model_class
-from mindspeed_ms.toolkit.models.auto_config import AutoConfig
+from mindspeed_ms.toolkit.models.auto_config import AutoConfig, of_block
 from mindspeed_ms.toolkit.models.configuration import EngineConfig, PretrainedConfig
 from mindspeed_ms.toolkit.models.locate import find_weights
 from mindspeed_ms.toolkit.models.modeling import PreTrainedModel
@@ -29,7 +27,6 @@ from mindspeed_ms.toolkit.yaml_config import load_layers
 
 _LEAST = {"vocab_size": 2, "hidden_size": 1, "num_layers": 1, "num_attention_heads": 1}
 """Of a model of the user's own, which knows its sizes itself."""
-_MODEL_TYPES = {"GPT2Config": "gpt2", "LlamaConfig": "llama", "PanguAlphaConfig": "gpt_pangu"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +157,7 @@ def source_of(model: Any, model_name: str | None) -> ModelSource:
     if isinstance(model, AllConfig):
         return _configured(_of_engine(model), describe=_over(model.to_dict()))
     if isinstance(model, Mapping):
-        return _configured(_of_block(model))
+        return _configured(of_block(model))
     if isinstance(model, PretrainedConfig):
         return _configured(model, str(model_name or ""))
     if isinstance(model, str | os.PathLike):
@@ -194,18 +191,6 @@ def _of_engine(config: AllConfig) -> EngineConfig:
     return EngineConfig(**sections["model_config"], moe_config=sections["moe_config"])
 
 
-def _of_block(block: Mapping[str, Any]) -> PretrainedConfig:
-    """A ``model_config`` block of MindFormers; without types, those of ``transformers`` hold.
-
-    Raises:
-        ValueError: a type that does not exist.
-    """
-    given = dict(canonical({"model": {"model_config": dict(block)}})["model"]["model_config"])
-    kind = given.pop("type", None)
-    models.family_of(kind)
-    return AutoConfig.for_model(_MODEL_TYPES[str(kind)], **given)
-
-
 def _named(name: str) -> ModelSource:
     if name in registry.MODELS:
         cls: Any = registry.MODELS.get(name)
@@ -217,7 +202,7 @@ def _named(name: str) -> ModelSource:
         base, own = load_layers(path)
         block = {**_block(base), **_block(own)}
         if block:
-            return _configured(_of_block(block))
+            return _configured(of_block(block))
     config = AutoConfig.from_pretrained(name)
     source = _configured(config, name=name)
     return replace(source, read_from=source.find_weights()) if path.exists() else source

@@ -26,10 +26,10 @@ from mindspeed_ms.toolkit.mapping.tree import Task, canonical, read_task
 from mindspeed_ms.toolkit.models.building import lacks_further_layers
 from mindspeed_ms.toolkit.paths import localize
 from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
-from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
 from mindspeed_ms.toolkit.trainer.build import Wanted
 from mindspeed_ms.toolkit.trainer.callbacks import CallbackHandler, TrainerState
 from mindspeed_ms.toolkit.trainer.events import Events
+from mindspeed_ms.toolkit.trainer.file_settings import FileSettings, is_file, stands_first
 from mindspeed_ms.toolkit.trainer.inputs import (
     arguments,
     listed,
@@ -52,9 +52,9 @@ class TrainerSettings:
 
     def __init__(  # noqa: PLR0913  (the arguments of MindFormers)
         self,
-        task: str = "text_generation",
+        task: Any = "text_generation",
         model: Any = None,
-        args: TrainingArguments | Mapping[str, Any] | None = None,
+        args: Any = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         pet_method: str = "",
@@ -65,6 +65,8 @@ class TrainerSettings:
         chat_template: str | None = None,
         **others: Any,
     ) -> None:
+        if args is None and stands_first(task):
+            task, args = "text_generation", task
         if not isinstance(task, str) or task not in TASKS:
             near = suggestion(task, TASKS) if isinstance(task, str) else ""
             raise ValueError(f"task {shown(task)} is not available{near}; use text_generation")
@@ -74,6 +76,12 @@ class TrainerSettings:
         more = others.pop("eval_callbacks", None)
         refuse(others)
         self.task, self.pet_method, self.lora_config = task, pet_method, lora_config
+        self._file = FileSettings(args) if is_file(args) else None
+        if self._file is not None:
+            args = self._file.arguments()
+            model = self._file.model if model is None and model_name is None else model
+            train_dataset = self._file.data("train") if train_dataset is None else train_dataset
+            eval_dataset = self._file.data("eval") if eval_dataset is None else eval_dataset
         self.args = arguments(args)
         self.model, self.model_name = model, model_name
         self.tokenizer, self.chat_template = tokenizer, chat_template
@@ -150,6 +158,8 @@ class TrainerSettings:
         self.callback_handler.pop(callback)
 
     def _checkpoint(self, given: str | bool | None) -> str:
+        if given is None and self._file is not None:
+            given = self._file.checkpoint
         if given is True:
             return str(self.args.output_dir or "./output")
         if given is not None and given is not False:
@@ -167,7 +177,9 @@ class TrainerSettings:
 
     def _join(self) -> None:
         """Meet the other ranks, and print for all of them."""
-        if context.asked_parallel() is None:
+        if context.asked_parallel() is None and self._file is not None:
+            context.build_context(self._file.given)
+        elif context.asked_parallel() is None:
             lines = script_context.apply({})
             comm.init_process_group()
             set_up_output()
@@ -187,20 +199,33 @@ class TrainerSettings:
         keys = {key: value for key, value in mapped.keys.items() if key != _DTYPE_KEY}
         asked = context.asked_parallel()
         context_keys = dict(asked or {})
-        if asked is None and world.size > 1 and not self._parallel:
+        if asked is None and world.size > 1 and not self._parallel and self._file is None:
             context_keys["parallel_mode"] = ParallelMode.DATA_PARALLEL.value
+        sizes, lines = self._sizes(context_keys, world)
         own: Tree = {
             "run_mode": run_mode if run_mode != "finetune" else "train",
             "parallel": context_keys,
-            "parallel_config": self._parallel,
+            "parallel_config": sizes,
             "context": dict(context.asked_device()),
         }
         if self._recompute:
             own["recompute_config"] = self._recompute
+        if self._file is not None:  # it says itself how to train
+            keys = {key: value for key, value in keys.items() if key == "output_dir"}
         keys |= {"resume_training": bool(resume), "load_checkpoint": resume or ""}
-        tree = merge_trees([tree_of(keys), canonical(own)])
+        own = merge_trees([tree_of(keys), canonical(own)])
+        tree = own if self._file is None else self._file.merged(own)
         task = read_task(localize(tree), world)
-        return dataclasses.replace(task, notes=(*mapped.notes, *task.notes))
+        return dataclasses.replace(task, notes=(*mapped.notes, *lines, *task.notes))
+
+    def _sizes(self, asked: Mapping[str, Any], world: World) -> tuple[dict[str, Any], list[str]]:
+        """``parallel_config``; ranks whose sizes nobody has said share the batch."""
+        mode, _ = parallel.mode_of(asked, world)
+        is_said = self._parallel or self._file is not None or "pipeline_stages" in asked
+        if is_said or world.size == 1 or mode is not ParallelMode.SEMI_AUTO_PARALLEL:
+            return self._parallel, []
+        line = "set_parallel_config was not called: data_parallel is {0}, as there are {0} ranks"
+        return {"data_parallel": world.size}, [line.format(world.size)]
 
     def _wanted(
         self, run_mode: str, weights: str, resume: str | None, evaluation: Any, world: World

@@ -59,11 +59,12 @@ class Trainer(TrainerSettings):
     ``predict``.
 
     Args:
-        task: ``text_generation``.
+        task: ``text_generation``; in MindFormers' order ``args`` may stand here.
         model: name of a size (weights drawn at random, unless they are needed and are here), a
             folder with weights, a configuration, a model of this package, or a Cell of one's own
             that returns its loss.
-        args: how to train; None: the defaults.
+        args: how to train: ``TrainingArguments``; or a whole file of MindFormers, as a path or
+            ``MindFormerConfig``, which names model and data too. None: the defaults.
         train_dataset: a path (rows in MindRecord or ``.npy``, ``.bin/.idx``, texts, JSON lines), a
             MindSpore dataset, a dataset of Hugging Face, a list of records, batches.
         eval_dataset: the same, for evaluation.

@@ -154,3 +154,17 @@ def test_the_rank_that_variables_state(monkeypatch, variables, rank):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert env.stated_rank() == rank
+
+
+def test_ranks_keep_the_device_that_their_launcher_gives(monkeypatch):
+    monkeypatch.setenv("RANK_ID", "1")
+    monkeypatch.setattr(script_context.launch, "told_by_launcher", lambda: (1, 2))
+    set_to = []
+    monkeypatch.setattr(script_context, "_set_context", lambda **given: set_to.append(given))
+    assert script_context.apply({"mode": 1, "device_id": 0}) == []
+    line = "device_id 3: each rank has the device that its launcher gives it"
+    assert script_context.apply({"mode": 1, "device_id": 3}) == [line]
+    assert set_to == [{"mode": ms.PYNATIVE_MODE}] * 2
+    monkeypatch.setattr(script_context.launch, "told_by_launcher", lambda: None)
+    script_context.apply({"mode": 1, "device_id": 3})
+    assert set_to[-1] == {"mode": ms.PYNATIVE_MODE, "device_id": 3}
