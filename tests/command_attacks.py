@@ -135,11 +135,40 @@ COMMANDS = {
         "mindspeed_ms.toolkit.run_mindformer",
         ["--config", "{task}", "--run_mode", "train", "--train_dataset_dir", "{jsonl}"],
     ),
+    "torchrun": (
+        "mindspeed_ms.backend.torchrun.run",
+        ["--nproc-per-node", "2", "--nnodes", "1", "--master-port", "29511", "{pretrain}"]
+        + ["--yaml", "{yaml}", "--micro-batch-size", "1"],
+    ),
+    "msrun": (
+        "mindspeed_ms.backend.torchrun.msrun",
+        ["--worker_num", "2", "--local_worker_num", "2", "--master_port", "29512"]
+        + ["--log_dir", "{out}/l", "--join", "True", "{pretrain}", "--yaml", "{yaml}"],
+    ),
+    "deepspeed": (
+        "mindspeed_ms.backend.torchrun.deepspeed",
+        ["--num_gpus", "2", "--hostfile", "{hosts}", "--include", "a:0,1", "{pretrain}"]
+        + ["--yaml", "{yaml}"],
+    ),
+    "train": (
+        "mindspeed_ms.command.train",
+        ["--yaml", "{yaml}", "--micro-batch-size", "1", "--mock-data", "--save", "{out}/s"]
+        + ["--save-interval", "1", "--train-iters", "1", "--lr", "1e-3"],
+    ),
+    "text server": (
+        "mindspeed_ms.toolkit.serve.megatron_command",
+        ["--load", "{model}", "--port", "0", "--max-batch-size", "2"],
+    ),
 }
 """Name -> module, with its function if it is not main; a command line that is fine, or nearly."""
 
-_SLOW = ("doctor", "serve", "evaluate", "compare-layouts", "generate", "parity", "golden", "plan")
-QUICK = [name for name in COMMANDS if name not in (*_SLOW, "run_mindformer", "create_lm_data")]
+LAUNCHERS = ("torchrun", "msrun", "deepspeed")
+PLANNED = (*LAUNCHERS, "train")
+"""Told to plan only: they would start as many ranks as a number says."""
+
+_SLOW = (*PLANNED, "text server", "doctor", "serve", "evaluate", "compare-layouts", "generate")
+_SLOW += ("parity", "golden", "plan", "run_mindformer", "create_lm_data")
+QUICK = [name for name in COMMANDS if name not in _SLOW]
 """Those that answer at once."""
 
 TEXTS = [
@@ -175,7 +204,11 @@ class Bench:
             for word in COMMANDS[name][1]
         ]
         for _ in range(rng.choice([1, 1, 1, 2])):
-            self._spoil(words, flags_of(name), rng, out)
+            flags = flags_of(name)
+            if name in LAUNCHERS and rng.random() < 0.4:  # else they are the script's
+                words[:0] = [rng.choice(flags), self._value(rng, words, out)]
+            else:
+                self._spoil(words, flags, rng, out)
         return name, words, out
 
     def _spoil(self, words: list[str], flags: list[str], rng: random.Random, out: Path) -> None:
@@ -213,6 +246,7 @@ def _sound(folder: Path) -> dict[str, str]:
         conversions.converted(catalog, target, conversions.TARGETS[kind])
         made[kind.split("-")[0]] = target
     texts = {
+        "hosts": ("hostfile", "a slots=2\nb slots=2\n"),
         "jsonl": ("c.jsonl", '{"text": "w1 w2 w3"}\n{"text": "w4 w5"}\n'),
         "lines": ("prompts.txt", "w1 w2\nw3\n"),
         "yaml": ("model.yaml", json.dumps({"model_config": conversions.MODEL})),
@@ -226,6 +260,7 @@ def _sound(folder: Path) -> dict[str, str]:
     for name, (file, text) in texts.items():
         made[name] = folder / file
         made[name].write_text(text, encoding="utf-8")
+    made["pretrain"] = ROOT / "pretrain_gpt.py"
     made["run"] = folder / "run"
     made["run"].mkdir()
     (made["run"] / "run_record.jsonl").write_text(_record())
@@ -426,7 +461,12 @@ def _be(name: str, words: list[str], folder: Path, ends: list[int], limit: int |
         sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         logging.root.handlers.clear()
-        if name == "serve":  # one that could start ends at once, as by control and C
+        if name in PLANNED:
+            os.environ["MINDSPEED_MS_DRY_RUN"] = "1"
+        if name in (
+            "serve",
+            "text server",
+        ):  # one that could start ends at once, as by control and C
             signal.signal(signal.SIGALRM, lambda *unused: os.kill(os.getpid(), signal.SIGINT))
             signal.setitimer(signal.ITIMER_REAL, 4)
         if limit is not None:

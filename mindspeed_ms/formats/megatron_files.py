@@ -70,6 +70,7 @@ def open_ranks(folder: Path) -> list[RankFile]:
     for file in files.values():
         _same_checkpoint(first, args, file)
     found = [RankFile(ranks[name], folder / name, file) for name, file in files.items()]
+    _require_own_places(found)
     return sorted(found, key=lambda item: (item.rank.expert, item.rank.pipeline, item.rank.tensor))
 
 
@@ -172,6 +173,29 @@ _LAYOUT = (
     "pipeline_model_parallel_size",
     "expert_model_parallel_size",
 )
+
+
+def _require_own_places(files: list[RankFile]) -> None:
+    """Each file knows the rank that has saved it: files that changed folders are another model.
+
+    Tensor ranks count fastest, experts and stages behind them in either order. Converters write the
+    same arguments into all files, which then tell nothing.
+    """
+    savers = [names.get(arguments_of(item.file), "rank") for item in files]
+    if not all(type(one) is int for one in savers) or len(set(savers)) != len(savers):
+        return
+    by_saver = [item for _, item in sorted(zip(savers, files, strict=True), key=lambda one: one[0])]
+    orders = [
+        sorted(files, key=lambda item: (item.rank.pipeline, item.rank.expert, item.rank.tensor)),
+        sorted(files, key=lambda item: (item.rank.expert, item.rank.pipeline, item.rank.tensor)),
+    ]
+    if by_saver in orders:
+        return
+    here, there = next(pair for pair in zip(by_saver, orders[0], strict=True) if pair[0] != pair[1])
+    raise ValueError(
+        f"{here.file.path} was saved by rank {names.get(arguments_of(here.file), 'rank')}, whose "
+        f"folder is {there.folder.name}; files have changed places: copy the checkpoint again"
+    )
 
 
 def _same_checkpoint(first: TorchFile, args: Namespace, file: TorchFile) -> None:

@@ -8,13 +8,16 @@ type of parameters and model chunk, in which parameters lie in backward order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from mindspeed_ms.config.optimizer_config import STATE_NAMES
-from mindspeed_ms.formats import names
-from mindspeed_ms.formats.catalog import Catalog
+from mindspeed_ms.formats import dtypes, names
+from mindspeed_ms.formats.catalog import Catalog, StoredTensor, TensorReader
 from mindspeed_ms.formats.containers.torch_file import TensorRef, TorchFile
 from mindspeed_ms.formats.megatron_parts import (
     Chunk,
@@ -32,6 +35,7 @@ from mindspeed_ms.plan.param_layout import (
     default_bucket_size,
     sharded_alignment,
 )
+from mindspeed_ms.plan.region import Region, Span
 
 OPTIMIZER_FILE = "distrib_optim.pt"
 
@@ -343,6 +347,7 @@ def _add_buffer(
             f"{size}; its layout is unknown: load the checkpoint without its optimizer "
             "(--no-load-optim)"
         )
+    _require_same_weights(item, file, buffer.parts, tensors["param"], starts)
     is_wide = str(param_dtype) in ("torch.float32", "torch.float")
     for part in buffer.parts:
         for kind in ("param", *STATE_NAMES):
@@ -351,6 +356,41 @@ def _add_buffer(
                 first = starts[part.file_name] + part.first
                 key = "main" if kind == "param" else kind
                 _add(catalog, key, part, item, file, ref, first, sizes)
+
+
+_LOOKED_AT, _NUMBERS = 8, 256
+"""Parameters of a buffer, and numbers of each."""
+
+
+def _require_same_weights(
+    item: RankFile,
+    file: TorchFile,
+    parts: Sequence[Part],
+    main: TensorRef,
+    starts: Mapping[str, int],
+) -> None:
+    """The fp32 weights are those of the model's file: else they are another rank's or save's.
+
+    A few numbers of some parameters are read.
+    """
+    for part in parts[:: max(1, len(parts) // _LOOKED_AT)]:
+        count = min(_NUMBERS, math.prod(part.shape))
+        span = Span.all_of(Region.whole((count,)))
+        weights = item.file.piece(part.ref, span, part.first)
+        kept = file.piece(main, span, starts[part.file_name] + part.first)
+        if kept.dtype != "F32" or weights.dtype not in dtypes.FLOATS or not part.ref.is_contiguous:
+            continue
+        with TensorReader() as reader:
+            found, wide = (
+                # The checksum of all of a buffer is compared when all of it is read.
+                reader.read(StoredTensor((count,), one.dtype, [replace(one, checksum=None)]))
+                for one in (weights, kept)
+            )
+        if not np.array_equal(found, dtypes.convert(wide, "F32", weights.dtype)):
+            raise ValueError(
+                f"{file.path} holds fp32 weights that are not those of {item.file.path} "
+                f"({part.file_name}); they are of two ranks or two saves: copy the checkpoint again"
+            )
 
 
 def _tensors_of(parts: Sequence[Part]) -> list[tuple[str, tuple[int, ...]]]:

@@ -167,7 +167,7 @@ class MegatronWriter:
             for chunk in range(self._target.placement.num_chunks)
         ]
         content: dict[str, Any] = {
-            "args": self._args,
+            "args": self._arguments_of(tensor, stage, expert),
             "checkpoint_version": 3.0,
             "iteration": int(self._common.get("iteration", 0)),
         }
@@ -461,6 +461,14 @@ class MegatronWriter:
             yield np.zeros(size - position, np.float32)
 
     # --- arguments ----------------------------------------------------------------------------
+
+    def _arguments_of(self, tensor: int, stage: int, expert: int) -> Namespace:
+        """With the rank that would save the file, which tells files apart."""
+        target = self._target
+        data = max(target.data_parallel, target.expert)
+        rank = tensor + target.tensor * (expert + data * stage)
+        size = target.tensor * data * target.placement.num_stages
+        return Namespace(**{**vars(self._args), "rank": rank, "world_size": size})
 
     def _arguments(self) -> Namespace:
         target, placement = self._target, self._target.placement

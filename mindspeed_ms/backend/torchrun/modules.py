@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether there is a module, before ranks are started that each would say there is none."""
+"""Whether there is something to run, before ranks are started."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 
 from mindspeed_ms.backend.torchrun.options import LaunchError
+
+NO_SCRIPTS = (".yaml", ".yml", ".json", ".jsonl", ".txt", ".log", ".sh", ".bin", ".npy")
+"""Endings of files that Python cannot run; words behind a flag without a value lead there."""
 
 
 def require_module(name: str) -> None:

@@ -20,7 +20,7 @@ from mindspeed_ms.backend.job_client import report_gone
 from mindspeed_ms.backend.job_secret import VARIABLE as SECRET
 from mindspeed_ms.backend.job_secret import new_secret
 from mindspeed_ms.backend.torchrun import worker
-from mindspeed_ms.backend.torchrun.modules import require_module
+from mindspeed_ms.backend.torchrun.modules import NO_SCRIPTS, require_module
 from mindspeed_ms.backend.torchrun.options import DRY_RUNS, LaunchError, Request, read
 from mindspeed_ms.backend.torchrun.processes import Command, Outcome, Processes, last_lines
 
@@ -147,6 +147,8 @@ def run(part: Part, max_restarts: int, name: str = "torchrun") -> int:
 def _check(request: Request) -> None:
     if request.is_module:
         require_module(request.script)
+    elif Path(request.script).suffix in NO_SCRIPTS:
+        raise LaunchError(f"{request.script} is no Python script; name the script before its words")
     other = _OTHER_MODELS.search(Path(request.script).name)
     if not request.is_module and not Path(request.script).is_file():
         if other:

@@ -53,3 +53,13 @@ def test_nothing_is_imported_and_the_current_folder_counts(tmp_path, monkeypatch
     for name in ("packed.start", "plain", "json.tool"):
         require_module(name)
     assert sys.path == before and "packed" not in sys.modules
+
+
+def test_what_is_no_script_is_not_run(tmp_path, capsys):
+    """As behind a flag that takes no value."""
+    (tmp_path / "a.yaml").write_text("x: false")
+    words = ["--nproc-per-node", "1", "--virtual-local-rank", str(tmp_path / "a.yaml"), "x.py"]
+    assert run.main(words=words) == 2
+    words = ["--worker_num", "1", "--local_worker_num", "1", str(tmp_path / "a.yaml"), "x.py"]
+    assert msrun.main(words) == 2
+    assert capsys.readouterr().err.count("a.yaml is no Python script; name the script before") == 2

@@ -143,6 +143,21 @@ def test_links_out_of_a_checkpoint_are_not_followed(tmp_path, made):
     assert open_source(hub / "snapshots" / "main", ConvertOptions())[0].tensors
 
 
+@pytest.mark.parametrize("kind", ["megatron", "torch", "experts", "mindspore-ckpt"])
+def test_files_of_ranks_that_changed_places_are_refused(tmp_path, made, kind):
+    """Each is sound, and the sizes fit; the model would be another."""
+    paths = [path for path in made[kind].rglob("*") if path.suffix in (".pt", ".ckpt")]
+    for name in {path.name for path in paths}:
+        shutil.rmtree(tmp_path / "c", ignore_errors=True)
+        shutil.copytree(made[kind], tmp_path / "c")
+        first, second = sorted((tmp_path / "c").rglob(name))
+        first.rename(tmp_path / "aside")
+        second.rename(first)
+        (tmp_path / "aside").rename(second)
+        with pytest.raises(ValueError, match="copy the checkpoint again|damaged|checksum|other"):
+            mutations.view(tmp_path / "c", kind)
+
+
 SEEDS = {
     "safetensors": (safetensors.read_header, "model.safetensors"),
     "mindspore": (mindspore_file.read_index, "network.ckpt"),
