@@ -6,6 +6,7 @@ from __future__ import annotations
 import command_killer
 import pytest
 import run_killer
+import trainer_killer
 
 pytestmark = pytest.mark.e2e
 
@@ -48,3 +49,9 @@ def test_runs_are_ended_at_any_moment(tmp_path, name, first_seed):
     run = run_killer.Run(launcher, run_killer.KINDS[kind], tmp_path)
     seen = run.attack(12, first_seed)
     assert sum(seen.values()) >= 12, seen
+
+
+@pytest.mark.slow
+def test_a_trainer_is_ended_at_any_moment(tmp_path, first_seed):
+    seen = trainer_killer.attack(tmp_path, 20, first_seed)
+    assert seen["finished before"] < 10, seen

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
 import secrets
@@ -118,6 +119,13 @@ class RunFolder:
     def close(self) -> None:
         """Give the folder up; not collective."""
         self._lock.release()
+
+
+@atexit.register
+def _give_all_up() -> None:
+    """At the end of the process: a trainer or a notebook closes its run nowhere else."""
+    for folder in list(_HELD.values()):
+        folder.close()
 
 
 def _write(path: Path) -> None:

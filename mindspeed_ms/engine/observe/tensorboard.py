@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import math
@@ -18,7 +17,7 @@ from typing import Any
 
 from mindspeed_ms.engine.observe.figures import BY_SAMPLES, Figures
 from mindspeed_ms.files.regular_file import read_bytes
-from mindspeed_ms.files.whole import appears_whole
+from mindspeed_ms.files.whole import appears_whole, name_it
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +51,12 @@ class TensorBoardWriter:
         # Readers take files by name, so what tells them apart has to grow.
         now = time.time_ns()
         name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now}"
-        self._file = records.RecordWriter(str(folder / name))
+        self._path = folder / name
+        self._file = records.RecordWriter(str(self._path))
         self._waiting: deque[bytes] = deque()
         self._queue_size = queue_size
         self._problem: OSError | None = None
+        self._is_told = False
         self._ends, self._wakes = False, threading.Event()
         version = self._event(wall_time=time.time(), file_version="brain.Event:2")
         self._put(version.SerializeToString())
@@ -74,6 +75,7 @@ class TensorBoardWriter:
             figures.consumed_samples,
         )
         if self._problem is not None:
+            self._is_told = True
             raise self._problem
 
     def _add(self, values: Mapping[str, float], x: int) -> None:
@@ -100,6 +102,7 @@ class TensorBoardWriter:
                 self._file.write(self._waiting.popleft())
             self._file.flush()
         except OSError as error:
+            name_it(error, self._path)
             self._problem = error
 
     def write_texts(self, texts: Mapping[str, str], iteration: int) -> None:
@@ -110,13 +113,22 @@ class TensorBoardWriter:
             self._put(event.SerializeToString())
 
     def close(self) -> None:
-        """Write the rest and end the writing thread."""
+        """Write the rest and end the writing thread.
+
+        Raises:
+            OSError: not all that was given could be written.
+        """
         self._ends = True
         self._wakes.set()
         self._thread.join()
-        self._drain()
-        with contextlib.suppress(OSError):  # of a full disk, which the run was told about
+        if self._problem is None:
+            self._drain()
+        try:
             self._file.close()
+        except OSError as error:
+            self._problem = self._problem or error
+        if self._problem is not None and not self._is_told:
+            raise self._problem
 
 
 def scalar_event(values: Mapping[str, float], x: int, wall_time: float) -> bytes:

@@ -175,6 +175,18 @@ def test_the_lock_of_a_dead_process_is_taken_over_with_a_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_end_of_the_process_gives_the_folder_up(tmp_path):
+    script = f"""
+from pathlib import Path
+from mindspeed_ms.core.dist_checkpointing.run_folder import RunFolder
+folder = RunFolder(Path({str(tmp_path)!r}))
+folder.open()
+assert Path({str(tmp_path)!r}, "run.lock").exists()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_was_removed_meanwhile_is_made_again_with_a_line(tmp_path):
     root = tmp_path / "run"
     folder = RunFolder(root)

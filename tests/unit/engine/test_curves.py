@@ -171,6 +171,12 @@ def test_a_full_disk_ends_the_curves_with_one_line(tmp_path, monkeypatch):
             writer.write(figures)
             time.sleep(0.01)
     writer.close()
+    late = tensorboard.TensorBoardWriter(tmp_path, 1000)
+    late.write(figures)  # it waits until the end
+    monkeypatch.setattr(late._file, "write", full)
+    with pytest.raises(OSError, match="No space") as told:
+        late.close()
+    assert told.value.filename.startswith(str(tmp_path / "events.out.tfevents."))
 
 
 def test_an_event_file_cut_within_a_record_can_be_continued(tmp_path):
