@@ -32,13 +32,27 @@ from mindspeed_ms.legacy.model.native_parts import (
     Floats,
     NativeParts,
     UnknownPartError,
+    in_fp32,
     widened,
 )
+from mindspeed_ms.models.width import logits_divisor
 from mindspeed_ms.ops.attention_call import Places
 from mindspeed_ms.ops.cpu import decode, ranks
 from mindspeed_ms.ops.cpu.library import STORAGE
 from mindspeed_ms.ops.cpu.linear import FEW_ROWS
 from mindspeed_ms.ops.cpu.ranks import Ranks
+
+_KNOWN = {
+    *("rope_scaling", "use_rope_scaling", "rope_scaling_factor"),  # rotation is in the tables
+    "rotary_seq_len_interpolation_factor",
+    *("embed_layernorm", "embed_layernorm_epsilon", "embedding_multiplier"),
+    *("head_has_bias", "logits_scaling", "final_logit_softcapping"),
+    *("residual_multiplier", "use_parallel_residual", "shares_input_norm"),
+    *("use_pre_norm", "norm_has_bias", "qk_layernorm_full", "qk_layernorm_per_head"),
+    *("clip_qkv", "position_embedding_offset"),
+    *("activation_func_clamp_value", "glu_linear_offset"),
+}
+"""Options of layers that the native stack has."""
 
 MOST_TOKENS = 512
 """New tokens of a native call: what lies between the layers has memory for so many."""
@@ -53,7 +67,7 @@ class Decoder:
     Args:
         language_model: embedding, layers, final norm.
         layers: the layers.
-        head: matrix of the head.
+        head: matrix of the head, and what it adds.
         config: the model's configuration.
         in_int8: keep copies of the weights of linear layers as eight bits, with a factor per row.
 
@@ -66,7 +80,7 @@ class Decoder:
         self,
         language_model: Cell,
         layers: Sequence[Cell],
-        head: Tensor,
+        head: tuple[Tensor, Tensor | None],
         config: TransformerConfig,
         in_int8: bool = False,
     ) -> None:
@@ -83,8 +97,9 @@ class Decoder:
         self.turned = [parts.turns(layer.attention) for layer in layers]
         self.final_norm = language_model.encoder.final_norm
         self.norm = parts.norm(self.final_norm)
-        self.head = parts.linear(head, None, head.dtype)
-        self.head_storage = STORAGE[head.dtype]
+        self.head = parts.linear(*head, head[0].dtype)
+        self.head_storage = STORAGE[head[0].dtype]
+        self.divisor, self.cap = logits_divisor(config), config.final_logit_softcapping
         stack = self.stack
         stores = 1 if self.layers[0].latent else 2  # narrow vectors are keys and values in one
         self._like = (memory.empty((1, 1, stack.groups, stack.dim), self.dtype),) * stores
@@ -133,6 +148,10 @@ class Decoder:
         logits = decode.decode_head(
             np.ascontiguousarray(wanted), self.norm, self.head, self.head_storage
         )
+        if self.divisor != 1.0:
+            logits *= np.float32(1.0 / self.divisor)
+        if self.cap is not None:
+            logits = np.tanh(logits / np.float32(self.cap)) * np.float32(self.cap)
         if self.ranks is not None:  # each has a part of the vocabulary
             parts = ranks.gathered(self.ranks, logits)
             logits = parts.swapaxes(0, 1).reshape(len(logits), -1)
@@ -196,7 +215,13 @@ class Decoder:
             x[(ids < first) | (ids >= end)] = 0.0
             ranks.sum_over(self.ranks, x)
         if self.embedding.position_embeddings is not None:
-            x += _rows(self.embedding.position_embeddings.weight, places)
+            table = self.embedding.position_embeddings
+            x += _rows(table.weight, places + table.offset)
+        if self.embedding.norm is not None:
+            hidden = ops.cast(memory.from_numpy(x[:, None]), self.dtype)
+            x = in_fp32(self.embedding.norm(hidden)).reshape(x.shape)
+        if self.embedding.multiplier != 1.0:
+            x *= np.float32(self.embedding.multiplier)
         return x
 
 
@@ -214,7 +239,8 @@ def decoder_of(model: Cell, in_int8: bool = False) -> Decoder | None:
     if not layers or not _is_plain(model.config):
         return None
     try:
-        return Decoder(language_model, layers, model.head_weights(), model.config, in_int8)
+        head = (model.head_weights(), model.head_bias())
+        return Decoder(language_model, layers, head, model.config, in_int8)
     except (UnknownPartError, AttributeError):
         return None
 
@@ -222,12 +248,12 @@ def decoder_of(model: Cell, in_int8: bool = False) -> Decoder | None:
 def _is_plain(config: TransformerConfig) -> bool:
     """Whether a model has none of the options of layers and adapters, which the stack lacks."""
     options = (item.name for item in section_fields(LayerOptions))
-    known = {item.name for item in section_fields(AttentionOptions)}
+    known = _KNOWN | {item.name for item in section_fields(AttentionOptions)}
     is_usual = all(
         getattr(config, name) == field_default(TransformerConfig, name)
         for name in options
-        # Rotation is in the tables; layers for further tokens have no part in a step.
-        if name not in (*known, "rope_scaling") and not name.startswith("mtp_")
+        # Layers for further tokens have no part in a step.
+        if name not in known and not name.startswith("mtp_")
     )
     return is_usual and not config.lora_config.use_lora
 

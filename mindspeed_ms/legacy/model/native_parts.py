@@ -26,7 +26,7 @@ from mindspeed_ms.legacy.model.mlp import ParallelMLP
 from mindspeed_ms.legacy.model.moe.moe_layer import MoELayer
 from mindspeed_ms.legacy.model.moe.router import TopKRouter
 from mindspeed_ms.legacy.model.multi_latent_attention import MultiLatentAttention
-from mindspeed_ms.legacy.model.norm import LayerNorm, RMSNorm
+from mindspeed_ms.legacy.model.norm import LayerNorm, NormOfHeads, RMSNorm
 from mindspeed_ms.ops.cpu import decode
 from mindspeed_ms.ops.cpu.library import STORAGE
 
@@ -65,6 +65,10 @@ class NativeParts:
         sizes = {_sizes(layer.attention) for layer in layers}
         if len(sizes) > 1:
             raise UnknownPartError("layers of several sizes")
+        if config.qk_layernorm_full and self.group.size > 1:
+            raise UnknownPartError("a norm of heads that ranks share out")
+        if layers[0].is_parallel and layers[0].residual_after_norm:
+            raise UnknownPartError("blocks side by side that norms are added to")
         heads, groups, dim, interleaved = sizes.pop()
         return decode.Stack(
             hidden=config.hidden_size,
@@ -75,6 +79,13 @@ class NativeParts:
             activation=decode.ACTIVATIONS[config.hidden_act],
             interleaved=interleaved,
             adds_normed=layers[0].residual_after_norm,
+            side_by_side=layers[0].is_parallel,
+            normalizes_jointly=config.qk_layernorm_full,
+            norms_of_heads=config.qk_layernorm_per_head,
+            multiplier=layers[0].residual_multiplier,
+            limit=config.activation_func_clamp_value or 0.0,
+            offset=config.glu_linear_offset,
+            clip=config.clip_qkv or 0.0,
         )
 
     @staticmethod
@@ -96,7 +107,9 @@ class NativeParts:
         result = decode.Layer(
             input_norm=self.norm(layer.input_norm),
             attention_post_norm=self.norm(layer.attn_post_norm),
-            mlp_norm=self.norm(layer.post_attention_norm),
+            mlp_norm=self.norm(
+                layer.input_norm if layer.shares_norm else layer.post_attention_norm
+            ),
             mlp_post_norm=self.norm(layer.ffn_post_norm),
             attention_out=self._summed(attention.out_proj),
         )
@@ -205,12 +218,18 @@ class NativeParts:
         """A norm; None: none."""
         if norm is None:
             return decode.Norm()
+        if type(norm) is NormOfHeads:
+            is_centred = norm.spec.kind == "LayerNorm"
+            weight = in_fp32(norm.gamma if is_centred else norm.weight) + norm.spec.zero_centered
+            own = np.array_split(weight.astype(np.float32), self.group.size)[self.group.rank]
+            return decode.Norm(self._vector(own), None, norm.spec.eps, is_centred)
         if type(norm) not in (LayerNorm, RMSNorm):
             raise UnknownPartError(type(norm).__name__)
         is_centred = type(norm) is LayerNorm
         weight = in_fp32(norm.gamma if is_centred else norm.weight) + norm.zero_centered
-        bias = self._vector(in_fp32(norm.beta)) if is_centred else None
-        return decode.Norm(self._vector(weight.astype(np.float32)), bias, norm.eps)
+        has_bias = is_centred and norm.beta is not None
+        bias = self._vector(in_fp32(norm.beta)) if has_bias else None
+        return decode.Norm(self._vector(weight.astype(np.float32)), bias, norm.eps, is_centred)
 
     def linear(
         self, weight: Tensor, bias: Tensor | None, dtype: Type | None = None

@@ -16,8 +16,10 @@ ACTIVATIONS = {
     "fast_gelu": 1,
     "swiglu": 2,
     "fused_swiglu": 2,
-    "silu": 3,
-    "squared_relu": 4,
+    "silu": 2,
+    "quick_gelu": 3,
+    "relu": 4,
+    "squared_relu": 5,
 }
 SCORES = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2}
 UNBOUNDED = 1 << 40
@@ -42,7 +44,7 @@ class Norm(ctypes.Structure):
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("eps", ctypes.c_float),
-        ("unused", ctypes.c_int32),
+        ("centred", ctypes.c_int32),
     )
 
 
@@ -131,6 +133,13 @@ class Stack(ctypes.Structure):
         ("activation", ctypes.c_int32),
         ("interleaved", ctypes.c_int32),
         ("adds_normed", ctypes.c_int32),
+        ("side_by_side", ctypes.c_int32),
+        ("normalizes_jointly", ctypes.c_int32),
+        ("norms_of_heads", ctypes.c_int32),
+        ("multiplier", ctypes.c_float),
+        ("limit", ctypes.c_float),
+        ("offset", ctypes.c_float),
+        ("clip", ctypes.c_float),
         ("slots", ctypes.c_void_p),
         ("starts", ctypes.c_void_p),
         ("stops", ctypes.c_void_p),

@@ -57,6 +57,31 @@ MODELS = {
         "moe_config": MoEConfig(num_experts=4, moe_router_topk=2, moe_expert_capacity_factor=0.1),
     },
     "further": {**GQA, "mtp_num_layers": 1},
+    "side by side": {**GQA, "use_parallel_residual": True, "use_rope_scaling": True},
+    "one norm": {
+        **{**GQA, "normalization": "LayerNorm", "norm_has_bias": False, "head_has_bias": True},
+        **{"use_parallel_residual": True, "shares_input_norm": True},
+        "untie_embeddings_and_output_weights": True,
+    },
+    "norms behind": {
+        **{**GQA, "use_pre_norm": False, "use_sandwich_norm": True},
+        **{"qk_layernorm": True, "qk_layernorm_full": True, "residual_multiplier": 0.4},
+    },
+    "factors": {
+        **{**GQA, "embedding_multiplier": 5.0, "residual_multiplier": 0.3},
+        **{"logits_scaling": 0.7, "final_logit_softcapping": 0.4, "embed_layernorm": True},
+    },
+    "clamped": {
+        **{**GQA, "hidden_act": "quick_gelu", "gated_linear_unit": True},
+        **{"activation_func_clamp_value": 0.05, "glu_linear_offset": 1.0},
+    },
+    "tanh gate": {**GQA, "hidden_act": "fast_gelu", "gated_linear_unit": True},
+    "norms of heads": {
+        **{**GQA, "qk_layernorm": True, "qk_layernorm_per_head": True, "clip_qkv": 0.2},
+        **{"normalization": "LayerNorm", "norm_has_bias": False},
+    },
+    "later places": {"position_embedding_type": "absolute", "position_embedding_offset": 2},
+    "relu": {"hidden_act": "relu", "rotary_seq_len_interpolation_factor": 3},
     "longrope": {
         **GQA,
         "rope_scaling": RopeScalingConfig(

@@ -29,13 +29,24 @@ void take_apart(const Stack& n, const Layer& layer, const float* normed, Arena a
         const float* cos = layer.cos ? layer.cos + row * n.rotated : nullptr;
         const float* sin = layer.sin ? layer.sin + row * n.rotated : nullptr;
         const int64_t place = (n.slots[row] * n.room + n.offsets[row]) * n.groups;
+        if (n.normalizes_jointly) {
+            float* first = mixed + row * layer.qkv.out;
+            normalize_parts(first, n.groups, per_group * n.dim, width, layer.q_norm);
+            normalize_parts(first + per_group * n.dim, n.groups, n.dim, width, layer.k_norm);
+        }
         for (int64_t group = 0; group < n.groups; ++group) {
             float* own = mixed + (row * n.groups + group) * width;
-            for (int64_t head = 0; head <= per_group; ++head) {
+            for (int64_t head = 0; head < per_group + 2; ++head) {
                 float* t = own + head * n.dim;
-                const Norm& norm = head < per_group ? layer.q_norm : layer.k_norm;
-                if (norm.weight) normalize_row(t, n.dim, norm, t);
-                if (cos) rotate_head(t, cos, sin, n.rotated, n.interleaved != 0);
+                const bool is_query = head < per_group, is_value = head > per_group;
+                Norm norm = is_query ? layer.q_norm : layer.k_norm;
+                if (norm.weight && !n.normalizes_jointly && !is_value) {
+                    const int64_t number = is_query ? group * per_group + head : group;
+                    if (n.norms_of_heads) norm.weight += number * n.dim;
+                    normalize_row(t, n.dim, norm, t);
+                }
+                if (n.clip > 0.0f) clip(t, n.dim, n.clip);
+                if (cos && !is_value) rotate_head(t, cos, sin, n.rotated, n.interleaved != 0);
             }
             copy(own, per_group * n.dim, queries + (row * n.heads + group * per_group) * n.dim);
             const int64_t at = (place + group) * n.dim;

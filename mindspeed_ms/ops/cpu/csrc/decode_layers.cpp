@@ -13,13 +13,15 @@ namespace kernels {
 
 namespace {
 
-enum Activation : int32_t { kGelu, kFastGelu, kSwiglu, kSilu, kSquaredRelu };
+enum Activation : int32_t { kGelu, kFastGelu, kSilu, kQuickGelu, kRelu, kSquaredRelu };
 
 inline vf activate(int32_t kind, vf x) {
     switch (kind) {
         case kGelu: return x * (verf(x * 0.70710678118654752f) + 1.0f) * 0.5f;
         case kFastGelu:
             return x * (vtanh((x + x * x * x * 0.044715f) * 0.79788456080286536f) + 1.0f) * 0.5f;
+        case kQuickGelu: return x / (vexp(x * -1.702f) + 1.0f);
+        case kRelu: return vmax(x, vf{});
         case kSquaredRelu: {
             const vf positive = vmax(x, vf{});
             return positive * positive;
@@ -28,25 +30,27 @@ inline vf activate(int32_t kind, vf x) {
     }
 }
 
-void add(const float* from, int64_t count, float* to) {
+void add(const float* from, int64_t count, float* to, float factor = 1.0f) {
     vector_loop(count, [&](int64_t i, int64_t lanes) {
-        store(to + i, load(to + i, lanes) + load(from + i, lanes), lanes);
+        store(to + i, load(to + i, lanes) + load(from + i, lanes) * factor, lanes);
     });
 }
 
-// x = (normed or x) + post_norm(output, summed over the ranks)
+// x = (normed or x) + multiplier * post_norm(output, summed over the ranks)
 void add_residual(const Stack& n, const Norm& post, const float* normed, float* output, float* x) {
     const int64_t count = n.rows * n.hidden;
     if (n.ranks) add_over_ranks(*n.ranks, output, count);
     if (post.weight) normalize(output, n.rows, n.hidden, post, output);
     if (n.adds_normed) std::memcpy(x, normed, static_cast<size_t>(count) * sizeof(float));
-    add(output, count, x);
+    add(output, count, x, n.multiplier);
 }
 
-// y [rows, out] = out(activation(in(x)))
+// y [rows, out] = out(activation(in(x))), where the activation may be a gate for a value behind it.
 template <class T>
-void feed_forward(int32_t activation, const float* x, int64_t rows, const Linear& in,
-                  const Linear& out, Arena arena, float* y) {
+void feed_forward(const Stack& n, const float* x, int64_t rows, const Linear& in, const Linear& out,
+                  Arena arena, float* y) {
+    const bool is_gated = in.out == 2 * out.in;
+    const vf most = splat(n.limit);
     float* wide = arena.take(rows * in.out);
     float* inner = arena.take(rows * out.in);
     multiply_rows<T>(x, rows, in, wide);
@@ -54,8 +58,14 @@ void feed_forward(int32_t activation, const float* x, int64_t rows, const Linear
         const float* from = wide + row * in.out;
         float* to = inner + row * out.in;
         vector_loop(out.in, [&](int64_t i, int64_t lanes) {
-            vf value = activate(activation, load(from + i, lanes));
-            if (activation == kSwiglu) value *= load(from + out.in + i, lanes);
+            vf value = load(from + i, lanes);
+            if (n.limit > 0.0f) value = vmin(value, most);
+            value = activate(n.activation, value);
+            if (is_gated) {
+                vf up = load(from + out.in + i, lanes);
+                if (n.limit > 0.0f) up = vmax(vmin(up, most), -most);
+                value *= up + n.offset;
+            }
             store(to + i, value, lanes);
         });
     });
@@ -146,7 +156,7 @@ void mix(const Stack& n, const Mixture& m, const float* x, Arena arena, float* y
     }
     std::fill_n(y, n.rows * hidden, 0.0f);
     if (m.shared_in.weight)
-        feed_forward<T>(n.activation, x, n.rows, m.shared_in, m.shared_out, arena, y);
+        feed_forward<T>(n, x, n.rows, m.shared_in, m.shared_out, arena, y);
     if (m.shared_gate.weight) {
         multiply_rows<T>(x, n.rows, m.shared_gate, logits);
         for (int64_t row = 0; row < n.rows; ++row) {
@@ -167,7 +177,7 @@ void mix(const Stack& n, const Mixture& m, const float* x, Arena arena, float* y
             ++count;
         }
         if (!count) continue;
-        feed_forward<T>(n.activation, gathered, count, m.in[expert], m.out[expert], arena, made);
+        feed_forward<T>(n, gathered, count, m.in[expert], m.out[expert], arena, made);
         for (int64_t i = 0; i < count; ++i)
             vector_loop(hidden, [&](int64_t at, int64_t lanes) {
                 float* to = y + rows[i] * hidden + at;
@@ -185,13 +195,14 @@ void run_layer(const Stack& n, const Layer& layer, float* x, Arena arena) {
     normalize(x, n.rows, n.hidden, layer.input_norm, normed);
     attend<T>(n, layer, normed, arena, attended);
     multiply_rows<T>(attended, n.rows, layer.attention_out, output);
+    if (n.side_by_side) normalize(x, n.rows, n.hidden, layer.mlp_norm, normed);
     add_residual(n, layer.attention_post_norm, normed, output, x);
 
-    normalize(x, n.rows, n.hidden, layer.mlp_norm, normed);
+    if (!n.side_by_side) normalize(x, n.rows, n.hidden, layer.mlp_norm, normed);
     if (layer.mixture) {
         mix<T>(n, *layer.mixture, normed, arena, output);
     } else {
-        feed_forward<T>(n.activation, normed, n.rows, layer.mlp_in, layer.mlp_out, arena, output);
+        feed_forward<T>(n, normed, n.rows, layer.mlp_in, layer.mlp_out, arena, output);
     }
     add_residual(n, layer.mlp_post_norm, normed, output, x);
 }
@@ -239,11 +250,7 @@ EXPORT void decode_head(int32_t storage, const float* x, int64_t rows, const Nor
                         const Linear* head, float* y) {
     if (rows == 0) return;
     float* normed = scratch(kStack, rows * head->in);
-    if (norm->weight) {
-        normalize(x, rows, head->in, *norm, normed);
-    } else {
-        std::memcpy(normed, x, static_cast<size_t>(rows * head->in) * sizeof(float));
-    }
+    normalize(x, rows, head->in, *norm, normed);
     with_storage(storage, [&](auto type) {
         multiply_rows<decltype(type)>(normed, rows, *head, y);
     });

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 
 #include "few_rows.h"
 #include "ranks.h"
@@ -11,9 +12,9 @@ namespace kernels {
 
 // Keep these in step with ops/cpu/decode.py.
 struct Norm {
-    const float *weight, *bias;  // null weight: none of it; null bias: root mean square
+    const float *weight, *bias;  // null: none of it
     float eps;
-    int32_t unused;
+    int32_t centred;  // else the root mean square
 };
 
 // Queries, keys and values from narrow vectors, which alone are kept, and the rotated channels of the
@@ -56,6 +57,12 @@ struct Layer {
 struct Stack {
     int64_t rows, hidden, heads, groups, dim, rotated, room;
     int32_t storage, activation, interleaved, adds_normed;
+    int32_t side_by_side;       // both blocks read what enters the layer
+    int32_t normalizes_jointly;  // the queries of all heads as one vector, and the keys
+    int32_t norms_of_heads;      // each head has factors of its own
+    float multiplier;           // of what a block adds
+    float limit, offset;        // of a gated unit's halves, and of its value; limit 0: none
+    float clip;                 // of queries, keys and values; 0: none
     const int64_t *slots, *starts, *stops, *offsets;  // [rows]
     const int64_t* counts;  // [sequences], rows of each, which follow one another; null: 1
     int64_t sequences;
@@ -80,7 +87,7 @@ struct Arena {
 
 inline void normalize_row(const float* x, int64_t width, const Norm& norm, float* y) {
     float mean = 0.0f;
-    if (norm.bias) {
+    if (norm.centred) {
         vf sum = vf{};
         vector_loop(width, [&](int64_t i, int64_t lanes) { sum += load(x + i, lanes); });
         mean = sum_of(sum) / static_cast<float>(width);
@@ -106,9 +113,33 @@ void each_row(int64_t rows, int64_t width, Step step) {
     });
 }
 
+// y = norm(x), or x where there is none.
 inline void normalize(const float* x, int64_t rows, int64_t width, const Norm& norm, float* y) {
+    if (!norm.weight) return void(std::memcpy(y, x, static_cast<size_t>(rows * width) * sizeof(float)));
     each_row(rows, width, [&](int64_t row) {
         normalize_row(x + row * width, width, norm, y + row * width);
+    });
+}
+
+// The root mean square norm of parts [parts, width] of a vector, so many floats from one to the next.
+inline void normalize_parts(float* x, int64_t parts, int64_t width, int64_t step, const Norm& norm) {
+    vf square = vf{};
+    for (int64_t part = 0; part < parts; ++part)
+        vector_loop(width, [&](int64_t i, int64_t lanes) {
+            const vf value = load(x + part * step + i, lanes);
+            square += value * value;
+        });
+    const float rstd = 1.0f / std::sqrt(sum_of(square) / static_cast<float>(parts * width) + norm.eps);
+    for (int64_t part = 0; part < parts; ++part)
+        vector_loop(width, [&](int64_t i, int64_t lanes) {
+            float* at = x + part * step + i;
+            store(at, load(at, lanes) * rstd * load(norm.weight + part * width + i, lanes), lanes);
+        });
+}
+
+inline void clip(float* x, int64_t width, float limit) {
+    vector_loop(width, [&](int64_t i, int64_t lanes) {
+        store(x + i, vmax(vmin(load(x + i, lanes), splat(limit)), splat(-limit)), lanes);
     });
 }
 
