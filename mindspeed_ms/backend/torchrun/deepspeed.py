@@ -14,7 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mindspeed_ms.backend import env
-from mindspeed_ms.backend.torchrun.options import LaunchError, LaunchParser, Request, count, read
+from mindspeed_ms.backend.torchrun.options import (
+    FAULTS,
+    LaunchError,
+    LaunchParser,
+    Request,
+    count,
+    read,
+    tell,
+)
 from mindspeed_ms.backend.torchrun.run import launch
 
 _HOSTS = Path("/job/hostfile")
@@ -98,7 +106,7 @@ def _hosts(path: str | None) -> dict[str, int]:
         if path:
             sys.stderr.write(f"deepspeed: there is no host file {path}; this host alone is used\n")
         return {}
-    if file.exists() and not file.is_file():  # a pipe would be waited for
+    if os.path.exists(file) and not os.path.isfile(file):  # a pipe would be waited for
         raise LaunchError(f"the host file {file} is no regular file; name the text file")
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -152,9 +160,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Entry point of the command."""
     try:
         return launch(requested(sys.argv[1:] if words is None else words, os.environ))
-    except LaunchError as error:
-        sys.stderr.write(f"deepspeed: error: {error}\n")
-        return 2
+    except FAULTS as error:
+        return tell("deepspeed", error)
 
 
 if __name__ == "__main__":

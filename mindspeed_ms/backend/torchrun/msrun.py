@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mindspeed_ms.backend import addresses, env, launcher
 from mindspeed_ms.backend.torchrun.modules import NO_SCRIPTS, require_module
-from mindspeed_ms.backend.torchrun.options import LaunchError, LaunchParser
+from mindspeed_ms.backend.torchrun.options import FAULTS, LaunchError, LaunchParser, tell
 from mindspeed_ms.backend.torchrun.run import Part, master_address, run
 
 _REFUSED = {
@@ -113,7 +113,7 @@ def _script(script: str, arguments: Sequence[str]) -> tuple[str, ...]:
         require_module(words[1] if len(words) > 1 else "")
     elif Path(words[0]).suffix in NO_SCRIPTS:
         raise LaunchError(f"{words[0]} is no Python script; name the script before its words")
-    elif not Path(words[0]).is_file():
+    elif not os.path.isfile(words[0]):
         raise LaunchError(f"there is no script {words[0]}; check the path")
     return words
 
@@ -159,9 +159,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if table:
             os.environ["RANK_TABLE_FILE"] = table
         return run(part, max_restarts, name)
-    except LaunchError as error:
-        sys.stderr.write(f"{name}: error: {error}\n")
-        return 2
+    except FAULTS as error:
+        return tell(name, error)
 
 
 if __name__ == "__main__":

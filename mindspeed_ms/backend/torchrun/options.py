@@ -80,6 +80,19 @@ class Request:
         return self.nodes * self.ranks_per_node
 
 
+FAULTS = (LaunchError, OSError)
+"""What a launcher tells in one line."""
+
+
+def tell(program: str, error: Exception) -> int:
+    """Write what a user did wrong, or what the system says of a file; the exit status."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    sys.stderr.write(f"{program}: error: {' '.join(text.split())}\n")
+    return 2
+
+
 class LaunchParser(PlainParser):
     """The parser of a launcher's command line."""
 

@@ -21,7 +21,14 @@ from mindspeed_ms.backend.job_secret import VARIABLE as SECRET
 from mindspeed_ms.backend.job_secret import new_secret
 from mindspeed_ms.backend.torchrun import worker
 from mindspeed_ms.backend.torchrun.modules import NO_SCRIPTS, require_module
-from mindspeed_ms.backend.torchrun.options import DRY_RUNS, LaunchError, Request, read
+from mindspeed_ms.backend.torchrun.options import (
+    DRY_RUNS,
+    FAULTS,
+    LaunchError,
+    Request,
+    read,
+    tell,
+)
 from mindspeed_ms.backend.torchrun.processes import Command, Outcome, Processes, last_lines
 
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT")
@@ -114,7 +121,7 @@ def launch(request: Request) -> int:
         LaunchError: the request cannot be followed.
     """
     _check(request)
-    if not request.is_module and not Path(request.script).is_file():  # of a plan
+    if not request.is_module and not os.path.isfile(request.script):  # of a plan
         sys.stderr.write(f"{request.script} is not here; planned as pretrain_gpt.py\n")
         words = ("train", *request.script_args)  # does the same from any folder
         request = replace(request, script="mindspeed_ms.command", script_args=words, is_module=True)
@@ -150,7 +157,7 @@ def _check(request: Request) -> None:
     elif Path(request.script).suffix in NO_SCRIPTS:
         raise LaunchError(f"{request.script} is no Python script; name the script before its words")
     other = _OTHER_MODELS.search(Path(request.script).name)
-    if not request.is_module and not Path(request.script).is_file():
+    if not request.is_module and not os.path.isfile(request.script):
         if other:
             raise LaunchError(
                 f"{request.script} trains another kind of model; those here are GPTs, which "
@@ -270,7 +277,12 @@ def _alone(part: Part, restarts: int) -> Processes:
 def _ranks(part: Part, restarts: int) -> Processes:
     """Scheduler and ranks of this host."""
     port = free_port() if part.picks_port else part.port
-    part.log_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        part.log_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(
+            f"the folder for logs {part.log_dir} cannot be made ({error.strerror}); name another"
+        ) from None
     if restarts:
         _put_away_logs(part, restarts - 1)
     common = _common_variables(part, port, restarts)
@@ -364,9 +376,8 @@ def main(prog: str = "torchrun", words: Sequence[str] | None = None) -> int:
         return 0
     try:
         return launch(read(prog, words, os.environ))
-    except LaunchError as error:
-        sys.stderr.write(f"{prog}: error: {error}\n")
-        return 2
+    except FAULTS as error:
+        return tell(prog, error)
 
 
 if __name__ == "__main__":

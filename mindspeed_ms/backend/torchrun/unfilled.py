@@ -7,8 +7,8 @@ torch was to count the devices), and ``your master node IP`` unquoted is several
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 COUNTS = ("--nnodes", "--nproc-per-node")
 """Options that say how many ranks there are."""
@@ -71,4 +71,4 @@ def _is_script(words: Sequence[str], place: int) -> bool:
     word = words[place]
     if word.startswith("-"):
         return False
-    return _is_file(word) or Path(word).is_file() or not any(map(_is_file, words[place:]))
+    return _is_file(word) or os.path.isfile(word) or not any(map(_is_file, words[place:]))

@@ -7,7 +7,7 @@ import copy
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.formats.containers import storage
 from mindspeed_ms.toolkit import hub
-from mindspeed_ms.toolkit.given import mapping, shown
+from mindspeed_ms.toolkit.given import mapping, rows, shown
 from mindspeed_ms.toolkit.messages import unknown_argument
 
 FILE = "generation_config.json"
@@ -196,7 +196,7 @@ class GenerationConfig:
                 own[name] = value
         return result
 
-    def set_nothing(self, names: Iterable[str]) -> None:
+    def set_nothing(self, names: Sequence[str]) -> None:
         """Give options the value without effect, as the caller's None does: ``top_k`` all tokens.
 
         ``max_length`` stays, since a text has one.
@@ -204,7 +204,7 @@ class GenerationConfig:
         Args:
             names: of options, or of something else, which is left out.
         """
-        for given in names:
+        for given in rows("names", names, str):
             name = ALIASES.get(given, given)
             if name in DEFAULTS and name != "max_length":
                 self.__dict__[name] = 0 if name == "top_k" else DEFAULTS[name]

@@ -179,7 +179,7 @@ class GenerationMixin:
         given.update(**options)
         own = _as_config(self.generation_config)
         config = given.filled(own)
-        config.set_nothing(name for name, value in options.items() if value is None)
+        config.set_nothing([name for name, value in options.items() if value is None])
         check_together(config)
         return config, given.max_length is None and own.max_length is None
 

@@ -63,3 +63,22 @@ def test_what_is_no_script_is_not_run(tmp_path, capsys):
     words = ["--worker_num", "1", "--local_worker_num", "1", str(tmp_path / "a.yaml"), "x.py"]
     assert msrun.main(words) == 2
     assert capsys.readouterr().err.count("a.yaml is no Python script; name the script before") == 2
+
+
+@pytest.mark.parametrize("folder", ["/dev/full", "/dev/full/x", "n" * 300, "/proc/nowhere"])
+def test_folders_for_logs_that_cannot_be_made_are_named(tmp_path, monkeypatch, capsys, folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.py").write_text("")
+    words = ["--nproc-per-node", "2", "--log-dir", folder, "one.py"]
+    assert run.main(words=words) == 2
+    words = ["--worker_num", "2", "--local_worker_num", "2", "--log_dir", folder, "one.py"]
+    assert msrun.main(words) == 2
+    assert capsys.readouterr().err.count(f"the folder for logs {folder} cannot be made (") == 2
+
+
+def test_scripts_whose_names_are_too_long_are_not_there(tmp_path, monkeypatch, capsys):
+    name = "n" * 300
+    assert run.main(words=["--nproc-per-node", "2", name, "x"]) == 2
+    assert deepspeed.main(["--num_gpus", "2", "--hostfile", name, name, "x"]) == 2
+    assert msrun.main(["--worker_num", "2", "--local_worker_num", "2", name, "x"]) == 2
+    assert capsys.readouterr().err.count(f"there is no script {name}") == 3

@@ -24,6 +24,8 @@ def test_no_call_ends_in_a_foreign_error(tmp_path, monkeypatch, count, first_see
     [
         (lambda: mindspeed_ms.merge_adapter(5), "model is 5; give one of AutoModelForCausalLM"),
         (lambda: mindspeed_ms.init_context(np.zeros(2)), "use_parallel is array"),
+        (lambda: mindspeed_ms.GenerationConfig().set_nothing(None), "names is None"),
+        (lambda: mindspeed_ms.GenerationConfig().set_nothing([[1]]), "names is"),
         (lambda: mindspeed_ms.init_context(1), "use_parallel is 1, but must be True or False"),
         (lambda: mindspeed_ms.ContextConfig(0, "CPU", 0, 1), "has 4 values without a name"),
         (lambda: mindspeed_ms.TrainingArguments(output_dir=np.zeros(2)), "output_dir is array"),
