@@ -36,11 +36,13 @@ Sizes that come with the package: {presets}.
 A `config.json` is read key by key. A key that changes what a model computes and cannot be held at
 its value is an error that names the key, the value, and what can be held. Examples: rotations
 stretched in other ways than {stretchings}, activations
-without a counterpart, Gemma's bidirectional attention, gpt-oss with another `swiglu_alpha`,
-Falcon's `alibi`, OPT's norms behind the blocks and narrower embeddings (350M), a mixture of one
-expert. Keys that nothing here knows are kept on the way back, and the converter names them in a
-line. Tensor parallel ranks share out heads of keys and values; of fewer heads than ranks (Falcon
-7B has one) several ranks have the same.
+without a counterpart, Gemma's bidirectional attention, OPT's norms behind the blocks and narrower
+embeddings (350M), a mixture of one expert, Falcon's `alibi` with slopes that are no powers of two:
+it rounds them to bfloat16, so that scores depend on absolute places. (Those of up to 8 heads are
+such powers; beyond 256 tokens their products are rounded there, too, and not here.) Keys that
+nothing here knows are kept on the way back, and the converter names them in a line. Tensor parallel
+ranks share out heads of keys and values; of fewer heads than ranks (Falcon 7B has one) several
+ranks have the same.
 
 A `model_type` without a family is refused with the list of those there are, and the nearest name.
 

@@ -215,6 +215,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "cohere_norms": ("Cohere", {"use_qk_norm": True, "logit_scale": 0.7}),
     "olmoe_clipped": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 0.4}),
+    "falcon_alibi": ("Falcon", {"alibi": True, "bias": True}),
+    "gpt_oss_steep": (
+        "GptOss",
+        {
+            **{**HEAD, **WINDOWS, "num_local_experts": 4, "num_experts_per_tok": 2},
+            **{"swiglu_limit": 1.5, "swiglu_alpha": 0.9},
+            "rope_parameters": {**YARN, "truncate": False, "beta_fast": 32.0, "beta_slow": 1.0},
+        },
+    ),
     "falcon": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "cohere": ("Cohere", {"logit_scale": 0.7}),
     "cohere2": (

@@ -106,8 +106,10 @@ def record(case: str) -> None:
             theirs, tensors = internlm2_of(tensors, SIZES["hidden_size"] // 4)
         shapes = {key: array.shape for key, array in theirs.items()}
         save_file(tensors, path, metadata={"format": "pt"})
+        # Falcon's eager attention counts alibi twice, its usual one once.
+        attention = "sdpa" if changes.get("alibi") else "eager"
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation="eager", dtype=torch.float32
+            folder, attn_implementation=attention, dtype=torch.float32
         ).eval()
         config = json.loads((Path(folder) / "config.json").read_text())
     if case in RENAMED:

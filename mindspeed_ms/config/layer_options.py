@@ -127,6 +127,13 @@ class LayerOptions(BlockOptions):
     glu_linear_offset: NonNegative = 0.0
     """In a gated unit, added to the value."""
 
+    glu_alpha: Positive = 1.702
+    """In a unit gated by quick_gelu, the factor within its sigmoid: gpt-oss' swiglu_alpha."""
+
+    scales_alibi: bool = False
+    """With position_embedding_type alibi, the scale of scores multiplies its slopes, too, as
+    Falcon's does. False: it does not."""
+
     use_parallel_residual: bool = False
     """Attention and feed-forward block both read what enters the layer, and both are added to it.
     False: one after the other."""
@@ -189,6 +196,7 @@ class LayerOptions(BlockOptions):
             "shares_input_norm": ("apply_residual_connection_post_norm",),
             "embed_layernorm": ("a table of positions", "mtp_num_layers"),
             "qk_l2_norm": ("qk_layernorm", "multi_latent_attention"),
+            "scales_alibi": ("multi_latent_attention",),
             "clip_qkv": ("multi_latent_attention", "experimental_attention_variant"),
             "head_has_bias": ("a head that is the table of embeddings",),
             "attention_output_gate": ("use_query_layer", "multi_latent_attention", "use_lora"),

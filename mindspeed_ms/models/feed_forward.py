@@ -39,6 +39,9 @@ class MLPSpec:
     offset: float = 0.0
     """Of a gated unit: added to the value."""
 
+    alpha: float = 1.702
+    """Of a unit gated by quick_gelu: the factor within its sigmoid."""
+
     @property
     def width(self) -> int:
         """F."""

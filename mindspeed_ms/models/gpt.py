@@ -218,6 +218,7 @@ def scores_spec(config: TransformerConfig, index: int = 0) -> ScoresSpec:
         is_band=config.is_band,
         softcap=config.attn_logit_softcapping,
         has_slopes=config.position_embedding_type == "alibi",
+        scales_slopes=config.scales_alibi,
         has_sinks=config.softmax_type != "vanilla",
         sinks=learned,
         dtype=config.params_dtype,
@@ -365,6 +366,7 @@ def mlp_spec(
         is_gated=bool(config.gated_linear_unit),
         limit=config.activation_func_clamp_value,
         offset=config.glu_linear_offset,
+        alpha=config.glu_alpha,
     )
 
 

@@ -170,6 +170,8 @@ def _unread(model: TransformerConfig) -> Iterator[str]:
     """Options that only models with another option read."""
     if not (model.position_embedding_type == "rope" or model.multi_latent_attention):
         yield from _ROTARY
+    if model.position_embedding_type != "alibi":
+        yield "scales_alibi"
     if not model.embed_layernorm:
         yield "embed_layernorm_epsilon"
     if model.is_rms_norm:

@@ -35,6 +35,9 @@ class ScoresSpec:
     has_slopes: bool = False
     """Scores fall with the distance of tokens; see ``alibi_slopes``."""
 
+    scales_slopes: bool = False
+    """``scale`` multiplies what distance takes away, too."""
+
     has_sinks: bool = False
     """Every head has a further logit without a value: 0, or a parameter."""
 

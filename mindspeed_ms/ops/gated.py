@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 from mindspore import Tensor
 
 from mindspeed_ms.ops import checks
+from mindspeed_ms.ops.kernel_set import QUICK
 from mindspeed_ms.ops.selection import chosen
 
 __all__ = [
@@ -46,6 +47,7 @@ def gated(
     *,
     limit: float | None = None,
     offset: float = 0.0,
+    alpha: float = QUICK,
 ) -> Tensor:
     """Gated unit ``activation(gate) * (up + offset)`` of the halves of ``x + bias``.
 
@@ -55,6 +57,7 @@ def gated(
         activation: of the gate.
         limit: the gate is at most this, and up lies between this and its negative.
         offset: added to up.
+        alpha: factor within the sigmoid of quick_gelu.
 
     Returns:
         [..., H].
@@ -70,7 +73,7 @@ def gated(
         )
     if activation not in get_args(Gate):
         raise ValueError(f"gated: activation {activation!r}; use {', '.join(get_args(Gate))}")
-    return chosen.kernels.gated(x, bias, activation, limit, offset)
+    return chosen.kernels.gated(x, bias, activation, limit, offset, alpha)
 
 
 def sigmoid_gated(x: Tensor, gate: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ from mindspore import Tensor
 from mindspeed_ms.backend.random import Generator
 from mindspeed_ms.ops.attention_call import AttentionCall, Places
 
+QUICK = 1.702
+"""Factor within the sigmoid of quick_gelu."""
+
 
 class KernelSet(Protocol):
     """One way to compute every operation of ``ops``."""
@@ -58,7 +61,13 @@ class KernelSet(Protocol):
     def dropout(self, x: Tensor, p: float, generator: Generator) -> Tensor: ...
     def embedding(self, weight: Tensor, ids: Tensor, vocab_start: int) -> Tensor: ...
     def gated(
-        self, x: Tensor, bias: Tensor | None, activation: str, limit: float | None, offset: float
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        limit: float | None,
+        offset: float,
+        alpha: float,
     ) -> Tensor: ...
     def gated_delta_rule(
         self,

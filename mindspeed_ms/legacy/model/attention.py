@@ -376,7 +376,9 @@ def _slopes(spec: ScoresSpec, first: int, count: int) -> Numbers | None:
     """Slopes of some of the heads."""
     if not spec.has_slopes:
         return None
-    return np.array(alibi_slopes(spec.num_heads)[first : first + count], np.float32)
+    factor = spec.scale if spec.scales_slopes else 1.0
+    slopes = np.array(alibi_slopes(spec.num_heads)[first : first + count], np.float32)
+    return slopes * np.float32(factor)
 
 
 def _storage(spec: ScoresSpec) -> ops.ScoreStorage | None:

@@ -58,7 +58,8 @@ def activation_between(spec: MLPSpec) -> Activation:
     gate = cast("ops.Gate", spec.activation)
 
     def gated(x: Tensor, bias: Tensor | None) -> Tensor:
-        return ops.gated(x, bias, gate, limit=spec.limit, offset=spec.offset)
+        limit, offset, alpha = spec.limit, spec.offset, spec.alpha
+        return ops.gated(x, bias, gate, limit=limit, offset=offset, alpha=alpha)
 
     return gated
 

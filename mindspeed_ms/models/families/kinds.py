@@ -99,7 +99,7 @@ KINDS = _table(
     patterns=(PATTERN, "_sliding_window_pattern sliding_window_pattern"),
     above_0=(
         ABOVE_0,
-        "clip_qkv embedding_multiplier layer_norm_eps layer_norm_epsilon logit_scale "
+        "clip_qkv swiglu_alpha embedding_multiplier layer_norm_eps layer_norm_epsilon logit_scale "
         "logits_scaling norm_eps norm_epsilon query_pre_attn_scalar rms_norm_eps "
         "rope_local_base_freq rope_theta rotary_emb_base",
     ),
@@ -107,7 +107,7 @@ KINDS = _table(
         NUMBER,
         "init_std attention_multiplier attn_logit_softcapping aux_loss_alpha "
         "final_logit_softcapping initializer_range residual_multiplier router_aux_loss_coef "
-        "router_jitter_noise routed_scaling_factor swiglu_alpha swiglu_limit",
+        "router_jitter_noise routed_scaling_factor swiglu_limit",
     ),
     shares=(
         SHARE,

@@ -6,6 +6,8 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, mint, ops
 
+from mindspeed_ms.ops.kernel_set import QUICK
+
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """See ``ops.layer_norm``."""
@@ -61,12 +63,17 @@ def quick_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     return _quick_gelu(_biased(x, bias))
 
 
-def _quick_gelu(z: Tensor) -> Tensor:
-    return mint.mul(z, mint.sigmoid(mint.mul(z, 1.702)))
+def _quick_gelu(z: Tensor, alpha: float = QUICK) -> Tensor:
+    return mint.mul(z, mint.sigmoid(mint.mul(z, alpha)))
 
 
 def gated(
-    x: Tensor, bias: Tensor | None, activation: str, limit: float | None, offset: float
+    x: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    limit: float | None,
+    offset: float,
+    alpha: float,
 ) -> Tensor:
     """See ``ops.gated``; composed, every step is rounded to the storage type."""
     gate, up = mint.chunk(_biased(x, bias), 2, -1)
@@ -75,7 +82,7 @@ def gated(
     if activation == "silu":
         gate = mint.nn.functional.silu(gate)
     elif activation == "quick_gelu":
-        gate = _quick_gelu(gate)
+        gate = _quick_gelu(gate, alpha)
     elif activation == "relu":
         gate = mint.nn.functional.relu(gate)
     else:

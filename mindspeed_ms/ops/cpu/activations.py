@@ -9,6 +9,7 @@ from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.ops.cpu.library import STORAGE, native
+from mindspeed_ms.ops.kernel_set import QUICK
 from mindspeed_ms.ops.portable import activations as portable
 
 Context = Any
@@ -129,11 +130,16 @@ class _Gated(autograd.Function):
 
 
 def gated(
-    x: Tensor, bias: Tensor | None, activation: str, limit: float | None, offset: float
+    x: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    limit: float | None,
+    offset: float,
+    alpha: float,
 ) -> Tensor:
     """See ``ops.gated``."""
-    if activation not in _GATES:
-        return portable.gated(x, bias, activation, limit, offset)
+    if activation not in _GATES or (activation == "quick_gelu" and alpha != QUICK):
+        return portable.gated(x, bias, activation, limit, offset, alpha)
     return _Gated.apply(x, bias, _GATES[activation], limit or 0.0, offset)
 
 

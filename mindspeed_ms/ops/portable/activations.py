@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mindspore as ms
@@ -11,11 +13,12 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspeed_ms.backend import autograd, memory
+from mindspeed_ms.ops.kernel_set import QUICK
 from mindspeed_ms.ops.portable.arrays import Array, sum_rows, tensor_of, wide
 
 Context = Any
 _SQRT_2_OVER_PI = np.float32(math.sqrt(2.0 / math.pi))
-_QUICK = 1.702
+Map = Callable[[Array], Array]
 _CUBIC = np.float32(0.044715)
 
 
@@ -76,13 +79,14 @@ def _squared_relu_slope(z: Array) -> Array:
     return 2.0 * np.maximum(z, 0)
 
 
-def _quick_gelu(z: Array) -> Array:
-    return z * sigmoid(_QUICK * z)
+def _quick_gelu(z: Array, alpha: float = QUICK) -> Array:
+    return z * sigmoid(np.float32(alpha) * z)
 
 
-def _quick_gelu_slope(z: Array) -> Array:
-    s = sigmoid(_QUICK * z)
-    return s * (1.0 + _QUICK * z * (1.0 - s))
+def _quick_gelu_slope(z: Array, alpha: float = QUICK) -> Array:
+    z_alpha = np.float32(alpha) * z
+    s = sigmoid(z_alpha)
+    return s * (1.0 + z_alpha * (1.0 - s))
 
 
 _POINTWISE = {
@@ -186,17 +190,17 @@ class _Gated(autograd.Function):
         activation: str,
         limit: float | None,
         offset: float,
+        alpha: float,
     ) -> Tensor:
         ctx.save_for_backward(x, bias)
-        ctx.call = activation, limit, offset
+        ctx.call = _of_gate(activation, alpha), limit, offset
         gate, up = _limited(_biased(x, bias), limit)
-        return tensor_of(_GATES[activation][0](gate) * (up + np.float32(offset)), x.dtype)
+        return tensor_of(ctx.call[0][0](gate) * (up + np.float32(offset)), x.dtype)
 
     @staticmethod
     def backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, bias = ctx.saved_tensors
-        activation, limit, offset = ctx.call
-        value, slope = _GATES[activation]
+        (value, slope), limit, offset = ctx.call
         before = _biased(x, bias)
         gate, up = _limited(before, limit)
         grad = wide(dy)
@@ -205,7 +209,14 @@ class _Gated(autograd.Function):
         )
         dx = np.where(before == np.concatenate((gate, up), axis=-1), dx, np.float32(0.0))
         dbias = None if bias is None else tensor_of(sum_rows(dx), bias.dtype)
-        return tensor_of(dx, x.dtype), dbias, None, None, None
+        return tensor_of(dx, x.dtype), dbias, None, None, None, None
+
+
+def _of_gate(activation: str, alpha: float) -> tuple[Map, Map]:
+    """What is done to the gate, and its slope."""
+    if activation != "quick_gelu":
+        return _GATES[activation]
+    return partial(_quick_gelu, alpha=alpha), partial(_quick_gelu_slope, alpha=alpha)
 
 
 def _limited(z: Array, limit: float | None) -> tuple[Array, Array]:
@@ -216,10 +227,15 @@ def _limited(z: Array, limit: float | None) -> tuple[Array, Array]:
 
 
 def gated(
-    x: Tensor, bias: Tensor | None, activation: str, limit: float | None, offset: float
+    x: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    limit: float | None,
+    offset: float,
+    alpha: float,
 ) -> Tensor:
     """See ``ops.gated``."""
-    return _Gated.apply(x, bias, activation, limit, offset)
+    return _Gated.apply(x, bias, activation, limit, offset, alpha)
 
 
 class _Scaled(autograd.Function):

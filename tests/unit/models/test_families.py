@@ -82,7 +82,7 @@ REFUSED = {
         {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "some_entry": 1}},
     ),
     "use_bidirectional_attention": ("gemma2", {"use_bidirectional_attention": True}),
-    "swiglu_alpha": ("gpt_oss", {"swiglu_alpha": 1.0}),
+    "swiglu_alpha": ("gpt_oss", {"swiglu_alpha": 0}),
     "layer_types": ("gpt_oss", {"layer_types": ["chunked_attention"] * 24}),
     "topk_method": ("deepseek_v2", {"topk_method": "noaux_tc"}),
     "scoring_func": ("deepseek_v3", {"scoring_func": "softmax"}),
@@ -104,7 +104,7 @@ UNHELD = {
         "falcon",
         {"new_decoder_architecture": False, "num_ln_in_parallel_attn": 2},
     ),
-    "alibi True; only False": ("falcon", {"alibi": True}),
+    "alibi True with 71 heads, whose slopes": ("falcon", {"alibi": True}),
     "no_rope_layers of 1 entries for 36": ("smollm3", {"no_rope_layers": [1]}),
     "layer_types of 2 entries for 36": ("smollm3", {"layer_types": ["full_attention"] * 2}),
     "among its layer_types, but no sliding": (

@@ -111,7 +111,17 @@ def test_what_cannot_be_held_is_refused_by_its_name(case, changes, message):
 
 
 @pytest.mark.parametrize(
-    "case", ["phi", "opt", "internlm2", "stablelm_norms", "cohere_norms", "olmoe_clipped"]
+    "case",
+    [
+        "phi",
+        "opt",
+        "internlm2",
+        "stablelm_norms",
+        "cohere_norms",
+        "olmoe_clipped",
+        "falcon_alibi",
+        "gpt_oss_steep",
+    ],
 )
 def test_tokens_with_a_cache_are_those_of_transformers(case, tmp_path):
     told = family_cases.write_folder(case, tmp_path)

@@ -420,6 +420,20 @@ def test_scaled_clipped_and_softcapped_match_float64(dtype, strided):
 
 
 @DTYPES
+def test_a_gate_of_another_steepness_matches_float64(dtype):
+    def formula(x, bias):
+        gate, up = np.split(x + bias, 2, axis=-1)
+        gate, up = np.minimum(gate, 1.5), np.clip(up, -1.5, 1.5)
+        return gate / (1.0 + np.exp(-0.9 * gate)) * (up + 1.0)
+
+    def ours(x, bias):
+        return ops.gated(x, bias, "quick_gelu", limit=1.5, offset=1.0, alpha=0.9)
+
+    own = np.random.RandomState(6)
+    check(ours, formula, [own.randn(3, 2, 38) * 2, own.randn(38)], dtype)
+
+
+@DTYPES
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "plain"])
 def test_quick_gelu_matches_float64(has_bias, dtype):
     own = np.random.RandomState(5)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,13 @@ from mindspeed_ms.models.families.rules import (
     Heads,
     Key,
     Length,
-    Only,
     tied_head,
     value_of,
 )
 from mindspeed_ms.models.layer import LayerSpec
+from mindspeed_ms.models.scores import alibi_slopes
 
+_POSITIONS = "model_config.position_embedding_type"
 _PARALLEL, _SHARES = "model_config.use_parallel_residual", "model_config.shares_input_norm"
 
 
@@ -79,6 +81,39 @@ class Shape:
         return written
 
 
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Rotations, or scores that fall with the distance before they are scaled."""
+
+    rope: Rope = Rope()  # noqa: RUF009 - it is frozen
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Those of rotations, and the switch."""
+        return self.rope.keys | {"alibi"}
+
+    def read(self, theirs: Mapping[str, Any]) -> Fields:
+        """The kind of positions.
+
+        Raises:
+            ValueError: slopes that ``transformers`` rounds, which then depend on absolute places.
+        """
+        if not value_of(theirs, "alibi", False):
+            return {_POSITIONS: "rope", **self.rope.read(theirs)}
+        heads = value_of(theirs, "num_attention_heads")
+        if any(math.frexp(slope)[0] != 0.5 for slope in alibi_slopes(heads)):
+            raise ValueError(
+                f"config.json has alibi True with {heads} heads, whose slopes Falcon rounds to "
+                "bfloat16; numbers of heads with powers of two for slopes are supported, up to 8"
+            )
+        return {_POSITIONS: "alibi", "model_config.scales_alibi": True}
+
+    def write(self, config: AllConfig) -> dict[str, Any]:
+        """The switch, and rotations."""
+        is_alibi = config.model_config.position_embedding_type == "alibi"
+        return {"alibi": is_alibi, **({} if is_alibi else self.rope.write(config))}
+
+
 def _norms(layer: LayerSpec) -> tuple[str, str]:
     has_both = layer.is_parallel and layer.post_attention_norm is not None
     return ("ln_attn", "ln_mlp") if has_both else NORMS
@@ -108,7 +143,6 @@ FAMILY = Family(
     model_type="falcon",
     architecture="FalconForCausalLM",
     fixed={
-        "model_config.position_embedding_type": "rope",
         "model_config.normalization": "LayerNorm",
     },
     rules=(
@@ -118,9 +152,8 @@ FAMILY = Family(
         Inner("ffn_hidden_size", "hidden_size"),
         Activation("activation", "gelu", is_gated=False),
         Biases("bias", llama.BIASES),
-        Only("alibi", (False,), False),
         Length(default=2048),
-        Rope(),
+        Positions(),
         Key("layer_norm_epsilon", "model_config.norm_epsilon", 1e-5, float),
         Key("initializer_range", "model_config.init_method_std", 0.02, float),
         Key("attention_dropout", "model_config.attention_dropout_rate", 0.0, float),

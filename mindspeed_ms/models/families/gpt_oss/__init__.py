@@ -91,7 +91,7 @@ FAMILY = Family(
             True,
         ),
         Key("swiglu_limit", "model_config.activation_func_clamp_value", 7.0, float),
-        Only("swiglu_alpha", (1.702,), 1.702),
+        Key("swiglu_alpha", "model_config.glu_alpha", 1.702, float),
         Normed(None),
         BALANCE,
         PatternOfWindows(128, 2),
