@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mindspore import Parameter, Tensor
@@ -81,6 +82,9 @@ def get_optimizer_param_scheduler(
     if parallel_state.model_parallel_is_initialized():
         ranks = parallel_state.get_data_parallel_world_size()
     samples = dataset_config.batch_size * dataset_config.micro_batch_num * ranks
+    total = getattr(dataset_config, "train_samples", 0)
+    if total and training_config.train_samples is None and not training_config.training_iters:
+        training_config = replace(training_config, train_samples=total)
     return OptimizerParamScheduler(
         optimizer,
         engine.make_param_schedule(training_config, optimizer_config, samples),

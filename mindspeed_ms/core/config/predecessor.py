@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, TypeVar, cast
 
 from mindspeed_ms import config
@@ -46,6 +46,55 @@ def _assume_length(model: dict[str, Any]) -> None:
         logger.warning("seq_length is not given; %s is taken", model["seq_length"])
 
 
+_KEPT: Mapping[tuple[str, str], str] = MappingProxyType(
+    {
+        ("parallel_config", "overlap_grad_reduce"): "training_config.overlap_grad_reduce counts",
+        ("dataset_config", "train_samples"): "training_config.train_samples counts in files",
+    }
+)
+"""(section, key) of the predecessor's constructors that files hand to another section."""
+
+_UNSET: Mapping[str, Mapping[str, object]] = MappingProxyType(
+    {
+        "parallel_config": {"overlap_grad_reduce": False},
+        "dataset_config": {"dataset_dir": "./dataset", "train_samples": 0},
+        "training_config": {
+            "grad_clip_kwargs": None,
+            "enable_compile_cache": False,
+            "compile_cache_path": None,
+            "loss_func_kwargs": None,
+        },
+        "optimizer_config": {
+            "learning_rate_scheduler_kwargs": None,
+            "weight_decay_kwargs": None,
+            "zero_config": None,
+        },
+        "model_config": {
+            "attention_type": "self_attn",
+            "parallel_position_embedding": False,
+            "use_visual_encoder": False,
+            "use_retriever": False,
+            "retro_add_retriever": False,
+            "head_skip_weight_param_allocation": True,
+            "enable_flash_sp": False,
+            "out_hidden_size": None,
+            "flatten_labels_and_input_mask": True,
+            "bias_dropout_fusion": False,
+            "masked_softmax_fusion": False,
+            "distribute_saved_activations": False,
+            "clone_scatter_output_in_embedding": False,
+            "fp8_format": None,
+            "encoder_num_layers": None,
+            "decoder_num_layers": None,
+            "model_type": "encoder_or_decoder",
+            "select_recompute": False,
+            "select_comm_recompute": False,
+        },
+    }
+)
+"""Attributes of the predecessor's sections that select nothing here, and what they read as."""
+
+
 class GeneralConfig(SimpleNamespace):
     """A configuration of the user's own: attributes of any names.
 
@@ -70,6 +119,13 @@ class _Open:
         for name, value in extras.items():
             if not hasattr(type(self), name):
                 object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> object:
+        """An attribute without an effect that was not given; asked only where none is found."""
+        unset = _UNSET.get(getattr(type(self), "NAME", ""), {})
+        if name in unset:
+            return unset[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: object) -> None:
         """Give a field, under any of its names, another value; keep an attribute of another name.
@@ -98,6 +154,11 @@ class _Open:
             for key, one in values.items():
                 object.__setattr__(self, key, one)
             logger.warning("%s (after %s.%s = %r)", error, plain.NAME, name, value)
+
+
+def _has(open_section: Any, name: str) -> bool:
+    """Whether a section has a value of that name, be it a field's, a view or an attribute."""
+    return name in vars(open_section) or hasattr(type(open_section), name)
 
 
 def _section(open_section: Any) -> Section:
@@ -138,12 +199,17 @@ def _today(section: Section, given: Mapping[str, Any]) -> tuple[dict[str, Any], 
     name, cls = section.NAME, _plain(section)
     own = {*field_names(cls), *cls.ALIASES}
     empty = {cls.ALIASES.get(key, key): None for key, one in given.items() if one is None}
-    sections = modernize({name: {key: one for key, one in given.items() if one is not None}})
+    kept = {key: one for key, one in given.items() if (name, key) in _KEPT and one is not None}
+    for key in [key for key, one in kept.items() if one]:
+        logger.warning("%s.%s is kept as an attribute: %s", name, key, _KEPT[name, key])
+    rest = {key: one for key, one in given.items() if one is not None and key not in kept}
+    sections = modernize({name: rest})
     current = sections.pop(name)
     for other, values in sections.items():
         for key in values:
             raise ValueError(f"{key} belongs to {other}; give it there")
-    extras = {key: one for key, one in given.items() if is_inert(name, key) and key not in own}
+    inert = {key: one for key, one in given.items() if is_inert(name, key) and key not in own}
+    extras = {**kept, **inert}
     for key in [key for key in current if key not in own and not suggestion(key, own)]:
         extras[key] = current.pop(key)
         logger.warning("%s.%s is no option; it is kept as an attribute, read by nothing", name, key)
@@ -370,6 +436,6 @@ class _Freed:
             free = self.of(value) if name in cls.LINKS and value is not None else value
             object.__setattr__(made, name, free)
         written = self._written.get(section.NAME, {})
-        extras = {key: one for key, one in written.items() if not hasattr(made, str(key))}
+        extras = {key: one for key, one in written.items() if not _has(made, str(key))}
         made._take(self._given.get(section.NAME, {}), extras)
         return cast("Section", made)

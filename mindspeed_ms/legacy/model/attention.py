@@ -90,6 +90,7 @@ class CoreAttention(Cell):
         self.max_logits: Tensor | None = None
         self.num_heads = heads = divide(spec.num_heads, tensor.size, "num_attention_heads")
         self.adds_masks = config.adds_masks
+        self.batch_first = config.batch_first
         self.softmax_offset = self._sinks(spec, tensor, heads)
         self.options = {
             "scale": spec.scale,
@@ -109,7 +110,17 @@ class CoreAttention(Cell):
     def construct(
         self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, attention_mask: AttentionMask
     ) -> Tensor:
-        """-> [S, B, N * D]; mask: see ``AttentionMask``."""
+        """-> [S, B, N * D]; mask: see ``AttentionMask``.
+
+        Heads of a script's own, [B, N, S, D] as the fused kernels have them, are told by the place
+        of the number of heads; they give [B, S, N * D] where the layout has the batch first. Where
+        both places have that number, it is [S, B, N, D].
+
+        Raises:
+            ValueError: neither place has the number of heads.
+        """
+        if q_SBND.shape[2] != self.num_heads:
+            return self._of_batches((q_SBND, k_SBGD, v_SBGD), attention_mask)
         if self.attn_mask_type == AttnMaskType.no_mask:
             attention_mask = None
         documents = attention_mask if isinstance(attention_mask, ops.Documents) else None
@@ -131,6 +142,17 @@ class CoreAttention(Cell):
             return self._attend(
                 q_SBND, k_SBGD, v_SBGD, dropout_p=dropout, generator=generator, **arguments
             )
+
+    def _of_batches(self, heads: tuple[Tensor, ...], attention_mask: AttentionMask) -> Tensor:
+        """Attention of [B, N, S, D]."""
+        if heads[0].ndim != 4 or heads[0].shape[1] != self.num_heads:
+            raise ValueError(
+                f"queries have shape {heads[0].shape}, but {self.num_heads} heads must stand in "
+                f"the third place ([S, B, N, D]) or in the second ([B, N, S, D])"
+            )
+        q_SBND, k_SBGD, v_SBGD = (part.permute(2, 0, 1, 3).contiguous() for part in heads)
+        out_SBE = self.construct(q_SBND, k_SBGD, v_SBGD, attention_mask)
+        return exchanged(out_SBE) if self.batch_first else out_SBE
 
     def attend(
         self,

@@ -143,6 +143,10 @@ MOVED_KEYS: Mapping[tuple[str, str], tuple[str, str]] = MappingProxyType(
 """(section, key) as older files have it -> where it is now."""
 
 
+READ_ELSEWHERE = frozenset({("parallel_config", "overlap_grad_reduce")})
+"""Keys that older files hold in two sections, of which only the present one was read."""
+
+
 def _clip_value(value: object) -> object:
     """Return the limit in ``{grad_clip_type: ..., clip_value: 1.0}``, or the number itself."""
     if not isinstance(value, Mapping):
@@ -252,6 +256,9 @@ def _move(sections: Sections) -> None:
         if old_key not in sections.get(old_section, {}):
             continue
         value = sections[old_section].pop(old_key)
+        if (old_section, old_key) in READ_ELSEWHERE and key in sections.get(section, {}):
+            logger.warning("%s.%s has no effect: %s.%s counts", old_section, old_key, section, key)
+            continue
         value = _VALUE_OF_MOVED.get((old_section, old_key), lambda same: same)(value)
         _put(sections.setdefault(section, {}), key, value, f"{old_section}.{old_key}")
 

@@ -156,6 +156,24 @@ def test_masks_are_added_or_hide(kind, function, dims):
     )
 
 
+@pytest.mark.parametrize("layout", ["BSH", "SBH"])
+def test_heads_may_stand_before_the_sequence(layout):
+    data = DatasetConfig(data_layout=layout)
+    config = TransformerConfig(**SIZES, mask_func_type="attn_mask_fill", dataset_config=data)
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(8, 2, 4, 4)).astype(np.float32) for _ in range(3))
+    mask = np.triu(np.ones((8, 8)), 1).astype(np.uint8)
+    core = CoreAttention(1, config)
+    bnsd = (Tensor(part.transpose(1, 2, 0, 3).copy()) for part in (q, k, v))
+    expected = scores(q, k, v, mask, adds=False)
+    out = core(*bnsd, Tensor(mask)).asnumpy()
+    out = out.transpose(1, 0, 2) if layout == "BSH" else out
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-6)
+    three = Tensor(np.ones((8, 2, 3, 4), np.float32))
+    with pytest.raises(ValueError, match="4 heads must stand in the third place"):
+        core(three, three, three, None)
+
+
 def test_cells_of_a_script_have_the_batch_first():
     sizes = {key: value for key, value in SIZES.items()}
     first = TransformerConfig(**sizes)

@@ -138,6 +138,58 @@ def test_sections_take_older_keys_as_arguments(caplog):
         TransformerConfig(**SIZES, num_experts=4)
 
 
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        (TrainingConfig, "grad_clip_kwargs", None),
+        (TrainingConfig, "enable_compile_cache", False),
+        (OptimizerConfig, "zero_config", None),
+        (OptimizerConfig, "learning_rate_scheduler_kwargs", None),
+        (DatasetConfig, "dataset_dir", "./dataset"),
+        (DatasetConfig, "train_samples", 0),
+        (ModelParallelConfig, "overlap_grad_reduce", False),
+    ],
+)
+def test_what_was_not_given_reads_as_the_predecessors_default(section, name, value):
+    made = section()
+    assert getattr(made, name) == value and copy.deepcopy(made) == made
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = made.nonsense
+
+
+def test_a_model_reads_as_the_predecessors():
+    model = TransformerConfig(**SIZES)
+    assert (model.use_retriever, model.encoder_num_layers) == (False, None)
+    assert (model.attention_type, model.model_type) == ("self_attn", "encoder_or_decoder")
+
+
+def test_arguments_that_files_hand_to_another_section_stay(caplog):
+    with caplog.at_level("WARNING"):
+        assert ModelParallelConfig(overlap_grad_reduce=False).overlap_grad_reduce is False
+        assert caplog.messages == []
+        assert ModelParallelConfig(overlap_grad_reduce=True).overlap_grad_reduce is True
+    assert caplog.messages == [
+        "parallel_config.overlap_grad_reduce is kept as an attribute: "
+        "training_config.overlap_grad_reduce counts"
+    ]
+    assert DatasetConfig(train_samples=64).train_samples == 64
+
+
+@pytest.mark.parametrize("own", [True, False, None])
+def test_of_two_copies_the_read_one_counts(own, caplog):
+    training = {"wrap_with_ddp": True} | ({} if own is None else {"overlap_grad_reduce": own})
+    document = {
+        "model_config": SIZES,
+        "parallel_config": {"overlap_grad_reduce": True},
+        "training_config": training,
+    }
+    with caplog.at_level("WARNING"):
+        config = init_configs_from_dict(document)
+    assert config.training_config.overlap_grad_reduce is (own is not False)
+    told = [line for line in caplog.messages if "parallel_config.overlap_grad_reduce" in line]
+    assert len(told) == (0 if own is None else 1)
+
+
 # --- keys of its first line
 
 OLD_KEYS = [

@@ -66,3 +66,14 @@ def test_its_moments_are_kept_and_read(tmp_path):
     for _ in range(2):
         step(Tensor(ROWS))
     np.testing.assert_allclose(other.dense.weight.asnumpy(), adamw(4), rtol=1e-5)
+
+
+def test_a_schedule_by_samples_of_the_data():
+    net, training = Squares(), TrainingConfig()
+    optimizer = mint.optim.AdamW(net.trainable_params(), lr=0.5)
+    rates = OptimizerConfig(learning_rate=0.1, lr_decay_style="linear")
+    schedule = get_optimizer_param_scheduler(
+        optimizer, rates, DatasetConfig(train_samples=8), training
+    )
+    schedule.step(2)
+    assert np.isclose(schedule.get_lr(), 0.1 * 6 / 8)
