@@ -145,6 +145,10 @@ class LayerOptions(BlockOptions):
     norm_has_bias: bool = True
     """A LayerNorm adds a bias. False: it only multiplies, as Cohere's."""
 
+    norm_has_factor: bool = True
+    """Norms multiply by a parameter. False: a LayerNorm has none, as in the first OLMo, and adds
+    nothing either."""
+
     use_pre_norm: bool = True
     """Normalize before attention and before the feed-forward block. False needs use_sandwich_norm,
     which normalizes after them."""
@@ -247,6 +251,11 @@ class LayerOptions(BlockOptions):
             sandwich: blocks are normalized behind.
             latent: queries and keys come from narrow vectors.
         """
+        if not self.norm_has_factor and (latent or qk_layernorm):
+            raise ValueError(
+                "norm_has_factor False is about norms of hidden states; leave qk_layernorm and "
+                "multi_latent_attention, or leave it out"
+            )
         if not self.use_pre_norm and not sandwich:
             raise ValueError(
                 "use_pre_norm False leaves blocks without a norm; set use_sandwich_norm: True, "

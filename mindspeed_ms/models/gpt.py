@@ -204,6 +204,7 @@ def norm_spec(config: TransformerConfig, dim: int | None = None) -> NormSpec:
         dtype=config.params_dtype,
         zero_centered=config.layernorm_zero_centered_gamma,
         only_multiplies=not config.norm_has_bias,
+        has_factor=config.norm_has_factor,
     )
 
 

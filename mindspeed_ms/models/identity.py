@@ -174,7 +174,7 @@ def _unread(model: TransformerConfig) -> Iterator[str]:
         yield "scales_alibi"
     if not model.embed_layernorm:
         yield "embed_layernorm_epsilon"
-    if model.is_rms_norm:
+    if model.is_rms_norm or not model.norm_has_factor:
         yield "norm_has_bias"
     if not model.use_sandwich_norm:
         yield from ("attn_post_norm_scale", "ffn_post_norm_scale")

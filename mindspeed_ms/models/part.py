@@ -132,18 +132,21 @@ class NormSpec:
     only_multiplies: bool = False
     """A layer norm adds nothing."""
 
+    has_factor: bool = True
+    """A layer norm without one has no parameter."""
+
     heads: int = 1
     """Heads of ``dim`` channels that have factors of their own, one behind the other."""
 
     @property
     def has_bias(self) -> bool:
         """Whether something is added behind the factor."""
-        return self.kind == "LayerNorm" and not self.only_multiplies
+        return self.kind == "LayerNorm" and self.has_factor and not self.only_multiplies
 
     def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
         """Factor and, in a layer norm, what is added."""
-        names = ("gamma", "beta") if self.kind == "LayerNorm" else ("weight",)
-        names = names if self.has_bias else names[:1]
+        names: tuple[str, ...] = ("gamma", "beta") if self.kind == "LayerNorm" else ("weight",)
+        names = names if self.has_bias else names[: int(self.has_factor)]
         values = (self.scale - self.zero_centered, 0.0)
         for name, megatron_name, value in zip(names, ("weight", "bias"), values, strict=False):
             yield ParamSpec(

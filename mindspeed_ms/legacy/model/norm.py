@@ -7,6 +7,7 @@ The result has the type of the weights: an fp32 residual stream enters the layer
 from __future__ import annotations
 
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from mindspore import Tensor
@@ -144,12 +145,34 @@ class NormOfHeads(Cell):
         return normed * (factors + 1 if self.spec.zero_centered else factors)
 
 
-def norm_from_spec(
-    spec: NormSpec, config: TransformerConfig, group: Group | None = None
-) -> LayerNorm | RMSNorm | NormOfHeads:
+class PlainLayerNorm(Cell):
+    """y = (x - mean) / sqrt(var + eps), without parameters.
+
+    Args:
+        eps: added to the variance.
+        dtype: type of the result.
+    """
+
+    def __init__(self, eps: float, dtype: str | mstype.Type) -> None:
+        super().__init__()
+        self.eps, self.dtype = eps, memory.dtype_of(dtype)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """[..., h] -> [..., h]."""
+        ones = memory.full((x.shape[-1],), 1.0, x.dtype)
+        normed = ops.layer_norm(x, ones, memory.zeros(ones.shape, x.dtype), self.eps)
+        return ops.cast(normed, self.dtype)
+
+
+Norm: TypeAlias = LayerNorm | RMSNorm | NormOfHeads | PlainLayerNorm
+
+
+def norm_from_spec(spec: NormSpec, config: TransformerConfig, group: Group | None = None) -> Norm:
     """The normalisation of a description; see ``NormOfHeads`` for the group."""
     if spec.heads > 1:
         return NormOfHeads(spec, group)
+    if not spec.has_factor:
+        return PlainLayerNorm(spec.eps, spec.dtype)
     is_layer_norm = spec.kind == "LayerNorm"
     kind = partial(LayerNorm, only_multiplies=spec.only_multiplies) if is_layer_norm else RMSNorm
     return kind(
@@ -163,7 +186,7 @@ def norm_from_spec(
     )
 
 
-def get_norm(config: TransformerConfig) -> LayerNorm | RMSNorm | NormOfHeads:
+def get_norm(config: TransformerConfig) -> Norm:
     """The normalisation of hidden states that a model configuration asks for.
 
     ``FusedRMSNorm`` is the same layer: which kernel computes it is chosen by ``ops``.

@@ -36,6 +36,7 @@ from mindspeed_ms.models.families import (
     mistral,
     mixtral,
     nemotron,
+    olmo,
     olmo2,
     olmo3,
     olmoe,
@@ -98,6 +99,7 @@ FAMILIES: tuple[Family, ...] = (
     phi.FAMILY,
     opt.FAMILY,
     internlm2.FAMILY,
+    olmo.FAMILY,
 )
 """In the order in which a model is tried to be written as one of them."""
 

@@ -65,6 +65,7 @@ def test_a_preset_is_held_by_its_family(family, name):
         ("cohere2", "command_r7b", 8_028_033_024),
         ("phi", "phi2", 2_779_683_840),
         ("opt", "opt_1.3b", 1_315_758_080),
+        ("olmo", "olmo_7b", 6_888_095_744),
         ("internlm2", "internlm2_7b", 7_737_708_544),
     ],
 )

@@ -121,6 +121,7 @@ def test_what_cannot_be_held_is_refused_by_its_name(case, changes, message):
         "olmoe_clipped",
         "falcon_alibi",
         "gpt_oss_steep",
+        "olmo",
     ],
 )
 def test_tokens_with_a_cache_are_those_of_transformers(case, tmp_path):

@@ -76,7 +76,10 @@ VARIANTS = {
         "mtp_use_repeated_layer": True,
     },
     "learned queries": {"use_query_layer": True},
-    "learned positions behind other rows, tied, biases": {"position_embedding_offset": 2},
+    "learned positions behind other rows, norms without factors": {
+        "position_embedding_offset": 2,
+        "norm_has_factor": False,
+    },
     "rope, untied, gated": {
         "position_embedding_type": "rope",
         "untie_embeddings_and_output_weights": True,
