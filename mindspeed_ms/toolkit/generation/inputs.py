@@ -33,6 +33,24 @@ class Prompts:
         """[b], tokens of padding at the beginning."""
         return self.seen.argmax(axis=1)
 
+    def at(self, positions: Any) -> Prompts:
+        """Itself, if positions [b or 1, s] are those that its tokens have; None: they are.
+
+        Raises:
+            ValueError: they are others.
+        """
+        if positions is None:
+            return self
+        own = self.seen.cumsum(axis=1) - 1
+        found, _ = matrix(positions, 0)
+        fits = found.shape[0] in (1, len(own)) and found.shape[1] == own.shape[1]
+        if not fits or (self.seen & (found != own)).any():
+            raise ValueError(
+                "position_ids are not the places of the prompts' tokens, counted without padding; "
+                "other places are not served: leave position_ids out"
+            )
+        return self
+
 
 def prompts_of(
     input_ids: Any, attention_mask: Any, pad: int | None, ends: Sequence[int], begin: int | None
@@ -56,9 +74,9 @@ def prompts_of(
         if begin is None:
             raise ValueError("generate needs input_ids: there is no bos_token_id to begin with")
         input_ids = [[begin]]
-    ids, seen = _matrix(input_ids, 0 if pad is None else pad)
+    ids, seen = matrix(input_ids, 0 if pad is None else pad)
     if attention_mask is not None:
-        mask, _ = _matrix(attention_mask, 0)
+        mask, _ = matrix(attention_mask, 0)
         if mask.shape != ids.shape:
             raise ValueError(
                 f"attention_mask has shape {list(mask.shape)}, but input_ids {list(ids.shape)}"
@@ -72,8 +90,12 @@ def prompts_of(
     return Prompts(ids, seen)
 
 
-def _matrix(values: Any, filler: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """[b, s], and where a list held a value."""
+def matrix(values: Any, filler: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Numbers that users give as tensors, arrays or lists, [b, s], and where a list held one.
+
+    Raises:
+        ValueError: they are no integers, or have other axes.
+    """
     if isinstance(values, Tensor):
         values = memory.as_numpy(memory.contiguous(values))
     if isinstance(values, list | tuple) and values and isinstance(values[0], list | tuple):

@@ -25,7 +25,7 @@ from mindspeed_ms.toolkit import given
 from mindspeed_ms.toolkit.generation.beam import beam_search
 from mindspeed_ms.toolkit.generation.config import GenerationConfig, check_together, of_file
 from mindspeed_ms.toolkit.generation.drafted import sample_drafted
-from mindspeed_ms.toolkit.generation.inputs import Prompts, prompts_of
+from mindspeed_ms.toolkit.generation.inputs import Prompts, matrix, prompts_of
 from mindspeed_ms.toolkit.generation.output import GenerateOutput, transition_scores
 from mindspeed_ms.toolkit.generation.room import require_room
 from mindspeed_ms.toolkit.generation.rules import (
@@ -135,14 +135,14 @@ class GenerationMixin:
 
         Parallelism: all ranks of the model call it with the same arguments, and get the same.
         """
-        if "inputs" in options:
-            input_ids = options.pop("inputs") if input_ids is None else input_ids
+        inputs, places = options.pop("inputs", None), options.pop("position_ids", None)
+        input_ids = inputs if input_ids is None else input_ids
         own = given.callables("logits_processor", logits_processor)
         stops = given.callables("stopping_criteria", stopping_criteria)
         _check_hooks(streamer, prefix_allowed_tokens_fn, search)
         config, is_default_length = self._options(generation_config, options)
         pad, ends = config.pad_token_id, config.end_tokens
-        prompts = prompts_of(input_ids, attention_mask, pad, ends, config.bos_token_id)
+        prompts = prompts_of(input_ids, attention_mask, pad, ends, config.bos_token_id).at(places)
         self._set_lengths(config, prompts, is_default_length)
         require_room(self.engine_config, len(prompts.ids) * _copies(config), config.max_length, FIX)
         if streamer is not None and config.num_beams > 1:
@@ -291,8 +291,11 @@ def _refuse_others(options: dict[str, Any]) -> None:
     for name, reason in _ELSEWHERE.items():
         if options.pop(name, None) is not None:
             raise ValueError(f"{name} is given, but {reason}; leave it out")
-    for name in ("token_type_ids", "position_ids", "synced_gpus", "trust_remote_code"):
+    for name in ("synced_gpus", "trust_remote_code"):
         options.pop(name, None)
+    types = options.pop("token_type_ids", None)
+    if types is not None and matrix(types, 0)[0].any():
+        raise ValueError("token_type_ids are not all 0, but prompts have one type; leave them out")
 
 
 class TextGenerator(GenerationMixin):

@@ -299,6 +299,22 @@ def test_min_new_tokens_comes_before_min_length(models):
     assert len(_ids(model.generate(record.PROMPTS, min_length=20, **options))[0]) >= 20
 
 
+def test_positions_are_those_of_the_mask_or_refused(models):
+    model, mask = models("llama"), np.array(record.MASK)
+    plain = {**record.PLAIN, "attention_mask": mask}
+    wanted = _ids(model.generate(record.SHORTER, **plain))
+    types, places = np.zeros_like(mask), np.maximum(mask.cumsum(axis=1) - 1, 0)
+    found = model.generate(record.SHORTER, position_ids=places, token_type_ids=types, **plain)
+    assert _ids(found) == wanted
+    everywhere = np.arange(6)[None]
+    model.generate(record.PROMPTS, position_ids=memory.from_numpy(everywhere), max_new_tokens=1)
+    for wrong in (everywhere, places[:2], places + 1, places[:, :3]):
+        with pytest.raises(ValueError, match="position_ids are not the places"):
+            model.generate(record.SHORTER, position_ids=wrong, **plain)
+    with pytest.raises(ValueError, match="token_type_ids are not all 0"):
+        model.generate(record.SHORTER, token_type_ids=types + 1, **plain)
+
+
 def test_an_end_token_alone_is_no_bad_word(models):
     wanted = _ids(models("llama").generate(record.PROMPTS, **record.PLAIN))
     options = {**record.PLAIN, "bad_words_ids": [[record.END]]}
