@@ -36,6 +36,16 @@ _LINEARS = {
     name: "linear"
     for name in ("LinearWithFrozenWeight", "LinearWithGradAccumulationAndAsyncCommunication")
 }
+_REGIONS = {
+    name: "regions"
+    for name in (
+        *("CopyToModelParallelRegion", "ReduceFromModelParallelRegion"),
+        *("ScatterToModelParallelRegion", "GatherFromModelParallelRegion"),
+        *("ScatterToSequenceParallelRegion", "GatherFromSequenceParallelRegion"),
+        *("ReduceScatterToSequenceParallelRegion", "AllToAll", "AllToAllSP2HP", "AllToAllHP2SP"),
+        *("all_to_all_sp2hp", "all_to_all_hp2sp"),
+    )
+}
 _CONTEXT = {
     "FlashSP": "context_parallel",
     "RingAttention": "context_parallel",
@@ -62,8 +72,9 @@ HOMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "DistributedDataParallelConfig": "data_parallel",
         },
         "core.optimizer": _OPTIMIZERS,
-        "core.tensor_parallel": {**_LINEARS, **_RANDOM},
+        "core.tensor_parallel": {**_LINEARS, **_RANDOM, **_REGIONS},
         "core.tensor_parallel.layers": _LINEARS,
+        "core.tensor_parallel.mappings": _REGIONS,
         "core.tensor_parallel.random": _RANDOM,
         "legacy.model": {"get_attention_mask": "model"},
         "legacy.model.moe": {"MoEAlltoAllTokenDispatcher": "model"},

@@ -255,6 +255,11 @@ class UlyssesContextAttention(Cell):
         return _AllToAll.apply(out, self.group, self.gather_idx, self.scatter_idx)
 
 
+def exchanged_dims(tensor: Tensor, group: Group, scatter: int, gather: int) -> Tensor:
+    """Cut one dimension into a part per rank, join the ranks' parts along another; on the tape."""
+    return _AllToAll.apply(tensor, group, scatter, gather)
+
+
 class _AllToAll(autograd.Function):
     """Cut one dimension into a part per rank, join the ranks' parts along another."""
 

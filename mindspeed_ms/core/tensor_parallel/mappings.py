@@ -22,6 +22,7 @@ from typing import Any
 
 from mindspore import Tensor, ops
 
+from mindspeed_ms import old_names
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group
 from mindspeed_ms.core import parallel_state
@@ -259,3 +260,6 @@ def reduce_scatter_to_sequence_parallel_region(
     """Partial sums [s, b, h] -> own part of the sum [s/p, b, h]."""
     group = _group(group)
     return tensor if group.size == 1 else _ReduceScatterToSequence.apply(tensor, group)
+
+
+__getattr__ = old_names.of(__name__)

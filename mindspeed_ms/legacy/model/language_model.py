@@ -107,7 +107,9 @@ class Embedding(Cell):
     def construct(
         self, input_ids: Tensor, position_ids: Tensor | None, tokentype_ids: Tensor | None = None
     ) -> Tensor:
-        """[b, s] -> [s(/p), b, h]."""
+        """[b, s] -> [s(/p), b, h]; without positions they count the tokens of the sequence."""
+        if position_ids is None and self.position_embeddings is not None:
+            position_ids = self._places(*input_ids.shape)
         if (tokentype_ids is None) != (self.tokentype_embeddings is None):
             raise ValueError(
                 "tokentype_ids must be given exactly when the model was built with num_tokentypes"
@@ -135,6 +137,13 @@ class Embedding(Cell):
                 generator = share_of_draws(get_rng_tracker().current(), self.context)
                 embeddings = ops.dropout(embeddings, self.dropout, generator)
         return self._with_noise(embeddings)
+
+    def _places(self, rows: int, length: int) -> Tensor:
+        """Places [b, s] of this rank's tokens in the whole sequence."""
+        places = np.arange(length)
+        if self.context is not None:
+            places = self.context.positions(length * self.context.size)
+        return Tensor(np.tile(places.astype(np.int32), (rows, 1)))
 
     def _with_noise(self, embeddings: Tensor) -> Tensor:
         """Embeddings with uniform noise, in training and where it is asked for.

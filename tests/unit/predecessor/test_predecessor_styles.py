@@ -23,6 +23,7 @@ from mindspeed_ms.legacy.model import (
     TransformerLanguageModel,
 )
 from mindspeed_ms.legacy.model.enums import AttnMaskType
+from mindspeed_ms.legacy.model.language_model import Embedding
 from mindspeed_ms.legacy.model.module import Module
 from mindspeed_ms.legacy.model.moe.experts import SequentialMLP
 from mindspeed_ms.legacy.model.moe.moe_layer import MoELayer
@@ -157,6 +158,14 @@ def test_a_layer_of_experts_put_together_by_a_script():
     output, bias = dispatcher.token_unpermutation(rows, bias)
     assert bias is None
     np.testing.assert_allclose(output.asnumpy(), layer(hidden)[0].asnumpy(), rtol=1e-5, atol=1e-7)
+
+
+def test_an_embedding_without_positions_counts_them():
+    config = TransformerConfig(**{**SIZES, "position_embedding_type": "learned_absolute"})
+    table = Embedding(16, 32, 8, 0.0, config)
+    ids = Tensor(np.zeros((2, 6), np.int32))
+    places = Tensor(np.tile(np.arange(6, dtype=np.int32), (2, 1)))
+    np.testing.assert_array_equal(table(ids, None).asnumpy(), table(ids, places).asnumpy())
 
 
 def test_a_stream_that_a_script_starts_itself():
