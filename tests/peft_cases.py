@@ -16,7 +16,8 @@ from mindspeed_ms.models.families.registry import family_of_type
 DATA = Path(__file__).parent / "data" / "peft"
 CASES = [
     *("gpt2_c_attn", "llama_qv", "llama_patterns", "qwen2_dora", "mixtral_experts"),
-    *("phi3_fused", "neox_fused", "glm4_fused"),
+    *("phi3_fused", "neox_fused", "glm4_fused", "mixtral_targets"),
+    "deepseek_latent",
 ]
 
 

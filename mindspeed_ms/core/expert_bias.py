@@ -17,7 +17,7 @@ from mindspore import Parameter
 
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.parameter import create_parameter
+from mindspeed_ms.core.parameter import create_parameter, is_frozen
 
 
 @dataclass(slots=True)
@@ -81,11 +81,14 @@ def chosen_by_quantiles(
 def update_experts(buffers: Sequence[Parameter]) -> None:
     """Update what steers tokens between experts by what this step's tokens chose.
 
+    Beside adapters it stays as it is, like all of the model that they are for.
+
     Args:
         buffers: of all modules of the rank, those of routers among them.
 
     Parallelism: collective, over the ranks that the two kinds of it name.
     """
+    buffers = [one for one in buffers if not is_frozen(one)]
     _update_biases([one for one in buffers if hasattr(one, "expert_load")])
     _update_thresholds([one for one in buffers if hasattr(one, "quantiles")])
 

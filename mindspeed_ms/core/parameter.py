@@ -222,7 +222,7 @@ def named_parameters(cell: Cell) -> list[tuple[str, Parameter]]:
 
 
 def is_frozen(parameter: Parameter) -> bool:
-    """Whether it is a weight of a model whose adapters alone are trained."""
+    """Whether it is part of a model whose adapters alone are trained, and no adapter."""
     return getattr(parameter, "is_frozen", False)
 
 

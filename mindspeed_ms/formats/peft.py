@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,13 +22,21 @@ from mindspeed_ms.formats.catalog import Catalog, StoredPiece, StoredTensor, Ten
 from mindspeed_ms.formats.checkpoint_format import SourceHints
 from mindspeed_ms.formats.containers import safetensors_file as safetensors
 from mindspeed_ms.formats.containers import storage
-from mindspeed_ms.models.adapter import DOWN, FOLDER, MAGNITUDE, UP, AdapterSpec
+from mindspeed_ms.formats.peft_experts import (
+    EXPERTS,
+    OF_EXPERT,
+    OF_EXPERTS,
+    PARTS,
+    add_fused_experts,
+    fused_experts,
+)
+from mindspeed_ms.formats.peft_modules import joined, magnitudes, modules, parameter_name, rows_of
+from mindspeed_ms.models.adapter import DOWN, FOLDER, MAGNITUDE, UP
 from mindspeed_ms.models.adapting import adapters_of
 from mindspeed_ms.models.families.family import Family
-from mindspeed_ms.models.families.place import Place
-from mindspeed_ms.models.model import OWN_ROOT, ModelSpec
+from mindspeed_ms.models.model import ModelSpec
 from mindspeed_ms.models.part import LinearSpec
-from mindspeed_ms.plan.region import Region, Run, Span
+from mindspeed_ms.plan.region import Region, Span
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base_model_name_or_path"
@@ -167,7 +173,10 @@ def section_of(options: Mapping[str, Any]) -> dict[str, Any]:
         return tuple(sorted(value)) if isinstance(value, list | tuple | set) else value
 
     targets = words(options.get("target_modules")) or ()
-    parameters = words(options.get("target_parameters")) or ()
+    parameters = tuple(
+        f"mlp.experts.{name}" if name in OF_EXPERTS else name
+        for name in words(options.get("target_parameters")) or ()
+    )
     if parameters:  # experts that are one tensor there
         targets = (*((targets,) if isinstance(targets, str) else targets), *parameters)
 
@@ -186,50 +195,6 @@ def section_of(options: Mapping[str, Any]) -> dict[str, Any]:
         "use_dora": bool(options.get("use_dora")),
         "base_model_name_or_path": options.get("base_model_name_or_path") or None,
     }
-
-
-# --- where adapters lie ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    """A linear layer of theirs, and the adapters here that change its outputs."""
-
-    name: str
-    """Of the layer, within their model."""
-    place: Place
-    linear: str
-    """Path of the layer here."""
-    adapters: tuple[AdapterSpec, ...]
-
-    @property
-    def rows(self) -> list[int]:
-        """Outputs of the layer here, in the order of theirs."""
-        return _rows(self.place.region.runs[0])
-
-
-def _rows(runs: tuple[Run, ...]) -> list[int]:
-    return [row for first, length in runs for row in range(first, first + length)]
-
-
-def modules(spec: ModelSpec, family: Family) -> Iterator[Module]:
-    """Their linear layers that have adapters."""
-    here = dict(adapters_of(spec))
-    for place in family.places(spec):
-        path, _, kind = place.name.rpartition(".")
-        linear = here.get(path) if kind == "weight" else None
-        if linear is None or not place.theirs.endswith(".weight"):
-            continue
-        held = set(_rows(place.region.runs[0]))
-        mine = tuple(one for one in linear.adapters if held & set(_rows(one.runs)))
-        if mine:
-            name = family.full_name(place.theirs.removesuffix(".weight"))
-            yield Module(name, place, path, mine)
-
-
-def parameter_name(linear: str, region: str, part: str) -> str:
-    """Path of a part of an adapter here."""
-    return f"{linear}.{FOLDER}.{region}.{part}"
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -254,7 +219,7 @@ def read_catalog(folder: Path, spec: ModelSpec, families: Iterable[Family]) -> C
     stored = {_own(key, family): place for key, place in header.items()}
     catalog = Catalog({}, {"iteration": 0}, f"PEFT adapters {folder}")
     unused = set(stored)
-    fused = _add_fused_experts(catalog, path, stored, spec)
+    fused = add_fused_experts(catalog, path, stored, spec)
     unused -= fused
     for module in modules(spec, family):
         if all(
@@ -263,7 +228,7 @@ def read_catalog(folder: Path, spec: ModelSpec, families: Iterable[Family]) -> C
         ):
             continue
         (adapter,) = module.adapters if len(module.adapters) == 1 else (None,)
-        mine = {row: number for number, row in enumerate(_rows(adapter.runs if adapter else ()))}
+        mine = {row: number for number, row in enumerate(rows_of(adapter.runs if adapter else ()))}
         if adapter is None or mine.keys() != set(module.rows):
             raise ValueError(
                 f"{folder}: adapters of {module.name} do not lie as the layer's adapters here; use "
@@ -308,59 +273,9 @@ def _family_of(keys: Collection[str], spec: ModelSpec, families: Iterable[Family
     for family in (first, *others):
         layers = {module.name for module in modules(spec, family)}
         names = (_own(key, family) for key in keys)
-        if all(name.rpartition(".lora_")[0] in layers or _EXPERTS.match(name) for name in names):
+        if all(name.rpartition(".lora_")[0] in layers or EXPERTS.match(name) for name in names):
             return family
     return first
-
-
-_EXPERTS = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(base_layer\.)?(lora_[AB])\.weight")
-
-
-def _add_fused_experts(
-    catalog: Catalog, path: Path, stored: Mapping[str, safetensors.Place], spec: ModelSpec
-) -> set[str]:
-    """Add adapters of experts that are one tensor there; return the names that were used.
-
-    A [E r, inputs] stacks those of the experts; B [outputs, r E] has the expert as its fastest
-    index. With both matrices of the experts adapted, those of the first are within the others.
-    """
-    found = {key: match for key in stored if (match := _EXPERTS.fullmatch(key))}
-    here = dict(adapters_of(spec))
-    with TensorReader() as reader:
-        for key, match in found.items():
-            layer, inner, part = match.groups()
-            both = f"model.layers.{layer}.mlp.experts.base_layer.{part}.weight" in stored
-            root = f"{OWN_ROOT}.encoder.layers.{layer}.mlp.experts.local_experts"
-            is_first = bool(inner) or (not both and f"{root}.0.mapping" in here)
-            word = "mapping" if is_first else "projection"
-            linears = sorted(
-                (name for name in here if name.startswith(root) and name.endswith(f".{word}")),
-                key=lambda name: int(name.split(".")[-2]),
-            )
-            place = stored[key]
-            along = 0 if part == DOWN else -1
-            if len(place.shape) != 2 or not linears or place.shape[along] % len(linears):
-                raise ValueError(
-                    f"{path}: {key} has shape {list(place.shape)}, the model has {len(linears)} "
-                    "such experts in the layer with adapters"
-                )
-            piece = StoredPiece(
-                Span.all_of(Region.whole(place.shape)), place.dtype, path, place.offset
-            )
-            whole = reader.read(StoredTensor(place.shape, place.dtype, [piece]))
-            parts = (
-                np.split(whole, len(linears))
-                if part == DOWN
-                else np.moveaxis(whole.reshape(len(whole), -1, len(linears)), 2, 0)
-            )
-            for name, values_ in zip(linears, parts, strict=True):
-                region = here[name].adapters[0].region
-                held = np.ascontiguousarray(values_)
-                span = Span.all_of(Region.whole(held.shape))
-                catalog.tensors[parameter_name(name, region, part)] = StoredTensor(
-                    held.shape, place.dtype, [StoredPiece(span, place.dtype, path, 0, held=held)]
-                )
-    return set(found)
 
 
 def _own(key: str, family: Family) -> str:
@@ -384,7 +299,8 @@ def write(
     """Write both files of PEFT; return the folder.
 
     Adapters of parts of a layer that is one there become one of the sum of their ranks; one of a
-    layer that is several there is written to each.
+    layer that is several there is written to each. Experts are one tensor there, if they have no
+    magnitudes, which PEFT does not know for such.
 
     Args:
         folder: it is made.
@@ -395,23 +311,34 @@ def write(
         original: options that the adapters came with; keys that are not known here are kept.
     """
     entries, ranks, alphas = [], {}, {}
+
+    def note(name: str, rank: int, scale: float) -> None:
+        ranks[name] = rank
+        alphas[name] = _plain(scale * (math.sqrt(rank) if lora.use_rslora else rank))
+
+    experts = list(fused_experts(spec, family, arrays))
     for module in modules(spec, family):
-        down, up, scale = _joined(module, arrays)
-        ranks[module.name] = down.shape[0]
-        divisor = math.sqrt(down.shape[0]) if lora.use_rslora else down.shape[0]
-        alphas[module.name] = _plain(scale * divisor)
+        if experts and OF_EXPERT.fullmatch(module.linear):
+            continue
+        down, up, scale = joined(module, arrays)
+        note(module.name, down.shape[0], scale)
         for part, array in ((DOWN, down), (UP, up)):
             entries.append(_entry(f"{ROOT}{module.name}.{_FILES[part]}", array))
         if module.adapters[0].has_magnitude:
-            magnitude = _magnitudes(module, arrays)
+            magnitude = magnitudes(module, arrays)
             entries.append(_entry(f"{ROOT}{module.name}.{_FILES[MAGNITUDE]}", magnitude))
+    usual = dict(ranks)
+    for one in experts:
+        entries += [_entry(f"{ROOT}{one.key}.{_FILES[part]}", getattr(one, part)) for part in PARTS]
+        note(one.parameter, one.rank, one.scale)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (WEIGHTS + storage.PARTIAL)
     safetensors.write_file(partial, entries, {"format": "pt"})
     storage.put_in_place(partial, folder / WEIGHTS)
     every = (family.full_name(place.theirs) for place in family.places(spec))
-    targets = _targets(ranks, (name.removesuffix(".weight") for name in every))
+    targets = _targets(usual, (name.removesuffix(".weight") for name in every))
     options = {**_FRESH, **(original or {}), **_options(lora, ranks, alphas, targets)}
+    options["target_parameters"] = [one.parameter for one in experts] or None
     options["fan_in_fan_out"] = any(one.place.is_transposed for one in modules(spec, family))
     storage.write_text(folder / CONFIG, json.dumps(dict(sorted(options.items())), indent=2))
     return folder
@@ -419,39 +346,6 @@ def write(
 
 def _entry(key: str, array: np.ndarray) -> safetensors.Entry:
     return safetensors.Entry(key, "F32", array.shape, np.ascontiguousarray(array, np.float32))
-
-
-def _joined(
-    module: Module, arrays: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """A, B and the factor of one adapter of a layer of theirs."""
-    scale = module.adapters[0].scale
-    downs, ups = [], []
-    for adapter in module.adapters:
-        down = arrays[parameter_name(module.linear, adapter.region, DOWN)]
-        up = arrays[parameter_name(module.linear, adapter.region, UP)]
-        by_row = dict(zip(_rows(adapter.runs), up, strict=True))
-        spread = np.zeros((len(module.rows), adapter.rank), np.float32)
-        for number, row in enumerate(module.rows):
-            if row in by_row:
-                spread[number] = by_row[row]
-        downs.append(down)
-        ups.append(spread if adapter.scale == scale else spread * (adapter.scale / scale))
-    return np.concatenate(downs), np.concatenate(ups, axis=1), scale
-
-
-def _magnitudes(module: Module, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    by_row: dict[int, float] = {}
-    for adapter in module.adapters:
-        values = arrays[parameter_name(module.linear, adapter.region, MAGNITUDE)]
-        by_row |= dict(zip(_rows(adapter.runs), values, strict=True))
-    missing = [row for row in module.rows if row not in by_row]
-    if missing:
-        raise ValueError(
-            f"{module.name} has magnitudes for some of its outputs only, which PEFT's files cannot "
-            "hold; adapt the whole layer"
-        )
-    return np.array([by_row[row] for row in module.rows], np.float32)
 
 
 def _plain(value: float) -> int | float:
@@ -474,7 +368,6 @@ def _options(
         "lora_alpha": alpha,
         "lora_dropout": lora.lora_dropout,
         "target_modules": targets,
-        "target_parameters": None,
         "layers_to_transform": None,
         "exclude_modules": None,
         "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
@@ -525,7 +418,7 @@ class AdapterDeltas:
             down, up = (
                 self._read(parameter_name(path, adapter.region, part)) for part in (DOWN, UP)
             )
-            rows = _rows(adapter.runs)
+            rows = rows_of(adapter.runs)
             result[rows] += np.float32(adapter.scale) * (up @ down)
             if adapter.has_magnitude:
                 magnitude = self._read(parameter_name(path, adapter.region, MAGNITUDE))

@@ -298,15 +298,19 @@ def _chosen(spec: ModelSpec, lora: LoraConfig) -> Iterator[tuple[Slot, str]]:
             "counted from 0"
         )
     taken: dict[tuple[int, str, str], tuple[Slot, str]] = {}
-    for project, match in _by_project(every, projects, lora):
+    asked = _by_project(every, projects, lora)
+    for project, match in asked:
         for slot in every:
             names = slot.names.get(project, ())
             hits = [name for name in names if match(name) and not any(no(name) for no in excluded)]
             if not hits or (wanted is not None and slot.layer not in wanted):
                 continue
-            if len(hits) != len(names):
+            alike = [one for other, one in asked if other == project]
+            left = [name for name in names if not any(one(name) for one in alike)]
+            left += [name for name in names if any(no(name) for no in excluded)]
+            if left:  # a target may be one expert alone, if others name the rest
                 raise ValueError(
-                    f"target_modules fit {hits[0]} but not {len(names) - len(hits)} other experts "
+                    f"target_modules fit {hits[0]} but not {len(left)} other experts "
                     "of its layer; adapt all experts of a layer or none"
                 )
             taken.setdefault((slot.layer, slot.path, slot.region), (slot, hits[0]))

@@ -173,7 +173,7 @@ class ModelSpec:
         """Parameters of a part of the model."""
         child = Child(f"{OWN_ROOT}.{name}", megatron_name, part)
         for spec in parameters_of(iter([child]), experts):
-            if self.trains_adapters_only and spec.is_trained and not spec.is_adapter:
+            if self.trains_adapters_only and not spec.is_adapter:
                 spec = replace(spec, is_trained=False, is_frozen=True)
             yield spec
 

@@ -99,7 +99,7 @@ class ParamSpec:
     """It belongs to an adapter beside a frozen matrix."""
 
     is_frozen: bool = False
-    """A weight of a model whose adapters alone are trained; checkpoints of a run leave it out."""
+    """Part of a model whose adapters alone are trained; checkpoints of a run leave it out."""
 
     def __post_init__(self) -> None:
         """A dimension that is split must exist."""

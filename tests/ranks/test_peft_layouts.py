@@ -29,6 +29,8 @@ LAYOUTS = {
     "z3": ("llama_patterns", {"zero_level": "z3"}),
     "z3 magnitudes": ("qwen2_dora", {"zero_level": "z3"}),
     "ep2": ("mixtral_experts", {"expert_model_parallel_size": 2}),
+    "ep2 latent": ("deepseek_latent", {"expert_model_parallel_size": 2}),
+    "tp2-sp latent": ("deepseek_latent", TP | SP),
     "etp2": ("mixtral_experts", TP | SP | {"expert_tensor_parallel_size": 2}),
 }
 

@@ -33,7 +33,7 @@ def prepare(model: Cell, spec: ModelSpec) -> None:
             bound = spec.by_name[name].init.bound
             if bound is not None:
                 _draw(param, name, bound)
-        elif param.requires_grad:
+        else:  # what balances experts, too: adapters are for the base as it is
             param.requires_grad = False
             param.is_frozen = True
     if not is_counting_draws():  # else whoever fills the weights takes their lengths

@@ -105,6 +105,29 @@ CASES = {
             "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
         },
     ),
+    "mixtral_targets": (
+        transformers.MixtralConfig(
+            **LIKE_LLAMA, num_local_experts=4, num_experts_per_tok=2, router_aux_loss_coef=0.0
+        ),
+        {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "w1", "w2", "w3"]},
+    ),
+    "deepseek_latent": (
+        transformers.DeepseekV3Config(
+            **{**LIKE_LLAMA, "num_key_value_heads": 4},
+            **{"moe_intermediate_size": 12, "n_routed_experts": 4, "n_shared_experts": 1},
+            **{"num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_group": 1},
+            **{"topk_group": 1, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4},
+            **{"qk_nope_head_dim": 4, "v_head_dim": 4, "num_nextn_predict_layers": 0},
+        ),
+        {
+            "r": 3,
+            "lora_alpha": 8,
+            "target_modules": [
+                *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+                *("gate_proj", "up_proj", "down_proj"),
+            ],
+        },
+    ),
 }
 
 

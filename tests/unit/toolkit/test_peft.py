@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from peft_cases import CASES, DATA, expected, logits_of, opened, sections
+from safetensors.numpy import load_file
 
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config.build import assemble
@@ -68,13 +69,15 @@ def test_files_are_written_as_they_were_read(case, tmp_path):
     written = json.loads((tmp_path / peft.CONFIG).read_text())
     assert written.keys() == original.keys()
     assert written["a_later_option"] == {"kept": 1}
+    theirs, ours = (load_file(one / peft.WEIGHTS) for one in (DATA / case / "adapter", tmp_path))
+    assert theirs.keys() == ours.keys()  # so that PEFT finds every tensor
+    assert all(np.array_equal(theirs[name], ours[name]) for name in theirs)
     again = assemble(sections(case) | {"lora_config": peft.section_of(written)})
     back = gpt_spec(again.model_config)
     read = peft.read_catalog(tmp_path, back, [family])
-    if case != "mixtral_experts":  # fused experts are written one by one
-        assert back.by_name.keys() == spec.by_name.keys()
-        values = peft.values(read)
-        assert all(np.array_equal(values[name], array) for name, array in arrays.items())
+    assert back.by_name.keys() == spec.by_name.keys()
+    values = peft.values(read)
+    assert all(np.array_equal(values[name], array) for name, array in arrays.items())
     before, after = peft.AdapterDeltas(catalog, spec), peft.AdapterDeltas(read, back)
     for name, one in spec.by_name.items():
         assert (name in before) == (name in after)
@@ -285,3 +288,16 @@ def test_models_by_name_take_peft_s_adapters_merge_and_write_them(case, tmp_path
     assert np.abs(forwarded(again, case) - adapted).max() <= 2e-6
     fresh = get_pet_model(base, LoraConfig(r=2))
     assert np.array_equal(forwarded(fresh, case), forwarded(base, case))
+
+
+def test_experts_may_be_named_one_by_one():
+    """All of a layer together, or none: they share one description."""
+
+    def names(*targets):
+        found = sections("mixtral_experts", target_modules=targets)
+        return {name for name in gpt_spec(assemble(found).model_config).by_name if "lora" in name}
+
+    one_by_one = names("q_proj", *(f"experts.{number}.w1" for number in range(4)))
+    assert one_by_one == names("q_proj", "w1") and one_by_one
+    with pytest.raises(ValueError, match="but not 1 other experts of its layer"):
+        names(*(f"experts.{number}.w1" for number in range(3)))
