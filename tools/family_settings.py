@@ -272,6 +272,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "helium": ("Helium", HEAD),
     "internlm2": ("Llama", {"rms_norm_eps": 1e-5}),
     "olmo": ("Olmo", {"clip_qkv": 0.4}),
+    "mpt": (
+        "Mpt",
+        {
+            **{"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+            "attn_config": {"clip_qkv": 0.4},
+        },
+    ),
     "phi": ("Phi", {"rope_parameters": PARTIAL}),
     "opt": ("OPT", {"ffn_dim": 24, "word_embed_proj_dim": 32}),
     "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}),

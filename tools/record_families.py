@@ -37,6 +37,7 @@ UNKNOWN = {
     "GPT2": SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"},
     "GPTNeoX": {"num_key_value_heads"},
     "OPT": {"intermediate_size", "num_key_value_heads"},
+    "Mpt": SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"},
     "Bloom": SIZES.keys()
     - {"vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id"},
 }

@@ -78,9 +78,10 @@ def _table(**named: tuple[Kind, str]) -> Mapping[str, Kind]:
 
 
 KINDS = _table(
-    layers=(LAYERS, "n_layer num_hidden_layers num_layers"),
+    layers=(LAYERS, "n_layer n_layers num_hidden_layers num_layers"),
     sizes=(
         SIZE,
+        "alibi_bias_max d_model expansion_ratio max_seq_len n_heads "
         "decoder_sparse_step experts_per_token ffn_dim ffn_hidden_size head_dim hidden_size "
         "index_head_dim index_n_heads index_topk initial_context_length intermediate_size "
         "kv_lora_rank max_position_embeddings "
@@ -99,9 +100,9 @@ KINDS = _table(
     patterns=(PATTERN, "_sliding_window_pattern sliding_window_pattern"),
     above_0=(
         ABOVE_0,
-        "clip_qkv swiglu_alpha embedding_multiplier layer_norm_eps layer_norm_epsilon logit_scale "
-        "logits_scaling norm_eps norm_epsilon query_pre_attn_scalar rms_norm_eps "
-        "rope_local_base_freq rope_theta rotary_emb_base",
+        "clip_qkv softmax_scale swiglu_alpha embedding_multiplier layer_norm_eps "
+        "layer_norm_epsilon logit_scale logits_scaling norm_eps norm_epsilon query_pre_attn_scalar "
+        "rms_norm_eps rope_local_base_freq rope_theta rotary_emb_base",
     ),
     numbers=(
         NUMBER,
@@ -121,6 +122,7 @@ KINDS = _table(
         "attention_out_bias mlp_bias norm_topk_prob "
         "output_router_logits qkv_bias reorder_and_upcast_attn rope_interleave "
         "scale_attn_by_inverse_layer_idx scale_attn_weights seq_aux tie_word_embeddings "
+        "_remove_final_layer_norm attn_uses_sequence_id no_bias prefix_lm qk_ln "
         "do_layer_norm_before enable_bias layer_norm_elementwise_affine "
         "use_bias use_bidirectional_attention use_parallel_residual use_qk_norm use_sliding_window",
     ),
@@ -132,7 +134,7 @@ KINDS = _table(
     layer_numbers=(LAYER_NUMBERS, "mlp_only_layers"),
     switch_lists=(SWITCHES, "no_rope_layers"),
     ids=(IDS, "bos_token_id eos_token_id pad_token_id"),
-    blocks=(BLOCK, "rope_parameters rope_scaling quantization_config"),
+    blocks=(BLOCK, "attn_config rope_parameters rope_scaling quantization_config"),
 )
 """Key -> kind. What is not here changes nothing that is computed."""
 
@@ -155,6 +157,7 @@ def check_kinds(theirs: Mapping[str, Any]) -> None:
         ValueError: a value of another kind; names the key, the value and what it must be.
     """
     _check(theirs, KINDS, "")
+    _check(theirs.get("attn_config") or {}, KINDS, "attn_config.")
     for name in ("rope_scaling", "rope_parameters"):
         block = theirs.get(name) or {}
         _check(block, ROTATION_KINDS, f"{name}.")

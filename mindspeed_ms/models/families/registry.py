@@ -35,6 +35,7 @@ from mindspeed_ms.models.families import (
     ministral,
     mistral,
     mixtral,
+    mpt,
     nemotron,
     olmo,
     olmo2,
@@ -100,6 +101,7 @@ FAMILIES: tuple[Family, ...] = (
     opt.FAMILY,
     internlm2.FAMILY,
     olmo.FAMILY,
+    mpt.FAMILY,
 )
 """In the order in which a model is tried to be written as one of them."""
 

@@ -65,6 +65,7 @@ def test_a_preset_is_held_by_its_family(family, name):
         ("cohere2", "command_r7b", 8_028_033_024),
         ("phi", "phi2", 2_779_683_840),
         ("opt", "opt_1.3b", 1_315_758_080),
+        ("mpt", "mpt_7b", 6_649_286_656),
         ("olmo", "olmo_7b", 6_888_095_744),
         ("internlm2", "internlm2_7b", 7_737_708_544),
     ],
@@ -141,7 +142,9 @@ def test_norms_of_narrow_vectors_keep_their_epsilon_whatever_the_others_have():
 @pytest.mark.parametrize(("family", "name"), PRESETS, ids=IDS)
 def test_tensors_cover_every_parameter_once(family, name):
     theirs = dict(family.presets[name])
-    layers = next(key for key in ("num_hidden_layers", "n_layer", "num_layers") if key in theirs)
+    layers = next(
+        key for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") if key in theirs
+    )
     theirs[layers] = 2
     theirs |= {key: value[:2] for key, value in theirs.items() if isinstance(value, list)}
     spec = gpt_spec(family.config(theirs).model_config)

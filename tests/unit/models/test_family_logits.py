@@ -99,6 +99,7 @@ def test_what_does_not_belong_to_a_pythia_is_left_and_a_copied_head_told(tmp_pat
             "rope_theta 10000.0, by which layers with a window rotate in some versions",
         ),
         ("opt", {"do_layer_norm_before": False}, "norm_before False; only True is supported"),
+        ("mpt", {"attn_config": {"qk_ln": True}}, "attn_config.qk_ln True; only False is suppor"),
         ("opt", {"word_embed_proj_dim": 16}, "dim 16 and hidden_size 32; only equal ones"),
         ("phi", {"tie_word_embeddings": True}, "head_has_bias and a head that is the table"),
         ("deepseek_v2", {"mlp_bias": True}, "mlp_bias True; only False is supported"),
@@ -122,6 +123,7 @@ def test_what_cannot_be_held_is_refused_by_its_name(case, changes, message):
         "falcon_alibi",
         "gpt_oss_steep",
         "olmo",
+        "mpt",
     ],
 )
 def test_tokens_with_a_cache_are_those_of_transformers(case, tmp_path):
