@@ -168,6 +168,7 @@ PLANNED = (*LAUNCHERS, "train")
 
 _SLOW = (*PLANNED, "text server", "doctor", "serve", "evaluate", "compare-layouts", "generate")
 _SLOW += ("parity", "golden", "plan", "run_mindformer", "create_lm_data")
+_WORKERS = ("evaluate", "generate", "compare-layouts")
 QUICK = [name for name in COMMANDS if name not in _SLOW]
 """Those that answer at once."""
 
@@ -209,6 +210,8 @@ class Bench:
                 words[:0] = [rng.choice(flags), self._value(rng, words, out)]
             else:
                 self._spoil(words, flags, rng, out)
+        if name in _WORKERS:  # what takes minutes to do is no fault
+            words = ["65" if word == "65536" else word for word in words]
         return name, words, out
 
     def _spoil(self, words: list[str], flags: list[str], rng: random.Random, out: Path) -> None:

@@ -13,6 +13,7 @@ import input_mutations as mutations
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tiny_models import TINY_GPT2
 
 from mindspeed_ms.backend import rank_table
 from mindspeed_ms.backend.torchrun.deepspeed import requested
@@ -21,7 +22,9 @@ from mindspeed_ms.data.tokenizers.text_sources import find_inputs, json_lines
 from mindspeed_ms.formats import peft
 from mindspeed_ms.toolkit.models.file_size import file_size
 from mindspeed_ms.toolkit.peft import LoraConfig
+from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
 from mindspeed_ms.toolkit.trainer.callbacks import TrainerState
+from mindspeed_ms.toolkit.trainer.trainer import Trainer
 
 ROOT = Path(__file__).parents[3]
 FEW, MANY = 25, 600
@@ -66,6 +69,35 @@ def test_mindrecord_files_end_no_process(tmp_path, count, first_seed):
     )
     assert found.returncode == 0, found.stderr[-2000:]
     assert found.stdout.startswith("mindrecord: {"), found.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapters", [False, True])
+def test_what_a_trainer_left_is_resumed_as_it_was_or_refused(
+    tmp_path, monkeypatch, adapters, first_seed
+):
+    """Checkpoint, state, record and curves of its folder."""
+    pytest.importorskip("tensorboardX")
+    more = {"pet_method": "lora", "lora_config": LoraConfig(r=2)} if adapters else {}
+    rows = np.random.default_rng(0).integers(0, 64, (24, 17), dtype=np.int32)
+
+    def train(folder, steps, resumed):
+        monkeypatch.chdir(folder)
+        strategy = {"save_strategy": "steps", "save_steps": 2, "report_to": "tensorboard"}
+        arguments = TrainingArguments(output_dir=f"{folder}/out", max_steps=steps, **strategy)
+        made = Trainer(model=dict(TINY_GPT2), args=arguments, train_dataset=rows, **more)
+        try:
+            made.train(resume_from_checkpoint=resumed)
+        finally:
+            made.close()
+        return [entry["loss"] for entry in made.state.log_history if "loss" in entry][-2:]
+
+    (tmp_path / "made").mkdir()
+    train(tmp_path / "made", 2, False)
+    kind = kinds.Kind(lambda folder: None, lambda folder: train(folder, 4, True))
+    for seed in range(first_seed, first_seed + 100):
+        done, result, said = mutations.attack(kind, tmp_path / "made", tmp_path / "work", seed)
+        assert result not in ("fault", "silent", "other"), (seed, done, said)
 
 
 def test_mindrecord_files_of_other_numbers_are_refused(tmp_path):
