@@ -73,6 +73,30 @@ CASES = {
     ),
 }
 
+CONVERT = ("convert", "ck", "out")
+for name, words in {
+    "to-megatron": ("--to", "megatron", "--tensor-model-parallel-size", "2"),
+    "to-hugging-face": ("--to", "huggingface", "--max-shard-size", "300KB"),
+    "to-mindspore": ("--to", "mindspore"),
+}.items():
+    # ``conversion_killer`` looks at what is there after a kill; here the others are looked at.
+    CASES[name] = Case((*CONVERT, *words), False, "of every file at once")
+CASES["report"] = Case(("report", "ck", "--output", "out/report.html"))
+CASES["plot"] = Case(("plot", "ck", "--output", "out/curve.svg"))
+
+
+def checkpoint(folder):
+    """A short run, for the commands that need one."""
+    words = [
+        *("train", "--yaml", REPOSITORY / "configs" / "tiny_gpt.yaml", "--train-iters", "2"),
+        *("--tensor-model-parallel-size", "1", "--global-batch-size", "4", "--save", "ck"),
+        *("--data-path", DATA / "tiny_text_document", "--tokenizer-model", DATA / "tok.model"),
+        *("--data-cache-path", "cache", "--eval-iters", "0", "--lr-warmup-iters", "1"),
+    ]
+    job = Job([*COMMAND, *words], folder)
+    assert job.wait(300) == 0, job.text()[-2000:]
+    job.console.unlink()
+
 
 def digests(folder):
     """Name below the folder -> digest of the content, of every file with a name of its own."""
@@ -185,6 +209,8 @@ def attack(name, folder, kills, seed):
     """Kill a command at so many moments; how many of each way there were."""
     case = CASES[name]
     corpus(folder)
+    if "ck" in case.words:
+        checkpoint(folder)
     draw = random.Random(seed)
     attacked = Attack(case, folder)
     ways = [way for way in WAYS if case.has_workers or not way.startswith("worker")]
@@ -192,7 +218,7 @@ def attack(name, folder, kills, seed):
         if draw.random() < 0.5:
             shutil.rmtree(attacked.out)
         way = ways[number % len(ways)] if kills >= len(ways) else draw.choice(ways)
-        attacked.kill(way, draw.uniform(0.1, 0.95) * attacked.seconds)
+        attacked.kill(way, max(0.2, draw.uniform(0.1, 0.95) * attacked.seconds))
         attacked.finish()
     return attacked.seen
 

@@ -16,13 +16,16 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mindspeed_ms.backend.parent import tie_to
 from mindspeed_ms.data.tokenizers import optional_libraries
 from mindspeed_ms.formats import compare
 from mindspeed_ms.formats.catalog import Catalog
@@ -212,7 +215,8 @@ def verified(arguments: argparse.Namespace, target: Path) -> str:
     source = {**source_options(arguments), "source": arguments.source, "target": target}
     root = Path(__file__).resolve().parents[2]
     words = [sys.executable, "-c", _VERIFY, str(root), json.dumps(source, default=str)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    tie = tie_to(os.getpid(), signal.SIGKILL)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, preexec_fn=tie)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
         raise VerificationError(f"verification of {target}: {lines[-1]}")
