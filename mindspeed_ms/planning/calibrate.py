@@ -95,6 +95,7 @@ def calibrated(base: Device, run: Measured) -> tuple[Device, str]:
     device = replace(
         base,
         tflops=base.tflops * factor,
+        host_tflops=base.host_tflops * factor,
         node_bytes_per_second=base.node_bytes_per_second * factor,
         network_bytes_per_second=base.network_bytes_per_second * factor,
         memory_bytes_per_second=base.memory_bytes_per_second * factor,

@@ -9,11 +9,11 @@ the schedule whose backward is still to come.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from mindspeed_ms.config import AllConfig, OptimizerConfig
+from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.dtypes import FLOAT32, dtype_bytes
-from mindspeed_ms.config.optimizer_config import SOAP_STATES
 from mindspeed_ms.models import ParamSpec
 from mindspeed_ms.plan.layer_placement import layer_placement
 from mindspeed_ms.plan.param_layout import (
@@ -22,9 +22,9 @@ from mindspeed_ms.plan.param_layout import (
     LayoutRules,
     buffer_layout,
     default_bucket_size,
-    pieces_in,
     sharded_alignment,
 )
+from mindspeed_ms.planning.matrix_rules import matrix_operations, whole_bytes
 from mindspeed_ms.planning.parameters import (
     LocalParameter,
     chunk_parameters,
@@ -119,18 +119,45 @@ class _Sharing:
 def stage_state(config: AllConfig, world_size: int, stage: int) -> StateBytes:
     """Weights, gradients and optimizer state of a rank of one pipeline stage."""
     placement = layer_placement(config.model_config, config.parallel_config)
-    chunks = [chunk_parameters(config, stage, chunk) for chunk in range(placement.num_chunks)]
-    count = sum(spec.size for specs in chunks for spec in specs)
     is_last = stage == placement.num_stages - 1
     total = StateBytes(0, teacher_bytes(config) if is_last else 0, 0, 0)
-    for chunk, specs in enumerate(chunks):
+    for chunk in range(placement.num_chunks):
         total += StateBytes(0, frozen_bytes(config, stage, chunk), 0, 0)
+    for group, sharing in _stage_buffers(config, world_size, stage):
+        total += _buffer_bytes(group, sharing, config)
+    return total
+
+
+def stage_matrices(config: AllConfig, world_size: int, stage: int) -> tuple[float, float]:
+    """(bytes of states, operations of a step) of matrices that each of their owners has all of.
+
+    Of the rank of a stage that has the most.
+    """
+    rule, bytes_, operations = config.optimizer_config, 0.0, 0.0
+    if not rule.updates_matrices:
+        return 0.0, 0.0
+    for group, sharing in _stage_buffers(config, world_size, stage):
+        layout = _layout(group, sharing, element_bytes(group[0].spec, config).gradient)
+        kept = {one.name: whole_bytes(rule, one.spec) for one in group}
+        works = {one.name: matrix_operations(rule, one.spec, one.shape) for one in group}
+        bytes_ += _most_owned(kept, layout, sharing.shards)
+        operations += _most_owned(works, layout, sharing.shards)
+    return bytes_, operations
+
+
+def _stage_buffers(
+    config: AllConfig, world_size: int, stage: int
+) -> Iterator[tuple[list[LocalParameter], _Sharing]]:
+    """The buffers of a stage's rank, and how they are shared out."""
+    placement = layer_placement(config.model_config, config.parallel_config)
+    chunks = [chunk_parameters(config, stage, chunk) for chunk in range(placement.num_chunks)]
+    count = sum(spec.size for specs in chunks for spec in specs)
+    for chunk, specs in enumerate(chunks):
         for is_expert in (False, True):
             sharing = _sharing(config, world_size, stage, chunk, is_expert, count)
             mine = [spec for spec in specs if spec.is_expert == is_expert]
             for group in _buffers(mine, sharing):
-                total += _buffer_bytes(group, sharing, config)
-    return total
+                yield group, sharing
 
 
 def _sharing(
@@ -201,34 +228,25 @@ def _buffer_bytes(specs: list[LocalParameter], sharing: _Sharing, config: AllCon
     count = sum(spec.size for spec in specs)
     # Padding has no states of its own kind: it takes what an element does on average.
     states = sum(spec.size * element_bytes(spec.spec, config).optimizer for spec in specs)
-    optimizer = math.ceil(owned * states / max(count, 1)) + _whole_states(
-        specs, layout, sharing.shards, config.optimizer_config
-    )
+    whole = {spec.name: whole_bytes(config.optimizer_config, spec.spec) for spec in specs}
+    optimizer = math.ceil(owned * states / max(count, 1))
+    optimizer += round(_most_owned(whole, layout, sharing.shards))
     return StateBytes(count, weights, gradients, optimizer)
 
 
-def _whole_states(
-    specs: list[LocalParameter], layout: BufferLayout, shards: int, rule: OptimizerConfig
-) -> int:
-    """States of whole matrices, which every rank keeps that owns a part of one; the most of any."""
-    if rule.algorithm != "soap":
-        return 0
-    sizes = {
-        spec.name: 4 * _soap_elements(*spec.spec.shape)
-        for spec in specs
-        if rule.has_matrix_rule(len(spec.shape), spec.spec.is_vocabulary)
-    }
-    held = [0] * shards
+def _most_owned(amounts: Mapping[str, float], layout: BufferLayout, shards: int) -> float:
+    """The most of any rank, where each counts all of a matrix that it owns a part of."""
+    if not any(amounts.values()):
+        return 0.0
+    held = [0.0] * shards
     for span in layout.buckets:
-        for rank in range(shards):
-            pieces = pieces_in(span, *span.shard(rank, shards))
-            held[rank] += sum(sizes.get(piece.name, 0) for piece in pieces)
+        part = span.size // shards
+        for slot in span.slots:
+            amount = amounts.get(slot.name, 0)
+            first, last = (slot.start - span.start) // part, (slot.end - 1 - span.start) // part
+            for rank in range(first, last + 1) if amount else ():
+                held[rank] += amount
     return max(held)
-
-
-def _soap_elements(rows: int, columns: int) -> int:
-    shapes = rows * columns, rows * rows, columns * columns
-    return sum(shapes[kind] for kind in SOAP_STATES.values())
 
 
 def _layout(specs: list[LocalParameter], sharing: _Sharing, grad_width: int) -> BufferLayout:

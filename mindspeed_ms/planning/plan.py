@@ -13,7 +13,7 @@ from mindspeed_ms.plan.schedule_plan import Shape
 from mindspeed_ms.planning.activations import ActivationBytes, stage_activations
 from mindspeed_ms.planning.cache import cache_bytes_per_token
 from mindspeed_ms.planning.communication import Traffic, stage_traffic, tensor_bytes_of_chunk
-from mindspeed_ms.planning.memory import StateBytes, stage_state
+from mindspeed_ms.planning.memory import StateBytes, stage_matrices, stage_state
 from mindspeed_ms.planning.operations import backward_operations, chunk_operations, step_operations
 from mindspeed_ms.planning.parameters import model_spec, total_parameters
 from mindspeed_ms.planning.timing import Device, PassSeconds, Timeline, play_long
@@ -35,6 +35,8 @@ class StagePlan:
     """Seconds of them that go into tensor-parallel traffic."""
     inner: float
     """Seconds of them that go into context and expert traffic."""
+    matrix_operations: float = 0.0
+    """Of the update rule of matrices in a step."""
     cache_bytes: int = 0
     """That a token leaves in a key/value cache when the model generates."""
 
@@ -199,6 +201,7 @@ def _stage_plan(
     return StagePlan(
         stage=stage,
         state=stage_state(config, world_size, stage),
+        matrix_operations=stage_matrices(config, world_size, stage)[1],
         activations=stage_activations(config, stage, microbatches),
         traffic=traffic,
         passes=tuple(passes),
@@ -235,7 +238,9 @@ def _exposed_seconds(config: AllConfig, world_size: int, device: Device, stage: 
     parallel = config.parallel_config
     ranks = parallel.data_parallel_size(world_size) * parallel.context_parallel_size
     span = parallel.tensor_model_parallel_size * ranks
-    update = device.update_seconds(stage.state.optimizer)
+    update = device.update_seconds(stage.state.optimizer) + device.matrix_seconds(
+        stage.matrix_operations, on_host=config.optimizer_config.algorithm == "soap"
+    )
     if ranks == 1:
         return update
     each = sum(one.forward + one.backward for one in stage.passes)

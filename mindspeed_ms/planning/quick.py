@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from operator import attrgetter
 from typing import Any
@@ -27,7 +27,13 @@ from mindspeed_ms.planning.communication import (
     share,
     tensor_units,
 )
-from mindspeed_ms.planning.memory import WHOLE_WEIGHTS, StateBytes, element_bytes, scratch_buckets
+from mindspeed_ms.planning.memory import (
+    WHOLE_WEIGHTS,
+    StateBytes,
+    element_bytes,
+    scratch_buckets,
+    stage_matrices,
+)
 from mindspeed_ms.planning.operations import backward_operations, tail_operations
 from mindspeed_ms.planning.parameters import model_spec
 from mindspeed_ms.planning.plan import shown_seconds
@@ -145,6 +151,7 @@ class QuickLook:
         self.counts = lru_cache(maxsize=None)(self._counts)
         self.head = lru_cache(maxsize=None)(self._head)
         self.passes = lru_cache(maxsize=None)(self._passes)
+        self.matrices = lru_cache(maxsize=None)(self._matrices)
         length = config.model_config.seq_length
         self.tail = tail_operations(self.spec, length)
         works = [0.0 if one is None else one.operations(length) for one in self.kinds]
@@ -390,8 +397,26 @@ class QuickLook:
         sent = moved * repeated / self.device.bandwidth(layout.tensor * ranks)
         if overlaps:
             sent = shown_seconds(sent, seconds, repeated)
+        whole, products = self._of_matrices(layout, stage)
+        state += whole
         late = (sent if ranks > 1 else 0.0) + self.device.update_seconds(state)
+        on_host = self.config.optimizer_config.algorithm == "soap"
+        late += self.device.matrix_seconds(products, on_host=on_host)
         return total + state, late
+
+    def _of_matrices(self, layout: Layout, stage: _Stage) -> tuple[float, float]:
+        """(bytes, operations) of matrices that each of their owners has all of.
+
+        Matrices are few and large: who owns parts of how many is not a matter of shares.
+        """
+        if not self.config.optimizer_config.updates_matrices:
+            return 0.0, 0.0
+        return self.matrices(replace(layout, micro=1, recompute=NOTHING), stage.first)
+
+    def _matrices(self, layout: Layout, stage: int) -> tuple[float, float]:
+        changed = applied(self.config, self.sections, self.world_size, self.total, layout)
+        assert changed is not None, "a layout whose sizes do not fit was left out"
+        return stage_matrices(changed, self.world_size, stage)
 
 
 def _in_flight(layout: Layout, stage: int, rounds: int) -> float:

@@ -154,9 +154,14 @@ def layouts(config: AllConfig, world_size: int, ranks_per_node: int) -> Iterator
     """Sizes that divide what they share out; sharding and recomputation are left open."""
     model, moe = config.model_config, config.moe_config
     experts = divisors(moe.num_experts, world_size) if moe.is_moe else [1]
-    total = config.global_batch_size(world_size)
+    total, groups = config.global_batch_size(world_size), model.num_kv_groups
     axes = itertools.product(
-        divisors(math.gcd(model.num_attention_heads, model.num_kv_groups), ranks_per_node),
+        # More ranks than key/value groups: several of them hold the same group.
+        [
+            size
+            for size in divisors(model.num_attention_heads, ranks_per_node)
+            if not (groups % size and size % groups)
+        ],
         divisors(world_size, min(model.num_layers, _MOST_STAGES)),
         divisors(world_size, min(model.seq_length // 2, _MOST_CONTEXT)),
         experts,

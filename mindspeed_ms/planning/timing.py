@@ -38,6 +38,8 @@ class Device:
     """Of the optimizer, which reads and writes its state."""
     pass_seconds: float = 0.0
     """That a layer takes to launch its operators once, whatever their size."""
+    host_tflops: float = 0.5
+    """Of fp64 matrix products on the host of a device, which optimizers may compute there."""
     cores: int = 0
     """Of one host that all ranks share; 0: every rank has a device of its own."""
 
@@ -52,6 +54,13 @@ class Device:
     def update_seconds(self, state_bytes: float) -> float:
         """Of an optimizer whose state on a rank is read and written once."""
         return 2 * state_bytes / self.memory_bytes_per_second
+
+    def matrix_seconds(self, operations: float, *, on_host: bool) -> float:
+        """Of an optimizer's products of matrices; ``on_host``: in fp64, half as fast as fp32."""
+        if not on_host:
+            return operations / self.operations_per_second
+        rate = self.operations_per_second / 2 if self.cores else self.host_tflops * 1e12
+        return operations / rate
 
     @property
     def operations_per_second(self) -> float:

@@ -77,6 +77,8 @@ NARROW = (
         f"{EXPERTS} {NARROW}",
         f"{EXPERTS} --mtp-num-layers 1 --overlap-grad-reduce",
         "--optimizer muon",
+        "--optimizer soap",
+        "--group-query-attention --num-query-groups 2",
         "--optimizer sgd",
         "--use-distributed-optimizer --num-distributed-optimizer-instances 2",
         "--use-lora --lora-r 8 --lora-target-modules linear_qkv linear_fc1",
@@ -95,6 +97,36 @@ def test_a_quick_look_holds_what_a_plan_holds(words):
             if changed is not None:
                 shares.append(look.memory / make_plan(changed, 4, device).bytes_at_peak)
     assert len(shares) >= 12 and min(shares) > 0.92 and max(shares) < 1.07
+
+
+def test_more_ranks_than_key_value_groups_are_tried():
+    groups = "--group-query-attention --num-query-groups 2"
+    config = config_of(f"{groups} --optimizer sgd", 4)
+    assert {layout.tensor for layout in layouts(config, 4, 8)} == {1, 2, 4}
+    plan = make_plan(config_of(f"{groups} --tensor-model-parallel-size 4", 4), 4)
+    tight = replace(Device(), memory_bytes=1.02 * plan.bytes_at_peak)
+    found = search(config_of(groups, 4), 4, tight, count=20).candidates
+    assert any("--tensor-model-parallel-size 4" in one.flags for one in found)
+
+
+@pytest.mark.parametrize("optimizer", ["soap", "muon"])
+def test_products_of_an_optimizer_take_time_and_every_owner_does_all_of_its_matrices(optimizer):
+    words = "--use-distributed-optimizer --optimizer"
+    device = replace(Device(), host_tflops=1e-3, tflops=1e-2)
+    adam, own = (
+        make_plan(config_of(f"{words} {one}", 4), 4, device) for one in ("adam", optimizer)
+    )
+    alone = make_plan(config_of(f"{words} {optimizer}", 1), 1, device)
+    assert own.step_seconds > 1.2 * adam.step_seconds
+    shared, whole = (max(one.matrix_operations for one in plan.stages) for plan in (own, alone))
+    assert whole / 4 < shared < whole
+    sections = config_of(f"{words} {optimizer}", 4).to_dict()
+    quick = QuickLook(config_of(f"{words} {optimizer}", 4), 4, device, sections)
+    for layout in layouts(config_of(f"{words} {optimizer}", 4), 4, 8):
+        changed = applied(quick.config, sections, 4, 8, layout)
+        if changed is not None:
+            plan = make_plan(changed, 4, device)
+            assert 0.7 < quick.look(layout).seconds / plan.step_seconds < 1.4, layout
 
 
 @pytest.mark.parametrize("words", ["", EXPERTS, "--recompute-granularity selective"])
