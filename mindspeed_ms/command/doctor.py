@@ -23,6 +23,7 @@ from pathlib import Path
 import mindspeed_ms
 from mindspeed_ms.backend import env
 from mindspeed_ms.backend.host_memory import free_memory
+from mindspeed_ms.files.whole import temporary_folder
 from mindspeed_ms.toolkit.launch.command import Parser
 
 _GB = 1e9
@@ -108,8 +109,8 @@ def check_compiler() -> Finding:
         return Finding(
             "compiler", f"no {name}; only needed to build the kernels from source", "note"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "probe.cpp"
+    with temporary_folder("doctor") as folder:
+        source = folder / "probe.cpp"
         source.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
         words = [name, "-std=c++17", "-fopenmp", str(source), "-o", str(source.with_suffix(""))]
         status, problem = program(words)

@@ -13,7 +13,6 @@ other flags are those of training: mindspeed-ms train --help.
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import yaml
 
 from mindspeed_ms.command import train
 from mindspeed_ms.config.beside import located_from_checkpoint
+from mindspeed_ms.files.whole import temporary_folder
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.training.checkpoint_config import MODEL_SECTIONS, spec_of
@@ -88,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--load", required=True, help="folder of the checkpoint")
     parser.add_argument("--ckpt-step", type=int, help="its iteration; default the newest")
     given, rest = parser.parse_known_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("evaluate") as folder:
         with user_errors():
-            sys.argv[1:] = words_for(given.load, given.ckpt_step, rest, Path(folder))
+            sys.argv[1:] = words_for(given.load, given.ckpt_step, rest, folder)
         train.main()
     return 0

@@ -19,7 +19,6 @@ tolerance.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ from mindspeed_ms.command.megatron_weights import provider_from
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.files.regular_file import read_json
+from mindspeed_ms.files.whole import temporary_folder
 from mindspeed_ms.toolkit.launch.command import Parser
 from mindspeed_ms.training import initialize_megatron, pretrain, print_rank_0
 from mindspeed_ms.training.entry import user_errors
@@ -201,8 +201,8 @@ def replay(golden: Path, case: str, flags: list[str], weights: Path | None = Non
     provider = provider_from(weights or initial_weights(golden, case))
     comparison = Comparison(run["lm_loss"], run["grad_norm"], recorded_layer_losses(run))
     comm.init_process_group()
-    with tempfile.TemporaryDirectory() as output:
-        shared = comm.broadcast_object(output, 0)
+    with temporary_folder("parity") as output:
+        shared = comm.broadcast_object(str(output), 0)
         corpus = golden / "corpus" if (golden / "corpus").is_dir() else golden
         recorded = recorded_flags(run, corpus, shared)
         initialize_megatron(argv=[*recorded, *QUIET, *flags])

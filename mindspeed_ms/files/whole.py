@@ -12,10 +12,11 @@ import functools
 import os
 import platform
 import shutil
+import tempfile
 import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from mindspeed_ms.files.alive import is_alive
@@ -79,12 +80,21 @@ def name_it(error: OSError, path: Path | str, unfinished: Path | None = None) ->
 def unfinished_folder(folder: Path, purpose: str) -> Iterator[Path]:
     """A new folder in ``folder``, which is made, for what is not finished; it goes at the end."""
     between = unfinished_name(folder / purpose)
-    between.mkdir()
+    between.mkdir(mode=0o700)
     try:
         yield between
     finally:
         shutil.rmtree(between, ignore_errors=True)
         forget(between)
+
+
+def temporary_folder(purpose: str) -> AbstractContextManager[Path]:
+    """A folder where the system has such ones; a killed process leaves it to its next of the kind.
+
+    Args:
+        purpose: what tells it from folders of other kinds.
+    """
+    return unfinished_folder(Path(tempfile.gettempdir()), f"mindspeed-ms-{purpose}")
 
 
 def unfinished_name(path: Path) -> Path:

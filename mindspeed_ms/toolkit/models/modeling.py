@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from mindspeed_ms.config.dtypes import parse_dtype
 from mindspeed_ms.core import parallel_state, run_state
 from mindspeed_ms.core.run_state import RunState
 from mindspeed_ms.core.tensor_parallel import mappings
+from mindspeed_ms.files.whole import temporary_folder
 from mindspeed_ms.formats import companions
 from mindspeed_ms.formats.find import Found
 from mindspeed_ms.legacy.model import GPTModel
@@ -206,7 +206,7 @@ class PreTrainedModel(ModelSurface, GenerationMixin, Cell):
             options: of ``hub_upload.push_to_hub``.
         """
         repository(repo_id)
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder("upload") as folder:
             self.save_pretrained(folder)
             return upload(folder, repo_id, **options)
 
