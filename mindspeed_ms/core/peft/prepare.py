@@ -18,7 +18,7 @@ from mindspeed_ms.models.adapter import is_adapter_name
 from mindspeed_ms.models.model import ModelSpec
 
 
-def prepare(model: Cell, spec: ModelSpec) -> None:
+def prepare(model: Cell, spec: ModelSpec, prefix: str = "") -> None:
     """Freeze all but the adapters, and draw their first values.
 
     Every rank draws the whole A of an adapter from a stream of its own, by the seed of initial
@@ -27,8 +27,10 @@ def prepare(model: Cell, spec: ModelSpec) -> None:
     Args:
         model: the part of the model on this rank.
         spec: the model.
+        prefix: what its names have before those of ``model``.
     """
-    for name, param in model.parameters_and_names():
+    for own_name, param in model.parameters_and_names():
+        name = prefix + own_name
         if is_adapter_name(name):
             bound = spec.by_name[name].init.bound
             if bound is not None:

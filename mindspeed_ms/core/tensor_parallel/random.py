@@ -8,6 +8,7 @@ stream is a counter (``backend.random.Generator``), so a region can be replayed 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ import numpy as np
 
 from mindspeed_ms import old_names
 from mindspeed_ms.backend.random import Generator, normal_stream
-from mindspeed_ms.core import run_state
+from mindspeed_ms.core import parallel_state, run_state
+
+logger = logging.getLogger(__name__)
 
 DATA_PARALLEL_RNG = "data-parallel-rng"
 MODEL_PARALLEL_RNG = "model-parallel-rng"
@@ -64,19 +67,35 @@ class RNGStateTracker:
     def fork(self, name: str = MODEL_PARALLEL_RNG) -> Iterator[Generator]:
         """Make a stream current for a block.
 
+        Streams of which none was seeded, as in a script that never does, begin with seed 0.
+
         Raises:
             RuntimeError: no stream of that name; seed the streams first.
         """
+        usual = (MODEL_PARALLEL_RNG, EXPERT_PARALLEL_RNG)
+        if name in usual and self._streams.keys() == {DATA_PARALLEL_RNG}:
+            logger.warning("the random streams are not seeded; those of seed 0 are taken")
+            self._add_seeded()
         if name not in self._streams:
             raise RuntimeError(
                 f"random stream {name!r} does not exist (known: {', '.join(self._streams)}); "
-                "call model_parallel_manual_seed() first"
+                "call model_parallel_manual_seed() or set_rng_seed() first"
             )
         previous, self._current = self._current, name
         try:
             yield self._streams[name]
         finally:
             self._current = previous
+
+    def _add_seeded(self) -> None:
+        """The streams of ``model_parallel_manual_seed(0)`` beside the default one."""
+        tensor = expert = expert_tensor = 0
+        if parallel_state.model_parallel_is_initialized():
+            tensor = parallel_state.get_tensor_model_parallel_rank()
+            expert = parallel_state.get_expert_model_parallel_rank()
+            expert_tensor = parallel_state.get_expert_tensor_parallel_rank()
+        self.add(MODEL_PARALLEL_RNG, 2718 + tensor)
+        self.add(EXPERT_PARALLEL_RNG, 1024 + 100 * expert + expert_tensor)
 
     def get_states(self) -> dict[str, tuple[int, int]]:
         """(seed, offset) of every stream."""

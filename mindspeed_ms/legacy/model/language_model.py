@@ -20,6 +20,7 @@ from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.context_parallel import context_parallel, handed, share_of_draws
 from mindspeed_ms.core.inference.context import InferenceContext
+from mindspeed_ms.core.peft.prepare import prepare
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.tensor_parallel import VocabParallelEmbedding, get_rng_tracker, mappings
 from mindspeed_ms.legacy.model.attention import AttentionMask, exchanged
@@ -242,6 +243,8 @@ class TransformerLanguageModel(Cell):
         if post_process and spec.head is not None:
             draws.begin_head()
             self.output_layer = column_linear(spec.head, config, groups)
+        if config.lora_config.use_lora:
+            prepare(self, spec, "language_model.")
 
     def further_hidden_states(
         self,

@@ -9,17 +9,19 @@ from mindspore.common.api import _pynative_executor
 
 from mindspeed_ms.core import parallel_state
 from mindspeed_ms.core.config import (
+    LoraConfig,
     ModelParallelConfig,
     MoEConfig,
     TrainingConfig,
     TransformerConfig,
     set_global_args,
 )
-from mindspeed_ms.core.tensor_parallel.random import RNGStateTracer
+from mindspeed_ms.core.tensor_parallel.random import RNGStateTracer, get_rng_tracer
 from mindspeed_ms.legacy.model import (
     ParallelAttention,
     ParallelLMLogits,
     ParallelMLP,
+    ParallelTransformerLayer,
     TransformerLanguageModel,
 )
 from mindspeed_ms.legacy.model.enums import AttnMaskType
@@ -160,12 +162,44 @@ def test_a_layer_of_experts_put_together_by_a_script():
     np.testing.assert_allclose(output.asnumpy(), layer(hidden)[0].asnumpy(), rtol=1e-5, atol=1e-7)
 
 
+def test_adapters_alone_learn_in_a_model_of_a_scripts_own():
+    lora = LoraConfig(use_lora=True, lora_rank=2, target_cells=[{"target_cells": [".*.qkv_proj"]}])
+    config = TransformerConfig(
+        **{**SIZES, "init_method_std": 0.3},
+        training_config=TrainingConfig(ModelParallelConfig()),
+        lora_config=lora,
+    )
+    model = OwnModel(config)
+    params = model.trainable_params()
+    assert len(params) == 2 * 2 and all("lora_" in param.name for param in params)
+    start = {param.name: param.asnumpy().copy() for param in model.get_parameters()}
+    assert all(start[param.name].any() == ("lora_A" in param.name) for param in params)
+    ids = Tensor(np.random.default_rng(0).integers(0, 32, (2, 8)).astype(np.int32))
+    step = TrainOneStepCell(model, nn.Adam(params, 5e-2), None, config.training_config, config)
+    losses = [float(step(ids, ids, ones())[0].asnumpy()) for _ in range(3)]
+    assert losses[2] < losses[0] - 1e-3
+    for param in model.get_parameters():
+        assert (param.asnumpy() != start[param.name]).any() == ("lora_" in param.name)
+
+
 def test_an_embedding_without_positions_counts_them():
     config = TransformerConfig(**{**SIZES, "position_embedding_type": "learned_absolute"})
     table = Embedding(16, 32, 8, 0.0, config)
     ids = Tensor(np.zeros((2, 6), np.int32))
     places = Tensor(np.tile(np.arange(6, dtype=np.int32), (2, 1)))
     np.testing.assert_array_equal(table(ids, None).asnumpy(), table(ids, places).asnumpy())
+
+
+def test_dropout_needs_no_seed(caplog):
+    get_rng_tracer().reset()
+    config = TransformerConfig(**SIZES, attention_dropout=0.5, hidden_dropout=0.5)
+    layer = ParallelTransformerLayer(config, 1).set_train()
+    states = Tensor(np.random.default_rng(0).normal(size=(2, 8, 16)).astype(np.float32))
+    with caplog.at_level("WARNING"):
+        first, second = (layer(states, Tensor(MASK)).asnumpy() for _ in range(2))
+    assert (first != second).any()
+    told = [line for line in caplog.messages if "random streams" in line]
+    assert told == ["the random streams are not seeded; those of seed 0 are taken"]
 
 
 def test_a_stream_that_a_script_starts_itself():
