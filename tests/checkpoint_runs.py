@@ -88,6 +88,7 @@ def run(model, flags, data_cache):
         "loss": {number: step.losses["lm loss"] for number, step in steps.items()},
         "norm": {number: step.grad_norm for number, step in steps.items()},
         "lr": {number: step.learning_rate for number, step in steps.items()},
+        "layers": {number: step.layer_losses for number, step in steps.items()},
         "output": output.getvalue(),
     }
 

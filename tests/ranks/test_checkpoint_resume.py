@@ -37,6 +37,9 @@ LAYOUTS = {
 }
 
 
+FURTHER = pytest.param("experts", 2, "--pipeline-model-parallel-size 2", id="pp2-experts")
+"""Its last stage holds a copy of the embedding, for the tokens after the next."""
+
 QUICK = [("dp1", "gpt2"), ("zero1-overlap", "llama"), ("pp2-vpp2-bf16", "gpt2")]
 CASES = [
     pytest.param(
@@ -50,7 +53,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("model", "ranks", "layout"), CASES)
+@pytest.mark.parametrize(("model", "ranks", "layout"), [*CASES, FURTHER])
 def test_resume_is_bit_identical_with_dropout(dist_run, tmp_path, model, ranks, layout):
     more = "--attention-dropout 0.1 --hidden-dropout 0.1".split()
     results = dist_run(

@@ -116,10 +116,11 @@ def load_tensors(
 
 def _source_of(tensor: LiveTensor, catalog: Catalog, options: LoadOptions) -> str | None:
     """Name of the stored tensor that fills one of the run."""
-    names = [] if tensor.is_shared else [tensor.name]
-    if tensor.name in options.aliases:
-        names.append(options.aliases[tensor.name])
-    for name in names:
+    alias = options.aliases.get(tensor.name)
+    names = [tensor.name, alias]
+    if tensor.is_shared and alias is not None:  # a tied head; what is stored of one is another's
+        names = [alias]
+    for name in filter(None, names):
         plain, main = stored_name(name, WEIGHTS), stored_name(name, MAIN)
         candidates = [stored_name(name, tensor.kind)]
         if tensor.kind == MAIN and options.main_is_weight:

@@ -54,15 +54,18 @@ class LinearPlan:
     """Keep the gathered input of a sequence parallel layer for the weight gradient, p times the
     memory, instead of gathering it again."""
 
+    trains_weight: bool = True
+    """False: no gradient from this use. A detached tensor would not do: sharded weights move."""
 
-def _weight_grad(grad: Tensor, total: Tensor, weight: Parameter, fused: bool) -> Tensor | None:
+
+def _weight_grad(grad: Tensor, x: Tensor, weight: Parameter, plan: LinearPlan) -> Tensor | None:
     """DW = dY^T X: accumulated into the gradient sink (result None), or returned."""
-    if not autograd.requires_grad(weight):
+    if not (plan.trains_weight and autograd.requires_grad(weight)):
         return None
-    sink = grad_sink_of(weight) if fused else None
+    sink = grad_sink_of(weight) if plan.gradient_accumulation_fusion else None
     if sink is None:
-        return ops.linear_wgrad(grad, total)
-    ops.linear_wgrad_accumulate(grad, total, sink.main_grad)
+        return ops.linear_wgrad(grad, x)
+    ops.linear_wgrad_accumulate(grad, x, sink.main_grad)
     sink.mark_ready()
     return None
 
@@ -116,7 +119,7 @@ class _ColumnLinear(autograd.Function):
             reducing = comm.reduce_scatter_tensor(dx, whole, group=group, async_op=True)
         elif parallel and plan.sums_over_group:
             reducing = comm.all_reduce(dx, group=group, async_op=True)
-        dw = _weight_grad(grad, total, ctx.weight, plan.gradient_accumulation_fusion)
+        dw = _weight_grad(grad, total, ctx.weight, plan)
         db = None
         if ctx.bias_dtype is not None:
             db = ops.cast(ops.bias_grad(grad), ctx.bias_dtype)
@@ -157,7 +160,7 @@ class _RowLinear(autograd.Function):
         if plan.sequence_parallel:
             grad = mappings.gathered_first_dim(grad, plan.group)
         dx = ops.linear_dgrad(grad, values)
-        dw = _weight_grad(grad, x, ctx.weight, plan.gradient_accumulation_fusion)
+        dw = _weight_grad(grad, x, ctx.weight, plan)
         return dx, dw, None
 
 

@@ -38,7 +38,7 @@ from mindspeed_ms.models import gpt_spec
 
 
 def post_language_model_processing(  # noqa: PLR0913 - the predecessor's public signature
-    parallel_lm_logits: ParallelLMLogits,
+    parallel_lm_logits: Callable[..., Tensor],
     loss_fn: Cell,
     lm_output: Tensor,
     labels: Tensor | None,
@@ -179,19 +179,20 @@ class GPTModel(Module):
         if not self.post_process:
             return lm_output
         weights = self.head_weights()
+        whole_head: Callable[..., Tensor] = self.parallel_lm_logits
 
         def head(
             hidden: Tensor,
             labels: Tensor | None,
             loss_mask: Tensor | None,
-            matrix: Tensor = weights,
+            logits: Callable[..., Tensor] = whole_head,
         ) -> Tensor:
             return post_language_model_processing(
-                self.parallel_lm_logits,
+                logits,
                 self.loss,
                 hidden,
                 labels,
-                matrix,
+                weights,
                 self.parallel_output,
                 self.fp16_lm_cross_entropy,
                 loss_mask,
@@ -203,7 +204,7 @@ class GPTModel(Module):
         if not (predicts_further and self.training and autograd.is_grad_enabled()):
             return loss
         if self.config.mtp_detach_heads:
-            head = partial(head, matrix=autograd.detach(weights))
+            head = partial(head, logits=partial(whole_head, trains_table=False))
         further, masks = self._further_losses(
             head, lm_output, (tokens, labels, loss_mask), position_ids, attention_mask
         )

@@ -536,8 +536,18 @@ class ParallelLMLogits(Cell):
         parallel_output: bool = True,
         bias: Tensor | None = None,
         is_whole: bool = False,
+        trains_table: bool = True,
     ) -> Tensor:
-        """Logits [s, b, v/p] or [s, b, v]; ``is_whole``: the input is, on every rank."""
+        """Logits [s, b, v/p] or [s, b, v].
+
+        Args:
+            input_: see the class.
+            word_embedding_table: see the class.
+            parallel_output: keep the logits split over the group.
+            bias: [v/p].
+            is_whole: the input has the whole sequence, and is the same on every rank.
+            trains_table: the table gets a gradient.
+        """
         if self.has_bias != (bias is not None):
             raise ValueError(
                 f"bias is {'missing' if bias is None else 'given'} but the head was built with "
@@ -545,7 +555,10 @@ class ParallelLMLogits(Cell):
             )
         if self.compute_dtype is not None:
             input_ = ops.cast(input_, self.compute_dtype)
-        plan = replace(self.plan, sequence_parallel=False) if is_whole else self.plan
+        plan = self.plan
+        if is_whole or not trains_table:
+            is_split = plan.sequence_parallel and not is_whole
+            plan = replace(plan, sequence_parallel=is_split, trains_weight=trains_table)
         logits = column_parallel_linear(input_, word_embedding_table, bias, plan)
         if self.divisor != 1.0:
             logits = ops.scaled(logits, 1.0 / self.divisor)
