@@ -160,6 +160,7 @@ class _Loader(importlib.abc.Loader):
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         module = ModuleType(spec.name, f"Names of mindspeed_ms, under {spec.name}.")
         module.__getattr__ = getter(spec.name)  # type: ignore[method-assign]
+        module.__all__ = sorted(aliases.names_of(spec.name))  # type: ignore[attr-defined]
         module.__dir__ = lambda: sorted(aliases.names_of(spec.name))  # type: ignore[method-assign]
         return module
 

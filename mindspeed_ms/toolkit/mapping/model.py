@@ -91,6 +91,7 @@ _COMMON: Table = {
     "layernorm_compute_type": Inert(_FP32_NORM, ("float32", "mstype.float32")),
     "use_flash_attention": To("model_config.use_flash_attention"),
     "checkpoint_name_or_path": Joint(),
+    "parallel_config": Inert("set_parallel_config, or the file's own block, cuts the model", ({},)),
     "pet_config": Means(_lora),
     "eos_token_id": To("dataset_config.eos_token_id"),
     "pad_token_id": Joint(),

@@ -65,7 +65,9 @@ class TrainerSettings:
         chat_template: str | None = None,
         **others: Any,
     ) -> None:
-        if args is None and stands_first(task):
+        if stands_first(task) and isinstance(model, str) and model in TASKS:
+            args, task, model = task, model, args  # MindFormers' order
+        elif args is None and stands_first(task):
             task, args = "text_generation", task
         if not isinstance(task, str) or task not in TASKS:
             near = suggestion(task, TASKS) if isinstance(task, str) else ""

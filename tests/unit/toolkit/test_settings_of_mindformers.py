@@ -116,6 +116,8 @@ def test_models_of_a_file():
     expected = GPT2Config(**{key: value for key, value in block.items() if key != "type"})
     for given in (settings(), settings().to_dict(), block):
         assert AutoModel.from_config(given).config == AutoConfig.from_dict(given) == expected
+    block.parallel_config = settings().parallel_config  # as scripts hand it over
+    assert GPT2Config(**{**block, "type": "GPT2Config"}).hidden_size == expected.hidden_size
     found = AutoModel.from_config(str(path)).config
     assert (found.hidden_size, found.num_layers) == (expected.hidden_size, expected.num_layers)
 
@@ -165,6 +167,9 @@ def test_what_the_trainer_itself_reads_of_a_file(capsys):
 def test_arguments_may_stand_first_as_in_mindformers():
     arguments = TrainingArguments(batch_size=2)
     assert Trainer(arguments, model="gpt2").args is arguments
+    trainer = Trainer(arguments, "text_generation", "gpt2", "rows.npy")
+    assert (trainer.args, trainer.task, trainer.model) == (arguments, "text_generation", "gpt2")
+    assert trainer.train_dataset == "rows.npy"
     with pytest.raises(ValueError, match="task TrainingArguments.* is not available"):
         Trainer(arguments, model="gpt2", args=arguments)
 
@@ -219,6 +224,7 @@ def test_every_name_of_every_module_is_there():
     script += "for module in aliases.MODULES:\n    loaded = importlib.import_module(module)\n"
     script += "    for name in aliases.names_of(module):\n        getattr(loaded, name)\n"
     script += "    assert len(aliases.names_of(module)) == len(aliases.MODULES[module]), module\n"
+    script += "from mindformers import *\nfrom mindformers.pet import *\nTrainer, get_pet_model\n"
     script += "from mindformers.tools import MindFormerConfig\nprint(MindFormerConfig(a=1).a)"
     done = python("-c", script)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr

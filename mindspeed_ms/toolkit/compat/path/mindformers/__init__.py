@@ -7,3 +7,4 @@ _provided = _guard.provide(__name__)
 __version__ = _provided.version
 __getattr__ = _provided.get
 __dir__ = _provided.names
+__all__ = _provided.names()  # noqa: PLE0605  (from mindformers import *)
