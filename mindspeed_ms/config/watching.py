@@ -56,6 +56,9 @@ class Watching(Section):
     log_memory_to_tensorboard: bool = False
     """Write the memory of the last rank as curves."""
 
+    log_optimizer_states_to_tensorboard: bool = False
+    """Write norms and largest values of moments and weights as curves."""
+
     log_validation_ppl_to_tensorboard: bool = False
     """Write the perplexity of evaluations beside their loss."""
 

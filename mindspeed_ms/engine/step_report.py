@@ -30,6 +30,9 @@ class StepReport:
     """L2 norm of all parameters after the step; None: it was not asked for."""
     max_attention_logit: float | None = None
     """Largest attention score of the step; None: it was not asked for."""
+    optimizer_states: dict[str, float] = field(default_factory=dict)
+    """Norms of moments and weights after the step, by the names of their curves; empty: they were
+    not asked for."""
     batch_size: int = 0
     """Sequences of all ranks."""
     consumed_samples: int = 0

@@ -255,6 +255,7 @@ def train_step(setup: TrainingSetup, data_iterator: Iterator) -> StepReport:
             if setup.observer.wants_params_norm(state.iteration)
             else None
         ),
+        optimizer_states=setup.observer.optimizer_states(state.iteration, setup.optimizer),
         max_attention_logit=setup.observer.max_attention_logit(),
         batch_size=batch_size,
         consumed_samples=state.consumed_train_samples,

@@ -81,6 +81,32 @@ def timed_worker(folder):
     trained(*DP, "--timing-log-level", "1", "--timing-log-option", "all", "--log-interval", "3")
 
 
+STATE_NAMES = ("variance", "variance_sqrt", "momentum", "weight")
+
+
+def states_worker(folder, flags):
+    trained(*flags, "--log-optimizer-states-to-tensorboard", "--log-params-norm", *CURVES, folder)
+
+
+def test_states_of_the_optimizer_are_the_same_in_every_layout(dist_run, tmp_path):
+    found = []
+    for name, ranks, flags in (("one", 1, ()), ("pp", 2, PP), ("shared", 2, DP)):
+        folder = tmp_path / name
+        dist_run(states_worker, ranks=ranks, folder=str(folder), flags=flags)
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+        events.Reload()
+        tags = [
+            f"optimizer/{one}_{kind}" for one in STATE_NAMES for kind in ("l2", "l1", "abs_max")
+        ]
+        found.append([[point.value for point in events.Scalars(tag)] for tag in tags])
+        norms = [point.value for point in events.Scalars("params-norm")]
+        weights = [point.value for point in events.Scalars("optimizer/weight_l2")]
+        np.testing.assert_allclose(weights, norms, rtol=1e-5)
+        assert min(map(min, found[-1])) > 0
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-4)
+
+
 def test_timers_of_stages(dist_run, tmp_path, capfd):
     dist_run(timed_worker, ranks=2, folder=str(tmp_path))
     events = EventAccumulator(str(tmp_path))

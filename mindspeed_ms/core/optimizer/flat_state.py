@@ -350,6 +350,10 @@ class FlatState:
         tensors = [self.shard.params, *self.state.values(), *narrow, *self._whole_states()]
         return all(is_finite(tensor) for tensor in tensors)
 
+    def counted_parts(self) -> Iterator[StatePart]:
+        """State of the parameters that norms count here."""
+        return (part for part in self.parts() if self._counts(part.param))
+
     def parts(self) -> Iterator[StatePart]:
         """State by parameter."""
         for param, piece in self.shard.pieces:

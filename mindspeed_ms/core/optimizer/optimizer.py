@@ -26,6 +26,7 @@ from mindspeed_ms.core.optimizer.grad_scaler import GradScaler
 from mindspeed_ms.core.optimizer.muon import Muon
 from mindspeed_ms.core.optimizer.param_groups import ParamGroup, WidthRule, get_param_groups
 from mindspeed_ms.core.optimizer.soap import Soap
+from mindspeed_ms.core.optimizer.state_figures import state_figures
 from mindspeed_ms.core.optimizer.update_rules import get_update_rule
 from mindspeed_ms.core.parameter import named_parameters, shard_of
 from mindspeed_ms.core.timers import timed
@@ -218,6 +219,12 @@ class MegatronOptimizer:
             for state in self._states
         )
         return math.sqrt(sum_over(math.fsum(squares), comm.world_group()))
+
+    def state_figures(self) -> dict[str, float]:
+        """Norms of moments and weights over the model (collective over the world)."""
+        return state_figures(
+            (part, _copies(state.shard)) for state in self._states for part in state.counted_parts()
+        )
 
     def squares_by_parameter(self) -> dict[str, float]:
         """What this rank adds to the sum of squares of every parameter."""

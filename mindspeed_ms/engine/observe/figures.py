@@ -70,6 +70,7 @@ def step_figures(
             both[tag] = value
     alone = dict(_memory_figures(memory or {}))
     alone |= {name: value for name, value in report.losses.items() if name in layers}
+    alone |= report.optimizer_states
     if report.max_attention_logit is not None:
         alone["max_attention_logit"] = report.max_attention_logit
     if per_layer:

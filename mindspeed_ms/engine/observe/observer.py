@@ -211,6 +211,15 @@ class Observer:
             or iteration % (training.log_interval or 1) == 0
         )
 
+    def optimizer_states(self, iteration: int, optimizer: MegatronOptimizer) -> dict[str, float]:
+        """Norms of moments and weights, where an iteration's figures have them (collective)."""
+        training = self._training
+        is_due = iteration % training.tensorboard_log_interval == 0
+        is_asked = training.log_optimizer_states_to_tensorboard and bool(
+            training.tensorboard_dir or training.wandb_project
+        )
+        return optimizer.state_figures() if is_asked and is_due else {}
+
     def begin_step(self, iteration: int) -> None:
         """An iteration is about to run (collective where it is profiled)."""
         if self._diagnostics is not None:

@@ -21,6 +21,10 @@ from mindspeed_ms.training.flags.row import (
 )
 
 _SHARDED = NoEffect("checkpoints are written per rank and re-sharded on load")
+_STRICT = NoEffect(
+    "tensors that a checkpoint lacks, or has beyond the model's, are always an error that names "
+    "them (raise_all); --no-load-optim leaves the optimizer's out"
+)
 _TEMPORARY = NoEffect(
     "those of --non-persistent-save-interval lie in --save beside the others, so that --load finds "
     "the newest, and go when a later one is complete"
@@ -186,7 +190,7 @@ CHECKPOINTS = in_group(
         ),
         on("--async-save", Field("training_config.async_save")),
         on("--use-persistent-ckpt-worker", _SHARDED),
-        value("--dist-ckpt-strictness", str, _SHARDED, "assume_ok_unexpected"),
+        value("--dist-ckpt-strictness", str, _STRICT, "assume_ok_unexpected"),
         on("--dist-ckpt-optim-fully-reshardable", _SHARDED),
         on("--dist-ckpt-save-pre-mcore-014", _SHARDED),
         on("--ckpt-fully-parallel-save", _SHARDED, dest="ckpt_fully_parallel_save_deprecated"),

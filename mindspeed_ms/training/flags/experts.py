@@ -421,7 +421,9 @@ ROWS: tuple[Flag, ...] = (
     ),
     *compact(
         "mixture of experts",
-        NoEffect("an expert that is full keeps the tokens that come first"),
+        NoEffect(
+            "it turns off a choice at random, which is not made: a full expert keeps the first"
+        ),
         "--no-use-rts off=false >use_rts",
     ),
     *compact(

@@ -335,7 +335,6 @@ ROWS: tuple[Flag, ...] = (
 --use-flash-attn-builder
 --fused-padded-mla-attention
 --enable-linear-qkv switch
---moe-revert-type-after-topk
 --use-fused-lightning-indexer-loss
 --use-sparse-flash-attn
 --longrope-freqs-type str=mul
@@ -345,12 +344,22 @@ ROWS: tuple[Flag, ...] = (
     ),
     *compact(
         "forks: layers",
+        NoEffect(
+            "--moe-router-dtype says the type of logits, and Megatron's rule that of probabilities"
+        ),
+        "--moe-revert-type-after-topk",
+    ),
+    *compact(
+        "forks: layers",
         NoEffect("weights present on several ranks get the same gradients and stay equal"),
         "--sync-tp-duplicated-parameters",
     ),
     *compact(
         "forks: layers",
-        NoEffect("norms have the type of the model, and the optimizer holds them in fp32"),
+        NoEffect(
+            "the optimizer holds weights of norms in fp32, and norms are computed in fp32; the "
+            "copy that is multiplied with is rounded to the type of the model, once in a step"
+        ),
         """
 --rmsnorm-weight-in-fp32
 --init-norm-weight-in-fp32
@@ -358,7 +367,10 @@ ROWS: tuple[Flag, ...] = (
     ),
     *compact(
         "forks: layers",
-        NoEffect("positions are stretched beyond --max-position-embeddings only, and none are"),
+        NoEffect(
+            "MindSpeed stretches positions by it for sequences beyond --max-position-embeddings, "
+            "and none are that long: --seq-length is at most as large"
+        ),
         "--dynamic-factor float=1.0",
     ),
     *compact(
@@ -395,9 +407,13 @@ ROWS: tuple[Flag, ...] = (
         NoEffect("the log line and --tensorboard-dir hold the figures"),
         """
 --codecarbon-dir str
---log-optimizer-states-to-tensorboard
 --wandb-logger
 """,
+    ),
+    *compact(
+        "forks: tracking",
+        Field("training_config.log_optimizer_states_to_tensorboard"),
+        "--log-optimizer-states-to-tensorboard",
     ),
     *compact(
         "refused: forks, training",
