@@ -15,7 +15,7 @@ UNUSUAL = sorted(f"unusual/{path.stem}" for path in DATA.glob("unusual/*.json"))
 """Rare settings, on one rank only."""
 ALIKE = {
     *("arcee", "dots1", "ernie4_5", "exaone4", "helium", "kimi_k2", "ministral", "nemotron"),
-    *("internlm2", "olmo3", "seed_oss", "smollm3", "starcoder2"),
+    *("internlm2", "mpt", "olmo", "olmo3", "opt", "seed_oss", "smollm3", "starcoder2"),
 }
 """Families whose layers are made of what other families have."""
 LAYOUTS = {

@@ -8,8 +8,22 @@ import logging
 from mindspeed_ms.engine.output import set_up_output
 from mindspeed_ms.toolkit.yaml_config import parse_bool
 
-set_up_output()  # a script's first lines come before the ranks have met
-logger = logging.getLogger("mindspeed_ms.script")
+
+class _ScriptLog(logging.Logger):
+    """Shows its lines from the first one on, which may come before any run."""
+
+    def __init__(self, package: str) -> None:
+        super().__init__(f"{package}.script")
+        self.parent = logging.getLogger(package)
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
+        """Whether a line is shown; asked before each."""
+        if self.parent is not None and not self.parent.handlers:
+            set_up_output()
+        return level >= self.getEffectiveLevel()
+
+
+logger = _ScriptLog("mindspeed_ms")
 """Log of a script; its lines carry their rank."""
 
 

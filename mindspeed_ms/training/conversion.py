@@ -13,6 +13,7 @@ import numpy as np
 from mindspeed_ms.config import AllConfig, ModelParallelConfig
 from mindspeed_ms.config.build import assemble
 from mindspeed_ms.config.yaml_reader import read_yaml
+from mindspeed_ms.engine.observe import record as run_record
 from mindspeed_ms.formats import (
     companions,
     dtypes,
@@ -169,8 +170,14 @@ def convert(
         progress: told the bytes done and the bytes in all.
 
     Raises:
-        ValueError: the source cannot be read, or has no counterpart in the target.
+        ValueError: the source cannot be read, or has no counterpart in the target; a run saves to
+            the target's folder.
     """
+    if (target_path / run_record.FILE_NAME).exists():
+        raise ValueError(
+            f"{target_path} is the folder that a run saves to, and what is converted would stand "
+            "between its checkpoints or replace one; give a folder of its own"
+        )
     adapters = _adapters(source_path, options)
     if adapters is not None:
         source_path = adapters.base

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import platform
 import secrets
 from pathlib import Path
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.core.dist_checkpointing.shared_folders import PROBE, require_shared
@@ -73,6 +72,8 @@ class RunFolder:
             self.close()
             raise ValueError(problem)
         _HELD[real_path(self._root)] = self
+        # At the end of the process, too: a trainer or a notebook closes its run nowhere else.
+        finalize(self, self._lock.release)
         return notes
 
     def keep(self) -> str | None:
@@ -119,13 +120,6 @@ class RunFolder:
     def close(self) -> None:
         """Give the folder up; not collective."""
         self._lock.release()
-
-
-@atexit.register
-def _give_all_up() -> None:
-    """At the end of the process: a trainer or a notebook closes its run nowhere else."""
-    for folder in list(_HELD.values()):
-        folder.close()
 
 
 def _write(path: Path) -> None:

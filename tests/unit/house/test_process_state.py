@@ -29,6 +29,7 @@ STATE = {
     "files/whole.py: _given": "names of files that this process has begun; a signal removes them",
     "toolkit/context.py: _ASKED": "MindSpore's context, of which it is a part, is the process's",
     "toolkit/messages.py: _SAID": "warnings that are given once per process",
+    "toolkit/script_tools.py: logger": "the log that MindFormers' scripts import by this name",
     "toolkit/registry.py: DATASETS": "names are registered for the process, as classes are",
     "toolkit/registry.py: MODELS": "names are registered for the process, as classes are",
     "toolkit/registry.py: PROCESSORS": "names are registered for the process, as classes are",

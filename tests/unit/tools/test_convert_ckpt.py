@@ -44,6 +44,14 @@ def own(tmp_path_factory):
     return folder
 
 
+def test_nothing_is_converted_into_the_folder_of_a_run(tmp_path):
+    (tmp_path / "run_record.jsonl").write_text("{}\n", encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="folder that a run saves to.*folder of its own"):
+        convert(GOLDEN / "a_gpt2_save", tmp_path, ConvertOptions())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 LAYOUTS = {
     "tp2": {"tensor": 2},
     "tp2-pp2": {"tensor": 2, "pipeline": 2},
