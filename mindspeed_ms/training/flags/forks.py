@@ -345,9 +345,17 @@ ROWS: tuple[Flag, ...] = (
     *compact(
         "forks: layers",
         NoEffect(
-            "--moe-router-dtype says the type of logits, and Megatron's rule that of probabilities"
+            "scores of experts stay in fp32 from the logits to the weights of what experts give, "
+            "as with this flag"
         ),
         "--moe-revert-type-after-topk",
+    ),
+    *compact(
+        "forks: layers",
+        NoEffect(
+            "rows of the table are copied as they are, and their gradients summed in fp32 anyway"
+        ),
+        "--embedding-weights-in-fp32",
     ),
     *compact(
         "forks: layers",

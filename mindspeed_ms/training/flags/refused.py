@@ -53,11 +53,18 @@ ROWS: tuple[Flag, ...] = (
     ),
     *_refuse(
         "refused: precision",
-        "the loss takes fp32 logits, and embeddings have the type of the model",
+        "logits that are given out have the type of the model, and the loss computes in fp32",
         "use fp32 or leave it out",
         """
 --output-logit-dtype str >logit_dtype !fp32
---embedding-weights-in-fp32
+""",
+    ),
+    *_refuse(
+        "refused: precision",
+        "all gradients of a model are summed in one type: fp32, or 16 bits with "
+        "--grad-reduce-in-bf16",
+        "leave it out, and --grad-reduce-in-bf16 too for sums in fp32",
+        """
 --ddp-param-name-patterns-for-fp32-local-accumulation str+
 """,
     ),
