@@ -4,7 +4,7 @@
 import pytest
 
 from mindspeed_ms.backend import autograd, comm, device
-from mindspeed_ms.core import parallel_state
+from mindspeed_ms.core import parallel_state, run_state
 from mindspeed_ms.engine.parallel_setup import set_seed
 
 device.initialize()  # before any test runs an operator: errors then come from the call they are of
@@ -23,6 +23,13 @@ def refused(capsys):
         return line
 
     return told
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_run_left():
+    """A file of tests begins without the run that the one before has left."""
+    yield
+    run_state.renew()
 
 
 @pytest.fixture

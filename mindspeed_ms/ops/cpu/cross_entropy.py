@@ -83,7 +83,7 @@ def ce_backward(
 ) -> Tensor:
     """See ``ops.ce_backward``."""
     logits, target = logits.contiguous(), int64_of(target)
-    row_max, sum_exp, dloss = (_float32_of(one) for one in (*sums, dloss))
+    row_max, sum_exp, dloss = _float32_of(sums[0]), _float32_of(sums[1]), _float32_of(dloss)
     grad = logits if spends_logits else memory.empty(logits.shape, logits.dtype)
     native.ce_backward(
         STORAGE[logits.dtype],

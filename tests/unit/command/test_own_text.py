@@ -209,7 +209,8 @@ def test_what_is_hidden_or_no_text_is_left_out_with_a_line(tmp_path, model, capl
     assert made(tmp_path, model, folder) == ["a ship a", "a ship s"]
     (line,) = [record.message for record in caplog.records if "left out" in record.message]
     assert line.endswith(
-        f"2 hidden ({folder}/.c.txt); 2 that hold no text by their ending (1 .png, 1 without)"
+        f"2 hidden ({folder}/.c.txt); 1 links to folders read already ({folder}/sub/again); "
+        "2 that hold no text by their ending (1 .png, 1 without)"
     )
 
 
