@@ -10,11 +10,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from mindspeed_ms.toolkit.attribute_dict import AttributeDict
 from mindspeed_ms.toolkit.given import mapping
 from mindspeed_ms.toolkit.yaml_config import Tree, find_file, load_tree, merge_trees, tree_of
 
 
-class MindFormerConfig(dict[str, Any]):
+class MindFormerConfig(AttributeDict):
     """Settings of a run: ``config.runner_config.epochs``, ``config["seed"]``.
 
     Args:
@@ -35,14 +36,6 @@ class MindFormerConfig(dict[str, Any]):
         super().__init__()
         for key, value in merge_trees([*map(_tree, sources), values]).items():
             self[key] = value
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self.get(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
 
     def __delattr__(self, name: str) -> None:
         self.pop(name, None)

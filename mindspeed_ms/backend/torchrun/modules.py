@@ -9,10 +9,11 @@ import os
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 
 from mindspeed_ms.backend.torchrun.options import LaunchError
 
-NO_SCRIPTS = (".yaml", ".yml", ".json", ".jsonl", ".txt", ".log", ".sh", ".bin", ".npy")
+_NO_SCRIPTS = (".yaml", ".yml", ".json", ".jsonl", ".txt", ".log", ".sh", ".bin", ".npy")
 """Endings of files that Python cannot run; words behind a flag without a value lead there."""
 
 
@@ -35,6 +36,16 @@ def require_module(name: str) -> None:
         raise LaunchError(f"there is no module {name}; check the name, and PYTHONPATH")
     if spec.submodule_search_locations is not None and _inside(spec, f"{name}.__main__") is None:
         raise LaunchError(f"{name} is a package without a __main__; name a module of it")
+
+
+def refuse_other_files(path: str) -> None:
+    """Look at the ending of what is to be run.
+
+    Raises:
+        LaunchError: files that end so are no scripts.
+    """
+    if Path(path).suffix in _NO_SCRIPTS:
+        raise LaunchError(f"{path} is no Python script; name the script before its words")
 
 
 def _top(name: str) -> ModuleSpec | None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_ms.backend import addresses, env, launcher
-from mindspeed_ms.backend.torchrun.modules import NO_SCRIPTS, require_module
+from mindspeed_ms.backend.torchrun.modules import refuse_other_files, require_module
 from mindspeed_ms.backend.torchrun.options import FAULTS, LaunchError, LaunchParser, tell
 from mindspeed_ms.backend.torchrun.run import Part, master_address, run
 
@@ -111,9 +111,9 @@ def _script(script: str, arguments: Sequence[str]) -> tuple[str, ...]:
         raise LaunchError(f"{script} needs a script; name it")
     if words[0] == "-m":
         require_module(words[1] if len(words) > 1 else "")
-    elif Path(words[0]).suffix in NO_SCRIPTS:
-        raise LaunchError(f"{words[0]} is no Python script; name the script before its words")
-    elif not os.path.isfile(words[0]):
+        return words
+    refuse_other_files(words[0])
+    if not os.path.isfile(words[0]):
         raise LaunchError(f"there is no script {words[0]}; check the path")
     return words
 

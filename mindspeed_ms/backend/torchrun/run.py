@@ -20,7 +20,7 @@ from mindspeed_ms.backend.job_client import report_gone
 from mindspeed_ms.backend.job_secret import VARIABLE as SECRET
 from mindspeed_ms.backend.job_secret import new_secret
 from mindspeed_ms.backend.torchrun import worker
-from mindspeed_ms.backend.torchrun.modules import NO_SCRIPTS, require_module
+from mindspeed_ms.backend.torchrun.modules import refuse_other_files, require_module
 from mindspeed_ms.backend.torchrun.options import (
     DRY_RUNS,
     FAULTS,
@@ -154,8 +154,8 @@ def run(part: Part, max_restarts: int, name: str = "torchrun") -> int:
 def _check(request: Request) -> None:
     if request.is_module:
         require_module(request.script)
-    elif Path(request.script).suffix in NO_SCRIPTS:
-        raise LaunchError(f"{request.script} is no Python script; name the script before its words")
+    else:
+        refuse_other_files(request.script)
     other = _OTHER_MODELS.search(Path(request.script).name)
     if not request.is_module and not os.path.isfile(request.script):
         if other:

@@ -19,7 +19,7 @@ from mindspeed_ms.models.model import ModelSpec
 
 
 def prepare(model: Cell, spec: ModelSpec, prefix: str = "") -> None:
-    """Freeze all but the adapters, and draw their first values.
+    """Draw the first values of adapters, and freeze all else.
 
     Every rank draws the whole A of an adapter from a stream of its own, by the seed of initial
     weights and its name; so values depend neither on the layout nor on other parameters.
@@ -35,7 +35,13 @@ def prepare(model: Cell, spec: ModelSpec, prefix: str = "") -> None:
             bound = spec.by_name[name].init.bound
             if bound is not None:
                 _draw(param, name, bound)
-        else:  # what balances experts, too: adapters are for the base as it is
+    freeze(model)
+
+
+def freeze(model: Cell) -> None:
+    """Freeze all but the adapters, whose magnitudes are the lengths that the base has now."""
+    for name, param in model.parameters_and_names():
+        if not is_adapter_name(name):  # what balances experts, too: the base stays as it is
             param.requires_grad = False
             param.is_frozen = True
     if not is_counting_draws():  # else whoever fills the weights takes their lengths

@@ -75,7 +75,14 @@ class RNGStateTracker:
         usual = (MODEL_PARALLEL_RNG, EXPERT_PARALLEL_RNG)
         if name in usual and self._streams.keys() == {DATA_PARALLEL_RNG}:
             logger.warning("the random streams are not seeded; those of seed 0 are taken")
-            self._add_seeded()
+            ranks = 0, 0, 0
+            if parallel_state.model_parallel_is_initialized():
+                ranks = (
+                    parallel_state.get_tensor_model_parallel_rank(),
+                    parallel_state.get_expert_model_parallel_rank(),
+                    parallel_state.get_expert_tensor_parallel_rank(),
+                )
+            self.add_of_ranks(0, *ranks)
         if name not in self._streams:
             raise RuntimeError(
                 f"random stream {name!r} does not exist (known: {', '.join(self._streams)}); "
@@ -87,15 +94,10 @@ class RNGStateTracker:
         finally:
             self._current = previous
 
-    def _add_seeded(self) -> None:
-        """The streams of ``model_parallel_manual_seed(0)`` beside the default one."""
-        tensor = expert = expert_tensor = 0
-        if parallel_state.model_parallel_is_initialized():
-            tensor = parallel_state.get_tensor_model_parallel_rank()
-            expert = parallel_state.get_expert_model_parallel_rank()
-            expert_tensor = parallel_state.get_expert_tensor_parallel_rank()
-        self.add(MODEL_PARALLEL_RNG, 2718 + tensor)
-        self.add(EXPERT_PARALLEL_RNG, 1024 + 100 * expert + expert_tensor)
+    def add_of_ranks(self, seed: int, tensor: int, expert: int, expert_tensor: int) -> None:
+        """The streams that differ between ranks; see ``model_parallel_manual_seed``."""
+        self.add(MODEL_PARALLEL_RNG, seed + 2718 + tensor)
+        self.add(EXPERT_PARALLEL_RNG, seed + 1024 + 100 * expert + expert_tensor)
 
     def get_states(self) -> dict[str, tuple[int, int]]:
         """(seed, offset) of every stream."""
@@ -155,8 +157,7 @@ def model_parallel_manual_seed(
     tracker = get_rng_tracker()
     tracker.reset()
     tracker.seed_default(seed)
-    tracker.add(MODEL_PARALLEL_RNG, seed + 2718 + tensor_rank)
-    tracker.add(EXPERT_PARALLEL_RNG, seed + 1024 + 100 * expert_rank + expert_tensor_rank)
+    tracker.add_of_ranks(seed, tensor_rank, expert_rank, expert_tensor_rank)
 
 
 def seed_initialization(seed: int) -> None:

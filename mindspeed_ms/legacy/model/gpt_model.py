@@ -21,7 +21,7 @@ from mindspeed_ms.core.context_parallel import (
     gather_tokens,
 )
 from mindspeed_ms.core.inference.context import InferenceContext
-from mindspeed_ms.core.peft.prepare import prepare
+from mindspeed_ms.core.peft.prepare import freeze
 from mindspeed_ms.core.teacher import Teacher
 from mindspeed_ms.core.tensor_parallel import VocabParallelCrossEntropy, mappings
 from mindspeed_ms.legacy.model.attention import AttentionMask
@@ -34,7 +34,6 @@ from mindspeed_ms.legacy.model.module import Module
 from mindspeed_ms.legacy.model.multi_token_prediction import moved_ahead, with_further_losses
 from mindspeed_ms.legacy.model.transformer import ParallelLMLogits
 from mindspeed_ms.legacy.model.unserved import refuse_unserved
-from mindspeed_ms.models import gpt_spec
 
 
 def post_language_model_processing(  # noqa: PLR0913 - the predecessor's public signature
@@ -137,7 +136,7 @@ class GPTModel(Module):
         if self.share_embeddings_and_output_weights or config.mtp_num_layers is not None:
             self.initialize_word_embeddings()
         if config.lora_config.use_lora:
-            prepare(self, gpt_spec(config, num_tokentypes))
+            freeze(self)  # the last stage's copy of the embedding, too, which is filled now
 
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
         """Activations from the previous pipeline stage."""

@@ -48,6 +48,8 @@ class Decoder:
     norms: Mapping[str, str] = field(default_factory=lambda: NORMS)
     """Norm here -> theirs."""
     query_norms: tuple[str, str] = ("q_norm", "k_norm")
+    has_rows_of_heads: bool = False
+    """Factors of the norms of queries and keys are a matrix with a row for each head."""
     query_words: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """Matrices of queries, keys, values and output."""
     mixed: str | None = None
@@ -99,9 +101,17 @@ class Decoder:
         self, places: Places, theirs: str, ours: str, layer: LayerSpec
     ) -> Iterator[Place]:
         """Norms of queries and keys of a layer, which are named behind all other tensors."""
-        if isinstance(layer.attention, AttentionSpec):
-            for word, own in zip(self.query_norms, ("q_layernorm", "k_layernorm"), strict=True):
-                yield from places.norm(f"{theirs}.self_attn.{word}", f"{ours}.attention.{own}")
+        attention = layer.attention
+        if not isinstance(attention, AttentionSpec):
+            return
+        counts = attention.num_heads, attention.num_groups
+        owns = "q_layernorm", "k_layernorm"
+        for word, own, count in zip(self.query_norms, owns, counts, strict=True):
+            names = f"{theirs}.self_attn.{word}", f"{ours}.attention.{own}"
+            if self.has_rows_of_heads:
+                yield from places.heads(f"{names[0]}.weight", f"{names[1]}.gamma", count)
+            else:
+                yield from places.norm(*names)
 
     def _attention(
         self, places: Places, theirs: str, ours: str, layer: LayerSpec

@@ -23,6 +23,7 @@ from mindspore.train import Callback, RunContext
 from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.files.whole import write_text
 from mindspeed_ms.toolkit import hub
+from mindspeed_ms.toolkit.attribute_dict import AttributeDict
 from mindspeed_ms.toolkit.given import shown
 from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
 
@@ -209,16 +210,8 @@ def metric_name(args: TrainingArguments) -> str:
     return f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
 
 
-class CallbackParameters(dict[str, Any]):
+class CallbackParameters(AttributeDict):
     """What a MindSpore callback reads of the run, as keys and as attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self.get(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
 
 
 class MindSporeCallbacks(TrainerCallback):

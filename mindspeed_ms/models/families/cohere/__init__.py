@@ -5,19 +5,14 @@ windows in most layers, and rotates in these alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from mindspeed_ms.models.attention import AttentionSpec
 from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.decoder import Decoder
 from mindspeed_ms.models.families.family import Family
-from mindspeed_ms.models.families.place import Place, Places
 from mindspeed_ms.models.families.rope import Rope
 from mindspeed_ms.models.families.rules import Heads, Key, Rule, norms_of_heads
 from mindspeed_ms.models.families.window import RotatedWindows
-from mindspeed_ms.models.layer import LayerSpec
 
 FIXED: dict[str, Any] = {
     **llama.FIXED,
@@ -27,22 +22,6 @@ FIXED: dict[str, Any] = {
     "model_config.shares_input_norm": True,
     "model_config.rotary_interleaved": True,
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Decoder(Decoder):
-    """Factors of the norms of heads are rows of a matrix."""
-
-    def norms_of_heads(
-        self, places: Places, theirs: str, ours: str, layer: LayerSpec
-    ) -> Iterator[Place]:
-        """Norms of queries and keys of a layer."""
-        attention = layer.attention
-        assert isinstance(attention, AttentionSpec), "heads have one width"
-        counts = attention.num_heads, attention.num_groups
-        for word, count in zip("qk", counts, strict=True):
-            names = f"{theirs}.self_attn.{word}_norm.weight", f"{ours}.attention.{word}_layernorm"
-            yield from places.heads(names[0], f"{names[1]}.gamma", count)
 
 
 def _rules(base: float, heads: Heads, *more: Rule) -> tuple[Rule, ...]:
@@ -87,7 +66,7 @@ COHERE = Family(
     architecture="CohereForCausalLM",
     fixed=FIXED,
     rules=_rules(500000.0, Heads(), norms_of_heads("use_qk_norm")),
-    places=_Decoder(),
+    places=Decoder(has_rows_of_heads=True),
     neutral=frozenset({"pretraining_tp"}),
     presets={"command_r": _cohere("cohere", 40, 8192, 64, 64)},
 )
