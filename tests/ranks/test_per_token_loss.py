@@ -68,7 +68,10 @@ def test_losses_of_experts_weigh_the_same_however_a_sequence_is_cut(dist_run):
     whole = run(dist_run, 1, [*PER_TOKEN, *experts])
     without = run(dist_run, 1, [*PER_TOKEN, *experts, "--moe-aux-loss-coeff", "0"])
     assert not np.allclose(whole, without, rtol=1e-3)
-    for layout in ("--context-parallel-size 2", "--tensor-model-parallel-size 2 --sequence-parallel"):
+    for layout in (
+        "--context-parallel-size 2",
+        "--tensor-model-parallel-size 2 --sequence-parallel",
+    ):
         flags = [*PER_TOKEN, *experts, *layout.split()]
         assert run(dist_run, 2, flags) == pytest.approx(whole, rel=1e-5), layout
 
