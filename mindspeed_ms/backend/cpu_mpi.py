@@ -79,8 +79,8 @@ def load_mpi() -> ModuleType:
 def _signals_kept() -> Iterator[None]:
     """Whatever happens inside, signals do afterwards what they did before.
 
-    MPI takes SIGUSR1, by which schedulers of clusters announce the end, for word of a dead rank, and
-    SIGHUP. Python's ``signal`` would not see handlers that are not its own, as ``faulthandler``'s.
+    MPI takes SIGUSR1, by which schedulers of clusters announce the end, for word of a dead rank,
+    and SIGHUP. Python's ``signal`` would not see handlers that are not its own.
     """
     library = ctypes.CDLL(None)
     kept = {number: ctypes.create_string_buffer(_SIGACTION_BYTES) for number in _KEPT_SIGNALS}
