@@ -8,9 +8,8 @@ import io
 import logging
 from pathlib import Path
 
-from mindspeed_ms.backend import comm, memory
+from mindspeed_ms.backend import comm
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain
@@ -90,13 +89,4 @@ def run(model, flags, data_cache):
         "lr": {number: step.learning_rate for number, step in steps.items()},
         "layers": {number: step.layer_losses for number, step in steps.items()},
         "output": output.getvalue(),
-    }
-
-
-def whole_weights(models: list[DistributedDataParallel]) -> dict:
-    """Whole local parameters by name, as raw arrays."""
-    return {
-        name: memory.as_numpy(param).copy()
-        for model in models
-        for name, param in model.gathered_parameters()
     }
