@@ -9,7 +9,7 @@ the schedule whose backward is still to come.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mindspeed_ms.config import AllConfig
@@ -123,8 +123,8 @@ def stage_state(config: AllConfig, world_size: int, stage: int) -> StateBytes:
     total = StateBytes(0, teacher_bytes(config) if is_last else 0, 0, 0)
     for chunk in range(placement.num_chunks):
         total += StateBytes(0, frozen_bytes(config, stage, chunk), 0, 0)
-    for group, sharing in _stage_buffers(config, world_size, stage):
-        total += _buffer_bytes(group, sharing, config)
+    for buffer in _stage_buffers(config, world_size, stage):
+        total += _buffer_bytes(buffer, config)
     return total
 
 
@@ -133,22 +133,43 @@ def stage_matrices(config: AllConfig, world_size: int, stage: int) -> tuple[floa
 
     Of the rank of a stage that has the most.
     """
-    rule, bytes_, operations = config.optimizer_config, 0.0, 0.0
+    rule, kept, operations = config.optimizer_config, 0.0, 0.0
     if not rule.updates_matrices:
         return 0.0, 0.0
-    for group, sharing in _stage_buffers(config, world_size, stage):
-        layout = _layout(group, sharing, element_bytes(group[0].spec, config).gradient)
-        kept = {one.name: whole_bytes(rule, one.spec) for one in group}
-        works = {one.name: matrix_operations(rule, one.spec, one.shape) for one in group}
-        bytes_ += _most_owned(kept, layout, sharing.shards)
-        operations += _most_owned(works, layout, sharing.shards)
-    return bytes_, operations
+    for buffer in _stage_buffers(config, world_size, stage):
+        kept += buffer.most_owned(lambda one: whole_bytes(rule, one.spec))
+        operations += buffer.most_owned(lambda one: matrix_operations(rule, one.spec, one.shape))
+    return kept, operations
 
 
-def _stage_buffers(
-    config: AllConfig, world_size: int, stage: int
-) -> Iterator[tuple[list[LocalParameter], _Sharing]]:
-    """The buffers of a stage's rank, and how they are shared out."""
+@dataclass(frozen=True, slots=True)
+class _Buffer:
+    """A flat buffer of a rank."""
+
+    specs: list[LocalParameter]
+    sharing: _Sharing
+    element: ElementBytes
+    """Of its weights and gradients, which are of one type; states differ between parameters."""
+    layout: BufferLayout
+
+    def most_owned(self, amount_of: Callable[[LocalParameter], float]) -> float:
+        """The most of any rank, where each counts all of a matrix that it owns a part of."""
+        amounts = {one.name: amount_of(one) for one in self.specs}
+        if not any(amounts.values()):
+            return 0.0
+        held = [0.0] * self.sharing.shards
+        for span in self.layout.buckets:
+            part = span.size // self.sharing.shards
+            for slot in span.slots:
+                amount = amounts[slot.name]
+                first, last = (slot.start - span.start) // part, (slot.end - 1 - span.start) // part
+                for rank in range(first, last + 1) if amount else ():
+                    held[rank] += amount
+        return max(held)
+
+
+def _stage_buffers(config: AllConfig, world_size: int, stage: int) -> Iterator[_Buffer]:
+    """The buffers of a stage's rank."""
     placement = layer_placement(config.model_config, config.parallel_config)
     chunks = [chunk_parameters(config, stage, chunk) for chunk in range(placement.num_chunks)]
     count = sum(spec.size for specs in chunks for spec in specs)
@@ -156,8 +177,9 @@ def _stage_buffers(
         for is_expert in (False, True):
             sharing = _sharing(config, world_size, stage, chunk, is_expert, count)
             mine = [spec for spec in specs if spec.is_expert == is_expert]
-            for group in _buffers(mine, sharing):
-                yield group, sharing
+            for group in _sharing_a_buffer(mine, sharing):
+                element = element_bytes(group[0].spec, config)
+                yield _Buffer(group, sharing, element, _layout(group, sharing, element.gradient))
 
 
 def _sharing(
@@ -196,7 +218,7 @@ def expert_data_parallel_size(config: AllConfig, world_size: int) -> int:
     )
 
 
-def _buffers(specs: list[LocalParameter], sharing: _Sharing) -> list[list[LocalParameter]]:
+def _sharing_a_buffer(specs: list[LocalParameter], sharing: _Sharing) -> list[list[LocalParameter]]:
     """Parameters that share a buffer: of one type, and kept whole or sharded alike."""
     groups: dict[tuple[str, bool], list[LocalParameter]] = {}
     for spec in specs:
@@ -213,9 +235,8 @@ def _is_matrix(spec: LocalParameter) -> bool:
     return spec.spec.partition_dim >= 0 and len(spec.shape) > 1
 
 
-def _buffer_bytes(specs: list[LocalParameter], sharing: _Sharing, config: AllConfig) -> StateBytes:
-    one = element_bytes(specs[0].spec, config)
-    layout = _layout(specs, sharing, one.gradient)
+def _buffer_bytes(buffer: _Buffer, config: AllConfig) -> StateBytes:
+    specs, sharing, one, layout = buffer.specs, buffer.sharing, buffer.element, buffer.layout
     owned = layout.size // sharing.shards
     largest = max(span.size for span in layout.buckets)
     weights = layout.size * one.weight
@@ -228,25 +249,10 @@ def _buffer_bytes(specs: list[LocalParameter], sharing: _Sharing, config: AllCon
     count = sum(spec.size for spec in specs)
     # Padding has no states of its own kind: it takes what an element does on average.
     states = sum(spec.size * element_bytes(spec.spec, config).optimizer for spec in specs)
-    whole = {spec.name: whole_bytes(config.optimizer_config, spec.spec) for spec in specs}
     optimizer = math.ceil(owned * states / max(count, 1))
-    optimizer += round(_most_owned(whole, layout, sharing.shards))
+    rule = config.optimizer_config
+    optimizer += round(buffer.most_owned(lambda spec: whole_bytes(rule, spec.spec)))
     return StateBytes(count, weights, gradients, optimizer)
-
-
-def _most_owned(amounts: Mapping[str, float], layout: BufferLayout, shards: int) -> float:
-    """The most of any rank, where each counts all of a matrix that it owns a part of."""
-    if not any(amounts.values()):
-        return 0.0
-    held = [0.0] * shards
-    for span in layout.buckets:
-        part = span.size // shards
-        for slot in span.slots:
-            amount = amounts.get(slot.name, 0)
-            first, last = (slot.start - span.start) // part, (slot.end - 1 - span.start) // part
-            for rank in range(first, last + 1) if amount else ():
-                held[rank] += amount
-    return max(held)
 
 
 def _layout(specs: list[LocalParameter], sharing: _Sharing, grad_width: int) -> BufferLayout:
