@@ -21,7 +21,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -32,6 +31,7 @@ from mindspore.common import dtype as mstype
 from mindspeed_ms.backend import env, peer_memory
 from mindspeed_ms.backend.base import Group, P2POp, ReduceOp, SharedMemory, Work
 from mindspeed_ms.backend.lane import Lane
+from mindspeed_ms.backend.mapped_files import mapped_files
 from mindspeed_ms.backend.memory import flat_view
 from mindspeed_ms.backend.mpi_numbers import finisher, widen
 from mindspeed_ms.backend.mpi_work import CallClock, MpiWork, wait_asleep
@@ -122,11 +122,8 @@ def finalize(mpi: ModuleType) -> None:
 
 def _mapped_library() -> str | None:
     """Path of the MPI library mpi4py has loaded, where the system tells."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return None
-    found = re.search(r"/.*/libmpi(_abi)?\.so[.\d]*$", maps.read_text(), re.MULTILINE)
-    return found.group(0) if found else None
+    is_mpi = re.compile(r"/.*/libmpi(_abi)?\.so[.\d]*").fullmatch
+    return next(filter(is_mpi, mapped_files()), None)
 
 
 def prepare_waiting() -> None:

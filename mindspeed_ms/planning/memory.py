@@ -16,14 +16,7 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.dtypes import FLOAT32, dtype_bytes
 from mindspeed_ms.models import ParamSpec
 from mindspeed_ms.plan.layer_placement import layer_placement
-from mindspeed_ms.plan.param_layout import (
-    PARAM_ALIGNMENT,
-    BufferLayout,
-    LayoutRules,
-    buffer_layout,
-    default_bucket_size,
-    sharded_alignment,
-)
+from mindspeed_ms.plan.param_layout import BufferLayout, Packing, buffer_layout, is_kept_whole
 from mindspeed_ms.planning.matrix_rules import matrix_operations, whole_bytes
 from mindspeed_ms.planning.parameters import (
     LocalParameter,
@@ -101,19 +94,14 @@ class _Sharing:
     """How the data-parallel ranks share out one kind of parameter."""
 
     zero_level: str | None
-    is_sharded: bool
-    shards: int
-    reducing_ranks: int
-    """Ranks of the data × context parallel group, which sizes the default bucket."""
-    overlap: bool
-    bucket_size: int | None
-    is_bucketed: bool
-    alignment_bytes: int
-    high_bandwidth: bool
+    overlaps: bool
+    """Gradients are reduced during the backward."""
+    packing: Packing
 
     @property
-    def shards_gradients(self) -> bool:
-        return self.zero_level in ("z2", "z3")
+    def shards(self) -> int:
+        """Parts that a bucket is cut into."""
+        return self.packing.shards or 1
 
 
 def stage_state(config: AllConfig, world_size: int, stage: int) -> StateBytes:
@@ -187,26 +175,21 @@ def _sharing(
 ) -> _Sharing:
     training, parallel = config.training_config, config.parallel_config
     ranks = parallel.data_parallel_size(world_size) * parallel.context_parallel_size
-    is_sharded = config.shards_optimizer
     if is_expert:
         shards = expert_data_parallel_size(config, world_size)
     else:
         shards = ranks // parallel.optimizer_instances(world_size)
-    is_delayed = training.delay_grad_reduce and stage > 0
-    bucket_size = training.bucket_size
-    if training.ddp_num_buckets is not None:
-        bucket_size = max(1, count // training.ddp_num_buckets)
-    return _Sharing(
-        zero_level=parallel.zero_level,
-        is_sharded=is_sharded,
-        shards=shards if is_sharded else 1,
-        reducing_ranks=ranks,
-        overlap=training.overlap_grad_reduce and not is_delayed,
-        bucket_size=bucket_size,
-        is_bucketed=stage == 0 and chunk == 0,
-        alignment_bytes=512 if training.enable_mem_align else 1,
+    overlaps = training.overlaps_reduction(stage)
+    packing = Packing(
+        ranks=ranks,
+        shards=shards if config.shards_optimizer else None,
+        shards_gradients=parallel.shards_gradients,
+        is_bucketed=overlaps and stage == 0 and chunk == 0,
+        bucket_size=training.elements_of_bucket(count),
+        alignment_bytes=training.mem_align_bytes,
         high_bandwidth=training.ddp_pad_buckets_for_high_nccl_busbw,
     )
+    return _Sharing(parallel.zero_level, overlaps, packing)
 
 
 def expert_data_parallel_size(config: AllConfig, world_size: int) -> int:
@@ -227,12 +210,12 @@ def _sharing_a_buffer(specs: list[LocalParameter], sharing: _Sharing) -> list[li
 
 
 def _is_whole(spec: LocalParameter, sharing: _Sharing) -> bool:
-    return not (sharing.zero_level == "z3" and _is_matrix(spec) and not spec.is_expert)
-
-
-def _is_matrix(spec: LocalParameter) -> bool:
-    """Whether it is a matrix of a tensor-parallel layer, whatever the number of ranks."""
-    return spec.spec.partition_dim >= 0 and len(spec.shape) > 1
+    return is_kept_whole(
+        sharing.zero_level,
+        dims=len(spec.shape),
+        partition_dim=spec.spec.partition_dim,
+        is_expert=spec.is_expert,
+    )
 
 
 def _buffer_bytes(buffer: _Buffer, config: AllConfig) -> StateBytes:
@@ -243,8 +226,8 @@ def _buffer_bytes(buffer: _Buffer, config: AllConfig) -> StateBytes:
     if not _is_whole(specs[0], sharing):
         weights = (owned + WHOLE_WEIGHTS * largest) * one.weight
     gradients = layout.size * one.gradient
-    if sharing.shards_gradients:
-        scratch = scratch_buckets(sharing.overlap and len(layout.buckets) > 1)
+    if sharing.packing.shards_gradients:
+        scratch = scratch_buckets(sharing.overlaps and len(layout.buckets) > 1)
         gradients = (owned + scratch * largest) * one.gradient
     count = sum(spec.size for spec in specs)
     # Padding has no states of its own kind: it takes what an element does on average.
@@ -257,23 +240,8 @@ def _buffer_bytes(buffer: _Buffer, config: AllConfig) -> StateBytes:
 
 def _layout(specs: list[LocalParameter], sharing: _Sharing, grad_width: int) -> BufferLayout:
     """The buffer ``DistributedDataParallel`` makes of these parameters."""
-    aligned = max(1, sharing.alignment_bytes // grad_width)
-    bucket_size = sharing.bucket_size
-    if not _is_whole(specs[0], sharing):
-        bucket_size = 1
-    elif sharing.shards_gradients:
-        bucket_size = bucket_size or max(spec.size for spec in specs)
-    elif not (sharing.overlap and sharing.is_bucketed):
-        bucket_size = None
-    elif bucket_size is None:
-        bucket_size = default_bucket_size(sharing.reducing_ranks)
-    rules = LayoutRules(param_alignment=aligned, bucket_size=bucket_size)
-    own_bucket: set[str] = set()
-    if sharing.is_sharded:
-        own_bucket = {spec.name for spec in specs if spec.is_tied}
-        rules = LayoutRules(
-            param_alignment=max(PARAM_ALIGNMENT, aligned),
-            bucket_alignment=sharded_alignment(sharing.shards, sharing.high_bandwidth),
-            bucket_size=bucket_size,
-        )
+    largest = max(spec.size for spec in specs)
+    rules = sharing.packing.rules(largest, grad_width, _is_whole(specs[0], sharing))
+    is_shared_out = sharing.packing.shards is not None
+    own_bucket = {spec.name for spec in specs if spec.is_tied and is_shared_out}
     return buffer_layout([(spec.name, spec.shape) for spec in specs], rules, own_bucket)
