@@ -59,6 +59,7 @@ def start(style, flags):
 
 
 def provider(pre_process, post_process):
+    """A model of the run that is being opened."""
     return GPTModel(
         get_all_config().model_config, pre_process=pre_process, post_process=post_process
     )
