@@ -245,7 +245,9 @@ class CheckpointSaver:
 
     def _plan(self, tensors: Sequence[LiveTensor]) -> list[LiveTensor]:
         """What this rank writes: agreed upon once, as long as the tensors stay the same."""
-        described = [(t.key, t.span, t.dtype, memory.address(t.tensor)) for t in tensors]
+        described: list[tuple[object, ...]] = [
+            (t.key, t.span, t.dtype, memory.address(t.tensor)) for t in tensors
+        ]
         changed = comm.all_gather_object(described != self._described)
         if self._owned is None or any(changed):
             self._owned = owned_by_this_rank(tensors)
