@@ -52,7 +52,7 @@ __all__ = [
     "irecv",
     "is_initialized",
     "isend",
-    "job_started",
+    "job_name",
     "new_group",
     "note_iteration",
     "num_restarts",
@@ -111,12 +111,12 @@ def set_timeout(minutes: float) -> None:
 
 def num_restarts() -> int:
     """How often the launcher has started this job again after a failure."""
-    return (env.get_int(launcher.RESTARTS_VARIABLE) or 0) if job_started() else 0
+    return (env.get_int(launcher.RESTARTS_VARIABLE) or 0) if job_name() else 0
 
 
-def job_started() -> float:
-    """When the launcher began with this job, in seconds since 1970; 0 without such a launcher."""
-    return float(env.get(launcher.STARTED_VARIABLE) or 0.0)
+def job_name() -> str:
+    """What the launcher of this host calls this job in all its attempts; "" without a launcher."""
+    return env.get(launcher.JOB_VARIABLE) or ""
 
 
 def note_iteration(iteration: int) -> None:

@@ -25,8 +25,8 @@ from mindspeed_ms.backend.plain_parser import PlainParser
 
 PID_VARIABLE = "MINDSPEED_MS_LAUNCHER"
 """Process id of a launcher of this project, set for the processes it starts."""
-STARTED_VARIABLE = "MINDSPEED_MS_JOB_STARTED"
-"""When such a launcher began with the first attempt, in seconds since 1970."""
+JOB_VARIABLE = "MINDSPEED_MS_JOB"
+"""Name that such a launcher gives a job, the same for all its attempts."""
 RESTARTS_VARIABLE = "TORCHELASTIC_RESTART_COUNT"
 """How often it has started the job again; torchrun's name."""
 

@@ -160,6 +160,7 @@ def _common(
     return {
         **asdict(state),
         "world_size": comm.get_world_size(),
+        "job": comm.job_name(),
         "layout": _layout(config),
         "is_tied": not config.model_config.untie_embeddings_and_output_weights,
         "optimizer": {

@@ -10,10 +10,8 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.config.build import assemble
 from mindspeed_ms.core.dist_checkpointing.shared_folders import first_rank_decides
 from mindspeed_ms.engine.output import print_rank_0
-from mindspeed_ms.formats.containers import storage
+from mindspeed_ms.formats import own_format
 from mindspeed_ms.formats.find import OnlyTornError, find_checkpoint
-
-_CLOCKS_DIFFER_SECONDS = 2.0
 
 
 def resumed(config: AllConfig) -> AllConfig:
@@ -28,7 +26,8 @@ def resumed(config: AllConfig) -> AllConfig:
     if comm.num_restarts() == 0 or not training.save_checkpoints:
         return config
     root = Path(training.output_dir)
-    iteration = first_rank_decides(lambda: _newest_since_start(root))
+    names = set(comm.all_gather_object(comm.job_name()))  # each host has a launcher
+    iteration = first_rank_decides(lambda: _newest_of_job(root, names))
     if iteration is None:
         print_rank_0(f"restart {comm.num_restarts()}: no checkpoint yet, the run begins anew")
         return config
@@ -47,13 +46,15 @@ def resumed(config: AllConfig) -> AllConfig:
     return assemble(sections, config.model_type)
 
 
-def _newest_since_start(root: Path) -> int | None:
-    """The iteration of the checkpoint that counts, if this job has written it."""
+def _newest_of_job(root: Path, names: set[str]) -> int | None:
+    """The iteration of the checkpoint that counts, if this job has written it.
+
+    Its name says so, not the time of the file: clocks differ between hosts, and are set.
+    """
     try:
         found = find_checkpoint(root)
     except OnlyTornError:
         return None
     if found is None or found.kind != "mindspeed_ms":
         return None
-    written = (found.folder / storage.INDEX).stat().st_mtime
-    return found.iteration if written > comm.job_started() - _CLOCKS_DIFFER_SECONDS else None
+    return found.iteration if own_format.read_index(found.folder).get("job") in names else None

@@ -30,7 +30,7 @@ class StopConditions:
 
     def __init__(self, training: TrainingConfig, started: float) -> None:
         self._training = training
-        self._started = started
+        self._began = time.monotonic() - (time.time() - started)  # clocks are set while runs last
         self._is_signalled = False
 
     @contextmanager
@@ -76,7 +76,7 @@ class StopConditions:
             return switch
         limit = training.exit_duration_in_mins
         if training.exit_signal_handler or limit is not None:
-            minutes = (time.time() - self._started) / 60.0
+            minutes = (time.monotonic() - self._began) / 60.0
             states = comm.all_gather_object((self._is_signalled, minutes))
             if any(is_signalled for is_signalled, _ in states):
                 return f"exiting program after receiving {training.exit_signal}."

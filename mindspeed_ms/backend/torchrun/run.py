@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 import sys
-import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -192,7 +192,7 @@ def supervise(max_restarts: int, start: Callable[[int], Processes], name: str = 
         The exit status of the last attempt; 128 and its number if a signal ended the launcher.
     """
     with Forwarding() as signals:
-        env.set_default(launcher.STARTED_VARIABLE, repr(time.time()))
+        env.set_default(launcher.JOB_VARIABLE, uuid.uuid4().hex)
         for count in range(max_restarts + 1):
             processes = start(count)
             signals.follow(processes)

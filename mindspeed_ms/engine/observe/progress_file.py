@@ -36,15 +36,16 @@ class ProgressFile:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / FILE_NAME
         self._world_size = world_size
-        self._began, self._operations = time.time(), operations
+        self._began, self._operations = datetime.now(), operations
+        self._clock = time.monotonic()  # the other may be set meanwhile
         self._append("Starting job")
 
     def saved(self, iteration: int, operations: float, tokens: int, *, in_background: bool) -> None:
         """A checkpoint was written, or handed to the background."""
         rate = 1e12 * self._world_size
-        seconds = max(time.time() - self._began, 1e-9)
+        seconds = max(time.monotonic() - self._clock, 1e-9)
         since, before = self._first_of_this_size()
-        all_seconds = max((datetime.now() - since).total_seconds(), 1e-9)
+        all_seconds = max((datetime.now() - since).total_seconds(), seconds)
         self._append(
             "\t".join(
                 (
@@ -84,4 +85,4 @@ class ProgressFile:
                     began = datetime.strptime(moment, _TIME), done
                 if found:
                     done = float(found[0].removeprefix(_OPERATIONS))
-        return began or (datetime.fromtimestamp(self._began), self._operations)
+        return began or (self._began, self._operations)
