@@ -85,6 +85,22 @@ def count_not_finite(flat: np.ndarray, dtype: str) -> int:
     return count
 
 
+def count_negative(flat: np.ndarray, dtype: str) -> int:
+    """How many numbers of a flat array are below zero; of types that are no floats none is."""
+    if dtype not in FLOATS:
+        return 0
+    is_bf16 = dtype == "BF16"  # as bits: -infinity is 0xFF80, and 0x8000 is a zero
+    count = 0
+    for first in range(0, flat.size, _CHUNK):
+        part = flat[first : first + _CHUNK]
+        if is_bf16:
+            bits = part.view(np.uint16)
+            count += int(np.count_nonzero((bits > 0x8000) & (bits <= 0xFF80)))
+        else:
+            count += int(np.count_nonzero(part < 0))
+    return count
+
+
 def convert(array: np.ndarray, source: str, target: str) -> np.ndarray:
     """The array in another type, rounded to the nearest, ties to even; itself if equal.
 

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 SHOWN = 8
 """Names listed of what does not fit."""
 
+SQUARES = "exp_avg_sq"
+
 READERS = 2
 """Threads that read: one sums up what the other waits for."""
 
@@ -323,6 +325,11 @@ def _fill_all(
         finally:
             free.append(reader)
         progress.update(memory.num_bytes(tensor.tensor))
+        if tensor.kind == SQUARES and (count := dtypes.count_negative(held, tensor.dtype)):
+            raise ValueError(
+                f"{tensor.key} holds {count} numbers below zero, but it is a mean of squares: "
+                f"{catalog.source} is damaged, or its files were exchanged; use another one"
+            )
         digest = digest_part(held, tensor.span, tensor.shape) if id(tensor) in summed else 0
         return tensor.key, digest, dtypes.count_not_finite(held, tensor.dtype)
 

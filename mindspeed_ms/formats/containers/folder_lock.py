@@ -68,7 +68,7 @@ class FolderLock:
             return False
         try:
             return not os.path.samestat(os.fstat(self._handle), os.stat(self._path))
-        except FileNotFoundError:
+        except OSError:  # it is gone, or something else is in its place
             return True
 
     def _lock(self, handle: int) -> bool:

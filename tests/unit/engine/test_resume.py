@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from run_builder import configuration, datasets, open_run, provider
 
+from mindspeed_ms.backend import memory
+from mindspeed_ms.core.dist_checkpointing.live_state import live_tensors
 from mindspeed_ms.data.loader import LoaderSettings
 from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
 from mindspeed_ms.engine.run import Run, StepFunctions
@@ -216,3 +218,16 @@ def test_skipped_steps_print_their_true_loss(capsys):
     assert [norm for _, norm in steps] == [None] * 3
     np.testing.assert_allclose(printed, [loss for loss, _ in steps], rtol=0, atol=1e-15)
     assert all(3.0 < loss < 6.0 for loss in printed)
+
+
+def test_second_moments_below_zero_are_refused(tmp_path):
+    """Files that were exchanged put other numbers there; nothing else may tell."""
+    run, _ = open_run("--save", str(tmp_path), "--save-interval", "100")
+    with run:
+        run.train(1)
+        for tensor in live_tensors(run._opened.model, run._opened.optimizer):
+            if tensor.kind == "exp_avg_sq":
+                memory.flat_view(tensor.tensor)[:] *= -1
+        run.save()
+    with pytest.raises(ValueError, match=r"^exp_avg_sq\.\S+ holds \d+ numbers below zero, but"):
+        resumed(tmp_path)

@@ -2,6 +2,7 @@
 """Saving that fails: found at the start, one line, nothing half-written. One rank."""
 
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,16 @@ def test_other_runs_checkpoints_stay(tmp_path):
     more = ("--train-iters", "8", "--override-opt_param-scheduler")
     trained(*saving(tmp_path, *keep, "--load", str(tmp_path), *more))
     assert storage.complete_iterations(tmp_path) == [3, 8]  # the same run went on
+
+
+def test_a_folder_that_something_else_replaces_is_a_failed_save(tmp_path):
+    folder = tmp_path / "run"
+
+    def replace(step):
+        if step.iteration == 3:
+            shutil.rmtree(folder)
+            folder.write_text("x")
+
+    with pytest.raises(RunFailure, match="folder .*iter_0000004 cannot be made .*File exists"):
+        trained(*saving(folder), on_step=replace)
+    assert folder.read_text() == "x"

@@ -253,3 +253,12 @@ def test_a_source_keeps_two_tensors_in_memory(tmp_path, rows):
             np.testing.assert_array_equal(flat[:7000], values[:7000])
             assert (flat[8192:] == last).all()
     assert peak < limit
+
+
+def test_numbers_below_zero_are_counted_in_every_type():
+    numbers = np.array([1.0, -1.0, 0.0, -0.0, np.nan, -np.inf, np.inf, -1e-30] * 9000, np.float32)
+    for dtype in ("F32", "F64", "BF16"):
+        assert dtypes.count_negative(dtypes.convert(numbers, "F32", dtype), dtype) == 3 * 9000
+    half = dtypes.convert(numbers, "F32", "F16")  # -1e-30 is -0 there
+    assert dtypes.count_negative(half, "F16") == 2 * 9000
+    assert dtypes.count_negative(np.array([-1], np.int64), "I64") == 0
