@@ -314,8 +314,8 @@ KINDS = {
 }
 
 
-def main():
-    root, (files, read) = Path(sys.argv[1]), KINDS[sys.argv[2]]
+def open_all(files, read, root):
+    """Open all files of a kind within the limits, and tell what came of each."""
     every = list(files(root))
     signal.signal(signal.SIGALRM, _ring)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -323,6 +323,10 @@ def main():
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     report = {name: tried(partial(read, path)) for name, path in every}
     sys.stdout.write(json.dumps(report) + "\n")
+
+
+def main():
+    open_all(*KINDS[sys.argv[2]], Path(sys.argv[1]))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,14 @@ class _Loader(yaml.SafeLoader):
         self._level -= 1
         return node
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:  # noqa: ANN401  (as its parent)
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and any("\ud800" <= one <= "\udfff" for one in value):
+            raise yaml.constructor.ConstructorError(
+                None, None, "an escape is half a pair of surrogates", node.start_mark
+            )
+        return value
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
@@ -108,7 +116,12 @@ def read_yaml_text(text: str, repeated: Callable[[str], None] | None = None) -> 
     reader = _Loader(text)
     reader.repeated = repeated
     try:
-        node = reader.get_single_node()
+        try:
+            node = reader.get_single_node()
+        except (ValueError, OverflowError) as error:  # of an escape beyond the last character
+            raise yaml.scanner.ScannerError(
+                None, None, f"an escape is no character ({error})", reader.get_mark()
+            ) from None
         if node is None:
             return None
         _count_parts(node, {})

@@ -33,6 +33,9 @@ from mindspeed_ms.data.tokenizers.tokenizer_folder import (
     read_from,
 )
 
+_MOST_GROWTH = 1000
+"""Characters that replacements may make of one."""
+
 Tokenizer = Any
 """A ``tokenizers.Tokenizer``."""
 
@@ -173,6 +176,7 @@ def _from_tokenizer_json(
     library = optional_libraries.load("tokenizers", class_name)
     is_generic = PIPELINES[class_name].build is None
     content = read_json(path)
+    _refuse_growth(content, path)
     model = content.get("model") or {}
     try:
         if is_generic or model.get("type") not in ("BPE", "WordPiece"):
@@ -197,6 +201,34 @@ def _from_tokenizer_json(
     if complete.padding is not None:
         tokenizer.enable_padding(**complete.padding)
     return tokenizer, complete.post_processor
+
+
+def _refuse_growth(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse replacements of which each makes longer what the one before has made.
+
+    The library would take memory until the system ends the process.
+
+    Raises:
+        ValueError: a letter may become too many.
+    """
+    growth, left = 1, [content.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
+    while left:
+        step = left.pop()
+        if isinstance(step, list):
+            left += step
+        if not isinstance(step, dict):
+            continue
+        left += [value for value in step.values() if isinstance(value, list | dict)]
+        if step.get("type") == "Replace":
+            pattern = step.get("pattern")
+            literal = pattern.get("String") if isinstance(pattern, dict) else None
+            size = len(literal) if isinstance(literal, str) else 1
+            growth *= -(-len(str(step.get("content"))) // max(1, size)) or 1
+        if growth > _MOST_GROWTH:
+            raise ValueError(
+                f"{path} replaces text by longer text again and again, so that one character may "
+                f"become more than {_MOST_GROWTH}; copy the tokenizer again"
+            )
 
 
 def _vocabulary_of(content: dict[str, Any]) -> Vocabulary:

@@ -33,6 +33,9 @@ CASES = {
     "mapping": ("!!map [1]", "is not accepted"),
     "call": ("a: !!python/object/apply:os.system [ls]", "is not accepted"),
     "zero": ("a: \x00", "special characters"),
+    "escape": ('a: "\\U00110000"', "an escape is no character"),
+    "half a pair": ('a: "\\ud800"', "half a pair of surrogates"),
+    "half a pair as key": ('"\\udc00": a', "half a pair of surrogates"),
     "large": ("#" + "x" * MOST_BYTES, "at most"),
 }
 

@@ -108,3 +108,16 @@ def test_a_panic_of_the_library_is_one_line(tmp_path, class_name):
     else:
         with pytest.raises(ValueError, match="is not a tokenizer file .*; copy it again"):
             AutoTokenizer.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("class_name", CLASSES)
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+def test_replacements_that_multiply_are_refused(tmp_path, class_name, part):
+    files = contents(class_name)
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    key = "normalizers" if part == "normalizer" else "decoders"
+    files["tokenizer.json"][part] = {"type": "Sequence", key: [step] * 40}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match="one character may become more than 1000"):
+        AutoTokenizer.from_pretrained(str(tmp_path))
