@@ -6,6 +6,7 @@ from __future__ import annotations
 import command_killer
 import pytest
 import run_killer
+import server_killer
 import trainer_killer
 
 pytestmark = pytest.mark.e2e
@@ -55,3 +56,10 @@ def test_runs_are_ended_at_any_moment(tmp_path, name, first_seed):
 def test_a_trainer_is_ended_at_any_moment(tmp_path, first_seed):
     seen = trainer_killer.attack(tmp_path, 20, first_seed)
     assert seen["finished before"] < 10, seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", server_killer.LAUNCHERS)
+def test_a_server_is_ended_at_any_moment(tmp_path, first_seed, launcher):
+    attacked = server_killer.attack(launcher, tmp_path, len(server_killer.WAYS), first_seed)
+    assert sum(attacked.seen.values()) == len(server_killer.WAYS)

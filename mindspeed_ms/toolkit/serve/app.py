@@ -52,7 +52,7 @@ class _Events:
 
     def __init__(self, request: Request, desk: Desk) -> None:
         self._request, self._desk = request, desk
-        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue()  # None: the client has left
         self._loop = asyncio.get_running_loop()
         self._gone: asyncio.Task[None] | None = None
         self.numbers: list[int] = []
@@ -83,9 +83,10 @@ class _Events:
         self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
     async def _watch(self) -> None:
-        """Return when the client has left."""
+        """Say when the client has left."""
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
+        self._queue.put_nowait(None)
 
     async def next(self) -> Event:
         """The next event.
@@ -93,15 +94,11 @@ class _Events:
         Raises:
             ClientDisconnect: the client has left.
         """
-        if self._queue.empty():
-            assert self._gone is not None
-            getting = asyncio.create_task(self._queue.get())
-            await asyncio.wait({getting, self._gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not getting.done():
-                getting.cancel()
-                raise ClientDisconnect
-            return getting.result()
-        return self._queue.get_nowait()
+        event = await self._queue.get()
+        assert self._gone is not None, "requests are handed in first"
+        if event is None or self._gone.done():
+            raise ClientDisconnect
+        return event
 
     def close(self) -> None:
         """Forget what is not done."""
