@@ -7,7 +7,10 @@ msrun --worker_num 4 --local_worker_num 4 --join True pretrain_gpt.py --yaml con
 import gc
 
 gc.disable()  # while two thousand modules load: the collector finds nothing and takes its time
-from mindspeed_ms.command.train import main  # noqa: E402
+from mindspeed_ms.interrupts import plain_interrupts  # noqa: E402
+
+with plain_interrupts():
+    from mindspeed_ms.command.train import main
 
 gc.enable()
 

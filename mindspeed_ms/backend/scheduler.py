@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -56,7 +57,16 @@ def serve_and_exit(size: int, host: str, port: int, timeout: float) -> NoReturn:
     """Serve the job, then end this process."""
     server = JobServer(size, meeting_point(host, size)[0], port, timeout)
     server.on_note = lambda text: sys.stderr.write(f"WARNING: {text}\n")
-    failure = server.serve(WorkerWatch().check)
+    watch, interrupts = WorkerWatch(), list[int]()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+
+    def check(server: JobServer) -> str | None:
+        if interrupts:
+            return "the scheduler was interrupted from the keyboard (SIGINT)"
+        return watch.check(server)
+
+    failure = server.serve(check)
     launcher.end_readers()
     if failure is not None:
         note_verdict(server.failed_rank, failure)

@@ -9,14 +9,12 @@ from __future__ import annotations
 import difflib
 import gc
 import importlib
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import mindspeed_ms
+from mindspeed_ms.interrupts import plain_interrupts
 from mindspeed_ms.toolkit.launch.command import USER_ERROR_STATUS
 from mindspeed_ms.training import reader
 
@@ -80,28 +78,11 @@ def run(name: str, words: Sequence[str]) -> int:
     module, _, function = COMMANDS[name][0].partition(":")
     sys.argv = [f"{PROGRAM} {name}", *words]  # what the front of training, and messages, read
     gc.disable()  # while modules load: the collector finds nothing and takes its time
-    with _plain_interrupts():
+    with plain_interrupts():
         loaded = importlib.import_module(module if "." in module else f"{__package__}.{module}")
     gc.enable()
     gc.freeze()  # modules stay: later collections need not look at them
     return getattr(loaded, function)() or 0
-
-
-@contextmanager
-def _plain_interrupts() -> Iterator[None]:
-    """Within the block an interrupt from the keyboard ends the process without a traceback."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    usual = (signal.SIG_DFL, signal.default_int_handler)
-    is_usual = signal.getsignal(signal.SIGINT) in usual
-    if is_usual:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        if is_usual:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main(words: Sequence[str] | None = None) -> int:

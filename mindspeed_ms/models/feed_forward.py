@@ -10,14 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from mindspeed_ms.models.parameter import ParamSpec
-from mindspeed_ms.models.part import (
-    BufferSpec,
-    Child,
-    Composite,
-    Experts,
-    LinearSpec,
-    parameters_of,
-)
+from mindspeed_ms.models.part import BufferSpec, Child, Experts, LinearSpec, parameters_of
 from mindspeed_ms.models.sizes import RankSizes
 from mindspeed_ms.plan.recompute_plan import (
     MLP_ACTIVATION,
@@ -29,7 +22,7 @@ from mindspeed_ms.plan.recompute_plan import (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MLPSpec(Composite):
+class MLPSpec:
     """h -> f -> h; with a gated activation the first matrix is [gate; up]."""
 
     mapping: LinearSpec
@@ -64,6 +57,10 @@ class MLPSpec(Composite):
         yield Child("mapping", "linear_fc1", self.mapping)
         yield Child("projection", "linear_fc2", self.projection)
 
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts."""
+        return parameters_of(self.children(), experts)
+
     def inner_bytes(self, tokens: int, ranks: int, width: int) -> tuple[int, int]:
         """(first matrix's output, second one's input) of some tokens, split over ranks."""
         inner = tokens * self.width // ranks * width
@@ -80,7 +77,7 @@ class MLPSpec(Composite):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SharedExpertSpec(Composite):
+class SharedExpertSpec:
     """The expert that every token passes, weighed by the sigmoid of a score if there is a gate."""
 
     mlp: MLPSpec
@@ -104,7 +101,7 @@ class SharedExpertSpec(Composite):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MoESpec(Composite):
+class MoESpec:
     """A mixture of experts."""
 
     num_experts: int
@@ -142,6 +139,10 @@ class MoESpec(Composite):
             yield Child(path, path, self.expert, number)
         if self.shared is not None:
             yield Child("shared_experts", "shared_experts", self.shared)
+
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts."""
+        return parameters_of(self.children(), experts)
 
     def kept_bytes(self, sizes: RankSizes, recompute: LayerRecompute) -> int:
         """Experts see every token K times, evenly spread over the ranks."""

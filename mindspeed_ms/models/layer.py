@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec
 from mindspeed_ms.models.linear_attention import GatedDeltaSpec
+from mindspeed_ms.models.parameter import ParamSpec
 from mindspeed_ms.models.part import (
     Child,
-    Composite,
+    Experts,
     LinearSpec,
     NormSpec,
     TableSpec,
+    parameters_of,
 )
 from mindspeed_ms.models.replaced import AttentionInsteadSpec, MLPInsteadSpec
 from mindspeed_ms.models.sizes import STATISTICS, RankSizes
@@ -30,7 +32,7 @@ from mindspeed_ms.plan.recompute_plan import (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LayerSpec(Composite):
+class LayerSpec:
     """Norm, attention, residual, norm, feed-forward block, residual."""
 
     input_norm: NormSpec | None
@@ -58,6 +60,10 @@ class LayerSpec(Composite):
         if self.ffn_post_norm is not None:
             yield Child("ffn_post_norm", "post_mlp_layernorm", self.ffn_post_norm)
 
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts."""
+        return parameters_of(self.children(), experts)
+
     @property
     def hidden_size(self) -> int:
         """Channels of the residual stream."""
@@ -77,6 +83,11 @@ class LayerSpec(Composite):
         """Of the residual stream and of what is added to it."""
         every = (self.input_norm, self.post_attention_norm, self.attn_post_norm, self.ffn_post_norm)
         return tuple(norm for norm in every if norm is not None)
+
+    @property
+    def words(self) -> int:
+        """Words of the initialisation stream that its weights take."""
+        return sum(spec.words for spec in self.parameters())
 
     def operations(self, seq_length: int) -> float:
         """Floating point operations of a token's forward, over all ranks."""
@@ -131,7 +142,7 @@ class LayerSpec(Composite):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FurtherSpec(Composite):
+class FurtherSpec:
     """Norms of both inputs, a projection from 2 h to h, a transformer layer, a norm."""
 
     enorm: NormSpec
@@ -148,6 +159,15 @@ class FurtherSpec(Composite):
         yield Child("transformer_layer", "transformer_layer", self.layer)
         yield Child("final_norm", "final_layernorm", self.final_norm)
 
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts."""
+        return parameters_of(self.children(), experts)
+
+    @property
+    def words(self) -> int:
+        """Words of the initialisation stream that its weights take."""
+        return sum(spec.words for spec in self.parameters())
+
     def operations(self, seq_length: int) -> float:
         """Of a token's forward, without the head."""
         return self.layer.operations(seq_length) + self.eh_proj.operations
@@ -161,7 +181,7 @@ class FurtherSpec(Composite):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QueryLayerSpec(Composite):
+class QueryLayerSpec:
     """A transformer layer whose queries come from a table of positions (Zeng et al., 2021)."""
 
     query_embeddings: TableSpec
@@ -171,6 +191,15 @@ class QueryLayerSpec(Composite):
         """In the order of construction."""
         yield Child("query_embeddings", "query_embeddings", self.query_embeddings)
         yield Child("transformer_layer", "transformer_layer", self.layer)
+
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts."""
+        return parameters_of(self.children(), experts)
+
+    @property
+    def words(self) -> int:
+        """Words of the initialisation stream that its weights take."""
+        return sum(spec.words for spec in self.parameters())
 
     def operations(self, seq_length: int) -> float:
         """Of a token's forward; queries are projected apart from keys and values, with them."""

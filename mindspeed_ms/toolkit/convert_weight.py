@@ -20,16 +20,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from mindspeed_ms.interrupts import plain_interrupts
 
-from mindspeed_ms.files.whole import unfinished_folder
-from mindspeed_ms.formats.catalog import StoredTensor, TensorReader
-from mindspeed_ms.formats.containers import safetensors_file as safetensors
-from mindspeed_ms.formats.containers.torch_file import TensorRef, TorchFile
-from mindspeed_ms.models.families.registry import family_of_type
-from mindspeed_ms.toolkit.launch.command import Parser, user_errors
-from mindspeed_ms.toolkit.paths import require_local
-from mindspeed_ms.training.conversion import ConvertOptions, convert
+with plain_interrupts():
+    import numpy as np
+
+    from mindspeed_ms.files.whole import unfinished_folder
+    from mindspeed_ms.formats.catalog import StoredTensor, TensorReader
+    from mindspeed_ms.formats.containers import safetensors_file as safetensors
+    from mindspeed_ms.formats.containers.torch_file import TensorRef, TorchFile
+    from mindspeed_ms.models.families.registry import family_of_type
+    from mindspeed_ms.toolkit.launch.command import Parser, user_errors
+    from mindspeed_ms.toolkit.paths import require_local
+    from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 _BUFFERS = re.compile(r"\.attn\.(masked_)?bias$")
 """Masks, which follow from the sizes."""

@@ -14,18 +14,21 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mindspeed_ms.backend import launch, rank_table
-from mindspeed_ms.config import AllConfig
-from mindspeed_ms.engine.train_loop import TrainState
-from mindspeed_ms.toolkit import registry
-from mindspeed_ms.toolkit.mapping import model as models
-from mindspeed_ms.toolkit.mapping import options as toolkit_options
-from mindspeed_ms.toolkit.mapping.parallel import World
-from mindspeed_ms.toolkit.mapping.tree import canonical, read_task
-from mindspeed_ms.toolkit.paths import localize
-from mindspeed_ms.toolkit.trainer import run_task
-from mindspeed_ms.toolkit.yaml_config import PRESETS, Options, parse
-from mindspeed_ms.training.entry import user_errors
+from mindspeed_ms.interrupts import plain_interrupts
+
+with plain_interrupts():
+    from mindspeed_ms.backend import launch, rank_table
+    from mindspeed_ms.config import AllConfig
+    from mindspeed_ms.engine.train_loop import TrainState
+    from mindspeed_ms.toolkit import registry
+    from mindspeed_ms.toolkit.mapping import model as models
+    from mindspeed_ms.toolkit.mapping import options as toolkit_options
+    from mindspeed_ms.toolkit.mapping.parallel import World
+    from mindspeed_ms.toolkit.mapping.tree import canonical, read_task
+    from mindspeed_ms.toolkit.paths import localize
+    from mindspeed_ms.toolkit.trainer import run_task
+    from mindspeed_ms.toolkit.yaml_config import PRESETS, Options, parse
+    from mindspeed_ms.training.entry import user_errors
 
 __all__ = ["Options", "main", "parse", "run_train"]
 

@@ -18,19 +18,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mindspeed_ms.backend import device, env
-from mindspeed_ms.config.section import suggestion
-from mindspeed_ms.files.regular_file import real_path
-from mindspeed_ms.files.shipped import SHIPPED
-from mindspeed_ms.toolkit.launch.command import Parser
-from mindspeed_ms.toolkit.mapping.precedence import resolve
-from mindspeed_ms.toolkit.mapping.tree import TABLE, Task, read_task
-from mindspeed_ms.toolkit.paths import localize, require_local, usable
-from mindspeed_ms.toolkit.run import this_world
-from mindspeed_ms.toolkit.trainer import run_task
-from mindspeed_ms.toolkit.yaml_config import Tree, load_layers, parse_bool, parse_value, tree_of
-from mindspeed_ms.training.entry import user_errors
-from mindspeed_ms.training.flags.value_types import decimal, whole
+from mindspeed_ms.interrupts import plain_interrupts
+
+with plain_interrupts():
+    from mindspeed_ms.backend import device, env
+    from mindspeed_ms.config.section import suggestion
+    from mindspeed_ms.files.regular_file import real_path
+    from mindspeed_ms.files.shipped import SHIPPED
+    from mindspeed_ms.toolkit.launch.command import Parser
+    from mindspeed_ms.toolkit.mapping.precedence import resolve
+    from mindspeed_ms.toolkit.mapping.tree import TABLE, Task, read_task
+    from mindspeed_ms.toolkit.paths import localize, require_local, usable
+    from mindspeed_ms.toolkit.run import this_world
+    from mindspeed_ms.toolkit.trainer import run_task
+    from mindspeed_ms.toolkit.yaml_config import Tree, load_layers, parse_bool, parse_value, tree_of
+    from mindspeed_ms.training.entry import user_errors
+    from mindspeed_ms.training.flags.value_types import decimal, whole
 
 FLAGS: Mapping[str, tuple[Callable[[str], Any], str, str]] = {
     "run_mode": (str, "run_mode", "train, finetune, eval or predict"),

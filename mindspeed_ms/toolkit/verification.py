@@ -17,23 +17,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from mindspeed_ms.interrupts import plain_interrupts
 
-from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.config import AllConfig
-from mindspeed_ms.config.build import assemble
-from mindspeed_ms.core import run_state
-from mindspeed_ms.core.dist_checkpointing.live_state import parameters_of
-from mindspeed_ms.core.dist_checkpointing.loader import LoadOptions, load_tensors
-from mindspeed_ms.core.run_state import RunState
-from mindspeed_ms.core.tensor_parallel.random import counting_draws
-from mindspeed_ms.engine.model_chunks import build_model_chunks
-from mindspeed_ms.engine.parallel_setup import set_parallel_context
-from mindspeed_ms.formats import names
-from mindspeed_ms.formats.catalog import Catalog
-from mindspeed_ms.formats.source import kind_of
-from mindspeed_ms.legacy.model import GPTModel
-from mindspeed_ms.training.conversion import ConvertOptions, open_source
+with plain_interrupts():
+    import numpy as np
+
+    from mindspeed_ms.backend import autograd, memory
+    from mindspeed_ms.config import AllConfig
+    from mindspeed_ms.config.build import assemble
+    from mindspeed_ms.core import run_state
+    from mindspeed_ms.core.dist_checkpointing.live_state import parameters_of
+    from mindspeed_ms.core.dist_checkpointing.loader import LoadOptions, load_tensors
+    from mindspeed_ms.core.run_state import RunState
+    from mindspeed_ms.core.tensor_parallel.random import counting_draws
+    from mindspeed_ms.engine.model_chunks import build_model_chunks
+    from mindspeed_ms.engine.parallel_setup import set_parallel_context
+    from mindspeed_ms.formats import names
+    from mindspeed_ms.formats.catalog import Catalog
+    from mindspeed_ms.formats.source import kind_of
+    from mindspeed_ms.legacy.model import GPTModel
+    from mindspeed_ms.training.conversion import ConvertOptions, open_source
 
 NUM_TOKENS = 12
 MOST_BYTES = 1 << 30

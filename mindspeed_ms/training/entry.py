@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,9 @@ def user_errors(during_training: bool = False) -> Iterator[None]:
             if line is None:
                 raise
             raise SystemExit(_end(error, line)) from None
+        except KeyboardInterrupt:
+            tell_user_errors()
+            raise
 
 
 def tell_user_errors() -> None:
@@ -67,6 +71,7 @@ class _TellingHook:
     ) -> None:
         if issubclass(kind, KeyboardInterrupt):
             # The interpreter then ends itself by the signal, so that a shell's loop ends, too.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # another interrupt ends it at once
             logger.debug("traceback of the interruption", exc_info=error)
             say("interrupted from the keyboard (SIGINT); what was saved before is complete")
             return

@@ -147,6 +147,14 @@ def test_the_death_of_a_part_ends_the_job(start, launcher, victim, message):
     assert message in check_end(job)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "msrun"])
+def test_an_interrupted_scheduler_says_so(start, launcher):
+    job = at_work(start(launcher))
+    job.send("scheduler", signal.SIGINT)
+    assert "because the scheduler was interrupted from the keyboard" in check_end(job)
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", pytest.param("msrun", marks=SLOW)])
 def test_a_stopped_rank_is_named_and_ends_the_job_at_the_limit(start, launcher):
     job = at_work(start(launcher, "limit", MINDSPEED_MS_SILENCE_SECONDS="2"))

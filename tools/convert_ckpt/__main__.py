@@ -18,7 +18,10 @@ if __name__ == "__main__":
 import os
 import sys
 
-from mindspeed_ms.command.convert import main
+from mindspeed_ms.interrupts import plain_interrupts
+
+with plain_interrupts():
+    from mindspeed_ms.command.convert import main
 
 if __name__ == "__main__":
     gc.freeze()

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from mindspeed_ms.backend import launch
+from mindspeed_ms.interrupts import plain_interrupts
+
+with plain_interrupts():
+    from mindspeed_ms.backend import launch
 
 if __name__ == "__main__":
     launch.start()

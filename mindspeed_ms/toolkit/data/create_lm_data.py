@@ -17,17 +17,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-from mindspore.mindrecord import FileWriter
-from mindspore.mindrecord.common.exceptions import MindRecordException
-from numpy.typing import NDArray
+from mindspeed_ms.interrupts import plain_interrupts
 
-from mindspeed_ms.toolkit.data.conversations import Writer
-from mindspeed_ms.toolkit.data.local import find_data
-from mindspeed_ms.toolkit.data.sources import read_texts
-from mindspeed_ms.toolkit.launch.command import Parser
-from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
-from mindspeed_ms.training.entry import user_errors
+with plain_interrupts():
+    import numpy as np
+    from mindspore.mindrecord import FileWriter
+    from mindspore.mindrecord.common.exceptions import MindRecordException
+    from numpy.typing import NDArray
+
+    from mindspeed_ms.toolkit.data.conversations import Writer
+    from mindspeed_ms.toolkit.data.local import find_data
+    from mindspeed_ms.toolkit.data.sources import read_texts
+    from mindspeed_ms.toolkit.launch.command import Parser
+    from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
+    from mindspeed_ms.training.entry import user_errors
 
 _BLOCK = 1024
 """Rows that are written at a time."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A user's mistake ends in one line and a status; a mistake of ours keeps its traceback."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -111,7 +112,18 @@ def test_scripts_end_in_one_line_notebooks_get_the_exception(monkeypatch, capsys
     assert capsys.readouterr().err == "error: use 8\n"
     assert hook_result("{}['x']") is None
     assert capsys.readouterr().err == "traceback\n"
-    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+
+def test_an_interrupt_is_one_line_and_another_one_ends_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", lambda *error: sys.stderr.write("traceback\n"))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as caught, user_errors():
+        raise KeyboardInterrupt
+    try:
+        sys.excepthook(KeyboardInterrupt, caught.value, caught.tb)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
     said = "error: interrupted from the keyboard (SIGINT); what was saved before is complete\n"
     assert capsys.readouterr().err == said
 
