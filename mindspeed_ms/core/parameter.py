@@ -135,6 +135,7 @@ def shard_spec_of(
         group: ranks that split it; None if it is whole.
         sequence_parallel: ranks of the tensor parallel group hold different tokens.
     """
+    spec = spec.among(1 if group is None else group.size)
     is_split = group is not None and spec.partition_dim >= 0
     return ShardSpec(
         partition_dim=spec.partition_dim,

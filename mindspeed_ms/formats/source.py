@@ -64,7 +64,7 @@ class Source:
 
     def span(self, spec: ParamSpec, rank: int, ranks: int) -> Span:
         """The part of a parameter that one of some tensor parallel ranks holds."""
-        shape = self.shape(spec.name)
+        shape, spec = self.shape(spec.name), spec.among(ranks)
         if spec.partition_dim < 0 or ranks == 1:
             return Span.all_of(Region.whole(shape))
         return Span.all_of(

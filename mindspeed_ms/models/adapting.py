@@ -150,6 +150,8 @@ class Slot:
     region: str
     runs: tuple[Run, ...]
     stride: Stack
+    most_parts: int | None
+    """``AdapterSpec.most_parts``."""
     names: dict[str, tuple[str, ...]]
     """Project -> its names there; several where experts share a description."""
 
@@ -207,7 +209,9 @@ def _of_layer(index: int, layer: LayerSpec) -> Iterator[Slot]:
             for project, last in _WORDS[word].items()
             if project in paths
         }
-        return Slot(index, path, region, *found, names)
+        groups = attention.num_groups if isinstance(attention, AttentionSpec) else None
+        most = groups if path == "attention.qkv_proj" else None
+        return Slot(index, path, region, *found, most, names)
 
     if isinstance(attention, AttentionSpec):
         path = "attention.qkv_proj"
@@ -402,6 +406,7 @@ def _adapter(slot: Slot, name: str, lora: LoraConfig) -> AdapterSpec:
         region=slot.region,
         runs=slot.runs,
         stride=slot.stride,
+        most_parts=slot.most_parts,
         rank=rank,
         scale=alpha / (math.sqrt(rank) if lora.use_rslora else rank),
         dropout=lora.lora_dropout,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mindspeed_ms.config.dtypes import DType
@@ -85,6 +85,9 @@ class ParamSpec:
 
     partial_gradient: Partial = "never"
 
+    most_partitions: int | None = None
+    """More ranks than these do not split it: each holds all of it and uses a part."""
+
     expert: int | None = None
     """Number of the expert it belongs to: then the expert tensor parallel ranks split it, and it
     is reduced over the expert data parallel group."""
@@ -115,6 +118,12 @@ class ParamSpec:
         """Words that its initial values take from the initialisation stream."""
         return self.init.words(self.shape)
 
+    def among(self, ranks: int) -> ParamSpec:
+        """Itself, as so many ranks hold it that split its matrix."""
+        if self.most_partitions is None or ranks <= self.most_partitions:
+            return self
+        return replace(self, partition_dim=-1, partial_gradient="always", most_partitions=None)
+
     def local_shape(self, tensor: int, expert_tensor: int) -> tuple[int, ...]:
         """Shape on one rank.
 
@@ -122,8 +131,8 @@ class ParamSpec:
             tensor: tensor parallel ranks.
             expert_tensor: expert tensor parallel ranks.
         """
-        if self.partition_dim < 0:
-            return self.shape
-        shape = list(self.shape)
-        shape[self.partition_dim] //= tensor if self.expert is None else expert_tensor
+        ranks = tensor if self.expert is None else expert_tensor
+        dim, shape = self.among(ranks).partition_dim, list(self.shape)
+        if dim >= 0:
+            shape[dim] //= ranks
         return tuple(shape)

@@ -112,7 +112,11 @@ def _of_place(key: _Identity, stage: int, chunk: int) -> tuple[LocalParameter, .
     is_apart = placement.num_stages > 1 and spec.has_shared_embedding
     shared = {next(spec.before_layers()).name, spec.embedding_copy.name} if is_apart else ()
     return tuple(
-        LocalParameter(one, one.local_shape(tensor, expert_tensor), one.name in shared)
+        LocalParameter(
+            one.among(tensor if one.expert is None else expert_tensor),
+            one.local_shape(tensor, expert_tensor),
+            one.name in shared,
+        )
         for one in spec.of_chunk(placement, stage, chunk, experts)
     )
 

@@ -33,15 +33,23 @@ LAYOUTS = {
     "tp2-sp latent": ("deepseek_latent", TP | SP),
     "etp2": ("mixtral_experts", TP | SP | {"expert_tensor_parallel_size": 2}),
 }
+TP4 = {"tensor_model_parallel_size": 4}
+MORE_THAN_GROUPS = {
+    "tp4": ("llama_qv", TP4),
+    "tp4-sp": ("llama_qv", TP4 | SP),
+    "tp4-sp patterns z1": ("llama_patterns", TP4 | SP | {"zero_level": "z1"}),
+    "tp4-sp magnitudes": ("qwen2_dora", TP4 | SP),
+}
+"""Four ranks share two groups of query heads."""
 
 
 def losses_worker(names):
     """Losses of five steps by layout, on the last rank."""
     found = {}
     for name in names:
-        case, layout = LAYOUTS[name]
+        case, layout = (LAYOUTS | MORE_THAN_GROUPS)[name]
         values = sections(case, layout)
-        ranks = assemble(values).parallel_config.data_parallel_size(2)
+        ranks = assemble(values).parallel_config.data_parallel_size(comm.get_world_size())
         values["dataset_config"]["batch_size"] = 2 // ranks
         for grouped in (False, True) if "experts" in case else (None,):
             if grouped is not None:
@@ -56,6 +64,8 @@ def losses_worker(names):
 def test_losses_do_not_depend_on_the_layout(dist_run):
     found = dist_run(losses_worker, 2, 120, names=list(LAYOUTS))[-1]
     assert len(found) == len(LAYOUTS) + 2
+    found |= dist_run(losses_worker, 4, 120, names=list(MORE_THAN_GROUPS))[-1]
+    assert len(found) == len(LAYOUTS) + 2 + len(MORE_THAN_GROUPS)
     for (name, _), losses in found.items():
-        recorded = expected(LAYOUTS[name][0])["losses"]
+        recorded = expected((LAYOUTS | MORE_THAN_GROUPS)[name][0])["losses"]
         assert np.abs(np.array(losses) - recorded).max() <= 1e-5, name

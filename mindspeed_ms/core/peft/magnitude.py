@@ -35,7 +35,7 @@ class _Magnified(autograd.Function):
             factors[held] = values[places[held]] / lengths[held]
         ctx.factors = ops.cast(memory.from_numpy(factors), y.dtype)
         ctx.lengths, ctx.rows = lengths, rows
-        ctx.kinds = [magnitude.dtype for magnitude in magnitudes]
+        ctx.kinds = [(magnitude.shape, magnitude.dtype) for magnitude in magnitudes]
         ctx.save_for_backward(y)
         return y * ctx.factors
 
@@ -44,9 +44,9 @@ class _Magnified(autograd.Function):
         (y,) = ctx.saved_tensors
         by_output = memory.as_numpy(_exact(ops.bias_grad(memory.contiguous(grad * y))))
         grads = []
-        for places, kind in zip(ctx.rows, ctx.kinds, strict=True):
+        for places, (shape, kind) in zip(ctx.rows, ctx.kinds, strict=True):
             held = places >= 0
-            mine = np.zeros(int(held.sum()), np.float32)
+            mine = np.zeros(tuple(shape), np.float32)
             mine[places[held]] = by_output[held] / ctx.lengths[held]
             grads.append(ops.cast(memory.from_numpy(mine), kind))
         return grad * ctx.factors, None, None, *grads
@@ -100,11 +100,14 @@ def set_magnitudes(cell: Cell) -> None:
     # B is 0 at the beginning, and may not be written yet.
     lengths = row_lengths(adapters, cell.weight, alone=True)
     for one in adapters.each:
-        _fill(one, lengths)
+        _fill(one, lengths, adapters)
 
 
-def _fill(adapter: Adapter, lengths: np.ndarray) -> None:
+def _fill(adapter: Adapter, lengths: np.ndarray, adapters: Adapters) -> None:
     held = adapter.rows >= 0
-    values = np.empty(int(held.sum()), np.float32)
+    values = np.zeros(tuple(adapter.magnitude.shape), np.float32)
     values[adapter.rows[held]] = lengths[held]
-    ops.copy_cast_(adapter.magnitude, memory.from_numpy(values))
+    filled = memory.from_numpy(values)
+    if int(held.sum()) < values.size:  # ranks that share a group of heads have some each
+        comm.all_reduce(filled, group=adapters.group)
+    ops.copy_cast_(adapter.magnitude, filled)
