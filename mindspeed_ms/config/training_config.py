@@ -219,6 +219,11 @@ class TrainingConfig(Watching, Teaching):
     save_interval: Count | None = None
     """Training steps between checkpoints. None: only at the end."""
 
+    rampup_save_interval: Count | None = None
+    """Training steps between checkpoints in place of save_interval, as long as fewer samples are
+    consumed than rampup_batch_size names. None: save_interval.
+    """
+
     non_persistent_save_interval: Count | None = None
     """Training steps between checkpoints that the next one replaces, beside those of save_interval,
     which stay. None: there are none.
@@ -484,6 +489,12 @@ class TrainingConfig(Watching, Teaching):
     def is_dynamic_loss_scale(self) -> bool:
         """Whether the loss scale follows overflows."""
         return self.fp16 and self.loss_scale is None
+
+    def save_interval_at(self, consumed_samples: int) -> int | None:
+        """Training steps between checkpoints where so many samples are consumed."""
+        if self.rampup_batch_size is None or consumed_samples >= self.rampup_batch_size[2]:
+            return self.save_interval
+        return self.rampup_save_interval or self.save_interval
 
     def _resolve(self) -> None:
         self._fill("profile_save_path", f"{self.output_dir.rstrip('/')}/profile")

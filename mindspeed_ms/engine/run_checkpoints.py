@@ -14,6 +14,10 @@ from mindspeed_ms.config import AllConfig
 from mindspeed_ms.core.dist_checkpointing.live_state import live_tensors
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveError
 from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
+from mindspeed_ms.core.num_microbatches_calculator import (
+    get_num_microbatches,
+    update_num_microbatches,
+)
 from mindspeed_ms.core.optimizer import MegatronOptimizer, OptimizerParamScheduler
 from mindspeed_ms.core.timers import timed
 from mindspeed_ms.engine.adapters import adapters_of
@@ -66,6 +70,7 @@ class RunCheckpoints:
         self._on_complete = on_complete
         self._newest, self._base = loaded.saved_already, loaded.base
         self._has_origin = False
+        self._num_micro_batches: int | None = None
         # A run that goes on from its newest checkpoint is the same run. From an older one it is
         # another: the later checkpoints are not its own.
         self._run = loaded.continued or uuid.uuid4().hex
@@ -86,6 +91,20 @@ class RunCheckpoints:
         except SaveError as error:
             self._failed(error, training.exit_on_save_failure)
 
+    def before_step(self, setup: SavedRun) -> None:
+        """Save what steps of fewer micro-batches have made, before the first one with more.
+
+        Source: Megatron-LM ``train``.
+
+        Raises:
+            RunFailure: the checkpoint could not be written, if that ends the run.
+        """
+        before = self._num_micro_batches
+        update_num_microbatches(setup.state.consumed_train_samples, consistency_check=False)
+        self._num_micro_batches = get_num_microbatches()
+        if before not in (None, self._num_micro_batches):
+            self._save_during_training(setup, is_due=True, must_save=False)
+
     def after_step(self, setup: SavedRun, must_save: bool) -> None:
         """Save if it is time for that; complete a checkpoint that was written meanwhile.
 
@@ -93,14 +112,12 @@ class RunCheckpoints:
             RunFailure: a checkpoint could not be written, if that ends the run.
         """
         training, iteration = setup.config.training_config, setup.state.iteration
-        intervals = (training.save_interval, training.non_persistent_save_interval)
+        intervals = (
+            training.save_interval_at(setup.state.consumed_train_samples),
+            training.non_persistent_save_interval,
+        )
         is_due = any(steps and iteration % steps == 0 for steps in intervals)
-        try:
-            self._complete(wait=False)
-            if must_save or is_due:
-                self._save(setup)
-        except SaveError as error:
-            self._failed(error, must_save or training.exit_on_save_failure)
+        self._save_during_training(setup, is_due, must_save)
 
     def at_end(self, setup: SavedRun) -> None:
         """Save the last iteration if that has not been done, and wait until it is written.
@@ -138,6 +155,15 @@ class RunCheckpoints:
     def keep(self, iteration: int | None) -> None:
         """Let the checkpoint of an iteration stay; None: no one in particular."""
         self._saver.kept = iteration
+
+    def _save_during_training(self, setup: SavedRun, is_due: bool, must_save: bool) -> None:
+        try:
+            self._complete(wait=False)
+            if must_save or is_due:
+                self._save(setup)
+        except SaveError as error:
+            ends_run = must_save or setup.config.training_config.exit_on_save_failure
+            self._failed(error, ends_run)
 
     def _failed(self, error: SaveError, ends_run: bool) -> None:
         if ends_run:

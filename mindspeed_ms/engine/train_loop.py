@@ -108,6 +108,8 @@ def train(
     last = setup.train_iters if until is None else min(until, setup.train_iters)
     with stop.watched(), observer.bar(state, last):
         while state.iteration < last and reason is None:
+            if setup.checkpoints is not None:
+                setup.checkpoints.before_step(setup)
             if state.iteration + 1 in (training.iterations_to_skip or ()):
                 skip_step(setup, data_iterator)
                 continue

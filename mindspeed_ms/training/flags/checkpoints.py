@@ -56,6 +56,16 @@ CHECKPOINTS = in_group(
             common=True,
         ),
         value(
+            "--rampup-save-interval",
+            int,
+            Field("training_config.rampup_save_interval"),
+            small=None,
+        ),
+        on(
+            "--save-when-num-microbatches-change",
+            NoEffect("before a step with more micro-batches a checkpoint is always written"),
+        ),
+        value(
             "--save-retain-interval",
             int,
             Field(

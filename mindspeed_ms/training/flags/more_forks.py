@@ -220,14 +220,6 @@ _FLAGSCALE = (
         "--auto-tune",
     ),
     *compact(
-        "forks: checkpoints",
-        NoEffect("checkpoints are written every --save-interval iterations"),
-        """
---rampup-save-interval int
---save-when-num-microbatches-change
-""",
-    ),
-    *compact(
         "forks: adapters",
         NoEffect(
             "adapters begin as those of peft: one factor by Kaiming's rule, the other at zero"

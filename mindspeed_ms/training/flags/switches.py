@@ -45,6 +45,7 @@ SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "--num-experts": ("moe_config.", ()),
         "--moe-router-group-topk": ("moe_config.", ("moe_router_num_groups",)),
         "--moe-use-upcycling": ("moe_config.", ("moe_upcycling_granularity",)),
+        "--rampup-batch-size": ("training_config.", ("rampup_save_interval",)),
         "--use-ema": ("optimizer_config.", ("ema_decay",)),
         "--exit-signal-handler": ("training_config.", ("exit_signal",)),
         "--logits-save-dir": (
