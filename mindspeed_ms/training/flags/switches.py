@@ -43,6 +43,43 @@ SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             ("mtp_loss_scaling_factor", "mtp_use_repeated_layer", "mtp_detach_heads"),
         ),
         "--num-experts": ("moe_config.", ()),
+        "--moe-router-enable-expert-bias": ("moe_config.", ("moe_router_bias_update_rate",)),
+        "--moe-model-type deepspeed_moe": (
+            "moe_config.",
+            ("--moe-train-capacity-factor", "--disable-moe-token-dropping"),
+        ),
+        "--optimizer lion": ("optimizer_config.", ("lion_beta1", "lion_beta2")),
+        "--optimizer soap": (
+            "optimizer_config.",
+            (
+                *("soap_eps", "soap_shampoo_beta"),
+                *("soap_precondition_frequency", "soap_use_kl_shampoo"),
+            ),
+        ),
+        "--optimizer muon": (
+            "optimizer_config.",
+            (
+                *("muon_momentum", "muon_nesterov", "muon_split_qkv", "muon_scale_mode"),
+                *("muon_extra_scale_factor", "muon_coefficient_type", "muon_num_ns_steps"),
+                *("muon_fp32_matmul_prec", "muon_tp_mode", "muon_scalar_optimizer"),
+            ),
+        ),
+        "--fim-data": (
+            "dataset_config.",
+            (
+                *("fim_rate", "fim_spm_rate", "fim_split_sample", "fim_fragment_rate"),
+                *("fim_no_prefix", "fim_prefix_token", "fim_middle_token", "fim_suffix_token"),
+                *("fim_pad_token", "fim_eod_token"),
+            ),
+        ),
+        "--sft": ("dataset_config.", ("sft_tokenizer_prompt_format",)),
+        "--is-instruction-dataset": (
+            "dataset_config.",
+            (
+                *("prompt_type", "prompt_type_path", "pad_to_multiple_of"),
+                *("instruction_shuffle", "full_shuffle_instruction_dataset"),
+            ),
+        ),
         "--moe-router-group-topk": ("moe_config.", ("moe_router_num_groups",)),
         "--moe-use-upcycling": ("moe_config.", ("moe_upcycling_granularity",)),
         "--rampup-batch-size": ("training_config.", ("rampup_save_interval",)),
@@ -72,7 +109,9 @@ SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         ),
     }
 )
-"""Flag -> section and fields that are not read without it; no fields: all of the section."""
+"""Flag, or flag and value, -> section and fields, or flags of one field that is read, which are not
+read without it; none: all of the section.
+"""
 
 
 CLOSED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -87,9 +126,13 @@ CLOSED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 OTHER_WAYS: Mapping[str, tuple[str, Any]] = MappingProxyType(
-    {"--use-ema": ("optimizer_selection", "fused_ema_adamw")}
+    {
+        "--use-ema": ("optimizer_selection", ("fused_ema_adamw",)),
+        "--optimizer lion": ("muon_scalar_optimizer", ("lion",)),
+        "--optimizer muon": ("optimizer", ("dist_muon", "adaptive_muon")),
+    }
 )
-"""Flag -> attribute and value that switch the same on."""
+"""Flag -> attribute and values that switch the same on."""
 
 
 def switched_off(
@@ -110,8 +153,7 @@ def switched_off(
             lines.append(f"{', '.join(idle)} {_have(idle)} no effect with {closing}")
     ways = (values.get("position_embedding_type"), values.get("rope_scaling_type"))
     for switch, (section, fields) in SWITCH_OF_FIELD.items():
-        dest, asked = OTHER_WAYS.get(switch, (by_name[switch].dest, True))
-        if values.get(by_name[switch].dest) or values.get(dest) == asked:
+        if _is_on(switch, by_name, values):
             continue
         behind = [
             name
@@ -123,6 +165,13 @@ def switched_off(
         if behind:
             lines.append(f"{', '.join(behind)} {_have(behind)} no effect without {switch}")
     return lines
+
+
+def _is_on(switch: str, by_name: Mapping[str, Flag], values: Mapping[str, Any]) -> bool:
+    name, _, wanted = switch.partition(" ")
+    holds = values.get(by_name[name].dest)
+    dest, others = OTHER_WAYS.get(switch, ("", ()))
+    return (holds == wanted if wanted else bool(holds)) or values.get(dest) in others
 
 
 def _have(names: Sequence[str]) -> str:
@@ -139,4 +188,4 @@ def _is_behind(row: Flag, section: str, fields: Sequence[str]) -> bool:
     if not isinstance(row.state, Field) or row.state.without_effect is not None:
         return False
     head, _, name = row.state.path.rpartition(".")
-    return head == section.rstrip(".") and (name in fields or not fields)
+    return head == section.rstrip(".") and (not fields or name in fields or row.names[0] in fields)

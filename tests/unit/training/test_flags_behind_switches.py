@@ -17,6 +17,10 @@ ON = {
     "--experimental-attention-variant": ["--experimental-attention-variant", "gated_delta_net"],
     "--logits-save-dir": ["--logits-save-dir", "d"],
     "--logits-load-dir": ["--logits-load-dir", "d"],
+    "--rampup-batch-size": ["--rampup-batch-size", "2", "2", "8", "--global-batch-size", "4"],
+    "--moe-router-enable-expert-bias": [
+        *("--moe-router-enable-expert-bias", "--moe-router-score-function", "sigmoid"),
+    ],
 }
 
 
@@ -65,6 +69,27 @@ def report(*words):
             "--logits-load-kd-loss-alpha 0.5 --logits-load-ignore-errors",
             "--logits-load-ignore-errors have no effect without --logits-load-dir",
         ),
+        (
+            "--num-experts 4 --moe-train-capacity-factor 0.5",
+            "--moe-train-capacity-factor has no effect without --moe-model-type deepspeed_moe",
+        ),
+        ("--lion-beta1 0.5", "--lion-beta1 has no effect without --optimizer lion"),
+        ("--soap-eps 1e-6", "--soap-eps has no effect without --optimizer soap"),
+        ("--muon-momentum 0.5", "--muon-momentum has no effect without --optimizer muon"),
+        ("--fim-rate 0.25", "--fim-rate has no effect without --fim-data"),
+        ("--prompt-type qwen", "--prompt-type has no effect without --is-instruction-dataset"),
+        (
+            "--sft-tokenizer-prompt-format default",
+            "--sft-tokenizer-prompt-format has no effect without --sft",
+        ),
+        (
+            "--num-experts 4 --moe-router-bias-update-rate 0.5",
+            "--moe-router-bias-update-rate has no effect without --moe-router-enable-expert-bias",
+        ),
+        (
+            "--rampup-save-interval 2",
+            "--rampup-save-interval has no effect without --rampup-batch-size",
+        ),
         ("--exit-signal SIGINT", "--exit-signal has no effect without --exit-signal-handler"),
         (
             "--num-experts 4 --moe-upcycling-granularity 2",
@@ -75,15 +100,28 @@ def report(*words):
 def test_the_switch_is_named_when_it_is_off_alone(words, line):
     (said,) = report(*words.split())
     assert line in said
-    switch = said.rpartition(" ")[2]
-    assert not report(*words.split(), *ON.get(switch, [switch]))
+    switch = said.rpartition(" without ")[2]
+    assert not report(*words.split(), *ON.get(switch, switch.split()))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--optimizer dist_muon --muon-momentum 0.5",
+        "--optimizer muon --muon-scalar-optimizer lion --lion-beta1 0.5",
+    ],
+)
+def test_what_is_on_in_another_way_is_not_named(words):
+    assert not report(*words.split())
 
 
 def test_every_switch_and_field_exists():
     fields = {row.state.path for row in ROWS if isinstance(row.state, Field)}
     for switch, (section, names) in SWITCH_OF_FIELD.items():
-        assert switch in BY_NAME
-        assert {section + name for name in names} <= fields
+        assert switch.partition(" ")[0] in BY_NAME
+        flags = {name for name in names if name.startswith("--")}
+        assert flags <= set(BY_NAME)
+        assert {section + name for name in names if name not in flags} <= fields
         assert any(field.startswith(section) for field in fields)
 
 
