@@ -23,7 +23,7 @@ import numpy as np
 from mindspeed_ms.data.indexed_dataset import IndexedDatasetBuilder, get_bin_path, get_idx_path
 from mindspeed_ms.data.instruction_dataset import KEYS, prefix_of
 from mindspeed_ms.data.labelled import IGNORE_INDEX
-from mindspeed_ms.data.tokenizers import Tokenizer
+from mindspeed_ms.data.tokenizers import Tokenizer, tool_texts
 from mindspeed_ms.data.tokenizers.prompt_templates import PromptWriter, prompt_template
 from mindspeed_ms.data.tokenizers.text_sources import records_of
 from mindspeed_ms.toolkit.data.conversations import Writer
@@ -31,7 +31,8 @@ from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
 
 TEXT_HANDLERS = ("GeneralPretrainHandler",)
 ALPACA, SHAREGPT = "AlpacaStyleInstructionHandler", "SharegptStyleInstructionHandler"
-INSTRUCTION_HANDLERS = (ALPACA, SHAREGPT, "LlamaFactoryInstructionHandler")
+OPENAI = "OpenAIInstructionHandler"
+INSTRUCTION_HANDLERS = (ALPACA, SHAREGPT, OPENAI, "LlamaFactoryInstructionHandler")
 _COLUMNS: Mapping[str, Mapping[str, Any]] = {
     ALPACA: {
         "prompt": "instruction",
@@ -41,6 +42,7 @@ _COLUMNS: Mapping[str, Mapping[str, Any]] = {
         "system": None,
     },
     SHAREGPT: {"messages": "conversations", "system": None, "tools": None},
+    OPENAI: {"messages": "messages", "system": None, "tools": "tools"},
 }
 """What a record holds -> the key it has it under; None: under none unless ``--map-keys`` says."""
 _TAGS: Mapping[str, str] = {
@@ -52,6 +54,8 @@ _TAGS: Mapping[str, str] = {
     "function_tag": "function_call",
     "system_tag": "system",
 }
+_OF_MODELS = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content")
+"""What chat templates read of a message."""
 _THINKS: Mapping[str, bool | None] = {"true": True, "false": False, "none": None}
 
 
@@ -63,10 +67,11 @@ class Written(NamedTuple):
 
 
 class Chat(NamedTuple):
-    """A record as messages, of which every second one is an answer."""
+    """A record as messages in OpenAI's form, the last of which is an answer."""
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     system: str
+    tools: Sequence[tool_texts.Tool] = ()
 
 
 class UnusableError(ValueError):
@@ -137,7 +142,7 @@ class Reader:
     tags: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        kind = SHAREGPT if self.handler == SHAREGPT else ALPACA
+        kind = self.handler if self.handler in _COLUMNS else ALPACA
         given = dict(self.map_keys or {})
         tags = dict(given.pop("tags", {})) if kind == SHAREGPT else {}
         for known, named in ((_COLUMNS[kind], given), (_TAGS, tags)):
@@ -154,14 +159,22 @@ class Reader:
         """The messages.
 
         Raises:
-            UnusableError: they are no questions and answers in turn.
+            UnusableError: they are no questions with answers.
         """
-        chat = self._chat_of_turns(record) if "messages" in self.columns else self._alpaca(record)
+        read = {SHAREGPT: self._sharegpt, OPENAI: self._openai}.get(self.handler, self._alpaca)
+        try:
+            chat = read(record)
+        except ValueError as error:
+            raise UnusableError(str(error)) from None
         for message in chat.messages:
             if not isinstance(message["content"], str):
                 raise UnusableError(f"its message {message['content']!r:.40} is no text")
         if not isinstance(chat.system, str):
             raise UnusableError(f"its system {chat.system!r:.40} is no text")
+        if not chat.messages or chat.messages[-1]["role"] != "assistant":
+            raise UnusableError(
+                f"it has {len(chat.messages)} messages, the last of which is no answer"
+            )
         return chat
 
     def unread(self, record: Mapping[str, Any]) -> list[str]:
@@ -195,28 +208,49 @@ class Reader:
         messages += [_said("user", question), _said("assistant", answers[0])]
         return Chat(messages, self._get(record, "system") or "")
 
-    def _chat_of_turns(self, record: Mapping[str, Any]) -> Chat:
-        tags, system = self.tags, self._get(record, "system") or ""
-        found, role, content = self._list(record, "messages"), tags["role_tag"], tags["content_tag"]
-        if not all(isinstance(one, Mapping) and isinstance(one.get(role), str) for one in found):
-            raise UnusableError(f"its messages are no objects with a text under {role!r}")
-        if found and found[0].get(role) == tags["system_tag"]:
-            system, found = found[0].get(content) or "", found[1:]
-        if self._get(record, "tools"):
-            raise ValueError("it has tools, which templates do not write here; leave it out")
-        asking = {tags["user_tag"]: "user", tags["observation_tag"]: "observation"}
-        answering = {tags["assistant_tag"]: "assistant"}
+    def _sharegpt(self, record: Mapping[str, Any]) -> Chat:
+        tags = self.tags
+        found, system = self._turns(record, tags["role_tag"], tags["content_tag"])
+        roles = (
+            {tags["user_tag"]: "user", tags["observation_tag"]: "tool"},
+            {tags["assistant_tag"]: "assistant", tags["function_tag"]: "function"},
+        )
         messages = []
         for place, one in enumerate(found):
-            known = answering if place % 2 else asking
-            if one.get(role) == tags["function_tag"]:
-                raise ValueError("it calls a function, which templates do not write here")
-            if one.get(role) not in known:
-                raise UnusableError(f"message {place + 1} is of {one.get(role)!r}, out of turn")
-            messages.append(_said(known[one[role]], one.get(content)))
-        if not messages or len(messages) % 2:
-            raise UnusableError(f"it has {len(messages)} messages, not questions with answers")
-        return Chat(messages, system)
+            tag, content = one[tags["role_tag"]], one.get(tags["content_tag"])
+            role = roles[place % 2].get(tag)
+            if role is None:
+                raise UnusableError(f"message {place + 1} is of {tag!r}, out of turn")
+            if role == "function":
+                thought, calls = tool_texts.calls_of_text(content)
+                messages.append(_said("assistant", thought) | {"tool_calls": calls})
+            else:
+                messages.append(_said(role, content))
+        return Chat(messages, system, tool_texts.tools_of(self._get(record, "tools")))
+
+    def _openai(self, record: Mapping[str, Any]) -> Chat:
+        found, system = self._turns(record, "role", "content")
+        messages = []
+        for place, one in enumerate(found):
+            if one["role"] not in ("user", "assistant", "tool"):
+                raise UnusableError(f"message {place + 1} is of {one['role']!r}, out of turn")
+            message = {name: one[name] for name in _OF_MODELS if one.get(name) is not None}
+            if "tool_calls" in message:
+                message["tool_calls"] = tool_texts.calls_of(message["tool_calls"])
+                message.setdefault("content", "")
+            messages.append(message | {"content": message.get("content")})
+        return Chat(messages, system, tool_texts.tools_of(self._get(record, "tools")))
+
+    def _turns(
+        self, record: Mapping[str, Any], role: str, content: str
+    ) -> tuple[list[Mapping[str, Any]], Any]:
+        """Messages behind the system's, and what that says."""
+        found, system = self._list(record, "messages"), self._get(record, "system") or ""
+        if not all(isinstance(one, Mapping) and isinstance(one.get(role), str) for one in found):
+            raise UnusableError(f"its messages are no objects with a text under {role!r}")
+        if found and found[0][role] == self.tags["system_tag"]:
+            system, found = found[0].get(content) or "", found[1:]
+        return found, system
 
 
 def _said(role: str, content: Any) -> dict[str, Any]:
@@ -288,7 +322,13 @@ class InstructionEncoder:
         template, end = self._prompts.template, self._prompts.end
         ids: list[int] = []
         labels: list[int] = []
-        for asked, answered in self._prompts.turns(chat.messages, chat.system):
+        for place, message in enumerate(chat.messages):
+            if (message["role"] == "assistant") != bool(place % 2):
+                raise UnusableError(
+                    f"message {place + 1} is of {message['role']!r}, out of turn; only the "
+                    "tokenizer's own chat template writes such turns (leave --prompt-type out)"
+                )
+        for asked, answered in self._prompts.turns(chat.messages, chat.system, chat.tools):
             hidden = [IGNORE_INDEX] * len(asked)
             if ids and template.efficient_eos and asked and end is not None:
                 hidden[0] = end
@@ -301,7 +341,9 @@ class InstructionEncoder:
     def _by_chat(self, chat: Chat) -> Written:
         assert self._chats is not None, "one of the two writes"
         system = [_said("system", chat.system)] if chat.system else []
-        ids, learned = self._chats.write({"messages": [*system, *chat.messages]})
+        ids, learned = self._chats.write(
+            {"messages": [*system, *chat.messages], "tools": chat.tools or None}
+        )
         pairs = zip(ids, learned, strict=True)
         return Written(ids, [one if is_in else IGNORE_INDEX for one, is_in in pairs])
 

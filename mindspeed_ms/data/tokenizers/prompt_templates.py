@@ -2,7 +2,8 @@
 """Templates of MindSpeed-LLM's instruction data: how turns of a conversation are written.
 
 A template is a list of pieces for each role. A piece is a text, in which ``{{content}}`` and
-``{{idx}}`` stand for the message and the number of its turn, one token by its name
+``{{idx}}`` stand for the message and the number of its turn (``{{name}}`` and ``{{arguments}}`` for
+those of a call), one token by its name
 (``{"token": ...}``), or the token that begins or ends a text (``["bos_token"]``,
 ``["eos_token"]``). Every piece becomes ids by itself. Files of a user's own
 (``--prompt-type-path``) have the same form.
@@ -15,10 +16,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from mindspeed_ms.data.tokenizers import tool_texts
 from mindspeed_ms.data.tokenizers.bpe_tokenizers import HuggingFaceTokenizer
 from mindspeed_ms.files.regular_file import read_text
 
@@ -29,7 +31,14 @@ Turn: TypeAlias = tuple[list[int], list[int]]
 
 _BOS: list[Piece] = [["bos_token"]]
 _EOS: list[Piece] = [["eos_token"]]
-_CONTENT = "{{content}}"
+_CONTENT, _NAME, _ARGUMENTS = "{{content}}", "{{name}}", "{{arguments}}"
+_FUNCTION = f"Action: {_NAME}\nAction Input: {_ARGUMENTS}"
+_MARK = re.compile(r"\{\{(?:content|idx|name|arguments)\}\}")
+_NO_MARKS: Mapping[str, str] = {}
+_TOOLS: Mapping[str, Callable[[Sequence[tool_texts.Tool]], str]] = {
+    "default": tool_texts.plain_tools,
+    "qwen": tool_texts.qwen_tools,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +50,10 @@ class PromptTemplate:
     assistant: Pieces = (_CONTENT, *_EOS)
     system: Pieces = (_CONTENT,)
     observation: Pieces = (_CONTENT,)
+    function: Pieces = (_FUNCTION, *_EOS)
+    """An answer that calls tools."""
+    tools: str = "default"
+    """How tools are described, behind the system's message."""
     separator: Pieces = ()
     """Between two turns."""
     prefix: Pieces = ()
@@ -122,6 +135,8 @@ def _glm(*, is_text: bool) -> dict[str, Any]:
         "format_assistant": {"slots": [f"\n{_CONTENT}"] if is_text else ["\n", _CONTENT]},
         "format_system": written("system", asks=False),
         "format_observation": written("observation", asks=True),
+        "format_tools": {"tool_format": "glm4"},
+        **({"format_function": {"slots": [f"{_NAME}\n{_ARGUMENTS}"]}} if is_text else {}),
         "format_prefix": {
             "slots": ["[gMASK]<sop>"] if is_text else [{"token": "[gMASK]"}, {"token": "sop"}]
         },
@@ -192,6 +207,8 @@ TEMPLATES: Mapping[str, Mapping[str, Any]] = {
                 "<|im_start|>assistant\n"
             ]
         },
+        format_function={"slots": [f"{_CONTENT}<|im_end|>\n"]},
+        format_tools={"tool_format": "qwen"},
         format_separator={},
         template_class="ReasoningTemplate",
     ),
@@ -265,6 +282,8 @@ def _template(name: str, given: Mapping[str, Any]) -> PromptTemplate:
         assistant=slots("assistant") or (_CONTENT, *([] if efficient else _EOS)),
         system=slots("system") or (_CONTENT,),
         observation=slots("observation") or user,
+        function=slots("function") or (_FUNCTION, *([] if efficient else _EOS)),
+        tools=_tool_format(given),
         separator=slots("separator") or (),
         prefix=slots("prefix") or (),
         default_system="".join(texts("default_system")),
@@ -278,6 +297,11 @@ def _template(name: str, given: Mapping[str, Any]) -> PromptTemplate:
     if template.replace_eos and not template.stop_words:
         raise ValueError(f"template {name} has replace_eos without stop_words; name the token")
     return template
+
+
+def _tool_format(given: Mapping[str, Any]) -> str:
+    block = given.get("format_tools")
+    return str(block.get("tool_format") or "default") if isinstance(block, Mapping) else "default"
 
 
 def _are_pieces(found: object) -> bool:
@@ -333,17 +357,26 @@ class PromptWriter:
     def __post_init__(self) -> None:
         object.__setattr__(self, "end", end_of_turns(self.template, self.tokenizer))
 
-    def turns(self, messages: Sequence[Mapping[str, str]], system: str = "") -> list[Turn]:
+    def turns(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        system: str = "",
+        tools: Sequence[tool_texts.Tool] = (),
+    ) -> list[Turn]:
         """Questions and answers in turn.
 
         Args:
-            messages: ``role`` (user or observation, then assistant, and so on) and ``content``.
+            messages: ``role`` (user or tool, then assistant, and so on), ``content``, and
+                ``tool_calls`` of answers that call tools.
             system: the system's message; empty: the template's.
+            tools: what may be called.
 
         Raises:
-            ValueError: the tokenizer lacks a token of the template.
+            ValueError: the tokenizer lacks a token of the template, or the template does not write
+                such tools or calls.
         """
         template, system = self.template, system or self.template.default_system
+        system += self._of_tools(tools) if tools else ""
         texts = [message["content"] for message in messages]
         if template.reasons and self.thinks is False:
             texts = [self._unthought(one) if place % 2 else one for place, one in enumerate(texts)]
@@ -353,18 +386,44 @@ class PromptWriter:
             if not place:
                 ids += self._ids(template.prefix)
                 if system and template.system_in_user:
-                    content = _filled(template.system[0], system, 0) + content
+                    content = _filled(template.system[0], {_CONTENT: system}) + content
                 elif system:
-                    ids += self._ids(template.system, system)
+                    ids += self._ids(template.system, {_CONTENT: system})
             elif not place % 2:
                 ids += self._ids(template.separator)
-            role = message["role"]
-            pieces = {"user": template.user, "observation": template.observation}
-            ids += self._ids(pieces.get(role, template.assistant), content, place // 2)
+            if message.get("tool_calls"):
+                ids += self._ids(template.function, self._call_marks(message, content))
+            else:
+                pieces = {"user": template.user, "tool": template.observation}
+                marks = {_CONTENT: content, "{{idx}}": str(place // 2)}
+                ids += self._ids(pieces.get(message["role"], template.assistant), marks)
             written.append(ids)
         if template.reasons:
             self._add_thoughts(written, texts)
         return list(zip(written[::2], written[1::2], strict=True))
+
+    def _of_tools(self, tools: Sequence[tool_texts.Tool]) -> str:
+        template = self.template
+        if template.tools not in _TOOLS:
+            raise ValueError(
+                f"template {template.name} describes tools in the form {template.tools}, which is "
+                "not written here; leave --prompt-type out, for the tokenizer's own chat template"
+            )
+        return _TOOLS[template.tools](tools)
+
+    def _call_marks(self, message: Mapping[str, Any], thought: str) -> dict[str, str]:
+        """What stands for the marks in the pieces of an answer that calls tools."""
+        calls = message["tool_calls"]
+        if any(isinstance(one, str) and _CONTENT in one for one in self.template.function):
+            return {_CONTENT: thought + tool_texts.qwen_calls(calls)}
+        if len(calls) > 1 or thought:
+            raise ValueError(
+                f"template {self.template.name} writes one call without a text, not {len(calls)} "
+                f"behind {thought!r:.20}; leave --prompt-type out, for the tokenizer's own chat "
+                "template"
+            )
+        name, arguments = tool_texts.named(calls[0])
+        return {_NAME: name, _ARGUMENTS: tool_texts.text_of(arguments)}
 
     def _add_thoughts(self, written: list[list[int]], texts: Sequence[str]) -> None:
         words = self.template.thought_words
@@ -381,11 +440,11 @@ class PromptWriter:
         start, end = map(re.escape, self.template.thought_words)
         return re.sub(f"{start}.*?{end}", "", text, flags=re.DOTALL).lstrip("\n")
 
-    def _ids(self, pieces: Pieces, content: str = "", turn: int = 0) -> list[int]:
+    def _ids(self, pieces: Pieces, marks: Mapping[str, str] = _NO_MARKS) -> list[int]:
         ids: list[int] = []
         for piece in pieces:
             if isinstance(piece, str):
-                text = _filled(piece, content, turn)
+                text = _filled(piece, marks)
                 ids += self._of_text(text) if text else []
             elif isinstance(piece, dict):
                 ids.append(_token(piece["token"], self.template, self.tokenizer))
@@ -402,6 +461,6 @@ class PromptWriter:
         return ids
 
 
-def _filled(piece: Piece, content: str, turn: int) -> str:
+def _filled(piece: Piece, marks: Mapping[str, str]) -> str:
     assert isinstance(piece, str), "a system's message within a question is a text"
-    return piece.replace("{{idx}}", str(turn)).replace(_CONTENT, content)
+    return _MARK.sub(lambda found: marks.get(found.group(), ""), piece)

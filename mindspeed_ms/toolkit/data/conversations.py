@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_ms.data.labelled import IGNORE_INDEX, Sample, Shape, sample_of, with_documents
-from mindspeed_ms.data.tokenizers import chat_templates
+from mindspeed_ms.data.tokenizers import chat_templates, tool_texts
 from mindspeed_ms.toolkit.data.samples import ids_of, require_fit
 from mindspeed_ms.toolkit.messages import say_once
 from mindspeed_ms.training.one_line import one_line
@@ -102,7 +102,7 @@ class Writer:
         if "input_ids" in record:
             return _of_ids(record)
         if "messages" in record or "conversations" in record:
-            return self._conversation(_messages(record))
+            return self._conversation(_messages(record), tool_texts.tools_of(record.get("tools")))
         if "prompt" in record and "completion" in record:
             prompt, completion = record["prompt"], record["completion"]
             if isinstance(prompt, str) and isinstance(completion, str):
@@ -110,7 +110,7 @@ class Writer:
             if isinstance(prompt, str) or isinstance(completion, str):
                 raise ValueError("one of prompt and completion is a text; both or none must be")
             turns = [*_messages({"messages": prompt}), *_messages({"messages": completion})]
-            return self._conversation(turns)
+            return self._conversation(turns, tool_texts.tools_of(record.get("tools")))
         if "instruction" in record and "output" in record:
             return self._instruction(record)
         if isinstance(record.get("text"), str):
@@ -149,25 +149,32 @@ class Writer:
         template: str = self.tokenizer.get_chat_template(self.chat_template)
         return template
 
-    def _conversation(self, turns: Sequence[Mapping[str, Any]]) -> tuple[Ids, Learned]:
+    def _conversation(
+        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[tool_texts.Tool] = ()
+    ) -> tuple[Ids, Learned]:
         template = self._template()
+        _require_tools_are_written(template, turns, tools)
         if not self.answers_only:
             ids = self.tokenizer.apply_chat_template(
-                turns, chat_template=template, return_dict=False
+                turns, tools=tools or None, chat_template=template, return_dict=False
             )
             return list(ids), [True] * len(ids)
         if chat_templates.has_generation(template):
             found = self.tokenizer.apply_chat_template(
                 turns,
+                tools=tools or None,
                 chat_template=template,
                 return_dict=True,
                 return_assistant_tokens_mask=True,
             )
             return list(found["input_ids"]), [bool(one) for one in found["assistant_masks"]]
-        return self._by_prefixes(turns, template)
+        return self._by_prefixes(turns, tools, template)
 
     def _by_prefixes(
-        self, turns: Sequence[Mapping[str, Any]], template: str
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        tools: Sequence[tool_texts.Tool],
+        template: str,
     ) -> tuple[Ids, Learned]:
         """Where a template does not mark answers: what it writes behind the prompt for each one.
 
@@ -179,6 +186,7 @@ class Writer:
             return str(
                 self.tokenizer.apply_chat_template(
                     turns[:count],
+                    tools=tools or None,
                     chat_template=template,
                     tokenize=False,
                     add_generation_prompt=prompt,
@@ -202,6 +210,18 @@ class Writer:
             for start, end in encoded["offset_mapping"]
         ]
         return list(encoded["input_ids"]), learned
+
+
+def _require_tools_are_written(
+    template: str, turns: Sequence[Mapping[str, Any]], tools: Sequence[tool_texts.Tool]
+) -> None:
+    has_calls = any(turn.get("tool_calls") for turn in turns)
+    for word, is_there in (("tools", bool(tools)), ("tool_calls", has_calls)):
+        if is_there and word not in template:
+            raise ValueError(
+                f"it has {word}, which the chat template does not write; give a chat_template "
+                "that does, or leave such records out"
+            )
 
 
 def _of_ids(record: Mapping[str, Any]) -> tuple[Ids, Learned]:
@@ -246,9 +266,15 @@ def _messages(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _turn(given: object) -> Mapping[str, Any]:
     turn = given if isinstance(given, Mapping) else {}
+    if turn.get("from") == "function_call" and "value" in turn:
+        thought, calls = tool_texts.calls_of_text(turn["value"])
+        return {"role": "assistant", "content": thought, "tool_calls": calls}
     if "from" in turn and "value" in turn:
-        roles = {"human": "user", "gpt": "assistant"}
+        roles = {"human": "user", "gpt": "assistant", "observation": "tool"}
         turn = {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
+    if turn.get("tool_calls") is not None:
+        calls = tool_texts.calls_of(turn["tool_calls"])
+        turn = {**turn, "content": turn.get("content") or "", "tool_calls": calls}
     if not isinstance(turn.get("role"), str) or turn.get("content") is None:
         raise ValueError(
             f"a message is {given!r:.60}; it must have role, a text, and content (or from, value)"

@@ -495,7 +495,7 @@ ROWS: tuple[Flag, ...] = (
     ),
     *compact(
         "forks: tracking",
-        NoEffect("a run's name in the tracker is --wandb-exp-name"),
+        NoEffect("wandb reads WANDB_MODE, WANDB_API_KEY and its other variables by itself"),
         """
 --wandb-id str
 --wandb-mode str

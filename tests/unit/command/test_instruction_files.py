@@ -3,6 +3,7 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mindspeed_ms.data.tokenizers.prompt_templates import (
     PromptWriter,
     prompt_template,
 )
+from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
 
 OUT = -100
 SPECIAL = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "[gMASK]", "sop"]
@@ -290,11 +292,18 @@ def test_records_that_cannot_be_used_are_counted(tmp_path, folder, caplog):
 ODD = [None, 0, 5, True, "", "ab", [], ["a"], ["a", "b"], [["a", 1]], [3], {}, {"a": 1}, [{}]]
 ODD += [[{"from": value, "value": "x"}] for value in (None, [], {}, "human", "gpt", "system")]
 ODD += [[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]]
+ODD += [[{"role": value, "content": "x"}] for value in (None, [], {}, "user", "assistant")]
+ODD += [[{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [{}]}]]
+ODD += [[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]]
 ODD += [[{"from": "human", "value": 3}, {"from": "gpt", "value": None}]]
 
 
 @pytest.mark.parametrize(
-    "handler", ["AlpacaStyleInstructionHandler", "SharegptStyleInstructionHandler"]
+    "handler",
+    [
+        *("AlpacaStyleInstructionHandler", "SharegptStyleInstructionHandler"),
+        "OpenAIInstructionHandler",
+    ],
 )
 def test_records_of_any_values_are_read_or_named(handler):
     reader = Reader(handler)
@@ -312,3 +321,150 @@ def test_records_of_any_values_are_read_or_named(handler):
             assert all(isinstance(one, str) for one in texts)
             read += 1
     assert 0 < read < 4000
+
+
+TOOL = {
+    "name": "weather",
+    "description": "tells it",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "town": {"type": "string", "description": "where"},
+            "unit": {"type": "string", "description": "of what", "enum": ["C", "F"]},
+            "days": {"type": "array", "description": "when", "items": {"type": "integer"}},
+        },
+        "required": ["town"],
+    },
+}
+CALL = {"name": "weather", "arguments": {"town": "Köln"}}
+CALLING = {
+    "conversations": [
+        {"from": "human", "value": "warm?"},
+        {"from": "function_call", "value": json.dumps(CALL)},
+        {"from": "observation", "value": "21"},
+        {"from": "gpt", "value": "yes"},
+    ],
+    "tools": json.dumps([TOOL]),
+}
+WRAPPED = {"type": "function", "function": TOOL}
+OPENAI = {
+    "messages": [
+        {"role": "user", "content": "warm?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "1", "type": "function", "function": CALL}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "21"},
+        {"role": "assistant", "content": "yes"},
+    ],
+    "tools": [WRAPPED],
+}
+TOOL_TEMPLATE = (
+    "{% if tools %}T{% for tool in tools %}{{ tool | tojson }}{% endfor %}\n{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}"
+    "{% for call in message.tool_calls %}<call>{{ call.function.name }}"
+    "{{ call.function.arguments | tojson }}{% endfor %}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ message.content + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+)
+IN_SHAREGPT = '{"messages": "conversations", "tools": "tools"}'
+
+
+def test_calls_and_tools_by_a_prompt_type(tmp_path, folder, tokenizer):
+    flags = ["--handler-name", "SharegptStyleInstructionHandler", "--prompt-type", "default"]
+    ((ids, _, labels),) = written(tmp_path, folder, [CALLING], *flags, "--map-keys", IN_SHAREGPT)
+    assert tokenizer.detokenize(ids) == (
+        "You have access to the following tools:\n"
+        "> Tool Name: weather\nTool Description: tells it\nTool Args:\n"
+        "  - town (string, required): where\n"
+        "  - unit (string): of what, should be one of [C, F]\n"
+        "  - days (array): when, where each item should be integer\n\n"
+        "Use the following format if using a tool:\n```\nAction: tool name (one of [weather]).\n"
+        "Action Input: the input to the tool, in a JSON format representing the kwargs "
+        '(e.g. ```{"input": "hello world", "num_beams": 5}```).\n```\n\n'
+        'Human: warm?\nAssistant:Action: weather\nAction Input: {"town": "Köln"}</s>'
+        "\nHuman: 21\nAssistant:yes</s>"
+    )
+    assert tokenizer.detokenize([one for one in labels if one != OUT]) == (
+        'Action: weather\nAction Input: {"town": "Köln"}</s>yes</s>'
+    )
+
+
+def test_several_calls_with_a_thought_by_a_prompt_type(tmp_path, folder, tokenizer):
+    talk = [dict(one) for one in CALLING["conversations"]]
+    talk[1]["value"] = "<think>\nask\n</think>\n\n" + json.dumps([CALL, CALL])
+    record = {"conversations": talk, "tools": [WRAPPED]}
+    flags = ["--handler-name", "SharegptStyleInstructionHandler", "--map-keys", IN_SHAREGPT]
+    ((ids, _, labels),) = written(tmp_path, folder, [record], *flags, "--prompt-type", "qwen3")
+    text = tokenizer.detokenize(ids)
+    assert f"<tools>\n{json.dumps(WRAPPED)}\n</tools>" in text
+    assert "<|im_start|>user\n<tool_response>\n21\n</tool_response><|im_end|>" in text
+    call = '<tool_call>\n{"name": "weather", "arguments": {"town": "Köln"}}\n</tool_call>'
+    learned = tokenizer.detokenize([one for one in labels if one != OUT])
+    assert learned == f"<think>\nask\n</think>{call}\n{call}<|im_end|>\nyes<|im_end|>\n"
+    with pytest.raises(ValueError, match="writes one call without a text, not 2"):
+        reader = Reader(flags[1], json.loads(IN_SHAREGPT))
+        writer = PromptWriter(prompt_template("qwen"), tokenizer)
+        writer.turns(reader.chat(record).messages)
+
+
+@pytest.mark.parametrize(
+    ("record", "flags"),
+    [
+        (CALLING, ["SharegptStyleInstructionHandler", "--map-keys", IN_SHAREGPT]),
+        (OPENAI, ["OpenAIInstructionHandler"]),
+    ],
+    ids=["ShareGPT", "OpenAI"],
+)
+def test_calls_and_tools_by_the_tokenizers_own_chat_template(
+    tmp_path, folder, tokenizer, record, flags
+):
+    """Ids and masks of ``transformers``, which the tests of chat templates compare with."""
+    path = tmp_path / "tools"
+    shutil.copytree(folder, path)
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(
+        json.dumps({**config, "chat_template": TOOL_TEMPLATE})
+    )
+    ((ids, _, labels),) = written(tmp_path, str(path), [record], "--handler-name", *flags)
+    own = AutoTokenizer.from_pretrained(str(path)).apply_chat_template(
+        OPENAI["messages"][:1] + [OPENAI["messages"][1] | {"content": ""}] + OPENAI["messages"][2:],
+        tools=[WRAPPED],
+        return_assistant_tokens_mask=True,
+    )
+    assert ids == own["input_ids"]
+    mask = own["assistant_masks"]
+    assert labels == [one if kept else OUT for one, kept in zip(ids, mask, strict=True)]
+    assert tokenizer.detokenize([one for one in labels if one != OUT]) == (
+        '<call>weather{"town": "Köln"}<|im_end|>yes<|im_end|>'
+    )
+
+
+@pytest.mark.parametrize(("left", "word"), [("tools", "tools"), ("messages", "tool_calls")])
+def test_a_chat_template_that_writes_no_tools_is_named(tmp_path, folder, left, word, capsys):
+    plain = {"tools": [], "messages": [OPENAI["messages"][0], OPENAI["messages"][3]]}
+    record = {**plain, left: OPENAI[left]}
+    with pytest.raises(SystemExit):
+        written(tmp_path, folder, [record], "--handler-name", "OpenAIInstructionHandler")
+    line = f"record 1: it has {word}, which the chat template does not write"
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tools": "{"}, "its tools '{' is no JSON"),
+        ({"tools": [3]}, "its tools .3. are no list of JSON schemas"),
+        ({"tools": [{"parameters": {}}]}, "its tool .* has no name"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "the last of which is no answer"),
+        (
+            {"messages": [OPENAI["messages"][1] | {"tool_calls": [{}]}]},
+            "its call .* has no name",
+        ),
+        ({"messages": [{"role": "critic", "content": "a"}]}, "message 1 is of 'critic', out of"),
+    ],
+)
+def test_tools_and_calls_that_are_none_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        Reader("OpenAIInstructionHandler").chat({**OPENAI, **change})

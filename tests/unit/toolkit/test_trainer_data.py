@@ -255,3 +255,34 @@ def test_the_tool_makes_records_of_texts(tmp_path):
         text=True,
     )
     assert bad.returncode == 2 and "--input_file" in bad.stderr
+
+
+def test_calls_of_tools_are_learned(tokenizer):
+    """In ShareGPT's form and in OpenAI's, as the tokenizer's own template writes them."""
+    template = (
+        "{% for tool in tools %}{{ '# ' + tool.function.name + '\\n' }}{% endfor %}"
+        "{% for m in messages %}{{ m.role + ' : ' }}{% if m.role == 'assistant' %}{% generation %}"
+        "{% for c in m.tool_calls %}{{ '# ' + c.function.name + ' [END] ' }}{% endfor %}"
+        "{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
+        "{{ '\\n' }}{% endfor %}"
+    )
+    call = {"name": "there", "arguments": {}}
+    talk = [
+        {"from": "human", "value": "what is up"},
+        {"from": "function_call", "value": json.dumps(call)},
+        {"from": "observation", "value": "a b"},
+        {"from": "gpt", "value": "not much"},
+    ]
+    messages = [
+        {"role": "user", "content": "what is up"},
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]},
+        {"role": "tool", "content": "a b"},
+        {"role": "assistant", "content": "not much"},
+    ]
+    writer = Writer(tokenizer, template)
+    ids, learned = writer.write({"conversations": talk, "tools": json.dumps([{"name": "there"}])})
+    again = {"messages": messages, "tools": [{"type": "function", "function": {"name": "there"}}]}
+    assert (ids, learned) == writer.write(again)
+    kept = [one for one, is_in in zip(ids, learned, strict=True) if is_in]
+    assert tokenizer.convert_ids_to_tokens(kept) == ["#", "there", "[END]", "not", "much"]
+    assert tokenizer.convert_ids_to_tokens(ids[:3]) == ["#", "there", "\n"]

@@ -4,8 +4,10 @@
 import math
 
 import pytest
+from flag_words import config_of
 from launch_corpus import PUBLISHED, SCRIPTS, expanded
 
+from mindspeed_ms.models.identity import identity
 from mindspeed_ms.training.arguments import parse_args
 from mindspeed_ms.training.dry_run import resolve
 from mindspeed_ms.training.from_args import no_effect_report
@@ -96,3 +98,21 @@ def test_virtual_stages_shrink_under_every_name_of_their_flag(ranks):
         parallel = resolve(parse_args([*words, "--dry-run"])).config.parallel_config
         stages = parallel.pipeline_model_parallel_size
         assert (parallel.virtual_pipeline_model_parallel_size is not None) == (stages > 1), name
+
+
+def test_the_last_norm_can_be_left_out():
+    assert config_of("--no-post-layer-norm").model_config.use_final_norm is False
+    assert config_of("--use-deter-comp").parallel_config.deterministic_mode
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--use-lora --lora-register-forward-hook word_embeddings --lora-ckpt-filter "
+        "--load-checkpoint-loosely",
+        "--shared-expert-gate-output-dimension 1 --input-jitter --mla-fa-divide-qk",
+    ],
+)
+def test_what_fine_tuning_scripts_say_beside_passes(words):
+    before = [word for word in words.split() if word == "--use-lora"]
+    assert identity(config_of(*words.split())) == identity(config_of(*before))
