@@ -180,6 +180,11 @@ class TrainingConfig(Watching, Teaching):
     log_throughput: bool = False
     """Add TFLOP/s per device to the log line. False: leave it out."""
 
+    log_energy: bool = False
+    """Add the energy that a step takes and the power to the log line, for each rank its share of
+    the processors' of all hosts. False: leave them out.
+    """
+
     log_params_norm: bool = False
     """Add the norm of all parameters to the log line. False: leave it out."""
 

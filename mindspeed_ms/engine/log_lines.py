@@ -39,6 +39,14 @@ class IntervalReport:
     true_loss: float | None = None
     """Mean of the main loss over all iterations, skipped ones included; None: none was."""
     max_attention_logit: float | None = None
+    joules_per_rank: float | None = None
+    """Energy of an iteration."""
+
+    @property
+    def watts_per_rank(self) -> float | None:
+        """Power in the iterations."""
+        joules = self.joules_per_rank
+        return None if joules is None else joules / self.seconds_per_iteration
 
 
 def megatron_line(report: IntervalReport, now: datetime) -> str:
@@ -50,6 +58,9 @@ def megatron_line(report: IntervalReport, now: datetime) -> str:
     ]
     if report.tflops_per_rank is not None:
         parts.append(f"throughput per GPU (TFLOP/s/GPU): {report.tflops_per_rank:.1f}")
+    if report.joules_per_rank is not None:
+        parts.append(f"energy per GPU (J/iter/GPU): {report.joules_per_rank:.1f}")
+        parts.append(f"power per GPU (W/GPU): {report.watts_per_rank:.1f}")
     parts.append(f"learning rate: {report.learning_rate:.6E}")
     parts.append(f"global batch size: {report.global_batch_size:5d}")
     parts += [f"{name}: {value:.6E}" for name, value in report.losses.items()]

@@ -42,6 +42,7 @@ from mindspeed_ms.engine.log_lines import (
     validation_lines,
 )
 from mindspeed_ms.engine.micro_batches import EndlessLoader, SharedLoader
+from mindspeed_ms.engine.observe.energy import EnergyLog
 from mindspeed_ms.engine.observe.observer import Observer
 from mindspeed_ms.engine.observe.saved_steps import SavedSteps
 from mindspeed_ms.engine.output import print_rank_last
@@ -114,6 +115,7 @@ def train(
                 skip_step(setup, data_iterator)
                 continue
             observer.begin_step(state.iteration + 1)
+            log.begin_step()
             report = train_step(setup, data_iterator)
             observer.after_step(report)
             line = log.add(report, data_iterator)
@@ -397,6 +399,12 @@ class IntervalLog:
         self._setup = setup
         self._interval = setup.config.training_config.log_interval or 1
         self._reports: list[StepReport] = []
+        self._energy = EnergyLog() if setup.config.training_config.log_energy else None
+
+    def begin_step(self) -> None:
+        """A step begins, which ``add`` ends."""
+        if self._energy is not None:
+            self._energy.start_step()
 
     def add(self, report: StepReport, data: EndlessLoader | SharedLoader) -> IntervalReport | None:
         """Take a report; at the end of an interval print the line on the last rank.
@@ -405,6 +413,8 @@ class IntervalLog:
             What the line says; None within an interval.
         """
         self._reports.append(report)
+        if self._energy is not None:
+            self._energy.end_step()
         if report.iteration % self._interval:
             return None
         line_data = self._summary(data)
@@ -444,6 +454,7 @@ class IntervalLog:
             num_zeros=last.num_zeros,
             params_norm=last.params_norm,
             max_attention_logit=last.max_attention_logit,
+            joules_per_rank=None if self._energy is None else self._energy.lap(len(reports)),
             tflops_per_rank=(
                 tflops_per_rank(setup.config.model_config, batch, seconds, comm.get_world_size())
                 if training.log_throughput

@@ -111,6 +111,8 @@ def interval_figures(
         more: further figures by tag.
     """
     alone = dict(more or {})
+    if line.joules_per_rank is not None and line.watts_per_rank is not None:
+        alone |= {"iter-energy/gpu": line.joules_per_rank, "power/gpu": line.watts_per_rank}
     if training.log_timers_to_tensorboard:
         alone["iteration-time"] = line.seconds_per_iteration
         if line.tflops_per_rank is not None:

@@ -423,7 +423,6 @@ ROWS: tuple[Flag, ...] = (
 --dump-param-to-param-group-map str
 --gpu-sniff-test-interval int
 --train-sync-interval int
---log-energy
 --moe-enable-routing-replay
 --moe-routing-trace-capture-hidden-states
 --moe-routing-trace-capture-logits

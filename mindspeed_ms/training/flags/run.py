@@ -411,6 +411,7 @@ LOGGING = in_group(
             choices=("megatron", "guide", "short"),
         ),
         on("--log-throughput", Field("training_config.log_throughput"), common=True),
+        on("--log-energy", Field("training_config.log_energy")),
         on("--log-params-norm", Field("training_config.log_params_norm")),
         on("--log-num-zeros-in-grad", Field("training_config.log_num_zeros_in_grad")),
         on(
