@@ -214,6 +214,11 @@ class TrainingConfig(Watching, Teaching):
     it is not written.
     """
 
+    dump_param_to_param_group_map: str | None = None
+    """JSON file in which the first rank writes at start which group of the optimizer each parameter
+    belongs to. None: it is not written.
+    """
+
     # --- checkpoints
     output_dir: str = "./output"
     """Folder of checkpoints and logs."""

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from os import PathLike, fspath
+from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -26,6 +27,7 @@ from mindspeed_ms.core.optimizer import (
     get_grad_scaler,
     get_megatron_optimizer,
 )
+from mindspeed_ms.core.optimizer.param_groups import group_numbers
 from mindspeed_ms.core.run_state import RunState
 from mindspeed_ms.core.timers import timed
 from mindspeed_ms.data.loader import SampleDataset
@@ -52,7 +54,7 @@ from mindspeed_ms.engine.random_states import HostGenerators
 from mindspeed_ms.engine.restart import resumed
 from mindspeed_ms.engine.run_checkpoints import RunCheckpoints
 from mindspeed_ms.engine.run_data import RunData, build_run_data, whole_set
-from mindspeed_ms.engine.start import check_configuration, fill_run_state, report_layout
+from mindspeed_ms.engine.start import check_configuration, fill_run_state, report_layout, write_json
 from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.engine.teacher import reporting, teacher_of
 from mindspeed_ms.engine.teaching import set_up_distillation
@@ -388,6 +390,11 @@ def _set_up(
         width_mult=width_mult(config.model_config),
         is_apart=predicts_further if config.model_config.mtp_detach_heads else None,
     )
+    dump = config.training_config.dump_param_to_param_group_map
+    if dump is not None:
+        numbers = group_numbers(optimizer.param_groups)
+        if comm.get_rank() == 0:
+            write_json("--dump-param-to-param-group-map", Path(dump), numbers)
     clipping = config.model_config
     if clipping.qk_clip:
         chunks = [one.module for one in model]

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mindspeed_ms import ops
 from mindspeed_ms.backend import comm, device
@@ -112,7 +114,8 @@ def report_layout(all_config: AllConfig) -> None:
         print_rank_0(line)
     training = all_config.training_config
     if training.config_logger_dir is not None and comm.get_rank() == 0:
-        write_configuration(all_config, Path(training.config_logger_dir))
+        path = Path(training.config_logger_dir) / "config.json"
+        write_json("--config-logger-dir", path, all_config.to_dict())
     if not training.skip_train:
         every = training.save_interval
         when = f"every {every} iterations and at the end" if every else "at the end"
@@ -127,17 +130,14 @@ def report_layout(all_config: AllConfig) -> None:
         print_rank_0(missing)
 
 
-def write_configuration(all_config: AllConfig, folder: Path) -> None:
-    """Write all settings to ``config.json`` of a folder.
+def write_json(flag: str, path: Path, value: Mapping[str, Any]) -> None:
+    """Write what a flag asks for.
 
     Raises:
         ValueError: it cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(all_config.to_dict(), indent=2, ensure_ascii=False)
-        write_text(folder / "config.json", text + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise ValueError(
-            f"--config-logger-dir {folder} cannot be written ({error}); choose another folder"
-        ) from None
+        raise ValueError(f"{flag}: {path} cannot be written ({error}); choose another") from None

@@ -6,13 +6,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from mindspore import Parameter
 
+from mindspeed_ms.backend import comm
 from mindspeed_ms.config.optimizer_config import Algorithm
 from mindspeed_ms.core.parameter import shard_of
 
 DEFAULT_NO_DECAY = "Default_Setup"
+
+GroupKind: TypeAlias = tuple[bool, bool, bool, float, float]
+"""No decay, a rate of its own, the rule of matrices, factors on the rate and on Adam's eps."""
 
 
 @dataclass(slots=True)
@@ -32,6 +37,17 @@ class ParamGroup:
     parameters: list[tuple[str, Parameter]] = field(default_factory=list)
     lr: float = 0.0
     weight_decay: float = 0.0
+
+    @property
+    def kind(self) -> GroupKind:
+        """What its parameters have in common; groups are in this order."""
+        return (
+            self.wd_mult == 0.0,
+            self.is_decoupled_lr,
+            self.is_matrix,
+            self.lr_mult,
+            self.eps_mult,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +101,7 @@ def get_param_groups(
     Source: Megatron-LM ``_get_param_groups`` (which parameters, which order).
     """
     rule = width or WidthRule()
-    groups: dict[tuple[bool, bool, bool, float, float], ParamGroup] = {}
+    groups: dict[GroupKind, ParamGroup] = {}
     for name, param in parameters:
         no_decay = any(_matches(one, name, param) for one in no_weight_decay_params)
         no_decay &= not (decays_qk_norms and _is_qk_norm(name))
@@ -93,18 +109,30 @@ def get_param_groups(
         matrix = is_matrix(param)
         lr_mult = 1.0 if decoupled else rule.lr_mult(name, param, matrix)
         eps_mult = rule.eps_mult(name, param)
-        group = groups.setdefault(
-            (no_decay, decoupled, matrix, lr_mult, eps_mult),
-            ParamGroup(
-                wd_mult=0.0 if no_decay else 1.0,
-                lr_mult=lr_mult,
-                eps_mult=eps_mult,
-                is_decoupled_lr=decoupled,
-                is_matrix=matrix,
-            ),
+        group = ParamGroup(
+            wd_mult=0.0 if no_decay else 1.0,
+            lr_mult=lr_mult,
+            eps_mult=eps_mult,
+            is_decoupled_lr=decoupled,
+            is_matrix=matrix,
         )
-        group.parameters.append((name, param))
+        groups.setdefault(group.kind, group).parameters.append((name, param))
     return [groups[key] for key in sorted(groups)]
+
+
+def group_numbers(groups: Sequence[ParamGroup]) -> dict[str, int]:
+    """The number of each parameter's group, in the order of the groups of all ranks.
+
+    Parallelism: collective over the world.
+
+    Source: Megatron-LM ``get_megatron_optimizer`` (``dump_param_to_param_group_map``).
+    """
+    own = {name: group.kind for group in groups for name, _ in group.parameters}
+    kinds: dict[str, GroupKind] = {}
+    for of_rank in comm.all_gather_object(own):
+        kinds |= of_rank
+    numbers = {kind: number for number, kind in enumerate(sorted(set(kinds.values())))}
+    return {name: numbers[kind] for name, kind in kinds.items()}
 
 
 def _is_qk_norm(name: str) -> bool:

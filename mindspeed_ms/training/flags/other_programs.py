@@ -405,7 +405,13 @@ ROWS: tuple[Flag, ...] = (
                 str,
                 Field("training_config.config_logger_dir"),
                 small=None,
-            )
+            ),
+            value(
+                "--dump-param-to-param-group-map",
+                str,
+                Field("training_config.dump_param_to_param_group_map"),
+                small=None,
+            ),
         ],
     ),
     *compact(
@@ -420,7 +426,6 @@ ROWS: tuple[Flag, ...] = (
         "diagnostics",
         _DIAGNOSTICS,
         """
---dump-param-to-param-group-map str
 --gpu-sniff-test-interval int
 --train-sync-interval int
 --moe-enable-routing-replay

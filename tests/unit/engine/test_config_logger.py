@@ -6,6 +6,8 @@ import json
 import pytest
 from run_builder import open_run, trained
 
+from mindspeed_ms.core.parameter import named_parameters
+
 
 def test_the_configuration_is_written(tmp_path):
     folder = tmp_path / "new" / "configs"
@@ -17,5 +19,19 @@ def test_the_configuration_is_written(tmp_path):
 
 def test_a_folder_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="--config-logger-dir .* cannot be written"):
+    with pytest.raises(ValueError, match="--config-logger-dir: .* cannot be written"):
         open_run("--config-logger-dir", str(tmp_path / "file"))
+
+
+def test_the_group_of_each_parameter_is_written(tmp_path):
+    """Megatron's groups: with decay, without, and those of a rate of their own behind each."""
+    path = tmp_path / "new" / "groups.json"
+    words = ("--decoupled-lr", "1e-3", "--dump-param-to-param-group-map", str(path))
+    run, _ = open_run(*words, style="llama")
+    with run:
+        sizes = {name: param.ndim for name, param in named_parameters(run.model[0].module)}
+    numbers = json.loads(path.read_text())
+    assert numbers.keys() == sizes.keys()
+    for name, number in numbers.items():
+        decoupled = "word_embeddings" in name or "output_layer" in name
+        assert number == (1 if decoupled else 0 if sizes[name] > 1 else 2), name
