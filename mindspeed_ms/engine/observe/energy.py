@@ -34,10 +34,9 @@ class EnergyLog:
 
     def end_step(self) -> None:
         """It is over."""
-        if self._host is not None:
-            taken = self._host.taken()
-            known = self._joules is not None and taken is not None
-            self._joules = self._joules + taken if known else None
+        taken = None if self._host is None else self._host.taken()
+        if self._joules is not None:
+            self._joules = None if taken is None else self._joules + taken
 
     def lap(self, num_steps: int) -> float | None:
         """Joules per step and rank since the last lap; None, said once, if a host cannot tell.

@@ -85,6 +85,8 @@ def test_numbers_on_a_command_line_are_plain_and_finite(part, capsys):
     assert len(rows) > 300
     for index, row in enumerate(rows[part::PARTS]):
         values = BAD_NUMBERS[row.type]
+        if row.arity == "many":  # a plan takes a blank word for an empty variable: no value
+            values = tuple(value for value in values if value.strip())
         text = assert_refused(capsys, words_of(row, values[index % len(values)]))
         assert row.names[0] in text
 
