@@ -18,7 +18,7 @@ from pathlib import Path
 from mindspeed_ms.backend import addresses, env, launcher
 from mindspeed_ms.backend.torchrun.modules import refuse_other_files, require_module
 from mindspeed_ms.backend.torchrun.options import FAULTS, LaunchError, LaunchParser, tell
-from mindspeed_ms.backend.torchrun.run import Part, master_address, run
+from mindspeed_ms.backend.torchrun.run import Part, master_address, run, stand_in
 
 _REFUSED = {
     "sim_level": "plan with --dry-run among the script's arguments",
@@ -114,7 +114,7 @@ def _script(script: str, arguments: Sequence[str]) -> tuple[str, ...]:
         return words
     refuse_other_files(words[0])
     if not os.path.isfile(words[0]):
-        raise LaunchError(f"there is no script {words[0]}; check the path")
+        return ("-m", *stand_in(words[0], words[1:]))
     return words
 
 

@@ -120,11 +120,14 @@ def launch(request: Request) -> int:
     Raises:
         LaunchError: the request cannot be followed.
     """
-    _check(request)
-    if not request.is_module and not os.path.isfile(request.script):  # of a plan
-        sys.stderr.write(f"{request.script} is not here; planned as pretrain_gpt.py\n")
-        words = ("train", *request.script_args)  # does the same from any folder
-        request = replace(request, script="mindspeed_ms.command", script_args=words, is_module=True)
+    if request.is_module:
+        require_module(request.script)
+    else:
+        refuse_other_files(request.script)
+        if not os.path.isfile(request.script):
+            module, *words = stand_in(request.script, request.script_args)
+            request = replace(request, script=module, script_args=tuple(words), is_module=True)
+    _check_node(request)
     for name in request.ignored:
         sys.stderr.write(f"torchrun: {name} changes nothing here\n")
     return run(part_of(request), request.max_restarts)
@@ -151,21 +154,7 @@ def run(part: Part, max_restarts: int, name: str = "torchrun") -> int:
     return supervise(max_restarts, lambda count: _ranks(part, count), name)
 
 
-def _check(request: Request) -> None:
-    if request.is_module:
-        require_module(request.script)
-    else:
-        refuse_other_files(request.script)
-    other = _OTHER_MODELS.search(Path(request.script).name)
-    if not request.is_module and not os.path.isfile(request.script):
-        if other:
-            raise LaunchError(
-                f"{request.script} trains another kind of model; those here are GPTs, which "
-                "pretrain_gpt.py trains"
-            )
-        is_plan = env.is_dry_run() or bool(DRY_RUNS.intersection(request.script_args))
-        if not is_plan or not request.script.endswith(".py"):
-            raise LaunchError(f"there is no script {request.script}; check the path")
+def _check_node(request: Request) -> None:
     if request.is_local or env.is_dry_run():
         return
     if request.node_rank is None:
@@ -176,6 +165,24 @@ def _check(request: Request) -> None:
         raise LaunchError(
             f"--node-rank {request.node_rank} must be below --nnodes {request.nodes}; count from 0"
         )
+
+
+def stand_in(script: str, arguments: Sequence[str]) -> tuple[str, ...]:
+    """The module, with its arguments, that a plan takes for a script that is not here.
+
+    Raises:
+        LaunchError: it is no plan, or the script trains no GPT.
+    """
+    if _OTHER_MODELS.search(Path(script).name):
+        raise LaunchError(
+            f"{script} trains another kind of model; those here are GPTs, which pretrain_gpt.py "
+            "trains"
+        )
+    is_plan = env.is_dry_run() or bool(DRY_RUNS.intersection(arguments))
+    if not is_plan or not script.endswith(".py"):
+        raise LaunchError(f"there is no script {script}; check the path")
+    sys.stderr.write(f"{script} is not here; planned as pretrain_gpt.py\n")
+    return ("mindspeed_ms.command", "train", *arguments)  # does the same from any folder
 
 
 def supervise(max_restarts: int, start: Callable[[int], Processes], name: str = "torchrun") -> int:

@@ -82,3 +82,16 @@ def test_scripts_whose_names_are_too_long_are_not_there(tmp_path, monkeypatch, c
     assert deepspeed.main(["--num_gpus", "2", "--hostfile", name, name, "x"]) == 2
     assert msrun.main(["--worker_num", "2", "--local_worker_num", "2", name, "x"]) == 2
     assert capsys.readouterr().err.count(f"there is no script {name}") == 3
+
+
+def test_a_plan_stands_in_for_a_script_that_is_not_here(tmp_path, monkeypatch, capsys):
+    """Both launchers: published scripts name programs of another folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "run", lambda part, *_: started.append(part.words) or 0)
+    monkeypatch.setattr(msrun, "run", run.run)
+    started = []
+    script = ["/opt/posttrain_gpt.py", "--dry-run", "--lr", "1"]
+    assert run.main(words=["--nproc-per-node", "2", *script]) == 0
+    assert msrun.main(["--worker_num", "2", "--local_worker_num", "2", *script]) == 0
+    assert started == [("-m", "mindspeed_ms.command", "train", *script[1:])] * 2
+    assert capsys.readouterr().err.count("is not here; planned as pretrain_gpt.py") == 2
