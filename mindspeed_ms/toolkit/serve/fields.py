@@ -59,6 +59,10 @@ class Fields:
         """A field as it is."""
         return self._left.pop(name, default)
 
+    def peek(self, name: str) -> Any:
+        """A field that stays to be taken."""
+        return self._left.get(name)
+
     def flag(self, name: str, default: bool = False) -> bool:
         """True or false."""
         value = self.any(name, default)

@@ -24,10 +24,12 @@ MOST_COUNT = 2**31 - 1
 MOST_PENALTY = 100.0
 LEAST_SHARE = 1e-6
 LEAST_TEMPERATURE = 1e-5
+_NO_CALLS = "the model's calls of tools are not read out of its text; set tool_choice to 'none'"
+_NO_GRAMMAR = "answers are plain text, which no grammar binds"
 _UNSERVED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "suffix": (("",), "text is not filled in between two others"),
-    "tools": (([],), "the model's calls of tools are not read out of its text"),
-    "tool_choice": (("none", "auto"), "there are no tools"),
+    "tools": (([],), _NO_CALLS),
+    "tool_choice": (("none", "auto"), _NO_CALLS),
     "parallel_tool_calls": ((True, False), "there are no tools"),
     "functions": (([],), "the model's calls of functions are not read out of its text"),
     "function_call": (("none", "auto"), "there are no functions"),
@@ -37,10 +39,22 @@ _UNSERVED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "reasoning_effort": ((), "there is no such knob"),
     "prediction": ((), "drafts are not taken from the request"),
     "web_search_options": ((), "nothing is looked up"),
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice"), ((), _NO_GRAMMAR)),
+    **dict.fromkeys(("guided_grammar", "structured_outputs"), ((), _NO_GRAMMAR)),
+    "use_beam_search": ((False,), "beams are served at PUT /api"),
+    "length_penalty": ((1, 1.0), "beams are served at PUT /api"),
+    "early_stopping": ((False,), "beams are served at PUT /api"),
+    "skip_special_tokens": ((True,), "special tokens are no text"),
+    "spaces_between_special_tokens": ((True,), "special tokens are no text"),
+    "include_stop_str_in_output": ((False,), "a text ends before what stops it"),
+    "bad_words": (([],), "logit_bias rules tokens out, by -100"),
+    "allowed_token_ids": ((), "logit_bias rules tokens out, by -100"),
+    "prompt_logprobs": ((), "echo with logprobs has those of a prompt"),
+    "truncate_prompt_tokens": ((), "prompts are taken as they are"),
 }
 _IGNORED = (
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
-    "verbosity",
+    *("verbosity", "priority", "request_id", "cache_salt"),
 )
 """They change no text."""
 
@@ -380,11 +394,14 @@ def _conversation(fields: Fields, served: Served) -> list[int]:
         raise wrong("messages", "messages must be a list of at least one message")
     variables = fields.any("chat_template_kwargs", {})
     begins = fields.flag("add_generation_prompt", True)
+    tools = _tools(fields)
     if not isinstance(variables, Mapping):
         raise wrong("chat_template_kwargs", "chat_template_kwargs must be an object")
     apply = getattr(served.tokenizer, "apply_chat_template", None)
     if apply is None:
         raise wrong("messages", "the model's tokenizer has no chat template; use /v1/completions")
+    if tools:
+        variables = {**variables, "tools": tools}
     plain = [_message(one, index) for index, one in enumerate(messages)]
     try:
         ids = apply(plain, add_generation_prompt=begins, return_dict=False, **variables)
@@ -394,6 +411,16 @@ def _conversation(fields: Fields, served: Served) -> list[int]:
         raise wrong("messages", "the chat template makes no tokens of these messages")
     check_tokens("messages", ids, served.vocab_size)
     return list(ids)
+
+
+def _tools(fields: Fields) -> list[Any]:
+    """Tools that the template shows, though the model is not to call them."""
+    if fields.peek("tool_choice") != "none":
+        return []
+    tools = fields.any("tools", [])
+    if not isinstance(tools, list) or not all(isinstance(one, Mapping) for one in tools):
+        raise wrong("tools", "tools must be a list of objects")
+    return tools
 
 
 def _message(given: Any, index: int) -> dict[str, Any]:
@@ -410,6 +437,8 @@ def _message(given: Any, index: int) -> dict[str, Any]:
                 raise wrong("messages", f"{place}: content has a part that is no text")
             parts.append(part["text"])
         content = "".join(parts)
+    if content is None and given.get("tool_calls"):
+        content = ""
     if not isinstance(content, str):
         raise wrong("messages", f"{place} must have a text as content")
     return {**given, "content": content}

@@ -97,6 +97,55 @@ def test_a_chat_template_that_makes_no_tokens_is_refused():
         chat_job({**body, "chat_template_kwargs": {"tokenize": False}}, served)
 
 
+class Showing(Words):
+    """A template that shows tools, and calls of them, as their number."""
+
+    def apply_chat_template(self, messages, tools=(), **variables):
+        calls = sum(len(message.get("tool_calls") or ()) for message in messages)
+        return [len(messages), len(tools), calls]
+
+
+def test_tools_are_for_the_template_where_none_is_to_be_called():
+    served = replace(SERVED, tokenizer=Showing())
+    messages = [
+        {"role": "user", "content": "w5"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]},
+        {"role": "tool", "tool_call_id": "a", "content": "w6"},
+    ]
+    tools = [{"type": "function", "function": {"name": "f"}}] * 2
+    body = {"messages": messages, "tools": tools, "tool_choice": "none"}
+    assert chat_job(body, served).requests[0].prompt == (3, 2, 1)
+    assert chat_job({"messages": messages}, served).requests[0].prompt == (3, 0, 1)
+    for choice in ({}, {"tool_choice": "auto"}, {"tool_choice": "required"}):
+        with pytest.raises(ApiError, match="not read out of its text; set tool_choice to 'none'"):
+            chat_job({"messages": messages, "tools": tools, **choice}, served)
+    with pytest.raises(ApiError, match="tools must be a list of objects"):
+        chat_job({**body, "tools": ["f"]}, served)
+    with pytest.raises(ApiError, match=r"messages\[0\] must have a text"):
+        chat_job({"messages": [{"role": "assistant", "content": None}]}, served)
+
+
+@pytest.mark.parametrize(
+    ("field", "neutral", "value"),
+    [
+        ("guided_json", None, {"type": "object"}),
+        ("structured_outputs", None, {"json": {}}),
+        ("use_beam_search", False, True),
+        ("length_penalty", 1.0, 0.5),
+        ("skip_special_tokens", True, False),
+        ("include_stop_str_in_output", False, True),
+        ("bad_words", [], ["w5"]),
+    ],
+)
+def test_fields_of_other_servers_keep_their_default_or_are_refused_with_the_reason(
+    field, neutral, value
+):
+    completion_job({"prompt": "w5", field: neutral, "cache_salt": "a"}, SERVED)
+    with pytest.raises(ApiError, match=f"{field} is not served: ") as caught:
+        completion_job({"prompt": "w5", field: value}, SERVED)
+    assert caught.value.body["error"]["code"] == "unsupported_parameter"
+
+
 def _plain(number, **options):
     config = GenerationConfig(eos_token_id=7, **options).filled()
     config.max_length = 6
