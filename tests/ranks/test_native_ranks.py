@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_generation_layouts import PROMPTS, TP, built_model
+from test_generation_layouts import PP, PROMPTS, TP, built_model
 
 from mindspeed_ms.backend import comm, memory
 from mindspeed_ms.core import parallel_state
@@ -74,7 +74,7 @@ def native_worker(model, parallel):
     """Logits of a prompt and of steps, and whether they came from the native form."""
     chunks, config = built_model(model, parallel)
     biases = 0
-    for param in chunks[0].get_parameters():
+    for param in (param for chunk in chunks for param in chunk.get_parameters()):
         if param.name.endswith(("out_proj.bias", "projection.bias")):  # whole on every rank
             values = np.random.default_rng(len(param.name)).standard_normal(param.shape)
             memory.copy_from_host(param, values.astype(np.float32))
@@ -89,23 +89,27 @@ def native_worker(model, parallel):
         tokens = engine.cache.num_slots * engine.cache.room
         assert engine.cache.num_bytes == cache_bytes_per_token(config, 0) * tokens
     parallel_state.destroy_model_parallel()
-    return np.array(found), engine._may_decode and engine._decoder is not None
+    return np.array(found), engine._may_decode and engine._decoders is not None
+
+
+CUT = {TP: 2, "sequence_parallel": True}
 
 
 @pytest.mark.parametrize(
-    ("model", "is_cut"),
+    ("model", "parallel"),
     [
-        ("llama", False),
-        ("gpt2", True),
-        ("latent", False),
-        ("experts", True),
-        ("biased experts", True),
+        ("llama", {TP: 2}),
+        ("gpt2", CUT),
+        ("latent", {TP: 2}),
+        ("experts", CUT),
+        ("biased experts", CUT),
+        ("experts", {PP: 2}),
+        ("gpt2", {PP: 2, "virtual_pipeline_model_parallel_size": 2}),
     ],
 )
-def test_tensor_parallel_ranks_go_on_in_the_native_form(dist_run, model, is_cut):
+def test_tensor_parallel_ranks_and_stages_go_on_in_the_native_form(dist_run, model, parallel):
     alone, is_native = dist_run(native_worker, ranks=1, model=model, parallel={})[0]
     assert is_native
-    parallel = {TP: 2, "sequence_parallel": is_cut}
     results = dist_run(native_worker, ranks=2, model=model, parallel=parallel)
     assert (results[0][0] == results[1][0]).all()
     for found, is_native in results:

@@ -25,7 +25,9 @@ from mindspeed_ms.core.inference.kv_cache import KVCache
 from mindspeed_ms.ops.attention_call import Places
 
 Logits = NDArray[np.float32]
-Decoder = Callable[[InferenceContext], Logits]
+Decoder = Callable[[InferenceContext, Logits | None], Logits]
+"""The native form of a chunk: see ``legacy/model/decoding.py``."""
+Step = Callable[[Tensor | None], Tensor]
 MOST_ROWS = 16
 """New tokens of a call that weights as eight bits are for."""
 PROBE = 12
@@ -80,11 +82,12 @@ class InferenceEngine:
         self._pipeline = parallel_state.get_pipeline_model_parallel_group()
         is_cut = config.parallel_config.sequence_parallel and tensor.size > 1
         self._tensor, self._parts = tensor, tensor.size if is_cut else 1
-        self._decoder: Decoder | None = None
-        self._may_decode = len(self.chunks) == 1 and self._pipeline.size == 1
+        self._decoders: list[Decoder] | None = None
+        self._may_decode = True
+        is_whole = len(self.chunks) == 1 and self._pipeline.size == 1 and tensor.size == 1
         self._turns_at = turning_length(config)
         self._in_int8 = in_int8
-        if in_int8 and not (self._may_decode and tensor.size == 1 and _form(self.chunks[0])):
+        if in_int8 and not (is_whole and _forms(self.chunks)):
             raise ValueError(
                 "weights as eight bits are for models on one rank that have a native form "
                 "(ops/cpu); leave decodes_in_int8 (--int8) out"
@@ -176,8 +179,11 @@ class InferenceEngine:
         """Append the tokens of a context: logits as ``extend`` returns them."""
         if self._turns_at is not None:
             self._turn_again(context, self._turns_at)
-        decoder = self._native_form(context)
-        logits = self._through_cells(context) if decoder is None else decoder(context)
+        decoders = self._native_forms(context)
+        if decoders is None:
+            logits = self._through_cells(context)
+        else:
+            logits = self._natively(context, decoders)
         self.cache.advance(context.slots, context.counts)
         logits = logits[:, : self.vocab_size]
         return logits.reshape(*context.shape, -1) if context.wants_all else logits
@@ -203,20 +209,40 @@ class InferenceEngine:
         with autograd.recording(), autograd.inference_mode():
             return self.shared(self._run(context), context)
 
-    def _native_form(self, context: InferenceContext) -> Decoder | None:
-        """The model's native form, if it has one for such a context."""
-        if self._may_decode and self._decoder is None:
-            model = self.chunks[0]
-            form = _form(model)
-            if form is not None and not hasattr(model, "decodes_alike"):
-                model.decodes_alike = all(comm.all_gather_object(self._agree(form), self._tensor))
-            self._may_decode = form is not None and model.decodes_alike
-            self._decoder = _form(model, in_int8=True) if self._in_int8 else form
-        is_prompt = self._in_int8 and context.counts.sum() > MOST_ROWS
-        return self._decoder if self._may_decode and not is_prompt else None
+    def _natively(self, context: InferenceContext, decoders: Sequence[Decoder]) -> Logits:
+        if self._pipeline.size == 1:
+            return decoders[0](context, None)
 
-    def _agree(self, form: Decoder) -> bool:
-        """Whether a native form computes what the Cells do: it may not know a part of the model.
+        def step_of(decoder: Decoder) -> Step:
+            return lambda received: memory.from_numpy(
+                decoder(context, None if received is None else memory.as_numpy(received))
+            )
+
+        shape = (int(context.counts.sum()), self.config.hidden_size)
+        output = self._pass_on([step_of(decoder) for decoder in decoders], shape, mstype.float32)
+        return self.shared(output, context)
+
+    def _native_forms(self, context: InferenceContext) -> list[Decoder] | None:
+        """The chunks' native forms, if all ranks of the model have them for such a context."""
+        if self._may_decode and self._decoders is None:
+            self._decoders = _forms(self.chunks)
+            model, has_forms = self.chunks[0], self._all_say(bool(self._decoders))
+            if has_forms and not hasattr(model, "decodes_alike"):
+                model.decodes_alike = self._all_say(self._agree(self._decoders))
+            self._may_decode = has_forms and model.decodes_alike
+            if self._in_int8:
+                self._decoders = _forms(self.chunks, in_int8=True)
+        is_prompt = self._in_int8 and context.counts.sum() > MOST_ROWS
+        return self._decoders if self._may_decode and not is_prompt else None
+
+    def _all_say(self, yes: bool) -> bool:
+        """Whether all ranks of the model say yes."""
+        for group in (self._tensor, self._pipeline):
+            yes = all(comm.all_gather_object(yes, group))
+        return yes
+
+    def _agree(self, decoders: Sequence[Decoder]) -> bool:
+        """Whether native forms compute what the Cells do: they may not know a part of the model.
 
         Both go on with a text of their own, so that the answer, and with it every logit that
         follows, does not depend on what the model is asked.
@@ -230,7 +256,7 @@ class InferenceEngine:
             self._through_cells(context)
             cache.advance(slots, context.counts)
         context = InferenceContext(cache, slots, [ids[-1:]], self._parts)
-        found, wanted = form(context), self._through_cells(context)
+        found, wanted = self._natively(context, decoders), self._through_cells(context)
         error = np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-6)
         is_single = memory.dtype_of(self.config.compute_dtype) == mstype.float32
         return bool(error < (2e-4 if is_single else 5e-2))
@@ -257,22 +283,38 @@ class InferenceEngine:
         """What the last of this rank's chunks returns."""
         ids = memory.from_numpy(context.ids)
         positions = memory.from_numpy(context.positions.astype(np.int32)[None])
-        group, output = self._pipeline, ids
-        for model in self.chunks:
+
+        def step_of(model: Cell) -> Step:
+            def step(received: Tensor | None) -> Tensor:
+                if received is not None:
+                    model.set_input_tensor(received)
+                return model(ids, positions, None, inference_params=context)
+
+            return step
+
+        shape = (context.ids.shape[1] // self._parts, 1, self.config.hidden_size)
+        dtype = memory.dtype_of(self.config.residual_dtype)
+        return self._pass_on([step_of(model) for model in self.chunks], shape, dtype)
+
+    def _pass_on(self, steps: Sequence[Step], shape: tuple[int, ...], dtype: mstype.Type) -> Tensor:
+        """What the last of this rank's chunks returns.
+
+        Args:
+            steps: what each chunk makes of what the one before returned.
+            shape: of what goes from chunk to chunk.
+            dtype: its type.
+        """
+        group, output = self._pipeline, None
+        for model, step in zip(self.chunks, steps, strict=True):
+            received = None
             if not model.pre_process:
-                model.set_input_tensor(self._received(context, _neighbour(group, -1)))
-            output = model(ids, positions, None, inference_params=context)
+                received = memory.empty(shape, dtype)
+                comm.irecv(received, _neighbour(group, -1), group).wait()
+            output = step(received)
             if not model.post_process:
                 comm.isend(memory.contiguous(output), _neighbour(group, 1), group).wait()
+        assert output is not None, "every rank has a chunk"
         return output
-
-    def _received(self, context: InferenceContext, source: int) -> Tensor:
-        """Hidden states of the stage before."""
-        tokens = context.ids.shape[1] // self._parts
-        dtype = memory.dtype_of(self.config.residual_dtype)
-        hidden = memory.empty((tokens, 1, self.config.hidden_size), dtype)
-        comm.irecv(hidden, source, self._pipeline).wait()
-        return hidden
 
     def shared(self, output: Tensor | None, context: InferenceContext) -> Logits:
         """Logits [n, padded v] on every rank, from those of the last stage."""
@@ -309,9 +351,11 @@ def refuse_layout(config: TransformerConfig) -> None:
         )
 
 
-def _form(model: Cell, in_int8: bool = False) -> Decoder | None:
-    """The native form of a model, if it has one."""
-    return model.decoder(in_int8) if hasattr(model, "decoder") else None
+def _forms(chunks: Sequence[Cell], in_int8: bool = False) -> list[Decoder]:
+    """The native forms of chunks; none where one of them has none."""
+    found = [chunk.decoder(in_int8) if hasattr(chunk, "decoder") else None for chunk in chunks]
+    forms = [form for form in found if form is not None]
+    return forms if len(forms) == len(found) else []
 
 
 def turning_length(config: TransformerConfig) -> int | None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's Cells as one native call for new tokens, where tensor parallel ranks hold the model.
+"""The Cells of a pipeline stage as one native call for new tokens.
 
-The ranks are on one host, and sum what they share out in memory that they share, too. The native
-stack knows what most families are made of; see ``NativeParts``. A model with anything else goes on
-in its Cells; ``InferenceEngine`` compares both once per model, so that a part that this file does
-not know of cannot change a text.
+Tensor parallel ranks are on one host, and sum what they share out in memory that they share, too.
+The native stack knows what most families are made of; see ``NativeParts``. A model with anything
+else goes on in its Cells; ``InferenceEngine`` compares both once per model, so that a part that
+this file does not know of cannot change a text.
 
 Legend: n new tokens of a call, h hidden size, v vocabulary, d rotated channels.
 """
@@ -59,7 +59,7 @@ MOST_TOKENS = 512
 
 
 class Decoder:
-    """The native form of a model.
+    """The native form of a model, or of a pipeline stage.
 
     Weights are read where they are; vectors (norms, biases) are copied, so a model that trained on
     needs a new one.
@@ -67,7 +67,7 @@ class Decoder:
     Args:
         language_model: embedding, layers, final norm.
         layers: the layers.
-        head: matrix of the head, and what it adds.
+        head: matrix of the head, and what it adds; None: it is not here, nor is the final norm.
         config: the model's configuration.
         in_int8: keep copies of the weights of linear layers as eight bits, with a factor per row.
 
@@ -80,14 +80,15 @@ class Decoder:
         self,
         language_model: Cell,
         layers: Sequence[Cell],
-        head: tuple[Tensor, Tensor | None],
+        head: tuple[Tensor, Tensor | None] | None,
         config: TransformerConfig,
         in_int8: bool = False,
     ) -> None:
         self.rotary = language_model.rotary_pos_emb
-        self.embedding = language_model.embedding
+        if language_model.pre_process:
+            self.embedding = language_model.embedding
         self.dtype = memory.dtype_of(config.compute_dtype)
-        self.group = self.embedding.word_embeddings.plan.group
+        self.group = layers[0].attention.out_proj.plan.group
         if in_int8 and self.group.size > 1:
             raise UnknownPartError("weights as eight bits of several ranks")
         self.parts = parts = NativeParts(self.dtype, in_int8, self.group)
@@ -97,8 +98,8 @@ class Decoder:
         self.turned = [parts.turns(layer.attention) for layer in layers]
         self.final_norm = language_model.encoder.final_norm
         self.norm = parts.norm(self.final_norm)
-        self.head = parts.linear(*head, head[0].dtype)
-        self.head_storage = STORAGE[head[0].dtype]
+        self.head = None if head is None else parts.linear(*head, head[0].dtype)
+        self.head_storage = 0 if head is None else STORAGE[head[0].dtype]
         self.divisor, self.cap = logits_divisor(config), config.final_logit_softcapping
         stack = self.stack
         stores = 1 if self.layers[0].latent else 2  # narrow vectors are keys and values in one
@@ -124,29 +125,40 @@ class Decoder:
         self.ranks = ranks.ranks_of(self._shared.bytes, group.rank, group.size)
         self.stack.ranks = ctypes.addressof(self.ranks)
 
-    def __call__(self, context: InferenceContext) -> Floats:
+    def __call__(self, context: InferenceContext, x: Floats | None = None) -> Floats:
         """Logits of the places that the context wants, [S * B, v] or [B, v].
 
         The cache holds the keys of all new tokens then. What is padding stays out, and has zeros.
-        """
-        with self._clock:
-            return self._logits(context)
 
-    def _logits(self, context: InferenceContext) -> Floats:
+        Args:
+            context: the new tokens.
+            x: [n, h], what the stage before returned, changed in place; None: this is the first.
+
+        Returns:
+            The logits; of a stage without the head the hidden states [n, h].
+        """
         steps, rows = context.shape
-        self._find_memory(context)
         # The tokens of a row follow one another: [n] numbers of places, which are step * B + row.
         numbers = np.arange(steps * rows).reshape(steps, rows).T[context.is_real.T]
-        x = np.empty((len(numbers), self.stack.hidden), np.float32)
-        for first in range(0, len(numbers), MOST_TOKENS):
-            part = numbers[first : first + MOST_TOKENS]
-            x[first : first + len(part)] = self._through_layers(context, part)
+        with self._clock:
+            self._find_memory(context)
+            if x is None:
+                x = self._embedded(context.ids[0, numbers], context.positions[numbers])
+            for first in range(0, len(numbers), MOST_TOKENS):
+                part = slice(first, first + MOST_TOKENS)
+                self._through_layers(context, numbers[part], x[part])
+            return x if self.head is None else self._logits(self.head, context, numbers, x)
+
+    def _logits(
+        self, head: decode.Linear, context: InferenceContext, numbers: Places, x: Floats
+    ) -> Floats:
+        steps, rows = context.shape
         if context.keeps_hidden:
             hidden = _spread(x, numbers, steps * rows)[:, None]
             context.hidden = self.final_norm(ops.cast(memory.from_numpy(hidden), self.dtype))
         wanted = x if context.wants_all else x[np.cumsum(context.counts) - 1]
         logits = decode.decode_head(
-            np.ascontiguousarray(wanted), self.norm, self.head, self.head_storage
+            np.ascontiguousarray(wanted), self.norm, head, self.head_storage
         )
         if self.divisor != 1.0:
             logits *= np.float32(1.0 / self.divisor)
@@ -157,8 +169,8 @@ class Decoder:
             logits = parts.swapaxes(0, 1).reshape(len(logits), -1)
         return _spread(logits, numbers, steps * rows) if context.wants_all else logits
 
-    def _through_layers(self, context: InferenceContext, numbers: Places) -> Floats:
-        """Hidden states behind all layers, [n, h]; numbers [n] are those of the tokens' places.
+    def _through_layers(self, context: InferenceContext, numbers: Places, x: Floats) -> None:
+        """Take hidden states [n, h] through all layers; numbers [n] are of the tokens' places.
 
         The stack takes several tokens of a sequence for rows that share its slot: each writes its
         key first, and sees those up to its own place.
@@ -178,9 +190,7 @@ class Decoder:
         for layer, turned in zip(self.layers, self.turned, strict=True):
             if tables and turned is not None:
                 layer.cos, layer.sin = (table.ctypes.data for table in tables[turned])
-        x = self._embedded(context.ids[0, numbers], places)
         decode.decode_layers(x, self.layers, stack)
-        return x
 
     def _rows_of_tables(self, places: Places, lengths: Places) -> list[Floats]:
         """Cosines and sines of each token, [n, d]."""
@@ -229,17 +239,17 @@ def decoder_of(model: Cell, in_int8: bool = False) -> Decoder | None:
     """The native form of a model; None if it has none.
 
     Args:
-        model: a ``GPTModel`` with all of its layers; its tensor parallel ranks call alike.
+        model: a ``GPTModel``, or a stage of one; its tensor parallel ranks call alike.
         in_int8: see ``Decoder``.
     """
-    if ops.selected() != "cpu" or not (model.pre_process and model.post_process):
+    if ops.selected() != "cpu":
         return None
     language_model = model.language_model
     layers = list(language_model.encoder.layers)
     if not layers or not _is_plain(model.config):
         return None
     try:
-        head = (model.head_weights(), model.head_bias())
+        head = (model.head_weights(), model.head_bias()) if model.post_process else None
         return Decoder(language_model, layers, head, model.config, in_int8)
     except (UnknownPartError, AttributeError):
         return None

@@ -57,7 +57,7 @@ def _goes_on(model, prompts, *, native, steps=4):
                 np.testing.assert_allclose(own, _whole(model, row), atol=3e-5)
                 row.append(int(own.argmax()))
             logits = engine.step(slots, [row[-1] for row in rows])
-        assert (engine._decoder is not None and engine._may_decode) is native
+        assert (engine._decoders is not None and engine._may_decode) is native
     return engine.cache
 
 
