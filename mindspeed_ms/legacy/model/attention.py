@@ -91,6 +91,8 @@ class CoreAttention(Cell):
         self.num_heads = heads = divide(spec.num_heads, tensor.size, "num_attention_heads")
         self.adds_masks = config.adds_masks
         self.batch_first = config.batch_first
+        # Of a script. Ranks that share the sequence hold a part of the values, so no mean of all.
+        self.fills_masks = config.adds_masks is not None and self.context is None
         self.softmax_offset = self._sinks(spec, tensor, heads)
         self.options = {
             "scale": spec.scale,
@@ -137,11 +139,15 @@ class CoreAttention(Cell):
         }
         dropout = self.dropout_rate if self.training else 0.0
         if dropout == 0.0:
-            return self._attend(q_SBND, k_SBGD, v_SBGD, **arguments)
-        with get_rng_tracker().fork(MODEL_PARALLEL_RNG) as generator:
-            return self._attend(
-                q_SBND, k_SBGD, v_SBGD, dropout_p=dropout, generator=generator, **arguments
-            )
+            out = self._attend(q_SBND, k_SBGD, v_SBGD, **arguments)
+        else:
+            with get_rng_tracker().fork(MODEL_PARALLEL_RNG) as generator:
+                out = self._attend(
+                    q_SBND, k_SBGD, v_SBGD, dropout_p=dropout, generator=generator, **arguments
+                )
+        if mask is None or not self.fills_masks:
+            return out
+        return _with_means(out, v_SBGD, mask, self.num_heads)
 
     def _of_batches(self, heads: tuple[Tensor, ...], attention_mask: AttentionMask) -> Tensor:
         """Attention of [B, N, S, D]."""
@@ -392,6 +398,22 @@ def _hidden_and_added(
     if adds or (adds is None and mask.dtype in _FLOATS):
         return None, memory.in_dtype(mask, mstype.float32)
     return mask != 0, None
+
+
+def _with_means(out_SBE: Tensor, v_SBGD: Tensor, mask: Tensor, num_heads: int) -> Tensor:
+    """Attention where a query that the mask hides from every key gets the mean of all values.
+
+    The engine gives it zeros. The predecessor writes one finite number into hidden scores, so that
+    the probabilities of such a query are equal.
+    """
+    is_blind = mask.asnumpy().all(-1)[:, 0]  # [B or 1, S]
+    if not is_blind.any():
+        return out_SBE
+    _, batch, groups, width = v_SBGD.shape
+    means = ops.cast(v_SBGD, mstype.float32).mean(0).expand_dims(2)  # [B, G, 1, D]
+    means = means.broadcast_to((batch, groups, num_heads // groups, width)).reshape(1, batch, -1)
+    blind_SB1 = Tensor(np.ascontiguousarray(is_blind.T[:, :, None]).astype(np.float32))
+    return out_SBE + ops.cast(blind_SB1 * means, out_SBE.dtype)
 
 
 def _slopes(spec: ScoresSpec, first: int, count: int) -> Numbers | None:

@@ -156,6 +156,36 @@ def test_masks_are_added_or_hide(kind, function, dims):
     )
 
 
+@pytest.mark.parametrize("flash", [False, True])
+def test_a_query_without_keys_gets_the_mean_of_the_values(flash):
+    grouped = {"group_query_attention": True, "num_query_groups": 2}
+    kinds = {"mask_func_type": "attn_mask_fill", "use_flash_attention": flash}
+    core = CoreAttention(1, TransformerConfig(**SIZES, **kinds, **grouped))
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(8, 2, 4, 4)).astype(np.float32)
+    k, v = (rng.normal(size=(8, 2, 2, 4)).astype(np.float32) for _ in range(2))
+    mask = np.tril(np.ones((2, 1, 8, 8), np.uint8))  # 1 hides: the last query sees nothing
+    mask[1] = 0
+    factors = rng.normal(size=(8, 2, 16)).astype(np.float32)
+
+    def forward(v):
+        out = core(Tensor(q), Tensor(k), v, Tensor(mask))
+        return (out * Tensor(factors)).sum(), out
+
+    (_, out), grad = ops.value_and_grad(forward, 0, has_aux=True)(Tensor(v))
+    queries, keys, values = (
+        np.repeat(part, 4 // part.shape[2], axis=2).transpose(1, 2, 0, 3) for part in (q, k, v)
+    )
+    weights = np.where(mask, -10000.0, queries @ keys.swapaxes(2, 3) / 2.0)
+    weights = np.exp(weights - weights.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    expected = (weights @ values).transpose(2, 0, 1, 3)
+    np.testing.assert_allclose(out.asnumpy(), expected.reshape(8, 2, 16), rtol=1e-4, atol=1e-6)
+    slopes = weights.swapaxes(2, 3) @ factors.reshape(8, 2, 4, 4).transpose(1, 2, 0, 3)
+    slopes = slopes.reshape(2, 2, 2, 8, 4).sum(2).transpose(2, 0, 1, 3)
+    np.testing.assert_allclose(grad.asnumpy(), slopes, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("layout", ["BSH", "SBH"])
 def test_heads_may_stand_before_the_sequence(layout):
     data = DatasetConfig(data_layout=layout)
