@@ -16,6 +16,9 @@ UNUSUAL = sorted(f"unusual/{path.stem}" for path in DATA.glob("unusual/*.json"))
 ALIKE = {
     *("arcee", "dots1", "ernie4_5", "exaone4", "helium", "kimi_k2", "ministral", "nemotron"),
     *("internlm2", "mpt", "olmo", "olmo3", "opt", "seed_oss", "smollm3", "starcoder2"),
+    *("codegen", "cwm", "exaone_moe", "flex_olmo", "glm4_moe_lite", "glm_moe_dsa", "gpt_bigcode"),
+    *("gpt_neo", "gptj", "granitemoe", "granitemoeshared", "hyperclovax", "internlm3", "jais2"),
+    *("minimax_m2", "persimmon", "solar_open"),
 }
 """Families whose layers are made of what other families have."""
 LAYOUTS = {

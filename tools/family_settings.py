@@ -47,6 +47,11 @@ GLM = {
     "routed_scaling_factor": 1.5,
     "first_k_dense_replace": 1,
 }
+GRANITE_EXPERTS = {
+    **{"num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 4.0},
+    **{"embedding_multiplier": 6.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2},
+}
+SMALL_GPT = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64}
 WINDOWS = {"sliding_window": 6}
 YARN = {
     "rope_type": "yarn",
@@ -62,7 +67,7 @@ def rope(kind: str, **entries: Any) -> dict[str, Any]:
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("GPT2", {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64}),
+    "gpt2": ("GPT2", SMALL_GPT),
     "llama": ("Llama", {}),
     "llama_biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12}),
     "llama_linear": ("Llama", rope("linear", factor=3.0)),
@@ -282,4 +287,75 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("Phi", {"rope_parameters": PARTIAL}),
     "opt": ("OPT", {"ffn_dim": 24, "word_embed_proj_dim": 32}),
     "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}),
+    "qwen3_next": (
+        "Qwen3Next",
+        {
+            **{**HEAD, **EXPERTS, "shared_expert_intermediate_size": 20},
+            **{"linear_key_head_dim": 8, "linear_value_head_dim": 6},
+            **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
+            "layer_types": ["linear_attention", "full_attention"],
+            "rope_parameters": PARTIAL,
+        },
+    ),
+    "minimax_m2": (
+        "MiniMaxM2",
+        {
+            **{**HEAD, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 4},
+            "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "glm4_moe_lite": ("Glm4MoeLite", {**LATENT, "n_shared_experts": 1}),
+    "glm_moe_dsa": (
+        "GlmMoeDsa",
+        {
+            **{**LATENT, "n_shared_experts": 1, "num_hidden_layers": 3},
+            **{"index_topk": 6, "index_n_heads": 16, "index_head_dim": 8},
+            "indexer_types": ["full", "full", "shared"],
+        },
+    ),
+    "ernie4_5_moe": (
+        "Ernie4_5_Moe",
+        {"moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 12},
+    ),
+    "granitemoe": ("GraniteMoe", GRANITE_EXPERTS),
+    "granitemoeshared": ("GraniteMoeShared", {**GRANITE_EXPERTS, "shared_intermediate_size": 20}),
+    "exaone_moe": (
+        "ExaoneMoe",
+        {
+            **{**HEAD, **WINDOWS, "layer_types": ["sliding_attention", "full_attention"]},
+            **{"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
+        },
+    ),
+    "solar_open": (
+        "SolarOpen",
+        {
+            **{**HEAD, "n_routed_experts": 8, "num_experts_per_tok": 2},
+            **{"moe_intermediate_size": 12, "routed_scaling_factor": 1.5},
+        },
+    ),
+    "gptj": ("GPTJ", {**SMALL_GPT, "rotary_dim": 4}),
+    "codegen": ("CodeGen", {**SMALL_GPT, "rotary_dim": 4}),
+    "gpt_neo": (
+        "GPTNeo",
+        {
+            **{"hidden_size": 32, "num_heads": 4, "num_layers": 2, "max_position_embeddings": 64},
+            **{"window_size": 6, "attention_types": [[["global", "local"], 1]]},
+        },
+    ),
+    "gpt_bigcode": ("GPTBigCode", SMALL_GPT),
+    "persimmon": ("Persimmon", {}),
+    "internlm3": ("InternLM3", {**HEAD, "attention_bias": True, "mlp_bias": True}),
+    "jais2": ("Jais2", HEAD),
+    "cwm": (
+        "Cwm",
+        {**HEAD, **WINDOWS, "layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "flex_olmo": ("FlexOlmo", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "hyperclovax": (
+        "HyperCLOVAX",
+        {
+            **{"embedding_multiplier": 6.0, "residual_multiplier": 0.3},
+            **{"attention_multiplier": 0.2, "logits_scaling": 0.25},
+        },
+    ),
 }

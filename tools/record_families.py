@@ -32,14 +32,21 @@ from family_rare_settings import UNUSUAL  # noqa: E402 - beside this file
 from family_settings import CASES, SIZES  # noqa: E402
 from family_weights import values  # noqa: E402 - beside the tests
 
+_ALL = SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
+
 UNKNOWN = {
+    "CodeGen": _ALL,
     "Falcon": {"intermediate_size", "num_key_value_heads"},
-    "GPT2": SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"},
+    "GPT2": _ALL,
+    "GPTBigCode": _ALL,
+    "GPTJ": _ALL,
+    "GPTNeo": _ALL,
     "GPTNeoX": {"num_key_value_heads"},
     "OPT": {"intermediate_size", "num_key_value_heads"},
-    "Mpt": SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"},
-    "Bloom": SIZES.keys()
-    - {"vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id"},
+    "Mpt": _ALL,
+    "Bloom": _ALL - {"hidden_size"},
+    "Persimmon": {"num_key_value_heads"},
+    "SolarOpen": {"intermediate_size"},
 }
 """Sizes that a configuration has no key for."""
 

@@ -59,6 +59,10 @@ class LayerOptions(BlockOptions):
     linear_num_value_heads: Count = 32
     """Heads of its values, a multiple of linear_num_key_heads."""
 
+    linear_norm_has_plain_factor: bool = False
+    """The norm behind it multiplies by its parameter, also with layernorm_zero_centered_gamma, as
+    in files of Qwen3-Next. False: as all norms."""
+
     rotary_seq_len_interpolation_factor: Positive | None = None
     """Divide positions by this to stretch the context. None: 1."""
 

@@ -267,11 +267,12 @@ class MoEConfig(Section):
                     f"{name} balances by its choices and takes no loss, given {types} with "
                     f"moe_aux_loss_coeff {weights}; use {name} alone with 0"
                 )
-        if self.moe_router_enable_expert_bias and self.moe_router_score_function == "softmax":
+        is_late = self.moe_router_score_function == "softmax" and not self.moe_router_pre_softmax
+        if self.moe_router_enable_expert_bias and is_late:
             raise ValueError(
-                "moe_router_enable_expert_bias shifts the scores of single experts, but "
-                f"moe_router_score_function is {self.moe_router_score_function}; set it to sigmoid "
-                "or sqrtsoftplus"
+                "moe_router_enable_expert_bias shifts the scores of experts, but "
+                "moe_router_score_function softmax takes them of the chosen ones only; set it to "
+                "sigmoid or sqrtsoftplus, or set moe_router_pre_softmax"
             )
         if self.balances_by("quantile_balancing") and (
             self.moe_router_enable_expert_bias or self.moe_router_num_groups is not None

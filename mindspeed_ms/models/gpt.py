@@ -168,7 +168,12 @@ def gated_delta_spec(config: TransformerConfig) -> GatedDeltaSpec:
         taps=config.linear_conv_kernel_dim,
         in_proj=replace(_column(config, config.hidden_size, sum(kinds)), stride=kinds),
         out_proj=replace(_output_projection(config, wide), has_bias=False),
-        out_norm=replace(norm_spec(config, config.linear_value_head_dim), partial="always"),
+        out_norm=replace(
+            norm_spec(config, config.linear_value_head_dim),
+            partial="always",
+            zero_centered=config.layernorm_zero_centered_gamma
+            and not config.linear_norm_has_plain_factor,
+        ),
     )
 
 

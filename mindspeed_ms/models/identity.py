@@ -174,6 +174,8 @@ def _unread(model: TransformerConfig) -> Iterator[str]:
         yield "scales_alibi"
     if not model.embed_layernorm:
         yield "embed_layernorm_epsilon"
+    if not (model.has_linear_layers and model.layernorm_zero_centered_gamma):
+        yield "linear_norm_has_plain_factor"
     if model.is_rms_norm or not model.norm_has_factor:
         yield "norm_has_bias"
     if not model.use_sandwich_norm:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
 from mindspeed_ms.models.families.place import (
@@ -54,11 +54,17 @@ class Decoder:
     """Matrices of queries, keys, values and output."""
     mixed: str | None = None
     """Name of one matrix with all queries, then all keys, then all values."""
+    is_grouped: bool = False
+    """Rows of that matrix are grouped by head of keys, as here."""
     block: str = "mlp"
     dense: tuple[str, ...] = SEPARATE
     """Matrices of a dense block: gate, up and down, or both first ones in one, and down."""
     expert: tuple[str, ...] = SEPARATE
     router: str = "gate"
+    choice_bias: str = "gate.e_score_correction_bias"
+    """What is added to the scores for the choice of experts, within a block of them."""
+    has_row_of_biases: bool = False
+    """It is a matrix with one row."""
     shared: str = "shared_experts"
     shared_gate: str = "shared_expert_gate"
     root: str = "model"
@@ -125,14 +131,16 @@ class Decoder:
         if self.mixed is None:
             yield from separate_attention(places, theirs, ours, layer, self.query_words)
             return
-        yield from places.linear(f"{theirs}.{self.mixed}", f"{ours}.qkv_proj", all_rows(attention))
+        rows = None if self.is_grouped else all_rows(attention)
+        yield from places.linear(f"{theirs}.{self.mixed}", f"{ours}.qkv_proj", rows)
         yield from places.linear(f"{theirs}.{self.query_words[-1]}", f"{ours}.out_proj")
 
     def _experts(self, places: Places, theirs: str, ours: str, block: MoESpec) -> Iterator[Place]:
         router = f"{theirs}.{self.router}"
         yield from places.whole(f"{router}.weight", f"{ours}.router.weight")
         yield from places.whole(f"{router}.bias", f"{ours}.router.bias")
-        yield from places.whole(f"{router}.e_score_correction_bias", f"{ours}.router.expert_bias")
+        for place in places.whole(f"{theirs}.{self.choice_bias}", f"{ours}.router.expert_bias"):
+            yield replace(place, view=(1, block.num_experts)) if self.has_row_of_biases else place
         yield from experts(places, f"{theirs}.experts", ours, block, self.expert)
         if block.shared is not None:
             own = f"{ours}.shared_experts"

@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from mindspeed_ms.config import AllConfig
-from mindspeed_ms.models.families.rules import Fields, Key, Rule, value_of
+from mindspeed_ms.models.families.rules import REQUIRED, Fields, Key, Rule, value_of
 
 NUM_EXPERTS = "moe_config.num_experts"
 
 BALANCE = Key("router_aux_loss_coef", "moe_config.moe_aux_loss_coeff", 0.001, float)
+
+JITTER = Key(
+    "router_jitter_noise",
+    "moe_config.moe_input_jitter_eps",
+    0.0,
+    lambda noise: noise or None,
+    lambda noise: noise or 0.0,  # transformers refuses null
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +79,12 @@ class OneOf:
     Attributes:
         spellings: keys.
         ours: ``section.field``.
+        default: what a file without any of them means.
     """
 
     spellings: tuple[str, ...]
     ours: str
+    default: Any = REQUIRED
 
     @property
     def keys(self) -> frozenset[str]:
@@ -88,8 +98,8 @@ class OneOf:
             ValueError: no spelling is there, or there is a single expert.
         """
         given = next((key for key in self.spellings if theirs.get(key) is not None), None)
-        number = value_of(theirs, given or self.spellings[0])
-        if number == 1:
+        number = value_of(theirs, given or self.spellings[0], self.default)
+        if number == 1 and self.ours == NUM_EXPERTS:
             raise ValueError(
                 f"config.json has {given} 1; a router here chooses among 2 experts or more"
             )
@@ -100,12 +110,14 @@ class OneOf:
         return Key(self.spellings[0], self.ours).write(config)
 
 
-def _layers(config: AllConfig) -> list[bool]:
+def layers_with_experts(config: AllConfig) -> list[bool]:
+    """Whether each layer has experts."""
     model = config.model_config
     return [model.has_experts(layer) for layer in range(model.num_layers)]
 
 
-def _frequency(layers: list[bool]) -> Fields:
+def frequency(layers: list[bool]) -> Fields:
+    """The field that says which layers have experts."""
     return {"moe_config.moe_layer_freq": 1 if all(layers) else tuple(map(int, layers))}
 
 
@@ -120,13 +132,13 @@ class SparseSteps:
         step = value_of(theirs, "decoder_sparse_step", 1)
         dense = theirs.get("mlp_only_layers") or ()
         number = value_of(theirs, "num_hidden_layers")
-        return _frequency(
+        return frequency(
             [(layer + 1) % step == 0 and layer not in dense for layer in range(number)]
         )
 
     def write(self, config: AllConfig) -> dict[str, Any]:
         """A list of those without."""
-        dense = [layer for layer, has in enumerate(_layers(config)) if not has]
+        dense = [layer for layer, has in enumerate(layers_with_experts(config)) if not has]
         return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
@@ -145,11 +157,11 @@ class DenseFirst:
         """The layers."""
         first = value_of(theirs, "first_k_dense_replace", self.default)
         number = value_of(theirs, "num_hidden_layers")
-        return _frequency([layer >= first for layer in range(number)])
+        return frequency([layer >= first for layer in range(number)])
 
     def write(self, config: AllConfig) -> dict[str, Any]:
         """How many have none; the round trip shows whether these are all."""
-        layers = _layers(config)
+        layers = layers_with_experts(config)
         return {"first_k_dense_replace": layers.index(True) if any(layers) else len(layers)}
 
 
@@ -184,11 +196,11 @@ class ListedBlocks:
                 f"config.json has mlp_layer_types {types}; it is dense or sparse for each of the "
                 f"{number} layers"
             )
-        return _frequency([kind == "sparse" for kind in types])
+        return frequency([kind == "sparse" for kind in types])
 
     def write(self, config: AllConfig) -> dict[str, Any]:
         """Both, which say the same."""
-        layers = _layers(config)
+        layers = layers_with_experts(config)
         types = ["sparse" if has else "dense" for has in layers]
         return {**DenseFirst().write(config), "mlp_layer_types": types}
 
@@ -199,15 +211,23 @@ class Shared:
 
     Attributes:
         default: how many, in a file that does not say.
+        theirs: the key.
+        width: of one, in a file that does not say.
     """
 
     default: int = 0
-    keys: frozenset[str] = frozenset({"n_shared_experts"})
+    theirs: str = "n_shared_experts"
+    width: Any = REQUIRED
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The one key."""
+        return frozenset({self.theirs})
 
     def read(self, theirs: Mapping[str, Any]) -> Fields:
         """Their total width."""
-        number = theirs.get("n_shared_experts", self.default)
-        width = value_of(theirs, "moe_intermediate_size")
+        number = theirs.get(self.theirs, self.default)
+        width = value_of(theirs, "moe_intermediate_size", self.width)
         return {
             "moe_config.moe_shared_expert_intermediate_size": number * width if number else None
         }
@@ -216,7 +236,7 @@ class Shared:
         """How many; the round trip shows whether they are whole ones."""
         moe = config.moe_config
         width = moe.moe_ffn_hidden_size or config.model_config.ffn_hidden_size or 1
-        return {"n_shared_experts": (moe.moe_shared_expert_intermediate_size or 0) // width}
+        return {self.theirs: (moe.moe_shared_expert_intermediate_size or 0) // width}
 
 
 @dataclass(frozen=True, slots=True)

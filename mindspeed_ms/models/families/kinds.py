@@ -69,6 +69,22 @@ PATTERN = Kind(
 )
 FACTORS = Kind("a list of numbers", _list_of(_is_number))
 IDS = Kind("the id of a token, or a list of ids", _is_ids)
+REPEATED = Kind(
+    "lists of texts with a number of repetitions each",
+    _list_of(
+        lambda pair: (
+            isinstance(pair, list)
+            and len(pair) == 2
+            and _list_of(_is_text)(pair[0])
+            and _is_whole(pair[1], 0, MOST_LAYERS)
+        )
+    ),
+)
+LETTERS = Kind(
+    "a text of F and S, or a list of texts",
+    lambda value: set(value) <= {"F", "S"} if _is_text(value) else _list_of(_is_text)(value),
+)
+INDEX = Kind("a whole number of at least -1", lambda value: _is_whole(value, -1))
 BLOCK = Kind("a block of keys and values", lambda value: isinstance(value, Mapping))
 ANY = Kind("anything", lambda value: True)
 
@@ -89,18 +105,25 @@ KINDS = _table(
         "n_embed no_rope_layer_interval num_kv_heads num_ln_in_parallel_attn seq_length "
         "num_attention_heads num_experts num_experts_per_tok num_heads num_key_value_heads "
         "num_local_experts original_max_position_embeddings q_lora_rank qk_head_dim "
-        "qk_nope_head_dim qk_rope_head_dim v_head_dim vocab_size word_embed_proj_dim",
+        "qk_nope_head_dim qk_rope_head_dim v_head_dim vocab_size word_embed_proj_dim "
+        "full_attention_interval linear_conv_kernel_dim linear_key_head_dim "
+        "linear_value_head_dim linear_num_key_heads linear_num_value_heads moe_k "
+        "moe_layer_interval moe_num_experts rotary_dim window_size",
     ),
     counts=(
         COUNT,
         "first_k_dense_replace max_window_layers moe_layer_freq n_group "
         "n_shared_experts num_nextn_predict_layers shared_expert_intermediate_size sliding_window "
-        "topk_group",
+        "topk_group moe_layer_start_index moe_num_shared_experts num_shared_experts "
+        "shared_intermediate_size index_topk_freq index_skip_topk_offset",
     ),
     patterns=(PATTERN, "_sliding_window_pattern sliding_window_pattern"),
+    indices=(INDEX, "moe_layer_end_index"),
+    repeated=(REPEATED, "attention_types"),
+    letters=(LETTERS, "index_topk_pattern"),
     above_0=(
         ABOVE_0,
-        "clip_qkv softmax_scale swiglu_alpha embedding_multiplier layer_norm_eps "
+        "moe_norm_min clip_qkv softmax_scale swiglu_alpha embedding_multiplier layer_norm_eps "
         "layer_norm_epsilon logit_scale logits_scaling norm_eps norm_epsilon query_pre_attn_scalar "
         "rms_norm_eps rope_local_base_freq rope_theta rotary_emb_base",
     ),
@@ -113,7 +136,7 @@ KINDS = _table(
     shares=(
         SHARE,
         "attention_dropout attn_pdrop dropout embd_pdrop embedding_dropout hidden_dropout "
-        "partial_rotary_factor resid_pdrop residual_dropout rotary_pct",
+        "partial_rotary_factor resid_dropout resid_pdrop residual_dropout rotary_pct",
     ),
     switches=(
         SWITCH,
@@ -124,13 +147,14 @@ KINDS = _table(
         "scale_attn_by_inverse_layer_idx scale_attn_weights seq_aux tie_word_embeddings "
         "_remove_final_layer_norm attn_uses_sequence_id no_bias prefix_lm qk_ln "
         "do_layer_norm_before enable_bias layer_norm_elementwise_affine "
-        "use_bias use_bidirectional_attention use_parallel_residual use_qk_norm use_sliding_window",
+        "use_bias use_bidirectional_attention use_parallel_residual use_post_norm use_qk_norm "
+        "use_sliding_window",
     ),
     texts=(
         TEXT,
         "activation activation_function hidden_act hidden_activation scoring_func topk_method",
     ),
-    lists=(TEXTS, "layer_types mlp_layer_types"),
+    lists=(TEXTS, "attention_layers indexer_types layer_types mlp_layer_types"),
     layer_numbers=(LAYER_NUMBERS, "mlp_only_layers"),
     switch_lists=(SWITCHES, "no_rope_layers"),
     ids=(IDS, "bos_token_id eos_token_id pad_token_id"),

@@ -99,10 +99,16 @@ class Places:
             yield replace(place, is_copy=True)
 
     def stacked(
-        self, theirs: str, ours: str, part: tuple[int, int], runs: Runs | None = None
+        self,
+        theirs: str,
+        ours: str,
+        part: tuple[int, int],
+        runs: Runs | None = None,
+        *,
+        transposed: bool = True,
     ) -> Iterator[Place]:
-        """One of the tensors that theirs stacks, stored [inputs, outputs] if it is a matrix."""
-        for place in self._place(theirs, ours, runs, True):
+        """One of the tensors that theirs stacks; matrices are [inputs, outputs] unless told."""
+        for place in self._place(theirs, ours, runs, transposed):
             yield replace(place, part=part)
 
     def linear(self, theirs: str, ours: str, runs: Runs | None = None) -> Iterator[Place]:

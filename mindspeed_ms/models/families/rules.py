@@ -331,12 +331,12 @@ class ScoreScale:
 
     Attributes:
         theirs: the key.
-        default: of a file without it.
+        default: of a file without it, which may follow from other keys.
         is_width: the key is the number whose reciprocal root the factor is.
     """
 
     theirs: str
-    default: float
+    default: float | Callable[[Mapping[str, Any]], float]
     is_width: bool = False
 
     @property
@@ -346,9 +346,9 @@ class ScoreScale:
 
     def read(self, theirs: Mapping[str, Any]) -> Fields:
         """The factor, or the number."""
-        value = float(value_of(theirs, self.theirs, self.default))
+        default = self.default(theirs) if callable(self.default) else self.default
         name = "query_pre_attn_scalar" if self.is_width else "softmax_scale"
-        return {f"model_config.{name}": value}
+        return {f"model_config.{name}": float(value_of(theirs, self.theirs, default))}
 
     def write(self, config: AllConfig) -> dict[str, Any]:
         """Whole numbers are written as such."""
@@ -361,6 +361,12 @@ class ScoreScale:
         return {self.theirs: int(value) if value == int(value) else value}
 
 
+def with_rules(rules: tuple[Rule, ...], *others: Rule) -> tuple[Rule, ...]:
+    """Rules of a relative: others in place of those that speak for a key of theirs."""
+    spoken = frozenset().union(*(rule.keys for rule in others))
+    return (*(rule for rule in rules if not rule.keys & spoken), *others)
+
+
 def norms_of_heads(key: str) -> Biases:
     """A switch for norms of queries and keys whose heads have factors of their own."""
     return Biases(key, ("model_config.qk_layernorm", "model_config.qk_layernorm_per_head"))
@@ -370,6 +376,11 @@ def tied_head(default: bool) -> Key:
     """Whether the head is the table of embeddings, by ``tie_word_embeddings``."""
     path = "model_config.untie_embeddings_and_output_weights"
     return Key("tie_word_embeddings", path, default, opposite, opposite)
+
+
+def reciprocal(value: float) -> float:
+    """A factor that is a divisor there, or the other way round."""
+    return 1.0 / value
 
 
 def opposite(value: bool) -> bool:

@@ -16,7 +16,7 @@ from mindspeed_ms.models.families.rules import Fields, value_of
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
-def _fields(width: int, layers: list[bool]) -> Fields:
+def window_fields(width: int, layers: list[bool]) -> Fields:
     """A window, in some layers."""
     fields: Fields = {"model_config.window_size": (width - 1, 0)}
     if not all(layers):
@@ -24,7 +24,7 @@ def _fields(width: int, layers: list[bool]) -> Fields:
     return fields
 
 
-def _width(config: AllConfig) -> int | None:
+def window_width(config: AllConfig) -> int | None:
     """Tokens that a query sees; None: all, in every layer."""
     size = config.model_config.window_size
     return None if size is None or size[0] == -1 else size[0] + 1
@@ -48,11 +48,11 @@ class SlidingWindow:
     def read(self, theirs: Mapping[str, Any]) -> Fields:
         """The window."""
         width = theirs.get("sliding_window", self.default)
-        return {} if width is None else _fields(width, [True])
+        return {} if width is None else window_fields(width, [True])
 
     def write(self, config: AllConfig) -> dict[str, Any]:
         """Its width."""
-        return {"sliding_window": _width(config)}
+        return {"sliding_window": window_width(config)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +90,11 @@ class LateSlidingWindows:
         layers = [kind == SLIDING for kind in types]
         layers = layers or [layer >= first for layer in range(number)]
         width = theirs.get("sliding_window", self.width)
-        return _fields(width, layers) if width is not None and any(layers) else {}
+        return window_fields(width, layers) if width is not None and any(layers) else {}
 
     def write(self, config: AllConfig) -> dict[str, Any]:
         """Whether there are windows; if so, which."""
-        width, model = _width(config), config.model_config
+        width, model = window_width(config), config.model_config
         if width is None:
             return {"use_sliding_window": False}
         layers = [model.has_window(layer) for layer in range(model.num_layers)]
@@ -143,10 +143,12 @@ class PatternOfWindows:
     Attributes:
         width: of a file without the key.
         every: n, where neither key nor list say it; None: all layers have it.
+        is_first_whole: counting begins with the layers that have none, not with those that do.
     """
 
     width: int
     every: int | None
+    is_first_whole: bool = False
 
     @property
     def keys(self) -> frozenset[str]:
@@ -169,13 +171,14 @@ class PatternOfWindows:
                 f"config.json has sliding_window_pattern {every!r} without layer_types; give those"
             )
         layers = [kind == SLIDING for kind in types]
-        layers = layers or [not every or (layer + 1) % every != 0 for layer in range(number)]
+        places = range(number) if self.is_first_whole else range(1, number + 1)
+        layers = layers or [not every or place % every != 0 for place in places]
         width = theirs.get("sliding_window", self.width)
-        return _fields(width, layers) if width and any(layers) else {}
+        return window_fields(width, layers) if width and any(layers) else {}
 
     def write(self, config: AllConfig) -> dict[str, Any]:
         """The window, and a list of layers."""
-        width, model = _width(config), config.model_config
+        width, model = window_width(config), config.model_config
         layers = [model.has_window(layer) for layer in range(model.num_layers)]
         return {
             "sliding_window": width,

@@ -11,7 +11,7 @@ from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.decoder import Decoder
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.rope import Rope
-from mindspeed_ms.models.families.rules import Heads, Key, Rule, norms_of_heads
+from mindspeed_ms.models.families.rules import Heads, Key, Rule, norms_of_heads, reciprocal
 from mindspeed_ms.models.families.window import RotatedWindows
 
 FIXED: dict[str, Any] = {
@@ -27,7 +27,7 @@ FIXED: dict[str, Any] = {
 def _rules(base: float, heads: Heads, *more: Rule) -> tuple[Rule, ...]:
     return llama.rules(
         llama.ATTENTION_BIAS,
-        Key("logit_scale", "model_config.logits_scaling", 0.0625, _inverse, _inverse),
+        Key("logit_scale", "model_config.logits_scaling", 0.0625, reciprocal, reciprocal),
         *more,
         heads=heads,
         rope=Rope(base),
@@ -35,10 +35,6 @@ def _rules(base: float, heads: Heads, *more: Rule) -> tuple[Rule, ...]:
         epsilon_key="layer_norm_eps",
         is_tied=True,
     )
-
-
-def _inverse(factor: float) -> float:
-    return 1.0 / factor
 
 
 def _cohere(model_type: str, layers: int, hidden: int, heads: int, groups: int) -> dict[str, Any]:

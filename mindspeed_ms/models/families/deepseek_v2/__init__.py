@@ -130,6 +130,15 @@ def scaling(default: float) -> Key:
     )
 
 
+def narrow_queries(default: int) -> Key:
+    """The width of the vector that queries come from; null: they come from the hidden state.
+
+    Args:
+        default: what a file without the key means.
+    """
+    return Key("q_lora_rank", f"{_LATENT}q_lora_rank", default, is_nullable=True)
+
+
 COMMON: tuple[Rule, ...] = llama.rules(
     *experts("n_routed_experts"),
     *(
@@ -141,7 +150,7 @@ COMMON: tuple[Rule, ...] = llama.rules(
             ("v_head_dim", "v_head_dim"),
         )
     ),
-    Key("q_lora_rank", f"{_LATENT}q_lora_rank", 1536, is_nullable=True),
+    narrow_queries(1536),
     Biases("attention_bias", (f"{_LATENT}down_proj_has_bias", "model_config.out_proj_has_bias")),
     Only("moe_layer_freq", (1,), 1),
     heads=EqualHeads(),

@@ -10,9 +10,9 @@ from typing import Any
 from mindspeed_ms.config import AllConfig
 from mindspeed_ms.models.families import deepseek_v3
 from mindspeed_ms.models.families.deepseek_v2 import NEUTRAL
-from mindspeed_ms.models.families.expert_rules import DenseFirst, ListedBlocks
+from mindspeed_ms.models.families.expert_rules import ListedBlocks
 from mindspeed_ms.models.families.family import Family
-from mindspeed_ms.models.families.rules import Fields, Key, Only
+from mindspeed_ms.models.families.rules import Fields, Key, Only, with_rules
 
 _KIND = "indexed_attention"
 
@@ -39,12 +39,6 @@ class AllIndexed:
         return {"layer_types": [_KIND] * config.model_config.num_layers}
 
 
-RULES = tuple(
-    ListedBlocks(3) if isinstance(rule, DenseFirst) else rule
-    for rule in deepseek_v3.FAMILY.rules
-    if "rope_interleave" not in rule.keys
-)
-
 FAMILY = Family(
     name="deepseek_v32",
     model_type="deepseek_v32",
@@ -55,8 +49,9 @@ FAMILY = Family(
         "model_config.dsa_indexer_rope": "first",
         "model_config.dsa_indexer_k_norm_epsilon": 1e-6,
     },
-    rules=(
-        *RULES,
+    rules=with_rules(
+        tuple(rule for rule in deepseek_v3.FAMILY.rules if "rope_interleave" not in rule.keys),
+        ListedBlocks(3),
         AllIndexed(),
         Key("index_n_heads", "model_config.dsa_indexer_n_heads", 64),
         Key("index_head_dim", "model_config.dsa_indexer_head_dim", 128),

@@ -56,7 +56,13 @@ class TwoRopes:
                 f"config.json stretches rotations by {dict(scaling)}; models of this type name the "
                 "kind by rope_type"
             )
-        theirs = {**theirs, "rope_parameters": nested.get(FULL) or {}}
+        whole = nested.get(FULL) or {}
+        if not (scaling or whole).get("truncate", True):
+            raise ValueError(
+                "config.json has truncate False for rotations of a kind of layers, which "
+                "transformers passes over there; leave it out"
+            )
+        theirs = {**theirs, "rope_parameters": whole}
         theirs.pop("original_max_position_embeddings", None)  # it is not for blocks of layers
         if local.get("rope_type", "default") != "default":
             raise ValueError(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from mindspeed_ms.models.families.rules import (
     value_of,
 )
 from mindspeed_ms.models.gpt import softmax_scale
+from mindspeed_ms.models.layer import LayerSpec
 from mindspeed_ms.models.model import ModelSpec
 
 
@@ -74,27 +75,50 @@ def activation_rule(default: str) -> Activation:
     return Activation("activation_function", default, is_gated=False, tanh="gelu_new")
 
 
-def _places(spec: ModelSpec) -> Iterator[Place]:
+AttentionPlaces = Callable[[Places, str, str, LayerSpec], Iterator[Place]]
+"""(places, their path, the path here, layer) -> tensors of its attention."""
+
+
+def places_with(
+    attention: AttentionPlaces,
+    words: tuple[str, str] = ("c_fc", "c_proj"),
+    *,
+    is_transposed: bool = False,
+) -> Callable[[ModelSpec], Iterator[Place]]:
+    """Every tensor of a model that is named like GPT-2.
+
+    Args:
+        attention: its tensors.
+        words: names of both matrices of the feed-forward block.
+        is_transposed: matrices of layers are stored [inputs, outputs].
+    """
+
+    def places_of(spec: ModelSpec) -> Iterator[Place]:
+        places = Places(spec, is_transposed=is_transposed)
+        for word, own in (("wte", "word_embeddings"), ("wpe", "position_embeddings")):
+            yield from places.whole(f"{word}.weight", f"embedding.{own}.weight", transposed=False)
+        for number, layer in enumerate(spec.layers):
+            if layer is None:
+                continue
+            theirs, ours = f"h.{number}", f"encoder.layers.{number}"
+            yield from places.norm(f"{theirs}.ln_1", f"{ours}.input_norm")
+            yield from attention(places, f"{theirs}.attn", f"{ours}.attention", layer)
+            yield from places.norm(f"{theirs}.ln_2", f"{ours}.post_attention_norm")
+            for word, own in zip(words, ("mapping", "projection"), strict=True):
+                yield from places.linear(f"{theirs}.mlp.{word}", f"{ours}.mlp.{own}")
+        yield from places.norm("ln_f", "encoder.final_norm")
+        for part in ("weight", "bias"):
+            yield from places.whole(f"lm_head.{part}", f"output_layer.{part}", transposed=False)
+
+    return places_of
+
+
+def _queries_first(places: Places, theirs: str, ours: str, layer: LayerSpec) -> Iterator[Place]:
     """Queries come first there, then all keys, then all values."""
-    places = Places(spec, is_transposed=True)
-    embedding = "embedding.word_embeddings.weight"
-    yield from places.whole("wte.weight", embedding, transposed=False)
-    positions = "embedding.position_embeddings.weight"
-    yield from places.whole("wpe.weight", positions, transposed=False)
-    for number, layer in enumerate(spec.layers):
-        if layer is None:
-            continue
-        theirs, ours = f"h.{number}", f"encoder.layers.{number}"
-        assert isinstance(layer.attention, AttentionSpec), "heads have one width"
-        rows = [run for kind in "qkv" for run in query_rows(layer.attention, kind)]
-        yield from places.norm(f"{theirs}.ln_1", f"{ours}.input_norm")
-        yield from places.linear(f"{theirs}.attn.c_attn", f"{ours}.attention.qkv_proj", rows)
-        yield from places.linear(f"{theirs}.attn.c_proj", f"{ours}.attention.out_proj")
-        yield from places.norm(f"{theirs}.ln_2", f"{ours}.post_attention_norm")
-        yield from places.linear(f"{theirs}.mlp.c_fc", f"{ours}.mlp.mapping")
-        yield from places.linear(f"{theirs}.mlp.c_proj", f"{ours}.mlp.projection")
-    yield from places.norm("ln_f", "encoder.final_norm")
-    yield from places.whole("lm_head.weight", "output_layer.weight", transposed=False)
+    assert isinstance(layer.attention, AttentionSpec), "heads have one width"
+    rows = [run for kind in "qkv" for run in query_rows(layer.attention, kind)]
+    yield from places.linear(f"{theirs}.c_attn", f"{ours}.qkv_proj", rows)
+    yield from places.linear(f"{theirs}.c_proj", f"{ours}.out_proj")
 
 
 def _gpt2(layers: int, hidden: int, heads: int) -> dict[str, Any]:
@@ -109,6 +133,12 @@ def _gpt2(layers: int, hidden: int, heads: int) -> dict[str, Any]:
         "eos_token_id": 50256,
     }
 
+
+SUMMARY = frozenset(
+    f"summary_{word}"
+    for word in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")
+)
+"""Keys of a head that makes labels."""
 
 FAMILY = Family(
     name="gpt2",
@@ -131,21 +161,9 @@ FAMILY = Family(
         Key("scale_attn_by_inverse_layer_idx", "model_config.scale_by_inverse_layer", False),
         Only("add_cross_attention", (False,), False),
     ),
-    places=_places,
+    places=places_with(_queries_first, is_transposed=True),
     prefix="transformer.",
-    neutral=frozenset(
-        {
-            "embd_pdrop",
-            "n_ctx",
-            "reorder_and_upcast_attn",
-            "summary_activation",
-            "summary_first_dropout",
-            "summary_proj_to_labels",
-            "summary_type",
-            "summary_use_proj",
-            "task_specific_params",
-        }
-    ),
+    neutral=SUMMARY | {"embd_pdrop", "n_ctx", "reorder_and_upcast_attn", "task_specific_params"},
     presets={
         "gpt2": _gpt2(12, 768, 12),
         "gpt2_medium": _gpt2(24, 1024, 16),

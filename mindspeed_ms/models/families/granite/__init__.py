@@ -6,7 +6,14 @@ from __future__ import annotations
 from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.decoder import Decoder
 from mindspeed_ms.models.families.family import Family
-from mindspeed_ms.models.families.rules import Biases, Key, ScoreScale
+from mindspeed_ms.models.families.rules import Biases, Key, Rule, ScoreScale
+
+MULTIPLIERS: tuple[Rule, ...] = (
+    Key("embedding_multiplier", "model_config.embedding_multiplier", 1.0, float),
+    Key("residual_multiplier", "model_config.residual_multiplier", 1.0, float),
+    Key("logits_scaling", "model_config.logits_scaling", 1.0, float),
+    ScoreScale("attention_multiplier", 1.0),
+)
 
 FAMILY = Family(
     name="granite",
@@ -16,10 +23,7 @@ FAMILY = Family(
     rules=llama.rules(
         llama.ATTENTION_BIAS,
         Biases("mlp_bias", ("model_config.mlp_has_bias",)),
-        Key("embedding_multiplier", "model_config.embedding_multiplier", 1.0, float),
-        Key("residual_multiplier", "model_config.residual_multiplier", 1.0, float),
-        Key("logits_scaling", "model_config.logits_scaling", 1.0, float),
-        ScoreScale("attention_multiplier", 1.0),
+        *MULTIPLIERS,
     ),
     places=Decoder(),
     presets={

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from mindspeed_ms.models.families import llama
 from mindspeed_ms.models.families.decoder import Decoder
-from mindspeed_ms.models.families.expert_rules import Normed
+from mindspeed_ms.models.families.expert_rules import BALANCE, JITTER, Normed
 from mindspeed_ms.models.families.family import Family
 from mindspeed_ms.models.families.rope import Rope
 from mindspeed_ms.models.families.rules import Heads, Key
@@ -20,14 +20,8 @@ FAMILY = Family(
         Key("intermediate_size", "moe_config.moe_ffn_hidden_size"),
         Key("num_local_experts", "moe_config.num_experts", 8),
         Key("num_experts_per_tok", "moe_config.moe_router_topk", 2),
-        Key("router_aux_loss_coef", "moe_config.moe_aux_loss_coeff", 0.001, float),
-        Key(
-            "router_jitter_noise",
-            "moe_config.moe_input_jitter_eps",
-            0.0,
-            lambda x: x or None,
-            lambda x: x or 0.0,  # transformers refuses null
-        ),
+        BALANCE,
+        JITTER,
         Normed(None),
         SlidingWindow(),
         heads=Heads(default_groups=8),
