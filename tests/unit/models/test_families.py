@@ -165,6 +165,15 @@ def test_what_newer_families_cannot_hold_is_named(message, case):
     test_a_key_that_cannot_be_held_is_named(message, case)
 
 
+def test_experts_in_every_second_layer_go_back():
+    family = BY_MODEL_TYPE["ernie4_5_moe"]
+    steps = {"moe_layer_interval": 2, "moe_layer_start_index": 3, "moe_layer_end_index": 9}
+    config = family.config({**family.presets["ernie4.5_21b_a3b"], **steps})
+    assert config.moe_config.moe_layer_freq[:12] == (0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 0)
+    assert family.misfits(config) == []
+    assert steps.items() <= family.config_json(config, 32).items()
+
+
 def test_an_unknown_type_of_model_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match=r"'smolm3'; .*smollm3, .*did you mean 'smollm3'\?"):
         family_of_type("smolm3")

@@ -41,10 +41,10 @@ class StepsWithin:
         )
 
     def write(self, config: AllConfig) -> dict[str, Any]:
-        """The first and the last one; the round trip shows whether all between them have some."""
+        """The first, the last and their distance; the round trip shows whether it is even."""
         held = [layer for layer, has in enumerate(layers_with_experts(config)) if has]
         first, last = (held[0], held[-1]) if held else (config.model_config.num_layers, 0)
-        return {_START: first, _END: last, _STEP: 1}
+        return {_START: first, _END: last, _STEP: held[1] - held[0] if len(held) > 1 else 1}
 
 
 def _ernie(layers: int, hidden: int, inner: int, heads: int, groups: int) -> dict[str, Any]:
