@@ -424,6 +424,17 @@ ROWS: tuple[Flag, ...] = (
     ),
     *compact(
         "diagnostics",
+        NoEffect(
+            "a device's allocator keeps no history here; --profile-with-memory and "
+            "--log-memory-interval show memory along the time"
+        ),
+        """
+--record-memory-history
+--memory-snapshot-path str=snapshot.pickle
+""",
+    ),
+    *compact(
+        "diagnostics",
         _DIAGNOSTICS,
         """
 --gpu-sniff-test-interval int
@@ -436,8 +447,6 @@ ROWS: tuple[Flag, ...] = (
 --moe-routing-trace-path str
 --run-workload-inspector-server
 --nvtx-ranges
---memory-snapshot-path str=snapshot.pickle
---record-memory-history
 --record-shapes
 --pytorch-profiler-collect-callstack
 --pytorch-profiler-collect-chakra

@@ -245,7 +245,11 @@ ROWS: tuple[Flag, ...] = (
     ),
     *_INSTRUCTIONS,
     *compact("refused: data", _PAIRS, "--is-pairwise-dataset\n--dataset-additional-keys str*"),
-    *compact("data", NoEffect("numbers of samples are not printed"), "--return-document-ids"),
+    *compact(
+        "data",
+        NoEffect("documents of a batch are not printed; seed and data decide them alone"),
+        "--return-document-ids",
+    ),
     *compact(
         "refused: data",
         Refused(

@@ -41,29 +41,40 @@ def _rope_type(stated: Any, given: Any) -> Any:
     return stated
 
 
+def _agreed(given: Any, usual: float | None, *names: str) -> Any:
+    """What the flags say of one number of yarn; None if none says anything but the usual.
+
+    Raises:
+        ValueError: two of them differ.
+    """
+    told = {name: value for name in names if (value := getattr(given, name)) not in (None, usual)}
+    if len(set(told.values())) > 1:
+        said = " and ".join(f"--{name.replace('_', '-')} {told[name]}" for name in told)
+        raise ValueError(f"{said} say one thing of yarn; keep one of them")
+    return next(iter(told.values()), None)
+
+
 def _yarn_factor(stated: Any, given: Any) -> Any:
-    own = () if given.multi_latent_attention else (given.rotary_scaling_factor,)
-    factors = [one for one in (given.yarn_scaling_factor, *own) if one not in (None, 1.0)]
+    own = () if given.multi_latent_attention else ("rotary_scaling_factor",)
+    factor = None
+    if _is_asked(given) or given.rope_scaling_type == "yarn":
+        factor = _agreed(given, 1.0, "yarn_scaling_factor", *own)
     if _is_asked(given):
-        return factors[0] if factors else 1.0
+        return factor or 1.0
     if given.rope_scaling_type in (None, "default"):
         return UNSET  # nothing reads it
-    return factors[0] if factors and given.rope_scaling_type == "yarn" else stated
+    return factor or stated
 
 
-def _yarn_original(stated: Any, given: Any) -> Any:
-    is_open = stated in (UNSET, None) and _is_yarn(given)
-    return given.yarn_original_max_position_embeddings if is_open else stated
+def _of_two(name: str, usual: float | None) -> Callable[[Any, Any], Any]:
+    """The rule of what Megatron and MindSpeed have a flag each for."""
 
+    def rule(stated: Any, given: Any) -> Any:
+        if not _is_yarn(given):
+            return stated
+        return _agreed(given, usual, f"rope_scaling_{name}", f"yarn_{name}") or stated
 
-def _yarn_beta_fast(stated: Any, given: Any) -> Any:
-    is_open = stated in (UNSET, None, 32.0) and _is_yarn(given)
-    return given.yarn_beta_fast if is_open and given.yarn_beta_fast else stated
-
-
-def _yarn_beta_slow(stated: Any, given: Any) -> Any:
-    is_open = stated in (UNSET, None, 1.0) and _is_yarn(given)
-    return given.yarn_beta_slow if is_open and given.yarn_beta_slow else stated
+    return rule
 
 
 def _yarn_attention_factor(stated: Any, given: Any) -> Any:
@@ -81,9 +92,9 @@ YARN_RULES: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
         for name, rule in {
             "rope_type": _rope_type,
             "factor": _yarn_factor,
-            "original_max_position_embeddings": _yarn_original,
-            "beta_fast": _yarn_beta_fast,
-            "beta_slow": _yarn_beta_slow,
+            "original_max_position_embeddings": _of_two("original_max_position_embeddings", None),
+            "beta_fast": _of_two("beta_fast", 32.0),
+            "beta_slow": _of_two("beta_slow", 1.0),
             "attention_factor": _yarn_attention_factor,
         }.items()
     }

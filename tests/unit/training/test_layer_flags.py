@@ -139,6 +139,16 @@ def test_multi_latent_attention_keeps_its_own_yarn():
     [
         ("--yarn-scaling-factor 4", "add --rope-scaling-type yarn"),
         ("--position-embedding-type yarn --rope-scaling-type llama3", "keep one of them"),
+        (
+            "--position-embedding-type rope --rope-scaling-type yarn --yarn-scaling-factor 4 "
+            "--rope-scaling-beta-fast 16 --yarn-beta-fast 8",
+            "--rope-scaling-beta-fast 16.0 and --yarn-beta-fast 8.0 say one thing of yarn",
+        ),
+        (
+            "--position-embedding-type rope --rope-scaling-type yarn --yarn-scaling-factor 4 "
+            "--rotary-scaling-factor 2",
+            "--yarn-scaling-factor 4.0 and --rotary-scaling-factor 2.0 say one thing of yarn",
+        ),
     ],
 )
 def test_what_contradicts_is_one_line(words, message):
