@@ -364,7 +364,9 @@ def _by_project(
 
 def _targets(lora: LoraConfig) -> list[tuple[str, Match]]:
     """What is asked for; nothing for every linear layer."""
-    found = [] if lora.target_modules == ALL else _matches(lora.target_modules)
+    # A flag has a list of words, PEFT the word alone.
+    every = lora.target_modules in (ALL, (ALL,))
+    found = [] if every else _matches(lora.target_modules)
     for item in lora.target_cells or ():
         cells = item.get("target_cells", ())
         for pattern in (cells,) if isinstance(cells, str) else cells:

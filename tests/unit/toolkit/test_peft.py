@@ -127,6 +127,13 @@ def test_names_of_other_projects_mean_the_same_layers(targets):
     assert named == gpt_spec(assemble(sections("llama_qv")).model_config)
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ("all-linear",), None])
+def test_every_linear_layer_is_meant_by_one_word_alone_or_in_a_list(targets):
+    """A flag of several words cannot say it otherwise."""
+    spec = gpt_spec(assemble(sections("qwen2_dora", target_modules=targets)).model_config)
+    assert spec.num_adapter_parameters == int(expected("qwen2_dora")["trained"])
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [("bias", "all"), ("init_lora_weights", "pissa"), ("modules_to_save", ["lm_head"])],
