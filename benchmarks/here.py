@@ -19,7 +19,7 @@ from mindspeed_ms.command.train import model_provider
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.train_loop import StepReport
 from mindspeed_ms.ops.cpu import library
-from mindspeed_ms.planning.flops import flops_per_step
+from mindspeed_ms.planning.operations import step_operations
 from mindspeed_ms.training import initialize_megatron, pretrain
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     initialize_megatron(argv=[*model, *flags, "--train-iters", "2000"])
     turn = Turn(int(port), comm.get_rank())
     config = get_all_config()
-    operations = flops_per_step(
+    operations = step_operations(
         config.model_config, config.global_batch_size(comm.get_world_size())
     )
 

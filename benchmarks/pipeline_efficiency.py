@@ -41,7 +41,7 @@ from mindspeed_ms.engine.forward_step import default_forward_step
 from mindspeed_ms.engine.model_chunks import get_model
 from mindspeed_ms.ops.cpu import library
 from mindspeed_ms.plan.schedule_plan import Shape
-from mindspeed_ms.planning.flops import flops_per_step
+from mindspeed_ms.planning.operations import step_operations
 from mindspeed_ms.training import initialize_megatron
 
 WARM_UP, MEASURED = 2, 7
@@ -146,7 +146,7 @@ def main() -> None:
     result = summary(*timelines())
     if comm.get_rank() == 0:
         config, world = get_all_config(), comm.get_world_size()
-        operations = flops_per_step(config.model_config, config.global_batch_size(world))
+        operations = step_operations(config.model_config, config.global_batch_size(world))
         speed = operations / (result["step_ms"] / 1e3)
         result["share_of_limit"] = share_of_limit(speed, library.num_threads() * world)
         print(json.dumps(result))  # noqa: T201 - the result

@@ -39,7 +39,7 @@ from mindspeed_ms.core import parallel_state
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.train_loop import StepReport
 from mindspeed_ms.ops.cpu import library, timing
-from mindspeed_ms.planning.flops import flops_per_step
+from mindspeed_ms.planning.operations import step_operations
 from mindspeed_ms.planning.plan import make_plan
 from mindspeed_ms.training import initialize_megatron, pretrain
 
@@ -103,7 +103,7 @@ def measure(flags: list[str], iterations: int, taken_apart: int) -> dict[str, An
     own["planned_mib"] = stage.bytes_at_peak / 2**20
     own["processor_seconds"] = statistics.median(b - a for a, b in pairwise(ends))
     own["startup_seconds"] = meter.first_step - started
-    speed = flops_per_step(model, config.global_batch_size(world)) / median
+    speed = step_operations(model, config.global_batch_size(world)) / median
     dtype = {"bfloat16": "bf16", "float16": "fp16"}.get(model.compute_dtype, "fp32")
     ranks = comm.all_gather_object(own)
     if comm.get_rank() != 0:  # what the machine can do is measured on one

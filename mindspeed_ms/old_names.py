@@ -70,6 +70,7 @@ HOMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "core.distributed": {
             "DistributedDataParallel": "data_parallel",
             "DistributedDataParallelConfig": "data_parallel",
+            "ParamAndGradBuffer": "data_parallel",
         },
         "core.optimizer": _OPTIMIZERS,
         "core.tensor_parallel": {**_LINEARS, **_RANDOM, **_REGIONS},
@@ -86,6 +87,11 @@ HOMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 """Module -> name -> module of the predecessor's room."""
+
+
+def names_of(module: str) -> tuple[str, ...]:
+    """The names that a module has from the table, for its ``__all__``."""
+    return tuple(HOMES[module.removeprefix("mindspeed_ms.")])
 
 
 def of(module: str) -> Callable[[str], Any]:

@@ -8,12 +8,15 @@ import io
 import logging
 from pathlib import Path
 
-from mindspeed_ms.backend import comm, memory
+from pipeline_runs import provider
+
+from mindspeed_ms.backend import comm
 from mindspeed_ms.core import parallel_state
-from mindspeed_ms.core.distributed.distributed_data_parallel import DistributedDataParallel
 from mindspeed_ms.engine.current_config import get_all_config
-from mindspeed_ms.legacy.model import GPTModel
+from mindspeed_ms.formats.catalog import TensorReader
+from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.training import initialize_megatron, pretrain
+from mindspeed_ms.training.checkpoint_config import spec_of
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
@@ -54,12 +57,6 @@ MODELS["moe"] = [
 NO_DROPOUT = "--attention-dropout 0 --hidden-dropout 0".split()
 
 
-def provider(pre_process, post_process):
-    return GPTModel(
-        get_all_config().model_config, pre_process=pre_process, post_process=post_process
-    )
-
-
 def run(model, flags, data_cache):
     """Losses by iteration, and what was printed, of a run with these flags."""
     comm.init_process_group()
@@ -93,10 +90,8 @@ def run(model, flags, data_cache):
     }
 
 
-def whole_weights(models: list[DistributedDataParallel]) -> dict:
-    """Whole local parameters by name, as raw arrays."""
-    return {
-        name: memory.as_numpy(param).copy()
-        for model in models
-        for name, param in model.gathered_parameters()
-    }
+def tensors_of(folder):
+    """Name -> values of the newest checkpoint in a folder, optimizer states included."""
+    catalog = open_checkpoint(find_checkpoint(Path(folder)), spec_of)
+    with TensorReader() as reader:
+        return {name: reader.read(one) for name, one in catalog.tensors.items()}

@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import REPOSITORY, Job
+from jobs import REPOSITORY, Job, attack_each
 
 DATA = REPOSITORY / "data" / "tiny"
 COMMAND = [sys.executable, "-m", "mindspeed_ms.command"]
@@ -144,9 +144,7 @@ class Attack:
         """Start over what is there, or anew; end it so; then finish the work."""
         victim, name, *twice = way.split()
         job = self.start()
-        deadline = time.monotonic() + moment
-        while time.monotonic() < deadline and job.process.poll() is None:
-            time.sleep(0.002)
+        job.wait(moment)
         if victim == "stopped":
             job.send("launcher", signal.SIGSTOP)
             time.sleep(0.3)
@@ -226,15 +224,8 @@ def attack(name, folder, kills, seed):
 def main():
     """Usage: python command_killer.py FOLDER KILLS SEED [NAME...]."""
     folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    for name in sys.argv[4:] or CASES:
-        place = folder / name
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        try:
-            sys.stdout.write(f"{name}: {dict(attack(name, place, kills, seed))}\n")
-        except AssertionError as error:
-            sys.stdout.write(f"{name}: FAILED {error}\n")
-        sys.stdout.flush()
+    names = sys.argv[4:] or CASES
+    attack_each(folder, names, lambda name, place: attack(name, place, kills, seed))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -179,6 +180,20 @@ class Job:
                 continue
         self.process.wait()
         return left
+
+
+def attack_each(folder, names, attack):
+    """Attack what each name means in a folder of its own; a line about each, failed or not."""
+    for name in names:
+        place = folder / name
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        try:
+            told = dict(attack(name, place))
+        except AssertionError as error:
+            told = f"FAILED {error}"
+        sys.stdout.write(f"{name}: {told}\n")
+        sys.stdout.flush()
 
 
 def abandoned_memory():

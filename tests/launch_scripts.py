@@ -6,20 +6,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from jobs import free_port
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
 SINGLE, MULTI = "run_distribute_single_node.sh", "run_distribute_multi_node.sh"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def environment(**more):

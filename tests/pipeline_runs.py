@@ -12,7 +12,7 @@ from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain
 
-VOCAB, SEQ, MICRO_BATCH, GLOBAL_BATCH = 64, 16, 1, 8
+VOCAB, SEQ, GLOBAL_BATCH = 64, 16, 8
 BASE = (
     "--num-layers 8 --hidden-size 16 --ffn-hidden-size 32 --num-attention-heads 2 --seq-length 16 "
     "--max-position-embeddings 16 --micro-batch-size 1 --global-batch-size 8 --train-iters 3 "
@@ -59,6 +59,7 @@ def start(style, flags):
 
 
 def provider(pre_process, post_process):
+    """A model of the run that is being opened."""
     return GPTModel(
         get_all_config().model_config, pre_process=pre_process, post_process=post_process
     )

@@ -76,6 +76,13 @@ OPTIONS = {
         "eos_token_id": list(range(7, 30)),
     },
     "beams, penalties": {"num_beams": 3, "repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
+    "like the prompt": {"encoder_repetition_penalty": 1.6},
+    "beams, unlike the prompt": {
+        "num_beams": 3,
+        "encoder_repetition_penalty": 0.7,
+        "encoder_no_repeat_ngram_size": 2,
+        "num_return_sequences": 2,
+    },
 }
 PADDED = {"greedy": {}, "beams": {"num_beams": 2}, "repetition": {"repetition_penalty": 1.5}}
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pipeline_runs
+from pipeline_runs import provider
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.core import parallel_state, run_state
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.engine.run import Run, StepFunctions
-from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training.arguments import parse_args, validate_args
 from mindspeed_ms.training.from_args import init_configs_from_args
 
@@ -33,13 +33,6 @@ def configuration(*flags, style="llama"):
     words = [*base, *pipeline_runs.STYLES[style], *flags]
     args = validate_args(parse_args(words), comm.get_world_size())
     return init_configs_from_args(args)
-
-
-def provider(pre_process, post_process):
-    """A model of the run that is being opened."""
-    return GPTModel(
-        get_all_config().model_config, pre_process=pre_process, post_process=post_process
-    )
 
 
 class Numbered:

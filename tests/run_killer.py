@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from jobs import REPOSITORY, Job, abandoned_memory, launch_words
+from jobs import REPOSITORY, Job, abandoned_memory, attack_each, launch_words
 
 DATA = REPOSITORY / "data" / "tiny"
 YAML = REPOSITORY / "configs" / "tiny_gpt.yaml"
@@ -100,12 +100,11 @@ class Run:
         names = draw.choice(SIGNALS).split()
         moment = draw.uniform(0.1, 0.8) * self.seconds
         job = self.start(save)
-        deadline = time.monotonic() + moment
-        while time.monotonic() < deadline and job.process.poll() is None:
-            time.sleep(0.005)
+        job.wait(moment)
+        deadline = time.monotonic() + 20
         for name in names:
             while not job.send(victim, signal.Signals[f"SIG{name}"]):
-                if job.process.poll() is not None or time.monotonic() > deadline + 20:
+                if job.process.poll() is not None or time.monotonic() > deadline:
                     break
                 time.sleep(0.02)
             time.sleep(0.5 if len(names) > 1 else 0)
@@ -165,18 +164,12 @@ def is_unfinished(path):
 def main():
     """Usage: python run_killer.py FOLDER KILLS SEED LAUNCHER/KIND..."""
     folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    for name in sys.argv[4:]:
+
+    def attack(name, place):
         launcher, _, kind = name.partition("/")
-        place = folder / name
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        run = None
-        try:
-            run = Run(launcher, KINDS[kind or "plain"], place)
-            sys.stdout.write(f"{name}: {dict(run.attack(kills, seed))}\n")
-        except AssertionError as error:
-            sys.stdout.write(f"{name}: {dict(run.done) if run else {}} FAILED {error}\n")
-        sys.stdout.flush()
+        return Run(launcher, KINDS[kind or "plain"], place).attack(kills, seed)
+
+    attack_each(folder, sys.argv[4:], attack)
 
 
 if __name__ == "__main__":

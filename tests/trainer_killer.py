@@ -71,9 +71,7 @@ def finish(folder, out):
 def kill(folder, out, seconds, name):
     """End a run at a moment; whether it was through before."""
     job = start(folder, out)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and job.process.poll() is None:
-        time.sleep(0.005)
+    job.wait(seconds)
     job.send("launcher", signal.Signals[f"SIG{name}"])
     status = job.wait(40)
     left = job.end()

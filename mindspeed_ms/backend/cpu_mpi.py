@@ -16,10 +16,11 @@ import ctypes
 import importlib
 import os
 import re
+import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -30,6 +31,7 @@ from mindspore.common import dtype as mstype
 from mindspeed_ms.backend import env, peer_memory
 from mindspeed_ms.backend.base import Group, P2POp, ReduceOp, SharedMemory, Work
 from mindspeed_ms.backend.lane import Lane
+from mindspeed_ms.backend.mapped_files import mapped_files
 from mindspeed_ms.backend.memory import flat_view
 from mindspeed_ms.backend.mpi_numbers import finisher, widen
 from mindspeed_ms.backend.mpi_work import CallClock, MpiWork, wait_asleep
@@ -40,6 +42,10 @@ _PIECE = 2**20
 
 _HYDRA_SECONDS = 10.0
 _HYDRA_ANSWER = 1024
+
+_KEPT_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_SIGACTION_BYTES = 256
+"""No less than C's ``struct sigaction`` has."""
 
 _SWEEP_AT = 64
 """Handles in flight from which on completed ones are looked for."""
@@ -53,19 +59,38 @@ def load_mpi() -> ModuleType:
     Raises:
         RuntimeError: mpi4py or the MPI library is not installed, or MPI could not start.
     """
-    try:
-        rc = importlib.import_module("mpi4py").rc
-        rc.initialize = rc.finalize = False
-        mpi = importlib.import_module("mpi4py.MPI")
-    except (ImportError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise RuntimeError(
-            f"several CPU ranks need MPI, which cannot be loaded ({reason}); "
-            'pip install "mindspeed_ms[cpu]"'
-        ) from None
-    _initialize(mpi)
+    with _signals_kept():
+        try:
+            rc = importlib.import_module("mpi4py").rc
+            rc.initialize = rc.finalize = False
+            mpi = importlib.import_module("mpi4py.MPI")
+        except (ImportError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise RuntimeError(
+                f"several CPU ranks need MPI, which cannot be loaded ({reason}); "
+                'pip install "mindspeed_ms[cpu]"'
+            ) from None
+        _initialize(mpi)
     mpi.COMM_WORLD.Set_errhandler(mpi.ERRORS_RETURN)
     return mpi
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Whatever happens inside, signals do afterwards what they did before.
+
+    MPI takes SIGUSR1, by which schedulers of clusters announce the end, for word of a dead rank,
+    and SIGHUP. Python's ``signal`` would not see handlers that are not its own.
+    """
+    library = ctypes.CDLL(None)
+    kept = {number: ctypes.create_string_buffer(_SIGACTION_BYTES) for number in _KEPT_SIGNALS}
+    for number, action in kept.items():
+        library.sigaction(number, None, action)
+    try:
+        yield
+    finally:
+        for number, action in kept.items():
+            library.sigaction(number, action, None)
 
 
 def _initialize(mpi: ModuleType) -> None:
@@ -97,11 +122,8 @@ def finalize(mpi: ModuleType) -> None:
 
 def _mapped_library() -> str | None:
     """Path of the MPI library mpi4py has loaded, where the system tells."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return None
-    found = re.search(r"/.*/libmpi(_abi)?\.so[.\d]*$", maps.read_text(), re.MULTILINE)
-    return found.group(0) if found else None
+    is_mpi = re.compile(r"/.*/libmpi(_abi)?\.so[.\d]*").fullmatch
+    return next(filter(is_mpi, mapped_files()), None)
 
 
 def prepare_waiting() -> None:

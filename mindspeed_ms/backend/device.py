@@ -70,8 +70,3 @@ def initialize() -> None:
 def cores() -> int:
     """CPU cores this process may run on."""
     return len(os.sched_getaffinity(0))
-
-
-def set_num_threads(count: int) -> None:
-    """Limit the threads of MindSpore's own CPU runtime to ``count`` (at least one)."""
-    ms.set_context(runtime_num_threads=max(1, count))

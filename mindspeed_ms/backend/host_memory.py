@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def _folders(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
     """Folders of the groups, from the innermost outwards, and the names of their files."""
     mounts = root / "sys" / "fs" / "cgroup"
     try:
-        lines = (root / "proc" / "self" / "cgroup").read_text().splitlines()
+        lines = os.fsdecode((root / "proc" / "self" / "cgroup").read_bytes()).splitlines()
     except OSError:
         return
     for line in lines:

@@ -21,6 +21,7 @@ from mindspeed_ms.backend import env, job_messages, job_secret, launcher
 from mindspeed_ms.backend.job_connections import is_cut, tune
 from mindspeed_ms.backend.job_health import SILENCE_SECONDS, SILENCE_VARIABLE, TIMEOUT_SECONDS
 from mindspeed_ms.backend.job_messages import FROM_SERVER, MAX_LINE, Message, ProtocolError
+from mindspeed_ms.backend.mapped_files import mapped_files
 from mindspeed_ms.backend.progress import here
 
 logger = logging.getLogger(__name__)
@@ -101,10 +102,9 @@ def remove_mapped_segments() -> None:
 
     MPICH does so only when it is finalized. The ranks of this host keep what they have mapped.
     """
-    maps = Path("/proc/self/maps")
-    if maps.exists():
-        for segment in set(re.findall(r"/dev/shm/mpich_shm_\w+", maps.read_text())):
-            Path(segment).unlink(missing_ok=True)
+    for path in mapped_files():
+        if segment := re.match(r"/dev/shm/mpich_shm_\w+", path):
+            Path(segment.group()).unlink(missing_ok=True)
 
 
 def report_gone(

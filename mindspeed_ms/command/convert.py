@@ -216,7 +216,9 @@ def verified(arguments: argparse.Namespace, target: Path) -> str:
     root = Path(__file__).resolve().parents[2]
     words = [sys.executable, "-c", _VERIFY, str(root), json.dumps(source, default=str)]
     tie = tie_to(os.getpid(), signal.SIGKILL)
-    done = subprocess.run(words, capture_output=True, text=True, check=False, preexec_fn=tie)
+    done = subprocess.run(
+        words, capture_output=True, text=True, errors="replace", check=False, preexec_fn=tie
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
         raise VerificationError(f"verification of {target}: {lines[-1]}")

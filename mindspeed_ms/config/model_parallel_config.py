@@ -218,6 +218,11 @@ class ModelParallelConfig(Section):
     """Minutes a rank waits for the others before it gives up."""
 
     @property
+    def shards_gradients(self) -> bool:
+        """Whether gradients are reduced and sharded after every micro-batch."""
+        return self.zero_level in ("z2", "z3")
+
+    @property
     def recomputes_early(self) -> bool:
         """Whether stages use the time in which they wait for gradients to recompute."""
         return self.recompute_in_advance or self.recompute_in_bubble

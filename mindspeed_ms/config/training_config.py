@@ -491,6 +491,21 @@ class TrainingConfig(Watching, Teaching):
     """JSON file with start_step and stop_step, read again when it changes. Empty: not used."""
 
     @property
+    def mem_align_bytes(self) -> int:
+        """Every parameter of a buffer starts at a multiple of this many bytes."""
+        return 512 if self.enable_mem_align else 1
+
+    def overlaps_reduction(self, stage: int) -> bool:
+        """Whether a pipeline stage reduces gradients during its backward."""
+        return self.overlap_grad_reduce and not (self.delay_grad_reduce and stage > 0)
+
+    def elements_of_bucket(self, num_parameters: int) -> int | None:
+        """Elements after which a bucket closes, on a rank with so many; None: it is not stated."""
+        if self.ddp_num_buckets is None:
+            return self.bucket_size
+        return max(1, num_parameters // self.ddp_num_buckets)
+
+    @property
     def check_for_nan_in_loss_and_grad(self) -> bool:
         """Megatron's name of check_for_nan_in_grad."""
         return self.check_for_nan_in_grad

@@ -327,7 +327,7 @@ class TransformerConfig(LayerOptions):
     @property
     def init_method(self) -> str:
         """The predecessor's name of how matrices start; ``init_method_std`` says how wide."""
-        return "normal"
+        return "xavier_uniform" if self.init_method_xavier_uniform else "normal"
 
     @property
     def output_layer_init_method(self) -> str:

@@ -17,7 +17,7 @@ from mindspore import Tensor
 from mindspore.common import dtype as mstype
 
 from mindspeed_ms.backend import autograd, comm, memory
-from mindspeed_ms.core import parallel_state, run_state
+from mindspeed_ms.core import loss_options, parallel_state, run_state
 
 Kind = Literal["part", "mean"]
 """What a rank records over the ranks that share a sequence: a part of a sum, or its own mean."""
@@ -41,10 +41,12 @@ def begin_step(scale: float) -> None:
 
     The schedules set it: loss scale / micro-batches, like the seed of the main loss. Like the main
     loss it is multiplied by the context parallel size, because gradients are averaged over data x
-    context parallel ranks while each of them holds a part of the loss of a sequence.
+    context parallel ranks while each of them holds a part of the loss of a sequence; a run that
+    weighs by tokens counts those ranks in what its gradients are multiplied by at the end.
     """
     record = _record()
-    record.scale = scale * parallel_state.get_context_parallel_world_size()
+    by_tokens = loss_options.current().weighs_by_tokens
+    record.scale = scale * (1 if by_tokens else parallel_state.get_context_parallel_world_size())
     record.step += 1
     record.recorded.clear()  # of a forward outside of steps, that nobody collected
 

@@ -23,8 +23,17 @@ from mindspeed_ms.backend.base import Group
 from mindspeed_ms.models.parameter import ParamSpec
 from mindspeed_ms.plan.region import Region, Stack
 
-InitMethod: TypeAlias = Callable[[Sequence[int]], np.ndarray] | Initializer | str | float
-"""Full (unsharded) shape -> fp32 values; MindSpore initializers and their names work too."""
+InitMethod: TypeAlias = (
+    Callable[[Sequence[int]], np.ndarray]
+    | Initializer
+    | type[Initializer]
+    | str
+    | float
+    | np.ndarray
+    | Tensor
+)
+"""Full (unsharded) shape -> fp32 values; MindSpore initializers, their classes and names work too,
+and so do a number and the full values themselves."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,11 +183,31 @@ def make_ready(parameter: Tensor, dtype: mstype.Type | None = None) -> Tensor:
 
 
 def initial_values(init_method: InitMethod, shape: Sequence[int]) -> np.ndarray:
-    """Unsharded fp32 values for a shape; a number fills it."""
+    """Unsharded fp32 values for a shape; a number fills it.
+
+    Raises:
+        ValueError: values of another shape, or what gives none.
+    """
+    if isinstance(init_method, type) and issubclass(init_method, Initializer):
+        init_method = init_method()
     if isinstance(init_method, (int, float)):
         return np.full(tuple(shape), init_method, np.float32)
     if isinstance(init_method, (Initializer, str)):
-        return initializer(init_method, tuple(shape), mstype.float32).init_data().asnumpy()
+        init_method = initializer(init_method, tuple(shape), mstype.float32)
+    if isinstance(init_method, Tensor):
+        init_method = (init_method.init_data() if init_method.has_init else init_method).asnumpy()
+    if isinstance(init_method, np.ndarray):
+        if init_method.shape != tuple(shape):
+            raise ValueError(
+                f"init_method has values of shape {init_method.shape}; the whole parameter is "
+                f"{tuple(shape)}"
+            )
+        return init_method.astype(np.float32)
+    if not callable(init_method):
+        raise ValueError(
+            f"init_method is {init_method!r}; give an initializer of MindSpore, its class or name, "
+            "a number, values, or a function of the shape"
+        )
     return init_method(tuple(shape))
 
 

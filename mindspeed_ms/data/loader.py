@@ -74,10 +74,10 @@ class LoaderSettings:
 def make_sampler(
     total_samples: int, consumed_samples: int, settings: LoaderSettings
 ) -> MegatronPretrainingSampler | MegatronPretrainingRandomSampler:
-    """Sampler of a dataset of this size on this rank, behind the consumed samples.
+    """Sampler of a dataset of this size on this rank.
 
-    A ``single`` dataset that is shorter than the run is read again from its beginning: consumed
-    samples of complete passes are forgotten.
+    That of a ``cyclic`` run stands behind the consumed samples; another one at the beginning of a
+    pass, which may be any: ``PretrainingDataLoader.start_at`` knows how long they are.
     """
     if settings.dataloader_type == "cyclic":
         return MegatronPretrainingRandomSampler(
@@ -89,12 +89,9 @@ def make_sampler(
             settings.data_parallel_size,
             settings.data_sharding,
         )
-    block = settings.micro_batch_size * settings.data_parallel_size
-    if consumed_samples >= total_samples >= block:
-        consumed_samples %= total_samples // block * block
     return MegatronPretrainingSampler(
         total_samples,
-        consumed_samples,
+        0,
         settings.micro_batch_size,
         settings.data_parallel_rank,
         settings.data_parallel_size,

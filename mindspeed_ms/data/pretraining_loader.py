@@ -32,6 +32,8 @@ def build_pretraining_data_loader(
 ) -> Iterable[Batch] | None:
     """Loader of a dataset on this rank, starting behind the consumed samples.
 
+    A dataset that is shorter than the run is read again from its beginning.
+
     Args:
         dataset: numbered samples; None gives None. With ``--dataloader-type external`` it is a
             loader itself and returned as it is.
@@ -53,4 +55,6 @@ def build_pretraining_data_loader(
             )
         return dataset
     sampler = make_sampler(len(dataset), consumed_samples, settings)
-    return PretrainingDataLoader(dataset, sampler, settings.num_workers)
+    loader = PretrainingDataLoader(dataset, sampler, settings.num_workers)
+    loader.start_at(consumed_samples)
+    return loader

@@ -69,20 +69,16 @@ def data_parallel_config(
         optimizer: its section.
         num_parameters: elements on this rank, for ``ddp_num_buckets``.
     """
-    is_first_stage = parallel_state.get_pipeline_model_parallel_rank() == 0
-    is_delayed = training.delay_grad_reduce and not is_first_stage
-    bucket_size = training.bucket_size
-    if training.ddp_num_buckets is not None:
-        bucket_size = max(1, num_parameters // training.ddp_num_buckets)
+    stage = parallel_state.get_pipeline_model_parallel_rank()
     return DistributedDataParallelConfig(
         grad_reduce_in_fp32=training.accumulate_allreduce_grads_in_fp32,
-        overlap_grad_reduce=training.overlap_grad_reduce and not is_delayed,
+        overlap_grad_reduce=training.overlaps_reduction(stage),
         overlap_param_gather=optimizer.overlap_param_gather,
         use_distributed_optimizer=shards_optimizer(training, optimizer, parallel),
-        bucket_size=bucket_size,
+        bucket_size=training.elements_of_bucket(num_parameters),
         average_in_collective=training.ddp_average_in_collective,
         pad_buckets_for_high_nccl_busbw=training.ddp_pad_buckets_for_high_nccl_busbw,
-        mem_align_bytes=512 if training.enable_mem_align else 1,
+        mem_align_bytes=training.mem_align_bytes,
         check_for_nan_in_grad=True,  # what to do about one is the run's decision
         zero_level=parallel.zero_level,
     )

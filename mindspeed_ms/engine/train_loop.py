@@ -51,7 +51,7 @@ from mindspeed_ms.engine.run_data import EvaluationSet
 from mindspeed_ms.engine.step_report import StepReport
 from mindspeed_ms.engine.stop_conditions import StopConditions
 from mindspeed_ms.engine.train_state import TrainState
-from mindspeed_ms.planning.flops import tflops_per_rank
+from mindspeed_ms.planning.operations import tflops_per_rank
 
 
 @dataclass(kw_only=True, slots=True)

@@ -224,11 +224,6 @@ def _piece_from_json(
     return StoredPiece(Span(region, start, stop), entry["dtype"], file.path, offset, checksum=file)
 
 
-def num_bytes_of(tensors: Iterable[StoredTensor]) -> int:
-    """Bytes of some tensors."""
-    return sum(tensor.num_bytes for tensor in tensors)
-
-
 class OwnFormat:
     """This project's checkpoints behind ``CheckpointFormat``."""
 

@@ -11,14 +11,13 @@ from typing import Any
 
 from mindspeed_ms.config.lora_config import LoraConfig
 from mindspeed_ms.models.adapter import AdapterSpec
-from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
+from mindspeed_ms.models.attention import AttentionSpec
 from mindspeed_ms.models.families.place import query_rows
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec
 from mindspeed_ms.models.layer import LayerSpec
-from mindspeed_ms.models.linear_attention import GatedDeltaSpec
 from mindspeed_ms.models.model import OWN_ROOT, ModelSpec
-from mindspeed_ms.models.part import LinearSpec, joined
-from mindspeed_ms.models.replaced import AttentionInsteadSpec, MLPInsteadSpec
+from mindspeed_ms.models.part import Composite, LinearSpec, Part, joined
+from mindspeed_ms.models.replaced import MLPInsteadSpec
 from mindspeed_ms.plan.region import Region, Run, Stack
 
 ALL = "all-linear"
@@ -248,9 +247,7 @@ def _joined(runs: list[Run]) -> tuple[Run, ...]:
     return Region.whole((last,)).with_runs(0, runs).runs[0]
 
 
-def _linears(
-    part: AttentionSpec | LatentAttentionSpec | GatedDeltaSpec | AttentionInsteadSpec,
-) -> Iterator[tuple[str, LinearSpec]]:
+def _linears(part: Composite) -> Iterator[tuple[str, LinearSpec]]:
     for child in part.children():
         if isinstance(child.part, LinearSpec):
             yield child.name, child.part
@@ -275,13 +272,12 @@ def adapters_of(spec: ModelSpec) -> Iterator[tuple[str, LinearSpec]]:
             yield from _adapted_in(f"{OWN_ROOT}.encoder.layers.{index}", layer)
 
 
-def _adapted_in(path: str, part: object) -> Iterator[tuple[str, LinearSpec]]:
+def _adapted_in(path: str, part: Part) -> Iterator[tuple[str, LinearSpec]]:
     if isinstance(part, LinearSpec):
         if part.adapters:
             yield path, part
         return
-    children = getattr(part, "children", None)
-    for child in () if children is None else children():
+    for child in part.children() if isinstance(part, Composite) else ():
         yield from _adapted_in(joined(path, child.name), child.part)
 
 

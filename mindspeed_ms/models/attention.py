@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mindspeed_ms.models.indexer import IndexerSpec
-from mindspeed_ms.models.parameter import ParamSpec
-from mindspeed_ms.models.part import Child, Experts, LinearSpec, NormSpec, parameters_of
+from mindspeed_ms.models.part import Child, Composite, LinearSpec, NormSpec
 from mindspeed_ms.models.scores import ScoresSpec
 from mindspeed_ms.models.sizes import RankSizes
 from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, MLA_UP_PROJECTION, LayerRecompute
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AttentionSpec:
+class AttentionSpec(Composite):
     """Attention with one matrix for queries, keys and values.
 
     Its rows are grouped by key/value group: [N/G queries, key, value], D rows each; with gates
@@ -57,10 +56,6 @@ class AttentionSpec:
             yield Child("q_layernorm", "q_layernorm", self.q_layernorm)
             yield Child("k_layernorm", "k_layernorm", self.k_layernorm)
 
-    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
-        """Those of the parts."""
-        return parameters_of(self.children(), experts)
-
     @property
     def row_blocks(self) -> tuple[int, ...]:
         """Rows of queries, gates if there are any, key and value in a group of the matrix."""
@@ -96,7 +91,7 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LatentAttentionSpec:
+class LatentAttentionSpec(Composite):
     """Attention whose queries, keys and values come from narrow vectors (DeepSeek-AI, 2024)."""
 
     num_heads: int
@@ -142,10 +137,6 @@ class LatentAttentionSpec:
             yield Child("q_layernorm", "q_layernorm", self.q_layernorm)
         if self.kv_layernorm is not None:
             yield Child("kv_layernorm", "kv_layernorm", self.kv_layernorm)
-
-    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
-        """Those of the parts."""
-        return parameters_of(self.children(), experts)
 
     def cached_numbers(self, ranks: int) -> int:
         """Numbers that a token leaves in a cache, on every rank: rank + R, the indexer's key."""

@@ -10,7 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from mindspeed_ms.models.parameter import ParamSpec
-from mindspeed_ms.models.part import BufferSpec, Child, Experts, LinearSpec, parameters_of
+from mindspeed_ms.models.part import (
+    BufferSpec,
+    Child,
+    Composite,
+    Experts,
+    LinearSpec,
+    parameters_of,
+)
 from mindspeed_ms.models.sizes import RankSizes
 from mindspeed_ms.plan.recompute_plan import (
     MLP_ACTIVATION,
@@ -22,7 +29,7 @@ from mindspeed_ms.plan.recompute_plan import (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MLPSpec:
+class MLPSpec(Composite):
     """h -> f -> h; with a gated activation the first matrix is [gate; up]."""
 
     mapping: LinearSpec
@@ -57,10 +64,6 @@ class MLPSpec:
         yield Child("mapping", "linear_fc1", self.mapping)
         yield Child("projection", "linear_fc2", self.projection)
 
-    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
-        """Those of the parts."""
-        return parameters_of(self.children(), experts)
-
     def inner_bytes(self, tokens: int, ranks: int, width: int) -> tuple[int, int]:
         """(first matrix's output, second one's input) of some tokens, split over ranks."""
         inner = tokens * self.width // ranks * width
@@ -77,7 +80,7 @@ class MLPSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SharedExpertSpec:
+class SharedExpertSpec(Composite):
     """The expert that every token passes, weighed by the sigmoid of a score if there is a gate."""
 
     mlp: MLPSpec
@@ -101,7 +104,7 @@ class SharedExpertSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MoESpec:
+class MoESpec(Composite):
     """A mixture of experts."""
 
     num_experts: int
@@ -139,10 +142,6 @@ class MoESpec:
             yield Child(path, path, self.expert, number)
         if self.shared is not None:
             yield Child("shared_experts", "shared_experts", self.shared)
-
-    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
-        """Those of the parts."""
-        return parameters_of(self.children(), experts)
 
     def kept_bytes(self, sizes: RankSizes, recompute: LayerRecompute) -> int:
         """Experts see every token K times, evenly spread over the ranks."""

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mindspeed_ms.models.parameter import ParamSpec
-from mindspeed_ms.models.part import Child, Experts, LinearSpec, NormSpec, parameters_of
+from mindspeed_ms.models.part import Child, Composite, LinearSpec, NormSpec
 from mindspeed_ms.models.sizes import RankSizes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class IndexerSpec:
+class IndexerSpec(Composite):
     """Queries [r -> H D], one key [h -> D] with a norm, and weights of the heads [h -> H].
 
     Every rank of a tensor parallel group holds all of it.
@@ -47,10 +46,6 @@ class IndexerSpec:
         yield Child("wk", "linear_wk", self.wk)
         yield Child("k_norm", "k_norm", self.k_norm)
         yield Child("weights_proj", "linear_weights_proj", self.weights_proj)
-
-    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
-        """Those of the parts."""
-        return parameters_of(self.children(), experts)
 
     def operations(self, seq_length: int, scores: float) -> tuple[float, float]:
         """Of a token's forward: (projections, scores), in float operations.

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from mindspeed_ms.models.attention import AttentionSpec, LatentAttentionSpec
 from mindspeed_ms.models.feed_forward import MLPSpec, MoESpec
 from mindspeed_ms.models.linear_attention import GatedDeltaSpec
-from mindspeed_ms.models.parameter import ParamSpec
 from mindspeed_ms.models.part import (
     Child,
-    Experts,
+    Composite,
     LinearSpec,
     NormSpec,
     TableSpec,
-    parameters_of,
 )
 from mindspeed_ms.models.replaced import AttentionInsteadSpec, MLPInsteadSpec
 from mindspeed_ms.models.sizes import STATISTICS, RankSizes
@@ -32,7 +30,7 @@ from mindspeed_ms.plan.recompute_plan import (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LayerSpec:
+class LayerSpec(Composite):
     """Norm, attention, residual, norm, feed-forward block, residual."""
 
     input_norm: NormSpec | None
@@ -60,10 +58,6 @@ class LayerSpec:
         if self.ffn_post_norm is not None:
             yield Child("ffn_post_norm", "post_mlp_layernorm", self.ffn_post_norm)
 
-    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
-        """Those of the parts."""
-        return parameters_of(self.children(), experts)
-
     @property
     def hidden_size(self) -> int:
         """Channels of the residual stream."""
@@ -83,11 +77,6 @@ class LayerSpec:
         """Of the residual stream and of what is added to it."""
         every = (self.input_norm, self.post_attention_norm, self.attn_post_norm, self.ffn_post_norm)
         return tuple(norm for norm in every if norm is not None)
-
-    @property
-    def words(self) -> int:
-        """Words of the initialisation stream that its weights take."""
-        return sum(spec.words for spec in self.parameters())
 
     def operations(self, seq_length: int) -> float:
         """Floating point operations of a token's forward, over all ranks."""
@@ -142,7 +131,7 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FurtherSpec:
+class FurtherSpec(Composite):
     """Norms of both inputs, a projection from 2 h to h, a transformer layer, a norm."""
 
     enorm: NormSpec
@@ -159,15 +148,6 @@ class FurtherSpec:
         yield Child("transformer_layer", "transformer_layer", self.layer)
         yield Child("final_norm", "final_layernorm", self.final_norm)
 
-    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
-        """Those of the parts."""
-        return parameters_of(self.children(), experts)
-
-    @property
-    def words(self) -> int:
-        """Words of the initialisation stream that its weights take."""
-        return sum(spec.words for spec in self.parameters())
-
     def operations(self, seq_length: int) -> float:
         """Of a token's forward, without the head."""
         return self.layer.operations(seq_length) + self.eh_proj.operations
@@ -181,7 +161,7 @@ class FurtherSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QueryLayerSpec:
+class QueryLayerSpec(Composite):
     """A transformer layer whose queries come from a table of positions (Zeng et al., 2021)."""
 
     query_embeddings: TableSpec
@@ -191,15 +171,6 @@ class QueryLayerSpec:
         """In the order of construction."""
         yield Child("query_embeddings", "query_embeddings", self.query_embeddings)
         yield Child("transformer_layer", "transformer_layer", self.layer)
-
-    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
-        """Those of the parts."""
-        return parameters_of(self.children(), experts)
-
-    @property
-    def words(self) -> int:
-        """Words of the initialisation stream that its weights take."""
-        return sum(spec.words for spec in self.parameters())
 
     def operations(self, seq_length: int) -> float:
         """Of a token's forward; queries are projected apart from keys and values, with them."""

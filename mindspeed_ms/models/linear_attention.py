@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from mindspeed_ms.config.dtypes import DType
 from mindspeed_ms.models.parameter import Init, ParamSpec
-from mindspeed_ms.models.part import Child, Experts, LinearSpec, NormSpec, parameters_of
+from mindspeed_ms.models.part import Child, Composite, Experts, LinearSpec, NormSpec
 from mindspeed_ms.models.sizes import RankSizes
 from mindspeed_ms.plan.recompute_plan import CORE_ATTENTION, LayerRecompute
 from mindspeed_ms.plan.region import Stack
@@ -42,7 +42,7 @@ class VectorSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GatedDeltaSpec:
+class GatedDeltaSpec(Composite):
     """One matrix for queries, keys, values, gates, rates and decays; a convolution; a state.
 
     The rows of ``in_proj`` are those of all heads of one kind after the other: [queries, keys,
@@ -83,10 +83,6 @@ class GatedDeltaSpec:
         yield Child("A_log", "A_log", decays)
         yield Child("out_norm", "out_norm", self.out_norm)
         yield Child("out_proj", "out_proj", self.out_proj)
-
-    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
-        """Those of the parts."""
-        return parameters_of(self.children(), experts)
 
     def cached_numbers(self, ranks: int) -> int:
         """A state does not grow with the tokens."""

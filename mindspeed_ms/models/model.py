@@ -11,6 +11,7 @@ from mindspeed_ms.models.layer import FurtherSpec, LayerSpec, QueryLayerSpec
 from mindspeed_ms.models.parameter import ParamSpec
 from mindspeed_ms.models.part import (
     Child,
+    Composite,
     Experts,
     LinearSpec,
     NormSpec,
@@ -32,7 +33,7 @@ def predicts_further(name: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EmbeddingSpec:
+class EmbeddingSpec(Composite):
     """What is looked up for a token, its place and its type."""
 
     word: TableSpec
@@ -50,10 +51,6 @@ class EmbeddingSpec:
             yield Child("position_embeddings", "position_embeddings", self.position)
         if self.tokentype is not None:
             yield Child("tokentype_embeddings", "tokentype_embeddings", self.tokentype)
-
-    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
-        """Those of the tables."""
-        return parameters_of(self.children(), experts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,11 +246,6 @@ class ModelSpec:
         for layer in self.layers:
             starts.append(starts[-1] + words[layer])
         return tuple(starts)
-
-    @property
-    def words_of_head(self) -> int:
-        """Words that the head's own matrix takes."""
-        return 0 if self.head is None else sum(spec.words for spec in self.head.parameters())
 
     @property
     def head_start(self) -> int:

@@ -7,6 +7,7 @@ in the order in which initial weights are drawn.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -36,6 +37,25 @@ class Child:
     megatron_name: str
     part: Part
     expert: int | None = None
+
+
+class Composite(ABC):
+    """A part made of parts."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def children(self) -> Iterator[Child]:
+        """Its parts, in the order of construction."""
+
+    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
+        """Those of the parts, under their paths."""
+        return parameters_of(self.children(), experts)
+
+    @property
+    def words(self) -> int:
+        """Words of the initialisation stream that its weights take."""
+        return sum(spec.words for spec in self.parameters())
 
 
 def parameters_of(children: Iterator[Child], experts: Experts = None) -> Iterator[ParamSpec]:

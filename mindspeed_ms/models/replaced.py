@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mindspeed_ms.models.parameter import ParamSpec
-from mindspeed_ms.models.part import Child, Experts, LinearSpec, parameters_of
+from mindspeed_ms.models.part import Child, Composite, LinearSpec
 from mindspeed_ms.models.sizes import RankSizes
 from mindspeed_ms.plan.recompute_plan import LayerRecompute
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Instead:
+class _Instead(Composite):
     """A linear layer of the residual stream's width, whose outputs ranks split and gather."""
 
     hidden: int
@@ -24,10 +23,6 @@ class _Instead:
         """Megatron has no level between."""
         if self.linear is not None:
             yield Child("linear", "", self.linear)
-
-    def parameters(self, experts: Experts = None) -> Iterator[ParamSpec]:
-        """Those of the linear layer."""
-        return parameters_of(self.children(), experts)
 
     def kept_bytes(self, sizes: RankSizes, recompute: LayerRecompute) -> int:
         """Nothing but the input, which the layer counts."""

@@ -48,20 +48,6 @@ class LayerPlacement:
         """Layers of all chunks of a stage."""
         return tuple(layer for chunk in self.layers[stage] for layer in chunk)
 
-    def place_of(self, layer: int) -> tuple[int, int]:
-        """(stage, chunk) of a layer.
-
-        Raises:
-            ValueError: there is no such layer.
-        """
-        for stage, chunks in enumerate(self.layers):
-            for chunk, layers in enumerate(chunks):
-                if layer in layers:
-                    return stage, chunk
-        raise ValueError(
-            f"layer {layer} does not exist; layers are numbered 0 to {self.num_layers - 1}"
-        )
-
     @property
     def counts(self) -> tuple[tuple[int, ...], ...]:
         """Layers per chunk (outer) and stage, as ``num_layer_list`` writes them."""

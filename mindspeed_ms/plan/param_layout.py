@@ -90,6 +90,70 @@ class LayoutRules:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Packing:
+    """What decides how data parallel ranks pack parameters into buffers."""
+
+    ranks: int
+    """Over which gradients are averaged."""
+
+    shards: int | None
+    """Ranks that share the optimizer's work out; None: each of them does all of it."""
+
+    shards_gradients: bool
+    """ZeRO-2 and beyond."""
+
+    is_bucketed: bool
+    """Reduce a part while the backward makes the next."""
+
+    bucket_size: int | None
+    """Elements after which a bucket closes; None: by the number of ranks."""
+
+    alignment_bytes: int
+    """Every parameter starts at a multiple of this many bytes of the gradient buffer."""
+
+    high_bandwidth: bool
+    """See ``HIGH_BANDWIDTH_ALIGNMENT``."""
+
+    def rules(self, largest: int, width: int, is_whole: bool) -> LayoutRules:
+        """How one buffer is packed.
+
+        Args:
+            largest: elements of its largest parameter.
+            width: bytes of a gradient.
+            is_whole: see ``is_kept_whole``.
+        """
+        aligned = max(1, self.alignment_bytes // width)
+        bucket_size = self.bucket_size
+        if not is_whole:
+            bucket_size = 1  # a bucket per weight: the unit that is gathered
+        elif self.shards_gradients:
+            # Scratch memory holds whole buckets, so they must stay small.
+            bucket_size = bucket_size or largest
+        elif not self.is_bucketed:
+            bucket_size = None
+        elif bucket_size is None:
+            bucket_size = default_bucket_size(self.ranks)
+        if self.shards is None:
+            return LayoutRules(param_alignment=aligned, bucket_size=bucket_size)
+        return LayoutRules(
+            param_alignment=max(PARAM_ALIGNMENT, aligned),
+            bucket_alignment=sharded_alignment(self.shards, self.high_bandwidth),
+            bucket_size=bucket_size,
+        )
+
+
+def is_kept_whole(
+    zero_level: str | None, *, dims: int, partition_dim: int, is_expert: bool
+) -> bool:
+    """Whether ranks hold all of a parameter all the time, as without ZeRO-3.
+
+    The others must be asked for before every use; only the parallel layers do that in backward,
+    too.
+    """
+    return not (zero_level == "z3" and dims > 1 and partition_dim >= 0 and not is_expert)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
     """The part of one parameter that lies in a range of the buffer."""
 

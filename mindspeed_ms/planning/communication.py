@@ -177,7 +177,7 @@ def stage_traffic(config: AllConfig, world_size: int, stage: int, microbatches: 
     stream = tokens // cut * model.hidden_size * dtype_bytes(parallel.recv_dtype)
     pipeline = float(passes * stream * microbatches) if placement.num_stages > 1 else 0.0
     data = _data_bytes(config, world_size, stage)
-    steps = microbatches if parallel.zero_level in ("z2", "z3") else 1
+    steps = microbatches if parallel.shards_gradients else 1
     return Traffic(tensor, context, expert, pipeline, data * steps)
 
 

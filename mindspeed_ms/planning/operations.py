@@ -42,6 +42,13 @@ def step_operations(model: TransformerConfig, sequences: int) -> float:
     return (1 + backward_operations(spec)) * forward * sequences * model.seq_length
 
 
+def tflops_per_rank(
+    model: TransformerConfig, sequences: int, seconds: float, world_size: int
+) -> float:
+    """Tera floating point operations per second and rank, as the log line counts them."""
+    return step_operations(model, sequences) / (seconds * 1.0e12 * world_size)
+
+
 def chunk_operations(config: AllConfig, stage: int, chunk: int) -> tuple[float, float]:
     """(forward, backward with recomputation) of one micro-batch on one rank of a chunk."""
     model, parallel, spec = config.model_config, config.parallel_config, model_spec(config)

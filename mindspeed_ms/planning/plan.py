@@ -245,7 +245,7 @@ def _exposed_seconds(config: AllConfig, world_size: int, device: Device, stage: 
         return update
     each = sum(one.forward + one.backward for one in stage.passes)
     every = config.num_micro_batches(world_size)
-    repeated = every if parallel.zero_level in ("z2", "z3") else 1
+    repeated = every if parallel.shards_gradients else 1
     sent = stage.traffic.data / device.bandwidth(span)
     if not config.training_config.overlap_grad_reduce:
         return sent + update

@@ -29,7 +29,7 @@ _HOME: Mapping[str, str] = MappingProxyType(
 )
 """Name -> module of this package."""
 
-__all__ = list(_HOME)  # noqa: PLE0605 - a list of names
+__all__ = [*_HOME, *old_names.names_of(__name__)]  # noqa: PLE0605 - a list of names
 
 
 def __getattr__(name: str) -> Any:
@@ -39,4 +39,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted({*globals(), *__all__})

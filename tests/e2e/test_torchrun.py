@@ -4,13 +4,13 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from jobs import free_port
 
 from mindspeed_ms.backend.torchrun import run
 
@@ -52,12 +52,6 @@ def script(tmp_path):
 def environment(**more):
     path = os.pathsep.join((str(BIN), str(SCRIPTS), os.environ["PATH"]))
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **more}
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start(words, folder, **more):

@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """AdamW with a moving average of the weights: its numbers, resumption and conversion."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from checkpoint_runs import NO_DROPOUT, run
+from checkpoint_runs import NO_DROPOUT, run, tensors_of
 from run_builder import configuration, open_run
 
 from mindspeed_ms.backend import memory
-from mindspeed_ms.formats.catalog import TensorReader
-from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.models import gpt_spec
 from mindspeed_ms.planning.memory import element_bytes
-from mindspeed_ms.training.checkpoint_config import spec_of
 from mindspeed_ms.training.conversion import ConvertOptions, convert
 
 EMA = ("--optimizer-selection", "fused_ema_adamw", "--ema-decay", "0.75")
@@ -40,12 +35,6 @@ def test_an_average_follows_the_weights(kind):
     with plain:
         plain.train()
     assert steps == others  # the average changes nothing else
-
-
-def tensors_of(folder):
-    catalog = open_checkpoint(find_checkpoint(Path(folder)), spec_of)
-    with TensorReader() as reader:
-        return {name: reader.read(one) for name, one in catalog.tensors.items()}
 
 
 def layouts_worker(folder):

@@ -5,22 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipeline_runs import provider
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.command import parity
 from mindspeed_ms.engine.current_config import get_all_config
 from mindspeed_ms.formats.catalog import TensorReader
-from mindspeed_ms.legacy.model import GPTModel
 from mindspeed_ms.training import initialize_megatron, pretrain
 from mindspeed_ms.training.conversion import ConvertOptions, convert, open_source
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-
-
-def provider(pre_process, post_process):
-    return GPTModel(
-        get_all_config().model_config, pre_process=pre_process, post_process=post_process
-    )
 
 
 def continue_worker(case, checkpoint, flags, output):

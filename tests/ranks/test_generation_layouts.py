@@ -60,12 +60,15 @@ def built_model(model, parallel):
 
 
 def drafted_worker(model, parallel):
-    """Tokens with drafts, and how many were drafted and accepted."""
-    found = TextGenerator(*built_model(model, parallel)).generate(
-        PROMPTS, max_new_tokens=10, use_mtp=True, return_dict_in_generate=True
-    )
+    """Tokens with drafts of each kind, and how many were drafted and accepted."""
+    generator = TextGenerator(*built_model(model, parallel))
+    drafting = {"use_mtp": True}, {"prompt_lookup_num_tokens": 3}, {"assistant_model": generator}
+    found = [
+        generator.generate(PROMPTS, max_new_tokens=10, return_dict_in_generate=True, **options)
+        for options in drafting
+    ]
     parallel_state.destroy_model_parallel()
-    return found.sequences.asnumpy(), found.num_drafted, found.num_accepted
+    return [(one.sequences.asnumpy(), one.num_drafted, one.num_accepted) for one in found]
 
 
 def tokens_worker(model, parallel, steps=6):
@@ -108,6 +111,8 @@ def test_layouts_give_the_tokens_of_one_rank(dist_run, model, ranks, parallel):
 )
 def test_layouts_draft_alike(dist_run, parallel):
     alone = dist_run(drafted_worker, ranks=1, model="further", parallel={})[0]
-    for found in dist_run(drafted_worker, ranks=2, model="further", parallel=parallel):
-        assert (found[0] == alone[0]).all() and found[1:] == alone[1:]
-    assert alone[1] > alone[2] > 0
+    for ranks in dist_run(drafted_worker, ranks=2, model="further", parallel=parallel):
+        for found, wanted in zip(ranks, alone, strict=True):
+            assert (found[0] == alone[0][0]).all() and found[1:] == wanted[1:]
+    (_, drafted, accepted), (_, found, _), (_, all_drafted, all_accepted) = alone
+    assert drafted > accepted > 0 and found > 0 and all_drafted == all_accepted > 0

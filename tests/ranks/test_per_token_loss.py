@@ -60,6 +60,22 @@ def test_many_micro_batches_are_one_large_one(dist_run):
         assert run(dist_run, 2, flags) == pytest.approx(whole, rel=1e-5), flags
 
 
+def test_losses_of_experts_weigh_the_same_however_a_sequence_is_cut(dist_run):
+    experts = [
+        *"--num-experts 4 --moe-router-topk 2 --moe-router-load-balancing-type aux_loss".split(),
+        *"--moe-aux-loss-coeff 0.1 --moe-z-loss-coeff 0.1".split(),
+    ]
+    whole = run(dist_run, 1, [*PER_TOKEN, *experts])
+    without = run(dist_run, 1, [*PER_TOKEN, *experts, "--moe-aux-loss-coeff", "0"])
+    assert not np.allclose(whole, without, rtol=1e-3)
+    for layout in (
+        "--context-parallel-size 2",
+        "--tensor-model-parallel-size 2 --sequence-parallel",
+    ):
+        flags = [*PER_TOKEN, *experts, *layout.split()]
+        assert run(dist_run, 2, flags) == pytest.approx(whole, rel=1e-5), layout
+
+
 def test_gradients_that_are_reduced_in_sixteen_bits(dist_run):
     whole = run(dist_run, 1, ONE_BATCH)
     narrow = [*PER_TOKEN, "--grad-reduce-in-bf16", "--bf16"]

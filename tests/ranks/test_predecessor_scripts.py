@@ -4,6 +4,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
+import tiny_models
 from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore.common.api import _pynative_executor
 
@@ -39,6 +40,7 @@ from mindspeed_ms.core.tensor_parallel.random import (
     get_rng_tracker,
     set_rng_seed,
 )
+from mindspeed_ms.legacy.model import Embedding, ParallelLMLogits, ParallelMLP
 from mindspeed_ms.legacy.model.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from mindspeed_ms.training import ParallelTrainingReducer, TrainOneStepCell
 from mindspeed_ms.training.training import train
@@ -270,6 +272,65 @@ def test_zero_and_weights_stored_the_other_way(dist_run, level, transpose_b):
     results = dist_run(zero_worker, ranks=4, level=level, transpose_b=transpose_b, tensor=2)
     for rank, losses in enumerate(results):
         np.testing.assert_allclose(losses, expected[rank // 2], rtol=1e-5)
+
+
+# --- sequence parallelism with the batch first
+
+
+class BatchFirst(nn.Cell):
+    """Parts that a script puts together: embedding, feed-forward block, two linears, head."""
+
+    def __init__(self, config):
+        super().__init__()
+        rng = np.random.default_rng(3)
+        first, second = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 16), (16, 8)))
+        self.embedding = Embedding(16, 32, 8, 0.0, config)
+        self.mlp = ParallelMLP(config)
+        self.mapping = ColumnParallelLinear(16, 8, config=config, init_method=first, bias=True)
+        self.projection = RowParallelLinear(
+            *(8, 16), config=config, init_method=second, bias=False, input_is_parallel=True
+        )
+        self.head = ParallelLMLogits(config)
+
+    def construct(self, ids):
+        x = self.embedding(ids, None)
+        output, bias = self.mlp(x)
+        x = x + output + bias
+        x = x + self.projection(ops.tanh(self.mapping(x)[0]))[0]
+        return x, self.head(x, self.embedding.word_embeddings.weight, parallel_output=False)
+
+
+def batch_first_worker(scattered):
+    ranks = comm.get_world_size()
+    begin(tensor_model_parallel_size=ranks)
+    set_rng_seed(5)
+    parallel = ModelParallelConfig(tensor_model_parallel_size=ranks, sequence_parallel=ranks > 1)
+    position = "rope" if scattered else "learned_absolute"  # a table is added before the cut
+    sizes = {**tiny_models.SCRIPT, "init_method_std": 0.3, "position_embedding_type": position}
+    net = BatchFirst(TransformerConfig(**sizes, parallel_config=parallel))
+    ids = np.random.default_rng(0).integers(0, 32, (2, 8)).astype(np.int32)
+    factors = Tensor(np.random.default_rng(1).normal(size=(2, 8, 32)).astype(np.float32))
+
+    def forward():
+        states, logits = net(Tensor(ids))
+        return (logits * factors).sum(), states, logits
+
+    weights = [net.mapping.weight, net.mlp.mapping.weight]
+    (_, states, logits), grads = ops.value_and_grad(forward, None, weights, has_aux=True)()
+    return states.asnumpy(), logits.asnumpy(), [grad.asnumpy() for grad in grads]
+
+
+@pytest.mark.parametrize("scattered", [True, False])
+def test_parts_cut_the_sequence_behind_the_batch(dist_run, scattered):
+    ((states, logits, grads),) = dist_run(batch_first_worker, ranks=1, scattered=scattered)
+    results = dist_run(batch_first_worker, ranks=2, scattered=scattered)
+    joined = np.concatenate([found[0] for found in results], axis=1)
+    np.testing.assert_allclose(joined, states, rtol=1e-4, atol=1e-5)
+    for found in results:
+        np.testing.assert_allclose(found[1], logits, rtol=1e-4, atol=1e-5)
+    for place, whole in enumerate(grads):
+        joined = np.concatenate([found[2][place] for found in results])
+        np.testing.assert_allclose(joined, whole, rtol=1e-4, atol=1e-4)
 
 
 # --- shared sequences

@@ -2,26 +2,15 @@
 """What single iterations computed with is written as it was, in every layout."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_runs import NO_DROPOUT, run
+from checkpoint_runs import NO_DROPOUT, run, tensors_of
 from run_builder import open_run
 from safetensors.numpy import load_file
 
-from mindspeed_ms.formats.catalog import TensorReader
-from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
-from mindspeed_ms.training.checkpoint_config import spec_of
-
 KINDS = ("params", "wgrads", "activations", "dgrads", "tokens-per-expert")
 EVERY_TWO = [word for kind in KINDS for word in (f"--save-{kind}-interval", "2")]
-
-
-def tensors_of(folder):
-    catalog = open_checkpoint(find_checkpoint(Path(folder)), spec_of)
-    with TensorReader() as reader:
-        return {name: reader.read(one) for name, one in catalog.tensors.items()}
 
 
 def worker(folder, layouts):

@@ -40,7 +40,10 @@ ASSUMED_SEQ_LENGTH = 4096
 """Tokens of a sequence when neither a length nor a number of positions is given."""
 
 
-def _assume_length(model: dict[str, Any]) -> None:
+def _complete(model: dict[str, Any]) -> None:
+    """Fill in a length, and tell of a name that means something else here."""
+    if model.get("hidden_act") == "fast_gelu":
+        logger.warning("hidden_act fast_gelu is the tanh form; quick_gelu is MindSpore's operator")
     if model.get("seq_length") is None:
         model["seq_length"] = model.get("max_position_embeddings") or ASSUMED_SEQ_LENGTH
         logger.warning("seq_length is not given; %s is taken", model["seq_length"])
@@ -229,7 +232,7 @@ def _open(section: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dic
     fields, extras = _today(section, given)
     fields = {name: value for name, value in fields.items() if value is not None}
     if cls is config.TransformerConfig:
-        _assume_length(fields)
+        _complete(fields)
     section._take(fields, extras)
     return {**fields, **{name: link for name, link in links.items() if link is not None}}
 
@@ -254,6 +257,13 @@ class TransformerConfig(_Open, config.TransformerConfig):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(**_open(self, args, kwargs))
+        object.__setattr__(self, "_initializer", kwargs.get("init_method"))
+
+    @property
+    def init_method(self) -> Any:
+        """What was given for it, for a script's own layers."""
+        given = getattr(self, "_initializer", None)
+        return super().init_method if given is None else given
 
     @property
     def _follows_scripts(self) -> bool:
@@ -376,7 +386,7 @@ def init_configs_from_yaml(
     files = load_sections(file_path, repeated=_tell_repeated)
     sections = merge_sections([files, clean_sections(overrides)])
     if "model_config" in sections:
-        _assume_length(sections["model_config"])
+        _complete(sections["model_config"])
     built = build_selected(sections, config_classes)
     freed = _Freed(sections, _written(file_path))
     if isinstance(built, list):

@@ -129,7 +129,7 @@ class CheckpointSaver:
         """How long training stood still for the last save."""
         self._pending: _Pending | None = None
         self._owned: list[LiveTensor] | None = None
-        self._described: int | None = None
+        self._described: list[tuple[object, ...]] | None = None
         self._copies: list[np.ndarray] = []
         self._earlier: list[Saved] | None = None
         """Complete checkpoints in the folder, on the first rank; read when it is first needed."""
@@ -245,7 +245,9 @@ class CheckpointSaver:
 
     def _plan(self, tensors: Sequence[LiveTensor]) -> list[LiveTensor]:
         """What this rank writes: agreed upon once, as long as the tensors stay the same."""
-        described = hash(tuple((t.key, t.span, t.dtype, memory.address(t.tensor)) for t in tensors))
+        described: list[tuple[object, ...]] = [
+            (t.key, t.span, t.dtype, memory.address(t.tensor)) for t in tensors
+        ]
         changed = comm.all_gather_object(described != self._described)
         if self._owned is None or any(changed):
             self._owned = owned_by_this_rank(tensors)

@@ -31,12 +31,7 @@ from mindspeed_ms.core.parameter import (
     num_elements,
     shard_of,
 )
-from mindspeed_ms.plan.param_layout import (
-    PARAM_ALIGNMENT,
-    LayoutRules,
-    default_bucket_size,
-    sharded_alignment,
-)
+from mindspeed_ms.plan.param_layout import LayoutRules, Packing, is_kept_whole
 
 NamedParameters = list[tuple[str, Parameter]]
 
@@ -93,14 +88,13 @@ class DistributedDataParallel:
         groups: dict[tuple[str, bool, bool], NamedParameters] = {}
         for name, param in self.parameters:
             shard = shard_of(param)
-            # Only the parallel layers call make_ready in backward, too.
-            is_sharded = (
-                self.config.zero_level == "z3"
-                and param.ndim >= 2
-                and shard.partition_dim >= 0
-                and not shard.is_expert
+            is_whole = is_kept_whole(
+                self.config.zero_level,
+                dims=param.ndim,
+                partition_dim=shard.partition_dim,
+                is_expert=shard.is_expert,
             )
-            key = (str(param.dtype), shard.is_expert, not is_sharded)
+            key = (str(param.dtype), shard.is_expert, is_whole)
             groups.setdefault(key, []).append((name, param))
         return groups
 
@@ -160,27 +154,17 @@ class DistributedDataParallel:
         is_whole: bool,
     ) -> LayoutRules:
         config = self.config
-        width = 4 if grad_dtype == mstype.float32 else 2
-        aligned = max(1, config.mem_align_bytes // width)
-        bucket_size = config.bucket_size
-        if not is_whole:
-            bucket_size = 1  # a bucket per weight: the unit that is gathered
-        elif config.shards_gradients:
-            # Scratch memory holds whole buckets, so they must stay small.
-            bucket_size = bucket_size or max(num_elements(param) for _, param in parameters)
-        elif not (config.overlap_grad_reduce and self._is_bucketed):
-            bucket_size = None
-        elif bucket_size is None:
-            bucket_size = default_bucket_size(self._group.size)
-        if not reduction.is_sharded:
-            return LayoutRules(param_alignment=aligned, bucket_size=bucket_size)
-        return LayoutRules(
-            param_alignment=max(PARAM_ALIGNMENT, aligned),
-            bucket_alignment=sharded_alignment(
-                reduction.shards, config.pad_buckets_for_high_nccl_busbw
-            ),
-            bucket_size=bucket_size,
+        packing = Packing(
+            ranks=self._group.size,
+            shards=reduction.shards if reduction.is_sharded else None,
+            shards_gradients=config.shards_gradients,
+            is_bucketed=config.overlap_grad_reduce and self._is_bucketed,
+            bucket_size=config.bucket_size,
+            alignment_bytes=config.mem_align_bytes,
+            high_bandwidth=config.pad_buckets_for_high_nccl_busbw,
         )
+        largest = max(num_elements(param) for _, param in parameters)
+        return packing.rules(largest, 4 if grad_dtype == mstype.float32 else 2, is_whole)
 
     def _hook_cells(self) -> None:
         """Complete parameters before a cell uses them: its own ones and those it is passed."""

@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers for further tokens as drafts, which steps of the whole model verify.
+"""Tokens that are proposed cheaply, and verified by one step of the whole model.
 
-Legend: B rows, S new tokens of the longest row, K layers for further tokens, v vocabulary.
+Legend: B rows, S new tokens of the longest row, v vocabulary.
 
-The layer of depth k makes, at place i, the token k + 2 places on from what depth k - 1 made of the
-place and from the token k + 1 places on. The last k places of a depth rest on drafts, so they are
-computed again as soon as the tokens are known; what is kept for that are the model's own hidden
-states of the last K - 1 places.
-
-Source: DeepSeek-AI, 2024 (V3, section 2.2); Leviathan et al., 2023 (verification).
+Source: Leviathan et al., 2023 (verification); Saxena, 2023 (drafts from the prompt).
 """
 
 from __future__ import annotations
@@ -16,108 +11,56 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from mindspore import Tensor
-from mindspore.common import dtype as mstype
 from numpy.typing import NDArray
 
-from mindspeed_ms import ops
-from mindspeed_ms.backend import autograd, memory
-from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.inference.engine import InferenceEngine, Logits
+from mindspeed_ms.core.inference.logits_processors import softmax
 from mindspeed_ms.ops.attention_call import Places
 
-Choice = Callable[[int, Logits], NDArray[np.int64]]
-"""Of a depth and its logits [B, v]: the tokens [B] that are drafted."""
+Choice = Callable[[Logits], NDArray[np.int64]]
+"""Of the logits [B, v] of a draft's next place: the tokens [B] that are drafted there."""
+Sequences = Sequence[NDArray[np.int64]]
 
 
 class Drafts:
-    """Sequences of an engine whose next tokens its model's own layers propose.
+    """Sequences of an engine whose next tokens somebody proposes.
 
     ``add`` takes in prompts, ``propose`` drafts, ``verify`` gives the logits behind every token of
     a draft, ``keep`` takes back those that are not wanted.
 
     Args:
-        engine: the model over its cache.
+        engine: the model that verifies, over its cache.
 
-    Raises:
-        ValueError: the model has no layers for further tokens.
-
-    Parallelism: as ``InferenceEngine``; the last pipeline stage drafts.
+    Parallelism: as ``InferenceEngine``.
     """
 
     def __init__(self, engine: InferenceEngine) -> None:
         self.engine = engine
-        self.depth = engine.config.mtp_num_layers or 0
-        if not self.depth:
-            raise ValueError(
-                "use_mtp is True, but the model has no layers for further tokens "
-                "(num_nextn_predict_layers, mtp_num_layers); leave it out"
-            )
-        # [m, h] by slot: the last m places; h is 0 on stages without the head.
-        self._hidden: dict[int, NDArray[np.float32]] = {}
-        self._dtype: mstype.Type = memory.dtype_of(engine.config.compute_dtype)
 
     def add(self, prompts: Sequence[Sequence[int]]) -> tuple[Places, Logits]:
         """Take in sequences; see ``InferenceEngine.add``."""
-        slots = self.engine.cache.take(len(prompts))
-        for slot in slots:
-            self._hidden.pop(int(slot), None)
-        try:
-            return slots, self._run(slots, prompts, wants_all=False)
-        except BaseException:
-            self.engine.free(slots)
-            raise
+        return self.engine.add(prompts)
 
     def fork(self, slots: Places, copies: int) -> Places:
         """See ``KVCache.fork``."""
-        result = self.engine.cache.fork(slots, copies)
-        for slot, source in zip(result, np.repeat(slots, copies), strict=True):
-            self._hidden[int(slot)] = self._hidden[int(source)]
-        return result
+        return self.engine.cache.fork(slots, copies)
 
     def propose(
-        self,
-        slots: Places,
-        sequences: Sequence[Sequence[int] | NDArray[np.integer]],
-        choose: Choice,
-    ) -> NDArray[np.int64]:
-        """Draft tokens, [B, K].
+        self, slots: Places, sequences: Sequences, choose: Choice, most: int
+    ) -> list[list[int]]:
+        """Draft tokens for each row, maybe none.
 
         Args:
             slots: [B].
             sequences: all ids of each row, one more than its slot holds.
-            choose: picks the tokens of a depth.
+            choose: picks the tokens of a place, for those that have logits of it.
+            most: tokens that any row needs at most; more are of no use.
         """
-        cache = self.engine.cache
-        stops = cache.lengths[slots].copy()
-        kept = [self._hidden[int(slot)] for slot in slots]
-        starts = stops - [len(own) for own in kept]
-        known = [list(row[start:]) for row, start in zip(sequences, starts, strict=True)]
-        hidden: Tensor | None = None
-        drafts = np.zeros((len(known), self.depth), np.int64)
-        cache.lengths[slots] = starts
-        try:
-            for depth in range(self.depth):
-                ahead = [
-                    np.array(row[depth + 1 : depth + 1 + count], np.int32)
-                    for row, count in zip(known, stops - starts, strict=True)
-                ]
-                context = self.engine.context(slots, ahead)
-                if depth == 0:
-                    hidden = self._laid_out(kept, context)
-                hidden, logits = self._drafted(depth, hidden, context)
-                drafts[:, depth] = choose(depth, logits)
-                for row, token in zip(known, drafts[:, depth], strict=True):
-                    row.append(int(token))
-        finally:
-            cache.lengths[slots] = stops
-        for slot, own in zip(slots, kept, strict=True):
-            self._hidden[int(slot)] = own[len(own) - min(len(own), self.depth - 1) :]
-        return drafts
+        raise NotImplementedError
 
     def verify(self, slots: Places, tokens: Sequence[Sequence[int]]) -> Logits:
         """Append tokens to sequences: logits [S, B, v] behind each of them."""
-        return self._run(slots, tokens, wants_all=True)
+        return self.engine.extend(slots, tokens, wants_all=True)
 
     def keep(self, slots: Places, appended: Places, wanted: Places) -> None:
         """Take the last tokens of sequences back.
@@ -128,53 +71,108 @@ class Drafts:
             wanted: [B], how many of them stay.
         """
         cache = self.engine.cache
-        for slot, count in zip(slots, appended - wanted, strict=True):
-            own = self._hidden[int(slot)]
-            self._hidden[int(slot)] = own[: len(own) - int(count)]
         cache.truncate(slots, cache.lengths[slots] - (appended - wanted))
 
-    def _run(self, slots: Places, tokens: Sequence[Sequence[int]], wants_all: bool) -> Logits:
-        rows = [np.asarray(row, np.int32) for row in tokens]
-        context = self.engine.context(slots, rows, wants_all=wants_all, keeps_hidden=True)
-        logits = self.engine.run(context)
-        new = self._read(context)
-        for index, slot in enumerate(slots):
-            own = new[: len(rows[index]), index]
-            before = self._hidden.get(int(slot))
-            self._hidden[int(slot)] = own if before is None else np.concatenate([before, own])
-        return logits
 
-    def _read(self, context: InferenceContext) -> NDArray[np.float32]:
-        """Hidden states of a context, [S, B, h]."""
-        steps, rows = context.shape
-        if context.hidden is None:
-            return np.zeros((steps, rows, 0), np.float32)
-        self._dtype = context.hidden.dtype
-        with autograd.inference_mode():
-            values = memory.as_numpy(memory.contiguous(ops.cast(context.hidden, mstype.float32)))
-        return np.array(values[: steps * rows].reshape(steps, rows, -1))
+class PromptDrafts(Drafts):
+    """Drafts of what followed the last tokens of a sequence when they stood there before.
 
-    def _laid_out(
-        self, kept: Sequence[NDArray[np.float32]], context: InferenceContext
-    ) -> Tensor | None:
-        """[T, 1, h] of a context from the rows of each sequence."""
-        width = kept[0].shape[1]
-        if not width:
-            return None
-        steps, rows = context.shape
-        whole = np.zeros((context.ids.shape[1], 1, width), np.float32)
-        by_step = whole[: steps * rows].reshape(steps, rows, width)
-        for index, own in enumerate(kept):
-            by_step[: len(own), index] = own
-        return ops.cast(memory.from_numpy(whole), self._dtype)
+    Args:
+        engine: see ``Drafts``.
+        count: tokens of a draft, at most.
+        longest: last tokens that are looked for; fewer, down to one, where they are not found.
+    """
 
-    def _drafted(
-        self, depth: int, hidden: Tensor | None, context: InferenceContext
-    ) -> tuple[Tensor | None, Logits]:
-        """Hidden states of a depth on the last stage, and its logits [B, v] on every rank."""
-        model, logits = self.engine.chunks[-1], None
-        with autograd.recording(), autograd.inference_mode():
-            if hidden is not None:
-                ids = memory.from_numpy(context.ids)
-                hidden, logits = model.draft(depth, ids, hidden, context)
-            return hidden, self.engine.shared(logits, context)[:, : self.engine.vocab_size]
+    def __init__(self, engine: InferenceEngine, count: int, longest: int) -> None:
+        super().__init__(engine)
+        self.count, self.longest = count, longest
+
+    def propose(
+        self, slots: Places, sequences: Sequences, choose: Choice, most: int
+    ) -> list[list[int]]:
+        """See ``Drafts``."""
+        count = min(self.count, most)
+        return [continuation(row, self.longest)[:count].tolist() for row in sequences]
+
+
+def continuation(ids: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
+    """What followed the last tokens of [s] where they stood first, of as many as can be found."""
+    for size in range(min(longest, len(ids) - 1), 0, -1):
+        runs = np.lib.stride_tricks.sliding_window_view(ids[:-1], size)
+        found = (runs == ids[-size:]).all(axis=1)
+        if found.any():
+            return ids[found.argmax() + size :]
+    return ids[:0]
+
+
+class ModelDrafts(Drafts):
+    """Drafts of another, smaller model with the same tokens.
+
+    Args:
+        engine: see ``Drafts``.
+        assistant: the smaller model, over a cache of its own.
+        count: tokens of a draft, at most.
+        least: a draft ends with a token of less than this probability.
+
+    Raises:
+        ValueError: the models have different vocabularies.
+
+    Parallelism: all ranks of the engine call it alike; the assistant may have another layout.
+    """
+
+    def __init__(
+        self, engine: InferenceEngine, assistant: InferenceEngine, count: int, least: float
+    ) -> None:
+        super().__init__(engine)
+        if assistant.vocab_size != engine.vocab_size:
+            raise ValueError(
+                f"the assistant_model has {assistant.vocab_size} tokens, but the model "
+                f"{engine.vocab_size}; give one with the model's tokenizer"
+            )
+        self.assistant, self.count, self.least = assistant, count, least
+        self._slots: dict[int, int] = {}  # of the engine -> of the assistant
+
+    def add(self, prompts: Sequence[Sequence[int]]) -> tuple[Places, Logits]:
+        """See ``Drafts``."""
+        slots, logits = super().add(prompts)
+        self._pair(slots, self.assistant.add(prompts)[0])
+        return slots, logits
+
+    def fork(self, slots: Places, copies: int) -> Places:
+        """See ``Drafts``."""
+        result = super().fork(slots, copies)
+        self._pair(result, self.assistant.cache.fork(self._own(slots), copies))
+        return result
+
+    def propose(
+        self, slots: Places, sequences: Sequences, choose: Choice, most: int
+    ) -> list[list[int]]:
+        """See ``Drafts``. A sequence that the assistant has no positions for gets none."""
+        count, limit = min(self.count, most), self.assistant.max_length
+        if limit is not None:
+            count = min(count, limit + 1 - max(map(len, sequences)))
+        own, drafts = self._own(slots), [list[int]() for _ in sequences]
+        lengths, is_open = self.assistant.cache.lengths[own], np.ones(len(own), bool)
+        tokens = [row[length:] for row, length in zip(sequences, lengths, strict=True)]
+        for _ in range(count):
+            logits = self.assistant.extend(own, tokens)
+            chosen = choose(logits)
+            for row in np.flatnonzero(is_open):
+                drafts[row].append(int(chosen[row]))
+            is_open &= softmax(logits)[np.arange(len(own)), chosen] >= self.least
+            if not is_open.any():
+                break
+            tokens = list(chosen[:, None])
+        return drafts
+
+    def keep(self, slots: Places, appended: Places, wanted: Places) -> None:
+        """See ``Drafts``."""
+        super().keep(slots, appended, wanted)
+        self.assistant.cache.truncate(self._own(slots), self.engine.cache.lengths[slots])
+
+    def _pair(self, slots: Places, own: Places) -> None:
+        self._slots.update(zip(slots.tolist(), own.tolist(), strict=True))
+
+    def _own(self, slots: Places) -> Places:
+        """The assistant's slots of sequences."""
+        return np.array([self._slots[int(slot)] for slot in slots], np.int64)

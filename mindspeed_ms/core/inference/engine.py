@@ -138,7 +138,7 @@ class InferenceEngine:
     def extend(
         self,
         slots: Places,
-        tokens: Sequence[Sequence[int]] | NDArray[np.int32],
+        tokens: Sequence[Sequence[int] | NDArray[np.integer]] | NDArray[np.int32],
         wants_all: bool = False,
     ) -> Logits:
         """Append tokens to sequences.

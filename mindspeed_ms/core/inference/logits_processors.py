@@ -82,15 +82,39 @@ def repetition_penalty(penalty: float, first: NDArray[np.integer] | None = None)
     return process
 
 
-def no_repeat_ngram(size: int) -> LogitsProcessor:
-    """Rule out tokens that would complete a run of ``size`` tokens that was there already."""
+def encoder_repetition_penalty(penalty: float, prompts: Ids) -> LogitsProcessor:
+    """Scores of the prompts' tokens are multiplied by the penalty, negative ones divided.
+
+    Args:
+        penalty: above 1 favours them.
+        prompts: [b, s], padding included.
+    """
+    if not penalty > 0:
+        raise ValueError(f"encoder_repetition_penalty is {penalty}; it must be above 0")
+    process = repetition_penalty(1 / penalty)
+    return lambda ids, scores: process(_of_rows(prompts, len(scores)), scores)
+
+
+def _of_rows(prompts: Ids, count: int) -> Ids:
+    """The prompt of each row, where as many rows go on from every one."""
+    return prompts.repeat(count // len(prompts), axis=0)
+
+
+def no_repeat_ngram(size: int, prompts: Ids | None = None) -> LogitsProcessor:
+    """Rule out tokens that would complete a run of ``size`` tokens that was there already.
+
+    Args:
+        size: tokens of a run.
+        prompts: [b, s], where the runs are looked for; None: in all tokens so far.
+    """
 
     def process(ids: Ids, scores: Scores) -> Scores:
-        if ids.shape[1] < size:
+        sources = ids if prompts is None else _of_rows(prompts, len(ids))
+        if sources.shape[1] < size:
             return scores
         scores = scores.copy()
-        for row, own in zip(ids, scores, strict=True):
-            runs = np.lib.stride_tricks.sliding_window_view(row, size)
+        for row, source, own in zip(ids, sources, scores, strict=True):
+            runs = np.lib.stride_tricks.sliding_window_view(source, size)
             same = (runs[:, :-1] == row[len(row) - size + 1 :]).all(axis=1)
             own[runs[same, -1]] = RULED_OUT
         return scores

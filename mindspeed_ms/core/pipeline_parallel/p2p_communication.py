@@ -54,11 +54,6 @@ class StageLink:
         self._arriving: dict[Transfer, tuple[Tensor, Sequence[Work]]] = {}
         self._leaving: list[tuple[Sequence[Work], Tensor | None]] = []
 
-    @property
-    def num_unsent(self) -> int:
-        """Sent tensors whose transfer is not known to be complete."""
-        return len(self._leaving)
-
     def start(self, exchange: Exchange, tensors: Mapping[Transfer, Tensor]) -> None:
         """Start the transfers of an exchange.
 

@@ -116,9 +116,13 @@ class VocabParallelCrossEntropy(Cell):
     """Per-token cross entropy of vocabulary-parallel logits; see the function.
 
     Call with ``(vocab_parallel_logits, target, label_smoothing=0.0, spends_logits=False)``.
+
+    Args:
+        unused: accepted for the predecessor's signature, which takes anything.
+        tp_group: group that splits the vocabulary, default the tensor parallel group.
     """
 
-    def __init__(self, *, tp_group: Group | None = None) -> None:
+    def __init__(self, *unused: object, tp_group: Group | None = None, **_unused: object) -> None:
         super().__init__()
         self.tp_group = tp_group
 

@@ -29,7 +29,7 @@ from mindspeed_ms.core.parameter import (
 )
 from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.core.tensor_parallel.index_range import require_range
-from mindspeed_ms.core.tensor_parallel.utils import VocabUtility, divide
+from mindspeed_ms.core.tensor_parallel.utils import VocabUtility, divide, refuse_unsupported
 from mindspeed_ms.plan.region import Stack
 
 
@@ -236,6 +236,11 @@ def parallel_config_of(config: ModelParallelConfig | TransformerConfig) -> Model
     return config.parallel_config if isinstance(config, TransformerConfig) else config
 
 
+def has_batch_first(config: ModelParallelConfig | TransformerConfig, plan: LinearPlan) -> bool:
+    """Whether a script's own layer has the batch before a sequence that is split or gathered."""
+    return plan.sequence_parallel and isinstance(config, TransformerConfig) and config.batch_first
+
+
 def linear_plan(
     config: ModelParallelConfig | TransformerConfig,
     *,
@@ -287,7 +292,8 @@ class ColumnParallelLinear(Cell):
 
     Shapes:
         input [s, b, input_size] (sequence parallel: [s/p, b, input_size]);
-        output [s, b, output_size/p] or, gathered, [s, b, output_size].
+        output [s, b, output_size/p] or, gathered, [s, b, output_size]. Batch first where the layer
+        is a script's own, whose config has ``data_layout: BSH``.
 
     Raises:
         ValueError: output_size does not divide by the group; an unsupported argument value.
@@ -321,7 +327,7 @@ class ColumnParallelLinear(Cell):
         is_vocabulary: bool = False,
     ) -> None:
         super().__init__()
-        _refuse_unsupported(
+        refuse_unsupported(
             keep_master_weight_for_test=keep_master_weight_for_test,
             embedding_activation_buffer=embedding_activation_buffer,
             grad_output_buffer=grad_output_buffer,
@@ -333,6 +339,7 @@ class ColumnParallelLinear(Cell):
             group=tp_group,
             sums_over_group=not disable_grad_reduce,
         )
+        self.batch_first = tp_group is None and has_batch_first(config, self.plan)
         group = self.plan.group
         if gather_output and self.plan.sequence_parallel:
             raise ValueError(
@@ -378,8 +385,12 @@ class ColumnParallelLinear(Cell):
         weight = weight if self.transpose_b else _exchanged(weight)
         if self.compute_dtype is not None:
             input_ = ops.cast(input_, self.compute_dtype)
+        if self.batch_first:
+            input_ = mappings.exchanged(input_)
         added = None if self.skip_bias_add else self.bias
         output = _ColumnLinear.apply(input_, weight, added, self.plan)
+        if self.batch_first:
+            output = mappings.exchanged(output)
         if self.gather_output:
             output = mappings.gather_from_tensor_model_parallel_region(output, self.plan.group)
         return output, self.bias if self.skip_bias_add else None
@@ -406,7 +417,8 @@ class RowParallelLinear(Cell):
 
     Shapes:
         input [s, b, input_size/p]; output [s, b, output_size] (sequence parallel:
-        [s/p, b, output_size]).
+        [s/p, b, output_size]). Batch first where the layer is a script's own, whose config has
+        ``data_layout: BSH``.
 
     Raises:
         ValueError: input_size does not divide by the group; an unsupported argument value.
@@ -435,11 +447,12 @@ class RowParallelLinear(Cell):
         tp_group: Group | None = None,
     ) -> None:
         super().__init__()
-        _refuse_unsupported(
+        refuse_unsupported(
             keep_master_weight_for_test=keep_master_weight_for_test,
             tp_comm_buffer_name=tp_comm_buffer_name,
         )
         self.plan = linear_plan(config, is_expert=is_expert, group=tp_group)
+        self.batch_first = tp_group is None and has_batch_first(config, self.plan)
         group = self.plan.group
         if self.plan.sequence_parallel and not input_is_parallel:
             raise ValueError(
@@ -484,7 +497,11 @@ class RowParallelLinear(Cell):
         if not self.input_is_parallel:
             input_ = mappings.scatter_to_tensor_model_parallel_region(input_, self.plan.group)
         weight = self.weight if self.transpose_b else _exchanged(self.weight)
+        if self.batch_first:
+            input_ = mappings.exchanged(input_)
         output = _RowLinear.apply(input_, weight, self.plan)
+        if self.batch_first:
+            output = mappings.exchanged(output)
         if self.skip_bias_add or self.bias is None:
             return output, self.bias
         return add_bias(output, self.bias), None
@@ -503,7 +520,8 @@ class VocabParallelEmbedding(Cell):
         tp_group: group to split over, default the tensor parallel group.
 
     Shapes:
-        ids [b, s] -> [b, s, h]; with reduce_scatter_embeddings [s/p, b, h].
+        ids [b, s] -> [b, s, h]; with reduce_scatter_embeddings [s/p, b, h] or, as above,
+        [b, s/p, h].
 
     Raises:
         ValueError: num_embeddings does not divide by the group.
@@ -531,6 +549,7 @@ class VocabParallelEmbedding(Cell):
             sequence_parallel=reduce_scatter_embeddings and plan.group.size > 1,
             gradient_accumulation_fusion=plan.gradient_accumulation_fusion,
         )
+        self.batch_first = tp_group is None and has_batch_first(config, self.plan)
         group = plan.group
         self.vocab_start_index, self.vocab_end_index = (
             VocabUtility.vocab_range_from_global_vocab_size(num_embeddings, group.rank, group.size)
@@ -553,7 +572,8 @@ class VocabParallelEmbedding(Cell):
         require_range(input_, self.num_embeddings, "token id")
         if self.reduce_scatter_embeddings:
             input_ = memory.transposed(input_)
-        return _VocabParallelLookup.apply(input_, self.weight, self.plan, self.vocab_start_index)
+        rows = _VocabParallelLookup.apply(input_, self.weight, self.plan, self.vocab_start_index)
+        return mappings.exchanged(rows) if self.batch_first else rows
 
 
 class _Exchanged(autograd.Function):
@@ -570,31 +590,6 @@ class _Exchanged(autograd.Function):
 
 def _exchanged(weight: Parameter) -> Tensor:
     return _Exchanged.apply(weight)
-
-
-def _refuse_unsupported(
-    *,
-    keep_master_weight_for_test: bool = False,
-    embedding_activation_buffer: list[Tensor] | None = None,
-    grad_output_buffer: list[Tensor] | None = None,
-    tp_comm_buffer_name: str | None = None,
-) -> None:
-    """Arguments of the public signatures that have no meaning here must keep their default."""
-    if keep_master_weight_for_test:
-        raise ValueError(
-            "keep_master_weight_for_test is True; the full weight is not kept: gather the shards "
-            "with ShardSpec.join, or leave it False"
-        )
-    if embedding_activation_buffer is not None or grad_output_buffer is not None:
-        raise ValueError(
-            "embedding_activation_buffer and grad_output_buffer defer the weight gradient of the "
-            "head; that is not done here: leave them None"
-        )
-    if tp_comm_buffer_name is not None:
-        raise ValueError(
-            f"tp_comm_buffer_name is {tp_comm_buffer_name!r}; it names a TransformerEngine buffer: "
-            "leave it None"
-        )
 
 
 __getattr__ = old_names.of(__name__)

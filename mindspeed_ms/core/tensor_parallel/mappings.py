@@ -262,4 +262,9 @@ def reduce_scatter_to_sequence_parallel_region(
     return tensor if group.size == 1 else _ReduceScatterToSequence.apply(tensor, group)
 
 
+def exchanged(states: Tensor) -> Tensor:
+    """[b, s, h] -> [s, b, h] and back, where a script works with the batch first."""
+    return states.swapaxes(0, 1).contiguous()
+
+
 __getattr__ = old_names.of(__name__)

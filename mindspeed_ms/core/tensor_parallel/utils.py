@@ -29,3 +29,32 @@ class VocabUtility:
         """(first, one past last) row of a rank."""
         rows = divide(global_vocab_size, world_size, "vocabulary size")
         return rank * rows, (rank + 1) * rows
+
+
+def refuse_unsupported(
+    *,
+    keep_master_weight_for_test: bool = False,
+    embedding_activation_buffer: object = None,
+    grad_output_buffer: object = None,
+    tp_comm_buffer_name: str | None = None,
+) -> None:
+    """Arguments of the layers' public signatures that have no meaning here keep their default.
+
+    Raises:
+        ValueError: one that does not.
+    """
+    if keep_master_weight_for_test:
+        raise ValueError(
+            "keep_master_weight_for_test is True; the full weight is not kept: gather the shards "
+            "with ShardSpec.join, or leave it False"
+        )
+    if embedding_activation_buffer is not None or grad_output_buffer is not None:
+        raise ValueError(
+            "embedding_activation_buffer and grad_output_buffer defer the weight gradient of the "
+            "head; that is not done here: leave them None"
+        )
+    if tp_comm_buffer_name is not None:
+        raise ValueError(
+            f"tp_comm_buffer_name is {tp_comm_buffer_name!r}; it names a TransformerEngine buffer: "
+            "leave it None"
+        )

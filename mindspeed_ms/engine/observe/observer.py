@@ -57,7 +57,7 @@ from mindspeed_ms.engine.timeline_file import (
     timeline_recorder,
 )
 from mindspeed_ms.engine.train_state import TrainState
-from mindspeed_ms.planning.flops import flops_per_step
+from mindspeed_ms.planning.operations import step_operations
 
 logger = logging.getLogger(__name__)
 
@@ -417,7 +417,7 @@ class Observer:
 
     def _operations(self, state: TrainState) -> float:
         """Floating point operations of the run so far."""
-        return flops_per_step(self._config.model_config, state.consumed_train_samples)
+        return step_operations(self._config.model_config, state.consumed_train_samples)
 
     def note_memory(self, state: TrainState, *, is_shown: bool = False) -> None:
         """Note the memory of all ranks (collective).

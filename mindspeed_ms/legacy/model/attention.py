@@ -158,7 +158,7 @@ class CoreAttention(Cell):
             )
         q_SBND, k_SBGD, v_SBGD = (part.permute(2, 0, 1, 3).contiguous() for part in heads)
         out_SBE = self.construct(q_SBND, k_SBGD, v_SBGD, attention_mask)
-        return exchanged(out_SBE) if self.batch_first else out_SBE
+        return mappings.exchanged(out_SBE) if self.batch_first else out_SBE
 
     def attend(
         self,
@@ -282,11 +282,11 @@ class ParallelAttention(Cell):
         """
         refuse_unserved(encoder_output=encoder_output)
         if self.batch_first:
-            hidden_states = exchanged(hidden_states)
+            hidden_states = mappings.exchanged(hidden_states)
         mixed, _ = self.qkv_proj(hidden_states)  # [S, B, G * (R + 2) * D]
         q_SBND, k_SBGD, v_SBGD, gate = self._split(mixed)
         if queries is not None:
-            mixed, _ = self.qkv_proj(exchanged(queries) if self.batch_first else queries)
+            mixed, _ = self.qkv_proj(mappings.exchanged(queries) if self.batch_first else queries)
             q_SBND = self._split(mixed)[0]
         if self.q_layernorm is not None and self.k_layernorm is not None:
             q_SBND = ops.cast(self._normalized(q_SBND, self.q_layernorm), v_SBGD.dtype)
@@ -311,7 +311,7 @@ class ParallelAttention(Cell):
         if gate is not None:
             context = ops.sigmoid_gated(context, gate)
         output, bias = self.out_proj(context)
-        return (exchanged(output) if self.batch_first else output), bias
+        return (mappings.exchanged(output) if self.batch_first else output), bias
 
     def row_factors(
         self, tops: Numbers, limit: float, alpha: float
@@ -377,11 +377,6 @@ def shrunk(tops: Numbers, limit: float) -> Numbers:
     factors = np.ones(tops.shape, np.float32)
     np.divide(np.float32(limit), tops, out=factors, where=tops > limit)
     return factors
-
-
-def exchanged(states: Tensor) -> Tensor:
-    """[b, s, h] -> [s, b, h] and back, where a script works with the batch first."""
-    return states.swapaxes(0, 1).contiguous()
 
 
 def _hidden_and_added(

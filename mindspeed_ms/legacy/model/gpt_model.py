@@ -128,6 +128,7 @@ class GPTModel(Module):
             self.parallel_lm_logits = ParallelLMLogits(
                 config, bias=config.head_has_bias, compute_dtype=config.compute_dtype
             )
+            self.parallel_lm_logits.batch_first = False
             self.loss = LossWithMask(
                 VocabParallelCrossEntropy(),
                 # The slope of a cap is computed from the logits that came out of it.

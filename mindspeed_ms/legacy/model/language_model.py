@@ -23,7 +23,7 @@ from mindspeed_ms.core.inference.context import InferenceContext
 from mindspeed_ms.core.peft.prepare import prepare
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.tensor_parallel import VocabParallelEmbedding, get_rng_tracker, mappings
-from mindspeed_ms.legacy.model.attention import AttentionMask, exchanged
+from mindspeed_ms.legacy.model.attention import AttentionMask
 from mindspeed_ms.legacy.model.enums import AttnMaskType, LayerType, ModelType
 from mindspeed_ms.legacy.model.from_spec import column_linear, init_method
 from mindspeed_ms.legacy.model.initialization import StageDraws
@@ -55,7 +55,8 @@ class Embedding(Cell):
         groups: of this rank, default the current ones.
 
     Shapes:
-        ids and position ids [b, s] -> [s, b, h]; with sequence parallelism [s/p, b, h].
+        ids and position ids [b, s] -> [s, b, h]; with sequence parallelism [s/p, b, h]. Batch first
+        where the cell is a script's own, whose config has ``data_layout: BSH``.
 
     Raises:
         ValueError: sizes that differ from the configuration's.
@@ -75,6 +76,7 @@ class Embedding(Cell):
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
+        is_own = spec is None  # of a script; parts of a model never have the batch first
         spec = spec or sized(
             embedding_spec(config, num_tokentypes), hidden_size, vocab_size, max_sequence_length
         )
@@ -89,6 +91,7 @@ class Embedding(Cell):
         is_plain = spec.position is None and spec.tokentype is None
         self.scatter_in_lookup = self.sequence_parallel and is_plain
         self.group = groups.tensor
+        self.batch_first = is_own and config.batch_first
         self.word_embeddings = VocabParallelEmbedding(
             spec.word.rows,
             spec.word.width,
@@ -137,7 +140,8 @@ class Embedding(Cell):
             with residual_dropout_stream(self.sequence_parallel):
                 generator = share_of_draws(get_rng_tracker().current(), self.context)
                 embeddings = ops.dropout(embeddings, self.dropout, generator)
-        return self._with_noise(embeddings)
+        embeddings = self._with_noise(embeddings)
+        return mappings.exchanged(embeddings) if self.batch_first else embeddings
 
     def _places(self, rows: int, length: int) -> Tensor:
         """Places [b, s] of this rank's tokens in the whole sequence."""
@@ -292,7 +296,7 @@ class TransformerLanguageModel(Cell):
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
         """Activations from the previous pipeline stage."""
         if input_tensor is not None:
-            input_tensor = exchanged(input_tensor) if self.batch_first else input_tensor
+            input_tensor = mappings.exchanged(input_tensor) if self.batch_first else input_tensor
         self.encoder.set_input_tensor(input_tensor)
 
     def construct(
@@ -336,7 +340,7 @@ class TransformerLanguageModel(Cell):
         output = self.encoder(hidden_states, enc_attn_mask, rotary, inference_params)
         if self.query_layer is not None:
             output = self.query_layer(output, enc_position_ids, enc_attn_mask, inference_params)
-        return exchanged(output) if self.batch_first else output
+        return mappings.exchanged(output) if self.batch_first else output
 
     def _rotary_tables(self, length: int) -> tuple[Tensor, ...]:
         """Rotary tables of the tokens in the layers: of this rank's share of the sequence."""

@@ -14,6 +14,8 @@ from mindspeed_ms.backend import autograd
 from mindspeed_ms.config import TransformerConfig
 from mindspeed_ms.core.process_groups import ProcessGroups
 from mindspeed_ms.core.recompute import forgotten
+from mindspeed_ms.core.tensor_parallel.layers import has_batch_first
+from mindspeed_ms.core.tensor_parallel.mappings import exchanged
 from mindspeed_ms.legacy.model.from_spec import column_linear, row_linear
 from mindspeed_ms.models.feed_forward import MLPSpec
 from mindspeed_ms.models.gpt import mlp_spec
@@ -89,6 +91,7 @@ class ParallelMLP(Cell):
         recompute: LayerRecompute = NO_RECOMPUTE,
     ) -> None:
         super().__init__()
+        is_own = spec is None  # of a script; parts of a model never have the batch first
         spec = spec or mlp_spec(config)
         groups = groups or ProcessGroups.current()
         self.mapping = column_linear(
@@ -103,14 +106,22 @@ class ParallelMLP(Cell):
         activation = MOE_ACTIVATION if is_expert else MLP_ACTIVATION
         self.activates_again = activation in recompute.modules
         self.projection = row_linear(spec.projection, config, groups, is_expert=is_expert)
+        self.batch_first = is_own and has_batch_first(config, self.mapping.plan)
 
     def construct(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[s, b, h] -> ([s, b, h], bias that was not added)."""
+        """[s(/p), b, h] -> ([s(/p), b, h], bias that was not added).
+
+        Batch first where the block is a script's own, whose config has ``data_layout: BSH``.
+        """
+        if self.batch_first:
+            hidden_states = exchanged(hidden_states)
         inner, bias = self.mapping(hidden_states)  # [s, b, (2) f/p]
         if bias is not None:
             bias = ops.cast(bias, inner.dtype)
         activated = self.activation(inner, bias)
         if not self.activates_again or not autograd.is_grad_enabled():
-            return self.projection(activated)
-        with forgotten(activated, self.activation, inner, bias):
-            return self.projection(activated)
+            output = self.projection(activated)
+        else:
+            with forgotten(activated, self.activation, inner, bias):
+                output = self.projection(activated)
+        return (exchanged(output[0]), output[1]) if self.batch_first else output

@@ -30,6 +30,7 @@ from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.core.tensor_parallel.layers import (
     add_bias,
     column_parallel_linear,
+    has_batch_first,
     linear_plan,
 )
 from mindspeed_ms.core.tensor_parallel.random import MODEL_PARALLEL_RNG, get_rng_tracker
@@ -37,7 +38,6 @@ from mindspeed_ms.legacy.model.attention import (
     CoreAttention,
     ParallelAttention,
     RotaryTables,
-    exchanged,
 )
 from mindspeed_ms.legacy.model.enums import AttnMaskType, AttnType, LayerType
 from mindspeed_ms.legacy.model.gated_delta_net import GatedDeltaNet
@@ -181,10 +181,10 @@ class ParallelTransformerLayer(Cell):
         if inference_params is not None and isinstance(self.mlp, MoELayer):
             feed_forward = partial(self.mlp.construct, drops_tokens=False)
         if self.batch_first:
-            hidden_states = exchanged(hidden_states)
+            hidden_states = mappings.exchanged(hidden_states)
         if self.shares_norm:
             x = self._side_by_side(hidden_states, self.input_norm, attention, feed_forward)
-            return exchanged(x) if self.batch_first else x
+            return mappings.exchanged(x) if self.batch_first else x
         if self.is_parallel:
             hidden_states, entered = ops.branch(hidden_states)
         x = hidden_states
@@ -195,7 +195,7 @@ class ParallelTransformerLayer(Cell):
             x = self._residual(entered, *block, onto=x)
         elif self.mlp is not None:
             x = self._residual(x, *block)
-        return exchanged(x) if self.batch_first else x
+        return mappings.exchanged(x) if self.batch_first else x
 
     def _side_by_side(
         self,
@@ -487,7 +487,7 @@ class ParallelTransformer(Cell):
         """[s(/p), b, h] -> [s(/p), b, h]."""
         hidden_states = self._entering(hidden_states)
         if self.batch_first:
-            hidden_states = exchanged(hidden_states)
+            hidden_states = mappings.exchanged(hidden_states)
         layers, own = dict(self.layers.name_cells()), dict[int, Tensor]()
         for group in self._groups:
 
@@ -501,7 +501,7 @@ class ParallelTransformer(Cell):
             hidden_states = checkpoint(run, hidden_states) if again else run(hidden_states)
         if self.final_norm is not None:
             hidden_states = self.final_norm(hidden_states)
-        return exchanged(hidden_states) if self.batch_first else hidden_states
+        return mappings.exchanged(hidden_states) if self.batch_first else hidden_states
 
 
 class ParallelLMLogits(Cell):
@@ -514,7 +514,7 @@ class ParallelLMLogits(Cell):
 
     Shapes:
         input [s(/p), b, h], table [v/p, h] -> [s, b, v/p], or [s, b, v] when the call asks for
-        ``parallel_output=False``.
+        ``parallel_output=False``; batch first both, or none.
     """
 
     def __init__(
@@ -527,6 +527,8 @@ class ParallelLMLogits(Cell):
         self.has_bias = bias
         self.compute_dtype = memory.dtype_of(compute_dtype)
         self.plan = linear_plan(config)
+        self.batch_first = has_batch_first(config, self.plan)
+        """Whether the input is [b, s/p, h]; a model with the sequence first sets it."""
         self.divisor, self.cap = logits_divisor(config), config.final_logit_softcapping
 
     def construct(
@@ -559,7 +561,11 @@ class ParallelLMLogits(Cell):
         if is_whole or not trains_table:
             is_split = plan.sequence_parallel and not is_whole
             plan = replace(plan, sequence_parallel=is_split, trains_weight=trains_table)
+        if self.batch_first:
+            input_ = mappings.exchanged(input_)
         logits = column_parallel_linear(input_, word_embedding_table, bias, plan)
+        if self.batch_first:
+            logits = mappings.exchanged(logits)
         if self.divisor != 1.0:
             logits = ops.scaled(logits, 1.0 / self.divisor)
         if self.cap is not None:

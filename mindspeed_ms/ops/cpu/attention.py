@@ -90,7 +90,7 @@ class _Sizes(ctypes.Structure):
     )
 
 
-def _sizes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: AttentionCall) -> _Sizes:
+def _sizes(q: Tensor, v: Tensor, mask: Tensor | None, call: AttentionCall) -> _Sizes:
     """What the kernels are told; ``call`` must outlive the result, which points into it."""
     seq, batch, heads, dim = q.shape
     keys, _, groups, value_dim = v.shape
@@ -176,7 +176,7 @@ class _Attention(autograd.Function):
         seq, batch, heads, _ = q.shape
         out = memory.empty((seq, batch, heads * v.shape[3]), q.dtype)
         lse = memory.empty((seq, batch, heads))
-        sizes = _sizes(q, k, v, mask, call)
+        sizes = _sizes(q, v, mask, call)
         logits = None if sinks is None else _in_fp32(sinks)
         tops = None if call.max_logits is None else memory.empty((seq, batch, heads))
         sizes.sinks, sizes.tops = _addresses(logits, tops)
@@ -260,7 +260,7 @@ def attention_accumulate(  # noqa: PLR0913 - one argument per tensor
     call: AttentionCall,
 ) -> None:
     """See ``ops.attention_accumulate``."""
-    sizes = _sizes(q, k, v, mask, call)
+    sizes = _sizes(q, v, mask, call)
     tops = None if call.max_logits is None else memory.empty(lse.shape)
     (sizes.tops,) = _addresses(tops)
     native.attention_accumulate(
@@ -281,7 +281,7 @@ def attention_backward_accumulate(  # noqa: PLR0913 - one argument per tensor
     call: AttentionCall,
 ) -> None:
     """See ``ops.attention_backward_accumulate``."""
-    sizes = _sizes(q, k, v, mask, call)
+    sizes = _sizes(q, v, mask, call)
     native.attention_backward(
         STORAGE[q.dtype],
         *_addresses(q, k, v, mask, out, lse, dout, *grads),
@@ -306,7 +306,7 @@ def decode_attention(  # noqa: PLR0913 - one argument per tensor
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     seq, batch, heads, _ = q.shape
     out = memory.empty((seq, batch, heads * v.shape[3]), q.dtype)
-    sizes = _sizes(q, k, v, None, call)
+    sizes = _sizes(q, v, None, call)
     logits = None if sinks is None else _in_fp32(sinks)
     (sizes.sinks,) = _addresses(logits)
     if slots is not None:

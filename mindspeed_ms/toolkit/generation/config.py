@@ -32,6 +32,10 @@ DEFAULTS: dict[str, Any] = {
     "num_beams": 1,
     "use_cache": True,
     "use_mtp": False,
+    "prompt_lookup_num_tokens": None,
+    "max_matching_ngram_size": 2,
+    "num_assistant_tokens": None,
+    "assistant_confidence_threshold": None,
     "temperature": 1.0,
     "top_k": 50,
     "top_p": 1.0,
@@ -41,8 +45,10 @@ DEFAULTS: dict[str, Any] = {
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
     "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
     "length_penalty": 1.0,
     "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
     "bad_words_ids": None,
     "renormalize_logits": False,
     "forced_bos_token_id": None,
@@ -62,22 +68,23 @@ DEFAULTS: dict[str, Any] = {
 }
 """What an option is where neither caller nor model says anything, as in ``transformers``."""
 
+DRAFTS = ("use_mtp", "prompt_lookup_num_tokens")
+"""Options that say who drafts."""
+
 ALIASES = {"max_decode_length": "max_length"}
 """MindFormers' names."""
 
-_NO_ENCODER = "decoder-only models have no encoder"
 _NO_ATTENTION = "fused attention keeps no such tensors"
 _ELSEWHERE = "transformers itself has moved it out of the library"
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "encoder_repetition_penalty": ((1.0,), _NO_ENCODER),
-    "encoder_no_repeat_ngram_size": ((0,), _NO_ENCODER),
-    "decoder_start_token_id": ((), _NO_ENCODER),
+    "decoder_start_token_id": ((), "decoder-only models have no encoder"),
     "output_attentions": ((False,), _NO_ATTENTION),
     "output_hidden_states": ((False,), "hidden states are not kept between layers"),
     "guidance_scale": ((1, 1.0), "there is no second, unguided run of the model"),
     "watermarking_config": ((), "texts are not watermarked"),
     "token_healing": ((False,), "prompts are taken as they are"),
-    "prompt_lookup_num_tokens": ((), "drafts are not taken from the prompt"),
+    "assistant_early_exit": ((), "a model drafts with all of its layers"),
+    "assistant_ensemble_weight": ((), "drafts change no text"),
     "low_memory": ((False,), _ELSEWHERE),
     "penalty_alpha": ((0, 0.0), _ELSEWHERE),
     "dola_layers": ((), _ELSEWHERE),
@@ -98,14 +105,9 @@ _SAME_TEXT = frozenset(
         "disable_compile",
         "continuous_batching_config",
         "is_assistant",
-        "num_assistant_tokens",
         "num_assistant_tokens_schedule",
-        "assistant_confidence_threshold",
         "assistant_lookbehind",
         "target_lookbehind",
-        "assistant_early_exit",
-        "assistant_ensemble_weight",
-        "max_matching_ngram_size",
         "speculation_type",
         "transformers_version",
         "_from_model_config",
@@ -244,10 +246,14 @@ class GenerationConfig:
     @property
     def end_tokens(self) -> tuple[int, ...]:
         """Ids that end a text."""
-        ends = self.eos_token_id
-        if ends is None:
-            return ()
-        return (int(ends),) if isinstance(ends, int) else tuple(int(end) for end in ends)
+        return _ids(self.eos_token_id)
+
+
+def _ids(given: Any) -> tuple[int, ...]:
+    """No, one, or several ids."""
+    if given is None:
+        return ()
+    return (int(given),) if isinstance(given, Integral) else tuple(int(one) for one in given)
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
@@ -282,12 +288,16 @@ _COUNTS = {
     "num_return_sequences": 1,
     "top_k": 0,
     "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "prompt_lookup_num_tokens": 1,
+    "max_matching_ngram_size": 1,
+    "num_assistant_tokens": 1,
 }
 """Options that are whole numbers, and the smallest of each."""
 
 _NUMBERS = frozenset(
     {name for name, value in DEFAULTS.items() if isinstance(value, float)}
-    | {"max_time", "min_p", "top_h"}
+    | {"max_time", "min_p", "top_h", "assistant_confidence_threshold"}
 )
 
 
@@ -380,17 +390,34 @@ def _check(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {shown(value)}; it must be {_SHAPES[name][1]}")
 
 
-def check_together(config: GenerationConfig) -> None:
+def check_together(config: GenerationConfig, is_assisted: bool = False) -> None:
     """Refuse options that contradict each other.
 
+    Args:
+        config: all options.
+        is_assisted: another model drafts.
+
     Raises:
-        ValueError: several sequences of a greedy choice, or more than there are beams.
+        ValueError: several sequences of a greedy choice, or more than there are beams; a token
+            that is forced and suppressed.
     """
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        forced = _ids(getattr(config, name))
+        if forced and set(forced) <= set(config.suppress_tokens or ()):
+            raise ValueError(
+                f"{name} is {getattr(config, name)}, but suppress_tokens rules it out; leave one "
+                "of them out (min_new_tokens puts an end off)"
+            )
     wanted, beams = config.num_return_sequences, config.num_beams
-    if config.use_mtp and (beams > 1 or not config.use_cache):
+    drafts = [name for name in DRAFTS if getattr(config, name)] + ["assistant_model"] * is_assisted
+    if len(drafts) > 1:
         raise ValueError(
-            f"use_mtp is True with num_beams {beams} and use_cache {config.use_cache}; drafts are "
-            "for one sequence at a time over a cache: num_beams=1, use_cache=True"
+            f"{' and '.join(drafts)} are given; one of them drafts, leave out the rest"
+        )
+    if drafts and (beams > 1 or not config.use_cache):
+        raise ValueError(
+            f"{drafts[0]} is given with num_beams {beams} and use_cache {config.use_cache}; drafts "
+            "are for one sequence at a time over a cache: num_beams=1, use_cache=True"
         )
     if wanted > 1 and beams == 1 and not config.do_sample:
         raise ValueError(

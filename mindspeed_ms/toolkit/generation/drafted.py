@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens that layers for further tokens propose and steps of the model verify.
+"""Tokens that somebody proposes (``core/inference/drafts.py``) and steps of the model verify.
 
 A row keeps a drafted token if it is the one that it would have chosen anyway, greedily or drawn by
 its counter; so drafts change the time that a text takes, and nothing in it.
@@ -81,10 +81,11 @@ def sample_drafted(task: Task) -> GenerateOutput:
     count = len(task.prompts.ids) * copies
     if count > 1 and (task.streamer is not None or task.wants_scores):
         raise ValueError(
-            f"use_mtp is True for {count} sequences, which go on at their own pace: a streamer, "
-            "output_scores and output_logits are for one"
+            f"{count} sequences with drafts go on at their own pace: a streamer, output_scores and "
+            "output_logits are for one"
         )
-    drafts = Drafts(task.engine)
+    drafts = task.drafts
+    assert drafts is not None, "this search is chosen where there are some"
     slots, logits = drafts.add([row.tolist() for row in task.prompts.rows])
     if copies > 1:
         slots, logits = drafts.fork(slots, copies), np.repeat(logits, copies, axis=0)
@@ -112,7 +113,7 @@ def _rows(task: Task, copies: int) -> list[_Row]:
     for index, name in enumerate(names):
         number = index // copies
         padded, own = GrowingIds(prompts.ids[number]), GrowingIds(prompts.rows[number])
-        processors = task.row_processors[number]
+        processors = task.row_processors(number)
         made.append(_Row(task, processors, np.array([name]), padded, own))
     return made
 
@@ -133,15 +134,15 @@ def _advance(drafts: Drafts, slots: NDArray[np.int64], rows: Sequence[_Row]) -> 
     """Draft, verify, keep: numbers of tokens drafted and accepted."""
     lengths = [len(row) for row in rows]
 
-    def choose(depth: int, logits: Scores) -> NDArray[np.int64]:
+    def choose(logits: Scores) -> NDArray[np.int64]:
         tokens = [row.choose(own)[0] for row, own in zip(rows, logits, strict=True)]
         return np.array(tokens, np.int64)
 
-    drafts.propose(slots, [row.own.ids for row in rows], choose)
-    longest = rows[0].task.config.max_length
-    proposed: list[list[int]] = []
+    # A step chooses one token more than were drafted.
+    rests = [max(rows[0].task.config.max_length - 1 - length, 0) for length in lengths]
+    found = drafts.propose(slots, [row.own.ids for row in rows], choose, max(rests))
+    proposed = [tokens[:rest] for tokens, rest in zip(found, rests, strict=True)]
     for row, length in zip(rows, lengths, strict=True):
-        proposed.append(row.padded.ids[length : max(longest - 1, length)].tolist())
         row.padded.truncate(length)
     fed = [[row.own.last, *ahead] for row, ahead in zip(rows, proposed, strict=True)]
     logits = drafts.verify(slots, fed)

@@ -33,6 +33,10 @@ class Prompts:
         """[b], tokens of padding at the beginning."""
         return self.seen.argmax(axis=1)
 
+    def row(self, number: int) -> Prompts:
+        """One of them."""
+        return Prompts(self.ids[number : number + 1], self.seen[number : number + 1])
+
     def at(self, positions: Any) -> Prompts:
         """Itself, if positions [b or 1, s] are those that its tokens have; None: they are.
 

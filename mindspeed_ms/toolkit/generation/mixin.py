@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from mindspeed_ms.backend import comm
 from mindspeed_ms.config import AllConfig
+from mindspeed_ms.core.inference.drafts import Drafts, ModelDrafts, PromptDrafts
 from mindspeed_ms.core.inference.engine import InferenceEngine, position_limit
+from mindspeed_ms.core.inference.layer_drafts import LayerDrafts
 from mindspeed_ms.core.inference.logits_processors import LogitsProcessor
 from mindspeed_ms.engine.parallel_setup import DEFAULT_SEED
 from mindspeed_ms.toolkit import given
@@ -38,6 +40,9 @@ from mindspeed_ms.toolkit.generation.sample import Task, sample
 from mindspeed_ms.toolkit.generation.streamers import BaseStreamer
 
 Search = Callable[[Task], GenerateOutput]
+_ASSISTANTS = {"num_assistant_tokens": 20, "assistant_confidence_threshold": 0.4}
+"""What options of drafts are where neither caller nor assistant says anything."""
+
 FIX = "lower max_new_tokens (or max_length), or the number of sequences"
 
 _MOST_SLOTS = 1 << 20
@@ -137,20 +142,22 @@ class GenerationMixin:
         """
         inputs, places = options.pop("inputs", None), options.pop("position_ids", None)
         input_ids = inputs if input_ids is None else input_ids
+        assistant = options.pop("assistant_model", None)
         own = given.callables("logits_processor", logits_processor)
         stops = given.callables("stopping_criteria", stopping_criteria)
-        _check_hooks(streamer, prefix_allowed_tokens_fn, search)
-        config, is_default_length = self._options(generation_config, options)
+        _check_hooks(streamer, prefix_allowed_tokens_fn, search, assistant)
+        config, is_default_length = self._options(generation_config, options, assistant is not None)
         pad, ends = config.pad_token_id, config.end_tokens
         prompts = prompts_of(input_ids, attention_mask, pad, ends, config.bos_token_id).at(places)
         self._set_lengths(config, prompts, is_default_length)
         require_room(self.engine_config, len(prompts.ids) * _copies(config), config.max_length, FIX)
         if streamer is not None and config.num_beams > 1:
             raise ValueError("a streamer shows tokens as they are chosen, which beams do not know")
-        copies, length = _copies(config), prompts.ids.shape[1]
-        build = partial(processors_of, config, prompt_length=length, own=own)
-        processors = build(padding=prompts.padding.repeat(copies), allowed=prefix_allowed_tokens_fn)
-        with self.active(), self.inference_engine(len(prompts.ids) * copies) as engine:
+        copies = _copies(config)
+        build = partial(processors_of, config, own=own)
+        allowed = prefix_allowed_tokens_fn
+        processors = build(prompts, copies=copies, allowed=allowed)
+        with self._engine(config, assistant, len(prompts.ids) * copies) as (engine, drafts):
             task = Task(
                 engine=engine,
                 prompts=prompts,
@@ -160,18 +167,40 @@ class GenerationMixin:
                 pad=ends[0] if pad is None and ends else pad,
                 seed=self._next_seed() if seed is None else given.whole("seed", seed, 0),
                 streamer=streamer if comm.get_rank() == 0 else None,
-                row_processors=[
-                    build(padding=own, allowed=_of_row(prefix_allowed_tokens_fn, row))
-                    for row, own in enumerate(prompts.padding[:, None] if config.use_mtp else ())
-                ],
+                drafts=drafts,
+                row_processors=lambda row: build(prompts.row(row), allowed=_of_row(allowed, row)),
             )
-            output = (search or _search(config))(task)
+            output = (search or _search(task))(task)
         return output if config.return_dict_in_generate else output.sequences
+
+    @contextmanager
+    def _engine(
+        self, config: GenerationConfig, assistant: GenerationMixin | None, num_slots: int
+    ) -> Iterator[tuple[InferenceEngine, Drafts | None]]:
+        """Context with the model's engine, and who proposes tokens for it, if somebody does."""
+        with ExitStack() as stack:
+            if assistant is not None:
+                with assistant.active():  # an engine keeps the groups that it begins with
+                    helper = stack.enter_context(assistant.inference_engine(num_slots))
+            stack.enter_context(self.active())
+            engine = stack.enter_context(self.inference_engine(num_slots))
+            if config.use_mtp:
+                yield engine, LayerDrafts(engine)
+            elif config.prompt_lookup_num_tokens:
+                count = config.prompt_lookup_num_tokens
+                yield engine, PromptDrafts(engine, count, config.max_matching_ngram_size)
+            elif assistant is not None:
+                own = config.filled(_as_config(assistant.generation_config), _ASSISTANTS)
+                count, least = own.num_assistant_tokens, own.assistant_confidence_threshold
+                yield engine, ModelDrafts(engine, helper, count, least)
+            else:
+                yield engine, None
 
     def _options(
         self,
         generation_config: GenerationConfig | Mapping[str, Any] | None,
         options: dict[str, Any],
+        is_assisted: bool,
     ) -> tuple[GenerationConfig, bool]:
         """All options, and whether nobody has set ``max_length``."""
         _refuse_others(options)
@@ -180,7 +209,7 @@ class GenerationMixin:
         own = _as_config(self.generation_config)
         config = given.filled(own)
         config.set_nothing([name for name, value in options.items() if value is None])
-        check_together(config)
+        check_together(config, is_assisted)
         return config, given.max_length is None and own.max_length is None
 
     def compute_transition_scores(
@@ -245,14 +274,15 @@ def _copies(config: GenerationConfig) -> int:
     return config.num_beams if config.num_beams > 1 else config.num_return_sequences
 
 
-def _search(config: GenerationConfig) -> Search:
+def _search(task: Task) -> Search:
     """What chooses the tokens."""
-    if config.num_beams > 1:
+    if task.config.num_beams > 1:
         return beam_search
-    return sample_drafted if config.use_mtp else sample
+    return sample if task.drafts is None else sample_drafted
 
 
-def _check_hooks(streamer: Any, allowed: Any, search: Any) -> None:
+def _check_hooks(streamer: Any, allowed: Any, search: Any, assistant: Any) -> None:
+    given.with_methods("assistant_model", assistant, "inference_engine", "active")
     given.with_methods("streamer", streamer, "put", "end")
     given.with_methods("prefix_allowed_tokens_fn", allowed, "__call__")
     given.with_methods("search", search, "__call__")
@@ -273,7 +303,7 @@ def _as_config(options: GenerationConfig | Mapping[str, Any] | None) -> Generati
 
 
 _ELSEWHERE = {
-    "assistant_model": "there is no second model that drafts",
+    "assistant_tokenizer": "an assistant_model has the model's tokens",
     "negative_prompt_ids": "there is no second, unguided run of the model",
     "negative_prompt_attention_mask": "there is no second, unguided run of the model",
     "custom_generate": "code is not loaded from elsewhere",

@@ -14,6 +14,7 @@ from mindspeed_ms.core.inference import logits_processors as scores_of
 from mindspeed_ms.core.inference import sampling
 from mindspeed_ms.core.inference.logits_processors import Ids, LogitsProcessor, Scores
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
+from mindspeed_ms.toolkit.generation.inputs import Prompts
 
 Done = NDArray[np.bool_]
 StoppingCriterion = Callable[[Ids, Scores], Any]
@@ -23,9 +24,9 @@ AllowedTokens = Callable[[int, Ids], Iterable[int]]
 
 def processors_of(
     config: GenerationConfig,
+    prompts: Prompts,
     *,
-    prompt_length: int,
-    padding: NDArray[np.int64],
+    copies: int = 1,
     own: Sequence[LogitsProcessor] = (),
     allowed: AllowedTokens | None = None,
 ) -> list[LogitsProcessor]:
@@ -33,16 +34,16 @@ def processors_of(
 
     Args:
         config: all options.
-        prompt_length: tokens of the prompts, padding counted.
-        padding: [b], tokens of padding at the beginning of each row.
+        prompts: those of the rows.
+        copies: rows that go on from each of them.
         own: processors of the caller.
         allowed: ``prefix_allowed_tokens_fn``.
     """
-    found = _about_tokens(config, prompt_length, padding)
+    found = _about_tokens(config, prompts.ids, prompts.padding.repeat(copies))
     if allowed is not None:
         group = max(config.num_beams, config.num_return_sequences)
         found.append(scores_of.prefix_constrained(allowed, group))
-    found.extend(_about_places(config, prompt_length))
+    found.extend(_about_places(config, prompts.ids.shape[1]))
     found.extend(own)
     if config.do_sample:
         found.extend(_narrowing(config))
@@ -52,16 +53,22 @@ def processors_of(
 
 
 def _about_tokens(
-    config: GenerationConfig, prompt_length: int, padding: NDArray[np.int64]
+    config: GenerationConfig, prompts: Ids, padding: NDArray[np.int64]
 ) -> list[LogitsProcessor]:
     """What favours, or rules out, tokens and sequences of them."""
     ends, found = config.end_tokens, list[LogitsProcessor]()
     if config.sequence_bias is not None:
         found.append(scores_of.sequence_bias(_biases(config.sequence_bias)))
+    if config.encoder_repetition_penalty != 1.0:
+        penalty = config.encoder_repetition_penalty
+        found.append(scores_of.encoder_repetition_penalty(penalty, prompts))
     if config.repetition_penalty != 1.0:
         found.append(scores_of.repetition_penalty(config.repetition_penalty, padding))
     if config.no_repeat_ngram_size:
         found.append(scores_of.no_repeat_ngram(config.no_repeat_ngram_size))
+    if config.encoder_no_repeat_ngram_size:
+        size = config.encoder_no_repeat_ngram_size
+        found.append(scores_of.no_repeat_ngram(size, prompts))
     if config.bad_words_ids is not None:
         found.append(scores_of.no_bad_words(config.bad_words_ids, ends))
     if ends and config.min_length:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_ms.core.inference import sampling
+from mindspeed_ms.core.inference.drafts import Drafts
 from mindspeed_ms.core.inference.engine import InferenceEngine
 from mindspeed_ms.core.inference.logits_processors import LogitsProcessor, Scores, log_softmax
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
@@ -27,12 +28,14 @@ class Task:
     prompts: Prompts
     config: GenerationConfig
     processors: Sequence[LogitsProcessor]
+    row_processors: Callable[[int], Sequence[LogitsProcessor]]
+    """Those of a prompt by number, for rows that go on at their own pace."""
     stopping: Stopping
     pad: int | None
     seed: int
     streamer: BaseStreamer | None = None
-    row_processors: Sequence[Sequence[LogitsProcessor]] = ()
-    """Those of each prompt, where rows go on at their own pace."""
+    drafts: Drafts | None = None
+    """Who proposes tokens, if somebody does."""
 
     @property
     def prompt_length(self) -> int:

@@ -22,6 +22,7 @@ from mindspeed_ms.core.inference.engine import InferenceEngine
 from mindspeed_ms.core.inference.logits_processors import LogitsProcessor, Scores, log_softmax
 from mindspeed_ms.toolkit.generation.config import GenerationConfig
 from mindspeed_ms.toolkit.generation.growing_ids import GrowingIds
+from mindspeed_ms.toolkit.generation.inputs import Prompts
 from mindspeed_ms.toolkit.generation.rules import chosen, processed, processors_of
 from mindspeed_ms.toolkit.serve.growing_text import Decoder, GrowingText
 from mindspeed_ms.toolkit.serve.rules import LineEnds
@@ -303,12 +304,8 @@ def _failed(request: Request, error: Exception) -> Failed:
 
 
 def _processors(request: Request) -> list[LogitsProcessor]:
-    return processors_of(
-        request.config,
-        prompt_length=len(request.prompt),
-        padding=np.zeros(1, np.int64),
-        own=request.rules,
-    )
+    ids = np.array([request.prompt])
+    return processors_of(request.config, Prompts(ids, np.ones_like(ids, bool)), own=request.rules)
 
 
 def _next(row: _Row, logits: Scores) -> Piece:

@@ -15,6 +15,7 @@ from typing import Any
 from mindspeed_ms.config.all_config import SECTION_CLASSES
 from mindspeed_ms.config.build import Sections
 from mindspeed_ms.config.coercion import no_pairs, shown, unknown_key
+from mindspeed_ms.config.initial_weights import taken_initializers
 from mindspeed_ms.config.optimizer_config import OptimizerConfig
 from mindspeed_ms.config.section import field_default, field_names
 
@@ -69,9 +70,9 @@ INERT_KEYS: Mapping[str, Mapping[str, Inert]] = MappingProxyType(
             ),
             "flatten_labels_and_input_mask": Inert(None, "the loss takes labels in any shape"),
             "enable_flash_sp": Inert((False,), "use context_parallel_algo"),
-            "init_method": Inert(("normal",), "use init_method_std"),
+            "init_method": Inert((), "it may be normal or xavier_uniform"),
             "output_layer_init_method": Inert(("normal",), "use init_method_std"),
-            "bias_init": Inert(("zeros",), "biases start at zero"),
+            "bias_init": Inert((), "biases start at zero"),
             "fp8_format": Inert((None,), "8-bit training needs hardware this project does not use"),
             "clone_scatter_output_in_embedding": Inert(None, "the result is the same"),
             "distribute_saved_activations": Inert((False,), "use sequence_parallel"),
@@ -93,7 +94,7 @@ INERT_KEYS: Mapping[str, Mapping[str, Inert]] = MappingProxyType(
         "optimizer_config": {
             "learning_rate_scheduler_kwargs": Inert((None,), _SCHEDULE),
             "weight_decay_kwargs": Inert((None,), _SCHEDULE),
-            "zero_config": Inert((None,), "use parallel_config.zero_level"),
+            "zero_config": Inert(({},), "use parallel_config.zero_level"),
         },
     }
 )
@@ -211,6 +212,10 @@ def modernize(sections: Mapping[str, Mapping[str, Any]]) -> Sections:
     _move(result)
     _fold(result)
     _take_sequence_length(result)
+    model = result.get("model_config", {})
+    for key, value in taken_initializers(model).items():
+        _put(model, key, value, "model_config.init_method")
+    _take_zero_config(result.get("optimizer_config", {}))
     _drop_inert(result)
     for section, key in _NONE_IF_ZERO:
         if key in result.get(section, {}):
@@ -225,6 +230,29 @@ def _take_sequence_length(sections: Sections) -> None:
     model = sections.get("model_config")
     if length is not None and model is not None and model.get("seq_length") is None:
         model["seq_length"] = sections["dataset_config"].pop("seq_length")
+
+
+_ZERO_OPTIONS: Mapping[str, Inert] = MappingProxyType(
+    {
+        "param_resident": Inert(None, "z3 gathers weights when they are needed"),
+        "param_resident_rate": Inert(None, "z3 gathers weights when they are needed"),
+        "allreduce_after_grad_accumulation": Inert(None, "gradients are summed once per step"),
+        "grad_allreduce_op": Inert(("mean",), "use training_config.loss_reduction"),
+        "opt_parallel_group": Inert((), "states are shared out over the data parallel group"),
+        "cpu_offload": Inert(None, "the optimizer's states stay on the device"),
+    }
+)
+"""Key of ``zero_config`` -> what becomes of it."""
+
+
+def _take_zero_config(optimizer: dict[str, Any]) -> None:
+    given = optimizer.get("zero_config")
+    if isinstance(given, Mapping):
+        for key, value in given.items():
+            if key not in _ZERO_OPTIONS:
+                raise unknown_key("optimizer_config.zero_config", key, _ZERO_OPTIONS)
+            _ZERO_OPTIONS[key].drop(f"optimizer_config.zero_config.{key}", value)
+        optimizer["zero_config"] = {}
 
 
 def _modernize_optimizer(optimizer: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, memory
 from mindspeed_ms.config.latent_attention_config import LatentAttentionConfig
 from mindspeed_ms.config.moe_config import MoEConfig
-from mindspeed_ms.core.inference.drafts import Drafts
 from mindspeed_ms.core.inference.engine import InferenceEngine
+from mindspeed_ms.core.inference.layer_drafts import LayerDrafts
 from mindspeed_ms.engine.parallel_setup import set_seed
 from mindspeed_ms.legacy.model import GPTModel
 
@@ -60,20 +60,21 @@ def test_drafts_are_those_of_whole_sequences(name):
     rng = np.random.default_rng(0)
     rows = [list(prompt) for prompt in PROMPTS]
     with InferenceEngine([model], model.config) as engine:
-        drafts = Drafts(engine)
+        drafts = LayerDrafts(engine)
         slots, logits = drafts.add(rows)
         for row, own in zip(rows, logits, strict=True):
             row.append(int(own.argmax()))
         for _ in range(4):
             proposed: list[list[int]] = [[] for _ in rows]
 
-            def choose(depth, logits, proposed=proposed):
+            def choose(logits, proposed=proposed):
+                depth = len(proposed[0])
                 for row, ahead, own in zip(rows, proposed, logits, strict=True):
                     np.testing.assert_allclose(own, _whole(model, row + ahead, depth), atol=3e-5)
                     ahead.append(int(own.argmax()))
                 return np.array([ahead[depth] for ahead in proposed])
 
-            drafts.propose(slots, rows, choose)
+            drafts.propose(slots, rows, choose, drafts.depth)
             fed = [[row[-1], *own] for row, own in zip(rows, proposed, strict=True)]
             drafts.verify(slots, fed)
             wanted = rng.integers(1, drafts.depth + 2, len(rows))  # as if the others were wrong
@@ -86,4 +87,4 @@ def test_drafts_are_those_of_whole_sequences(name):
 def test_a_model_without_such_layers_cannot_draft():
     model = GPTModel(model_config(LLAMA))
     with pytest.raises(ValueError, match="no layers for further tokens"):
-        Drafts(InferenceEngine([model], model.config))
+        LayerDrafts(InferenceEngine([model], model.config))

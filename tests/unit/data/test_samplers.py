@@ -23,6 +23,7 @@ from mindspeed_ms.data.samplers import (
     MegatronPretrainingSampler,
     randperm,
 )
+from mindspeed_ms.engine.micro_batches import EndlessLoader, Position
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 
@@ -422,6 +423,25 @@ def test_a_cyclic_run_resumes_where_it_stopped(sharding, data):
 
     whole = stream(0, stop + 10)
     assert stream(stop * micro * size, 10) == whole[stop:]
+
+
+@pytest.mark.parametrize("drop_remainder", [True, False])
+def test_a_run_of_several_passes_resumes_where_it_stopped(drop_remainder):
+    options = LoaderSettings(micro_batch_size=4, num_workers=0, drop_remainder=drop_remainder)
+
+    def stream(start, stop):
+        """Samples, pass and place in it, after every micro-batch."""
+        loader = build_pretraining_data_loader(Numbers(10), 4 * start, settings=options)
+        reader = EndlessLoader(loader, Position(samples=4 * start, block=4))
+        return [
+            (next(reader)["number"].ravel().tolist(), reader.epoch, reader.batches_in_epoch)
+            for _ in range(start, stop)
+        ]
+
+    whole = stream(0, 9)
+    assert whole[-1] == (([0, 1, 2, 3], 4, 1) if drop_remainder else ([8, 9], 2, 3))
+    for stop in range(1, 9):
+        assert stream(stop, 9) == whole[stop:]
 
 
 def test_a_dataset_shorter_than_the_run_is_read_again_from_its_beginning():

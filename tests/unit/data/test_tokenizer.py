@@ -22,7 +22,6 @@ from mindspeed_ms.data.tokenizers import (
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "data" / "golden"
 MODEL = str(GOLDEN / "tok.model")
-TINY = ROOT / "data" / "tiny"
 TEXT = "Ada finds a red lamp near the harbour."
 
 

@@ -91,8 +91,6 @@ def test_numbers_grow_in_the_order_a_microbatch_takes():
     placement = place(8, **vpp(2, 2))
     assert placement.layers == (((0, 1), (4, 5)), ((2, 3), (6, 7)))
     assert placement.layers_of_stage(1) == (2, 3, 6, 7)
-    assert placement.place_of(5) == (0, 1)
-    assert placement.place_of(2) == (1, 0)
 
 
 def test_every_layer_has_one_place():
@@ -103,11 +101,6 @@ def test_every_layer_has_one_place():
 
 def test_noop_layers_are_named():
     assert place(4, **pp(2, noop_layers=[1, 3])).noop_layers == {1, 3}
-
-
-def test_a_layer_that_does_not_exist_has_no_place():
-    with pytest.raises(ValueError, match="numbered 0 to 3"):
-        place(4).place_of(4)
 
 
 @pytest.mark.parametrize(

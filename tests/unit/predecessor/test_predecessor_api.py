@@ -11,6 +11,7 @@ import pytest
 import tiny_models
 from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore.common.api import _pynative_executor
+from mindspore.common.initializer import Normal, One, Zero, initializer
 
 from mindspeed_ms import old_names
 from mindspeed_ms.core.config import (
@@ -37,6 +38,7 @@ from mindspeed_ms.core.tensor_parallel import (
     ColumnParallelLinear,
     LinearWithFrozenWeight,
     LinearWithGradAccumulationAndAsyncCommunication,
+    VocabParallelCrossEntropy,
 )
 from mindspeed_ms.legacy.model import (
     CoreAttention,
@@ -63,7 +65,7 @@ core.context_parallel.ulysses_context_parallel UlyssesContextAttention
 core.context_parallel.utils get_batch_on_this_cp_rank get_sp_chuncks
 core.context_parallel.utils get_sp_chuncks_attn_mask_general get_sp_chuncks_general
 core.dist_checkpointing load_checkpoint save_checkpoint get_checkpoint_name get_last_checkpoint
-core.distributed DistributedDataParallel DistributedDataParallelConfig
+core.distributed DistributedDataParallel DistributedDataParallelConfig ParamAndGradBuffer
 core.optimizer MixedPrecisionOptimizer Float16OptimizerWithFloat16Params DistributedOptimizer
 core.optimizer get_optimizer get_optimizer_param_scheduler
 core.optimizer.distrib_optimizer DistributedOptimizer
@@ -245,6 +247,49 @@ def test_a_stack_that_stands_alone_takes_its_argument():
     stack = ParallelTransformer(config=config, model_type=None, post_norm=False)
     x = Tensor(np.random.default_rng(0).normal(size=(3, 4, 16)).astype(np.float32))
     assert stack(x, None).shape == (3, 4, 16)
+
+
+INITIALIZERS = {
+    "a class": (Normal, 0.0, 0.01),
+    "another class": (Zero, 0.0, 0.0),
+    "an object": (Normal(0.5), 0.0, 0.5),
+    "a name": ("xavier_uniform", 0.0, (2.0 / 96) ** 0.5),
+    "values": (np.full((64, 32), 2.0), 2.0, 0.0),
+    "a tensor": (Tensor(np.full((64, 32), 2.0, np.float32)), 2.0, 0.0),
+    "a tensor that is not filled yet": (initializer("normal", (64, 32)), 0.0, 0.01),
+}
+
+
+@pytest.mark.parametrize("kind", INITIALIZERS)
+def test_weights_start_as_an_initializer_says(kind):
+    given, mean, deviation = INITIALIZERS[kind]
+    layer = ColumnParallelLinear(
+        32, 64, config=ModelParallelConfig(), init_method=given, bias_init=One
+    )
+    values = layer.weight.asnumpy()
+    assert values.std() == pytest.approx(deviation, rel=0.1, abs=1e-7)
+    assert values.mean() == pytest.approx(
+        2.0 if deviation == 0 and given is not Zero else 0, abs=0.05
+    )
+    assert (layer.bias.asnumpy() == 1.0).all()
+
+
+@pytest.mark.parametrize("given", [None, {}, np.zeros((32, 64))])
+def test_what_gives_no_weights_is_named(given):
+    with pytest.raises(ValueError, match="init_method (is|has values of shape)"):
+        ColumnParallelLinear(32, 64, config=ModelParallelConfig(), init_method=given)
+
+
+def test_a_star_brings_the_names_of_the_training_loop():
+    module = importlib.import_module("mindspeed_ms.training")
+    names = {"TrainOneStepCell", "get_model", "train", "pretrain", "ParallelTrainingReducer"}
+    assert names <= set(module.__all__)
+
+
+def test_the_cross_entropy_takes_any_arguments():
+    logits = Tensor(np.zeros((3, 8), np.float32))
+    losses = VocabParallelCrossEntropy(SIZES, reduction="none")(logits, Tensor([1, 2, 3], ms.int32))
+    np.testing.assert_allclose(losses.asnumpy(), np.log(8.0), rtol=1e-6)
 
 
 def test_a_number_fills_a_weight():

@@ -6,6 +6,7 @@ import dataclasses
 import pickle
 
 import pytest
+from mindspore.common.initializer import Normal, XavierUniform, Zero
 
 from mindspeed_ms.config import ModelParallelConfig as PlainModelParallelConfig
 from mindspeed_ms.config import TransformerConfig as PlainTransformerConfig
@@ -244,6 +245,18 @@ def test_inert_keys_load_with_a_line(section, key, value, caplog):
             "parallel_config.attention_mask_type",
             "full",
         ),
+        (
+            "model_config",
+            {"init_method": "normal"},
+            "model_config.init_method_xavier_uniform",
+            False,
+        ),
+        (
+            "model_config",
+            {"init_method": "xavier_uniform"},
+            "model_config.init_method_xavier_uniform",
+            True,
+        ),
         ("model_config", {"use_post_norm": False}, "model_config.use_final_norm", False),
         ("training_config", {"shuffle": True}, "dataset_config.shuffle", True),
     ],
@@ -255,6 +268,43 @@ def test_keys_with_a_meaning_find_their_place(section, given, path, expected):
     for name in path.split("."):
         value = getattr(value, name)
     assert value == expected
+
+
+def test_options_of_zero_are_told(caplog):
+    options = {"param_resident": True, "param_resident_rate": 0.5, "cpu_offload": True}
+    options |= {"allreduce_after_grad_accumulation": True, "grad_allreduce_op": "mean"}
+    with caplog.at_level("WARNING"):
+        made = OptimizerConfig(zero_config={**options, "opt_parallel_group": None})
+    told = [line.partition(" ")[0].rpartition(".")[2] for line in caplog.messages]
+    assert sorted(told) == sorted(options.keys() - {"grad_allreduce_op"})
+    assert made.zero_config["param_resident"] is True
+
+
+@pytest.mark.parametrize(
+    ("given", "deviation", "is_xavier"),
+    [
+        (Normal, 0.01, False),
+        (Normal(0.5), 0.5, False),
+        (XavierUniform(), 0.01, True),
+    ],
+)
+def test_a_model_starts_as_an_initializer_says(given, deviation, is_xavier):
+    config = TransformerConfig(**SIZES, init_method=given, bias_init=Zero())
+    assert config.init_method is given and config.init_method_std == deviation
+    assert config.init_method_xavier_uniform is is_xavier
+    assert copy.deepcopy(config) == config
+
+
+@pytest.mark.parametrize("given", [Normal(0.1, mean=1.0), XavierUniform(gain=2), 0.02])
+def test_other_initializers_of_a_model_are_named(given):
+    with pytest.raises(ValueError, match="it may be normal or xavier_uniform"):
+        TransformerConfig(**SIZES, init_method=given)
+
+
+def test_the_activation_that_has_another_meaning_is_told(caplog):
+    with caplog.at_level("WARNING"):
+        TransformerConfig(**SIZES, hidden_act="fast_gelu")
+    assert any("quick_gelu is MindSpore's operator" in line for line in caplog.messages)
 
 
 def test_a_length_beside_the_data_is_the_models(caplog):
@@ -272,6 +322,14 @@ def test_a_length_beside_the_data_is_the_models(caplog):
         ({"optimizer_config": {"beta1": 0.8, "betas": [0.9, 0.9]}}, "are one option, but differ"),
         ({"training_config": {"model_customise_staged": 1}}, "unknown key"),
         ({"training_config": {"grad_clip_kwargs": {"clip": 1}}}, "unknown key 'clip' in grad_clip"),
+        ({"optimizer_config": {"zero_config": {"resident": 1}}}, "unknown key 'resident' in optim"),
+        (
+            {"optimizer_config": {"zero_config": {"grad_allreduce_op": "sum"}}},
+            "use training_config",
+        ),
+        ({"optimizer_config": {"zero_config": 2}}, "zero_config is 2, which does not exist here"),
+        ({"model_config": {**SIZES, "init_method": "ones"}}, "may be normal or xavier_uniform"),
+        ({"model_config": {**SIZES, "bias_init": "ones"}}, "biases start at zero"),
     ],
 )
 def test_contradictions_and_misspellings_stay_refused(document, message):

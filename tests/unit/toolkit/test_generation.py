@@ -241,7 +241,15 @@ def test_a_streamer_shows_the_text_and_beams_have_none(models, capsys):
         ({"early_stopping": "soon"}, ValueError, "True, False or 'never'"),
         ({"attention_mask": [[1]]}, ValueError, "attention_mask has shape"),
         ({"attention_mask": [[0] * 6] * 2}, ValueError, "prompt 0 has no tokens"),
-        ({"assistant_model": 1}, ValueError, "no second model"),
+        ({"assistant_model": 1}, TypeError, r"an object with inference_engine\(\) and active"),
+        ({"use_mtp": True, "prompt_lookup_num_tokens": 2}, ValueError, "one of them drafts"),
+        ({"assistant_ensemble_weight": 0.5}, ValueError, "drafts change no text"),
+        ({"encoder_repetition_penalty": 0.0}, ValueError, "must be above 0"),
+        (
+            {"forced_eos_token_id": [3, 4], "suppress_tokens": [4, 5, 3]},
+            ValueError,
+            "suppress_tokens rules it out",
+        ),
         ({"suppress_tokens": list(range(96)), "do_sample": True}, ValueError, "rule every token"),
     ],
 )

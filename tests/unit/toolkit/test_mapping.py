@@ -72,7 +72,6 @@ def test_modes_that_do_not_exist(value, message):
 
 
 SEMI = {"parallel_mode": 1}
-SIZES = "parallel_config."
 TABLE = [
     # context, parallel_config, world -> fields that it sets, lines
     ({"parallel_mode": "stand_alone"}, {}, World(1), {}, []),
