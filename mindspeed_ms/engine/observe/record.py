@@ -21,6 +21,7 @@ from mindspeed_ms.files.regular_file import read_bytes
 
 FILE_NAME = "run_record.jsonl"
 _FLUSH_SECONDS = 2.0
+_LONGEST_LINE = 1 << 20
 
 Entry = dict[str, Any]
 
@@ -41,9 +42,13 @@ class RunRecord:
     def _opened(self) -> TextIO:
         self._folder.mkdir(parents=True, exist_ok=True)
         # A link that somebody has put there is not followed.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
         descriptor = os.open(self._folder / FILE_NAME, flags, 0o666)
         self._handle = os.fdopen(descriptor, "a", encoding="utf-8")
+        # A run that was killed may have left a part of a line, which ours would go on with.
+        start = max(0, os.fstat(descriptor).st_size - _LONGEST_LINE)
+        end = os.pread(descriptor, _LONGEST_LINE, start).rfind(b"\n") + 1
+        os.ftruncate(descriptor, start + end)
         self.add("start", **self._start)
         return self._handle
 

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mindspeed_ms.engine.observe import extras, observer, tensorboard
 from mindspeed_ms.engine.observe.figures import Figures
-from mindspeed_ms.engine.observe.record import read_record
+from mindspeed_ms.engine.observe.record import FILE_NAME, RunRecord, read_record
 from mindspeed_ms.engine.start import refuse_unsupported
 from mindspeed_ms.engine.step_report import StepReport
 
@@ -140,6 +140,19 @@ def test_a_line_that_a_killed_run_left_incomplete_is_dropped(tmp_path):
     log.close()
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines == ["iteration,lm loss,grad_norm", "1,4.5,", "2,4.25,1.0"]
+
+
+def test_a_part_of_an_entry_that_a_killed_run_left_is_dropped(tmp_path):
+    first = RunRecord(tmp_path, {"iteration": 0})
+    first.add("step", iteration=1)
+    first.close()
+    with (tmp_path / FILE_NAME).open("a", encoding="utf-8") as file:
+        file.write('{"kind": "step", "iter')
+    second = RunRecord(tmp_path, {"iteration": 1})
+    second.add("step", iteration=2)
+    second.close()
+    kinds = [(entry["kind"], entry["iteration"]) for entry in read_record(tmp_path)]
+    assert kinds == [("start", 0), ("step", 1), ("start", 1), ("step", 2)]
 
 
 @pytest.mark.parametrize("step", [0, 1, 127, 128, 300, 2**31, 2**53])
