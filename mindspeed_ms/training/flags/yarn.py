@@ -41,13 +41,18 @@ def _rope_type(stated: Any, given: Any) -> Any:
     return stated
 
 
-def _agreed(given: Any, usual: float | None, *names: str) -> Any:
+def _agreed(given: Any, **usual: float | None) -> Any:
     """What the flags say of one number of yarn; None if none says anything but the usual.
+
+    Args:
+        given: all arguments.
+        usual: name of each flag -> its default.
 
     Raises:
         ValueError: two of them differ.
     """
-    told = {name: value for name in names if (value := getattr(given, name)) not in (None, usual)}
+    said_of = {name: getattr(given, name) for name in usual}
+    told = {name: value for name, value in said_of.items() if value not in (None, usual[name])}
     if len(set(told.values())) > 1:
         said = " and ".join(f"--{name.replace('_', '-')} {told[name]}" for name in told)
         raise ValueError(f"{said} say one thing of yarn; keep one of them")
@@ -55,10 +60,10 @@ def _agreed(given: Any, usual: float | None, *names: str) -> Any:
 
 
 def _yarn_factor(stated: Any, given: Any) -> Any:
-    own = () if given.multi_latent_attention else ("rotary_scaling_factor",)
+    own = {} if given.multi_latent_attention else {"rotary_scaling_factor": 1.0}
     factor = None
     if _is_asked(given) or given.rope_scaling_type == "yarn":
-        factor = _agreed(given, 1.0, "yarn_scaling_factor", *own)
+        factor = _agreed(given, yarn_scaling_factor=1.0, rope_scaling_factor=8.0, **own)
     if _is_asked(given):
         return factor or 1.0
     if given.rope_scaling_type in (None, "default"):
@@ -72,7 +77,8 @@ def _of_two(name: str, usual: float | None) -> Callable[[Any, Any], Any]:
     def rule(stated: Any, given: Any) -> Any:
         if not _is_yarn(given):
             return stated
-        return _agreed(given, usual, f"rope_scaling_{name}", f"yarn_{name}") or stated
+        names = f"rope_scaling_{name}", f"yarn_{name}"
+        return _agreed(given, **dict.fromkeys(names, usual)) or stated
 
     return rule
 

@@ -149,6 +149,11 @@ def test_multi_latent_attention_keeps_its_own_yarn():
             "--rotary-scaling-factor 2",
             "--yarn-scaling-factor 4.0 and --rotary-scaling-factor 2.0 say one thing of yarn",
         ),
+        (
+            "--position-embedding-type rope --rope-scaling-type yarn --yarn-scaling-factor 4 "
+            "--rope-scaling-factor 16",
+            "--yarn-scaling-factor 4.0 and --rope-scaling-factor 16.0 say one thing of yarn",
+        ),
     ],
 )
 def test_what_contradicts_is_one_line(words, message):
