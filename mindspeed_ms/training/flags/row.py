@@ -117,7 +117,8 @@ class Field:
             return list(own) if isinstance(own, tuple) else own
         if isinstance(self.means, Mapping):
             return next((flag for flag, field in self.means.items() if field == own), UNSET)
-        return own == self.means
+        others = ((read(path), says(True)) for path, says in self.sets.items())
+        return own == self.means and all(held == said for held, said in others)
 
 
 @dataclass(frozen=True, slots=True)
