@@ -230,7 +230,7 @@ class LogReader:
     """Copies what processes write to their logs to the console, whole lines at a time."""
 
     def __init__(self, logs: Sequence[Path], output: TextIO) -> None:
-        self._positions = dict.fromkeys(logs, 0)
+        self._files = [log.open("rb") for log in logs]  # they may be removed meanwhile
         self._output = output
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -240,21 +240,21 @@ class LogReader:
         """Show the rest."""
         self._is_over.set()
         self._thread.join()
+        for file in self._files:
+            file.close()
 
     def _run(self) -> None:
         while True:
             is_last = self._is_over.wait(_SHOW_SECONDS)
-            for log in self._positions:
-                self._copy(log, is_last)
+            for file in self._files:
+                self._copy(file, is_last)
             if is_last:
                 return
 
-    def _copy(self, log: Path, is_last: bool) -> None:
-        with log.open("rb") as file:
-            file.seek(self._positions[log])
-            text = file.read()
+    def _copy(self, file: IO[bytes], is_last: bool) -> None:
+        text = file.read()
         end = len(text) if is_last else text.rfind(b"\n") + 1
-        self._positions[log] += end
+        file.seek(end - len(text), os.SEEK_CUR)
         with contextlib.suppress(BrokenPipeError):
             self._output.write(text[:end].decode(errors="replace"))
             self._output.flush()

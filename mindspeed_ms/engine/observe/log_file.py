@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +74,7 @@ class LogFile:
         now = time.monotonic()
         if now - self._flushed > _FLUSH_SECONDS:
             self._handle.flush()
+            os.stat(self._path)  # what goes to a file that was removed is lost
             self._flushed = now
 
     def close(self) -> None:

@@ -65,6 +65,9 @@ class RunRecord:
         if kind != "step" or now - self._flushed > _FLUSH_SECONDS:
             handle.flush()
             self._flushed = now
+            if not os.fstat(handle.fileno()).st_nlink:  # removed: the next entry begins it again
+                handle.close()
+                self._handle = None
 
     def close(self) -> None:
         """Close the file."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+import os
 import socket
 import struct
 import threading
@@ -101,6 +102,7 @@ class TensorBoardWriter:
             while self._waiting:
                 self._file.write(self._waiting.popleft())
             self._file.flush()
+            os.stat(self._path)  # who removes the file, keeps what is written to it from readers
         except OSError as error:
             name_it(error, self._path)
             self._problem = error

@@ -5,6 +5,7 @@ import csv
 import importlib
 import json
 import math
+import shutil
 import time
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from run_builder import configuration, open_run, trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mindspeed_ms.engine.observe import extras, observer, tensorboard
+from mindspeed_ms.engine.observe import extras, log_file, observer, record, tensorboard
 from mindspeed_ms.engine.observe.figures import Figures
 from mindspeed_ms.engine.observe.record import FILE_NAME, RunRecord, read_record
 from mindspeed_ms.engine.start import refuse_unsupported
@@ -301,3 +302,29 @@ def test_curves_of_another_run_in_the_folder_are_told(tmp_path, capsys):
     assert "earlier run" not in capsys.readouterr().out
     trained("--tensorboard-dir", str(tmp_path))
     assert f"{tmp_path} holds curves of an earlier run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--tensorboard-dir", "--log-file"])
+def test_a_file_that_is_removed_meanwhile_is_told(tmp_path, monkeypatch, capsys, flag):
+    monkeypatch.setattr(log_file, "_FLUSH_SECONDS", -1.0)
+    folder = tmp_path / "curves"
+    place = folder if flag == "--tensorboard-dir" else folder / "log.csv"
+
+    def remove(step):
+        if step.iteration == 1:
+            shutil.rmtree(folder)
+
+    trained(flag, str(place), "--tensorboard-queue-size", "1", on_step=remove)
+    assert "No such file or directory" in capsys.readouterr().out
+
+
+def test_a_record_that_is_removed_begins_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "_FLUSH_SECONDS", -1.0)
+    written = record.RunRecord(tmp_path / "run", {"ranks": 1})
+    written.add("step", iteration=1)
+    shutil.rmtree(tmp_path / "run")
+    for iteration in (2, 3):
+        written.add("step", iteration=iteration)
+    written.close()
+    lines = (tmp_path / "run" / record.FILE_NAME).read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["start", "step"]
