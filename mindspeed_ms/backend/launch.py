@@ -40,6 +40,7 @@ from mindspeed_ms.backend import (
     cpu_mpi,
     device,
     env,
+    host_memory,
     launcher,
     own_cluster,
     rank_table,
@@ -222,6 +223,7 @@ def _joined(client: JobClient, assignment: Assignment) -> _Session:
     size = assignment.size
     if size > 1:
         addresses.confine_mpi(assignment.local_size == size, assignment.address)
+        host_memory.require_shared_memory(assignment.local_size, assignment.local_rank == 0)
         cpu_mpi.prepare_waiting()
         session.pmi = client.open_pmi()
         cpu_mpi.connect_pmi(session.pmi, assignment.rank, size)
@@ -293,6 +295,9 @@ def _join_mpiexec() -> _Session:
         addresses.confine_mpi(is_one_host=True)
     cpu_mpi.prepare_waiting()
     remove_abandoned_memory()
+    if local_size > 1:
+        is_first = (env.get_int("MPI_LOCALRANKID") or 0) == 0
+        host_memory.require_shared_memory(local_size, is_first)
     has_started = threading.Event()
     watch = threading.Thread(target=_watch_start, args=(local_size, has_started), daemon=True)
     watch.start()

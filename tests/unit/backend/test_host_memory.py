@@ -57,3 +57,33 @@ def test_older_groups_and_paths_of_the_host_outside(machine):
     assert free_memory(machine.root).num_bytes == 3 * GB // 2
     machine.group("memory", memory__limit_in_bytes=9223372036854771712)
     assert free_memory(machine.root).limit == "this host"
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "is_read_only", "is_first", "outcome"),
+    [
+        (64, 64, False, True, "enough"),
+        (64, 64, True, False, "refused"),
+        (64, 16, False, True, "warned"),
+        (64, 16, False, False, "enough"),
+        (64, 4, False, True, "refused"),
+        (64, 4, False, False, "enough"),  # the first may have taken its part
+        (4, 4, False, False, "refused"),
+    ],
+)
+def test_shared_memory_without_room_for_mpi_is_told(
+    monkeypatch, caplog, tmp_path, size, free, is_read_only, is_first, outcome
+):
+    flag = host_memory.os.ST_RDONLY if is_read_only else 0
+    found = SimpleNamespace(f_blocks=size << 8, f_bavail=free << 8, f_frsize=4096, f_flag=flag)
+    monkeypatch.setattr(host_memory.os, "statvfs", lambda folder: found)
+    if outcome == "refused":
+        with pytest.raises(RuntimeError, match=r"MB of shared memory, .* 24 MB for 4 ranks"):
+            host_memory.require_shared_memory(4, is_first, tmp_path)
+        return
+    host_memory.require_shared_memory(4, is_first, tmp_path)
+    assert ("24 MB for 4 ranks" in caplog.text) == (outcome == "warned")
+
+
+def test_nothing_is_known_of_shared_memory_elsewhere(tmp_path):
+    host_memory.require_shared_memory(4, True, tmp_path / "missing")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from mindspeed_ms.backend import addresses, env, launcher, scheduler
+from mindspeed_ms.backend.torchrun.processes import LogReader
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -205,3 +207,19 @@ def test_a_stopped_scheduler_of_the_same_job_is_killed(monkeypatch, role, port, 
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_log_that_is_removed_is_still_shown(tmp_path):
+    output = io.StringIO()
+    with (tmp_path / "worker_0.log").open("w") as log:
+        reader = LogReader([tmp_path / "worker_0.log"], output)
+        log.write("one\nhalf a ")
+        log.flush()
+        deadline = time.monotonic() + 20
+        while not output.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert output.getvalue() == "one\n"
+        (tmp_path / "worker_0.log").unlink()
+        log.write("line\nno end")
+    reader.close()
+    assert output.getvalue() == "one\nhalf a line\nno end"
