@@ -30,6 +30,8 @@ CONFIG = {
 }
 ARGUMENTS = FILE.with_name("arguments.json")
 """What ``transformers.Trainer`` logs of training with the arguments of ``CASES``."""
+FIELDS = FILE.with_name("fields.json")
+"""Arguments of ``transformers.TrainingArguments``, each with its value where none is given."""
 STEPS, BATCH, RATE, WARMUP, DECAY = 6, 4, 1e-2, 2, 0.1
 
 
@@ -169,6 +171,21 @@ def logged():
     return found
 
 
+def fields():
+    """Value where none is given, of each argument."""
+    from dataclasses import MISSING
+    from dataclasses import fields as fields_of
+
+    from transformers import TrainingArguments
+
+    found = {}
+    for one in fields_of(TrainingArguments):
+        made = None if one.default_factory is MISSING else one.default_factory()
+        value = made if one.default is MISSING else one.default
+        found[one.name] = getattr(value, "value", value)
+    return found
+
+
 def main():
     """Compute, and write."""
     import torch
@@ -204,6 +221,7 @@ def main():
     found = {"loss": total / count, "tokens": count, "losses": losses}
     FILE.write_text(json.dumps(found, indent=2) + "\n")
     ARGUMENTS.write_text(json.dumps(logged(), indent=1) + "\n")
+    FIELDS.write_text(json.dumps(fields(), indent=0) + "\n")
 
 
 if __name__ == "__main__":

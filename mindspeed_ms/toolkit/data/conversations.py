@@ -285,6 +285,35 @@ def _turn(given: object) -> Mapping[str, Any]:
 # --- to samples -----------------------------------------------------------------------------------
 
 
+def fitted(written: Iterable[tuple[Ids, Learned]], shape: Shape) -> Iterator[tuple[Ids, Learned]]:
+    """Records, of which what is beyond s + 1 tokens is cut off, with a line.
+
+    Raises:
+        ValueError: nothing that is to be learned is left of any.
+    """
+    length = shape.seq_length + 1
+    num_records = num_cut = num_idle = 0
+    for ids, learned in written:
+        num_records += 1
+        num_cut += len(ids) > length
+        num_idle += not any(learned[1:length])
+        yield ids[:length], learned[:length]
+    within = f"seq_length {shape.seq_length} plus one token"
+    if num_cut:
+        say_once(logger, f"{num_cut} records are longer than {within}; their ends are cut off")
+    if num_idle and num_idle == num_records:
+        raise ValueError(
+            f"no record has a token to predict within {within}, as its answers begin later; give "
+            "shorter ones, or a larger max_length"
+        )
+    if num_idle:
+        say_once(
+            logger,
+            f"{num_idle} of {num_records} records have no token to predict within {within}: "
+            "nothing is learned of them",
+        )
+
+
 def one_each(
     written: Iterable[tuple[Ids, Learned]], shape: Shape, may_cut: bool = True
 ) -> list[Sample]:
@@ -296,22 +325,15 @@ def one_each(
         may_cut: what is beyond s + 1 tokens is cut off, with a line. False: it is an error.
 
     Raises:
-        ValueError: a record is too long.
+        ValueError: a record is too long, or nothing is left to learn.
     """
-    samples, num_cut = [], 0
-    for ids, learned in written:
-        if not may_cut:
+    if not may_cut:
+        written = list(written)
+        for ids, _ in written:
             require_fit(len(ids), shape)
-        num_cut += len(ids) > shape.seq_length + 1
-        ids, learned = ids[: shape.seq_length + 1], learned[: shape.seq_length + 1]
-        samples.append(sample_of(ids[:-1], _labels(ids, learned), shape))
-    if num_cut:
-        say_once(
-            logger,
-            f"{num_cut} records are longer than seq_length {shape.seq_length} plus one token; "
-            "their ends are cut off",
-        )
-    return samples
+    return [
+        sample_of(ids[:-1], _labels(ids, learned), shape) for ids, learned in fitted(written, shape)
+    ]
 
 
 def _labels(ids: Ids, learned: Learned) -> list[int]:
@@ -328,8 +350,7 @@ def packed(written: Iterable[tuple[Ids, Learned]], shape: Shape) -> list[Sample]
     samples: list[Sample] = []
     waiting: list[tuple[Ids, list[int]]] = []
     room = shape.seq_length
-    for ids, learned in written:
-        ids, learned = ids[: shape.seq_length + 1], learned[: shape.seq_length + 1]
+    for ids, learned in fitted(written, shape):
         if len(ids) < 2:
             continue
         if len(ids) - 1 > room:
@@ -353,10 +374,18 @@ def stream(written: Iterable[tuple[Ids, Learned]], shape: Shape) -> list[Sample]
 
     A token at a cut ends a sample as a label, and begins the next one.
     """
-    every = [own for ids, _ in written for own in ids]
-    length = shape.seq_length
-    return [
-        sample_of(row[:-1], row[1:], shape)
-        for first in range(0, max(len(every) - 1, 0), length)
-        if len(row := every[first : first + length + 1]) > 1
-    ]
+    return [sample_of(row[:-1], row[1:], shape) for row in rows_of_texts(written, shape)]
+
+
+def rows_of_texts(written: Iterable[tuple[Ids, Learned]], shape: Shape) -> Iterator[Ids]:
+    """Rows of s + 1 tokens of all texts, each of which begins with the last one's last token."""
+    length, waiting = shape.seq_length, []
+    for ids, _ in written:
+        waiting += ids
+        first = 0
+        while len(waiting) - first > length:
+            yield waiting[first : first + length + 1]
+            first += length
+        waiting = waiting[first:]
+    if len(waiting) > 1:
+        yield waiting

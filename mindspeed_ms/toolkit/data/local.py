@@ -12,6 +12,7 @@ from mindspeed_ms.data.token_rows import TokenRowsDataset, is_row_file
 from mindspeed_ms.engine.datasets import gpt_dataset_config
 
 TEXT_FILES = (".txt", ".tokens", ".jsonl", ".json")
+_SAVED = ("dataset_info.json", "dataset_dict.json")
 
 
 def find_data(name: str, key: str) -> tuple[str, ...]:
@@ -27,6 +28,7 @@ def find_data(name: str, key: str) -> tuple[str, ...]:
             without its ``.db``.
     """
     path = Path(name)
+    _refuse_tables(path, key)
     found = _in_folder(path, key) if path.is_dir() else _shards(path)
     for file in found:
         is_file = is_row_file(file.name) or file.suffix in TEXT_FILES
@@ -40,6 +42,21 @@ def find_data(name: str, key: str) -> tuple[str, ...]:
         if ".mindrecord" in file.suffix and not Path(f"{file}.db").is_file():
             raise ValueError(f"{key}: {file}.db is missing beside {file}; copy both")
     return tuple(map(str, found))
+
+
+def _refuse_tables(path: Path, key: str) -> None:
+    """Refuse files of Hugging Face's package, which itself opens them.
+
+    Raises:
+        ValueError: it is one, or a folder that ``save_to_disk`` has written.
+    """
+    opens = {".parquet": "Dataset.from_parquet", ".arrow": "Dataset.from_file"}.get(path.suffix)
+    if any((path / name).is_file() for name in _SAVED):
+        opens = "load_from_disk"
+    if opens is not None:
+        raise ValueError(
+            f"{key}: {path} is of Hugging Face's datasets; give datasets.{opens}({str(path)!r})"
+        )
 
 
 def _shards(file: Path) -> list[Path]:

@@ -99,7 +99,8 @@ def _columns(batch: Any) -> Mapping[str, NDArray]:
     for name, value in columns.items():
         if not np.issubdtype(value.dtype, np.integer):
             raise ValueError(
-                f"the column {name} of a batch holds {value.dtype}; tokens are whole numbers"
+                f"the column {name} of a batch holds {value.dtype}; tokens are whole numbers, and "
+                "texts come as records of one text each"
             )
     return {name: np.atleast_2d(value) for name, value in columns.items()}
 

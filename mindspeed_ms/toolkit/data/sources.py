@@ -21,6 +21,7 @@ from mindspeed_ms.toolkit.data.conversations import Writer
 from mindspeed_ms.toolkit.data.local import TEXT_FILES, find_data
 from mindspeed_ms.toolkit.data.minddata import shape_of
 from mindspeed_ms.toolkit.data.samples import Made, Rows
+from mindspeed_ms.toolkit.data.streams import Written, is_dealt_out
 from mindspeed_ms.toolkit.paths import require_local, usable
 
 MakeWriter = Callable[[], Writer]
@@ -75,9 +76,10 @@ class Source:
         if not len(given):
             raise ValueError(f"{key} is empty; give data with at least one record")
         if isinstance(given, Mapping):
+            name = next(iter(given))
             raise ValueError(
                 f"{key} is a mapping with the keys {', '.join(map(str, given))}; give a list of "
-                "records, each a mapping"
+                f"records, each a mapping, or one of its splits, as in {key}=data[{name!r}]"
             )
         first = given[0]
         if isinstance(first, Mapping) and "tokens" in first and "labels" in first:
@@ -146,8 +148,10 @@ class Source:
             arrays = [open_rows(name, cache) for name in self.row_files]
             return Rows(arrays, shape, config.dataset_config.pad_token_id)
         if self.batches is not None:
+            batches = self.rows_of_tokens(config, write, packing=packing)
             seed = config.training_config.seed or 0
-            return Made(minddata.samples_of(self.batches, shape, seed, full_batch))
+            is_full = self.is_of_all_ranks(full_batch)
+            return Made(minddata.samples_of(batches, shape, seed, is_full))
         assert self.records is not None, "a source has one kind of data"
         writer = write() if self.are_texts else Writer(None)
         written = writer.write_all(self.records, self.key)
@@ -156,6 +160,28 @@ class Source:
         if "text" in next(iter(self.records)):
             return Made(conversations.stream(written, shape))
         return Made(conversations.one_each(written, shape, may_cut=self.are_texts))
+
+    def is_of_all_ranks(self, full_batch: bool) -> bool:
+        """Whether what is read on a rank is that of all of them."""
+        return full_batch or is_dealt_out(self.batches)
+
+    def rows_of_tokens(
+        self, config: AllConfig, write: MakeWriter, *, packing: bool
+    ) -> Iterable[Any]:
+        """The batches; texts among them are written when they are read.
+
+        Raises:
+            ValueError: texts that have no numbers shall share samples.
+        """
+        assert self.batches is not None, "there are batches"
+        if minddata.is_minddata(self.batches):
+            return self.batches
+        if packing:
+            raise ValueError(
+                f"packing: {self.key} has no numbered records to be packed; give a list of them, "
+                "or packing=False"
+            )
+        return Written(self.batches, write, shape_of(config), self.key)
 
     def num_sequences(
         self, config: AllConfig, readers: int, dataset: SampleDataset | None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``TrainingArguments``, with MindFormers' and ``transformers``' names, as keys of the file.
 
-Source: MindFormers r0.3 and r1.0, transformers 5 (names and meanings).
+Source: MindFormers r0.3 and r1.0, transformers 4 and 5 (names and meanings).
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ _KERNELS = "the fastest kernel is taken"
 _LOADING = "batches are read ahead by threads"
 _REDUCTION = "gradients are reduced in buckets of one process group"
 _NO_HUB = "nothing is uploaded"
+_NO_TORCH = "there is no torch"
+_SHARDS = "set_parallel_config shards the optimizer: optimizer_shard=True"
 _SINK = "every step is launched by itself, and logged"
 
 ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
@@ -146,6 +148,8 @@ ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
         "save_strategy": Own(),
         "save_steps": Path("save_steps"),
         "save_seconds": Refused("save every so many steps, save_steps"),
+        "save_safetensors": Inert(_ONE_FORMAT, (True,)),
+        "enable_jit_checkpoint": Refused("save every so many steps, save_steps"),
         "save_total_limit": Path("save_total_limit"),
         "save_only_model": Own(),
         "save_on_each_node": Inert(_ONE_FORMAT),
@@ -178,19 +182,34 @@ ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
         "sink_size": Path("runner_config.sink_size"),
         "profile": Path("profile"),
         # what others do for transformers
-        "push_to_hub": Refused("nothing is uploaded"),
-        "hub_model_id": Refused("nothing is uploaded"),
-        "deepspeed": Refused("set_parallel_config shards the optimizer: optimizer_shard=True"),
-        "fsdp": Refused("set_parallel_config shards the optimizer: optimizer_shard=True"),
-        "torch_compile": Refused("there is no torch"),
-        "torch_compile_backend": Refused("there is no torch"),
-        "torch_compile_mode": Refused("there is no torch"),
+        "push_to_hub": Refused(_NO_HUB),
+        "hub_model_id": Refused(_NO_HUB),
+        "deepspeed": Refused(_SHARDS),
+        "fsdp": Refused(_SHARDS),
+        "fsdp_config": Refused(_SHARDS),
+        "fsdp_min_num_params": Refused(_SHARDS),
+        "fsdp_transformer_layer_cls_to_wrap": Refused(_SHARDS),
+        "accelerator_config": Refused("set_parallel_config says how ranks share the work", ({},)),
+        "parallelism_config": Refused("set_parallel_config says how ranks share the work"),
+        "torch_compile": Refused(_NO_TORCH),
+        "torch_compile_backend": Refused(_NO_TORCH),
+        "torch_compile_mode": Refused(_NO_TORCH),
+        "torchdynamo": Refused(_NO_TORCH),
+        "jit_mode_eval": Refused(_NO_TORCH),
+        "use_ipex": Inert(_KERNELS),
+        "use_mps_device": Refused("devices are CPUs and NPUs"),
+        "tpu_num_cores": Refused("devices are CPUs and NPUs"),
+        "half_precision_backend": Inert(_KERNELS, ("auto",)),
+        "fp16_backend": Inert(_KERNELS, ("auto",)),
+        "fp16_opt_level": Inert(_KERNELS, ("O1",)),
+        "adafactor": Refused("optim is adamw, sgd or lion_32bit"),
         "tf32": Inert("it is a mode of another device"),
         "bf16_full_eval": Inert(_KERNELS),
         "fp16_full_eval": Inert(_KERNELS),
         "use_liger_kernel": Inert(_KERNELS),
+        "liger_kernel_config": Inert(_KERNELS),
         "use_cache": Inert("training keeps no keys and values"),
-        "torch_empty_cache_steps": Inert("there is no torch"),
+        "torch_empty_cache_steps": Inert(_NO_TORCH),
         "auto_find_batch_size": Refused("Trainer.plan() tells the memory of a batch size"),
         "lr_scheduler_kwargs": Keys(_shape),
         "optim_args": Refused("give weight_decay, adam_beta1, adam_beta2, adam_epsilon"),
@@ -200,22 +219,39 @@ ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
         "log_level": Inert("Python's logging sets it", ("passive",)),
         "log_level_replica": Inert("Python's logging sets it", ("warning",)),
         "run_name": Own(),
+        "project": Inert("report_to has tensorboard and wandb", ("huggingface",)),
+        "trackio_space_id": Inert("report_to has tensorboard and wandb", ("trackio",)),
+        "trackio_bucket_id": Inert("report_to has tensorboard and wandb"),
+        "trackio_static_space_id": Inert("report_to has tensorboard and wandb"),
+        "include_tokens_per_second": Inert("log lines tell the time of a step"),
         "include_num_input_tokens_seen": Inert("log lines count consumed samples", ("no",)),
         "prediction_loss_only": Inert("evaluation is of the loss", (True,)),
         "eval_accumulation_steps": Inert("evaluation keeps no outputs"),
         "eval_do_concat_batches": Inert("evaluation keeps no outputs", (True,)),
+        "eval_use_gather_object": Inert("evaluation keeps no outputs"),
+        "include_inputs_for_metrics": Refused("evaluation is of loss and perplexity"),
         "include_for_metrics": Refused("evaluation is of loss and perplexity", ([],)),
         "batch_eval_metrics": Refused("evaluation is of loss and perplexity"),
         "restore_callback_states_from_checkpoint": Inert("callbacks keep no state in checkpoints"),
-        "gradient_checkpointing_kwargs": Refused("set_recompute_config says what is recomputed"),
+        "gradient_checkpointing_kwargs": Refused(
+            "set_recompute_config says what is recomputed",
+            ({}, {"use_reentrant": False}, {"use_reentrant": True}),
+        ),
         "hub_token": Refused(_NO_HUB),
+        "hub_revision": Refused(_NO_HUB),
+        "push_to_hub_model_id": Refused(_NO_HUB),
+        "push_to_hub_organization": Refused(_NO_HUB),
+        "push_to_hub_token": Refused(_NO_HUB),
         "hub_strategy": Inert(_NO_HUB, ("every_save",)),
         "hub_private_repo": Inert(_NO_HUB),
         "hub_always_push": Inert(_NO_HUB),
-        "fsdp_config": Refused("set_parallel_config shards the optimizer: optimizer_shard=True"),
         "dataloader_pin_memory": Inert(_LOADING, (True,)),
         "dataloader_persistent_workers": Inert(_LOADING),
         "dataloader_prefetch_factor": Inert(_LOADING),
+        "dataloader_multiprocessing_context": Inert(_LOADING),
+        "dataloader_in_order": Inert("the order of the data does not depend on threads", (True,)),
+        "split_batches": Refused("batch_size is that of one rank"),
+        "dispatch_batches": Inert("rows of a stream are dealt out to the ranks"),
         "length_column_name": Inert("all rows have one length", ("length",)),
         "label_names": Inert("labels are read from the column labels", (["labels"],)),
         "ddp_find_unused_parameters": Inert(_REDUCTION),
@@ -225,6 +261,7 @@ ROWS: Mapping[str, Path | Keys | Own | Inert | Refused] = MappingProxyType(
         "ddp_backend": Inert("MPI on CPU, HCCL on NPUs"),
         "ddp_timeout": Inert("a rank that ends is noticed at once", (1800,)),
         "local_rank": Inert("the launcher tells ranks"),
+        "debug": Refused("a rank that fails says so in one line", ([],)),
         "skip_memory_metrics": Inert("Trainer.plan() tells the memory", (True,)),
         "disable_tqdm": Own(),
         "remove_unused_columns": Inert("rows are read from the column input_ids", (True,)),

@@ -24,7 +24,16 @@ from mindspeed_ms.toolkit.mapping.arguments import ROWS, Arguments, Inert, Refus
 from mindspeed_ms.toolkit.messages import unknown_argument
 
 STRATEGIES = ("no", "steps", "epoch")
-_RENAMED = {"evaluation_strategy": "eval_strategy", "lr_end": "min_lr"}
+_RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "lr_end": "min_lr",
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "no_cuda": "use_cpu",
+}
+"""Another name of an argument, older or newer."""
 
 
 @dataclass(kw_only=True)
@@ -73,7 +82,7 @@ class _Fields:
 
     fp16: bool = False
     bf16: bool = False
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = False
     """Recompute whole layers in backward; ``set_recompute_config`` says more."""
     full_determinism: bool = False
     use_cpu: bool = False
@@ -177,6 +186,23 @@ def _coerced(name: str, value: Any) -> Any:
     return value if type(value) is int and found == value else found  # messages show it as given
 
 
+def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by one name each.
+
+    Raises:
+        ValueError: an argument by two names, with two values.
+    """
+    found = {name: value for name, value in given.items() if name not in _RENAMED}
+    for old, new in _RENAMED.items():
+        value = given.get(old)
+        if value is None:
+            continue
+        if found.get(new) not in (None, value):
+            raise ValueError(f"{old} is {value!r} and {new} {found[new]!r}; they are one, keep one")
+        found[new] = value
+    return found
+
+
 class TrainingArguments(_Fields):
     """How to train.
 
@@ -192,9 +218,7 @@ class TrainingArguments(_Fields):
     """
 
     def __init__(self, output_dir: str | None = None, **given: Any) -> None:
-        for old, new in _RENAMED.items():
-            if old in given:
-                given.setdefault(new, given.pop(old))
+        given = _renamed(given)
         for name in given:
             if name not in ROWS:
                 raise TypeError(unknown_argument(type(self).__name__, name, ROWS))

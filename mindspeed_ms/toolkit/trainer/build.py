@@ -85,7 +85,7 @@ def build(wanted: Wanted, world_size: int) -> Built:
     train = _numbered(wanted, config)
     per_pass = None
     if wanted.train is not None:
-        is_all = task.full_batch or train is not None
+        is_all = train is not None or wanted.train.is_of_all_ranks(task.full_batch)
         readers = 1 if is_all else config.parallel_config.data_parallel_size(world_size)
         per_pass = wanted.train.num_sequences(config, readers, train)
         training["training_iters"] = steps_of(task, per_pass, config.global_batch_size(world_size))
@@ -100,7 +100,8 @@ def build(wanted: Wanted, world_size: int) -> Built:
     config = config.validate(world_size)
     loader = None
     if wanted.train is not None and wanted.train.batches is not None:
-        loader = MicroBatches(wanted.train.batches, config, task.full_batch)
+        batches = wanted.train.rows_of_tokens(config, wanted.write, packing=wanted.args.packing)
+        loader = MicroBatches(batches, config, wanted.train.is_of_all_ranks(task.full_batch))
     return Built(
         config,
         wanted.model.provider(config),

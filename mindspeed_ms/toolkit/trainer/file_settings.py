@@ -52,7 +52,9 @@ def is_file(args: Any) -> TypeGuard[str | os.PathLike[str] | Mapping[str, Any]]:
 
 def stands_first(given: Any) -> bool:
     """Whether a trainer's first argument is its ``args``, as in MindFormers' order."""
-    return isinstance(given, TrainingArguments) or isinstance(given, Mapping) and is_file(given)
+    if isinstance(given, str | os.PathLike):
+        return os.fspath(given).endswith((".yaml", ".yml"))
+    return isinstance(given, TrainingArguments) or is_file(given)
 
 
 class FileSettings:

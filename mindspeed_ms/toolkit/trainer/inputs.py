@@ -3,15 +3,26 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mindspeed_ms.toolkit.given import mapping
 from mindspeed_ms.toolkit.messages import unknown_argument
 from mindspeed_ms.toolkit.peft import LoraConfig
 from mindspeed_ms.toolkit.trainer.arguments import TrainingArguments
+from mindspeed_ms.toolkit.trainer.file_settings import stands_first
 
+TASKS = ("text_generation", "general")
+_AFTER = ("train_dataset", "eval_dataset", "pet_method", "model_name", "tokenizer", "callbacks")
+_OF_GUIDES = ("task", "model", "args", *_AFTER, "lora_config", "chat_template")
+_OF_MINDFORMERS = ("args", "task", "model", *_OF_GUIDES[3:])
+_OF_TRANSFORMERS = (
+    *("model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class"),
+    *("model_init", "compute_loss_func", "compute_metrics", "callbacks", "optimizers"),
+)
+"""Arguments without names, in their order: the guides', or as the first ones tell."""
 _REFUSED = {
     "compute_loss_func": "the loss is the cross entropy of the model",
     "compute_metrics": "evaluation is of loss and perplexity",
@@ -25,6 +36,42 @@ _REFUSED = {
     "wrapper": "there is one training step",
 }
 """Arguments of other trainers of this name that ask for what is not there."""
+
+
+def in_any_order(init: Callable[..., None]) -> Callable[..., None]:
+    """A trainer's ``__init__`` whose arguments without names stand in one of three orders."""
+
+    @functools.wraps(init)
+    def named_init(self: object, *given: Any, **named: Any) -> None:
+        init(self, **_named(given, named))
+
+    return named_init
+
+
+def _named(given: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by their names.
+
+    Raises:
+        TypeError: too many of them, or one by its place and by its name.
+    """
+    order = _OF_GUIDES
+    if given and (stands_first(given[0]) or given[1:2] and _is_task(given[1])):
+        order = _OF_MINDFORMERS
+    elif given and given[0] is not None and not isinstance(given[0], str):
+        order = _OF_TRANSFORMERS
+    if len(given) > len(order):
+        raise TypeError(f"Trainer takes {len(order)} arguments without names; give their names")
+    found = dict(zip(order, given, strict=False))
+    if twice := sorted(found.keys() & named.keys()):
+        raise TypeError(
+            f"Trainer has {twice[0]} twice: arguments without names are {', '.join(found)}, as "
+            "their first one tells; give the others their names"
+        )
+    return found | dict(named)
+
+
+def _is_task(given: Any) -> bool:
+    return isinstance(given, str) and given in TASKS
 
 
 def arguments(given: Any) -> TrainingArguments:

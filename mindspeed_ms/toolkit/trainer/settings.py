@@ -29,9 +29,11 @@ from mindspeed_ms.toolkit.tokenization.auto import AutoTokenizer
 from mindspeed_ms.toolkit.trainer.build import Wanted
 from mindspeed_ms.toolkit.trainer.callbacks import CallbackHandler, TrainerState
 from mindspeed_ms.toolkit.trainer.events import Events
-from mindspeed_ms.toolkit.trainer.file_settings import FileSettings, is_file, stands_first
+from mindspeed_ms.toolkit.trainer.file_settings import FileSettings, is_file
 from mindspeed_ms.toolkit.trainer.inputs import (
+    TASKS,
     arguments,
+    in_any_order,
     listed,
     lora_fields,
     refuse,
@@ -39,7 +41,6 @@ from mindspeed_ms.toolkit.trainer.inputs import (
 from mindspeed_ms.toolkit.trainer.model_source import source_of
 from mindspeed_ms.toolkit.yaml_config import Tree, merge_trees, tree_of
 
-TASKS = ("text_generation", "general")
 PET_METHODS = ("", "lora")
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 _FIRST_SCALE = 65536.0
@@ -50,6 +51,7 @@ _DTYPE_KEY = "model.model_config.compute_dtype"
 class TrainerSettings:
     """A trainer's arguments and settings, and the runs they describe; see ``Trainer``."""
 
+    @in_any_order
     def __init__(  # noqa: PLR0913  (the arguments of MindFormers)
         self,
         task: Any = "text_generation",
@@ -65,10 +67,6 @@ class TrainerSettings:
         chat_template: str | None = None,
         **others: Any,
     ) -> None:
-        if stands_first(task) and isinstance(model, str) and model in TASKS:
-            args, task, model = task, model, args  # MindFormers' order
-        elif args is None and stands_first(task):
-            task, args = "text_generation", task
         if not isinstance(task, str) or task not in TASKS:
             near = suggestion(task, TASKS) if isinstance(task, str) else ""
             raise ValueError(f"task {shown(task)} is not available{near}; use text_generation")

@@ -59,7 +59,8 @@ class Trainer(TrainerSettings):
     ``predict``.
 
     Args:
-        task: ``text_generation``; in MindFormers' order ``args`` may stand here.
+        task: ``text_generation``. Without names, arguments may also stand in MindFormers' order,
+            ``args, task, model``, or in that of ``transformers``, ``model, args``.
         model: name of a size (weights drawn at random, unless they are needed and are here), a
             folder with weights, a configuration, a model of this package, or a Cell of one's own
             that returns its loss.

@@ -3,6 +3,7 @@
 
 import argparse
 import copy
+import inspect
 import json
 import logging
 import pickle
@@ -167,11 +168,41 @@ def test_what_the_trainer_itself_reads_of_a_file(capsys):
 def test_arguments_may_stand_first_as_in_mindformers():
     arguments = TrainingArguments(batch_size=2)
     assert Trainer(arguments, model="gpt2").args is arguments
+    for trainer in (
+        Trainer(arguments, task="text_generation", model="gpt2"),
+        Trainer(arguments, "general", model="gpt2", train_dataset="rows.npy"),
+    ):
+        assert (trainer.args, trainer.model) == (arguments, "gpt2")
+    assert Trainer(None, "text_generation", "gpt2").model == "gpt2"
+    Path("run.yaml").write_text(yaml.safe_dump(settings().to_dict()))
+    for trainer in (
+        Trainer(settings(), task="text_generation"),
+        Trainer("run.yaml", task="text_generation"),
+        Trainer(Path("run.yaml"), "text_generation"),
+    ):
+        assert trainer.args.batch_size == 2 and trainer.train_dataset == "rows.npy"
     trainer = Trainer(arguments, "text_generation", "gpt2", "rows.npy")
     assert (trainer.args, trainer.task, trainer.model) == (arguments, "text_generation", "gpt2")
     assert trainer.train_dataset == "rows.npy"
-    with pytest.raises(ValueError, match="task TrainingArguments.* is not available"):
+    with pytest.raises(TypeError, match="Trainer has args twice: arguments without names are args"):
         Trainer(arguments, model="gpt2", args=arguments)
+
+
+def test_a_model_may_stand_first_as_in_transformers():
+    arguments = TrainingArguments(batch_size=2)
+    config = GPT2Config(**TINY_GPT2)
+    for model in (config, AutoModel.from_config(config), dict(TINY_GPT2)):
+        trainer = Trainer(model, arguments, None, "rows.npy", eval_dataset="rows.npy")
+        assert (trainer.model, trainer.args, trainer.task) == (model, arguments, "text_generation")
+        assert trainer.train_dataset == trainer.eval_dataset == "rows.npy"
+        assert Trainer(model, args=arguments).args is arguments
+    with pytest.raises(ValueError, match="data_collator: give rows, texts or conversations"):
+        Trainer(config, arguments, len)
+    with pytest.raises(TypeError, match="Trainer has model twice"):
+        Trainer(config, model="gpt2")
+    with pytest.raises(TypeError, match="Trainer takes 11 arguments without names"):
+        Trainer(config, arguments, *[None] * 10)
+    assert list(inspect.signature(Trainer).parameters)[:3] == ["task", "model", "args"]
 
 
 # ---- the register, and the rest ----

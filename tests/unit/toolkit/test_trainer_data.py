@@ -12,6 +12,7 @@ import pytest
 from mindspore.mindrecord import FileReader
 
 from mindspeed_ms import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from mindspeed_ms.toolkit import messages
 from mindspeed_ms.toolkit.data import conversations, create_lm_data
 from mindspeed_ms.toolkit.data.conversations import Writer
 from mindspeed_ms.toolkit.data.samples import FilledUp, Made, Shape
@@ -137,6 +138,19 @@ def test_texts_are_cut_and_lose_no_label():
     assert samples[0]["labels"][-1] == samples[1]["tokens"][0]
 
 
+@pytest.mark.parametrize("make", [conversations.one_each, conversations.packed])
+def test_answers_beyond_the_cut_are_told(make, caplog):
+    """Records of 40 tokens learn their second half, of which 16 and one hold nothing."""
+    shape = Shape(16, documents=make is conversations.packed)
+    with pytest.raises(ValueError, match="no record has a token to predict within seq_length 16"):
+        make(iter(records(40, 40)), shape)
+    messages._SAID.clear()
+    samples = make(iter(records(40, 8)), shape)
+    assert sum(int(one["loss_mask"].sum()) for one in samples) == 4
+    assert "1 of 2 records have no token to predict within seq_length 16" in caplog.text
+    assert "1 records are longer than seq_length 16 plus one token" in caplog.text
+
+
 def test_what_is_filled_up_counts_nothing():
     made = Made(conversations.one_each(records(5, 6, 7), Shape(16)))
     filled = FilledUp(made, 4)
@@ -165,6 +179,26 @@ def test_sources_by_their_kind(tmp_path):
         Source.of([], "data")
     with pytest.raises(ValueError, match="remote paths are not read; copy s3://b/c"):
         Source.of("s3://b/c", "data")
+    with pytest.raises(ValueError, match=r"keys a, b; give .*splits, as in data=data\['a'\]"):
+        Source.of({"a": [1], "b": [2]}, "data")
+
+
+@pytest.mark.parametrize(
+    ("name", "opens"),
+    [
+        ("x.parquet", "Dataset.from_parquet"),
+        ("x.arrow", "Dataset.from_file"),
+        ("saved/dataset_info.json", "load_from_disk"),
+        ("saved/dataset_dict.json", "load_from_disk"),
+    ],
+)
+def test_files_of_hugging_face_are_opened_by_its_package(tmp_path, name, opens):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("{}")
+    path = file.parent if "saved" in name else file
+    with pytest.raises(ValueError, match=rf"give datasets\.{opens}\('{path}'\)"):
+        Source.of(path, "data")
 
 
 class HubDataset:
@@ -210,6 +244,65 @@ def test_chats_are_trained_on(tokenizer, packing):
     found = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
     assert found[-1] < found[0] - 0.3
     assert made.evaluate()["loss"] == pytest.approx(found[-1], abs=0.3)
+
+
+class Stream:
+    """What the trainer asks of a streamed dataset of Hugging Face."""
+
+    features, num_shards = None, 1
+
+    def __init__(self, *records):
+        self.records = records
+
+    def __iter__(self):
+        return iter(self.records)
+
+
+TEXTS = [{"text": "a b c d e " * 9}, {"text": "hi there " * 20}, {"text": "what is up " * 5}]
+ANSWERS = [{"messages": CHAT[:2]}, {"prompt": "a b", "completion": "c d"}, {"messages": CHAT}]
+
+
+@pytest.mark.parametrize("data", [TEXTS, ANSWERS], ids=["texts", "answers"])
+def test_a_stream_is_written_as_numbered_records_are(tokenizer, data):
+    def trained(given, **more):
+        args = TrainingArguments(
+            batch_size=1,
+            max_steps=6,
+            learning_rate=1e-2,
+            save_strategy="no",
+            train_sampling_strategy="sequential",
+        )
+        made = Trainer(
+            MODEL, args, train_dataset=given, eval_dataset=given, tokenizer=tokenizer, **more
+        )
+        made.train()
+        losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+        return losses, made.evaluate()["loss"]
+
+    assert trained(Stream(*data)) == trained(data)
+
+
+def test_streams_that_cannot_be(tokenizer):
+    def trained(*records, **more):
+        args = TrainingArguments(batch_size=1, max_steps=9, save_strategy="no", **more)
+        Trainer(MODEL, args, train_dataset=Stream(*records), tokenizer=tokenizer).train()
+
+    with pytest.raises(ValueError, match="packing: train_dataset has no numbered records"):
+        trained(*TEXTS, packing=True)
+    with pytest.raises(ValueError, match="train_dataset, record 2: the messages are"):
+        trained(ANSWERS[0], {"messages": []})
+    with pytest.raises(ValueError, match="texts come as records of one text each"):
+        trained({"text": ["a b", "c d"]})
+
+
+def test_ranks_share_the_rows_of_a_stream():
+    """As in ``transformers``, unless each has been given its own."""
+    stream = Stream({"input_ids": [1, 2]})
+    assert Source.of(stream, "data").is_of_all_ranks(full_batch=False)
+    stream._distributed = "of this rank"
+    assert not Source.of(stream, "data").is_of_all_ranks(full_batch=False)
+    assert Source.of(stream, "data").is_of_all_ranks(full_batch=True)
+    assert not Source.of(iter([np.zeros((2, 3))]), "data").is_of_all_ranks(full_batch=False)
 
 
 def test_packing_changes_no_loss(tokenizer):

@@ -207,3 +207,41 @@ def test_layers_for_further_tokens_that_only_the_description_has(capsys):
     made.train()
     assert len(losses(made)) == 2
     assert "deepseek has no layers for further tokens" in capsys.readouterr().out
+
+
+# ---- arguments ----
+
+
+def test_every_argument_of_transformers_is_known(caplog):
+    """At its own value nothing is refused, and nothing is to be said of it."""
+    fields = json.loads(recorded.FIELDS.read_text(encoding="utf-8"))
+    made = TrainingArguments(**fields)
+    assert len(fields) > 100 and made.mapped().notes == ()
+    for name, value in fields.items():
+        assert TrainingArguments(**{name: value}).mapped().notes == (), name
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("activation_checkpointing", "gradient_checkpointing", True),
+        ("evaluation_strategy", "eval_strategy", "epoch"),
+        ("per_gpu_train_batch_size", "per_device_train_batch_size", 3),
+        ("no_cuda", "use_cpu", True),
+    ],
+)
+def test_arguments_by_another_name(old, new, value):
+    assert getattr(TrainingArguments(**{old: value}), new) == value
+    assert getattr(TrainingArguments(**{old: value, new: value}), new) == value
+    assert getattr(TrainingArguments(**{old: None, new: value}), new) == value
+    other = {True: False, "epoch": "no", 3: 4}[value]
+    with pytest.raises(ValueError, match=f"{old} is .* and {new} .*; they are one, keep one"):
+        TrainingArguments(**{old: value, new: other})
+
+
+def test_what_is_recomputed_may_be_asked_for_in_torchs_words():
+    kinds = {"use_reentrant": False}
+    made = TrainingArguments(gradient_checkpointing=True, gradient_checkpointing_kwargs=kinds)
+    assert made.mapped().keys["recompute_config.recompute"] is True
+    with pytest.raises(ValueError, match="set_recompute_config says what is recomputed"):
+        TrainingArguments(activation_checkpointing_kwargs={"every_n_layers": 2})
