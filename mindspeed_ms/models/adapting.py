@@ -139,6 +139,15 @@ _WORDS: dict[str, dict[str, str]] = {
 """Region -> project -> last word of its name there."""
 
 
+_WITHOUT = (
+    *("lm_head", "embed_out", "model.embed_tokens", "transformer.wte", "transformer.wpe"),
+    *("gpt_neox.embed_in", "model.layers.0.mlp.gate", "model.layers.0.mlp.shared_expert_gate"),
+    *("model.layers.0.block_sparse_moe.gate", "embedding.word_embeddings", "output_layer"),
+    *("decoder.layers.0.mlp.router", "model.tok_embeddings"),
+)
+"""Embeddings, heads and routers by the names that they have elsewhere: they get no adapters."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A region of a matrix of one layer that may get an adapter."""
@@ -337,6 +346,7 @@ def _by_project(
     targets = _targets(lora)
     if not targets:
         return [(projects[0], lambda name: True)]
+    _refuse_others(targets, lora)
     fits = {
         text: [p for p in projects if any(match(n) for s in every for n in s.names.get(p, ()))]
         for text, match in targets
@@ -356,6 +366,23 @@ def _by_project(
             )
     joint = [p for p in projects if all(p in found for found in fits.values())]
     return [(joint[0] if joint else fits[text][0], match) for text, match in targets]
+
+
+def _refuse_others(targets: list[tuple[str, Match]], lora: LoraConfig) -> None:
+    """Refuse targets that mean an embedding, a head or a router.
+
+    Raises:
+        ValueError: there is one.
+    """
+    excluded = [match for _, match in _matches(lora.exclude_layers)]
+    for text, match in targets:
+        for name in _WITHOUT:
+            if match(name) and not any(no(name) for no in excluded):
+                raise ValueError(
+                    f"target_modules: {text!r} means {name} too, but adapters stand beside linear "
+                    "layers of attention and of blocks alone, not beside embeddings, heads and "
+                    "routers; leave it out"
+                )
 
 
 def _targets(lora: LoraConfig) -> list[tuple[str, Match]]:

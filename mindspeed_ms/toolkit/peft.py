@@ -76,6 +76,12 @@ class LoraConfig:
                 raise TypeError(unknown_argument("LoraConfig", name, [*_NAMES, *peft.NEUTRAL]))
             self.options[_NAMES.get(name, name)] = value
         peft.check_options(self.options, "LoraConfig")
+        drawn = self.options.get("init_lora_weights")
+        if drawn not in (None, True):  # of adapters in files it tells nothing
+            raise ValueError(
+                f"LoraConfig: init_lora_weights is {drawn!r}; fresh adapters begin with A drawn "
+                "uniformly and B zero, which is True"
+            )
 
     def section(self) -> dict[str, Any]:
         """Fields of the section ``lora_config``."""

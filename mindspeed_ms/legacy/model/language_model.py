@@ -132,15 +132,16 @@ class Embedding(Cell):
             if self.sequence_parallel:
                 embeddings = mappings.scatter_to_sequence_parallel_region(embeddings, self.group)
         if self.norm is not None:
-            embeddings = self.norm(embeddings)
+            embeddings = self.norm(self._with_noise(embeddings))
         if self.multiplier != 1.0:
             embeddings = ops.scaled(embeddings, self.multiplier)
+        if self.norm is None:
+            embeddings = self._with_noise(embeddings)
         embeddings = ops.cast(embeddings, self.residual_dtype)
         if self.dropout and self.training:
             with residual_dropout_stream(self.sequence_parallel):
                 generator = share_of_draws(get_rng_tracker().current(), self.context)
                 embeddings = ops.dropout(embeddings, self.dropout, generator)
-        embeddings = self._with_noise(embeddings)
         return mappings.exchanged(embeddings) if self.batch_first else embeddings
 
     def _places(self, rows: int, length: int) -> Tensor:
@@ -152,6 +153,8 @@ class Embedding(Cell):
 
     def _with_noise(self, embeddings: Tensor) -> Tensor:
         """Embeddings with uniform noise, in training and where it is asked for.
+
+        As in ``transformers`` it belongs to the lookup: norms and dropout see it too.
 
         Source: Jain et al., 2023 (NEFTune), algorithm 1.
         """

@@ -111,6 +111,11 @@ def test_gpt2_of_124_million_parameters_trains_what_peft_trains_in_little_memory
         ({"target_modules": ("q_porj",)}, "fits no linear layer of the model"),
         ({"target_modules": ("qkv_proj",), "rank_pattern": {"x": 0}}, "a number above 0"),
         ({"target_modules": "["}, "is no regular expression"),
+        ({"target_modules": ("q_proj", "lm_head")}, "means lm_head too"),
+        ({"target_modules": r".*(q_proj|embed_tokens)"}, "means model.embed_tokens too"),
+        ({"target_modules": ("wte",)}, "means transformer.wte too"),
+        ({"target_modules": ("v_proj", "router")}, "means decoder.layers.0.mlp.router too"),
+        ({"target_cells": ({"target_cells": [".*"]},)}, "means lm_head too"),
         ({"layers_to_transform": (7,)}, "names layer 7; the model has 2"),
         ({"target_modules": ("wq",), "exclude_layers": ("wq",)}, "no layer with an adapter"),
     ],
@@ -248,6 +253,18 @@ def test_noise_on_embeddings_is_as_large_as_asked_and_only_in_training():
     assert abs(noise.mean()) < 0.1 * most and abs(noise.std() - most / np.sqrt(3)) < 0.1 * most
 
 
+def test_dropout_sees_the_noise_of_embeddings():
+    """As in ``transformers``, where the lookup itself has it: what is dropped is zero."""
+    found = sections("gpt2_c_attn", neftune_noise_alpha=5.0)
+    found["model_config"]["hidden_dropout_rate"] = 0.5
+    with opened("gpt2_c_attn", found) as run, run.active(), autograd.no_grad():
+        table = run.model[0].module.language_model.embedding
+        table.set_train(True)
+        ids = memory.from_numpy(np.arange(24, dtype=np.int32).reshape(2, 12))
+        drawn = memory.as_numpy(table(ids, None))
+    assert 0.4 < np.mean(drawn == 0.0) < 0.6
+
+
 def test_a_configuration_by_the_words_of_peft_and_mindformers():
     config = LoraConfig(lora_rank=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
     same = LoraConfig(r=4, lora_alpha=8, target_modules=["v_proj", "q_proj"])
@@ -256,6 +273,9 @@ def test_a_configuration_by_the_words_of_peft_and_mindformers():
     assert section == config.section()
     with pytest.raises(ValueError, match="LoraConfig: bias is 'all'"):
         LoraConfig(bias="all")
+    for drawn in ("gaussian", False):
+        with pytest.raises(ValueError, match="init_lora_weights is .*; fresh adapters begin with"):
+            LoraConfig(init_lora_weights=drawn)
     with pytest.raises(TypeError, match="lora_ranks"):
         LoraConfig(lora_ranks=4)
     with pytest.raises(ValueError, match="pet_type is 'prefix'"):
