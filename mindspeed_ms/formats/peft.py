@@ -46,13 +46,15 @@ ROOT = "base_model.model."
 _FILES = {DOWN: f"{DOWN}.weight", UP: f"{UP}.weight", MAGNITUDE: f"{MAGNITUDE}_vector"}
 """Part of an adapter -> its name there."""
 
+_PATTERNS = ("layers", "h", "blocks")
+"""Lists of transformer layers there, which ``layers_to_transform`` counts anyway."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
     "lora_bias": (False, None),
     "modules_to_save": (None, [], ()),
     "layer_replication": (None, []),
-    "layers_pattern": (None, ""),
+    "layers_pattern": (None, "", [], *_PATTERNS, *([one] for one in _PATTERNS)),
     "trainable_token_indices": (None, [], {}),
     "alora_invocation_tokens": (None, []),
     "use_qalora": (False, None),
@@ -369,6 +371,7 @@ def _options(
         "lora_dropout": lora.lora_dropout,
         "target_modules": targets,
         "layers_to_transform": None,
+        "layers_pattern": None,
         "exclude_modules": None,
         "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},

@@ -25,6 +25,7 @@ with plain_interrupts():
     from mindspeed_ms.toolkit.mapping import options as toolkit_options
     from mindspeed_ms.toolkit.mapping.parallel import World
     from mindspeed_ms.toolkit.mapping.tree import canonical, read_task
+    from mindspeed_ms.toolkit.messages import unknown_name
     from mindspeed_ms.toolkit.paths import localize
     from mindspeed_ms.toolkit.trainer import run_task
     from mindspeed_ms.toolkit.yaml_config import PRESETS, Options, parse
@@ -106,6 +107,9 @@ def _own_model(opt: Options) -> Any:  # noqa: ANN401
     name = str(opt.get("auto_model") or opt.get("arch") or "")
     if not name or (PRESETS / f"{name}_base.yaml").is_file():
         return None
+    if name not in registry.MODELS:
+        presets = (path.name.removesuffix("_base.yaml") for path in PRESETS.glob("*_base.yaml"))
+        raise ValueError(unknown_name("model", name, [*registry.MODELS, *presets]))
     model = registry.MODELS.get(name)
     settings = dict(opt.to_dict().get("model") or {})
 

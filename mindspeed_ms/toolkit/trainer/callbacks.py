@@ -18,7 +18,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from mindspore.train import Callback, RunContext
+from mindspore.train import (
+    Callback,
+    LearningRateScheduler,
+    ReduceLROnPlateau,
+    RunContext,
+    SummaryCollector,
+)
 
 from mindspeed_ms.files.regular_file import read_json
 from mindspeed_ms.files.whole import write_text
@@ -34,6 +40,13 @@ NEVER_CALLED = (
     "on_prediction_step",
 )
 """Events of ``transformers`` within a step, which is one call here."""
+_RATE = "there is no optimizer of MindSpore's; TrainingArguments say the rate: lr_scheduler_type"
+_REFUSED: tuple[tuple[type, str], ...] = (
+    (LearningRateScheduler, _RATE),
+    (ReduceLROnPlateau, _RATE),
+    (SummaryCollector, 'there is no graph of MindSpore\'s; report_to="tensorboard" keeps curves'),
+)
+"""Callbacks of MindSpore that need what is not there."""
 
 
 @dataclass
@@ -302,8 +315,12 @@ class CallbackHandler:
 
         Raises:
             TypeError: it is neither.
+            ValueError: one of MindSpore's that needs what is not there.
         """
         callback = callback() if isinstance(callback, type) else callback
+        for kind, reason in _REFUSED:
+            if isinstance(callback, kind):
+                raise ValueError(f"callback {type(callback).__name__}: {reason}")
         if isinstance(callback, Callback):
             callback = MindSporeCallbacks([callback])
         if not any(hasattr(callback, name) for name in vars(TrainerCallback) if name[:3] == "on_"):

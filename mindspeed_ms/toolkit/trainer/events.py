@@ -68,6 +68,7 @@ class Events:
         self._losses: list[float] = []
         self._all_losses: list[float] = []
         self._saved = 0
+        self._is_told = False
         self._start = time.perf_counter()
         self._first_sample = 0
 
@@ -174,6 +175,9 @@ class Events:
         control = self.control
         if control.should_save:
             control.should_save = False
+            if self.args.strategy("save") == "no" and not self._is_told:
+                self._is_told = True
+                print_rank_0("should_save: no effect with save_strategy no; choose another one")
             self._save()
 
     def log(self, logs: Mapping[str, float]) -> None:

@@ -9,6 +9,7 @@ import yaml
 from mapped import CONFIGS, FOUR, flat, parameters
 
 from mindspeed_ms.config.build import assemble
+from mindspeed_ms.toolkit import run
 from mindspeed_ms.toolkit.mapping import arguments, auto_layout, options, parallel, training, tree
 from mindspeed_ms.toolkit.mapping import model as models
 from mindspeed_ms.toolkit.mapping.arguments import map_arguments
@@ -437,6 +438,11 @@ def test_every_argument_names_a_key_that_exists():
 def toolkit_task(*words, world=parallel.ALONE):
     read = options.read_options(parse(["--auto_model=gpt", *words]), world)
     return read_task(canonical(read), world)
+
+
+def test_a_misspelt_model_is_named_with_the_presets():
+    with pytest.raises(ValueError, match="model 'gppt' is unknown; did you mean 'gpt'"):
+        run.run_train(parse(["--auto_model=gppt"], run.DEFAULT_FILE))
 
 
 def test_the_toolkits_preset():

@@ -62,13 +62,16 @@ def test_files_are_written_as_they_were_read(case, tmp_path):
     config = assemble(sections(case))
     spec = gpt_spec(config.model_config)
     family = family_of_type(read_config(DATA / case / "config.json")["model_type"])
-    original = peft.read_options(DATA / case / "adapter") | {"a_later_option": {"kept": 1}}
+    original = peft.read_options(DATA / case / "adapter")
+    original |= {"a_later_option": {"kept": 1}, "layers_pattern": "layers"}
+    peft.check_options(original, "these")
     catalog = peft.read_catalog(DATA / case / "adapter", spec, [family])
     arrays = peft.values(catalog)
     peft.write(tmp_path, arrays, spec, family, config.lora_config, original)
     written = json.loads((tmp_path / peft.CONFIG).read_text())
     assert written.keys() == original.keys()
     assert written["a_later_option"] == {"kept": 1}
+    assert written["layers_pattern"] is None  # PEFT wants it with layers_to_transform alone
     theirs, ours = (load_file(one / peft.WEIGHTS) for one in (DATA / case / "adapter", tmp_path))
     assert theirs.keys() == ours.keys()  # so that PEFT finds every tensor
     assert all(np.array_equal(theirs[name], ours[name]) for name in theirs)

@@ -11,7 +11,13 @@ import pytest
 from mindspore import nn
 from mindspore.dataset import GeneratorDataset
 from mindspore.mindrecord import FileWriter
-from mindspore.train import Callback, LossMonitor
+from mindspore.train import (
+    Callback,
+    LearningRateScheduler,
+    LossMonitor,
+    ReduceLROnPlateau,
+    SummaryCollector,
+)
 from safetensors.numpy import load_file
 from tiny_models import TINY_GPT2
 
@@ -479,6 +485,11 @@ def test_arguments_have_the_names_and_defaults_of_others():
     assert TrainingArguments(per_device_train_batch_size=2).train_batch_size == 2
 
 
+class Curves(SummaryCollector):
+    def __init__(self):
+        """A collector of a folder, which would be made."""
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
@@ -490,6 +501,15 @@ def test_arguments_have_the_names_and_defaults_of_others():
         ({"callback": []}, TypeError, "no argument 'callback'; did you mean 'callbacks'"),
         ({"train_dataset": "none"}, ValueError, "train_dataset: none is no folder"),
         ({"callbacks": 3}, TypeError, "3 is no callback"),
+        (
+            {"callbacks": LearningRateScheduler(lambda rate, step: rate)},
+            *(ValueError, "callback LearningRateScheduler: .* say the rate: lr_scheduler_type"),
+        ),
+        (
+            {"callbacks": [LossMonitor(), ReduceLROnPlateau(monitor="loss")]},
+            *(ValueError, "callback ReduceLROnPlateau: there is no optimizer of MindSpore's"),
+        ),
+        ({"callbacks": Curves}, ValueError, "callback Curves: .* report_to=.tensorboard"),
     ],
 )
 def test_trainers_that_cannot_be(given, error, message):
