@@ -41,6 +41,7 @@ from mindspeed_ms.files.regular_file import real_path
 from mindspeed_ms.formats.catalog import Catalog
 from mindspeed_ms.formats.find import Found, OnlyTornError
 from mindspeed_ms.models import gpt_spec
+from mindspeed_ms.models.identity import identity
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,7 @@ def _common(
         },
         "scheduler": scheduler.state_dict() if has_optimizer else None,
         "data": _data_identity(config),
+        "model": _model_identity(config),
         "config": config.to_dict(),
     }
 
@@ -186,6 +188,13 @@ def _data_identity(config: AllConfig) -> dict[str, Any]:
         "seed": config.training_config.seed,
         "seq_length": config.model_config.seq_length,
     }
+
+
+def _model_identity(config: AllConfig) -> dict[str, str]:
+    """What the model computes, by option; sizes of tables and sequences are compared elsewhere."""
+    found = {name.partition(".")[2]: value for name, value in identity(config).items()}
+    elsewhere = ("seq_length", "max_position_embeddings", "vocab_size", "padded_vocab_size")
+    return {name: str(value) for name, value in found.items() if name not in elsewhere}
 
 
 def true_vocab_size(config: AllConfig) -> int | None:
@@ -271,6 +280,7 @@ def load_checkpoint(
         state = _resume(config, catalog, optimizer if with_optimizer else None, scheduler)
         missed += _restore_random_states(config, catalog)
         missed += _different_data(config, catalog)
+    missed += _different_model(config, catalog)
     missed += _not_restored(config, catalog, is_resumed, with_optimizer)
     for line in missed:
         print_rank_0(f"  {line}")
@@ -403,6 +413,17 @@ def _different_data(config: AllConfig, catalog: Catalog) -> list[str]:
         f"WARNING: {name} was {stored.get(name)!r} and is {present[name]!r}: the run goes on at "
         "the old position of other data; --new-dataset starts at its beginning"
         for name in changed
+    ]
+
+
+def _different_model(config: AllConfig, catalog: Catalog) -> list[str]:
+    """Options that make the weights compute something else than where they were trained."""
+    stored, present = catalog.common.get("model") or {}, _model_identity(config)
+    return [
+        f"WARNING: {name} was {stored[name]} and is {present[name]}: the weights go on in a model "
+        "that computes something else"
+        for name in stored
+        if name in present and stored[name] != present[name]
     ]
 
 

@@ -55,6 +55,26 @@ def test_a_run_with_nothing_left_says_so(tmp_path, capsys):
 # ---- loaders of the user's ----
 
 
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ([], []),
+        (
+            ["--num-attention-heads", "4"],
+            ["kv_channels", "num_attention_heads", "num_query_groups", "softmax_scale"],
+        ),
+        (["--norm-epsilon", "0.1", "--rotary-base", "100"], ["norm_epsilon", "rotary_base"]),
+        (["--no-load-optim", "--swiglu", "--recompute-granularity", "selective"], []),
+    ],
+)
+def test_weights_that_go_on_in_another_model_are_told(tmp_path, capsys, flags, names):
+    saved(tmp_path, until=1)
+    capsys.readouterr()
+    resumed(tmp_path, *flags)
+    told = [line for line in capsys.readouterr().out.splitlines() if "computes something" in line]
+    assert sorted(line.split()[1] for line in told) == names
+
+
 def rows(count):
     return [{"input_ids": np.full((1, 17), number % 60)} for number in range(count)]
 
