@@ -48,7 +48,13 @@ SWITCH_OF_FIELD: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             "moe_config.",
             ("--moe-train-capacity-factor", "--disable-moe-token-dropping"),
         ),
+        "--optimizer sgd": ("optimizer_config.", ("sgd_momentum",)),
         "--optimizer lion": ("optimizer_config.", ("lion_beta1", "lion_beta2")),
+        "--lr-decay-style WSD": (
+            "optimizer_config.",
+            ("lr_wsd_decay_style", "lr_wsd_decay_iters", "lr_wsd_decay_samples"),
+        ),
+        "--decoupled-lr": ("optimizer_config.", ("decoupled_min_lr",)),
         "--optimizer soap": (
             "optimizer_config.",
             (
@@ -125,11 +131,21 @@ CLOSED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Flag -> flags that are not read with it: every head has keys of its own there."""
 
 
+NOT_WITH: Mapping[tuple[str, str], tuple[str, ...]] = MappingProxyType(
+    {
+        ("--optimizer", "sgd"): ("--adam-beta1", "--adam-beta2", "--adam-eps"),
+        ("--position-embedding-type", "none"): ("--rotary-base", "--rotary-percent"),
+    }
+)
+"""(flag, its value) -> flags that are not read with that value."""
+
+
 OTHER_WAYS: Mapping[str, tuple[str, Any]] = MappingProxyType(
     {
         "--use-ema": ("optimizer_selection", ("fused_ema_adamw",)),
         "--optimizer lion": ("muon_scalar_optimizer", ("lion",)),
         "--optimizer muon": ("optimizer", ("dist_muon", "adaptive_muon")),
+        "--optimizer sgd": ("optimizer", ("SGD",)),
     }
 )
 """Flag -> attribute and values that switch the same on."""
@@ -151,6 +167,10 @@ def switched_off(
         idle = [name for name in dict.fromkeys(given) if name in closed]
         if idle and values.get(by_name[closing].dest):
             lines.append(f"{', '.join(idle)} {_have(idle)} no effect with {closing}")
+    for (choice, value), closed in NOT_WITH.items():
+        idle = [name for name in dict.fromkeys(given) if name in closed]
+        if idle and str(values.get(by_name[choice].dest)).lower() == value and choice in given:
+            lines.append(f"{', '.join(idle)} {_have(idle)} no effect with {choice} {value}")
     ways = (values.get("position_embedding_type"), values.get("rope_scaling_type"))
     for switch, (section, fields) in SWITCH_OF_FIELD.items():
         if _is_on(switch, by_name, values):

@@ -7,7 +7,7 @@ from flag_words import SIZES
 from mindspeed_ms.models.identity import identity
 from mindspeed_ms.training.arguments import parse_args
 from mindspeed_ms.training.flags import BY_NAME, ROWS, Field
-from mindspeed_ms.training.flags.switches import SWITCH_OF_FIELD
+from mindspeed_ms.training.flags.switches import NOT_WITH, SWITCH_OF_FIELD
 from mindspeed_ms.training.from_args import init_configs_from_args, no_effect_report
 
 ON = {
@@ -17,6 +17,7 @@ ON = {
     "--experimental-attention-variant": ["--experimental-attention-variant", "gated_delta_net"],
     "--logits-save-dir": ["--logits-save-dir", "d"],
     "--logits-load-dir": ["--logits-load-dir", "d"],
+    "--decoupled-lr": ["--decoupled-lr", "0.1"],
     "--rampup-batch-size": ["--rampup-batch-size", "2", "2", "8", "--global-batch-size", "4"],
     "--moe-router-enable-expert-bias": [
         *("--moe-router-enable-expert-bias", "--moe-router-score-function", "sigmoid"),
@@ -90,6 +91,9 @@ def report(*words):
             "--rampup-save-interval 2",
             "--rampup-save-interval has no effect without --rampup-batch-size",
         ),
+        ("--sgd-momentum 0.5", "--sgd-momentum has no effect without --optimizer sgd"),
+        ("--lr-wsd-decay-iters 2", "has no effect without --lr-decay-style WSD"),
+        ("--decoupled-min-lr 0.1", "--decoupled-min-lr has no effect without --decoupled-lr"),
         ("--exit-signal SIGINT", "--exit-signal has no effect without --exit-signal-handler"),
         (
             "--num-experts 4 --moe-upcycling-granularity 2",
@@ -115,8 +119,31 @@ def test_what_is_on_in_another_way_is_not_named(words):
     assert not report(*words.split())
 
 
+@pytest.mark.parametrize(
+    ("words", "line", "read"),
+    [
+        (
+            "--adam-beta1 0.5 --adam-eps 1e-3 --optimizer sgd",
+            "--adam-beta1, --adam-eps have no effect with --optimizer sgd",
+            "--optimizer muon",
+        ),
+        (
+            "--rotary-base 100 --position-embedding-type none",
+            "--rotary-base has no effect with --position-embedding-type none",
+            "--position-embedding-type rope",
+        ),
+    ],
+)
+def test_the_value_is_named_that_closes_a_flag(words, line, read):
+    assert report(*words.split()) == [line]
+    kept = words.split(read.split()[0])[0]
+    assert not report(*kept.split(), *read.split())
+
+
 def test_every_switch_and_field_exists():
     fields = {row.state.path for row in ROWS if isinstance(row.state, Field)}
+    for (choice, value), closed in NOT_WITH.items():
+        assert value in BY_NAME[choice].choices and set(closed) <= set(BY_NAME)
     for switch, (section, names) in SWITCH_OF_FIELD.items():
         assert switch.partition(" ")[0] in BY_NAME
         flags = {name for name in names if name.startswith("--")}
