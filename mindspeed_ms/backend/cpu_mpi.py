@@ -43,7 +43,7 @@ _PIECE = 2**20
 _HYDRA_SECONDS = 10.0
 _HYDRA_ANSWER = 1024
 
-_KEPT_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_KEPT_SIGNALS = tuple(sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 _SIGACTION_BYTES = 256
 """No less than C's ``struct sigaction`` has."""
 

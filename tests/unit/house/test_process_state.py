@@ -81,6 +81,7 @@ CONSTANTS = {
     "toolkit/compat/guard.py: PATH": "a path",
     "toolkit/tokenization/pangualpha.py: _WRITTEN": "a table; the test of tables covers it",
     "toolkit/yaml_config.py: PRESETS": "a path",
+    "toolkit/data/streams.py: _END": "a sentinel",
     "training/flags/row.py: SAME": "a sentinel",
     "training/flags/row.py: UNSET": "a sentinel",
 }
