@@ -45,6 +45,8 @@ from mindspeed_ms.models.identity import identity
 
 logger = logging.getLogger(__name__)
 
+_HEADS = "num_attention_heads"
+
 _LAYOUT = {
     "tensor": "tensor_model_parallel_size",
     "pipeline": "pipeline_model_parallel_size",
@@ -263,6 +265,8 @@ def load_checkpoint(
     if training.crc_check:
         missed += verify_checksums(catalog, catalog.tensors).lines()
     is_resumed = training.resume_training and not training.finetune and found.kind != "peft"
+    if is_resumed:
+        _require_same_heads(config, catalog)
     with_optimizer = is_resumed and not training.no_load_optim
     main_is_weight = training.load_main_params_from_ckpt and not with_optimizer
     tensors = _wanted(models, optimizer, with_optimizer, main_is_weight)
@@ -414,6 +418,22 @@ def _different_data(config: AllConfig, catalog: Catalog) -> list[str]:
         "the old position of other data; --new-dataset starts at its beginning"
         for name in changed
     ]
+
+
+def _require_same_heads(config: AllConfig, catalog: Catalog) -> None:
+    """Refuse to resume weights that would be cut into other heads, as Megatron does.
+
+    Raises:
+        ValueError: the number of heads is another one; a checkpoint may not say it.
+    """
+    told = (catalog.common.get("model") or {}, catalog.common.get("megatron_args") or {})
+    stored = next((one[_HEADS] for one in told if _HEADS in one), None)
+    present = config.model_config.num_attention_heads
+    if stored is not None and int(stored) != present:
+        raise ValueError(
+            f"{catalog.source} is of a model with {stored} attention heads, and num_attention_heads "
+            f"is {present}; set it to {stored}, or begin another run from its weights (--finetune)"
+        )
 
 
 def _different_model(config: AllConfig, catalog: Catalog) -> list[str]:

@@ -13,6 +13,7 @@ from mindspeed_ms.data.loader import LoaderSettings
 from mindspeed_ms.data.pretraining_loader import build_pretraining_data_loader
 from mindspeed_ms.engine.run import Run, StepFunctions
 from mindspeed_ms.training import pretrain
+from mindspeed_ms.training.conversion import ConvertOptions, convert
 from mindspeed_ms.training.yaml_styles.yaml_files import init_configs_from_dict
 
 DROPOUT = ("--attention-dropout", "0.1", "--hidden-dropout", "0.1")
@@ -60,7 +61,7 @@ def test_a_run_with_nothing_left_says_so(tmp_path, capsys):
     [
         ([], []),
         (
-            ["--num-attention-heads", "4"],
+            ["--num-attention-heads", "4", "--finetune"],
             ["kv_channels", "num_attention_heads", "num_query_groups", "softmax_scale"],
         ),
         (["--norm-epsilon", "0.1", "--rotary-base", "100"], ["norm_epsilon", "rotary_base"]),
@@ -73,6 +74,15 @@ def test_weights_that_go_on_in_another_model_are_told(tmp_path, capsys, flags, n
     resumed(tmp_path, *flags)
     told = [line for line in capsys.readouterr().out.splitlines() if "computes something" in line]
     assert sorted(line.split()[1] for line in told) == names
+
+
+@pytest.mark.parametrize("kind", ["own", "megatron"])
+def test_weights_are_not_cut_into_other_heads(tmp_path, kind):
+    saved(tmp_path / "own", until=1)
+    if kind == "megatron":
+        convert(tmp_path / "own", tmp_path / "megatron", ConvertOptions(to="megatron"))
+    with pytest.raises(ValueError, match="of a model with 2 attention heads, .* is 4; set it to 2"):
+        resumed(tmp_path / kind, "--num-attention-heads", "4")
 
 
 def rows(count):
