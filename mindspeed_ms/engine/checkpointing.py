@@ -431,8 +431,9 @@ def _require_same_heads(config: AllConfig, catalog: Catalog) -> None:
     present = config.model_config.num_attention_heads
     if stored is not None and int(stored) != present:
         raise ValueError(
-            f"{catalog.source} is of a model with {stored} attention heads, and num_attention_heads "
-            f"is {present}; set it to {stored}, or begin another run from its weights (--finetune)"
+            f"{catalog.source} is of a model with {stored} attention heads, and "
+            f"num_attention_heads is {present}; set it to {stored}, or begin another run from its "
+            "weights (--finetune)"
         )
 
 
