@@ -47,5 +47,7 @@ def test_an_interrupt_while_libraries_load_ends_a_program_without_a_word(words, 
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        # Whoever started the tests in the background may ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert (process.returncode, process.stderr) == (-signal.SIGINT, "")

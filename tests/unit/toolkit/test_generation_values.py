@@ -30,7 +30,8 @@ SOUND = {
 }
 TEXTS = {"stop_strings": ("x", "", ["x"]), "early_stopping": ("never", True)}
 NUMBERS = {name for name, value in DEFAULTS.items() if isinstance(value, float)}
-NUMBERS |= {"max_time", "min_p", "top_h"}
+NUMBERS |= {"max_time", "min_p", "top_h", "assistant_confidence_threshold"}
+COUNTS = {"max_new_tokens", "min_new_tokens", "prompt_lookup_num_tokens", "num_assistant_tokens"}
 IDS = {"pad_token_id", "bos_token_id", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id"}
 
 
@@ -41,9 +42,7 @@ def may_be(name, value):
         return is_whole or value == 1 << 64
     if isinstance(DEFAULTS[name], bool) and value is True:
         return True
-    if name in IDS or type(DEFAULTS[name]) is int:
-        return is_whole
-    if name in ("max_new_tokens", "min_new_tokens"):
+    if name in IDS | COUNTS or type(DEFAULTS[name]) is int:
         return is_whole
     return any(type(value) is type(text) and value == text for text in TEXTS.get(name, ()))
 
