@@ -45,8 +45,10 @@ def begin_step(scale: float) -> None:
     weighs by tokens counts those ranks in what its gradients are multiplied by at the end.
     """
     record = _record()
-    by_tokens = loss_options.current().weighs_by_tokens
-    record.scale = scale * (1 if by_tokens else parallel_state.get_context_parallel_world_size())
+    ranks = parallel_state.get_context_parallel_world_size()
+    if ranks > 1 and loss_options.current().weighs_by_tokens:
+        ranks = 1
+    record.scale = scale * ranks
     record.step += 1
     record.recorded.clear()  # of a forward outside of steps, that nobody collected
 

@@ -214,7 +214,9 @@ def timed_worker(folder):
         return report
 
     train_loop.train_step = step
-    stop_conditions.time = SimpleNamespace(time=lambda: time.time() - age + sum(later))
+    stop_conditions.time = SimpleNamespace(
+        time=lambda: time.time() - age, monotonic=lambda: time.monotonic() + sum(later)
+    )
     age = time.time() - psutil.Process().create_time()
     try:
         flags = ["--save", f"{folder}/a", "--save-interval", "100", "--exit-duration-in-mins", "1"]
