@@ -18,7 +18,7 @@ ALIKE = {
     *("internlm2", "mpt", "olmo", "olmo3", "opt", "seed_oss", "smollm3", "starcoder2"),
     *("codegen", "cwm", "exaone_moe", "flex_olmo", "glm4_moe_lite", "glm_moe_dsa", "gpt_bigcode"),
     *("gpt_neo", "gptj", "granitemoe", "granitemoeshared", "hyperclovax", "internlm3", "jais2"),
-    *("minimax_m2", "persimmon", "solar_open"),
+    *("ernie4_5_moe", "minimax_m2", "persimmon", "qwen3_next", "solar_open"),
 }
 """Families whose layers are made of what other families have."""
 LAYOUTS = {
