@@ -155,7 +155,8 @@ def test_an_interrupted_scheduler_says_so(start, launcher):
     assert "because the scheduler was interrupted from the keyboard" in check_end(job)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("msrun", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "msrun"])
 def test_a_stopped_rank_is_named_and_ends_the_job_at_the_limit(start, launcher):
     job = at_work(start(launcher, "limit", MINDSPEED_MS_SILENCE_SECONDS="2"))
     job.wait_for("rank 1 is at step 100")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import pytest
 from jobs import Job, abandoned_memory, launch_words
 
+SLOW_MSRUN = pytest.param("msrun", marks=pytest.mark.slow)
+"""It looks whether its ranks have ended every ten seconds only."""
 TIME_LIMIT = 120.0
 MAX_SECONDS_TO_END = 10.0
 
@@ -149,7 +151,7 @@ def test_all_ranks_start_communicate_and_end(job, launcher, ranks):
         assert report["mpi"] == (ranks > 1)
 
 
-@pytest.mark.parametrize("launcher", ["msrun", "mpiexec"])
+@pytest.mark.parametrize("launcher", [SLOW_MSRUN, "mpiexec"])
 def test_a_rank_may_end_early_with_success(job, launcher):
     outcome = job(launcher, "sys_exit_zero")
     assert outcome.status == 0, outcome.text
@@ -187,7 +189,7 @@ def test_the_death_of_a_rank_ends_the_job_and_names_the_rank(job, launcher, mode
     assert outcome.finished == []
 
 
-@pytest.mark.parametrize("launcher", ["msrun", "mpiexec"])
+@pytest.mark.parametrize("launcher", [SLOW_MSRUN, "mpiexec"])
 def test_a_failing_exit_of_a_rank_ends_the_job(job, launcher):
     outcome = job(launcher, "sys_exit")
     assert outcome.status != 0
