@@ -114,6 +114,7 @@ def test_what_is_not_run_is_in_the_documents():
         assert any(command.startswith(beginning) for _, command in COMMANDS), beginning
 
 
+@pytest.mark.slow
 def test_the_example_of_a_resumed_run_goes_on_as_planned(folder):
     first, second = [command for name, command in COMMANDS if name == "checkpoints.md"][:2]
     _run(first, folder)

@@ -59,6 +59,7 @@ def test_plan_a_cluster():
     assert all(float(memory) <= 32 for _, memory in found)
 
 
+@pytest.mark.slow
 def test_bring_a_megatron_script():
     shown = _run("examples/bring_a_megatron_script.sh")
     losses = _losses(shown)

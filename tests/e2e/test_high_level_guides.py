@@ -238,6 +238,7 @@ def test_pangualpha_with_data_of_ones_own(folder, home):
         assert re.search(r"^6 {'loss': \d\.\d+, 'PPL': [\d.]+}$", done, re.M), done[-2000:]
 
 
+@pytest.mark.slow
 def test_pangualpha_by_its_name(folder, home):
     (block,) = [one for one in guides.blocks("using_api", "python") if '"pangualpha_2_6b")' in one]
     small = "from mindformers import PanguAlphaConfig, PanguAlphaHeadModel\n"

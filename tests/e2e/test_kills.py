@@ -112,8 +112,8 @@ def test_the_end_of_the_launcher_ends_the_job(start, launcher, name, status):
 @pytest.mark.parametrize(
     ("launcher", "name"),
     [
-        ("msrun", "SIGKILL"),
-        pytest.param("torchrun", "SIGINT", marks=SLOW),
+        pytest.param("msrun", "SIGKILL", marks=SLOW),
+        ("torchrun", "SIGINT"),
         pytest.param("msrun", "SIGTERM", marks=SLOW),
         pytest.param("torchrun", "SIGKILL", marks=SLOW),
         pytest.param("torchrun", "SIGTERM", marks=SLOW),
