@@ -99,6 +99,8 @@ class RunCheckpoints:
         Raises:
             RunFailure: the checkpoint could not be written, if that ends the run.
         """
+        if setup.config.training_config.rampup_batch_size is None:
+            return
         before = self._num_micro_batches
         update_num_microbatches(setup.state.consumed_train_samples, consistency_check=False)
         self._num_micro_batches = get_num_microbatches()

@@ -101,12 +101,13 @@ class Sizes:
 
 def global_span(part: Part, rank: Rank, sizes: Sizes) -> tuple[tuple[int, ...], Span]:
     """Global shape of a parameter, and what of it a rank holds."""
-    spec, dim = part.spec, part.spec.partition_dim
+    parts = part.spec.ranks_of(sizes.tensor, sizes.expert_tensor)
+    spec = part.spec.among(parts)
+    dim = spec.partition_dim
     if _DOWN.search(spec.name) and part.shape[0] != spec.shape[0]:
         dim = 0  # cut by some versions of Megatron, whole in others
     shape = list(part.shape)
     if dim >= 0:
-        parts = sizes.tensor if spec.expert is None else sizes.expert_tensor
         shape[dim] *= parts
         region = Region.of_part(shape, dim, rank.tensor % parts, parts, spec.partition_stride)
     else:

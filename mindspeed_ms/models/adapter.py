@@ -91,22 +91,22 @@ class AdapterSpec:
         if self.has_magnitude:
             yield one(MAGNITUDE, (self.rows,), Init(value=1.0), by_rows)
 
-    def places(self, outputs: int, stride: Stack, part: int, parts: int) -> list[int]:
+    def places(
+        self, outputs: int, stride: Stack, of_matrix: tuple[int, int], of_rows: tuple[int, int]
+    ) -> list[int]:
         """For each output on a rank the row of B as it holds it, -1 for outputs left alone.
 
         Args:
             outputs: of the matrix, over all ranks.
             stride: ``LinearSpec.stride`` of the matrix.
-            part: number of the rank among those that split the outputs.
-            parts: how many they are.
+            of_matrix: number of the rank among those that split the outputs, and how many they are.
+            of_rows: the same of B, which each of them may hold whole.
         """
-        held = _rows(Region.of_part((outputs,), 0, part, parts, stride).runs[0])
-        if self.most_parts is not None and parts > self.most_parts:
-            part, parts = 0, 1
-        mine = _rows(Region.of_part((self.rows,), 0, part, parts, self.stride).runs[0])
+        held = _rows(Region.of_part((outputs,), 0, *of_matrix, stride).runs[0])
+        mine = _rows(Region.of_part((self.rows,), 0, *of_rows, self.stride).runs[0])
         globally = _rows(self.runs)
         by_output = {globally[row]: number for number, row in enumerate(mine)}
-        assert parts == 1 or by_output.keys() <= set(held), f"{self.region} splits otherwise"
+        assert of_rows[1] == 1 or by_output.keys() <= set(held), f"{self.region} splits otherwise"
         return [by_output.get(output, -1) for output in held]
 
 

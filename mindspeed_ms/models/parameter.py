@@ -118,6 +118,10 @@ class ParamSpec:
         """Words that its initial values take from the initialisation stream."""
         return self.init.words(self.shape)
 
+    def ranks_of(self, tensor: int, expert_tensor: int) -> int:
+        """Of tensor and expert tensor parallel ranks those that may split it."""
+        return tensor if self.expert is None else expert_tensor
+
     def among(self, ranks: int) -> ParamSpec:
         """Itself, as so many ranks hold it that split its matrix."""
         if self.most_partitions is None or ranks <= self.most_partitions:
@@ -131,7 +135,7 @@ class ParamSpec:
             tensor: tensor parallel ranks.
             expert_tensor: expert tensor parallel ranks.
         """
-        ranks = tensor if self.expert is None else expert_tensor
+        ranks = self.ranks_of(tensor, expert_tensor)
         dim, shape = self.among(ranks).partition_dim, list(self.shape)
         if dim >= 0:
             shape[dim] //= ranks

@@ -113,7 +113,7 @@ def _of_place(key: _Identity, stage: int, chunk: int) -> tuple[LocalParameter, .
     shared = {next(spec.before_layers()).name, spec.embedding_copy.name} if is_apart else ()
     return tuple(
         LocalParameter(
-            one.among(tensor if one.expert is None else expert_tensor),
+            one.among(one.ranks_of(tensor, expert_tensor)),
             one.local_shape(tensor, expert_tensor),
             one.name in shared,
         )

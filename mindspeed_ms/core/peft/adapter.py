@@ -20,7 +20,7 @@ from mindspore.nn import Cell
 from mindspeed_ms import ops
 from mindspeed_ms.backend import autograd, comm, memory
 from mindspeed_ms.backend.base import Group
-from mindspeed_ms.core.parameter import create_parameter, make_ready, shard_spec_of
+from mindspeed_ms.core.parameter import create_parameter, make_ready, shard_of, shard_spec_of
 from mindspeed_ms.core.tensor_parallel import mappings
 from mindspeed_ms.core.tensor_parallel.layers import (
     LinearPlan,
@@ -168,8 +168,11 @@ class Adapter(Cell):
             name = one.name.rpartition(".")[2]
             held = _parameter(one, group, is_expert, sequence_parallel)
             setattr(self, name, held)
-        part, parts = (group.rank, group.size) if plans.split == "column" else (0, 1)
-        self.rows = np.array(spec.places(linear.outputs, linear.stride, part, parts), np.int32)
+        of_matrix = (group.rank, group.size) if plans.split == "column" else (0, 1)
+        up = shard_of(self.lora_B)
+        of_rows = (up.partition_rank, up.partitions)
+        places = spec.places(linear.outputs, linear.stride, of_matrix, of_rows)
+        self.rows = np.array(places, np.int32)
         self.places = memory.from_numpy(self.rows)
 
     @property
