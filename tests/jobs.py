@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -28,6 +29,20 @@ def environment(**more):
     path = os.pathsep.join([str(SCRIPTS), os.environ["PATH"]])
     fixed = {"PATH": path, "PYTHONPATH": str(REPOSITORY), "GLOG_v": "3", "OMP_NUM_THREADS": "1"}
     return {name: value for name, value in {**inherited, **fixed, **more}.items() if value != ""}
+
+
+def reported(script, *words, seconds=600):
+    """What a script of the tests prints last, as JSON; it must end well."""
+    result = subprocess.run(
+        [sys.executable, str(script), *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "GLOG_v": "3"},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.strip().splitlines()[-1])
 
 
 def free_port():

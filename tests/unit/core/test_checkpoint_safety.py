@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nothing that happens while a checkpoint is written can cost the one before it."""
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -13,6 +10,7 @@ import checkpoint_killer as killer
 import conversion_killer as conversions
 import numpy as np
 import pytest
+from jobs import reported
 
 from mindspeed_ms.core.dist_checkpointing.saver import CheckpointSaver, SaveSettings, Snapshot
 from mindspeed_ms.formats import own_format
@@ -21,9 +19,6 @@ from mindspeed_ms.formats.containers import safetensors_file as safetensors
 from mindspeed_ms.formats.containers.new_file import NewFile
 from mindspeed_ms.formats.find import find_checkpoint, open_checkpoint
 from mindspeed_ms.training.checkpoint_config import spec_of
-
-ROOT = Path(__file__).parents[3]
-
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -48,17 +43,7 @@ def fast_folder(tmp_path):
     ],
 )
 def test_kill_at_every_point_leaves_the_newest_complete_one(fast_folder, container, ranks, every):
-    script = Path(killer.__file__)
-    result = subprocess.run(
-        [sys.executable, str(script), str(fast_folder), container, str(every), str(ranks)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    report = json.loads(result.stdout.strip().splitlines()[-1])
+    report = reported(killer.__file__, fast_folder, container, every, ranks)
     assert report["points"] > (60 if ranks == 1 else 20)
     assert set(report["with_older"]) >= {2, 5} and set(report["with_older"]) <= {2, 3, 4, 5}
     assert set(report["first"]) >= {0, 5} and set(report["first"]) <= {0, 3, 4, 5}
@@ -70,16 +55,7 @@ def test_kill_at_every_point_leaves_the_newest_complete_one(fast_folder, contain
 @pytest.mark.parametrize("every", [41, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("target", sorted(conversions.TARGETS))
 def test_kill_at_every_point_of_a_conversion_leaves_a_whole_one_or_none(fast_folder, target, every):
-    result = subprocess.run(
-        [sys.executable, conversions.__file__, str(fast_folder), target, str(every)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    report = json.loads(result.stdout.strip().splitlines()[-1])
+    report = reported(conversions.__file__, fast_folder, target, every)
     known = [value for value in report["over"] if value is not None]
     assert known == sorted(known) and known[0] == 1.0 and known[-1] == 2.0
     assert target[:3] != "own" or None not in report["over"]  # a save of the same iteration is safe

@@ -3,12 +3,9 @@
 
 import collections
 import contextlib
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import conversion_killer as conversions
@@ -17,6 +14,7 @@ import hostile_files as hostile
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jobs import reported
 
 from mindspeed_ms.files.regular_file import is_regular, read_json, read_text
 from mindspeed_ms.formats.containers import mindspore_file, sealed_json
@@ -25,7 +23,6 @@ from mindspeed_ms.formats.containers.safe_pickle import SafeUnpickler
 from mindspeed_ms.formats.containers.torch_file import TorchFile
 from mindspeed_ms.training.conversion import ConvertOptions, open_source
 
-ROOT = Path(__file__).parents[3]
 HARMLESS = {"memo at 2**31", "a frame that is only claimed", "a call"}
 """Read without harm: nothing is taken, nothing is called."""
 
@@ -58,16 +55,7 @@ def test_damage_is_refused_in_one_line_or_harmless(tmp_path, made, kind, count, 
 @pytest.mark.parametrize("kind", hostile.KINDS)
 def test_files_that_want_to_hurt_are_one_line(tmp_path, kind):
     """Within seconds, and half a gigabyte."""
-    result = subprocess.run(
-        [sys.executable, hostile.__file__, str(tmp_path), kind],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    report = json.loads(result.stdout)
+    report = reported(hostile.__file__, tmp_path, kind, seconds=300)
     assert len(report) > 5
     for name, found in report.items():
         assert found.startswith("read" if name in HARMLESS else "refused: "), (name, found)

@@ -1,16 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inputs beside checkpoints that want to hurt: see ``hostile_inputs``."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import hostile_inputs as hostile
 import pytest
+from jobs import reported
 
-ROOT = Path(__file__).parents[3]
 HARMLESS = {
     "tokenizers": (
         *("an id of 2**32 - 1", "an id of 2**31", "an id twice", "an added id of 2**32 - 1"),
@@ -36,16 +30,7 @@ HARMLESS = {
 @pytest.mark.parametrize("kind", hostile.KINDS)
 def test_inputs_that_want_to_hurt_are_one_line(tmp_path, kind):
     """Within seconds, and half a gigabyte."""
-    result = subprocess.run(
-        [sys.executable, hostile.__file__, str(tmp_path), kind],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "3"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    report = json.loads(result.stdout)
+    report = reported(hostile.__file__, tmp_path, kind)
     assert len(report) > 15
     for name, found in report.items():
         is_read = name.rpartition(": ")[2] in HARMLESS[kind]
